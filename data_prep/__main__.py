@@ -1,0 +1,39 @@
+"""`python -m data_prep RECIPE`: reads, cleans, deduplicates and splits the data of a recipe; prints its folder."""
+
+import sys
+from typing import Any
+
+from recipes import command
+
+
+def main() -> int:
+    arguments = command.parser("data_prep", "Read, clean, deduplicate and split the data of a recipe.").parse_args()
+    from data_prep import prepare
+    from recipes.load import load
+    from tracking import files
+    from tracking.run import runs_folder
+
+    loaded = load(arguments.recipe, arguments.set, arguments.hardware)
+    if arguments.dry_run:
+        print(f"would prepare {', '.join(loaded.recipe.data.source.files.values())}")
+        return command.DONE
+    folder, made = prepare.main(loaded.recipe, runs_folder(arguments.runs) / loaded.name)
+    print(summary(files.read_json(folder / "data.json"), "prepared" if made else "unchanged"), file=sys.stderr)
+    print(folder)
+    return command.DONE
+
+
+def summary(report: dict[str, Any], state: str) -> str:
+    """Returns what was read, written and left out, in at most three lines."""
+    rows = report["rows"]
+    written = ", ".join(f"{name} {count:,}" for name, count in rows["written"].items())
+    lines = [f"data      {state}: {rows['read']:,} rows read; {written}"]
+    left = {**rows["dropped"], **rows["rejected"]}
+    if left:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in left.items())
+        lines.append(f"          {sum(left.values()):,} left out ({reasons}): rejected.jsonl says which and why")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,235 @@
+"""Makes the pocket model: `python -m pocket.pretrain --sgd <folder of the corpus>`.
+
+One seeded run: a byte-level BPE tokenizer, then a Llama of 5.5 million parameters on packs of `corpus.py`, each
+behind its shared opening (the parts of a pack share one row and do not see each other). Constant learning rate,
+then a linear fall over the last quarter, so that a longer run with the same seed shares the beginning of a
+shorter one. Every step draws its data from (seed, step): stopped and started again, it goes on as if never stopped.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from pocket import corpus
+
+VOCABULARY = 4096
+ROW_TOKENS = 768
+ROWS_A_STEP = 8
+SEED = 17
+WARMUP_STEPS = 40
+OPENING_WEIGHT, READ_WEIGHT, ANSWER_WEIGHT = 0.2, 1.0, 2.0
+CHAT_TEMPLATE = (
+    "{{- bos_token }}{%- for message in messages %}"
+    "{{- '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|assistant|>\n' }}{%- endif %}"
+)
+WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def train_tokenizer(sgd: corpus.Sgd) -> PreTrainedTokenizerFast:
+    """Returns the tokenizer: byte-level BPE, so that it can write any text, learnt on 20,000 packs of the corpus."""
+    specials = [corpus.PAD, corpus.BEGIN, corpus.END, corpus.SYSTEM, corpus.USER, corpus.ASSISTANT]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    source = corpus.packs(sgd, random.Random(SEED))
+    texts = (part.read + part.answer for _ in range(20_000) for part in next(source).parts)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=corpus.BEGIN,
+        eos_token=corpus.END,
+        pad_token=corpus.PAD,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=4096,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Returns the untrained model. Heads of 64 are a size that vLLM's attention takes on a CPU."""
+    torch.manual_seed(SEED)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True, attn_implementation="sdpa",
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
+
+
+def rows(sgd: corpus.Sgd, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[dict[str, torch.Tensor]]:
+    """Yields rows of ROW_TOKENS: ids, positions, group and branch of each token, and the weight of predicting it.
+
+    A token sees the earlier tokens of its own branch and of its group's opening (branch 0).
+    """
+    def fresh() -> dict[str, list[float]]:
+        return {"ids": [], "positions": [], "group": [], "branch": [], "weight": []}
+
+    def add(row: dict[str, list[float]], ids: list[int], start: int, group: int, branch: int, weight: float) -> None:
+        row["ids"] += ids
+        row["positions"] += range(start, start + len(ids))
+        row["group"] += [group] * len(ids)
+        row["branch"] += [branch] * len(ids)
+        row["weight"] += [weight] * len(ids)
+
+    encode = tokenizer._tokenizer.encode_batch_fast
+    row, group = fresh(), 1
+    for pack in corpus.packs(sgd, rng):
+        texts = [pack.opening, *(text for part in pack.parts for text in (part.read, part.answer))]
+        opening, *branches = [encoded.ids for encoded in encode(texts, add_special_tokens=False)]
+        if len(row["ids"]) + len(opening) + 80 > ROW_TOKENS:
+            yield _tensors(row)
+            row, group = fresh(), 1
+        if len(opening) + 80 > ROW_TOKENS:
+            continue
+        add(row, opening, 0, group, 0, OPENING_WEIGHT)
+        for branch, (read, answer) in enumerate(zip(branches[::2], branches[1::2], strict=True), start=1):
+            room = ROW_TOKENS - len(row["ids"])
+            if opening and len(read) + len(answer) > room:
+                break
+            # The first token of a branch is predicted by no one: what stands before it in the row is another branch.
+            add(row, read[:1], len(opening), group, branch, 0.0)
+            add(row, read[1:], len(opening) + 1, group, branch, READ_WEIGHT)
+            add(row, answer[: room - len(read)], len(opening) + len(read), group, branch, ANSWER_WEIGHT if opening else READ_WEIGHT)
+        group += 1
+
+
+def _tensors(row: dict[str, list[float]]) -> dict[str, torch.Tensor]:
+    missing = ROW_TOKENS - len(row["ids"])
+    return {name: torch.tensor(values + [0] * missing) for name, values in row.items()}
+
+
+def loss_of(model: LlamaForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Returns the weighted mean loss of a batch of rows ([rows, ROW_TOKENS] each)."""
+    group, branch = batch["group"], batch["branch"]
+    same = group[:, :, None] == group[:, None, :]
+    visible = same & ((branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0))
+    mask = (visible & torch.ones(ROW_TOKENS, ROW_TOKENS, dtype=torch.bool).tril())[:, None]
+    hidden = model.model(
+        input_ids=batch["ids"], position_ids=batch["positions"], attention_mask=mask, use_cache=False
+    ).last_hidden_state
+    weight = batch["weight"][:, 1:].flatten()
+    kept = weight > 0
+    logits = model.lm_head(hidden[:, :-1].flatten(0, 1)[kept])
+    losses = torch.nn.functional.cross_entropy(logits, batch["ids"][:, 1:].flatten()[kept], reduction="none")
+    return (losses * weight[kept]).sum() / weight.sum()
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrix update is orthogonalised (Jordan et al. 2024), matched to AdamW's size (arXiv:2502.16982).
+
+    In float32, unlike torch.optim.Muon: its bfloat16 is 15 times slower on a CPU that has no such instructions.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter], rate: float) -> None:
+        super().__init__(parameters, {"lr": rate})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for settings in self.param_groups:
+            for parameter in settings["params"]:
+                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                momentum.lerp_(parameter.grad, 0.05)
+                update = orthogonal(parameter.grad.lerp(momentum, 0.95))
+                parameter.mul_(1 - 0.05 * settings["lr"])
+                parameter.add_(update, alpha=-0.2 * max(parameter.shape) ** 0.5 * settings["lr"])
+
+
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """Returns roughly the nearest matrix with orthonormal rows or columns, by five Newton-Schulz iterations."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Returns the factor of the peak rate: warm-up, constant, then linear to zero over the last quarter."""
+    return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (steps / 4))
+
+
+def pretrain(sgd_folder: Path, work: Path, steps: int, rate: float) -> None:
+    """Trains for `steps` steps and writes the finished model to `pocket/model`; `work` keeps checkpoints."""
+    sgd = corpus.load(sgd_folder)
+    tokenizer = train_tokenizer(sgd)
+    model = new_model(tokenizer)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers = (
+        Muon(matrices, rate),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
+    )
+    work.mkdir(parents=True, exist_ok=True)
+    start = _resume(work, model, optimizers)
+    began = time.time()
+    for step in range(start, steps):
+        source = rows(sgd, tokenizer, random.Random(f"{SEED}/{step}"))
+        drawn = [next(source) for _ in range(ROWS_A_STEP)]
+        batch = {name: torch.stack([row[name] for row in drawn]) for name in drawn[0]}
+        loss = loss_of(model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            for settings in optimizer.param_groups:
+                settings["lr"] = rate * learning_rate(step, steps)
+            optimizer.step()
+            optimizer.zero_grad()
+        if step % 10 == 0:
+            done = {"step": step, "loss": round(loss.item(), 4), "seconds": round(time.time() - began, 1)}
+            print(json.dumps(done), flush=True)
+        if (step + 1) % 100 == 0:
+            state = {"step": step + 1, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+            torch.save(state, work / "new.pt")
+            (work / "new.pt").rename(work / f"step-{step + 1:05d}.pt")
+            _write(model, tokenizer, work / "model")
+    _write(model, tokenizer, Path(__file__).parent / "model")
+
+
+def _resume(work: Path, model: LlamaForCausalLM, optimizers: tuple[torch.optim.Optimizer, ...]) -> int:
+    found = sorted(work.glob("step-*.pt"))
+    if not found:
+        return 0
+    state = torch.load(found[-1], weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return int(state["step"])
+
+
+def _write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes the model in bfloat16 (half the size) without touching the one in training."""
+    weights = {name: value.detach().to(torch.bfloat16) for name, value in model.state_dict().items()}
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(folder, state_dict={k: v for k, v in weights.items() if k != "lm_head.weight"})
+    tokenizer.save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sgd", type=Path, required=True, help="folder with dialogues.jsonl.gz and schema.json")
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    arguments = parser.parse_args()
+    pretrain(arguments.sgd, arguments.work, arguments.steps, arguments.rate)
+
+
+if __name__ == "__main__":
+    main()

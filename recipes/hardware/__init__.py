@@ -1,0 +1,38 @@
+"""What this machine has, as far as it decides how to train: the name of a file beside this one.
+
+Looks at what the operating system and `nvidia-smi` say, so that nothing heavy is imported to find out.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """Returns the names that HARDWARE takes."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def gpus() -> list[str]:
+    """Returns one line for each GPU that the driver shows, such as "NVIDIA H200, 143771 MiB"."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    asked = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return []
+    return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
+
+
+def detect() -> tuple[str, str]:
+    """Returns the hardware file for this machine and why it is the one."""
+    found = gpus()
+    if not found:
+        return "cpu", "this machine shows no GPU"
+    if len(found) == 1:
+        return "gpu", f"this machine has one GPU ({found[0]})"
+    return "multi-gpu", f"this machine has {len(found)} GPUs ({found[0]}, ...)"

@@ -1,0 +1,283 @@
+"""From YAML to a Recipe: schema defaults < recipe < hardware file < SET, every mistake reported at once.
+
+    loaded = load("classifier", ["train.learning_rate=1e-4"])
+    loaded.recipe.train.learning_rate    # 0.0001
+    loaded.replaced                      # what hardware file and SET changed of what the recipe says
+
+A mistake is reported with file, line, dotted key, what was given, what would do and the nearest right spelling.
+"""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
+
+from recipes import hardware
+from recipes.mistakes import MISSING, Key, describe
+from recipes.schema import Recipe
+
+RECIPES = Path(__file__).parent
+POCKET = RECIPES.parent / "pocket" / "model"
+SOURCE_KEYS = ("path", "train", "validation", "calibration", "test")
+
+
+class RecipeError(Exception):
+    """A mistake of the person who wrote the recipe, the data or the call: told without a traceback, exit code 2."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value was written."""
+
+    file: str
+    line: int | None
+    folder: Path
+
+    def __str__(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe with where it came from."""
+
+    recipe: Recipe
+    name: str
+    path: Path
+    hardware: str
+    hardware_reason: str
+    replaced: tuple[str, ...]
+    """One line for each value of the recipe that the hardware file or SET replaced by another."""
+
+
+@dataclass
+class Tree:
+    """Plain values of one or more layers, and where each of them was written."""
+
+    values: dict[str, Any]
+    places: dict[Key, Place]
+
+
+def load(name_or_path: str, overrides: Sequence[str] = (), hardware_name: str | None = None) -> Loaded:
+    """Returns the recipe of that name in `recipes/`, or at that path.
+
+    `overrides` are `dotted.key=value` with a YAML value; `hardware_name` a file of `recipes/hardware/`, by default
+    what this machine has. Raises RecipeError naming every mistake of all layers at once.
+    """
+    path = find(name_or_path)
+    tree = read(path)
+    reason = "asked for" if hardware_name else ""
+    if not hardware_name:
+        hardware_name, reason = hardware.detect()
+    machine, asked = read(_hardware_file(hardware_name)), _from_overrides(overrides)
+    # What the hardware file replaces is checked too: a recipe is right or wrong on every machine alike.
+    alone = deepcopy(tree)
+    _lay_over(alone, asked)
+    mistakes = {key: told for key, told in _mistakes(alone) if told != MISSING}
+    replaced = _lay_over(tree, machine) + _lay_over(tree, asked)
+    mistakes = dict(_mistakes(tree)) | mistakes
+    if mistakes:
+        raise RecipeError(_report(path, mistakes, tree.places | alone.places))
+    recipe = Recipe.model_validate(tree.values)
+    return Loaded(_with_paths(recipe, tree.places, path), path.stem, path, hardware_name, reason, tuple(replaced))
+
+
+def find(name_or_path: str) -> Path:
+    """Returns the recipe's file. Raises RecipeError with the nearest name there is."""
+    given = Path(name_or_path)
+    if given.suffix in (".yaml", ".yml") or len(given.parts) > 1:
+        if given.is_file():
+            return given.resolve()
+        raise RecipeError(f"{name_or_path}: there is no such recipe file")
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    if name_or_path in names:
+        return RECIPES / f"{name_or_path}.yaml"
+    near = get_close_matches(name_or_path, names, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise RecipeError(
+        f"There is no recipe {name_or_path!r}.{hint}\n"
+        f"  recipes/ has: {', '.join(names)}; the path of any other YAML file will do as well."
+    )
+
+
+def read(path: Path) -> Tree:
+    """Returns the values of a YAML file with their lines. Raises RecipeError where it is not a YAML mapping."""
+    shown = _shown(path)
+    try:
+        document = YAML().load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{shown}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        problem = (error.problem or "not YAML").splitlines()[0]
+        raise RecipeError(f"{shown}{line}: {problem}") from None
+    except YAMLError as error:
+        raise RecipeError(f"{shown}: {str(error).splitlines()[0]}") from None
+    if not isinstance(document, CommentedMap):
+        raise RecipeError(f"{shown}: a recipe is a mapping with task, data and model; this is {_kind(document)}")
+    places = {key: Place(shown, line, path.parent) for key, line in _lines(document)}
+    return Tree(_plain(document), places)
+
+
+def _mistakes(tree: Tree) -> list[tuple[Key, str]]:
+    try:
+        Recipe.model_validate(tree.values)
+    except ValidationError as error:
+        return describe(error, tree.values)
+    return []
+
+
+def _hardware_file(name: str) -> Path:
+    names = hardware.names()
+    if name in names:
+        return hardware.FOLDER / f"{name}.yaml"
+    near = get_close_matches(name, names, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise RecipeError(f"There is no hardware {name!r}.{hint}\n  recipes/hardware/ has: {', '.join(names)}")
+
+
+def _from_overrides(overrides: Sequence[str]) -> Tree:
+    tree = Tree({}, {})
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        key = tuple(dotted.split("."))
+        if not equals or not all(key):
+            raise RecipeError(f"SET {override!r}: write dotted.key=value, such as train.learning_rate=1e-4")
+        try:
+            value = _plain(YAML().load(text))
+        except YAMLError:
+            raise RecipeError(f"SET {override}: {text!r} is not a YAML value; put quotes around text") from None
+        _lay_over(tree, Tree(_nested(key, value), {key: Place(f"SET {dotted}", None, Path.cwd())}))
+    return tree
+
+
+def _lay_over(tree: Tree, layer: Tree) -> list[str]:
+    """Lays a layer over the tree in place: mappings merge, all else is replaced. Returns what it replaced, told."""
+    replaced = []
+    for key, value in _leaves(layer.values):
+        below = tree.values
+        for at, part in enumerate(key[:-1]):
+            if not isinstance(below.get(part), dict):
+                below[part] = {}
+                tree.places.setdefault(key[: at + 1], layer.places.get(key) or _place(key, layer.places))
+            below = below[part]
+        if key[-1] in below and below[key[-1]] != value:
+            replaced.append(f"{'.'.join(key)}: {_short(value)} by {_place(key, layer.places).file}, not {_short(below[key[-1]])}")
+        below[key[-1]] = value
+    tree.places.update(layer.places)
+    return replaced
+
+
+def _with_paths(recipe: Recipe, places: dict[Key, Place], path: Path) -> Recipe:
+    """Makes paths absolute: those of a file start at its folder, those of SET at the current one."""
+
+    def absolute(text: str, *key: str) -> str:
+        place = _place(key, places)
+        return str(((place.folder if place else path.parent) / Path(text).expanduser()).resolve())
+
+    source = recipe.data.source
+    found: dict[str, Any] = {
+        name: absolute(value, "data", "source", name) for name in SOURCE_KEYS if (value := getattr(source, name)) is not None
+    }
+    if source.paths is not None:
+        found["paths"] = [absolute(value, "data", "source", "paths") for value in source.paths]
+    base = recipe.model.base
+    if base == "pocket":
+        base = str(POCKET)
+    elif Path(folder := absolute(base, "model", "base")).is_dir():
+        base = folder
+    elif base.startswith((".", "/", "~")):
+        raise RecipeError(f"{_place(('model', 'base'), places)}: model.base: there is no folder {folder}")
+    baselines = [
+        one if one.path is None else one.model_copy(update={"path": absolute(one.path, "compare", "baselines")})
+        for one in recipe.compare.baselines
+    ]
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"source": source.model_copy(update=found)}),
+            "model": recipe.model.model_copy(update={"base": base}),
+            "compare": recipe.compare.model_copy(update={"baselines": baselines}),
+        }
+    )
+
+
+def _report(path: Path, mistakes: dict[Key, str], places: dict[Key, Place]) -> str:
+    told = [(_place(key, places) or Place(_shown(path), None, path.parent), key, text) for key, text in mistakes.items()]
+    told.sort(key=lambda one: (one[0].file, one[0].line or 0))
+    lines = [f"  {place}  {'.'.join(map(str, key))}: {text}" for place, key, text in told]
+    count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+    return f"{_shown(path)} has {count}:\n" + "\n".join(lines)
+
+
+def _place(key: Sequence[str | int], places: dict[Key, Place]) -> Place | None:
+    """The place of a key, or of the nearest thing around it that was written down."""
+    for length in range(len(key), 0, -1):
+        if place := places.get(tuple(key[:length])):
+            return place
+    return None
+
+
+def _lines(node: Any, key: Key = ()) -> Iterator[tuple[Key, int]]:
+    """Yields the line (from 1) of every key and list entry below a ruamel node."""
+    if isinstance(node, CommentedMap):
+        for name, value in node.items():
+            yield (*key, name), node.lc.key(name)[0] + 1
+            yield from _lines(value, (*key, name))
+    elif isinstance(node, CommentedSeq):
+        for at, value in enumerate(node):
+            yield (*key, at), node.lc.item(at)[0] + 1
+            yield from _lines(value, (*key, at))
+
+
+def _leaves(values: dict[str, Any], key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*key, name))
+        else:
+            yield (*key, name), value
+
+
+def _nested(key: Sequence[str], value: Any) -> dict[str, Any]:
+    for part in reversed(key):
+        value = {part: value}
+    return value  # type: ignore[no-any-return]
+
+
+def _plain(node: Any) -> Any:
+    """Strips ruamel's own number, text and container types, which pydantic's strict mode takes for foreign ones."""
+    if isinstance(node, dict):
+        return {name: _plain(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    if isinstance(node, ScalarBoolean):
+        return bool(node)
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _kind(value: Any) -> str:
+    return "an empty file" if value is None else f"a {type(_plain(value)).__name__}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _shown(path: Path) -> str:
+    """The path as the user would type it from here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

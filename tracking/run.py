@@ -1,0 +1,122 @@
+"""The run folder: one folder a run, its manifest telling stage by stage what was done with what.
+
+    runs/classifier/20261121T093000Z-x4fd/manifest.json
+    {"schema_version": 1, "run_id": "20261121T093000Z-x4fd", "recipe": "classifier", "digest": "9f2c...", "stages":
+     {"train": {"state": "done", "started": "...", "ended": "...", "inputs": {"data/train.jsonl": "sha256..."},
+      "outputs": {"adapter/adapter_model.safetensors": "sha256..."}, "fallbacks": [], "exit_reason": "done",
+      "metrics": {"validation": {"tuned": {"accuracy": 0.87, ...}, "base": {...}}}}}}
+"""
+
+import io
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from ruamel.yaml import YAML
+
+from recipes.schema import Recipe
+from tracking import files
+
+SCHEMA_VERSION = 1
+
+State = Literal["running", "done", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def recipe_name(self) -> str:
+        return self.folder.parent.name
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json holds now."""
+        return files.read_json(self.folder / "manifest.json")  # type: ignore[no-any-return]
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """Returns the manifest's entry of a stage, {} where it has not begun."""
+        return self.manifest["stages"].get(name, {})  # type: ignore[no-any-return]
+
+    def recipe(self) -> Recipe:
+        """Returns the resolved recipe of this run."""
+        return Recipe.model_validate(YAML(typ="safe").load((self.folder / "recipe.yaml").read_text(encoding="utf-8")))
+
+
+def runs_folder(given: str | None) -> Path:
+    """Returns where runs are kept: what is given, else RUNS, else `runs` in the current folder."""
+    return Path(given or os.environ.get("RUNS") or "runs").absolute()
+
+
+def create(parent: Path, recipe: Recipe, digest: str, environment: Mapping[str, Any], data: Path) -> Run:
+    """Makes the folder of a new run: recipe.yaml, env.json, manifest.json and the link to its data."""
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    with files.whole_folder(parent / name) as folder:
+        files.write_text(folder / "recipe.yaml", to_yaml(recipe))
+        files.write_json(folder / "env.json", environment)
+        manifest = {"schema_version": SCHEMA_VERSION, "run_id": name, "recipe": parent.name, "digest": digest, "stages": {}}
+        files.write_json(folder / "manifest.json", manifest)
+        (folder / "data").symlink_to(os.path.relpath(data, folder))
+    return Run(parent / name)
+
+
+def with_digest(parent: Path, digest: str) -> list[Run]:
+    """Returns the runs of this digest below `runs/<recipe>`, newest first."""
+    folders = sorted((p.parent for p in parent.glob("*/manifest.json") if not p.parent.is_symlink()), reverse=True)
+    return [run for run in map(Run, folders) if run.manifest["digest"] == digest]
+
+
+def start(run: Run, stage: str, inputs: Mapping[str, str]) -> None:
+    """Records that a stage runs from now on."""
+    _update(run, stage, {"state": "running", "started": now(), "ended": None, "inputs": dict(inputs), "outputs": {},
+                         "fallbacks": [], "exit_reason": None, "metrics": {}})  # fmt: skip
+
+
+def fallback(run: Run, stage: str, told: str) -> None:
+    """Records that something was done otherwise than the recipe asks."""
+    _update(run, stage, {"fallbacks": [*run.stage(stage).get("fallbacks", []), told]})
+
+
+def end(run: Run, stage: str, state: State, reason: str, outputs: Sequence[Path] = (), **metrics: Any) -> None:
+    """Records how a stage ended, the hashes of what it wrote, and its headline figures."""
+    hashes = {str(path.relative_to(run.folder)): files.sha256(path) for path in outputs}
+    _update(run, stage, {"state": state, "ended": now(), "exit_reason": reason, "outputs": hashes, "metrics": metrics})
+
+
+def point_latest(run: Run) -> None:
+    """Makes `runs/<recipe>/latest` name this run."""
+    aside = run.folder.parent / f".latest.{os.getpid()}"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(run.id)
+    aside.replace(run.folder.parent / "latest")
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Returns the resolved recipe as YAML, every default written out."""
+    buffer = io.StringIO()
+    writer = YAML()
+    writer.width = 110
+    writer.dump(recipe.model_dump(mode="json"), buffer)
+    return buffer.getvalue()
+
+
+def now() -> str:
+    """Returns the time as it stands in every file of a run: UTC, to the second."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _update(run: Run, stage: str, changes: Mapping[str, Any]) -> None:
+    manifest = run.manifest
+    manifest["stages"].setdefault(stage, {}).update(changes)
+    files.write_json(run.folder / "manifest.json", manifest)
