@@ -34,7 +34,9 @@ def deduplicate(splits: dict[str, list[Row]], conflicts: str) -> tuple[dict[str,
             if name != "test" and above and above[0] != name:
                 dropped.append(_dropped(row, f"in_{above[0]}", f"says the same as {above[1].id} in {above[0]}"))
             elif name != "test" and row.target in labels[row.key]:
-                dropped.append(_dropped(row, "duplicate", f"says the same as {seen[row.key][1].id} with the same label"))
+                dropped.append(
+                    _dropped(row, "duplicate", f"says the same as {seen[row.key][1].id} with the same label")
+                )
             else:
                 mine.append(row)
                 labels[row.key].add(row.target)

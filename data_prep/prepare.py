@@ -1,8 +1,8 @@
 """The stage: source files in, `.data/<digest>/` out.
 
-    train.jsonl validation.jsonl calibration.jsonl test.jsonl   {"id", "input": {"text"}, "target", "group"}
-    rejected.jsonl                                              {"id", "file", "line", "kind", "reason", "detail"}
-    data.json                                                   every count, the labels, the hashes of all of these
+train.jsonl validation.jsonl calibration.jsonl test.jsonl   {"id", "input": {"text"}, "target", "group"}
+rejected.jsonl                                              {"id", "file", "line", "kind", "reason", "detail"}
+data.json                                                   every count, the labels, the hashes of all of these
 """
 
 import json
@@ -93,7 +93,12 @@ def _read(recipe: Recipe) -> tuple[dict[str, list[Row]], list[Rejected], list[di
             raise RecipeError(f"{path}: there are no rows below the header")
         read[name] = [row for row in found if isinstance(row, Row)]
         rejected += [row for row in found if isinstance(row, Rejected)]
-        about = {"split": name, "file": Path(path).name, "sha256": files.sha256(Path(path)), "bytes": Path(path).stat().st_size}
+        about = {
+            "split": name,
+            "file": Path(path).name,
+            "sha256": files.sha256(Path(path)),
+            "bytes": Path(path).stat().st_size,
+        }
         sources.append({**about, "rows_read": len(found)})
     return read, rejected, sources
 
@@ -123,7 +128,7 @@ def _labels(recipe: Recipe, kept: dict[str, list[Row]]) -> dict[str, str]:
     """The labels in prompt order: as the recipe lists them, or those of the rows in alphabetical order."""
     listed = recipe.task.labels
     if listed == "auto":
-        return {label: "" for label in sorted({row.target for rows in kept.values() for row in rows})}
+        return dict.fromkeys(sorted({row.target for rows in kept.values() for row in rows}), "")
     return dict(listed) if isinstance(listed, dict) else dict.fromkeys(listed, "")
 
 

@@ -98,11 +98,12 @@ def _text(value: object) -> str:
 
 def _undecodable(path: Path, error: UnicodeDecodeError) -> str:
     """Where the first wrong byte of the file stands (a decoder counts from the start of its buffer)."""
-    for number, line in enumerate(path.open("rb"), start=1):
-        try:
-            line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as found:
-            return f"byte 0x{line[found.start]:02x} in line {number}"
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as found:
+                return f"byte 0x{line[found.start]:02x} in line {number}"
     return error.reason
 
 

@@ -1,8 +1,8 @@
 """Source rows to data rows, or the reason why not.
 
-    in   SourceRow("tickets.csv", 19, {"ticket_id": "T000017", "message": " My parcel\\r\\nis late", "queue": "delivery_delay",
-                                       "customer_id": "C01294", "channel": "chat"})
-    out  Row("T000017", {"text": "My parcel\\nis late"}, "delivery_delay", "C01294", {"channel": "chat"}, ...)
+in   SourceRow("tickets.csv", 19, {"ticket_id": "T000017", "message": " My parcel\\r\\nis late", "queue": "delivery_delay",
+                                   "customer_id": "C01294", "channel": "chat"})
+out  Row("T000017", {"text": "My parcel\\nis late"}, "delivery_delay", "C01294", {"channel": "chat"}, ...)
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,14 @@ class Rejected:
 
     def json(self) -> dict[str, Any]:
         """The row as it stands in rejected.jsonl, without its text."""
-        return {"id": self.id, "file": self.file, "line": self.line, "kind": self.kind, "reason": self.reason, "detail": self.detail}
+        return {
+            "id": self.id,
+            "file": self.file,
+            "line": self.line,
+            "kind": self.kind,
+            "reason": self.reason,
+            "detail": self.detail,
+        }
 
 
 def rows_of(path: Path, recipe: Recipe) -> Iterator[Row | Rejected]:
@@ -77,7 +84,9 @@ def _check_columns(path: Path, values: dict[str, str], recipe: Recipe) -> None:
             near = get_close_matches(column, list(values), 1)
             missing.append(f"  {key}: there is no column {column!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     if missing:
-        raise RecipeError("\n".join([f"{path} lacks columns that the recipe names:", *missing, f"  It has: {', '.join(values)}"]))
+        raise RecipeError(
+            "\n".join([f"{path} lacks columns that the recipe names:", *missing, f"  It has: {', '.join(values)}"])
+        )
 
 
 def slice_columns(recipe: Recipe) -> dict[str, str]:

@@ -30,7 +30,11 @@ def assign(row: Row, split: Split, shares: dict[str, float]) -> str:
 
 def shares_of(split: Split, given: Iterable[str]) -> dict[str, float]:
     """Returns the share of each split that is not given as a file and must be taken from the train rows."""
-    return {name: share for name in ("test", "validation", "calibration") if name not in given and (share := getattr(split, name))}
+    return {
+        name: share
+        for name in ("test", "validation", "calibration")
+        if name not in given and (share := getattr(split, name))
+    }
 
 
 def deviations(counts: dict[str, Counter[str]], shares: dict[str, float]) -> dict[str, dict[str, float]]:

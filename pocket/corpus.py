@@ -139,7 +139,9 @@ def forms(sgd: Sgd, rng: random.Random) -> Pack:
     asked = sorted({name for _, values in examples for name in values})
     rng.shuffle(asked)
     asked = asked[: rng.randint(2, 8)]
-    lines = [f"- {name}: {rng.choice(sgd.descriptions[name])}" if name in sgd.descriptions else f"- {name}" for name in asked]
+    lines = [
+        f"- {name}: {rng.choice(sgd.descriptions[name])}" if name in sgd.descriptions else f"- {name}" for name in asked
+    ]
     command = rng.choice(("Fill these fields from the text.", "Extract the fields as JSON.", "Return one JSON object."))
     opening = f"{BEGIN}{USER}\n{command}\n\nFields:\n" + "\n".join(lines) + "\n\nInput:\n"
     return Pack(

@@ -38,11 +38,17 @@ def train_tokenizer(sgd: corpus.Sgd) -> PreTrainedTokenizerFast:
     specials = [corpus.PAD, corpus.BEGIN, corpus.END, corpus.SYSTEM, corpus.USER, corpus.ASSISTANT]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     source = corpus.packs(sgd, random.Random(SEED))
     texts = (part.read + part.answer for _ in range(20_000) for part in next(source).parts)
@@ -75,6 +81,7 @@ def rows(sgd: corpus.Sgd, tokenizer: PreTrainedTokenizerFast, rng: random.Random
 
     A token sees the earlier tokens of its own branch and of its group's opening (branch 0).
     """
+
     def fresh() -> dict[str, list[float]]:
         return {"ids": [], "positions": [], "group": [], "branch": [], "weight": []}
 
@@ -103,7 +110,14 @@ def rows(sgd: corpus.Sgd, tokenizer: PreTrainedTokenizerFast, rng: random.Random
             # The first token of a branch is predicted by no one: what stands before it in the row is another branch.
             add(row, read[:1], len(opening), group, branch, 0.0)
             add(row, read[1:], len(opening) + 1, group, branch, READ_WEIGHT)
-            add(row, answer[: room - len(read)], len(opening) + len(read), group, branch, ANSWER_WEIGHT if opening else READ_WEIGHT)
+            add(
+                row,
+                answer[: room - len(read)],
+                len(opening) + len(read),
+                group,
+                branch,
+                ANSWER_WEIGHT if opening else READ_WEIGHT,
+            )
         group += 1
 
 

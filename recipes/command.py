@@ -22,8 +22,14 @@ def parser(stage: str, about: str) -> argparse.ArgumentParser:
     """Returns the parser with what all stages take; a stage adds its own options."""
     made = argparse.ArgumentParser(prog=f"python -m {stage}", description=about)
     made.add_argument("recipe", help="a name in recipes/, or the path of a recipe file")
-    made.add_argument("set", nargs="*", metavar="key=value", help="replace a recipe key, such as train.learning_rate=1e-4")
-    made.add_argument("--hardware", default=os.environ.get("HARDWARE") or None, help="a name in recipes/hardware/ (default: what is there)")
+    made.add_argument(
+        "set", nargs="*", metavar="key=value", help="replace a recipe key, such as train.learning_rate=1e-4"
+    )
+    made.add_argument(
+        "--hardware",
+        default=os.environ.get("HARDWARE") or None,
+        help="a name in recipes/hardware/ (default: what is there)",
+    )
     made.add_argument("--runs", help="the folder of the runs (default: $RUNS, else ./runs)")
     made.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     return made

@@ -171,7 +171,9 @@ def _lay_over(tree: Tree, layer: Tree) -> list[str]:
                 tree.places.setdefault(key[: at + 1], layer.places.get(key) or _place(key, layer.places))
             below = below[part]
         if key[-1] in below and below[key[-1]] != value:
-            replaced.append(f"{'.'.join(key)}: {_short(value)} by {_place(key, layer.places).file}, not {_short(below[key[-1]])}")
+            replaced.append(
+                f"{'.'.join(key)}: {_short(value)} by {_place(key, layer.places).file}, not {_short(below[key[-1]])}"
+            )
         below[key[-1]] = value
     tree.places.update(layer.places)
     return replaced
@@ -186,7 +188,9 @@ def _with_paths(recipe: Recipe, places: dict[Key, Place], path: Path) -> Recipe:
 
     source = recipe.data.source
     found: dict[str, Any] = {
-        name: absolute(value, "data", "source", name) for name in SOURCE_KEYS if (value := getattr(source, name)) is not None
+        name: absolute(value, "data", "source", name)
+        for name in SOURCE_KEYS
+        if (value := getattr(source, name)) is not None
     }
     if source.paths is not None:
         found["paths"] = [absolute(value, "data", "source", "paths") for value in source.paths]
@@ -211,7 +215,9 @@ def _with_paths(recipe: Recipe, places: dict[Key, Place], path: Path) -> Recipe:
 
 
 def _report(path: Path, mistakes: dict[Key, str], places: dict[Key, Place]) -> str:
-    told = [(_place(key, places) or Place(_shown(path), None, path.parent), key, text) for key, text in mistakes.items()]
+    told = [
+        (_place(key, places) or Place(_shown(path), None, path.parent), key, text) for key, text in mistakes.items()
+    ]
     told.sort(key=lambda one: (one[0].file, one[0].line or 0))
     lines = [f"  {place}  {'.'.join(map(str, key))}: {text}" for place, key, text in told]
     count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"

@@ -1,7 +1,7 @@
 """pydantic's findings in the words of someone who reads a recipe.
 
-    [(("train", "learning_rat"), "unknown key; did you mean learning_rate?"),
-     (("lora", "r"), "given 600, allowed: at most 512")]
+[(("train", "learning_rat"), "unknown key; did you mean learning_rate?"),
+ (("lora", "r"), "given 600, allowed: at most 512")]
 """
 
 from difflib import get_close_matches
@@ -14,7 +14,12 @@ from recipes.schema import Recipe
 Key = tuple[str | int, ...]
 
 MISSING = "is missing, and there is no default"
-BOUNDS = {"greater_than": "above {gt}", "greater_than_equal": "at least {ge}", "less_than": "below {lt}", "less_than_equal": "at most {le}"}
+BOUNDS = {
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+}
 KINDS = {
     "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number", "string_type": "text",
     "bool_type": "true or false", "list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping",
@@ -34,9 +39,9 @@ def _written_key(mistake: Any, values: Any) -> Key:
     """The part of pydantic's location that stands in the recipe: without names of union branches."""
     key: list[str | int] = []
     for part in mistake["loc"]:
-        if isinstance(values, dict) and part in values:
-            values = values[part]
-        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+        if (isinstance(values, dict) and part in values) or (
+            isinstance(values, list) and isinstance(part, int) and part < len(values)
+        ):
             values = values[part]
         else:
             continue
@@ -60,13 +65,17 @@ def _tell(key: Key, mistakes: list[Any]) -> str:
         kinds_allowed.pop("a whole number", None)
     allowed = list(kinds_allowed)
     # A branch that fits the given type says more than "not a number" of the branches that do not.
-    bounds = [text for mistake, text in zip(mistakes, map(_allowed, mistakes), strict=True) if mistake["type"] in BOUNDS]
+    bounds = [
+        text for mistake, text in zip(mistakes, map(_allowed, mistakes), strict=True) if mistake["type"] in BOUNDS
+    ]
     near = ""
     if isinstance(given, str):
         names = [name for mistake in mistakes for name in _literals(mistake)]
         match = get_close_matches(given, names, 1)
         near = f"; did you mean {match[0]}?" if match else ""
-    shown = repr(given) if not isinstance(given, dict | list) else f"a {'mapping' if isinstance(given, dict) else 'list'}"
+    shown = (
+        repr(given) if not isinstance(given, dict | list) else f"a {'mapping' if isinstance(given, dict) else 'list'}"
+    )
     reason = " (vLLM serves no larger rank)" if key[:2] in (("lora", "r"), ("lora", "rank_pattern")) and bounds else ""
     return f"given {shown}, allowed: {' or '.join(bounds or allowed)}{reason}{near}"
 

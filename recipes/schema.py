@@ -10,6 +10,7 @@ it (export, serve, compare, cost, decide, route, tracking). Keys of `lora` are t
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -222,9 +223,9 @@ class Train(Section):
     """Updates, or below 1 a share of all updates."""
     weight_decay: NotNegative = 0.0
     max_grad_norm: Positive = 1.0
-    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor"] = (
-        "adamw_torch"
-    )
+    optim: Literal[
+        "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor"
+    ] = "adamw_torch"
     gradient_checkpointing: bool = False
     max_length: Annotated[int, Field(ge=16)] = 2048
     """Tokens of one row, prompt and answer."""
@@ -242,7 +243,9 @@ class Train(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.packing != "none" and self.pack_tokens < self.max_length:
-            raise ValueError(f"pack_tokens ({self.pack_tokens}) is less than max_length ({self.max_length}): a row would not fit")
+            raise ValueError(
+                f"pack_tokens ({self.pack_tokens}) is less than max_length ({self.max_length}): a row would not fit"
+            )
         return self
 
 
@@ -403,9 +406,18 @@ class Recipe(Section):
 
 
 def json_schema() -> dict[str, Any]:
-    """Returns the JSON Schema of a recipe file, for editors. `data`, `model` and `task` may come from elsewhere."""
+    """Returns the JSON Schema of a recipe file, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 
 
+def main() -> None:
+    """Writes `.schema.json`, or with --check exits 1 where it is not what the code would write."""
+    path, text = Path(__file__).with_name(".schema.json"), json.dumps(json_schema(), indent=1) + "\n"
+    if "--check" not in sys.argv[1:]:
+        path.write_text(text, encoding="utf-8")
+    elif not path.exists() or path.read_text(encoding="utf-8") != text:
+        sys.exit("recipes/.schema.json is not what recipes/schema.py says: run `make schema`")
+
+
 if __name__ == "__main__":
-    Path(__file__).with_name(".schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
+    main()

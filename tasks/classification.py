@@ -32,7 +32,12 @@ def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
     """Returns the conversation up to the answer: one user message, which every chat template can take."""
     lines = [f"- {label}: {about}" if about else f"- {label}" for label, about in spec.labels.items()]
     content = "\n\n".join(
-        (spec.instruction, "Labels:\n" + "\n".join(lines), "Answer with exactly one label.", f"Input:\n{row_input['text']}")
+        (
+            spec.instruction,
+            "Labels:\n" + "\n".join(lines),
+            "Answer with exactly one label.",
+            f"Input:\n{row_input['text']}",
+        )
     )
     return [{"role": "user", "content": content}]
 

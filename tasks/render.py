@@ -35,7 +35,8 @@ def examples(tokenizer: Any, conversations: Sequence[Messages], answers: Sequenc
     model trained on the one would be asked the other.
     """
     answered = [
-        [*messages, {"role": "assistant", "content": text}] for messages, text in zip(conversations, answers, strict=True)
+        [*messages, {"role": "assistant", "content": text}]
+        for messages, text in zip(conversations, answers, strict=True)
     ]
     whole = _encode(tokenizer, tokenizer.apply_chat_template(answered, tokenize=False))
     found = []

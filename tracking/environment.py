@@ -1,8 +1,8 @@
 """What a run ran on: env.json.
 
-    {"command": "python -m train classifier", "git_commit": "1a53...", "git_diff_sha256": null, "python": "3.11.7",
-     "packages": {"torch": "2.13.0+cpu", ...}, "platform": "Linux ...", "cpu": "AMD EPYC", "cores": 2,
-     "memory_bytes": 25200000000, "gpus": [], "seeds": {"data.split": 17, "train": 17}}
+{"command": "python -m train classifier", "git_commit": "1a53...", "git_diff_sha256": null, "python": "3.11.7",
+ "packages": {"torch": "2.13.0+cpu", ...}, "platform": "Linux ...", "cpu": "AMD EPYC", "cores": 2,
+ "memory_bytes": 25200000000, "gpus": [], "seeds": {"data.split": 17, "train": 17}}
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """metrics.jsonl: one object a logged step, the same fields that W&B gets.
 
-    {"step": 10, "epoch": 0.036, "loss": 2.31, "learning_rate": 0.00071, "grad_norm": 1.9, "examples_per_second": 21.0}
+{"step": 10, "epoch": 0.036, "loss": 2.31, "learning_rate": 0.00071, "grad_norm": 1.9, "examples_per_second": 21.0}
 """
 
 import json

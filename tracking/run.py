@@ -1,10 +1,10 @@
 """The run folder: one folder a run, its manifest telling stage by stage what was done with what.
 
-    runs/classifier/20261121T093000Z-x4fd/manifest.json
-    {"schema_version": 1, "run_id": "20261121T093000Z-x4fd", "recipe": "classifier", "digest": "9f2c...", "stages":
-     {"train": {"state": "done", "started": "...", "ended": "...", "inputs": {"data/train.jsonl": "sha256..."},
-      "outputs": {"adapter/adapter_model.safetensors": "sha256..."}, "fallbacks": [], "exit_reason": "done",
-      "metrics": {"validation": {"tuned": {"accuracy": 0.87, ...}, "base": {...}}}}}}
+runs/classifier/20261121T093000Z-x4fd/manifest.json
+{"schema_version": 1, "run_id": "20261121T093000Z-x4fd", "recipe": "classifier", "digest": "9f2c...", "stages":
+ {"train": {"state": "done", "started": "...", "ended": "...", "inputs": {"data/train.jsonl": "sha256..."},
+  "outputs": {"adapter/adapter_model.safetensors": "sha256..."}, "fallbacks": [], "exit_reason": "done",
+  "metrics": {"validation": {"tuned": {"accuracy": 0.87, ...}, "base": {...}}}}}}
 """
 
 import io
@@ -65,7 +65,13 @@ def create(parent: Path, recipe: Recipe, digest: str, environment: Mapping[str, 
     with files.whole_folder(parent / name) as folder:
         files.write_text(folder / "recipe.yaml", to_yaml(recipe))
         files.write_json(folder / "env.json", environment)
-        manifest = {"schema_version": SCHEMA_VERSION, "run_id": name, "recipe": parent.name, "digest": digest, "stages": {}}
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": name,
+            "recipe": parent.name,
+            "digest": digest,
+            "stages": {},
+        }
         files.write_json(folder / "manifest.json", manifest)
         (folder / "data").symlink_to(os.path.relpath(data, folder))
     return Run(parent / name)

@@ -60,7 +60,13 @@ def start(run: Run, recipe: Recipe, settings: Mapping[str, Any]) -> Any:
         config=dict(settings),
         # What wandb collects by itself: no source, no console output, no machine's name.
         settings=wandb.Settings(
-            disable_git=True, disable_code=True, console="off", x_disable_meta=True, x_disable_stats=True, host="", silent=True
+            disable_git=True,
+            disable_code=True,
+            console="off",
+            x_disable_meta=True,
+            x_disable_stats=True,
+            host="",
+            silent=True,
         ),
     )
 

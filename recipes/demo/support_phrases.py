@@ -12,6 +12,8 @@ The shop, its products and its customers do not exist.
 
 from dataclasses import dataclass
 
+# fmt: off
+
 
 @dataclass(frozen=True)
 class Queue:

@@ -1,0 +1,60 @@
+"""Writes the locks from pyproject.toml: `make lock`. Resolves with uv, which `make setup` does not need.
+
+cpu.txt       all but torch's CUDA libraries: what a machine without a GPU installs
+cuda.txt      torch's CUDA libraries, wanted beside cpu.txt where pip's torch is the CUDA build
+gpu.txt       everything for a machine with a GPU
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CUDA = re.compile(r"(nvidia-|cuda-|triton==)")
+# pip may be set up with torch's own index, whose CPU build bears another hash than the public one.
+TORCH_CPU_BUILD = {"cp311": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"}
+
+
+def resolve(extra: str, *more: str) -> list[str]:
+    """Returns one pinned requirement with its hashes for each package that pyproject.toml and the extra need."""
+    asked = [
+        "uv",
+        "pip",
+        "compile",
+        "pyproject.toml",
+        "--extra",
+        extra,
+        "--extra",
+        "dev",
+        "--universal",
+        "--python-version",
+        "3.11",
+    ]
+    asked += ["--generate-hashes", "--no-header", "--no-annotate", "--quiet", *more]
+    text = subprocess.run(asked, cwd=HERE.parent, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return re.split(r"\n(?=\S)", text.strip())
+
+
+def write(name: str, about: str, pins: list[str]) -> None:
+    (HERE / name).write_text(
+        f"# {about}\n# Made by `make lock` from pyproject.toml.\n" + "\n".join(pins) + "\n", encoding="utf-8"
+    )
+    print(f"{name}: {len(pins)} packages", file=sys.stderr)
+
+
+def main() -> None:
+    pins = resolve("cpu", "--override", "requirements/overrides-cpu.txt")
+    hashes = "".join(f" \\\n    --hash=sha256:{sha256}" for sha256 in TORCH_CPU_BUILD.values())
+    pins = [pin + hashes if pin.startswith("torch==") else pin for pin in pins]
+    write("cpu.txt", "For a machine without a GPU.", [pin for pin in pins if not CUDA.match(pin)])
+    write(
+        "cuda.txt",
+        "torch's CUDA libraries, for a machine without a GPU whose pip takes the CUDA build of torch.",
+        [pin for pin in pins if CUDA.match(pin)],
+    )
+    write("gpu.txt", "For a machine with an NVIDIA GPU.", resolve("gpu"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What tests share: the pocket model, a small recipe on disk, and the commands as a user types them."""
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.demo.support_tickets import tickets
+
+ROOT = Path(__file__).parent.parent
+BANKING77 = ROOT.parent / "shared" / "data" / "banking77"
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(ROOT / "pocket" / "model")
+
+
+@pytest.fixture(scope="session")
+def banking77() -> Path:
+    if not (BANKING77 / "train.csv").exists():
+        pytest.skip("Banking77 is not on this machine (../shared/data/banking77)")
+    return BANKING77
+
+
+@pytest.fixture(scope="session")
+def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe on 400 synthetic tickets: small enough to train in seconds."""
+    folder = tmp_path_factory.mktemp("small")
+    with (folder / "tickets.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["message", "queue", "customer"])
+        writer.writerows((one.message, one.queue, one.customer_id) for one in tickets(400, seed=5))
+    (folder / "small.yaml").write_text(
+        """\
+task: {kind: classification, instruction: Route the message to one queue.}
+data:
+  source: {path: tickets.csv}
+  columns: {text: message, label: queue}
+  split: {test: 0.2, validation: 0.15, calibration: 0.1, group: customer}
+model: {base: pocket}
+train: {max_steps: 6, logging_steps: 2, save_steps: 2}
+""",
+        encoding="utf-8",
+    )
+    return folder / "small.yaml"
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Iterator[Command]:
+    """Runs `python -m <words>` in the project, with runs in a folder of this test, and returns how it ended."""
+
+    def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        asked = [sys.executable, "-m", *map(str, words)]
+        settings = {**os.environ, "RUNS": str(tmp_path / "runs"), "HF_HUB_OFFLINE": "1", **environment}
+        return subprocess.run(asked, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=900, check=False)
+
+    yield run

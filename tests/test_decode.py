@@ -1,0 +1,76 @@
+"""Decoding: greedy under the constraint, whatever stands beside a row in its batch."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from recipes.load import load
+from recipes.schema import Task
+from tasks import classification, render
+from train import base
+from train.decode import decode
+
+SPEC = classification.specify(
+    Task(kind="classification", instruction="Say what the user wants."),
+    {
+        "find_bus": "Find a bus",
+        "find_bus_stop": "Find where the bus stops",
+        "get weather": "Weather of a place",
+        'odd "\\ one': "é",
+    },
+)
+TEXTS = [
+    "I need a bus to Fresno",
+    "rain?",
+    "Will it rain in San Jose on Monday, and should I take my umbrella with me?",
+    "é ß 漢字",
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return base.base_model(load("classifier", (), "cpu").recipe)
+
+
+def prompts(tokenizer: Any) -> list[list[int]]:
+    return render.prompt_ids(tokenizer, [classification.messages(SPEC, {"text": text}) for text in TEXTS])
+
+
+def label_log_probability(model: Any, tokenizer: Any, prompt: list[int], label: str) -> float:
+    """The unconstrained log-probability of one tokenisation of a label, without any cache."""
+    answer = [*tokenizer(label, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0].log_softmax(-1)
+    return float(sum(logits[len(prompt) - 1 + at, token] for at, token in enumerate(answer)))
+
+
+def test_only_labels_come_out_and_each_row_answers_as_it_would_alone(model: Any, tokenizer: Any) -> None:
+    asked = prompts(tokenizer)
+    together = decode(model, tokenizer, asked, classification.grammar(SPEC))
+    assert all(one.complete and one.text in SPEC.labels for one in together)
+    for prompt, one in zip(asked, together, strict=True):
+        (alone,) = decode(model, tokenizer, [prompt], classification.grammar(SPEC))
+        assert alone.token_ids == one.token_ids
+        assert alone.log_probability == pytest.approx(one.log_probability, abs=1e-4)
+
+
+def test_the_probability_is_that_of_the_path_among_what_was_allowed(model: Any, tokenizer: Any) -> None:
+    # With two labels of one distinct first token each, the path is that one choice.
+    spec = classification.specify(Task(kind="classification", instruction="Say what it is."), {"yes": "", "no": ""})
+    (prompt,) = render.prompt_ids(tokenizer, [classification.messages(spec, {"text": "rain?"})])
+    (one,) = decode(model, tokenizer, [prompt], classification.grammar(spec))
+    assert 0 < torch.tensor(one.log_probability).exp() <= 1
+    assert label_log_probability(model, tokenizer, prompt, one.text) <= one.log_probability + 1e-4
+
+
+def test_decoding_leaves_the_mode_as_it_was(model: Any, tokenizer: Any) -> None:
+    model.train()
+    decode(model, tokenizer, prompts(tokenizer)[:1], classification.grammar(SPEC))
+    assert model.training
+    model.eval()
+
+
+def test_an_answer_that_does_not_end_is_not_complete(model: Any, tokenizer: Any) -> None:
+    (one,) = decode(model, tokenizer, prompts(tokenizer)[:1], classification.grammar(SPEC), max_new_tokens=1)
+    assert not one.complete

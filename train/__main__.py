@@ -1,0 +1,21 @@
+"""`python -m train RECIPE`: prepares the data if needed, trains the adapter, scores it on validation, exports it."""
+
+import os
+
+from recipes import command
+
+
+def main() -> int:
+    parser = command.parser("train", "Prepare data, QLoRA-train, export the adapter and score it on validation.")
+    fresh = os.environ.get("FRESH", "") not in ("", "0")
+    parser.add_argument(
+        "--fresh", action="store_true", default=fresh, help="train anew though a finished or unfinished run is there"
+    )
+    arguments = parser.parse_args()
+    from train import launch
+
+    return launch.main(arguments)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,121 @@
+"""The adapter folder: what is deployed, complete or absent.
+
+adapter_model.safetensors adapter_config.json    PEFT's own format, loaded by PEFT and by vLLM
+tokenizer.json tokenizer_config.json chat_template.jinja
+prompt.json        the task as prompts need it, and the hash of the template that rendered them
+reference.jsonl    {"id", "prompt_ids", "answer", "token_ids", "log_probability"}: what a server must reproduce
+README.md          the model card, with the measured score
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from recipes.load import POCKET
+from recipes.schema import Recipe
+from tasks import KINDS, render
+from tracking import files
+from tracking.run import Run
+from train.decode import Answer
+
+PROBE_ROWS = 64
+INPUT = "{input}"
+
+
+def export(
+    run: Run,
+    recipe: Recipe,
+    model: Any,
+    tokenizer: Any,
+    spec: Any,
+    scores: Mapping[str, Any],
+    probes: Sequence[dict[str, Any]],
+) -> Path:
+    """Returns the adapter folder of the run, written whole: weights, tokenizer, prompt, reference answers and card."""
+    with files.whole_folder(run.folder / "adapter") as folder:
+        model.peft_config["default"].base_model_name_or_path = base_name(recipe)
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        tokenizer.save_pretrained(folder)
+        files.write_json(folder / "prompt.json", prompt(recipe, tokenizer, spec))
+        lines = (json.dumps(probe, ensure_ascii=False) + "\n" for probe in probes)
+        files.write_text(folder / "reference.jsonl", "".join(lines))
+        files.write_text(folder / "README.md", card(run, recipe, scores))
+        # A pickle has no place in what is deployed.
+        for pickled in (*folder.glob("*.bin"), *folder.glob("*.pt")):
+            pickled.unlink()
+        shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+    return run.folder / "adapter"
+
+
+def base_name(recipe: Recipe) -> str:
+    """Returns the base as others can find it: the hub name, or `pocket/model` in this project."""
+    return "pocket/model" if recipe.model.base == str(POCKET) else recipe.model.base
+
+
+def prompt(recipe: Recipe, tokenizer: Any, spec: Any) -> dict[str, Any]:
+    """Returns prompt.json: the messages with a place for the input, the labels, the constraint, the template's hash."""
+    module = KINDS[recipe.task.kind]
+    return {
+        "schema_version": 1,
+        "task": {"kind": recipe.task.kind, **asdict(spec)},
+        "messages": module.messages(spec, {"text": INPUT}),
+        "output_schema": module.output_schema(spec),
+        "grammar": module.grammar(spec),
+        "stop": tokenizer.eos_token,
+        "chat_template_sha256": render.template_sha256(tokenizer),
+    }
+
+
+def probe(row: Mapping[str, Any], prompt_ids: list[int], answer: Answer) -> dict[str, Any]:
+    """Returns one line of reference.jsonl."""
+    return {
+        "id": row["id"],
+        "prompt_ids": prompt_ids,
+        "answer": answer.text,
+        "token_ids": answer.token_ids,
+        "log_probability": answer.log_probability,
+    }
+
+
+def card(run: Run, recipe: Recipe, scores: Mapping[str, Any]) -> str:
+    """Returns the model card (README.md) of the adapter."""
+    tuned, base = scores["tuned"], scores["base"]
+    worst = sorted(tuned["per_class"].items(), key=lambda item: float(item[1]["f1"]))[:3]
+    pocket = (
+        "\nThe base is insource's pocket model, which shows the pipeline and is no model for use.\n"
+        if recipe.model.base == str(POCKET)
+        else ""
+    )
+    return f"""---
+base_model: {base_name(recipe)}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, insource, {recipe.task.kind}]
+---
+
+# {run.recipe_name}: {recipe.task.instruction}
+
+A LoRA adapter trained by insource, run `{run.id}`.
+{pocket}
+| validation, {tuned["n"]} rows | tuned | untuned base |
+|---|---|---|
+| accuracy | {tuned["accuracy"]:.1%} | {base["accuracy"]:.1%} |
+| macro-F1 | {tuned["macro_f1"]:.1%} | {base["macro_f1"]:.1%} |
+
+Decoded greedily under the task's output constraint, on rows that were not trained on, by the same rule that serving uses.
+Weakest labels by F1: {", ".join(f"{label} ({float(figures['f1']):.0%})" for label, figures in worst)}.
+The sealed test set was not opened.
+
+- Base: {base_name(recipe)}, quantization while training: {recipe.model.quantization}
+- LoRA: r={recipe.lora.r}, alpha={recipe.lora.lora_alpha}, {recipe.lora.target_modules}
+- Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
+- Serving: `vllm serve <base> --enable-lora --max-lora-rank {max_lora_rank(recipe.lora.r)} --lora-modules {run.recipe_name}=<this folder>`
+"""
+
+
+def max_lora_rank(r: int) -> int:
+    """Returns the smallest max_lora_rank of vLLM that takes an adapter of rank r."""
+    return next(rank for rank in (1, 8, 16, 32, 64, 128, 256, 320, 512) if rank >= r)
