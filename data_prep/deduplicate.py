@@ -26,7 +26,7 @@ def deduplicate(splits: dict[str, list[Row]], conflicts: str) -> tuple[dict[str,
     for name in PRECEDENCE:
         rows, mine = splits.get(name, []), []
         if name == "train":
-            rows, conflicting = _settle([row for row in rows], conflicts)
+            rows, conflicting = _settle(rows, conflicts)
             dropped += conflicting
         labels: dict[str, set[str]] = defaultdict(set)
         for row in rows:

@@ -15,7 +15,8 @@ from data_prep import split
 from data_prep.deduplicate import deduplicate, shared_keys
 from data_prep.rows import Rejected, Row, rows_of
 from recipes.load import RecipeError
-from recipes.schema import SPLITS, Recipe
+from recipes.schema import Recipe
+from recipes.schema_data import SPLITS
 from tasks.text import DUPLICATE_KEY
 from tracking import digests, files
 from tracking.run import now
@@ -109,7 +110,7 @@ def _check_rejected(rejected: list[Rejected], rows_read: int, recipe: Recipe) ->
     lines = [f"  {row.file}:{row.line}  {row.reason}: {row.detail}" for row in rejected[:5]]
     more = [f"  ... and {len(rejected) - 5} more"] if len(rejected) > 5 else []
     raise RecipeError(
-        f"{len(rejected)} of {rows_read} rows cannot be used, and data.max_rejected allows {recipe.data.max_rejected:.2%}:\n"
+        f"{len(rejected)} of {rows_read} rows cannot be used; data.max_rejected is {recipe.data.max_rejected:.2%}:\n"
         + "\n".join(lines + more)
     )
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recipes.load import RecipeError
 
@@ -65,7 +66,7 @@ def _csv(path: Path) -> Iterator[SourceRow]:
                 yield SourceRow(path.name, line, {}, f"{len(fields)} fields where the header has {len(header)}")
 
 
-def _next(rows: "csv._reader", path: Path) -> list[str] | None:
+def _next(rows: Any, path: Path) -> list[str] | None:
     try:
         return next(rows, None)
     except csv.Error as error:

@@ -1,7 +1,7 @@
 """Source rows to data rows, or the reason why not.
 
-in   SourceRow("tickets.csv", 19, {"ticket_id": "T000017", "message": " My parcel\\r\\nis late", "queue": "delivery_delay",
-                                   "customer_id": "C01294", "channel": "chat"})
+in   SourceRow("tickets.csv", 19, {"ticket_id": "T000017", "message": " My parcel\\r\\nis late",
+                                   "queue": "delivery_delay", "customer_id": "C01294", "channel": "chat"})
 out  Row("T000017", {"text": "My parcel\\nis late"}, "delivery_delay", "C01294", {"channel": "chat"}, ...)
 """
 
@@ -13,7 +13,8 @@ from typing import Any
 
 from data_prep.read import SourceRow, read
 from recipes.load import RecipeError
-from recipes.schema import By, NotInTrain, Recipe
+from recipes.schema import Recipe
+from recipes.schema_data import By, NotInTrain
 from tasks.text import clean, duplicate_key
 
 
@@ -60,7 +61,7 @@ class Rejected:
 
 
 def rows_of(path: Path, recipe: Recipe) -> Iterator[Row | Rejected]:
-    """Yields each row of a file as Row or Rejected. Raises RecipeError where a column that the recipe names is missing."""
+    """Yields each row of a file as Row or Rejected. Raises RecipeError where a column of the recipe is missing."""
     first = True
     for source in read(path):
         if source.problem:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from data_prep.rows import Row
-from recipes.schema import SPLITS, Split
+from recipes.schema_data import SPLITS, Split
 
 
 def assign(row: Row, split: Split, shares: dict[str, float]) -> str:

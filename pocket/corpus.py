@@ -74,7 +74,8 @@ def _index(dialogue: dict[str, Any], sgd: Sgd) -> None:
     services = {_domain(name) for name in dialogue["services"]}
     active: list[str] = []
     for turn in dialogue["turns"]:
-        text, values = turn["text"], {}
+        text = turn["text"]
+        values: dict[str, str] = {}
         for slot in turn["slots"]:
             values.setdefault(slot["slot"], text[slot["start"] : slot["end"]])
         if values:

@@ -71,7 +71,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         LlamaConfig(
             vocab_size=VOCABULARY, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True, attn_implementation="sdpa",
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
     )  # fmt: skip
 
@@ -139,7 +140,8 @@ def loss_of(model: LlamaForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Te
     kept = weight > 0
     logits = model.lm_head(hidden[:, :-1].flatten(0, 1)[kept])
     losses = torch.nn.functional.cross_entropy(logits, batch["ids"][:, 1:].flatten()[kept], reduction="none")
-    return (losses * weight[kept]).sum() / weight.sum()
+    mean: torch.Tensor = (losses * weight[kept]).sum() / weight.sum()
+    return mean
 
 
 class Muon(torch.optim.Optimizer):
@@ -152,7 +154,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": rate})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for settings in self.param_groups:
             for parameter in settings["params"]:
                 momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
@@ -170,7 +172,8 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     for _ in range(5):
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.T if tall else x
+    result: torch.Tensor = x.T if tall else x
+    return result
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -198,7 +201,7 @@ def pretrain(sgd_folder: Path, work: Path, steps: int, rate: float) -> None:
         drawn = [next(source) for _ in range(ROWS_A_STEP)]
         batch = {name: torch.stack([row[name] for row in drawn]) for name in drawn[0]}
         loss = loss_of(model, batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             for settings in optimizer.param_groups:

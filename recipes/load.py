@@ -168,15 +168,22 @@ def _lay_over(tree: Tree, layer: Tree) -> list[str]:
         for at, part in enumerate(key[:-1]):
             if not isinstance(below.get(part), dict):
                 below[part] = {}
-                tree.places.setdefault(key[: at + 1], layer.places.get(key) or _place(key, layer.places))
+                tree.places.setdefault(key[: at + 1], _origin(key, layer))
             below = below[part]
         if key[-1] in below and below[key[-1]] != value:
             replaced.append(
-                f"{'.'.join(key)}: {_short(value)} by {_place(key, layer.places).file}, not {_short(below[key[-1]])}"
+                f"{'.'.join(key)}: {_short(value)} by {_origin(key, layer).file}, not {_short(below[key[-1]])}"
             )
         below[key[-1]] = value
     tree.places.update(layer.places)
     return replaced
+
+
+def _origin(key: Key, layer: Tree) -> Place:
+    """Where a value of a layer was written: a layer has no value without a place."""
+    place = _place(key, layer.places)
+    assert place is not None
+    return place
 
 
 def _with_paths(recipe: Recipe, places: dict[Key, Place], path: Path) -> Recipe:

@@ -92,7 +92,7 @@ def _allowed(mistake: Any) -> str:
         return f"text of at least {context['min_length']} characters"
     if kind == "too_short":
         return f"at least {context['min_length']} entries"
-    return KINDS.get(kind, mistake["msg"])
+    return KINDS.get(kind) or str(mistake["msg"])
 
 
 def _literals(mistake: Any) -> list[str]:

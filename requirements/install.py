@@ -22,9 +22,7 @@ STAMP = VENV / "insource.json"
 
 def main() -> None:
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        sys.exit(
-            f"error: insource needs Python 3.11 to 3.13, and this is {sys.version.split()[0]}; try `make setup PYTHON=python3.11`"
-        )
+        sys.exit(f"error: insource needs Python 3.11 to 3.13, this is {sys.version.split()[0]}; try PYTHON=python3.11")
     # HARDWARE as the recipes have it: cpu, or one of those with a GPU.
     asked = os.environ.get("HARDWARE") or ("gpu" if shutil.which("nvidia-smi") else "cpu")
     locks = ["cpu.txt"] if asked == "cpu" else ["gpu.txt"]
@@ -42,7 +40,7 @@ def main() -> None:
     STAMP.unlink(missing_ok=True)
     if locks == ["cpu.txt"] and not torch_is_cpu_build():
         say(
-            "setup     pip offers torch only as its CUDA build here: it runs on a CPU too, and brings some gigabytes along"
+            "setup     pip offers torch only as its CUDA build here; it runs on a CPU too, and takes some gigabytes more"
         )
         locks.append("cuda.txt")
     # The lock is complete, so nothing is resolved; --no-compile, because most of what is installed is never imported.
@@ -52,7 +50,7 @@ def main() -> None:
     code = subprocess.run(asked_pip, check=False).returncode
     if code:
         sys.exit(
-            f"error: pip could not install requirements/{locks[0]} (its message stands above); call `make setup` again to go on"
+            f"error: pip could not install requirements/{locks[0]}, as it says above; `make setup` goes on from here"
         )
     STAMP.write_text(json.dumps(wanted), encoding="utf-8")
     say(f"setup     done in {time.monotonic() - began:.0f} s")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.schema import Task
+from recipes.schema_data import Task
 
 
 @dataclass(frozen=True)

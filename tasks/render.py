@@ -43,8 +43,8 @@ def examples(tokenizer: Any, conversations: Sequence[Messages], answers: Sequenc
     for prompt, ids, text in zip(prompt_ids(tokenizer, conversations), whole, answers, strict=True):
         if ids[: len(prompt)] != prompt:
             raise RecipeError(
-                f"The chat template of {tokenizer.name_or_path} renders a conversation that ends in the answer {text!r} "
-                "differently from one that asks for it, so the prompt trained on would not be the prompt served.\n"
+                f"The chat template of {tokenizer.name_or_path} renders a conversation that ends in {text!r} "
+                "differently from one that asks for it: the prompt trained on would not be the prompt served.\n"
                 f"  asked:    ...{tokenizer.decode(prompt[-12:])!r}\n"
                 f"  answered: ...{tokenizer.decode(ids[max(0, len(prompt) - 12) : len(prompt) + 12])!r}\n"
                 "  Use a base model without a thinking mode (such as Qwen3-4B-Instruct-2507), or mend its template."
@@ -58,7 +58,7 @@ def template_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
 
 
-def shared_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
+def shared_prefix_length(sequences: Sequence[list[int]]) -> int:
     """Returns how many leading ids all the sequences share (0 for no sequences)."""
     if not sequences:
         return 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recipes.load import load
-from recipes.schema import Task
+from recipes.schema_data import Task
 from tasks import classification, render
 from train import base
 from train.decode import decode

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.load import POCKET, load
-from recipes.schema import Recipe, Train
+from recipes.schema import Recipe
+from recipes.schema_train import Train
 from tasks.render import Example
 from train import base, packing
 

@@ -14,6 +14,8 @@ from ruamel.yaml import YAML
 
 from recipes import hardware, schema
 from recipes.load import POCKET, RECIPES, RecipeError, load
+from recipes.schema_data import Data
+from recipes.schema_train import Lora, Train
 from tests.conftest import ROOT
 
 GOOD = """\
@@ -136,8 +138,8 @@ def test_lora_and_train_bear_upstream_names() -> None:
     from trl import SFTConfig
 
     ours = {"batch_size", "packing", "pack_tokens"}
-    assert set(schema.Lora.model_fields) <= {field.name for field in dataclasses.fields(LoraConfig)}
-    assert set(schema.Train.model_fields) - ours <= {field.name for field in dataclasses.fields(SFTConfig)}
+    assert set(Lora.model_fields) <= {field.name for field in dataclasses.fields(LoraConfig)}
+    assert set(Train.model_fields) - ours <= {field.name for field in dataclasses.fields(SFTConfig)}
 
 
 def test_the_json_schema_is_the_committed_one_and_takes_the_recipes() -> None:
@@ -155,7 +157,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-keys = st.sampled_from(sorted({*schema.Recipe.model_fields, *schema.Train.model_fields, *schema.Data.model_fields}))
+keys = st.sampled_from(sorted({*schema.Recipe.model_fields, *Train.model_fields, *Data.model_fields}))
 
 
 @settings(max_examples=150, deadline=None)
@@ -164,13 +166,14 @@ def test_no_yaml_mapping_crashes_the_loader(tmp_path_factory: pytest.TempPathFac
     path = tmp_path_factory.mktemp("any") / "any.yaml"
     with path.open("w", encoding="utf-8") as file:
         YAML().dump(tree, file)
-    with pytest.raises(RecipeError, match="mistake|is a mapping|any.yaml"):
+    with pytest.raises(RecipeError, match=r"mistake|is a mapping|any\.yaml"):
         load(str(path), (), "gpu")
 
 
 @pytest.mark.parametrize("stage", ["train", "data_prep"])
 def test_help_imports_nothing_heavy(stage: str) -> None:
-    code = f"import sys; sys.argv = ['x', '--help']\ntry:\n import {stage}.__main__ as m; m.main()\nexcept SystemExit: pass\n"
+    code = "import sys; sys.argv = ['x', '--help']\n"
+    code += f"try:\n import {stage}.__main__ as m; m.main()\nexcept SystemExit: pass\n"
     code += "print([name for name in ('torch', 'transformers', 'wandb', 'datasets', 'numpy') if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "usage: python -m" in answer.stdout

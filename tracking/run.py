@@ -59,19 +59,19 @@ def runs_folder(given: str | None) -> Path:
     return Path(given or os.environ.get("RUNS") or "runs").absolute()
 
 
-def create(parent: Path, recipe: Recipe, digest: str, environment: Mapping[str, Any], data: Path) -> Run:
-    """Makes the folder of a new run: recipe.yaml, env.json, manifest.json and the link to its data."""
+def create(
+    parent: Path, recipe: Recipe, digest: str, environment: Mapping[str, Any], data: Path, replaced: Sequence[str] = ()
+) -> Run:
+    """Makes the folder of a new run: recipe.yaml, env.json, manifest.json and the link to its data.
+
+    `replaced` tells what the hardware file and SET changed of the recipe as it is written.
+    """
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     with files.whole_folder(parent / name) as folder:
         files.write_text(folder / "recipe.yaml", to_yaml(recipe))
         files.write_json(folder / "env.json", environment)
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "run_id": name,
-            "recipe": parent.name,
-            "digest": digest,
-            "stages": {},
-        }
+        manifest = {"schema_version": SCHEMA_VERSION, "run_id": name, "recipe": parent.name, "digest": digest}
+        manifest |= {"replaced": list(replaced), "stages": {}}
         files.write_json(folder / "manifest.json", manifest)
         (folder / "data").symlink_to(os.path.relpath(data, folder))
     return Run(parent / name)

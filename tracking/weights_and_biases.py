@@ -85,7 +85,12 @@ def logged_in() -> bool:
 
 
 def finish(wandb_run: Any, run: Run, summary: Mapping[str, float | int], digests: Mapping[str, str]) -> None:
-    """Logs the headline figures and the adapter with the digests of its data in its metadata, and closes the run."""
+    """Logs the headline figures and the adapter with the digests of its data in its metadata, and closes the run.
+
+    Does nothing where there is no W&B run (mode off).
+    """
+    if wandb_run is None:
+        return
     import wandb
 
     wandb_run.summary.update(dict(summary))

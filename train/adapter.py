@@ -8,7 +8,6 @@ README.md          the model card, with the measured score
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from recipes.load import POCKET
 from recipes.schema import Recipe
+from recipes.schema_train import VLLM_MAX_RANK, Lora
 from tasks import KINDS, render
 from tracking import files
 from tracking.run import Run
@@ -46,7 +46,6 @@ def export(
         # A pickle has no place in what is deployed.
         for pickled in (*folder.glob("*.bin"), *folder.glob("*.pt")):
             pickled.unlink()
-        shutil.rmtree(folder / "__pycache__", ignore_errors=True)
     return run.folder / "adapter"
 
 
@@ -69,15 +68,21 @@ def prompt(recipe: Recipe, tokenizer: Any, spec: Any) -> dict[str, Any]:
     }
 
 
-def probe(row: Mapping[str, Any], prompt_ids: list[int], answer: Answer) -> dict[str, Any]:
-    """Returns one line of reference.jsonl."""
-    return {
-        "id": row["id"],
-        "prompt_ids": prompt_ids,
-        "answer": answer.text,
-        "token_ids": answer.token_ids,
-        "log_probability": answer.log_probability,
-    }
+def probes(
+    rows: Sequence[Mapping[str, Any]], prompts: Sequence[list[int]], answers: Sequence[Answer]
+) -> list[dict[str, Any]]:
+    """Returns the lines of reference.jsonl: what the trained weights answer to the first validation rows."""
+    lines = zip(rows[:PROBE_ROWS], prompts[:PROBE_ROWS], answers[:PROBE_ROWS], strict=True)
+    return [
+        {
+            "id": row["id"],
+            "prompt_ids": prompt_ids,
+            "answer": answer.text,
+            "token_ids": answer.token_ids,
+            "log_probability": answer.log_probability,
+        }
+        for row, prompt_ids, answer in lines
+    ]
 
 
 def card(run: Run, recipe: Recipe, scores: Mapping[str, Any]) -> str:
@@ -105,17 +110,19 @@ A LoRA adapter trained by insource, run `{run.id}`.
 | accuracy | {tuned["accuracy"]:.1%} | {base["accuracy"]:.1%} |
 | macro-F1 | {tuned["macro_f1"]:.1%} | {base["macro_f1"]:.1%} |
 
-Decoded greedily under the task's output constraint, on rows that were not trained on, by the same rule that serving uses.
+Decoded greedily under the task's output constraint, as serving does, on rows that were not trained on.
 Weakest labels by F1: {", ".join(f"{label} ({float(figures['f1']):.0%})" for label, figures in worst)}.
 The sealed test set was not opened.
 
 - Base: {base_name(recipe)}, quantization while training: {recipe.model.quantization}
 - LoRA: r={recipe.lora.r}, alpha={recipe.lora.lora_alpha}, {recipe.lora.target_modules}
 - Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
-- Serving: `vllm serve <base> --enable-lora --max-lora-rank {max_lora_rank(recipe.lora.r)} --lora-modules {run.recipe_name}=<this folder>`
+- Serving: `vllm serve <base> --enable-lora --max-lora-rank {max_lora_rank(recipe.lora)}
+  --lora-modules {run.recipe_name}=<this folder>`
 """
 
 
-def max_lora_rank(r: int) -> int:
-    """Returns the smallest max_lora_rank of vLLM that takes an adapter of rank r."""
-    return next(rank for rank in (1, 8, 16, 32, 64, 128, 256, 320, 512) if rank >= r)
+def max_lora_rank(lora: Lora) -> int:
+    """Returns the smallest max_lora_rank of vLLM that takes the adapter."""
+    largest = max([lora.r, *lora.rank_pattern.values()])
+    return next(rank for rank in (1, 8, 16, 32, 64, 128, 256, 320, VLLM_MAX_RANK) if rank >= largest)

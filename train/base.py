@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from recipes.command import StageError
 from recipes.load import RecipeError
-from recipes.schema import Lora, Recipe
+from recipes.schema import Recipe
+from recipes.schema_train import Lora
 
 
 def tokenizer_of(recipe: Recipe) -> Any:
@@ -73,16 +73,19 @@ def keep_weights_in_place(model: Any) -> None:
 def with_adapter(model: Any, lora: Lora, seed: int) -> Any:
     """Returns the model with a fresh LoRA adapter; the base is frozen, the adapter float32.
 
-    bfloat16 adapters lose small updates: at a learning rate of 2e-5 most entries never move.
+    bfloat16 adapters lose small updates: at a learning rate of 2e-5 most entries never move. Raises RecipeError where
+    PEFT refuses the settings.
     """
     import torch
     from peft import LoraConfig, TaskType, get_peft_model
 
     settings = {name: value for name, value in lora.model_dump().items() if value is not None}
     torch.manual_seed(seed)
-    adapted = get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **settings), autocast_adapter_dtype=True)
-    if not any(parameter.requires_grad for parameter in adapted.parameters()):
-        raise StageError(f"lora.target_modules: {lora.target_modules!r} matches no module of this model")
+    try:
+        adapted = get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **settings))
+    except ValueError as error:
+        # PEFT says which modules it did not find, or which settings do not go together.
+        raise RecipeError(f"lora: {error}") from None
     return float32_adapter(adapted)
 
 
@@ -100,6 +103,6 @@ def _not_found(recipe: Recipe, error: OSError) -> str:
     if Path(recipe.model.base).is_dir():
         return f"model.base: {recipe.model.base} cannot be loaded: {str(error).splitlines()[0]}"
     return (
-        f"model.base: {recipe.model.base} is neither on this machine nor to be had from the hub: {str(error).splitlines()[0]}\n"
+        f"model.base: {recipe.model.base} is neither on this machine nor on the hub: {str(error).splitlines()[0]}\n"
         "  Give a folder, log in to the hub (gated models), or take model.base=pocket to try the pipeline."
     )

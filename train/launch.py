@@ -38,18 +38,18 @@ def main(arguments: argparse.Namespace) -> int:
         current = known[0]
         print(f"train     going on with the unfinished run {current.id}", file=sys.stderr)
     else:
-        current = run.create(parent, loaded.recipe, digest, environment.collect(loaded.recipe), data)
-        _record_data(current, data, loaded)
+        current = run.create(parent, loaded.recipe, digest, environment.collect(loaded.recipe), data, loaded.replaced)
+        _record_data(current, data)
     _launch(current, loaded.recipe)
     return _conclude(current)
 
 
 def heading(loaded: Loaded) -> list[str]:
-    """Returns the first lines printed: on what, with which model, and what was chosen otherwise than the recipe says."""
+    """Returns the first lines printed: on what, with which model, and what is not as the recipe says."""
     lines = [f"recipe    {loaded.name} on hardware {loaded.hardware}: {loaded.hardware_reason}"]
     if loaded.recipe.model.base == str(POCKET):
         lines.append(
-            "model     pocket, the tiny model that comes with the project: it shows the pipeline, not what a real model can do"
+            "model     pocket, the tiny model of the project: it shows the pipeline, not what a real model can do"
         )
     return lines + [f"          {told}" for told in loaded.replaced]
 
@@ -65,7 +65,7 @@ def _prepare(arguments: argparse.Namespace) -> Path:
     return Path(answer.stdout.strip())
 
 
-def _record_data(current: Run, data: Path, loaded: Loaded) -> None:
+def _record_data(current: Run, data: Path) -> None:
     report = files.read_json(data / "data.json")
     run.start(current, "data", {source["file"]: source["sha256"] for source in report["sources"]})
     outputs = [current.folder / "data" / name for name in ("data.json", *report["sha256"])]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.schema import Train
+from recipes.schema_train import Train
 from tasks.render import Example, shared_prefix_length
 
 IGNORE = -100
@@ -46,6 +46,15 @@ def unshareable(config: Any) -> str | None:
     return None
 
 
+def possible(kind: str, config: Any) -> tuple[str, str | None]:
+    """Returns the packing that will be used for the kind asked for, and why it is another one (None: it is not)."""
+    if kind == "shared_prefix" and (why := unshareable(config)):
+        return "none", why
+    if kind == "bfd":
+        return "none", "bfd packing is not built yet"
+    return kind, None
+
+
 def plan(examples: Sequence[Example], train: Train, processes: int = 1) -> Plan:
     """Returns the largest packs that fit `pack_tokens` and divide an update's rows evenly over processes."""
     share = max(1, train.batch_size // processes)
@@ -71,6 +80,11 @@ def features(examples: Sequence[Example]) -> list[dict[str, list[int]]]:
         }
         for one in examples
     ]
+
+
+def collator(plan: Plan, pad_token_id: int) -> "SharedPrefixCollator | PaddedCollator":
+    """Returns what makes batches by this plan."""
+    return SharedPrefixCollator(plan.prefix_tokens) if plan.prefix_tokens else PaddedCollator(pad_token_id)
 
 
 @dataclass(frozen=True)

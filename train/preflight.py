@@ -11,12 +11,12 @@ from recipes.schema import Recipe
 from tasks.render import Example
 
 
-def check(examples: Sequence[Example], ids: Sequence[str], tokenizer: Any, recipe: Recipe, context_tokens: int) -> None:
+def check(examples: Sequence[Example], ids: Sequence[str], tokenizer: Any, recipe: Recipe, config: Any) -> None:
     """Returns nothing where training can begin. Raises RecipeError naming the row and the key to change.
 
-    `ids` are the row ids of the examples; `context_tokens` how far the base model can look.
+    `ids` are the row ids of the examples; `config` is the base model's.
     """
-    limit = recipe.train.max_length
+    limit, context_tokens = recipe.train.max_length, config.get_text_config().max_position_embeddings
     if limit > context_tokens:
         raise RecipeError(
             f"train.max_length: {limit} is more than the {context_tokens} tokens that {recipe.model.base} can look at"
@@ -26,16 +26,16 @@ def check(examples: Sequence[Example], ids: Sequence[str], tokenizer: Any, recip
     if too_long:
         longest, row = max(too_long)
         raise RecipeError(
-            f"{len(too_long)} of {len(examples)} train rows are longer than train.max_length ({limit} tokens) and would lose their "
-            f"answer; the longest is {row} with {longest}.\n  Set train.max_length={longest} (and train.pack_tokens no smaller), "
-            "or leave these rows out."
+            f"{len(too_long)} of {len(examples)} train rows are longer than train.max_length ({limit} tokens) and "
+            f"would lose their answer; the longest is {row} with {longest}.\n"
+            f"  Set train.max_length={longest} (and train.pack_tokens no smaller), or leave these rows out."
         )
     for one, row in zip(examples, ids, strict=True):
         if one.completion_ids[-1:] != [tokenizer.eos_token_id]:
             ends = tokenizer.decode(one.completion_ids[-3:])
             raise RecipeError(
-                f"row {row}: its answer ends in {ends!r} and not in the stop token {tokenizer.eos_token!r}, so the model would "
-                "never learn to stop; the tokenizer's eos_token must be what its chat template ends a turn with"
+                f"row {row}: its answer ends in {ends!r} and not in the stop token {tokenizer.eos_token!r}, so the "
+                "model would never learn to stop; eos_token must be what the chat template ends a turn with"
             )
 
 

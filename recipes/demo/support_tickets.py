@@ -1,7 +1,7 @@
 """Writes the synthetic support tickets of `recipes/classifier.yaml`: `python -m recipes.demo.support_tickets`.
 
     ticket_id,created_at,channel,customer_id,message,queue
-    T000017,2026-03-09T14:02:11Z,chat,C01294,"quick one, my thermostat wont stop beeping. the refund came through already",device_fault
+    T000017,2026-03-09T14:02:11Z,chat,C01294,"my thermostat wont stop beeping. the refund is here now",device_fault
 
 Nothing here was written by a customer: every message is put together from `support_phrases.py` by a seeded
 generator. It is made hard on purpose, in ways that real tickets are hard: the same thing said in many ways,
@@ -43,7 +43,8 @@ SETTLED = (
     "first of all {other}. Something else: {core}",
 )  # fmt: skip
 NOT_MEANT = (
-    "this is not about {topic}: {core}", "{core}. No question about {topic}", "I do not write because of {topic}. {core}",
+    "this is not about {topic}: {core}", "{core}. No question about {topic}",
+    "I do not write because of {topic}. {core}",
     "forget {topic}, {core}", "{core}, {topic} is not the problem", "no need to look at {topic}. {core}",
 )  # fmt: skip
 TWO_REQUESTS = (
