@@ -18,7 +18,7 @@ import gzip
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,9 +92,9 @@ def _index(dialogue: dict[str, Any], sgd: Sgd) -> None:
         active = turn["intents"]
 
 
-def packs(sgd: Sgd, rng: random.Random) -> Iterator[Pack]:
-    """Yields packs without end: conversations, and tasks of five kinds, in the proportions of MIX."""
-    makers, weights = zip(*MIX.items(), strict=True)
+def packs(sgd: Sgd, rng: random.Random, mix: "Mapping[Maker, float]") -> Iterator[Pack]:
+    """Yields packs without end: conversations, and tasks of five kinds, in the proportions of `mix`."""
+    makers, weights = zip(*mix.items(), strict=True)
     while True:
         yield rng.choices(makers, weights)[0](sgd, rng)
 
@@ -154,8 +154,13 @@ def forms(sgd: Sgd, rng: random.Random) -> Pack:
     )
 
 
-MIX: dict[Callable[[Sgd, random.Random], Pack], float] = {
+Maker = Callable[[Sgd, random.Random], Pack]
+# Language first, then mostly tasks.
+LANGUAGE: dict[Maker, float] = {
     conversation: 0.30, intents: 0.30, domains: 0.10, slots: 0.15, mentioned: 0.08, forms: 0.07,
+}  # fmt: skip
+TASKS: dict[Maker, float] = {
+    conversation: 0.10, intents: 0.35, domains: 0.15, slots: 0.20, mentioned: 0.15, forms: 0.05,
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -24,7 +24,8 @@ ROW_TOKENS = 768
 ROWS_A_STEP = 8
 SEED = 17
 WARMUP_STEPS = 40
-OPENING_WEIGHT, READ_WEIGHT, ANSWER_WEIGHT = 0.2, 1.0, 2.0
+OPENING_WEIGHT, READ_WEIGHT = 0.2, 1.0
+LANGUAGE_STEPS = 600
 CHAT_TEMPLATE = (
     "{{- bos_token }}{%- for message in messages %}"
     "{{- '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}"
@@ -50,7 +51,7 @@ def train_tokenizer(sgd: corpus.Sgd) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    source = corpus.packs(sgd, random.Random(SEED))
+    source = corpus.packs(sgd, random.Random(SEED), corpus.LANGUAGE)
     texts = (part.read + part.answer for _ in range(20_000) for part in next(source).parts)
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
@@ -77,7 +78,12 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )  # fmt: skip
 
 
-def rows(sgd: corpus.Sgd, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[dict[str, torch.Tensor]]:
+def lesson(step: int) -> tuple[Mapping[corpus.Maker, float], float]:
+    """Returns what is learnt at a step, and the weight of an answer token: language first, then mostly tasks."""
+    return (corpus.LANGUAGE, 2.0) if step < LANGUAGE_STEPS else (corpus.TASKS, 6.0)
+
+
+def rows(sgd: corpus.Sgd, tokenizer: PreTrainedTokenizerFast, step: int) -> Iterator[dict[str, torch.Tensor]]:
     """Yields rows of ROW_TOKENS: ids, positions, group and branch of each token, and the weight of predicting it.
 
     A token sees the earlier tokens of its own branch and of its group's opening (branch 0).
@@ -94,8 +100,9 @@ def rows(sgd: corpus.Sgd, tokenizer: PreTrainedTokenizerFast, rng: random.Random
         row["weight"] += [weight] * len(ids)
 
     encode = tokenizer._tokenizer.encode_batch_fast
+    mix, answer_weight = lesson(step)
     row, group = fresh(), 1
-    for pack in corpus.packs(sgd, rng):
+    for pack in corpus.packs(sgd, random.Random(f"{SEED}/{step}"), mix):
         texts = [pack.opening, *(text for part in pack.parts for text in (part.read, part.answer))]
         opening, *branches = [encoded.ids for encoded in encode(texts, add_special_tokens=False)]
         if len(row["ids"]) + len(opening) + 80 > ROW_TOKENS:
@@ -117,7 +124,7 @@ def rows(sgd: corpus.Sgd, tokenizer: PreTrainedTokenizerFast, rng: random.Random
                 len(opening) + len(read),
                 group,
                 branch,
-                ANSWER_WEIGHT if opening else READ_WEIGHT,
+                answer_weight if opening else READ_WEIGHT,
             )
         group += 1
 
@@ -197,7 +204,7 @@ def pretrain(sgd_folder: Path, work: Path, steps: int, rate: float) -> None:
     start = _resume(work, model, optimizers)
     began = time.time()
     for step in range(start, steps):
-        source = rows(sgd, tokenizer, random.Random(f"{SEED}/{step}"))
+        source = rows(sgd, tokenizer, step)
         drawn = [next(source) for _ in range(ROWS_A_STEP)]
         batch = {name: torch.stack([row[name] for row in drawn]) for name in drawn[0]}
         loss = loss_of(model, batch)

@@ -39,9 +39,7 @@ def main() -> None:
         venv.create(VENV, with_pip=True)
     STAMP.unlink(missing_ok=True)
     if locks == ["cpu.txt"] and not torch_is_cpu_build():
-        say(
-            "setup     pip offers torch only as its CUDA build here; it runs on a CPU too, and takes some gigabytes more"
-        )
+        say("setup     pip offers torch only as its CUDA build here; it runs on a CPU too, and is larger")
         locks.append("cuda.txt")
     # The lock is complete, so nothing is resolved; --no-compile, because most of what is installed is never imported.
     asked_pip = [PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--disable-pip-version-check"]

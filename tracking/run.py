@@ -7,10 +7,12 @@ runs/classifier/20261121T093000Z-x4fd/manifest.json
   "metrics": {"validation": {"tuned": {"accuracy": 0.87, ...}, "base": {...}}}}}}
 """
 
+import fcntl
 import io
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any, Literal
 
 from ruamel.yaml import YAML
 
+from recipes.command import StageError
 from recipes.schema import Recipe
 from tracking import files
 
@@ -98,6 +101,20 @@ def end(run: Run, stage: str, state: State, reason: str, outputs: Sequence[Path]
     """Records how a stage ended, the hashes of what it wrote, and its headline figures."""
     hashes = {str(path.relative_to(run.folder)): files.sha256(path) for path in outputs}
     _update(run, stage, {"state": state, "ended": now(), "exit_reason": reason, "outputs": hashes, "metrics": metrics})
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Holds the run for this process; the lock goes with the process, however that ends.
+
+    Raises StageError where another process holds it.
+    """
+    with (run.folder / ".lock").open("w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageError(f"run {run.id} is being worked on by another process; wait for it, or end it") from None
+        yield
 
 
 def point_latest(run: Run) -> None:

@@ -117,8 +117,8 @@ The sealed test set was not opened.
 - Base: {base_name(recipe)}, quantization while training: {recipe.model.quantization}
 - LoRA: r={recipe.lora.r}, alpha={recipe.lora.lora_alpha}, {recipe.lora.target_modules}
 - Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
-- Serving: `vllm serve <base> --enable-lora --max-lora-rank {max_lora_rank(recipe.lora)}
-  --lora-modules {run.recipe_name}=<this folder>`
+- Serving: `python -m vllm.entrypoints.openai.api_server --host 127.0.0.1 --model {base_name(recipe)} --enable-lora
+  --max-lora-rank {max_lora_rank(recipe.lora)} --lora-modules {run.recipe_name}=<this folder>`
 """
 
 

@@ -32,8 +32,10 @@ def base_model(recipe: Recipe) -> Any:
     NF4 is with double quantization (QLoRA, arXiv:2305.14314). Computes in bfloat16 on a GPU and in float32 on a CPU.
     """
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    transformers.utils.logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available() and not recipe.accelerate.use_cpu
     dtype = torch.bfloat16 if on_gpu else torch.float32
     quantization = {

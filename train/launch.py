@@ -25,6 +25,8 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(run.to_yaml(loaded.recipe), end="")
         return command.DONE
+    if (processes := loaded.recipe.accelerate.num_processes) > 1:
+        raise command.StageError(f"training in {processes} processes is not built yet; take HARDWARE=gpu")
     data = _prepare(arguments)
     digest = digests.of_training(loaded.recipe, data.name)
     parent = run.runs_folder(arguments.runs) / loaded.name

@@ -1,8 +1,8 @@
 """TRL's SFTTrainer for packed sequences: the language-model head looks only at what must be predicted.
 
 A pack holds some fifty answer tokens among a thousand. TRL computes logits, entropy and accuracy for every token, which
-for a small model costs as much as the model itself and for a vocabulary of 150,000 is most of the memory. The loss is the
-same number: the sum over answer tokens, divided by their count in the whole update.
+for a small model costs as much as the model itself and for a vocabulary of 150,000 is most of the memory. The loss is
+the same number: the sum over answer tokens, divided by their count in the whole update.
 """
 
 from typing import Any

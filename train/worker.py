@@ -143,14 +143,15 @@ def work() -> int:
     parser = argparse.ArgumentParser(prog="python -m train.worker", description="One run; `python -m train` starts it.")
     parser.add_argument("run", type=Path, help="the run folder")
     run = Run(parser.parse_args().run)
-    try:
+    with runs.locked(run):
         if checkpoint := last_whole_checkpoint(run.folder / "checkpoints"):
             say(f"resuming  from {checkpoint.name}")
-        main(run.recipe(), run)
-    except (RecipeError, StageError) as error:
-        code = command.WRONG if isinstance(error, RecipeError) else command.FAILED
-        runs.end(run, "train", "failed", str(error), exit_code=code)
-        raise
+        try:
+            main(run.recipe(), run)
+        except (RecipeError, StageError) as error:
+            code = command.WRONG if isinstance(error, RecipeError) else command.FAILED
+            runs.end(run, "train", "failed", str(error), exit_code=code)
+            raise
     return command.DONE
 
 

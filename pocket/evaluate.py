@@ -1,0 +1,45 @@
+"""How often the pocket model's greedy answer is wholly right: `python -m pocket.evaluate --sgd <folder>`.
+
+The tasks are those of `corpus.py`, drawn with another seed than training's from the same dialogues: this measures what
+was learnt, not what carries over.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pocket import corpus
+
+MODEL = Path(__file__).parent / "model"
+TASKS = (corpus.intents, corpus.domains, corpus.slots, corpus.mentioned, corpus.forms)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sgd", type=Path, required=True, help="folder with dialogues.jsonl.gz and schema.json")
+    parser.add_argument("--packs", type=int, default=40, help="packs of each task")
+    arguments = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    sgd = corpus.load(arguments.sgd)
+    for task in TASKS:
+        rng = random.Random(f"evaluate/{task.__name__}")
+        drawn = [task(sgd, rng) for _ in range(arguments.packs)]
+        asked = [(pack.opening + part.read, part.answer) for pack in drawn for part in pack.parts[:6]]
+        right = sum(is_right(model, tokenizer, read, answer) for read, answer in asked)
+        print(f"| {task.__name__} | {right / len(asked):.0%} of {len(asked)} |", flush=True)
+
+
+def is_right(model: torch.nn.Module, tokenizer: AutoTokenizer, read: str, answer: str) -> bool:
+    """Returns whether every token of the answer is the likeliest one after what stands before it."""
+    before, after = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (read, answer))
+    with torch.inference_mode():
+        logits = model(torch.tensor([before + after])).logits[0, len(before) - 1 : -1]
+    return bool(logits.argmax(-1).tolist() == after)
+
+
+if __name__ == "__main__":
+    main()

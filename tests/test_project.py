@@ -1,0 +1,53 @@
+"""What a newcomer meets first: the Makefile, the README, the locks."""
+
+import re
+import subprocess
+import tomllib
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_make_help_names_every_target() -> None:
+    answer = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    targets = re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)
+    assert [target for target in targets if f"  {target} " not in answer.stdout] == []
+
+
+def test_the_readme_gets_to_a_result_in_its_first_screen_with_commands_that_are_there() -> None:
+    assert "make train RECIPE=classifier" in "\n".join(README.splitlines()[:12])
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+    assert set(re.findall(r"make ([a-z-]+)", README)) <= targets | {"sure"}
+    for path in re.findall(r"\]\(([\w/.-]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_locks_hold_every_dependency_by_hash_and_no_address() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    for lock, extra in (("cpu.txt", "cpu"), ("gpu.txt", "gpu")):
+        text = (ROOT / "requirements" / lock).read_text(encoding="utf-8")
+        asked = project["dependencies"] + extras[extra] + extras["dev"]
+        for name in (re.split(r"[<>=]", line)[0] for line in asked):
+            assert re.search(rf"^{re.escape(name)}==.*\\\n    --hash=sha256:", text, re.MULTILINE), (lock, name)
+        assert "://" not in text
+        pins = re.split(r"\n(?=[a-zA-Z])", text)
+        assert all("--hash=sha256:" in pin for pin in pins if "==" in pin)
+    assert "torchvision" not in (ROOT / "requirements" / "cpu.txt").read_text(encoding="utf-8")
+
+
+def test_every_direct_dependency_is_explained() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    explained = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    every = [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]
+    assert [name for name in (re.split(r"[<>=]", line)[0] for line in every) if name not in explained] == []
+
+
+def test_the_doctor_names_keys_and_never_shows_them(python) -> None:  # type: ignore[no-untyped-def]
+    answer = python("tracking.doctor", OPENAI_API_KEY="sk-test-0123456789")
+    assert answer.returncode == 0
+    assert "OPENAI_API_KEY" in answer.stdout
+    assert "0123456789" not in answer.stdout
+    assert "pocket" in answer.stdout
