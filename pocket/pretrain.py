@@ -240,8 +240,9 @@ def _resume(work: Path, model: LlamaForCausalLM, optimizers: tuple[torch.optim.O
 def _write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Writes the model in bfloat16 (half the size) without touching the one in training."""
     weights = {name: value.detach().to(torch.bfloat16) for name, value in model.state_dict().items()}
-    model.config.dtype = torch.bfloat16
     model.save_pretrained(folder, state_dict={k: v for k, v in weights.items() if k != "lm_head.weight"})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(folder)
 
 

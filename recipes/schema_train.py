@@ -65,6 +65,8 @@ class Train(Section):
     warmup_steps: NotNegative | Annotated[int, Field(ge=0)] = 0.05
     """Updates, or below 1 a share of all updates."""
     weight_decay: NotNegative = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     max_grad_norm: Positive = 1.0
     optim: Literal[
         "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor"

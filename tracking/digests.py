@@ -23,7 +23,9 @@ def of_data(recipe: Recipe) -> str:
 def of_training(recipe: Recipe, data_digest: str) -> str:
     """Returns the digest of a training run: the data, the recipe keys that training reads, and a local base's bytes."""
     keys: dict[str, Any] = recipe.model_dump(mode="json", include={"task", "model", "lora", "train", "accelerate"})
-    base = Path(recipe.model.base)
-    if base.is_dir():
-        keys["model"]["base"] = files.sha256(base)
+    if (base := Path(recipe.model.base)).is_dir():
+        # Weights, configuration, tokenizer, template: all but what only people read.
+        keys["model"]["base"] = {
+            path.name: files.sha256(path) for path in base.iterdir() if path.is_file() and path.suffix != ".md"
+        }
     return files.digest([TRAIN_VERSION, data_digest, keys])

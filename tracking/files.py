@@ -38,10 +38,7 @@ def read_jsonl(path: Path) -> Iterator[Any]:
 
 
 def sha256(path: Path) -> str:
-    """Returns the hash of a file, or of a folder: of its files' names and hashes."""
-    if path.is_dir():
-        names = sorted(p for p in path.rglob("*") if p.is_file())
-        return hashlib.sha256("".join(f"{p.relative_to(path)} {sha256(p)}\n" for p in names).encode()).hexdigest()
+    """Returns the hash of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
