@@ -17,6 +17,7 @@ from data_prep.rows import Rejected, Row, rows_of
 from recipes.load import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS
+from tasks import KINDS
 from tasks.text import DUPLICATE_KEY
 from tracking import digests, files
 from tracking.run import now
@@ -38,14 +39,7 @@ def main(recipe: Recipe, runs: Path) -> tuple[Path, bool]:
     _check_ids(read)
 
     shares = split.shares_of(recipe.data.split, read)
-    splits: dict[str, list[Row]] = {name: list(read.get(name, [])) for name in SPLITS}
-    for row in read.get("all", []):
-        splits[split.assign(row, recipe.data.split, shares)].append(row)
-    if "all" not in read and shares:
-        splits["train"] = []
-        for row in read["train"]:
-            splits[split.assign(row, recipe.data.split, shares)].append(row)
-
+    splits = _split(read, recipe, shares)
     before = {name: Counter(row.target for row in rows) for name, rows in splits.items()}
     # How much of test the source itself gives away: told before the rows that do it leave.
     leaked = shared_keys(splits["test"], [row for name in SPLITS[:3] for row in splits[name]])
@@ -64,6 +58,7 @@ def main(recipe: Recipe, runs: Path) -> tuple[Path, bool]:
             "dropped": Counter(row.reason for row in dropped),
         },
         "duplicate_key": DUPLICATE_KEY,
+        "near_duplicates": "not looked for",
         "test_rows_also_elsewhere": leaked,
         "shares": split.deviations(before, shares),
         "labels": {label: {"description": about, **_counts(label, kept)} for label, about in labels.items()},
@@ -74,11 +69,18 @@ def main(recipe: Recipe, runs: Path) -> tuple[Path, bool]:
 
 
 def _check_source(recipe: Recipe) -> None:
+    """Refuses what a recipe may ask for and this stage cannot do yet: to pass over it would be a lie."""
     source = recipe.data.source
+    if recipe.task.kind not in KINDS:
+        raise RecipeError(f"task.kind: {recipe.task.kind} is not built yet; built: {', '.join(KINDS)}")
     if not source.files:
         raise RecipeError("data.source: only path, and train with test, can be read so far; not paths or hub")
     if recipe.data.split.time is not None:
         raise RecipeError("data.split.time: splitting by time is not built yet; use group, or give the splits")
+    if recipe.privacy.redact:
+        raise RecipeError(
+            "privacy.redact: redaction is not built yet; remove personal data before, or leave redact out"
+        )
     for key, path in source.files.items():
         if not Path(path).is_file():
             raise RecipeError(f"data.source.{'path' if key == 'all' else key}: there is no file {path}")
@@ -102,6 +104,16 @@ def _read(recipe: Recipe) -> tuple[dict[str, list[Row]], list[Rejected], list[di
         }
         sources.append({**about, "rows_read": len(found)})
     return read, rejected, sources
+
+
+def _split(read: dict[str, list[Row]], recipe: Recipe, shares: dict[str, float]) -> dict[str, list[Row]]:
+    """Given splits stay as they are; rows of a source without splits, or of train, are spread by their hash."""
+    splits: dict[str, list[Row]] = {name: [] for name in SPLITS} | {
+        name: rows for name, rows in read.items() if name not in ("all", "train")
+    }
+    for row in read.get("all") or read["train"]:
+        splits[split.assign(row, recipe.data.split, shares)].append(row)
+    return splits
 
 
 def _check_rejected(rejected: list[Rejected], rows_read: int, recipe: Recipe) -> None:

@@ -165,6 +165,17 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_place_and_leaves_nothing
     assert "rows.csv" in message or "label" in message
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("  split: {time: customer}\n", "splitting by time is not built yet"),
+        ("privacy: {redact: [email]}\n", "redaction is not built yet"),
+    ],
+)
+def test_what_is_not_built_is_refused_and_not_passed_over(tmp_path: Path, more: str, told: str) -> None:
+    assert told in refused(recipe_for(tmp_path, many(50), more), tmp_path / "runs")
+
+
 def test_a_label_that_the_recipe_does_not_list_is_named_with_the_nearest(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, [*many(50), ("what now", "delivry")])
     task = recipe.task.model_copy(update={"labels": ["a", "b", "delivery"]})
