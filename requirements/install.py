@@ -25,57 +25,62 @@ def main() -> None:
         sys.exit(f"error: insource needs Python 3.11 to 3.13, this is {sys.version.split()[0]}; try PYTHON=python3.11")
     # HARDWARE as the recipes have it: cpu, or one of those with a GPU.
     asked = os.environ.get("HARDWARE") or ("gpu" if shutil.which("nvidia-smi") else "cpu")
-    locks = ["cpu.txt"] if asked == "cpu" else ["gpu.txt"]
-    wanted = {
-        "python": sys.version.split()[0],
-        "lock": locks[0],
-        "sha256": hashlib.sha256((HERE / locks[0]).read_bytes()).hexdigest(),
-    }
+    locks = ["torch.txt", "cpu.txt"] if asked == "cpu" else ["gpu.txt"]
+    sha256 = hashlib.sha256(b"".join((HERE / lock).read_bytes() for lock in locks)).hexdigest()
+    wanted = {"python": sys.version.split()[0], "locks": list(locks), "sha256": sha256}
     if STAMP.exists() and json.loads(STAMP.read_text(encoding="utf-8")) == wanted:
         return
-    say(f"setup     installing requirements/{locks[0]} into .venv (a few minutes, once)")
+    say(f"setup     installing requirements/{locks[-1]} into .venv (a few minutes, once)")
     began = time.monotonic()
     if not PYTHON.exists():
         venv.create(VENV, with_pip=True)
     STAMP.unlink(missing_ok=True)
-    if locks == ["cpu.txt"] and not torch_is_cpu_build():
-        say("setup     pip offers torch only as its CUDA build here; it runs on a CPU too, and is larger")
+    if asked == "cpu" and (build := torch_cpu_build()):
+        install([build])
+        locks.remove("torch.txt")
+    elif asked == "cpu":
+        say("setup     pip has no CPU build of torch here that the lock knows; the CUDA build runs too, and is larger")
         locks.append("cuda.txt")
-    # The lock is complete, so nothing is resolved; --no-compile, because most of what is installed is never imported.
-    asked_pip = [PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--disable-pip-version-check"]
-    for lock in locks:
-        asked_pip += ["-r", HERE / lock]
-    code = subprocess.run(asked_pip, check=False).returncode
-    if code:
-        sys.exit(
-            f"error: pip could not install requirements/{locks[0]}, as it says above; `make setup` goes on from here"
-        )
+    install([word for lock in locks for word in ("-r", str(HERE / lock))])
     STAMP.write_text(json.dumps(wanted), encoding="utf-8")
     say(f"setup     done in {time.monotonic() - began:.0f} s")
 
 
-def torch_is_cpu_build() -> bool:
-    """Returns whether pip, as it is configured here, takes torch's CPU build, which needs no CUDA libraries."""
-    pin = next(
-        line for line in (HERE / "cpu.txt").read_text(encoding="utf-8").splitlines() if line.startswith("torch==")
-    )
+def install(what: list[str]) -> None:
+    """Installs with pip: nothing is resolved, the lock is complete; nothing is compiled that is never imported."""
+    asked = [PYTHON, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile", "--disable-pip-version-check", *what]
+    if subprocess.run(asked, check=False).returncode:
+        sys.exit("error: pip could not install the lock, as it says above; `make setup` goes on from here")
+
+
+def torch_cpu_build() -> str | None:
+    """Returns the CPU build of torch that pip would take here, by address and hash, if the lock knows the hash.
+
+    pip is asked without hashes first: with them it prefers a file whose hash its index tells, which is the CUDA build.
+    """
+    lock = (HERE / "torch.txt").read_text(encoding="utf-8")
+    pin = next(line for line in lock.splitlines() if line.startswith("torch==")).split(" ")[0]
     asked = [
         PYTHON,
         "-m",
         "pip",
         "install",
-        "--quiet",
+        "-qq",
         "--dry-run",
         "--no-deps",
         "--ignore-installed",
         "--report",
         "-",
-        pin.split(" ")[0],
+        pin,
     ]
     answer = subprocess.run(asked, capture_output=True, text=True, check=False)
     if answer.returncode:
-        sys.exit(f"error: pip cannot find {pin.split(' ')[0]}:\n{answer.stderr}")
-    return any("+cpu" in package["metadata"]["version"] for package in json.loads(answer.stdout)["install"])
+        sys.exit(f"error: pip cannot find {pin}:\n{answer.stderr}")
+    (found,) = json.loads(answer.stdout)["install"]
+    sha256 = found["download_info"]["archive_info"]["hashes"]["sha256"]
+    if "+cpu" not in found["metadata"]["version"] or f"sha256:{sha256}" not in lock:
+        return None
+    return f"torch @ {found['download_info']['url']}#sha256={sha256}"
 
 
 def say(line: str) -> None:

@@ -1,7 +1,8 @@
 """Writes the locks from pyproject.toml: `make lock`. Resolves with uv, which `make setup` does not need.
 
-cpu.txt       all but torch's CUDA libraries: what a machine without a GPU installs
-cuda.txt      torch's CUDA libraries, wanted beside cpu.txt where pip's torch is the CUDA build
+cpu.txt       what a machine without a GPU installs, but for torch
+torch.txt     torch alone, in all builds whose hashes are known
+cuda.txt      torch's CUDA libraries, wanted beside the two where pip has torch only as its CUDA build
 gpu.txt       everything for a machine with a GPU
 """
 
@@ -47,7 +48,9 @@ def main() -> None:
     pins = resolve("cpu", "--override", "requirements/overrides-cpu.txt")
     hashes = "".join(f" \\\n    --hash=sha256:{sha256}" for sha256 in TORCH_CPU_BUILD.values())
     pins = [pin + hashes if pin.startswith("torch==") else pin for pin in pins]
-    write("cpu.txt", "For a machine without a GPU.", [pin for pin in pins if not CUDA.match(pin)])
+    apart = [pin for pin in pins if CUDA.match(pin) or pin.startswith("torch==")]
+    write("cpu.txt", "For a machine without a GPU; torch.txt comes first.", [pin for pin in pins if pin not in apart])
+    write("torch.txt", "torch for a machine without a GPU.", [pin for pin in apart if not CUDA.match(pin)])
     write(
         "cuda.txt",
         "torch's CUDA libraries, for a machine without a GPU whose pip takes the CUDA build of torch.",

@@ -29,12 +29,15 @@ def test_the_locks_hold_every_dependency_by_hash_and_no_address() -> None:
     extras = project["optional-dependencies"]
     for lock, extra in (("cpu.txt", "cpu"), ("gpu.txt", "gpu")):
         text = (ROOT / "requirements" / lock).read_text(encoding="utf-8")
+        if lock == "cpu.txt":
+            text += (ROOT / "requirements" / "torch.txt").read_text(encoding="utf-8")
         asked = project["dependencies"] + extras[extra] + extras["dev"]
         for name in (re.split(r"[<>=]", line)[0] for line in asked):
             assert re.search(rf"^{re.escape(name)}==.*\\\n    --hash=sha256:", text, re.MULTILINE), (lock, name)
         assert "://" not in text
         pins = re.split(r"\n(?=[a-zA-Z])", text)
         assert all("--hash=sha256:" in pin for pin in pins if "==" in pin)
+    assert "\ntorch==2.13" in (ROOT / "requirements" / "torch.txt").read_text(encoding="utf-8")
     assert "torchvision" not in (ROOT / "requirements" / "cpu.txt").read_text(encoding="utf-8")
 
 
