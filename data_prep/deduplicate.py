@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from data_prep.rows import Rejected, Row
-from recipes.load import RecipeError
+from recipes.errors import RecipeError
 
 # Who keeps a text that two splits have: the one named first.
 PRECEDENCE = ("test", "calibration", "validation", "train")

@@ -14,7 +14,7 @@ from typing import Any
 from data_prep import split
 from data_prep.deduplicate import deduplicate, shared_keys
 from data_prep.rows import Rejected, Row, rows_of
-from recipes.load import RecipeError
+from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS
 from tasks import KINDS

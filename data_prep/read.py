@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.load import RecipeError
+from recipes.errors import RecipeError
 
 FIELD_CHARACTERS = 10_000_000
 

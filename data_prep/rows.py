@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.read import SourceRow, read
-from recipes.load import RecipeError
+from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import By, NotInTrain
 from tasks.text import clean, duplicate_key

@@ -9,13 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from recipes.load import RecipeError
+from recipes.errors import RecipeError, StageError
 
 DONE, FAILED, WRONG, GATE, INTERRUPTED = 0, 1, 2, 3, 130
-
-
-class StageError(Exception):
-    """A stage failed though recipe and call are right: told without a traceback, exit code 1."""
 
 
 def parser(stage: str, about: str) -> argparse.ArgumentParser:

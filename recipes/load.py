@@ -21,16 +21,13 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from recipes import hardware
+from recipes.errors import RecipeError
 from recipes.mistakes import MISSING, Key, describe
 from recipes.schema import Recipe
 
 RECIPES = Path(__file__).parent
 POCKET = RECIPES.parent / "pocket" / "model"
 SOURCE_KEYS = ("path", "train", "validation", "calibration", "test")
-
-
-class RecipeError(Exception):
-    """A mistake of the person who wrote the recipe, the data or the call: told without a traceback, exit code 2."""
 
 
 @dataclass(frozen=True)

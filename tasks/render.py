@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.load import RecipeError
+from recipes.errors import RecipeError
 
 Messages = list[dict[str, str]]
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from data_prep import prepare
 from data_prep.read import read
-from recipes.load import RecipeError, load
+from recipes.errors import RecipeError
+from recipes.load import load
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS
 from tasks.text import duplicate_key

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from recipes import hardware, schema
-from recipes.load import POCKET, RECIPES, RecipeError, load
+from recipes.errors import RecipeError
+from recipes.load import POCKET, RECIPES, load
 from recipes.schema_data import Data
 from recipes.schema_train import Lora, Train
 from tests.conftest import ROOT
@@ -174,7 +175,8 @@ def test_no_yaml_mapping_crashes_the_loader(tmp_path_factory: pytest.TempPathFac
 def test_help_imports_nothing_heavy(stage: str) -> None:
     code = "import sys; sys.argv = ['x', '--help']\n"
     code += f"try:\n import {stage}.__main__ as m; m.main()\nexcept SystemExit: pass\n"
-    code += "print([name for name in ('torch', 'transformers', 'wandb', 'datasets', 'numpy') if name in sys.modules])"
+    heavy = ("torch", "transformers", "wandb", "datasets", "numpy", "pydantic")
+    code += f"print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "usage: python -m" in answer.stdout
     assert answer.stdout.splitlines()[-1] == "[]"

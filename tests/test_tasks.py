@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.load import RecipeError
+from recipes.errors import RecipeError
 from recipes.schema_data import Task
 from tasks import classification, render
 from tasks.text import clean, duplicate_key

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from ruamel.yaml import YAML
 
-from recipes.command import StageError
+from recipes.errors import StageError
 from recipes.schema import Recipe
 from tracking import files
 

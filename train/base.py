@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from recipes.load import RecipeError
+from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_train import Lora
 

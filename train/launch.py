@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes import command
+from recipes.errors import StageError
 from recipes.load import POCKET, Loaded, load
 from recipes.schema import Recipe
 from tracking import digests, environment, files, run
@@ -26,7 +27,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(run.to_yaml(loaded.recipe), end="")
         return command.DONE
     if (processes := loaded.recipe.accelerate.num_processes) > 1:
-        raise command.StageError(f"training in {processes} processes is not built yet; take HARDWARE=gpu")
+        raise StageError(f"training in {processes} processes is not built yet; take HARDWARE=gpu")
     data = _prepare(arguments)
     digest = digests.of_training(loaded.recipe, data.name)
     parent = run.runs_folder(arguments.runs) / loaded.name
@@ -92,9 +93,7 @@ def _launch(current: Run, recipe: Recipe) -> None:
         stage = current.stage("train")
         if stage.get("state") == "failed":
             sys.exit(stage["metrics"].get("exit_code", command.FAILED))
-        raise command.StageError(
-            f"training ended with exit code {code}; run the same command again to go on with {current.id}"
-        )
+        raise StageError(f"training ended with exit code {code}; run the same command again to go on with {current.id}")
 
 
 def _worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:

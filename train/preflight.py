@@ -6,7 +6,7 @@ The stop token must be learnt, no row may lose its answer to truncation, and one
 from collections.abc import Sequence
 from typing import Any
 
-from recipes.load import RecipeError
+from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from tasks.render import Example
 

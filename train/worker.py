@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes import command
-from recipes.command import StageError
-from recipes.load import RecipeError
+from recipes.errors import RecipeError, StageError
 from recipes.schema import Recipe
 from tasks import KINDS, render
 from tracking import files, weights_and_biases
