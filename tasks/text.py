@@ -29,4 +29,4 @@ def duplicate_key(text: str) -> str:
     A text of punctuation alone is its own key: "?" and "!" are not the same message.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return _NOT_WORDS.sub(" ", folded).strip() or folded.strip()
+    return _NOT_WORDS.sub(" ", folded).strip() or " ".join(folded.split())

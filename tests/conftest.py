@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from recipes.demo.support_tickets import tickets
 
 ROOT = Path(__file__).parent.parent
 BANKING77 = ROOT.parent / "shared" / "data" / "banking77"
+
+# On a build machine the same examples every time; elsewhere new ones every time.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
