@@ -107,7 +107,9 @@ def _worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
     }
     # A folder as base needs no hub, and a machine without one would wait for time-outs.
     offline = {"HF_HUB_OFFLINE": "1"} if Path(recipe.model.base).is_dir() else {}
-    return {**quiet, **os.environ, **offline}
+    # A caller that has W&B running hands its own service down, which may be gone before this run is.
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    return {**quiet, **inherited, **offline}
 
 
 def _conclude(done: Run) -> int:
