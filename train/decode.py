@@ -86,20 +86,8 @@ def _decode_batch(
     import torch
     import xgrammar
 
-    device, count, longest = model.device, len(rows), max(map(len, rows))
-    cache = None
-    if prefix_cache is not None:
-        cache = copy.deepcopy(prefix_cache)
-        cache.batch_repeat_interleave(count)
-    padding = [longest - len(row) for row in rows]
-    ids = torch.tensor(
-        [[tokenizer.pad_token_id] * gap + row for gap, row in zip(padding, rows, strict=True)], device=device
-    )
-    seen = torch.tensor([[1] * prefix + [0] * gap + [1] * (longest - gap) for gap in padding], device=device)
-    positions = (torch.arange(longest, device=device)[None] - torch.tensor(padding, device=device)[:, None]).clamp(
-        min=0
-    ) + prefix
-
+    device, count = model.device, len(rows)
+    cache, ids, seen, positions = _behind_prefix(tokenizer.pad_token_id, prefix_cache, prefix, rows, device)
     matchers = [xgrammar.GrammarMatcher(constraint) for _ in rows]
     allowed = xgrammar.allocate_token_bitmask(count, constraint.tokenizer_info.vocab_size)
     tokens: list[list[int]] = [[] for _ in rows]
@@ -134,6 +122,24 @@ def _decode_batch(
         Answer(_text(tokenizer, own), own, log_probability, matcher.is_terminated())
         for own, log_probability, matcher in zip(tokens, log_probabilities, matchers, strict=True)
     ]
+
+
+def _behind_prefix(
+    pad: int, prefix_cache: Any, prefix: int, rows: list[list[int]], device: Any
+) -> tuple[Any, Any, Any, Any]:
+    """Returns a cache for the batch and the ids, attention mask and positions of its rows ([rows, tokens] each)."""
+    import torch
+
+    cache = None
+    if prefix_cache is not None:
+        cache = copy.deepcopy(prefix_cache)
+        cache.batch_repeat_interleave(len(rows))
+    longest = max(map(len, rows))
+    gaps = [longest - len(row) for row in rows]
+    ids = torch.tensor([[pad] * gap + row for gap, row in zip(gaps, rows, strict=True)], device=device)
+    seen = torch.tensor([[1] * prefix + [0] * gap + [1] * (longest - gap) for gap in gaps], device=device)
+    columns = torch.arange(longest, device=device)[None] - torch.tensor(gaps, device=device)[:, None]
+    return cache, ids, seen, columns.clamp(min=0) + prefix
 
 
 def _text(tokenizer: Any, ids: list[int]) -> str:
