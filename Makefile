@@ -8,7 +8,7 @@ PYTHON   ?= python3
 VENV     := .venv/bin/python
 export HARDWARE RUNS FRESH
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor data train lint types test test-all check lock schema
+.PHONY: help setup doctor data train lint types test test-all check bench lock schema
 
 help: ## What one can type
 	@echo 'make TARGET [RECIPE=classifier] [SET="train.learning_rate=1e-4 ..."] [HARDWARE=cpu|gpu|multi-gpu|multi-node] [FRESH=1]'
@@ -42,6 +42,9 @@ types: setup ## Types, with mypy
 check: lint types ## Lint, types, all tests, and files made from code
 	@$(VENV) -m recipes.schema --check
 	@$(VENV) -m pytest
+
+bench: setup ## Measure: data preparation from 10,000 to 1,000,000 rows (about 15 minutes; BENCH="--most 100000" for less)
+	@$(VENV) -m bench.data_prep $(BENCH)
 
 schema: setup ## Write recipes/.schema.json, which editors read
 	@$(VENV) -m recipes.schema

@@ -7,15 +7,18 @@ from recipes import command
 
 
 def main() -> int:
-    arguments = command.parser("data_prep", "Read, clean, deduplicate and split the data of a recipe.").parse_args()
-    from data_prep import prepare
+    arguments = command.parser(
+        "data_prep", "Read, clean, deduplicate and split the data of a recipe."
+    ).parse_intermixed_args()
+    from data_prep import prepare, sources
     from recipes.load import load
     from tracking import files
     from tracking.run import runs_folder
 
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
     if arguments.dry_run:
-        print(f"would prepare {', '.join(loaded.recipe.data.source.files.values())}")
+        names = [file.name for file in sources.find(loaded.recipe.data.source)]
+        print(f"would prepare {', '.join(names)}")
         return command.DONE
     folder, made = prepare.main(loaded.recipe, runs_folder(arguments.runs) / loaded.name)
     print(summary(files.read_json(folder / "data.json"), "prepared" if made else "unchanged"), file=sys.stderr)

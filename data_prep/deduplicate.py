@@ -3,79 +3,160 @@
 A row's key (tasks/text.py) decides. Test rows never leave. What is in test leaves train, validation and calibration,
 whatever its label; what is in validation or calibration leaves train. Within a split, rows with one key and one label
 are kept once; train rows with one key and several labels are a conflict, and the recipe says what becomes of them.
+Then near-duplicates leave train (near.py).
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
-from data_prep.rows import Rejected, Row
+import numpy as np
+import numpy.typing as npt
+
+from data_prep import near
+from data_prep.spread import Spread
+from data_prep.table import Table
 from recipes.errors import RecipeError
+from recipes.schema import Recipe
+from recipes.schema_data import SPLITS, Data
+
+Array = npt.NDArray[Any]
 
 # Who keeps a text that two splits have: the one named first.
 PRECEDENCE = ("test", "calibration", "validation", "train")
+TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
+
+REASONS = (
+    "kept",
+    "in_test",
+    "in_calibration",
+    "in_validation",
+    "conflict",
+    "duplicate",
+    "near_test",
+    "near_calibration",
+    "near_validation",
+    "near_duplicate",
+    "too_long",
+)
 
 
-def deduplicate(splits: dict[str, list[Row]], conflicts: str) -> tuple[dict[str, list[Row]], list[Rejected]]:
-    """Returns the splits without what must leave, and each row that left with its reason.
+@dataclass
+class Left:
+    """Which rows leave: why (the place in REASONS), because of which row (-1: none), and how near that is."""
 
-    `conflicts` is the recipe's data.conflicts: drop, majority or fail. Raises RecipeError on a conflict under fail.
+    reason: Array
+    other: Array
+    similarity: Array
+
+    @classmethod
+    def none(cls, rows: int) -> "Left":
+        """Returns the state in which every row stays."""
+        return cls(np.zeros(rows, np.int8), np.full(rows, -1, np.int64), np.zeros(rows, np.float32))
+
+    @property
+    def stays(self) -> Array:
+        return np.equal(self.reason, 0)
+
+    def drop(self, rows: Array, reason: str, other: Array | int = -1) -> None:
+        self.reason[rows] = REASONS.index(reason)
+        self.other[rows] = other
+
+
+def deduplicate(table: Table, splits: Array, recipe: Recipe, spread: Spread) -> Left:
+    """Returns which rows leave. Raises RecipeError on a conflict where data.conflicts is fail."""
+    left = Left.none(len(table))
+    _across(table, splits, left)
+    _conflicts(table, splits, left, recipe.data)
+    _within(table, splits, left)
+    found = near.find(
+        table.folder,
+        splits,
+        table.columns["target"],
+        table.columns["order"],
+        left.stays,
+        recipe.data.deduplicate,
+        spread,
+    )
+    for one in found:
+        split = SPLITS[splits[one.other]]
+        reason = "near_duplicate" if split == "train" else f"near_{split}"
+        left.drop(np.array([one.row]), reason, one.other)
+        left.similarity[one.row] = one.similarity
+    return left
+
+
+def leaks(table: Table, splits: Array) -> dict[str, int]:
+    """Returns how many test rows the other splits have too, by ever more forgiving comparisons.
+
+    verbatim: the text as it was given; cleaned: after Unicode and white space are evened out; normalised: by the key,
+    which is how they are found and removed.
     """
-    kept: dict[str, list[Row]] = {}
-    dropped: list[Rejected] = []
-    seen: dict[str, tuple[str, Row]] = {}
-    for name in PRECEDENCE:
-        rows, mine = splits.get(name, []), []
-        if name == "train":
-            rows, conflicting = _settle(rows, conflicts)
-            dropped += conflicting
-        labels: dict[str, set[str]] = defaultdict(set)
-        for row in rows:
-            above = seen.get(row.key)
-            if name != "test" and above and above[0] != name:
-                dropped.append(_dropped(row, f"in_{above[0]}", f"says the same as {above[1].id} in {above[0]}"))
-            elif name != "test" and row.target in labels[row.key]:
-                dropped.append(
-                    _dropped(row, "duplicate", f"says the same as {seen[row.key][1].id} with the same label")
-                )
-            else:
-                mine.append(row)
-                labels[row.key].add(row.target)
-                seen.setdefault(row.key, (name, row))
-        kept[name] = mine
-    return kept, dropped
+    test = splits == TEST
+    names = {"verbatim": "raw", "cleaned": "clean", "normalised": "key"}
+    return {
+        name: int(np.isin(table.columns[column][test], table.columns[column][~test]).sum())
+        for name, column in names.items()
+    }
 
 
-def shared_keys(rows: Iterable[Row], others: Iterable[Row]) -> int:
-    """Returns how many rows say the same as one of the others."""
-    keys = {row.key for row in others}
-    return sum(row.key in keys for row in rows)
+def _across(table: Table, splits: Array, left: Left) -> None:
+    keys = table.columns["key"]
+    for at, name in enumerate(PRECEDENCE[:-1]):
+        above, below = (
+            splits == SPLITS.index(name),
+            np.isin(splits, [SPLITS.index(one) for one in PRECEDENCE[at + 1 :]]),
+        )
+        rows = np.flatnonzero(above)
+        if not len(rows):
+            continue
+        rows = rows[np.lexsort((table.columns["order"][rows], keys[rows]))]
+        leaving = np.flatnonzero(below & left.stays & np.isin(keys, keys[rows]))
+        left.drop(leaving, f"in_{name}", rows[np.searchsorted(keys[rows], keys[leaving])])
 
 
-def _settle(rows: list[Row], conflicts: str) -> tuple[list[Row], list[Rejected]]:
-    """Resolves rows of one key and several labels."""
-    by_key: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in rows:
-        by_key[row.key][row.target] += 1
-    torn = {key: labels for key, labels in by_key.items() if len(labels) > 1}
-    if torn and conflicts == "fail":
-        first = next(row for row in rows if row.key in torn)
+def _conflicts(table: Table, splits: Array, left: Left, data: Data) -> None:
+    """Resolves train rows of one key and several labels."""
+    rows = np.flatnonzero((splits == TRAIN) & left.stays)
+    _, text = np.unique(table.columns["key"][rows], return_inverse=True)
+    _, pair = np.unique(np.stack([text, table.columns["target"][rows]]), axis=1, return_inverse=True)
+    pair = pair.reshape(-1)
+    labels_of_text = np.bincount(text[np.unique(pair, return_index=True)[1]])
+    torn = labels_of_text[text] > 1
+    if not torn.any():
+        return
+    if data.conflicts == "fail":
+        same = rows[text == text[torn][0]]
+        bear = ", ".join(sorted({table.texts.value("target", int(row)) for row in same}))
         raise RecipeError(
-            f"{first.file}:{first.line}: {len(torn)} texts bear several labels, this one {', '.join(torn[first.key])}; "
+            f"{table.place(int(same[0]))}: {len(np.unique(text[torn]))} texts bear several labels, this one {bear}; "
             "mend the rows, or set data.conflicts to drop or majority"
         )
-    kept, dropped = [], []
-    for row in rows:
-        labels = torn.get(row.key)
-        if labels is None:
-            kept.append(row)
-            continue
-        (winner, most), (_, second) = labels.most_common(2)
-        if conflicts == "majority" and row.target == winner and most > second:
-            kept.append(row)
-        else:
-            dropped.append(_dropped(row, "conflict", f"the same text also bears {', '.join(sorted(labels))}"))
-    return kept, dropped
+    leaving = torn
+    if data.conflicts == "majority":
+        votes = np.bincount(pair)
+        most = np.zeros(len(labels_of_text), np.int64)
+        np.maximum.at(most, text, votes[pair])
+        firsts = np.unique(pair, return_index=True)[1]
+        winners = np.bincount(text[firsts], weights=(votes[pair[firsts]] == most[text[firsts]]))
+        leaving = torn & ~((votes[pair] == most[text]) & (winners[text] == 1))
+    rows, text = rows[torn], text[torn]
+    # Each conflict names a row that says the same with another label.
+    by_text = np.lexsort((table.columns["target"][rows], text))
+    first = rows[by_text[np.searchsorted(text[by_text], text)]]
+    last = rows[by_text[np.searchsorted(text[by_text], text, side="right") - 1]]
+    other = np.where(table.columns["target"][first] == table.columns["target"][rows], last, first)
+    gone = leaving[torn]
+    left.drop(rows[gone], "conflict", other[gone])
 
 
-def _dropped(row: Row, reason: str, detail: str) -> Rejected:
-    return Rejected(row.file, row.line, row.id, reason, detail, kind="dropped")
+def _within(table: Table, splits: Array, left: Left) -> None:
+    """Keeps the first, in the order of what they say, of rows with one key and one label in one split."""
+    rows = np.flatnonzero((splits != TEST) & left.stays)
+    columns = [table.columns["key"][rows], table.columns["target"][rows], splits[rows]]
+    rows = rows[np.lexsort((table.columns["order"][rows], *columns))]
+    if not len(rows):
+        return
+    columns = [table.columns["key"][rows], table.columns["target"][rows], splits[rows]]
+    new = np.r_[True, np.any([column[1:] != column[:-1] for column in columns], axis=0)]
+    first = rows[np.maximum.accumulate(np.where(new, np.arange(len(rows)), 0))]
+    left.drop(rows[~new], "duplicate", first[~new])

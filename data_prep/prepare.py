@@ -1,26 +1,57 @@
 """The stage: source files in, `.data/<digest>/` out.
 
 train.jsonl validation.jsonl calibration.jsonl test.jsonl   {"id", "input": {"text"}, "target", "group"}
-rejected.jsonl                                              {"id", "file", "line", "kind", "reason", "detail"}
-data.json                                                   every count, the labels, the hashes of all of these
+rejected.jsonl    {"id", "file", "line", "kind", "reason", "detail"}
+suspects.csv      rows whose label a linear model doubts
+data.json         every count, what was detected, the hashes of all of these
+data.html         the same for people
+
+Read `main` from top to bottom. Whatever happens, rows read = rows written + rejected + dropped, or the stage fails.
 """
 
-import json
+import os
+import shutil
+import sys
 import time
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep import split
-from data_prep.deduplicate import deduplicate, shared_keys
-from data_prep.rows import Rejected, Row, rows_of
+import numpy as np
+
+from data_prep import describe, lengths, read, report, sources, split, spread, suspects, write
+from data_prep.deduplicate import deduplicate
+from data_prep.rows import Rejected, check_columns, needed_columns
+from data_prep.sources import SourceFile
+from data_prep.table import Table, Writer
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS
 from tasks import KINDS
-from tasks.text import DUPLICATE_KEY
+from tasks.text import label_key
 from tracking import digests, files
 from tracking.run import now
+
+# Below this, starting another process costs more than it saves.
+BYTES_A_PROCESS = 2_000_000
+TOLD_SECONDS = 1.0
+
+
+@dataclass
+class Steps:
+    """How long each step took, told where that is worth a line."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 3)
+        if self.seconds[name] >= TOLD_SECONDS:
+            print(f"data      {name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
 
 
 def main(recipe: Recipe, runs: Path) -> tuple[Path, bool]:
@@ -28,92 +59,129 @@ def main(recipe: Recipe, runs: Path) -> tuple[Path, bool]:
 
     Raises RecipeError where the source cannot be used: then nothing is left behind.
     """
-    _check_source(recipe)
-    digest = digests.of_data(recipe)
+    if recipe.task.kind not in KINDS:
+        raise RecipeError(f"task.kind: {recipe.task.kind} is not built yet; built: {', '.join(KINDS)}")
+    found = sources.find(recipe.data.source)
+    hashes = [sources.sha256(file, recipe.data.source) for file in found]
+    digest = digests.of_data(recipe, [(file.split, file.name, sha) for file, sha in zip(found, hashes, strict=True)])
     folder = runs / ".data" / digest
     if (folder / "data.json").exists():
         return folder, False
-    started = now(), time.perf_counter()
-    read, rejected, sources = _read(recipe)
-    _check_rejected(rejected, sum(source["rows_read"] for source in sources), recipe)
-    _check_ids(read)
-
-    shares = split.shares_of(recipe.data.split, read)
-    splits = _split(read, recipe, shares)
-    before = {name: Counter(row.target for row in rows) for name, rows in splits.items()}
-    # How much of test the source itself gives away: told before the rows that do it leave.
-    leaked = shared_keys(splits["test"], [row for name in SPLITS[:3] for row in splits[name]])
-    kept, dropped = deduplicate(splits, recipe.data.conflicts)
-    labels = _labels(recipe, kept)
-    report = {
-        "schema_version": 1,
-        "digest": digest,
-        "started": started[0],
-        "seconds": round(time.perf_counter() - started[1], 2),
-        "sources": sources,
-        "rows": {
-            "read": sum(source["rows_read"] for source in sources),
-            "written": {name: len(kept[name]) for name in SPLITS},
-            "rejected": Counter(row.reason for row in rejected),
-            "dropped": Counter(row.reason for row in dropped),
-        },
-        "duplicate_key": DUPLICATE_KEY,
-        "near_duplicates": "not looked for",
-        "test_rows_also_elsewhere": leaked,
-        "shares": split.deviations(before, shares),
-        "labels": {label: {"description": about, **_counts(label, kept)} for label, about in labels.items()},
-    }
-    _check_balance(report)
-    _write(folder, kept, rejected + dropped, report)
+    started, steps = now(), Steps()
+    with files.whole_folder(folder) as aside, spread.over(_processes(recipe, found)) as pool:
+        work = aside / ".work"
+        with steps("read and clean"):
+            table, unusable, read_from = _read(found, hashes, recipe, work, pool)
+        _check_ids(table)
+        with steps("split"):
+            assigned = split.assign(table, recipe.data.split, {file.split for file in found})
+        with steps("deduplicate"):
+            left = deduplicate(table, assigned.splits, recipe, pool)
+        labels = spellings(table, recipe)
+        about = descriptions(labels, recipe)
+        with steps("count tokens"):
+            lengths.count(table, recipe, about, left)
+            lengths.drop_too_long(table, assigned.splits, recipe, left)
+        prepared = describe.Prepared(recipe, table, assigned, left, labels, about, unusable)
+        counted = describe.rows(prepared)
+        _check_balance(prepared, counted)
+        with steps("doubt labels"):
+            doubtful, looked_at = suspects.find(table, assigned.splits, labels, left) if labels else ([], 0)
+        with steps("write"):
+            slices = write.splits_of(aside, table, assigned.splits, left, recipe, labels)
+            write.rejected(aside / "rejected.jsonl", unusable, table, assigned.splits, left)
+            suspects.write(aside / "suspects.csv", doubtful, table, assigned.splits)
+        told = {
+            "schema_version": 2,
+            "digest": digest,
+            "started": started,
+            "processes": pool.processes,
+            "seconds": steps.seconds,
+            "sources": read_from,
+            "left_out": sources.left_out(recipe.data.source),
+            "rows": counted,
+            **describe.findings(prepared),
+            "slices": describe.slices(prepared, slices),
+            "suspects": {"rows_looked_at": looked_at, "found": len(doubtful)},
+        }
+        told["sha256"] = {path.name: files.sha256(path) for path in sorted(aside.iterdir()) if path.is_file()}
+        report.write(aside / "data.html", told, prepared, doubtful)
+        files.write_json(aside / "data.json", told)
+        shutil.rmtree(work)
     return folder, True
 
 
-def _check_source(recipe: Recipe) -> None:
-    """Refuses what a recipe may ask for and this stage cannot do yet: to pass over it would be a lie."""
-    source = recipe.data.source
-    if recipe.task.kind not in KINDS:
-        raise RecipeError(f"task.kind: {recipe.task.kind} is not built yet; built: {', '.join(KINDS)}")
-    if not source.files:
-        raise RecipeError("data.source: only path, and train with test, can be read so far; not paths or hub")
-    if recipe.data.split.time is not None:
-        raise RecipeError("data.split.time: splitting by time is not built yet; use group, or give the splits")
-    if recipe.privacy.redact:
-        raise RecipeError(
-            "privacy.redact: redaction is not built yet; remove personal data before, or leave redact out"
-        )
-    for key, path in source.files.items():
-        if not Path(path).is_file():
-            raise RecipeError(f"data.source.{'path' if key == 'all' else key}: there is no file {path}")
+def _processes(recipe: Recipe, found: list[SourceFile]) -> int:
+    if recipe.data.num_proc != "auto":
+        return recipe.data.num_proc
+    size = sum(file.path.stat().st_size for file in found if file.path.is_file())
+    return max(1, min(len(os.sched_getaffinity(0)), size // BYTES_A_PROCESS))
 
 
-def _read(recipe: Recipe) -> tuple[dict[str, list[Row]], list[Rejected], list[dict[str, Any]]]:
-    read: dict[str, list[Row]] = {}
-    rejected: list[Rejected] = []
-    sources = []
-    for name, path in recipe.data.source.files.items():
-        found = list(rows_of(Path(path), recipe))
-        if not found:
-            raise RecipeError(f"{path}: there are no rows below the header")
-        read[name] = [row for row in found if isinstance(row, Row)]
-        rejected += [row for row in found if isinstance(row, Rejected)]
-        about = {
-            "split": name,
-            "file": Path(path).name,
-            "sha256": files.sha256(Path(path)),
-            "bytes": Path(path).stat().st_size,
-        }
-        sources.append({**about, "rows_read": len(found)})
-    return read, rejected, sources
+def _read(
+    found: list[SourceFile], hashes: list[str], recipe: Recipe, work: Path, pool: spread.Spread
+) -> tuple[Table, list[Rejected], list[dict[str, Any]]]:
+    """Reads all files into a table. Returns it, the rows that cannot be used, and what each file was found to be."""
+    unusable: list[Rejected] = []
+    told = []
+    with Writer(work, recipe) as writer:
+        for file, sha256 in zip(found, hashes, strict=True):
+            about, rows = read.read(file, recipe.data.source, needed_columns(recipe, file.split).values())
+            counter = _Counted(rows, file, recipe)
+            given = -1 if file.split == "all" else SPLITS.index(file.split)
+            unusable += writer.add(file.name, given, counter, pool)
+            if not counter.rows:
+                raise RecipeError(f"{file.name}: there are no rows below the header")
+            size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
+            counts = {"rows_read": counter.rows, "detected": about}
+            told.append({"split": file.split, "file": file.name, "sha256": sha256, **size, **counts})
+            if about.get("encoding_guessed"):
+                guess = f"{file.name} is no UTF-8: read as {about['encoding']}; data.source.encoding says it for sure"
+                print(f"data      {guess}", file=sys.stderr)
+        table = writer.table()
+    _check_rejected(unusable, len(table) + len(unusable), recipe)
+    return table, unusable, told
 
 
-def _split(read: dict[str, list[Row]], recipe: Recipe, shares: dict[str, float]) -> dict[str, list[Row]]:
-    """Given splits stay as they are; rows of a source without splits, or of train, are spread by their hash."""
-    splits: dict[str, list[Row]] = {name: [] for name in SPLITS} | {
-        name: rows for name, rows in read.items() if name not in ("all", "train")
-    }
-    for row in read.get("all") or read["train"]:
-        splits[split.assign(row, recipe.data.split, shares)].append(row)
-    return splits
+class _Counted:
+    """The rows of a file, counted as they pass, the columns of the first readable one checked."""
+
+    def __init__(self, rows: Iterator[read.SourceRow], file: SourceFile, recipe: Recipe) -> None:
+        self.rows, self._source, self._file, self._recipe = 0, rows, file, recipe
+
+    def __iter__(self) -> Iterator[read.SourceRow]:
+        unchecked = True
+        for row in self._source:
+            if unchecked and not row.problem:
+                check_columns(str(self._file.path), self._file.split, row.values, self._recipe)
+                unchecked = False
+            self.rows += 1
+            yield row
+
+
+def spellings(table: Table, recipe: Recipe) -> dict[str, str]:
+    """Returns {label as the source writes it: label that it stands for}; {} for tasks without labels.
+
+    That is the listed one where the recipe lists labels, and the most frequent spelling where it does not.
+    """
+    listed = recipe.task.labels
+    if not recipe.data.normalize_labels:
+        return {written: written for written in table.targets}
+    same: dict[str, list[str]] = {}
+    for written, _ in sorted(table.targets.items(), key=lambda item: (-item[1], item[0])):
+        same.setdefault(label_key(written), []).append(written)
+    if listed != "auto":
+        known = {label_key(label): label for label in listed}
+        return {one: one if one in listed else known[key] for key, written in same.items() for one in written}
+    return {one: written[0] for written in same.values() for one in written}
+
+
+def descriptions(labels: dict[str, str], recipe: Recipe) -> dict[str, str]:
+    """Returns {label: description} in prompt order: as the recipe lists them, or those of the rows by alphabet."""
+    listed = recipe.task.labels
+    if listed == "auto":
+        return dict.fromkeys(sorted(set(labels.values())), "")
+    return dict(listed) if isinstance(listed, dict) else dict.fromkeys(listed, "")
 
 
 def _check_rejected(rejected: list[Rejected], rows_read: int, recipe: Recipe) -> None:
@@ -127,32 +195,22 @@ def _check_rejected(rejected: list[Rejected], rows_read: int, recipe: Recipe) ->
     )
 
 
-def _check_ids(read: dict[str, list[Row]]) -> None:
-    first: dict[str, Row] = {}
-    for row in (row for rows in read.values() for row in rows):
-        if (other := first.setdefault(row.id, row)) is not row:
-            raise RecipeError(
-                f"{row.file}:{row.line}: id {row.id!r} stands at {other.file}:{other.line} already; ids must differ, "
-                "or leave data.columns.id out"
-            )
+def _check_ids(table: Table) -> None:
+    ids = table.columns["id"]
+    order = np.argsort(ids, kind="stable")
+    twice = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
+    if len(twice):
+        row, other = int(order[twice[0] + 1]), int(order[twice[0]])
+        raise RecipeError(
+            f"{table.place(row)}: id {table.texts.value('id', row)!r} stands at {table.place(other)} already; "
+            "ids must differ, or leave data.columns.id out"
+        )
 
 
-def _labels(recipe: Recipe, kept: dict[str, list[Row]]) -> dict[str, str]:
-    """The labels in prompt order: as the recipe lists them, or those of the rows in alphabetical order."""
-    listed = recipe.task.labels
-    if listed == "auto":
-        return dict.fromkeys(sorted({row.target for rows in kept.values() for row in rows}), "")
-    return dict(listed) if isinstance(listed, dict) else dict.fromkeys(listed, "")
-
-
-def _counts(label: str, kept: dict[str, list[Row]]) -> dict[str, int]:
-    return {name: sum(row.target == label for row in kept[name]) for name in SPLITS}
-
-
-def _check_balance(report: dict[str, Any]) -> None:
+def _check_balance(prepared: describe.Prepared, rows: dict[str, Any]) -> None:
     """Every label must be learnt from somewhere and asked about somewhere."""
     mistakes = []
-    for label, counts in report["labels"].items():
+    for label, counts in describe.labels(prepared).items():
         total = sum(counts[name] for name in SPLITS)
         if total < 2:
             times = "does not occur" if total == 0 else "occurs once"
@@ -163,24 +221,8 @@ def _check_balance(report: dict[str, Any]) -> None:
         hint = "  Merge the label into another, leave its rows out, or add rows."
         raise RecipeError("\n".join(["labels with too few rows:", *mistakes, hint]))
     for name in ("train", "validation", "test"):
-        if not report["rows"]["written"][name]:
-            raise RecipeError(f"no rows are left for {name}: {report['rows']['read']} were read; see data.split")
-
-
-def _write(folder: Path, kept: dict[str, list[Row]], left: list[Rejected], report: dict[str, Any]) -> None:
-    rows = report["rows"]
-    accounted = sum(rows["written"].values()) + rows["rejected"].total() + rows["dropped"].total()
+        if not rows["written"][name]:
+            raise RecipeError(f"no rows are left for {name}: {rows['read']} were read; see data.split")
+    accounted = sum(rows["written"].values()) + sum(rows["rejected"].values()) + sum(rows["dropped"].values())
     if accounted != rows["read"]:
         raise AssertionError(f"rows read {rows['read']} != written + rejected + dropped {accounted}")
-    with files.whole_folder(folder) as aside:
-        for name in SPLITS:
-            _write_jsonl(aside / f"{name}.jsonl", kept[name])
-        _write_jsonl(aside / "rejected.jsonl", left)
-        report["sha256"] = {path.name: files.sha256(path) for path in sorted(aside.glob("*.jsonl"))}
-        files.write_json(aside / "data.json", report)
-
-
-def _write_jsonl(path: Path, rows: list[Row] | list[Rejected]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(json.dumps(row.json(), ensure_ascii=False) + "\n")

@@ -1,52 +1,103 @@
-"""Which split a row goes to: decided by a keyed hash of its group (or of its text), and by nothing else.
+"""Which split a row goes to: decided by a keyed hash of its group (or of what it says), and by nothing else.
 
 A row's split does not depend on the other rows, so adding rows moves no old one, and rows that say the same go the
-same way. The shares, over all rows and within each label, are therefore met approximately: data.json states how far off
-they are.
+same way. That is also how stratification is kept: a hash does not look at the label, so every label is spread alike,
+up to chance. data.json states how far off each split and each label is.
+
+By time, test is what happened from `data.split.cut` on. Without a cut it is the newest share, whose edge moves as newer
+rows come: data.json states it, to be written into the recipe.
 """
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
-from data_prep.rows import Row
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.table import Table
+from recipes.errors import RecipeError
 from recipes.schema_data import SPLITS, Split
 
+Array = npt.NDArray[Any]
 
-def assign(row: Row, split: Split, shares: dict[str, float]) -> str:
-    """Returns the split of a row: the one whose interval of [0, 1) the row's hash falls into, else train.
+HELD_OUT = ("test", "validation", "calibration")
 
-    `shares` are the held-out splits and their shares, such as {"test": 0.2, "validation": 0.1}.
+
+@dataclass(frozen=True)
+class Assigned:
+    """The split of each row (its place in SPLITS), whether that was ours to choose, the shares that were asked for, and
+    where time cut test off."""
+
+    splits: Array
+    ours: Array
+    shares: dict[str, float]
+    cut: str | None = None
+
+
+def assign(table: Table, split: Split, given: set[str]) -> Assigned:
+    """Returns the split of every row; `given` names the splits that came as files of their own.
+
+    Raises RecipeError where `data.split.cut` is no time, or leaves nothing on one side.
     """
-    key = row.group if row.group is not None else row.key
-    hashed = hashlib.blake2b(key.encode(), key=split.seed.to_bytes(8, "big"), digest_size=8).digest()
-    position = int.from_bytes(hashed, "big") / 2**64
+    shares = {name: share for name in HELD_OUT if name not in given and (share := getattr(split, name))}
+    # Rows of a source without splits, or of a given train file, are ours to spread.
+    ours = spread = np.isin(table.columns["given"], (-1, SPLITS.index("train")))
+    splits = np.where(ours, SPLITS.index("train"), table.columns["given"]).astype(np.int8)
+    position = table.columns["position"].astype(np.float64) / 2.0**64
+    cut = None
+    if split.time is not None and "test" in shares:
+        newest, cut = _newest(table.columns["time"], ours, split)
+        splits[newest] = SPLITS.index("test")
+        spread = ours & ~newest
+        # What is left is spread by hash, so that its shares are still shares of all rows.
+        position = position * (spread.sum() / ours.sum())
+    low = 0.0
     for name, share in shares.items():
-        if position < share:
-            return name
-        position -= share
-    return "train"
+        if name == "test" and split.time is not None:
+            continue
+        splits[spread & (position >= low) & (position < low + share)] = SPLITS.index(name)
+        low += share
+    return Assigned(splits, ours, shares, cut)
 
 
-def shares_of(split: Split, given: Iterable[str]) -> dict[str, float]:
-    """Returns the share of each split that is not given as a file and must be taken from the train rows."""
-    return {
-        name: share
-        for name in ("test", "validation", "calibration")
-        if name not in given and (share := getattr(split, name))
-    }
+def _newest(times: Array, ours: Array, split: Split) -> tuple[Array, str]:
+    """Returns which rows are test by time, and the time from which on they are."""
+    if split.cut is not None:
+        try:
+            edge = datetime.fromisoformat(split.cut)
+        except ValueError:
+            raise RecipeError(
+                f"data.split.cut: {split.cut!r} is no ISO 8601 time, such as 2026-03-01 or 2026-03-01T12:00:00Z"
+            ) from None
+        seconds = (edge if edge.tzinfo else edge.replace(tzinfo=UTC)).timestamp()
+    else:
+        oldest_first = np.sort(times[ours])
+        seconds = float(oldest_first[int(len(oldest_first) * (1 - split.test))])
+    newest = ours & (times >= seconds)
+    told = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    if not newest.any() or newest.sum() == ours.sum():
+        side = "before" if newest.any() else "from"
+        raise RecipeError(f"data.split.time: no row is {side} {told}, where test begins; set data.split.cut")
+    return newest, told
 
 
-def deviations(counts: dict[str, Counter[str]], shares: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Returns for each split its share of all rows, the share asked for, and how far the label farthest off is off.
+def deviations(table: Table, assigned: Assigned) -> dict[str, dict[str, float]]:
+    """Returns for each split that is ours to make the share of rows asked for, the share it has, and how far the label
+    farthest off is off.
 
-    `counts` are the rows of each label for each split, before duplicates leave.
+    Before duplicates leave. Labels of fewer than ten rows are passed over: no share of them means anything.
     """
-    labels: Counter[str] = sum((counts[name] for name in SPLITS if name in counts), Counter())
-    total = sum(labels.values())
+    _, labels = np.unique(table.columns["target"][assigned.ours], return_inverse=True)
+    totals = np.bincount(labels)
     found = {}
-    for name, asked in shares.items():
-        mine = counts.get(name, Counter())
-        worst = max((abs(mine[label] / count - asked) for label, count in labels.items()), default=0.0)
-        found[name] = {"asked": asked, "share": sum(mine.values()) / total, "worst_label_deviation": worst}
+    for name, asked in assigned.shares.items():
+        mine = (assigned.splits == SPLITS.index(name))[assigned.ours]
+        counts = np.bincount(labels[mine], minlength=len(totals))
+        off = np.abs(counts / totals - asked)[totals >= 10]
+        found[name] = {
+            "asked": asked,
+            "share": float(mine.mean()),
+            "worst_label_deviation": float(off.max()) if len(off) else 0.0,
+        }
     return found

@@ -10,6 +10,7 @@ A mistake is reported with file, line, dotted key, what was given, what would do
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,8 @@ def _plain(node: Any) -> Any:
         return {name: _plain(value) for name, value in node.items()}
     if isinstance(node, list):
         return [_plain(value) for value in node]
+    if isinstance(node, date):
+        return node.isoformat()
     if isinstance(node, ScalarBoolean):
         return bool(node)
     for kind in (bool, int, float, str):

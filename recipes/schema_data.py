@@ -1,10 +1,12 @@
 """The sections that say what to do and with which rows: task, data, privacy."""
 
-from typing import Annotated, Literal, Self
+import codecs
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from recipes.section import Name, OpenShare, Section, Share
+from recipes import schema_fields
+from recipes.section import Count, Name, OpenShare, Section, Share
 
 SPLITS = ("train", "validation", "calibration", "test")
 
@@ -19,9 +21,27 @@ class Task(Section):
     """classification: the labels, with descriptions if you have them, or `auto`: those of the rows."""
     json_schema: dict[str, JsonValue] | None = None
     """extraction: the JSON Schema of the answer; its strings bounded by maxLength."""
+    normalizers: dict[Name, list[Literal["whitespace", "case", "punctuation", "amount", "date_dmy", "date_mdy"]]] = {}
+    """extraction: what is evened out in a field before two values are compared; a field not named is compared as is."""
+
+    @field_validator("json_schema")
+    @classmethod
+    def _can_be_held_to(cls, json_schema: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
+        if json_schema is not None:
+            schema_fields.check(json_schema)
+        return json_schema
+
+    @field_validator("normalizers")
+    @classmethod
+    def _of_known_fields(cls, normalizers: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if (json_schema := info.data.get("json_schema")) is not None:
+            schema_fields.check_normalizers(normalizers, json_schema)
+        return normalizers
 
     @model_validator(mode="after")
     def _belongs_to_kind(self) -> Self:
+        if self.normalizers and self.kind != "extraction":
+            raise ValueError(f"normalizers belong to kind extraction, and kind is {self.kind}")
         if self.kind == "extraction" and self.json_schema is None:
             raise ValueError("kind extraction needs json_schema, the JSON Schema of the answer")
         if self.kind != "extraction" and self.json_schema is not None:
@@ -37,17 +57,38 @@ class Task(Section):
 
 
 class Source(Section):
-    """Where the rows are: one of `path`, `paths`, `hub` (split by us), or `train` and `test` (given splits)."""
+    """Where the rows are: one of `path`, `paths`, `hub` (split by us), or `train` and `test` (given splits).
+
+    A path is a file, a glob, a folder of files, or a folder that `datasets` saved: CSV, TSV, JSON, JSONL, each also as
+    .gz or .zst, and Parquet.
+    """
 
     path: Name | None = None
     paths: Annotated[list[Name], Field(min_length=1)] | None = None
     hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
-    revision: Name | None = None
-    """The commit of the hub data set; pinned when given, recorded when resolved."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{7,40}$")] | None = None
+    """The commit of the hub data set: data that can change under a result is no evidence."""
+    config: Name | None = None
+    """The configuration of the hub data set, where it has several."""
     train: Name | None = None
     validation: Name | None = None
     calibration: Name | None = None
     test: Name | None = None
+    encoding: Name = "auto"
+    """A Python codec name, or `auto`: UTF-8, UTF-16, CESU-8, or, said aloud, latin-1 and cp1252."""
+    delimiter: Literal["auto"] | Annotated[str, Field(min_length=1, max_length=1)] = "auto"
+    """What separates the columns of a CSV file."""
+    quotes: bool = True
+    """Whether a double quote opens a quoted field in CSV and TSV; false: it is a character like any other."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_codec(cls, name: str) -> str:
+        try:
+            codecs.lookup("utf-8" if name == "auto" else name)
+        except LookupError:
+            raise ValueError(f"given {name!r}, allowed: auto or a codec of Python, such as utf-8, cp1252") from None
+        return name
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -58,16 +99,21 @@ class Source(Section):
         extra = [name for name in SPLITS[1:] if getattr(self, name) is not None]
         if extra and self.train is None:
             raise ValueError(f"{', '.join(extra)} goes with train (given splits), not with {ways[0]}")
-        if self.revision is not None and self.hub is None:
-            raise ValueError("revision goes with hub")
+        for name in ("revision", "config"):
+            if getattr(self, name) is not None and self.hub is None:
+                raise ValueError(f"{name} goes with hub")
+        if self.hub is not None and self.revision is None:
+            raise ValueError("hub needs revision, the commit of the data set: its page lists them under History")
         return self
 
     @property
-    def files(self) -> dict[str, str]:
-        """Returns {split or "all": path} of the files that this source names."""
+    def given(self) -> dict[str, list[str]]:
+        """Returns {split or "all": paths} as this source names them; {} for a hub data set."""
+        if self.paths is not None:
+            return {"all": self.paths}
         if self.path is not None:
-            return {"all": self.path}
-        return {split: path for split in SPLITS if (path := getattr(self, split)) is not None}
+            return {"all": [self.path]}
+        return {split: [path] for split in SPLITS if (path := getattr(self, split)) is not None}
 
 
 class Columns(Section):
@@ -75,6 +121,11 @@ class Columns(Section):
 
     text: Name = "text"
     label: Name = "label"
+    """classification: the column of the label."""
+    target: Name | None = None
+    """extraction: the column of the whole record, a JSON object; without it, each field is a column of its name."""
+    messages: Name | None = None
+    """A column of chat messages, in place of text and label: the last assistant turn is the answer."""
     id: Name | None = None
     """A column of unique row ids; without it, ids are made from the file and the row number."""
 
@@ -90,7 +141,9 @@ class Split(Section):
     group: Name | None = None
     """A column whose rows with one value all go to one split, such as a customer."""
     time: Name | None = None
-    """A column to sort by: test is the newest rows."""
+    """A column of times (ISO 8601, or seconds since 1970): test is the newest rows."""
+    cut: Name | None = None
+    """The time from which on a row is test. Without it the newest `test` share is, and the cut moves as rows come."""
     seed: Annotated[int, Field(ge=0)] = 17
 
     @model_validator(mode="after")
@@ -100,6 +153,8 @@ class Split(Section):
             raise ValueError(f"test + validation + calibration = {held_out:g} leaves no rows for train")
         if self.time is not None and self.group is not None:
             raise ValueError("time and group can't both decide where a row goes; keep one")
+        if self.cut is not None and self.time is None:
+            raise ValueError("cut goes with time, the column that it cuts")
         return self
 
 
@@ -132,6 +187,12 @@ class Data(Section):
     deduplicate: Deduplicate = Deduplicate()
     conflicts: Literal["drop", "majority", "fail"] = "drop"
     """What becomes of train rows with one text and several labels."""
+    normalize_labels: bool = True
+    """Whether labels that differ in case, spaces, underscores and hyphens alone are one; the original is kept."""
+    too_long: Literal["drop", "fail"] = "drop"
+    """What becomes of train rows of more than train.max_length tokens; no row is ever cut."""
+    num_proc: Literal["auto"] | Count = "auto"
+    """Processes to prepare with; auto: one a core. The bytes written are the same."""
     max_rejected: Share = 0.01
     """Above this share of unusable rows, preparation fails."""
     slices: dict[Name, NotInTrain | By] = {}
@@ -144,3 +205,4 @@ class Privacy(Section):
     data_may_leave: bool = True
     trusted_hosts: list[Name] = []
     redact: list[Literal["email", "phone", "card", "iban", "secret"]] = []
+    """What is replaced by a placeholder before anything is written; the rest is counted."""

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.schema_data import Task
+from tasks.parsed import Parsed
+
+# What `weakest` tells of.
+PARTS = "labels"
 
 
 @dataclass(frozen=True)
@@ -57,23 +61,23 @@ def output_schema(spec: Spec) -> dict[str, Any]:
     return {"type": "string", "enum": list(spec.labels)}
 
 
-def parse(spec: Spec, output: str) -> str | None:
-    """Returns the label that the output is, or None. White space around it is forgiven, nothing else."""
+def parse(spec: Spec, output: str) -> Parsed:
+    """Returns the label that the output is, or problem not_a_label. White space around it is forgiven, nothing else."""
     label = output.strip()
-    return label if label in spec.labels else None
+    return Parsed(label) if label in spec.labels else Parsed(None, "not_a_label")
 
 
-def score(spec: Spec, targets: Sequence[str], answers: Sequence[str | None]) -> dict[str, Any]:
+def score(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict[str, Any]:
     """Returns {"n", "accuracy", "macro_f1", "invalid", "per_class": {label: {"precision", "recall", "f1", "n"}}}.
 
-    An answer that is None counts as wrong. macro_f1 is the mean over the labels that occur among the targets or the
+    An answer with a problem counts as wrong. macro_f1 is the mean over the labels that occur among the targets or the
     answers. Raises ValueError without rows: no rows is no score.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
     if not targets:
         raise ValueError("no rows to score")
-    given = ["" if one is None else one for one in answers]
+    given = ["" if one.problem is not None else one.value for one in answers]
     occurring = [label for label in spec.labels if label in set(targets) | set(given)]
     columns = precision_recall_fscore_support(targets, given, labels=occurring, zero_division=0.0)
     per_class = {
@@ -84,9 +88,19 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[str | None]) -> 
         "n": len(targets),
         "accuracy": sum(a == t for a, t in zip(given, targets, strict=True)) / len(targets),
         "macro_f1": sum(one["f1"] for one in per_class.values()) / len(per_class),
-        "invalid": sum(one is None for one in answers),
+        "invalid": sum(one.problem is not None for one in answers),
         "per_class": per_class,
     }
+
+
+def headline(score: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the figures that stand for a score: in the console, in W&B and on the model card."""
+    return {name: score[name] for name in ("accuracy", "macro_f1")}
+
+
+def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Returns the labels with their F1, the worst first."""
+    return sorted(((name, one["f1"]) for name, one in score["per_class"].items()), key=lambda one: one[1])
 
 
 def _quoted(label: str) -> str:

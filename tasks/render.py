@@ -7,9 +7,11 @@ template, and parity compares the ids.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from recipes.errors import RecipeError
+from recipes.schema_train import Model
 
 Messages = list[dict[str, str]]
 
@@ -20,6 +22,24 @@ class Example:
 
     prompt_ids: list[int]
     completion_ids: list[int]
+
+
+def tokenizer_of(model: Model) -> Any:
+    """Returns the tokenizer of a base model. Raises RecipeError where it is not there, or renders no conversations."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model.base, revision=model.revision)
+    except OSError as error:
+        raise RecipeError(not_found(model, error)) from None
+    if not tokenizer.chat_template:
+        raise RecipeError(
+            f"model.base: the tokenizer of {model.base} has no chat template; "
+            "take an instruction-tuned model, or add chat_template.jinja to the folder"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def prompt_ids(tokenizer: Any, conversations: Sequence[Messages]) -> list[list[int]]:
@@ -53,6 +73,13 @@ def examples(tokenizer: Any, conversations: Sequence[Messages], answers: Sequenc
     return found
 
 
+def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Returns how many tokens each text is by itself."""
+    if tokenizer.is_fast:
+        return [len(one) for one in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    return [len(ids) for ids in _encode(tokenizer, texts)]
+
+
 def template_sha256(tokenizer: Any) -> str:
     """Returns the hash of the chat template, by which a server's template is known to be the trained one."""
     return hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
@@ -68,6 +95,17 @@ def shared_prefix_length(sequences: Sequence[list[int]]) -> int:
     while length < min(len(low), len(high)) and low[length] == high[length]:
         length += 1
     return length
+
+
+def not_found(model: Model, error: OSError) -> str:
+    """Returns what to tell when a base model, or its tokenizer, cannot be loaded."""
+    reason = str(error).splitlines()[0]
+    if Path(model.base).is_dir():
+        return f"model.base: {model.base} cannot be loaded: {reason}"
+    return (
+        f"model.base: {model.base} is neither on this machine nor on the hub: {reason}\n"
+        "  Give a folder, log in to the hub (gated models), or take model.base=pocket to try the pipeline."
+    )
 
 
 def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

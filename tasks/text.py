@@ -2,6 +2,7 @@
 
     clean(" Where\\r\\nis  my card? ")            "Where\\nis my card?"
     duplicate_key("Where is my card?!")         "where is my card"
+    label_key("Refund-Status ")                 "refund status"
 
 Preparation, serving and the gateway clean an input alike, because the model must see in use what it saw in training.
 """
@@ -12,6 +13,7 @@ import unicodedata
 DUPLICATE_KEY = "NFKC, lower case, punctuation and symbols as spaces, whitespace folded"
 
 _NOT_WORDS = re.compile(r"[^\w]+|_+")
+_SEPARATORS = re.compile(r"[\s_-]+")
 _SPACES = re.compile(r"[^\S\n]+")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
@@ -30,3 +32,12 @@ def duplicate_key(text: str) -> str:
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     return _NOT_WORDS.sub(" ", folded).strip() or " ".join(folded.split())
+
+
+def label_key(label: str) -> str:
+    """Returns what spellings of one label share: "Refund-Status", "refund_status" and "refund status" are one.
+
+    Punctuation stays, as in "C" and "C++", and a label of separators alone is its own key.
+    """
+    folded = unicodedata.normalize("NFKC", label).casefold()
+    return _SEPARATORS.sub(" ", folded).strip() or folded

@@ -14,7 +14,7 @@ from hypothesis import settings
 from recipes.demo.support_tickets import tickets
 
 ROOT = Path(__file__).parent.parent
-BANKING77 = ROOT.parent / "shared" / "data" / "banking77"
+REAL_DATA = ROOT.parent / "shared" / "data"
 
 # On a build machine the same examples every time; elsewhere new ones every time.
 settings.register_profile("ci", derandomize=True)
@@ -33,9 +33,16 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def banking77() -> Path:
-    if not (BANKING77 / "train.csv").exists():
+    if not (REAL_DATA / "banking77" / "train.csv").exists():
         pytest.skip("Banking77 is not on this machine (../shared/data/banking77)")
-    return BANKING77
+    return REAL_DATA / "banking77"
+
+
+@pytest.fixture(scope="session")
+def sroie() -> Path:
+    if not (REAL_DATA / "sroie" / "train.jsonl").exists():
+        pytest.skip("SROIE is not on this machine (../shared/data/sroie)")
+    return REAL_DATA / "sroie"
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pocket import corpus
 from recipes.demo.support_phrases import QUEUES
 from recipes.load import POCKET, load
-from tests.conftest import BANKING77, ROOT
+from tests.conftest import REAL_DATA, ROOT
 
 SGD = ROOT.parent / "shared" / "data" / "sgd"
 
@@ -33,8 +33,8 @@ def test_no_label_and_no_phrase_of_what_it_is_scored_on_is_in_its_corpus(sgd: co
     ]
     text = "\n".join(pack.opening + "".join(part.read + part.answer for part in pack.parts) for pack in packs)
     labels = set(QUEUES)
-    if BANKING77.exists():
-        labels |= set(json.loads((BANKING77 / "categories.json").read_text(encoding="utf-8")))
+    if (REAL_DATA / "banking77").exists():
+        labels |= set(json.loads((REAL_DATA / "banking77" / "categories.json").read_text(encoding="utf-8")))
     assert not {label for label in labels if "_" in label and label in text}
     recipe = load("classifier", (), "cpu").recipe
     assert isinstance(recipe.task.labels, dict)

@@ -40,11 +40,12 @@ def mistakes(path: str, *overrides: str, hardware_name: str = "gpu") -> str:
 
 def test_every_recipe_loads_on_every_hardware() -> None:
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    assert names == ["banking77", "classifier"]
+    assert names == ["banking77", "classifier", "extractor", "sroie"]
     assert hardware.names() == ["cpu", "gpu", "multi-gpu", "multi-node"]
     for name in names:
         for machine in hardware.names():
-            assert load(name, (), machine).recipe.task.kind == "classification"
+            kind = "extraction" if name in ("extractor", "sroie") else "classification"
+            assert load(name, (), machine).recipe.task.kind == kind
 
 
 def test_hardware_lies_over_the_recipe_and_set_over_both_and_both_are_told() -> None:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from recipes.errors import RecipeError
 from recipes.schema_data import Task
-from tasks import classification, render
+from tasks import classification, in_figures, render
+from tasks.parsed import UNFINISHED, Parsed
 from tasks.text import clean, duplicate_key
 
 SPEC = classification.specify(
@@ -29,26 +30,23 @@ def test_the_prompt_is_instruction_labels_and_the_input_last() -> None:
 
 
 def test_a_label_is_parsed_and_anything_else_is_not() -> None:
-    assert [
-        classification.parse(SPEC, text) for text in ("late", " late_fee\n", "Late", "late.", "", "latebroken")
-    ] == [
-        "late",
-        "late_fee",
-        None,
-        None,
-        None,
-        None,
-    ]
+    assert classification.parse(SPEC, "late") == Parsed("late")
+    assert classification.parse(SPEC, " late_fee\n") == Parsed("late_fee")
+    for text in ("Late", "late.", "", "latebroken"):
+        assert classification.parse(SPEC, text) == Parsed(None, "not_a_label")
 
 
 def test_the_score_against_a_worked_example() -> None:
-    score = classification.score(SPEC, ["late", "late", "broken", "late"], ["late", "broken", "broken", None])
+    answers = [Parsed("late"), Parsed("broken"), Parsed("broken"), Parsed(None, UNFINISHED)]
+    score = classification.score(SPEC, ["late", "late", "broken", "late"], answers)
     # late: 1 of 1 said, 1 of 3 found; broken: 1 of 2 said, 1 of 1 found. An unreadable answer stays in the count.
     assert (score["n"], score["accuracy"], score["invalid"]) == (4, 0.5, 1)
     assert score["per_class"]["late"] == {"precision": 1.0, "recall": pytest.approx(1 / 3), "f1": 0.5, "n": 3}
     assert score["per_class"]["broken"]["f1"] == pytest.approx(2 / 3)
     assert score["macro_f1"] == pytest.approx((0.5 + 2 / 3) / 2)
     assert "late_fee" not in score["per_class"]
+    assert in_figures(classification.headline(score)) == "accuracy 50.0%, macro-F1 58.3%"
+    assert classification.weakest(score) == [("late", 0.5), ("broken", pytest.approx(2 / 3))]
 
 
 def test_no_rows_is_no_score() -> None:

@@ -117,15 +117,20 @@ def test_not_a_number_is_never_recorded(tmp_path: Path) -> None:
 
 def test_digests_change_with_what_they_depend_on_and_with_nothing_else() -> None:
     plain = load("classifier", (), "cpu").recipe
-    data, training = digests.of_data(plain), digests.of_training(plain, "data")
+    sources = [("all", "tickets.csv", "sha256 of it")]
+    data, training = digests.of_data(plain, sources), digests.of_training(plain, "data")
 
     def changed(setting: str) -> tuple[bool, bool]:
         recipe = load("classifier", [setting], "cpu").recipe
-        return digests.of_data(recipe) != data, digests.of_training(recipe, "data") != training
+        return digests.of_data(recipe, sources) != data, digests.of_training(recipe, "data") != training
 
     assert changed("data.split.seed=18") == (True, False)
     assert changed("train.learning_rate=1e-4") == (False, True)
-    assert changed("task.instruction=Do something else entirely.") == (False, True)
+    # How long a row is depends on the prompt, and what is too long leaves train.
+    assert changed("task.instruction=Do something else entirely.") == (True, True)
+    assert changed("train.max_length=512") == (True, True)
+    assert changed("data.num_proc=2") == (False, False)
+    assert digests.of_data(plain, [("all", "tickets.csv", "another sha256")]) != data
     assert changed("cost.gpu_usd_per_hour=9") == (False, False)
     assert changed("tracking.wandb.mode=off") == (False, False)
 

@@ -1,5 +1,6 @@
 """When is a result still the result? Digests of all that it depends on, and of nothing else."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +8,26 @@ from recipes.schema import Recipe
 from tracking import files
 
 # Raised when the same recipe and bytes would be prepared or trained into something else.
-DATA_VERSION = 1
-TRAIN_VERSION = 1
+DATA_VERSION = 2
+TRAIN_VERSION = 2
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja")
 
 
-def of_data(recipe: Recipe) -> str:
-    """Returns the digest of prepared data: the recipe keys that preparation reads, and the bytes of the source."""
-    source = recipe.data.source
-    keys = recipe.data.model_dump(mode="json", exclude={"source"})
-    hashes = {split: files.sha256(Path(path)) for split, path in source.files.items()}
-    named = {"kind": recipe.task.kind, "labels": recipe.task.labels, "redact": recipe.privacy.redact}
-    return files.digest([DATA_VERSION, named, keys, hashes])
+def of_data(recipe: Recipe, sources: Sequence[tuple[str, str, str]]) -> str:
+    """Returns the digest of prepared data: the recipe keys that it depends on, and (split, name, sha256) of sources.
+
+    Prompt and tokenizer are among them, because a row longer than train.max_length leaves train.
+    """
+    keys = recipe.data.model_dump(mode="json", exclude={"source", "num_proc"})
+    dialect = recipe.data.source.model_dump(mode="json", include={"encoding", "delimiter", "quotes"})
+    prompt = {"task": recipe.task.model_dump(mode="json"), "max_length": recipe.train.max_length}
+    base: Any = [recipe.model.base, recipe.model.revision]
+    if (folder := Path(recipe.model.base)).is_dir():
+        base = {name: files.sha256(folder / name) for name in TOKENIZER if (folder / name).exists()}
+    return files.digest(
+        [DATA_VERSION, keys, dialect, prompt, base, recipe.privacy.redact, [list(one) for one in sources]]
+    )
 
 
 def of_training(recipe: Recipe, data_digest: str) -> str:

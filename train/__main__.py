@@ -11,7 +11,7 @@ def main() -> int:
     parser.add_argument(
         "--fresh", action="store_true", default=fresh, help="train anew though a finished or unfinished run is there"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     from train import launch
 
     return launch.main(arguments)

@@ -16,7 +16,7 @@ from typing import Any
 from recipes.load import POCKET
 from recipes.schema import Recipe
 from recipes.schema_train import VLLM_MAX_RANK, Lora
-from tasks import KINDS, render
+from tasks import KINDS, in_words, render
 from tracking import files
 from tracking.run import Run
 from train.decode import Answer
@@ -30,7 +30,7 @@ def export(
     recipe: Recipe,
     model: Any,
     tokenizer: Any,
-    spec: Any,
+    prompt: Mapping[str, Any],
     scores: Mapping[str, Any],
     probes: Sequence[dict[str, Any]],
 ) -> Path:
@@ -39,7 +39,7 @@ def export(
         model.peft_config["default"].base_model_name_or_path = base_name(recipe)
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         tokenizer.save_pretrained(folder)
-        files.write_json(folder / "prompt.json", prompt(recipe, tokenizer, spec))
+        files.write_json(folder / "prompt.json", prompt)
         lines = (json.dumps(probe, ensure_ascii=False) + "\n" for probe in probes)
         files.write_text(folder / "reference.jsonl", "".join(lines))
         files.write_text(folder / "README.md", card(run, recipe, scores))
@@ -54,8 +54,9 @@ def base_name(recipe: Recipe) -> str:
     return "pocket/model" if recipe.model.base == str(POCKET) else recipe.model.base
 
 
-def prompt(recipe: Recipe, tokenizer: Any, spec: Any) -> dict[str, Any]:
-    """Returns prompt.json: the messages with a place for the input, the labels, the constraint, the template's hash."""
+def prompt(recipe: Recipe, tokenizer: Any, spec: Any, max_answer_tokens: int) -> dict[str, Any]:
+    """Returns prompt.json: the messages with a place for the input, the task, the constraint and the limit of the
+    answer, the template's hash."""
     module = KINDS[recipe.task.kind]
     return {
         "schema_version": 1,
@@ -64,6 +65,7 @@ def prompt(recipe: Recipe, tokenizer: Any, spec: Any) -> dict[str, Any]:
         "output_schema": module.output_schema(spec),
         "grammar": module.grammar(spec),
         "stop": tokenizer.eos_token,
+        "max_answer_tokens": max_answer_tokens,
         "chat_template_sha256": render.template_sha256(tokenizer),
     }
 
@@ -87,8 +89,10 @@ def probes(
 
 def card(run: Run, recipe: Recipe, scores: Mapping[str, Any]) -> str:
     """Returns the model card (README.md) of the adapter."""
-    tuned, base = scores["tuned"], scores["base"]
-    worst = sorted(tuned["per_class"].items(), key=lambda item: float(item[1]["f1"]))[:3]
+    module = KINDS[recipe.task.kind]
+    tuned, base = module.headline(scores["tuned"]), module.headline(scores["base"])
+    rows = "\n".join(f"| {in_words(name)} | {tuned[name]:.1%} | {base[name]:.1%} |" for name in tuned)
+    worst = ", ".join(f"{name} ({f1:.0%})" for name, f1 in module.weakest(scores["tuned"])[:3])
     pocket = (
         "\nThe base is insource's pocket model, which shows the pipeline and is no model for use.\n"
         if recipe.model.base == str(POCKET)
@@ -105,13 +109,12 @@ tags: [lora, insource, {recipe.task.kind}]
 
 A LoRA adapter trained by insource, run `{run.id}`.
 {pocket}
-| validation, {tuned["n"]} rows | tuned | untuned base |
+| validation, {scores["tuned"]["n"]} rows | tuned | untuned base |
 |---|---|---|
-| accuracy | {tuned["accuracy"]:.1%} | {base["accuracy"]:.1%} |
-| macro-F1 | {tuned["macro_f1"]:.1%} | {base["macro_f1"]:.1%} |
+{rows}
 
 Decoded greedily under the task's output constraint, as serving does, on rows that were not trained on.
-Weakest labels by F1: {", ".join(f"{label} ({float(figures['f1']):.0%})" for label, figures in worst)}.
+Weakest {module.PARTS} by F1: {worst}.
 The sealed test set was not opened.
 
 - Base: {base_name(recipe)}, quantization while training: {recipe.model.quantization}

@@ -1,29 +1,11 @@
-"""The base model as it is trained against: tokenizer, quantized weights, LoRA on top."""
+"""The base model as it is trained against: quantized weights, LoRA on top."""
 
-from pathlib import Path
 from typing import Any
 
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_train import Lora
-
-
-def tokenizer_of(recipe: Recipe) -> Any:
-    """Returns the base's tokenizer. Raises RecipeError where it has no chat template to render prompts with."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(recipe.model.base, revision=recipe.model.revision)
-    except OSError as error:
-        raise RecipeError(_not_found(recipe, error)) from None
-    if not tokenizer.chat_template:
-        raise RecipeError(
-            f"model.base: the tokenizer of {recipe.model.base} has no chat template; "
-            "take an instruction-tuned model, or add chat_template.jinja to the folder"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+from tasks import render
 
 
 def base_model(recipe: Recipe) -> Any:
@@ -56,7 +38,7 @@ def base_model(recipe: Recipe) -> Any:
             use_safetensors=True,
         )
     except OSError as error:
-        raise RecipeError(_not_found(recipe, error)) from None
+        raise RecipeError(render.not_found(recipe.model, error)) from None
     keep_weights_in_place(model)
     return model.eval()
 
@@ -99,12 +81,3 @@ def float32_adapter(model: Any) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
     return model
-
-
-def _not_found(recipe: Recipe, error: OSError) -> str:
-    if Path(recipe.model.base).is_dir():
-        return f"model.base: {recipe.model.base} cannot be loaded: {str(error).splitlines()[0]}"
-    return (
-        f"model.base: {recipe.model.base} is neither on this machine nor on the hub: {str(error).splitlines()[0]}\n"
-        "  Give a folder, log in to the hub (gated models), or take model.base=pocket to try the pipeline."
-    )

@@ -14,6 +14,7 @@ from recipes import command
 from recipes.errors import StageError
 from recipes.load import POCKET, Loaded, load
 from recipes.schema import Recipe
+from tasks import KINDS, in_figures
 from tracking import digests, environment, files, run
 from tracking.run import Run
 
@@ -121,10 +122,11 @@ def _conclude(done: Run) -> int:
 
 def summary(done: Run) -> list[str]:
     """Returns what a finished training says of itself: the two scores and where the adapter is."""
+    task = KINDS[done.recipe().task.kind]
     scores: dict[str, Any] = done.stage("train")["metrics"]["validation"]
     tuned, base = scores["tuned"], scores["base"]
     return [
         f"adapter   {os.path.relpath(done.folder / 'adapter')}",
-        f"tuned     accuracy {tuned['accuracy']:.1%}, macro-F1 {tuned['macro_f1']:.1%}  ({tuned['n']} validation rows)",
-        f"untuned   accuracy {base['accuracy']:.1%}, macro-F1 {base['macro_f1']:.1%}  (the same base before training)",
+        f"tuned     {in_figures(task.headline(tuned))}  ({tuned['n']} validation rows)",
+        f"untuned   {in_figures(task.headline(base))}  (the same base before training)",
     ]

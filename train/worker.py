@@ -4,6 +4,7 @@ Read `main` from top to bottom: rows, prompts, checks, the base and its score, t
 """
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from recipes import command
 from recipes.errors import RecipeError, StageError
 from recipes.schema import Recipe
 from tasks import KINDS, render
+from tasks.parsed import UNFINISHED, Parsed
 from tracking import files, weights_and_biases
 from tracking import run as runs
 from tracking.run import Run
@@ -21,6 +23,11 @@ from train.decode import Answer, decode
 from train.fit import fit, last_whole_checkpoint, peak_memory_bytes, total_updates
 
 Row = dict[str, Any]
+
+# An answer may take more tokens than any in train, and by other tokens than the tokenizer's own; what ends sooner
+# costs nothing.
+ANSWER_ROOM = 1.5
+LEAST_ANSWER_TOKENS = 64
 
 
 def main(recipe: Recipe, run: Run) -> None:
@@ -35,7 +42,7 @@ def main(recipe: Recipe, run: Run) -> None:
     task = KINDS[recipe.task.kind]
     spec = task.specify(recipe.task, labels_of(run))
 
-    tokenizer = base.tokenizer_of(recipe)
+    tokenizer = render.tokenizer_of(recipe.model)
     conversations = [task.messages(spec, row["input"]) for row in train_rows]
     examples = render.examples(tokenizer, conversations, [task.answer(spec, row["target"]) for row in train_rows])
     prompts = render.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
@@ -43,22 +50,24 @@ def main(recipe: Recipe, run: Run) -> None:
     model = base.base_model(recipe)
     preflight.check(examples, [row["id"] for row in train_rows], tokenizer, recipe, model.config)
     plan = plan_packs(recipe, run, model, examples)
-    untuned = answers("untuned", model, tokenizer, prompts, task.grammar(spec))
+    limit = max_answer_tokens(examples)
+    untuned = answers("untuned", model, tokenizer, prompts, task.grammar(spec), limit)
 
     model = base.with_adapter(model, recipe.lora, recipe.train.seed)
     say(*header(model, recipe, plan, len(train_rows), len(validation_rows)), *preflight.sample(examples[0], tokenizer))
     wandb_run = weights_and_biases.start(run, recipe, weights_and_biases.config(recipe, adapter.base_name(recipe)))
     trained = fit(recipe, run, model, tokenizer, examples, plan, wandb_run)
 
-    tuned = answers("tuned", model, tokenizer, prompts, task.grammar(spec))
+    tuned = answers("tuned", model, tokenizer, prompts, task.grammar(spec), limit)
     scores = {
         "tuned": score(task, spec, validation_rows, tuned),
         "base": score(task, spec, validation_rows, untuned),
     }
     probes = adapter.probes(validation_rows, prompts, tuned)
-    folder = adapter.export(run, recipe, model, tokenizer, spec, scores, probes)
+    prompt = adapter.prompt(recipe, tokenizer, spec, limit)
+    folder = adapter.export(run, recipe, model, tokenizer, prompt, scores, probes)
     weights_and_biases.finish(
-        wandb_run, run, headline(scores), {f"data_{name}_sha256": sha for name, sha in hashes.items()}
+        wandb_run, run, headline(task, scores), {f"data_{name}_sha256": sha for name, sha in hashes.items()}
     )
     spent = {"seconds": round(time.monotonic() - began, 1), "peak_memory_bytes": peak_memory_bytes()}
     runs.end(run, "train", "done", "done", sorted(folder.iterdir()), validation=scores, **trained, **spent)
@@ -91,24 +100,31 @@ def plan_packs(recipe: Recipe, run: Run, model: Any, examples: list[render.Examp
     return packing.plan(examples, train, recipe.accelerate.num_processes)
 
 
-def answers(what: str, model: Any, tokenizer: Any, prompts: list[list[int]], grammar: str) -> list[Answer]:
-    """Returns the model's answers to the validation prompts, with progress."""
+def max_answer_tokens(examples: list[render.Example]) -> int:
+    """Returns how many tokens an answer may have, here and where the adapter is served."""
+    return max(LEAST_ANSWER_TOKENS, math.ceil(ANSWER_ROOM * max(len(one.completion_ids) for one in examples)))
+
+
+def answers(what: str, model: Any, tokenizer: Any, prompts: list[list[int]], grammar: str, limit: int) -> list[Answer]:
+    """Returns the model's answers to the validation prompts, each of at most `limit` tokens, with progress."""
     from train.progress import bar
 
     with bar(what, len(prompts)) as advance:
-        return decode(model, tokenizer, prompts, grammar, on_batch=advance)
+        return decode(model, tokenizer, prompts, grammar, max_new_tokens=limit, on_batch=advance)
 
 
 def score(task: Any, spec: Any, rows: list[Row], decoded: list[Answer]) -> dict[str, Any]:
     """Returns the task's score; an answer that did not end counts as wrong."""
-    parsed = [task.parse(spec, one.text) if one.complete else None for one in decoded]
+    parsed = [task.parse(spec, one.text) if one.complete else Parsed(None, UNFINISHED) for one in decoded]
     return task.score(spec, [row["target"] for row in rows], parsed)  # type: ignore[no-any-return]
 
 
-def headline(scores: dict[str, Any]) -> dict[str, float]:
+def headline(task: Any, scores: dict[str, Any]) -> dict[str, float]:
     """Returns the figures that stand beside a run's name in W&B."""
     names = {"tuned": "validation/", "base": "validation/untuned_"}
-    return {before + name: scores[which][name] for which, before in names.items() for name in ("accuracy", "macro_f1")}
+    return {
+        before + name: value for which, before in names.items() for name, value in task.headline(scores[which]).items()
+    }
 
 
 def header(model: Any, recipe: Recipe, plan: packing.Plan, train_rows: int, validation_rows: int) -> list[str]:

@@ -1,0 +1,215 @@
+"""Data preparation at scale: `python -m bench.data_prep` times 10,000, 100,000 and 1,000,000 rows, and a million of
+which 30% are near-duplicates; it writes bench/results/data_prep.json and prints the table.
+
+The rows are SYNTHETIC: messages of the demo's generator, each with details of its own (an order, a product, a place, a
+day), so that they differ as real ones do. A near-duplicate is an earlier row with one to three slips of the finger.
+
+    T0000017,"My thermostat wont stop beeping. Order 48213-77, the Velmora 310, from Brenloft on 3 May.",device_fault
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from recipes.demo.support_tickets import tickets
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results" / "data_prep.json"
+SHAPES = ((10_000, 0.0), (100_000, 0.0), (1_000_000, 0.0), (1_000_000, 0.3))
+SYLLABLES = (
+    "bren",
+    "vel",
+    "mor",
+    "ta",
+    "lun",
+    "kes",
+    "ri",
+    "dal",
+    "fen",
+    "os",
+    "wick",
+    "ham",
+    "por",
+    "zel",
+    "ani",
+    "gru",
+)
+MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October")
+DETAILS = (
+    "Order {order}, the {product} {number}, bought in {place} on {day} {month}.",
+    "It is the {product} from {place}, reference {order}, paid {number} on {day} {month}.",
+    "Reference {order}. {place}, {day} {month}, {product} {number}.",
+    "This is about {product} {number} and my order {order} of {day} {month}, sent to {place}.",
+    "I live in {place}; the {product} came on {day} {month} under {order} with {number} inside.",
+)
+RECIPE = """\
+task: {kind: classification, instruction: Choose the queue for the customer's message.}
+data:
+  source: {path: rows.csv}
+  columns: {text: message, label: queue, id: ticket_id}
+model: {base: pocket}
+"""
+
+
+def rows(count: int, near_share: float, seed: int) -> Iterator[tuple[str, str, str]]:
+    """Yields (id, message, queue); `near_share` of the rows are slips of one of the last 10,000."""
+    rng = random.Random(seed)
+    recent: list[tuple[str, str]] = []
+    for at, ticket in enumerate(tickets(count, seed)):
+        if recent and rng.random() < near_share:
+            text, queue = rng.choice(recent)
+            text = slip(text, rng)
+        else:
+            text, queue = f"{ticket.message} {details(rng)}", ticket.queue
+            if len(recent) < 10_000:
+                recent.append((text, queue))
+            else:
+                recent[rng.randrange(10_000)] = text, queue
+        yield f"T{at:07d}", text, queue
+
+
+def details(rng: random.Random) -> str:
+    """Returns a sentence that hardly any other row has."""
+
+    def word() -> str:
+        return "".join(rng.choices(SYLLABLES, k=rng.randint(2, 4))).capitalize()
+
+    return rng.choice(DETAILS).format(
+        order=f"{rng.randrange(100_000):05d}-{rng.randrange(100):02d}",
+        product=word(),
+        number=rng.randrange(100, 1000),
+        place=word(),
+        day=rng.randint(1, 28),
+        month=rng.choice(MONTHS),
+    )
+
+
+def slip(text: str, rng: random.Random) -> str:
+    """Returns the text with one to three letters changed."""
+    letters = list(text)
+    for _ in range(rng.randint(1, 3)):
+        letters[rng.randrange(len(letters))] = rng.choice("abcdefghijklmnopqrstuvwxyz")
+    return "".join(letters)
+
+
+def measure(count: int, near_share: float) -> dict[str, Any]:
+    """Returns the figures of one preparation, run as a user runs it, in a folder that is removed."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("ticket_id", "message", "queue"))
+            writer.writerows(rows(count, near_share, seed=11))
+        (folder / "rows.yaml").write_text(RECIPE, encoding="utf-8")
+        asked = [sys.executable, "-m", "data_prep", str(folder / "rows.yaml"), "--hardware", "cpu", "--runs", name]
+        began = time.perf_counter()
+        process = subprocess.Popen(asked, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        peak = Peak(process.pid)
+        output, errors = process.communicate()
+        wall = time.perf_counter() - began
+        if process.returncode:
+            raise SystemExit(f"data_prep ended with {process.returncode}:\n{errors}")
+        report = json.loads((Path(output.strip()) / "data.json").read_text(encoding="utf-8"))
+        seconds = report["seconds"]
+        return {
+            "shape": f"{count:,} rows" + (f", {near_share:.0%} near-duplicates" if near_share else ""),
+            "system": "insource",
+            "command": "python -m bench.data_prep",
+            "rows": count,
+            "source_bytes": (folder / "rows.csv").stat().st_size,
+            "processes": report["processes"],
+            "rows_per_second": round(count / wall),
+            "seconds": round(wall, 1),
+            "step_seconds": seconds,
+            "step_rows_per_second": {step: round(count / max(spent, 1e-3)) for step, spent in seconds.items()},
+            "peak_memory_bytes": peak.bytes,
+            "near_duplicates_dropped": sum(n for why, n in report["rows"]["dropped"].items() if why.startswith("near")),
+            "dropped": report["rows"]["dropped"],
+            "hardware": f"{os.cpu_count()} cores, {cpu()}",
+            "python": platform.python_version(),
+            "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        }
+
+
+class Peak:
+    """The most memory that a process and its children held together, sampled five times a second.
+
+    Resident sizes are summed, so pages that processes share are counted more than once: the true peak is lower.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.bytes, self._pid = 0, pid
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def _sample(self) -> None:
+        while (now := sum(map(resident_bytes, family(self._pid)))) or Path(f"/proc/{self._pid}").exists():
+            self.bytes = max(self.bytes, now)
+            time.sleep(0.2)
+
+
+def family(pid: int) -> list[int]:
+    """Returns a process and all that descend from it."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    except OSError:
+        return [pid]
+    return [pid, *(one for child in children for one in family(int(child)))]
+
+
+def resident_bytes(pid: int) -> int:
+    """Returns the resident size of a process, 0 where it has ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu() -> str:
+    """Returns the name of the processor."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def table(results: list[dict[str, Any]]) -> list[str]:
+    """Returns the figures as lines of a Markdown table."""
+    steps = list(results[0]["step_seconds"])
+    lines = [
+        "| rows | seconds | rows/s | peak memory | " + " | ".join(f"{step}, rows/s" for step in steps) + " |",
+        "|---" * (4 + len(steps)) + "|",
+    ]
+    for one in results:
+        rates = " | ".join(f"{one['step_rows_per_second'][step]:,}" for step in steps)
+        memory = f"{one['peak_memory_bytes'] / 2**30:.2f} GiB"
+        lines.append(f"| {one['shape']} | {one['seconds']:,} | {one['rows_per_second']:,} | {memory} | {rates} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.data_prep", description="Time data preparation at scale.")
+    parser.add_argument("--most", type=int, default=1_000_000, help="leave out what has more rows")
+    most = parser.parse_args().most
+    results = []
+    for count, near_share in SHAPES:
+        if count <= most:
+            results.append(measure(count, near_share))
+            print(f"{results[-1]['shape']}: {results[-1]['seconds']} s", file=sys.stderr, flush=True)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(table(results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""What was found in the data, as data.json states it and data.html shows it."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_prep import deduplicate, near, split
+from data_prep.deduplicate import REASONS, TEST, TRAIN, Left
+from data_prep.rows import Rejected, slice_columns
+from data_prep.split import Assigned
+from data_prep.table import Array, Table, target_hash
+from recipes.schema import Recipe
+from recipes.schema_data import SPLITS, NotInTrain
+from tasks import privacy
+from tasks.text import DUPLICATE_KEY
+
+BINS = 30
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known of the rows once it is decided which of them stay."""
+
+    recipe: Recipe
+    table: Table
+    assigned: Assigned
+    left: Left
+    spellings: dict[str, str]
+    """{label as the source writes it: label that it stands for}."""
+    descriptions: dict[str, str]
+    unusable: list[Rejected]
+
+    @property
+    def written(self) -> dict[str, Array]:
+        """Returns for each split which rows are written (bool)."""
+        return {name: self.left.stays & (self.assigned.splits == at) for at, name in enumerate(SPLITS)}
+
+
+def rows(prepared: Prepared) -> dict[str, Any]:
+    """Returns how many rows were read, written, rejected and dropped, by split and by reason."""
+    dropped = Counter(REASONS[reason] for reason in prepared.left.reason[~prepared.left.stays])
+    return {
+        "read": len(prepared.table) + len(prepared.unusable),
+        "written": {name: int(mine.sum()) for name, mine in prepared.written.items()},
+        "rejected": dict(Counter(row.reason for row in prepared.unusable)),
+        "dropped": dict(sorted(dropped.items())),
+    }
+
+
+def findings(prepared: Prepared) -> dict[str, Any]:
+    """Returns the parts of data.json that say what is in the rows."""
+    table, data, splits = prepared.table, prepared.recipe.data, prepared.assigned.splits
+    return {
+        "split": {
+            "by": _split_by(prepared),
+            "cut": prepared.assigned.cut,
+            "shares": split.deviations(table, prepared.assigned),
+        },
+        "duplicate_key": DUPLICATE_KEY,
+        "near_duplicates": {
+            "threshold": data.deduplicate.near,
+            "shingle": data.deduplicate.shingle,
+            "found_at_threshold": round(near.recall(data.deduplicate.near), 6),
+        },
+        "test_rows_also_elsewhere": deduplicate.leaks(table, splits),
+        "labels": labels(prepared),
+        "fields": fields(table),
+        "tokens": tokens(prepared),
+        "personal_data": personal_data(prepared),
+        "system_prompts_replaced": len(table.systems),
+    }
+
+
+def labels(prepared: Prepared) -> dict[str, dict[str, Any]]:
+    """Returns {label: {"description", split: rows written, "spellings": {as written: rows} if several}}."""
+    if not prepared.descriptions:
+        return {}
+    hashed = prepared.table.columns["target"]
+    rows_of = _hash_of_label(prepared)
+    written = {name: Counter(hashed[mine].tolist()) for name, mine in prepared.written.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for label, about in prepared.descriptions.items():
+        found[label] = {"description": about, **{name: written[name][rows_of.get(label, -1)] for name in SPLITS}}
+        spelt = {one: count for one, count in prepared.table.targets.items() if prepared.spellings[one] == label}
+        if set(spelt) - {label}:
+            found[label]["spellings"] = spelt
+    return found
+
+
+def _hash_of_label(prepared: Prepared) -> dict[str, int]:
+    return {label: target_hash(spelling, prepared.recipe) for spelling, label in prepared.spellings.items()}
+
+
+def fields(table: Table) -> dict[str, dict[str, dict[str, int]]]:
+    """Returns {field: {split as given: {state: rows}}} of records, before duplicates leave; {} for other tasks."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for (split_name, name, state), count in sorted(table.states.items()):
+        found.setdefault(name, {}).setdefault(split_name, {})[state] = count
+    return found
+
+
+def tokens(prepared: Prepared) -> dict[str, Any]:
+    """Returns the lengths of the rows in tokens: a histogram a split, and how many are over max_length."""
+    limit, lengths = prepared.recipe.train.max_length, prepared.table.columns["tokens"]
+    counted = lengths[lengths >= 0]
+    if not len(counted):
+        return {"max_length": limit}
+    edges = np.unique(np.linspace(counted.min(), counted.max() + 1, BINS + 1).astype(int))
+    return {
+        "max_length": limit,
+        "longest": int(counted.max()),
+        "median": int(np.median(counted)),
+        "over_max_length": {name: int((lengths[mine] > limit).sum()) for name, mine in prepared.written.items()},
+        "histogram": {
+            "edges": edges.tolist(),
+            **{name: np.histogram(lengths[mine], edges)[0].tolist() for name, mine in prepared.written.items()},
+        },
+    }
+
+
+def personal_data(prepared: Prepared) -> dict[str, Any]:
+    """Returns {kind: {"rows", "redacted"}}: counts, never values."""
+    flags = prepared.table.columns["found"]
+    return {
+        kind: {"rows": int((flags >> at & 1).sum()), "redacted": kind in prepared.recipe.privacy.redact}
+        for at, kind in enumerate(privacy.KINDS)
+    }
+
+
+def slices(prepared: Prepared, counted: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns {slice: {"of", "values": {value: {split: rows}}}}.
+
+    Of a not_in_train slice also how many test rows bear a value of the source's own train rows, compared as it is
+    written: fewer of them are in train once validation and calibration are taken out of it.
+    """
+    found: dict[str, Any] = {}
+    columns = slice_columns(prepared.recipe)
+    for at, (name, one) in enumerate(prepared.recipe.data.slices.items()):
+        found[name] = {"of": columns[name], "values": counted[name]}
+        if isinstance(one, NotInTrain) and (prepared.table.columns["given"] == TEST).any():
+            found[name]["test_rows_known_to_given_train"] = _known_to_given_train(prepared.table, at)
+    return found
+
+
+def _known_to_given_train(table: Table, slice_number: int) -> int:
+    given, values = table.columns["given"], {TRAIN: Counter[str](), TEST: Counter[str]()}
+    for first, batch in table.texts.batches():
+        own = [lines.split("\n")[slice_number] for lines in batch.column("slices").to_pylist()]
+        for place, counter in values.items():
+            counter.update(value for value, at in zip(own, given[first : first + len(own)], strict=True) if at == place)
+    return sum(count for value, count in values[TEST].items() if value in values[TRAIN])
+
+
+def _split_by(prepared: Prepared) -> str:
+    given, asked = prepared.table.columns["given"], prepared.recipe.data.split
+    unit = f"group {asked.group}" if asked.group else "what the row says"
+    ours = f"keyed hash of {unit}, seed {asked.seed}"
+    if asked.time is not None:
+        ours = f"time {asked.time} (test), {ours}"
+    return ours if (given == -1).all() else f"given files, {ours} for the rest"

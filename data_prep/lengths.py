@@ -1,0 +1,75 @@
+"""How many tokens each row is, by the base model's own tokenizer and chat template.
+
+A prompt is the same up to its input, so the opening is counted once and each row's own part by itself. Tokens may join
+across that seam: rows near the limit are therefore counted whole.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from data_prep.deduplicate import TRAIN, Left
+from data_prep.table import Array, Table
+from recipes.errors import RecipeError
+from recipes.schema import Recipe
+from tasks import KINDS, render
+
+SEAM_TOKENS = 8
+# Characters that no text holds, in the place of the input and of the answer.
+INPUT, ANSWER = "\ue000input\ue001", "\ue000answer\ue001"
+
+
+def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left) -> Array:
+    """Returns the tokens of each row that stays, prompt and answer and stop token; -1 for the others."""
+    task = KINDS[recipe.task.kind]
+    spec = task.specify(recipe.task, labels)
+    tokenizer = render.tokenizer_of(recipe.model)
+    before, between, after = _seams(tokenizer, task.messages(spec, {"text": INPUT}))
+    shared = sum(render.token_counts(tokenizer, [before, after]))
+    tokens = table.columns["tokens"]
+    for first, batch in table.texts.batches():
+        rows = np.flatnonzero(left.stays[first : first + batch.num_rows])
+        if not len(rows):
+            continue
+        texts, targets = batch.column("text").take(rows).to_pylist(), batch.column("target").take(rows).to_pylist()
+        own = np.array(render.token_counts(tokenizer, [text + between for text in texts]), np.int32)
+        # Labels are few and come again and again; records are as many as rows.
+        different = list(dict.fromkeys(targets))
+        answers = dict(zip(different, render.token_counts(tokenizer, different), strict=True))
+        tokens[first + rows] = shared + own + np.array([answers[target] for target in targets], np.int32)
+        close = np.flatnonzero(np.abs(tokens[first + rows] - recipe.train.max_length) <= SEAM_TOKENS)
+        for at in close:
+            target = targets[at] if recipe.task.kind == "classification" else json.loads(targets[at])
+            conversation = task.messages(spec, {"text": texts[at]})
+            example = render.examples(tokenizer, [conversation], [task.answer(spec, target)])[0]
+            tokens[first + rows[at]] = len(example.prompt_ids) + len(example.completion_ids)
+    return tokens
+
+
+def drop_too_long(table: Table, splits: Array, recipe: Recipe, left: Left) -> None:
+    """Makes train rows over max_length leave, or stops the stage; held-out rows stay, for they count.
+
+    Raises RecipeError naming the longest row where data.too_long is fail.
+    """
+    limit = recipe.train.max_length
+    rows = np.flatnonzero((splits == TRAIN) & left.stays & (table.columns["tokens"] > limit))
+    if len(rows) and recipe.data.too_long == "fail":
+        longest = int(rows[np.argmax(table.columns["tokens"][rows])])
+        raise RecipeError(
+            f"{table.place(longest)}: {len(rows)} train rows are longer than train.max_length ({limit} tokens), "
+            f"this one {table.columns['tokens'][longest]}; raise train.max_length, or set data.too_long: drop"
+        )
+    left.drop(rows, "too_long")
+
+
+def _seams(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, str, str]:
+    """Returns what the template writes before the input, between input and answer, and after up to the stop token."""
+    answered = [*messages, {"role": "assistant", "content": ANSWER}]
+    text = tokenizer.apply_chat_template(answered, tokenize=False)
+    before, found, rest = text.partition(INPUT)
+    between, also, after = rest.partition(ANSWER)
+    if not found or not also:
+        raise RecipeError(f"model.base: the chat template of {tokenizer.name_or_path} leaves the message out")
+    stop = tokenizer.eos_token
+    return before, between, after[: after.find(stop) + len(stop)] if stop in after else after

@@ -1,0 +1,242 @@
+"""What a recipe names as its source, to the files that it means.
+
+in   data.source: {path: exports/}     holding 2024/may.csv.gz, june.jsonl, notes.txt
+out  SourceFile("all", exports/2024/may.csv.gz, "2024/may.csv.gz", "csv", "gz"),
+     SourceFile("all", exports/june.jsonl, "june.jsonl", "jsonl", None); left out: notes.txt
+"""
+
+import glob
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from recipes.errors import RecipeError
+from recipes.schema_data import Source
+from tracking import files
+
+KINDS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
+KNOWN = f"{', '.join(KINDS)}, each of them but .parquet also as {' or '.join(COMPRESSIONS)}"
+
+# How data sets name their splits, and how we do.
+SPLIT_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "calibration": "calibration",
+    "test": "test",
+}
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source, or one split of a data set; `split` is "all" where the source does not say."""
+
+    split: str
+    path: Path
+    name: str
+    """As in messages and row ids; no two files of a source share it."""
+    kind: str
+    compression: str | None = None
+
+
+def find(source: Source) -> list[SourceFile]:
+    """Returns the files of a source in an order that does not change.
+
+    Raises RecipeError with the recipe's key where nothing is there or nothing of it can be read, and StageError where
+    the hub does not answer.
+    """
+    return _look(source)[0]
+
+
+def left_out(source: Source) -> list[str]:
+    """Returns what lies in the source's folders and is not read, because its suffix or its split is not known."""
+    return _look(source)[1]
+
+
+def sha256(file: SourceFile, source: Source) -> str:
+    """Returns the hash of the file's bytes; of a saved data set, one over all its files; of the hub's, its commit."""
+    if file.kind == "hub":
+        return f"{source.hub}@{source.revision}" + (f":{source.config}" if source.config else "")
+    try:
+        if file.kind != "dataset":
+            return files.sha256(file.path)
+        hashes = {path.relative_to(file.path).as_posix(): files.sha256(path) for path in _walk(file.path)}
+    except OSError as error:
+        raise RecipeError(
+            f"{file.name}: the file cannot be read ({error.strerror}); give this user the right to"
+        ) from None
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def _look(source: Source) -> tuple[list[SourceFile], list[str]]:
+    if source.hub is not None:
+        from data_prep import hub  # late: it imports Arrow
+
+        return _by_split("data.source.hub", source.hub, [(name, Path(source.hub)) for name in hub.splits(source)])
+    found: list[SourceFile] = []
+    skipped: list[str] = []
+    for split, paths in source.given.items():
+        for number, given in enumerate(paths):
+            key = "path" if source.path else f"paths[{number}]" if source.paths else split
+            here, beside = _at(f"data.source.{key}", split, given)
+            found += here
+            skipped += beside
+    _refuse_twice(found)
+    return _with_distinct_names(found), skipped
+
+
+def _at(key: str, split: str, given: str) -> tuple[list[SourceFile], list[str]]:
+    """The files behind one path of the recipe, and what beside them is not read."""
+    path = Path(given)
+    try:
+        if path.is_dir():
+            return _in_folder(key, split, path)
+        if path.exists():
+            return [_file(key, split, path, path.name)], []
+        if glob.has_magic(given):
+            return _in_glob(key, split, given)
+    except OSError as error:
+        raise RecipeError(f"{key}: {given} cannot be looked into ({error.strerror})") from None
+    if path.is_symlink():
+        raise RecipeError(f"{key}: {given} is a link to {path.readlink()}, and there is nothing")
+    raise RecipeError(f"{key}: there is no file {given}")
+
+
+def _file(key: str, split: str, path: Path, name: str) -> SourceFile:
+    if not path.is_file():
+        raise RecipeError(f"{key}: {path} is neither a file nor a folder; write what it holds to a file")
+    known = _kind(path)
+    if known is None:
+        raise RecipeError(f"{key}: {path.name}: unknown kind of file {path.suffix!r}; known: {KNOWN}")
+    return SourceFile(split, path, name, *known)
+
+
+def _kind(path: Path) -> tuple[str, str | None] | None:
+    """What the suffixes say: ("csv", "gz") of rows.csv.gz; None where they say nothing that can be read."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
+    if compression:
+        suffixes.pop()
+    kind = KINDS.get(suffixes[-1]) if suffixes else None
+    if kind is None or (kind == "parquet" and compression):
+        return None
+    return kind, compression
+
+
+def _in_folder(key: str, split: str, folder: Path) -> tuple[list[SourceFile], list[str]]:
+    saved = _saved_splits(folder)
+    if saved is not None:
+        if not saved:
+            return [SourceFile(split, folder, folder.resolve().name, "dataset")], []
+        inside = [(name, folder / name) for name in saved]
+        if key == "data.source.path":
+            return _by_split(key, folder.resolve().name, inside)
+        if split != "all":
+            raise RecipeError(f"{key}: {folder} is a data set of several splits; name one: {', '.join(saved)}")
+        return [SourceFile("all", path, f"{folder.resolve().name}/{name}", "dataset") for name, path in inside], []
+    every = [(path, path.relative_to(folder).as_posix()) for path in _walk(folder)]
+    for path in sorted({path.parent for path, _ in every}):
+        if path != folder and _saved_splits(path) is not None:
+            raise RecipeError(f"{key}: {path} is a data set that `datasets` saved: name it outright, not its folder")
+    return _sorted_out(key, split, str(folder), every)
+
+
+def _in_glob(key: str, split: str, pattern: str) -> tuple[list[SourceFile], list[str]]:
+    # What stands before the first wildcard is the root: names of files begin below it.
+    parts = Path(pattern).parts
+    first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:first])
+    try:
+        matched = sorted(root.glob(str(Path(*parts[first:]))))
+    except ValueError as error:
+        raise RecipeError(f"{key}: {pattern} is no pattern of paths ({error})") from None
+    every = [(path, path.relative_to(root).as_posix()) for path in matched if not path.is_dir()]
+    found, skipped = _sorted_out(key, split, pattern, every)
+    inside = {parent for file in found for parent in file.path.parents}
+    folders = [path for path in matched if path.is_dir() and path not in inside]
+    return found, skipped + [f"{path.relative_to(root).as_posix()}/" for path in folders if path != root]
+
+
+def _sorted_out(key: str, split: str, given: str, every: list[tuple[Path, str]]) -> tuple[list[SourceFile], list[str]]:
+    """Splits the files of a folder into those to read and the rest; a dot opens names that are not meant as data."""
+    found, skipped = [], []
+    for path, name in every:
+        if _kind(path) is None or path.name.startswith("."):
+            skipped.append(name)
+        elif path.is_symlink() and not path.exists():
+            raise RecipeError(f"{key}: {name} is a link to {path.readlink()}, and there is nothing")
+        else:
+            found.append(_file(key, split, path, name))
+    if not found:
+        seen = f"; it holds {', '.join(skipped[:5])}" if skipped else ""
+        raise RecipeError(f"{key}: {given} holds no file that can be read{seen}. Known: {KNOWN}")
+    return found, skipped
+
+
+def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yields all that is not a folder, in order, through linked folders too, but in no circle."""
+    above = (*above, folder.resolve())
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir():
+            yield path
+        elif path.resolve() not in above:
+            yield from _walk(path, above)
+
+
+def _saved_splits(folder: Path) -> list[str] | None:
+    """The splits of a folder that `datasets` saved: [] where it has none, None where it is another folder."""
+    described = folder / "dataset_dict.json"
+    if described.is_file():
+        try:
+            return list(json.loads(described.read_text(encoding="utf-8"))["splits"])
+        except (ValueError, KeyError, TypeError):
+            raise RecipeError(f"{described}: not as `datasets` writes it; save the data set anew") from None
+    return [] if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file() else None
+
+
+def _by_split(key: str, whole: str, splits: list[tuple[str, Path]]) -> tuple[list[SourceFile], list[str]]:
+    """One SourceFile a split: given splits where there is one named test, else all of them to be split by us."""
+    kind = "hub" if key == "data.source.hub" else "dataset"
+    named = [(name, path, f"{whole}/{name}") for name, path in splits]
+    given = {SPLIT_NAMES.get(name) for name, _, _ in named}
+    if "test" not in given:
+        return [SourceFile("all", path, shown, kind) for _, path, shown in named], []
+    if "train" not in given:
+        raise RecipeError(f"{key}: {whole} has a split test and none named train; name the splits train and test")
+    known = [SourceFile(SPLIT_NAMES[name], path, shown, kind) for name, path, shown in named if SPLIT_NAMES.get(name)]
+    return known, [shown for name, _, shown in named if name not in SPLIT_NAMES]
+
+
+def _refuse_twice(found: list[SourceFile]) -> None:
+    first: dict[Path, SourceFile] = {}
+    for file in found:
+        other = first.setdefault(file.path.resolve(), file)
+        if other is not file:
+            raise RecipeError(
+                f"data.source: {file.path} and {other.path} are one file; its rows would count twice. Name it once"
+            )
+
+
+def _with_distinct_names(found: list[SourceFile]) -> list[SourceFile]:
+    """Lengthens names that several files share by the folders above them: train/rows.csv, test/rows.csv."""
+    parts = 1
+    while repeated := {name for name, count in Counter(file.name for file in found).items() if count > 1}:
+        parts += 1
+        found = [
+            replace(file, name=Path(*file.path.parts[-parts:]).as_posix()) if file.name in repeated else file
+            for file in found
+        ]
+    return found

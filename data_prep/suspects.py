@@ -1,0 +1,131 @@
+"""Probable label errors: rows whose label a linear model, trained without them, confidently contradicts.
+
+    suspects.csv   id,split,label,predicted,confidence,label_confidence,text
+
+A row is suspect where the model gives another label at least the confidence that it gives, on average, to rows which
+bear that other label (confident learning: Northcutt, Jiang, Chuang 2021, arXiv:1911.00068). Test rows are not looked
+at, and nothing is changed: a person decides. Texts that a spreadsheet would take for a formula open with a quote sign.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.deduplicate import TEST, Left
+from data_prep.table import Array, Table
+from recipes.schema_data import SPLITS
+
+FOLDS = 5
+# A linear model on more rows finds nothing new, and its features would fill memory.
+MOST_ROWS = 100_000
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+COLUMNS = ("id", "split", "label", "predicted", "confidence", "label_confidence", "text")
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A row and the label that it would rather have."""
+
+    row: int
+    label: str
+    predicted: str
+    confidence: float
+    label_confidence: float
+
+
+def find(table: Table, splits: Array, labels: dict[str, str], left: Left) -> tuple[list[Suspect], int]:
+    """Returns the suspects, most doubtful first, and how many rows were looked at.
+
+    `labels` gives for each spelling in the source the label it stands for. Of more than MOST_ROWS rows those with the
+    lowest hash are looked at.
+    """
+    rows = np.flatnonzero(left.stays & (splits != TEST))
+    if len(rows) > MOST_ROWS:
+        rows = np.sort(rows[np.argsort(table.columns["order"][rows], kind="stable")[:MOST_ROWS]])
+    names = sorted(set(labels.values()))
+    places = {name: at for at, name in enumerate(names)}
+    given = np.zeros(len(rows), np.int64)
+    features, at = [], 0
+    for first, batch in table.texts.batches():
+        mine = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + batch.num_rows)] - first
+        if not len(mine):
+            continue
+        given[at : at + len(mine)] = [places[labels[one]] for one in batch.column("target").take(mine).to_pylist()]
+        features.append(_features(batch.column("text").take(mine).to_pylist()))
+        at += len(mine)
+    if len(rows) < 2 * FOLDS or len(names) < 2:
+        return [], 0
+    confidence = _out_of_fold(features, given, table.columns["key"][rows], len(names))
+    found = _confident_contradictions(confidence, given)
+    doubtful = sorted(found, key=lambda one: confidence[one[0], given[one[0]]] - confidence[one])
+    return [
+        Suspect(
+            int(rows[at]),
+            names[given[at]],
+            names[other],
+            float(confidence[at, other]),
+            float(confidence[at, given[at]]),
+        )
+        for at, other in doubtful
+    ], len(rows)
+
+
+def write(path: Path, found: list[Suspect], table: Table, splits: Array) -> None:
+    """Writes suspects.csv, safe to open in a spreadsheet (OWASP: CSV injection)."""
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for one in found:
+            texts = (table.texts.value("id", one.row), SPLITS[splits[one.row]], one.label, one.predicted)
+            figures = (f"{one.confidence:.3f}", f"{one.label_confidence:.3f}")
+            writer.writerow([*map(safe, texts), *figures, safe(table.texts.value("text", one.row))])
+
+
+def safe(text: str) -> str:
+    """Returns the text as a spreadsheet takes it for text: a cell that opens like a formula gets a leading quote."""
+    return "'" + text if text.startswith(FORMULA) else text
+
+
+def _features(texts: list[str]) -> Any:
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    # Hashed, so that no vocabulary is held; words and pairs of words.
+    return HashingVectorizer(ngram_range=(1, 2), n_features=2**18, alternate_sign=False, norm=None).transform(texts)
+
+
+def _out_of_fold(features: list[Any], given: Array, keys: Array, classes: int) -> Array:
+    """Returns [rows, classes]: the probability of each label from a model that saw neither the row nor its like."""
+    from scipy.sparse import vstack
+    from sklearn.feature_extraction.text import TfidfTransformer
+    from sklearn.linear_model import SGDClassifier
+
+    counts = vstack(features, format="csr")
+    # A feature of a single row tells nothing of another, and most are: without them a model is small.
+    counts = counts[:, np.flatnonzero(counts.getnnz(axis=0) > 1)]
+    if not counts.shape[1]:
+        return np.zeros((len(given), classes))
+    weighted = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
+    folds = (keys % np.uint64(FOLDS)).astype(np.int64)
+    confidence = np.zeros((len(given), classes))
+    for fold in range(FOLDS):
+        learnt, asked = folds != fold, folds == fold
+        known = np.unique(given[learnt])
+        if len(known) < 2 or not asked.any():
+            continue
+        model = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=5, tol=None, random_state=0)
+        model.fit(weighted[learnt], given[learnt])
+        confidence[np.ix_(np.flatnonzero(asked), known)] = model.predict_proba(weighted[asked])
+    return confidence
+
+
+def _confident_contradictions(confidence: Array, given: Array) -> list[tuple[int, int]]:
+    """Returns (row, other label) where the most probable label is another and as sure as rows of that label are."""
+    own = confidence[np.arange(len(given)), given]
+    totals = np.bincount(given, minlength=confidence.shape[1])
+    usual = np.bincount(given, weights=own, minlength=confidence.shape[1]) / np.maximum(totals, 1)
+    best = confidence.argmax(axis=1)
+    contradicts = (best != given) & (confidence[np.arange(len(given)), best] >= usual[best]) & (totals[best] > 0)
+    return [(int(row), int(best[row])) for row in np.flatnonzero(contradicts)]

@@ -1,0 +1,207 @@
+"""The rows while they are prepared: texts in an Arrow file, and a few numbers a row in memory.
+
+Texts, a million of them or a hundred, stay on disk and are read batch by batch; what decides over a row (hashes,
+its place in the splits, its file and line) is about 80 bytes in NumPy arrays. That is why memory stays flat.
+
+    table.columns["key"][7]       8 bytes each: equal where two rows say the same
+    table.value("text", 7)        "my parcel is late"
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from data_prep import near
+from data_prep.read import SourceRow
+from data_prep.rows import Rejected, Row, row_of
+from data_prep.spread import Spread
+from data_prep.texts import SCHEMA, Texts
+from recipes.schema import Recipe
+from recipes.schema_data import SPLITS
+from tasks import privacy
+from tasks.text import clean, duplicate_key, label_key
+
+Array = npt.NDArray[Any]
+
+BATCH_ROWS = 2000
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a process makes of BATCH_ROWS source rows."""
+
+    texts: pa.RecordBatch
+    numbers: dict[str, Array]
+    bands: Array
+    sketches: Array
+    rejected: list[Rejected]
+    targets: Counter[str]
+    systems: Counter[str]
+    states: Counter[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All usable rows of the source, in the order of the source."""
+
+    folder: Path
+    columns: dict[str, Array] = field(repr=False)
+    files: list[str]
+    """Names of the source files, as `columns["file"]` counts them."""
+    targets: Counter[str]
+    """How often each label was written how; empty for tasks without labels."""
+    systems: Counter[str]
+    """The system prompts of chat rows."""
+    states: Counter[tuple[str, str, str]]
+    """(split or "all", field, state) of the fields of records (rows.py)."""
+
+    def __len__(self) -> int:
+        return len(self.columns["line"])
+
+    @cached_property
+    def texts(self) -> Texts:
+        return Texts(self.folder)
+
+    def place(self, row: int) -> str:
+        """Returns file:line of a row."""
+        return f"{self.files[self.columns['file'][row]]}:{self.columns['line'][row]}"
+
+
+class Writer:
+    """Builds the table in a folder, batch by batch; a context manager, for the files that it holds open."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.recipe = folder, recipe
+        self.files: list[str] = []
+        self.targets: Counter[str] = Counter()
+        self.systems: Counter[str] = Counter()
+        self.states: Counter[tuple[str, str, str]] = Counter()
+        self._numbers: dict[str, list[Array]] = {}
+        self._opened = ExitStack()
+        self._texts = self._opened.enter_context(
+            pa.ipc.new_file(self._opened.enter_context(pa.OSFile(str(folder / "texts.arrow"), "wb")), SCHEMA)
+        )
+        self._sizes = self._opened.enter_context((folder / "batch_rows.i64").open("wb"))
+        self._sketches = self._opened.enter_context(near.SketchFiles(folder, recipe.data.deduplicate))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def add(self, name: str, split: int, rows: Iterable[SourceRow], spread: Spread) -> Iterator[Rejected]:
+        """Adds the rows of one file, of which `split` is the place in SPLITS, or -1 where it is for us to choose.
+
+        Yields each row that cannot be used.
+        """
+        number = len(self.files)
+        self.files.append(name)
+        source = iter(rows)
+        pieces = iter(lambda: list(islice(source, BATCH_ROWS)), [])
+        for batch in spread.map(partial(_batch, recipe=self.recipe), pieces):
+            count = batch.texts.num_rows
+            self._texts.write_batch(batch.texts)
+            self._sizes.write(np.int64(count).tobytes())
+            self._sketches.add(batch.bands, batch.sketches)
+            numbers = {
+                **batch.numbers,
+                "file": np.full(count, number, np.int32),
+                "given": np.full(count, split, np.int8),
+            }
+            for column, values in numbers.items():
+                self._numbers.setdefault(column, []).append(values)
+            self.targets += batch.targets
+            self.systems += batch.systems
+            of_split = "all" if split < 0 else SPLITS[split]
+            self.states.update({(of_split, *state): count for state, count in batch.states.items()})
+            yield from batch.rejected
+
+    def table(self) -> Table:
+        """Returns the table, written to its end: nothing can be added any more."""
+        self._opened.close()
+        columns = {name: np.concatenate(parts) for name, parts in self._numbers.items()}
+        return Table(self.folder, columns, self.files, self.targets, self.systems, self.states)
+
+
+def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
+    """The work on a batch of rows, done in whichever process."""
+    found = [row_of(row, recipe) for row in rows]
+    kept = [one for one in found if isinstance(one, Row)]
+    keys = [duplicate_key(row.text) for row in kept]
+    texts = {
+        "id": [row.id for row in kept],
+        "text": [row.text for row in kept],
+        "target": [row.target for row in kept],
+        "group": [row.group for row in kept],
+        "slices": [_lines(row.slices) for row in kept],
+        "key": keys,
+    }
+    bands, sketches = near.sketch(keys, recipe.data.deduplicate)
+    labelled = recipe.task.kind == "classification"
+    return Batch(
+        texts=pa.record_batch(texts, schema=SCHEMA),
+        numbers=_numbers(kept, keys, recipe),
+        bands=bands,
+        sketches=sketches,
+        rejected=[one for one in found if isinstance(one, Rejected)],
+        targets=Counter(row.target for row in kept) if labelled else Counter(),
+        systems=Counter(row.system for row in kept if row.system),
+        states=Counter(state for row in kept for state in row.states.items()),
+    )
+
+
+def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Array]:
+    """What is kept in memory of each row. Every array has one entry a row."""
+    seed = recipe.data.split.seed
+    targets = [_comparable(row.target, recipe) for row in rows]
+    units = [key if row.group is None else row.group for row, key in zip(rows, keys, strict=True)]
+    contents = ("\x1f".join((row.text, row.target, row.group or "")) for row in rows)
+    return {
+        "line": np.array([row.line for row in rows], np.int64),
+        "id": hashes((row.id for row in rows), 0),
+        "key": hashes(keys, 0),
+        "raw": hashes((row.raw for row in rows), 0),
+        "clean": hashes((row.text for row in rows), 0),
+        "target": hashes(targets, 0),
+        # Where a row stands in [0, 2**64): its split follows from that, and from nothing else.
+        "position": hashes(units, seed),
+        # An order of rows that does not depend on the order of the source: of two that say the same, who stays.
+        "order": hashes(contents, seed),
+        "time": np.array([np.nan if row.time is None else row.time for row in rows], np.float64),
+        "found": np.array([sum(1 << privacy.KINDS.index(kind) for kind in row.found) for row in rows], np.uint8),
+        "characters": np.array([len(row.text) for row in rows], np.int32),
+        "tokens": np.full(len(rows), -1, np.int32),
+    }
+
+
+def target_hash(target: str, recipe: Recipe) -> int:
+    """Returns the hash by which targets are compared: spellings of one label have one."""
+    return int(hashes([_comparable(target, recipe)], 0)[0])
+
+
+def _comparable(target: str, recipe: Recipe) -> str:
+    return label_key(target) if recipe.task.kind == "classification" and recipe.data.normalize_labels else target
+
+
+def hashes(texts: Iterable[str], seed: int) -> Array:
+    """Returns a 64-bit keyed BLAKE2b hash of each text."""
+    key = seed.to_bytes(8, "big")
+    digests = b"".join(hashlib.blake2b(text.encode(), key=key, digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
+
+
+def _lines(values: Mapping[str, str]) -> str:
+    """The slice values of a row as one text; clean() leaves no line break in them."""
+    return "\n".join(" ".join(clean(value).split()) for value in values.values())

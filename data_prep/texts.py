@@ -1,0 +1,36 @@
+"""The texts of a table on disk: an Arrow file that any process may map into its memory, and read from anywhere."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "target", "group", "slices", "key")])
+
+
+class Texts:
+    """The Arrow file of a table, mapped into memory: any process may open it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._reader = pa.ipc.open_file(pa.memory_map(str(folder / "texts.arrow")))
+        sizes = np.fromfile(folder / "batch_rows.i64", dtype=np.int64)
+        self._ends = np.cumsum(sizes)
+        self._batch: tuple[int, Any] = (-1, None)
+
+    def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yields (number of its first row, batch) in the order of the rows."""
+        first = 0
+        for at in range(self._reader.num_record_batches):
+            yield first, self._reader.get_batch(at)
+            first = int(self._ends[at])
+
+    def value(self, column: str, row: int) -> str:
+        """Returns one text of one row."""
+        at = int(np.searchsorted(self._ends, row, side="right"))
+        if self._batch[0] != at:
+            self._batch = at, self._reader.get_batch(at)
+        batch = self._batch[1]
+        first = int(self._ends[at]) - batch.num_rows
+        return str(batch.column(column)[row - first].as_py())

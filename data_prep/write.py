@@ -1,0 +1,116 @@
+"""The prepared files, written batch by batch in the order of the source.
+
+train.jsonl    {"id": "T000017", "input": {"text": "My parcel\\nis late"}, "target": "delivery_delay",
+                "group": "C01294", "slices": {"channel": "chat", "unseen_vendor": false},
+                "original_target": "Delivery-Delay"}
+rejected.jsonl {"id": "T000018", "file": "tickets.csv", "line": 20, "kind": "dropped", "reason": "near_duplicate",
+                "detail": "0.91 like T000005 in train"}
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.deduplicate import REASONS, TRAIN, Left
+from data_prep.rows import Rejected, slice_columns
+from data_prep.table import Array, Table
+from recipes.schema import Recipe
+from recipes.schema_data import SPLITS, NotInTrain
+from tasks import values
+from tasks.text import clean
+
+Slices = dict[str, dict[str, Any]]
+
+
+def splits_of(
+    folder: Path, table: Table, splits: Array, left: Left, recipe: Recipe, labels: Mapping[str, str]
+) -> Slices:
+    """Writes train.jsonl and its sisters. Returns {slice: {value: {split: rows}}} of what was written.
+
+    `labels` gives for each spelling in the source the label it stands for; {} for tasks without labels.
+    """
+    seen = _values_in_train(table, splits, left, recipe)
+    counted: dict[str, dict[str, Counter[str]]] = {name: {} for name in recipe.data.slices}
+    with ExitStack() as opened:
+        files = [
+            opened.enter_context((folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n"))
+            for name in SPLITS
+        ]
+        for first, batch in table.texts.batches():
+            stays = left.stays[first : first + batch.num_rows]
+            for at, row in enumerate(batch.to_pylist()):
+                if not stays[at]:
+                    continue
+                split = int(splits[first + at])
+                written = _row(row, recipe, labels)
+                if recipe.data.slices:
+                    written["slices"] = _slices(row, seen, recipe)
+                    for name, value in written["slices"].items():
+                        counted[name].setdefault(str(value).lower(), Counter())[SPLITS[split]] += 1
+                files[split].write(json.dumps(written, ensure_ascii=False) + "\n")
+    return {name: {value: dict(counts) for value, counts in sorted(one.items())} for name, one in counted.items()}
+
+
+def rejected(path: Path, unusable: Iterable[Rejected], table: Table, splits: Array, left: Left) -> None:
+    """Writes rejected.jsonl: rows that could not be used, then rows that had to leave, in the order of the source."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for one in unusable:
+            file.write(json.dumps(one.json(), ensure_ascii=False) + "\n")
+        for row in np.flatnonzero(~left.stays):
+            file.write(json.dumps(_dropped(int(row), table, splits, left).json(), ensure_ascii=False) + "\n")
+
+
+def _dropped(row: int, table: Table, splits: Array, left: Left) -> Rejected:
+    reason, other = REASONS[left.reason[row]], int(left.other[row])
+    who = f"{table.texts.value('id', other)} in {SPLITS[splits[other]]}" if other >= 0 else ""
+    detail = {
+        "conflict": f"says the same as {who}, with another label",
+        "duplicate": f"says the same as {who}, with the same label",
+        "too_long": f"{table.columns['tokens'][row]} tokens, more than train.max_length",
+    }.get(reason, f"says the same as {who}")
+    if reason.startswith("near_"):
+        detail = f"{left.similarity[row]:.2f} like {who}"
+    file, line = table.files[table.columns["file"][row]], int(table.columns["line"][row])
+    return Rejected(file, line, table.texts.value("id", row), reason, detail, kind="dropped")
+
+
+def _row(row: Mapping[str, Any], recipe: Recipe, labels: Mapping[str, str]) -> dict[str, Any]:
+    labelled = recipe.task.kind == "classification"
+    target = labels[row["target"]] if labelled else json.loads(row["target"])
+    written = {"id": row["id"], "input": {"text": row["text"]}, "target": target, "group": row["group"]}
+    return {**written, "original_target": row["target"]} if labelled and target != row["target"] else written
+
+
+def _slices(row: Mapping[str, Any], seen: Mapping[str, set[str]], recipe: Recipe) -> dict[str, str | bool]:
+    own = dict(zip(recipe.data.slices, row["slices"].split("\n"), strict=True))
+    return {
+        name: _comparable(name, value, recipe) not in seen[name] if name in seen else value
+        for name, value in own.items()
+    }
+
+
+def _values_in_train(table: Table, splits: Array, left: Left, recipe: Recipe) -> dict[str, set[str]]:
+    """Returns for each not_in_train slice the values that train has."""
+    names = list(recipe.data.slices)
+    asked = [name for name, one in recipe.data.slices.items() if isinstance(one, NotInTrain)]
+    seen: dict[str, set[str]] = {name: set() for name in asked}
+    if not asked:
+        return seen
+    for first, batch in table.texts.batches():
+        mine = (left.stays & (splits == TRAIN))[first : first + batch.num_rows]
+        for lines in batch.column("slices").filter(mine).to_pylist():
+            own = dict(zip(names, lines.split("\n"), strict=True))
+            for name in asked:
+                seen[name].add(_comparable(name, own[name], recipe))
+    return seen
+
+
+def _comparable(name: str, value: str, recipe: Recipe) -> str:
+    """A value as its field is compared when it is scored; a column's value but for case."""
+    normalizers = recipe.task.normalizers.get(slice_columns(recipe)[name])
+    return str(values.normalize(value, normalizers)) if normalizers else clean(value).casefold()

@@ -1,0 +1,104 @@
+"""What `task.json_schema` may say: a flat object whose every answer is bounded, so that decoding always ends.
+
+    {"type": "object", "required": ["kind"], "properties": {
+        "kind": {"enum": ["order", "invoice"]}, "total": {"type": "number", "description": "with tax"},
+        "buyer": {"type": "string", "maxLength": 40}, "codes": {"type": "array", "maxItems": 5, "items": {...}}}}
+
+A keyword is allowed where the output constraint enforces it (`tasks/extraction.py`): what a recipe asks for and nothing
+holds the model to would count against the model.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+SCALARS = ("string", "number", "integer", "boolean")
+ABOUT = ("title", "description")
+AT_TOP = (*ABOUT, "$schema", "type", "properties", "required", "additionalProperties")
+
+
+def check(json_schema: Mapping[str, Any]) -> None:
+    """Returns nothing where answers can be held to this schema. Raises ValueError saying what in it cannot be."""
+    from jsonschema import Draft202012Validator, SchemaError
+
+    try:
+        Draft202012Validator.check_schema(json_schema)
+    except SchemaError as error:
+        where = ".".join(str(part) for part in error.absolute_path) or "this"
+        raise ValueError(f"{where} is not JSON Schema: {error.message}") from None
+    _only(json_schema, AT_TOP, "at the top")
+    fields = json_schema.get("properties")
+    if json_schema.get("type") != "object" or not fields:
+        raise ValueError("needs type: object and properties, the fields of the answer")
+    if json_schema.get("additionalProperties", False) is not False:
+        raise ValueError("additionalProperties must be false or absent: an answer has the named keys alone")
+    if unknown := [name for name in json_schema.get("required", ()) if name not in fields]:
+        raise ValueError(f"required names {', '.join(map(repr, unknown))}, not among properties")
+    for name, field in fields.items():
+        if not name.strip() or not name.isprintable():
+            raise ValueError(f"properties: {name!r} is no name that can stand in one line of a prompt")
+        _check_field(field, f"properties.{name}")
+
+
+def check_normalizers(normalizers: Collection[str], json_schema: Mapping[str, Any]) -> None:
+    """Returns nothing where all fields that are evened out exist. Raises ValueError naming those that do not."""
+    fields = list(json_schema["properties"])
+    if unknown := [name for name in normalizers if name not in fields]:
+        raise ValueError(f"there is no field {', '.join(map(repr, unknown))}; there are {', '.join(fields)}")
+
+
+def _check_field(field: Any, at: str) -> None:
+    if not isinstance(field, Mapping):
+        raise ValueError(f"{at}: not supported: {field!r} instead of a type; give type or enum")
+    kinds = _kinds(field)
+    if kinds == ["array"]:
+        _only(field, (*ABOUT, "type", "items", "maxItems"), at)
+        if not field.get("maxItems"):
+            raise ValueError(f"{at}: an array needs maxItems of at least 1, so that every answer ends")
+        items = field.get("items")
+        if not isinstance(items, Mapping) or nullable(items):
+            raise ValueError(f"{at}.items: needs one type of {', '.join(SCALARS)}, or enum, without null")
+        _check_scalar(items, f"{at}.items")
+    else:
+        _check_scalar(field, at)
+
+
+def _check_scalar(field: Mapping[str, Any], at: str) -> None:
+    kinds = _kinds(field)
+    if "enum" in field:
+        _only(field, (*ABOUT, "type", "enum"), at)
+        _check_choices(field["enum"], kinds, at)
+        return
+    if not kinds:
+        unknown = [key for key in field if key not in ABOUT]
+        raise ValueError(f"{at}: not supported: {', '.join(unknown)}" if unknown else f"{at}: needs type or enum")
+    if len(kinds) > 1 or kinds[0] not in SCALARS:
+        allowed = f"one of {', '.join(SCALARS)}, or array, or a list of one of these and 'null'"
+        raise ValueError(f"{at}: not supported: type {field['type']!r}; give {allowed}")
+    _only(field, (*ABOUT, "type", "maxLength") if kinds == ["string"] else (*ABOUT, "type"), at)
+    if kinds == ["string"] and not field.get("maxLength"):
+        raise ValueError(f"{at}: a string needs maxLength of at least 1 (or enum), so that every answer ends")
+
+
+def _check_choices(choices: list[Any], kinds: list[str], at: str) -> None:
+    texts = [choice for choice in choices if choice is not None]
+    if kinds not in ([], ["string"]) or not all(isinstance(one, str) and one.strip() for one in texts):
+        raise ValueError(f"{at}: not supported: an enum of anything but texts (and null)")
+    if not texts or len(set(texts)) < len(texts):
+        raise ValueError(f"{at}: enum needs texts that differ")
+
+
+def _kinds(field: Mapping[str, Any]) -> list[str]:
+    """The types that a field may have, null aside: it says whether the field may be missing, which any field may."""
+    given = field.get("type", [])
+    kinds = [given] if isinstance(given, str) else list(given)
+    return [kind for kind in kinds if kind != "null"] or kinds
+
+
+def nullable(field: Mapping[str, Any]) -> bool:
+    """Returns whether a field says by itself that it may be null."""
+    return "null" in field.get("type", ()) or None in field.get("enum", ())
+
+
+def _only(given: Mapping[str, Any], allowed: Collection[str], at: str) -> None:
+    if unknown := [key for key in given if key not in allowed]:
+        raise ValueError(f"{at}: not supported: {', '.join(unknown)}; allowed here: {', '.join(allowed)}")

@@ -1,0 +1,202 @@
+"""Pull the fields of a record out of a document.
+
+    row      {"id": "D000017", "input": {"text": "Invoice 20417 ..."}, "target": {"number": "20417", "due": null}}
+    prompt   [{"role": "user", "content": "Read the document ...\\n\\nFields:\\n- number (text of at most 20
+             characters): as printed ...\\n\\nAnswer with one JSON object ...\\n\\nInput:\\nInvoice 20417 ..."}]
+    answer   {"number": "20417", "due": null}
+
+A record is canonical: every field, in the schema's order, null where the document has none. So a record has one
+spelling as an answer, and a field that the recipe's schema does not require may be null.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.schema_data import Task
+from recipes.schema_fields import nullable
+from tasks.fields import RULES, Field, canonical, check, effective, in_words, json_text, literal, rule
+from tasks.parsed import Parsed
+from tasks.values import normalize
+
+# What `weakest` tells of.
+PARTS = "fields"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An extraction task. `json_schema` is what answers must fit: every field required, null allowed where it may lack.
+
+    `normalizers` are those of the recipe: what is evened out in a field before two values are compared.
+    """
+
+    instruction: str
+    json_schema: Mapping[str, Any]
+    normalizers: Mapping[str, Sequence[str]]
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """The schema of each field, in the order of the answer."""
+        return self.json_schema["properties"]  # type: ignore[no-any-return]
+
+
+def specify(task: Task, labels: Mapping[str, str]) -> Spec:
+    """Returns the task as prompts need it; `labels` belong to another kind and are not read."""
+    given: Any = task.json_schema
+    required = given.get("required", ())
+    fields = {
+        name: effective(field, nullable(field) or name not in required) for name, field in given["properties"].items()
+    }
+    schema = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+    return Spec(task.instruction, schema, {name: list(chosen) for name, chosen in task.normalizers.items()})
+
+
+def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns the conversation up to the answer: one user message, which every chat template can take."""
+    lines = [
+        f"- {name} ({in_words(field)})" + (f": {field['description']}" if "description" in field else "")
+        for name, field in spec.fields.items()
+    ]
+    content = "\n\n".join(
+        (
+            spec.instruction,
+            "Fields:\n" + "\n".join(lines),
+            "Answer with one JSON object that has exactly these keys, in this order.",
+            f"Input:\n{row_input['text']}",
+        )
+    )
+    return [{"role": "user", "content": content}]
+
+
+def record(task_or_spec: Task | Spec, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the canonical record: all fields in the schema's order, clean texts, null for what is empty or missing.
+
+    Text becomes the field's type, as a table needs it. Raises ValueError naming the field and what is wrong with it.
+    """
+    spec = specify(task_or_spec, {}) if isinstance(task_or_spec, Task) else task_or_spec
+    if unknown := [name for name in given if name not in spec.fields]:
+        raise ValueError(f"there is no field {', '.join(map(repr, unknown))}; there are {', '.join(spec.fields)}")
+    found = {name: canonical(field, given.get(name)) for name, field in spec.fields.items()}
+    for name, field in spec.fields.items():
+        try:
+            # A required text that is blank is as missing as one that is not there.
+            check(field, None if found[name] == "" else found[name])
+        except ValueError as error:
+            raise ValueError(f"field {name}: {error}") from None
+    return found
+
+
+def answer(spec: Spec, target: Mapping[str, Any]) -> str:
+    """Returns the text that the model should answer for a canonical record."""
+    return json_text({name: target[name] for name in spec.fields})
+
+
+def grammar(spec: Spec) -> str:
+    """Returns the output constraint as a grammar (EBNF as xgrammar and vLLM read it): canonical answers alone."""
+    keys = [literal(f"{', ' if at else '{'}{json_text(name)}: ") for at, name in enumerate(spec.fields)]
+    lines = ["root ::= " + " ".join(f"{key} field_{at}" for at, key in enumerate(keys)) + ' "}"']
+    lines += [f"field_{at} ::= {rule(field)}" for at, field in enumerate(spec.fields.values())]
+    return "\n".join(lines + [f"{name} ::= {written}" for name, written in RULES.items()])
+
+
+def output_schema(spec: Spec) -> dict[str, Any]:
+    """Returns the output constraint as a JSON Schema, for backends that take one."""
+    return dict(spec.json_schema)
+
+
+def parse(spec: Spec, output: str) -> Parsed:
+    """Returns the canonical record that the output is, or why it is none: not_json, invented_key or wrong_schema.
+
+    JSON may be spaced as it likes; a key that stands there twice, NaN, or text around the object is no JSON.
+    """
+    try:
+        found = json.loads(output, object_pairs_hook=_without_twins, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return Parsed(None, "not_json")
+    if not isinstance(found, dict):
+        return Parsed(None, "wrong_schema")
+    if found.keys() - spec.fields.keys():
+        return Parsed(None, "invented_key")
+    if spec.fields.keys() - found.keys():
+        return Parsed(None, "wrong_schema")
+    try:
+        for name, field in spec.fields.items():
+            check(field, found[name])
+    except ValueError:
+        return Parsed(None, "wrong_schema")
+    return Parsed({name: canonical(field, found[name]) for name, field in spec.fields.items()})
+
+
+def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Parsed]) -> dict[str, Any]:
+    """Returns {"n", "exact_match", "field_f1", "schema_valid", "invalid": {problem: count},
+    "per_field": {field: {"precision", "recall", "f1", "n"}}}.
+
+    A value is right where it equals the target's after the field's normalizers; a list as a multiset. null for null
+    agrees in exact_match and counts for nothing else. An invalid answer says nothing: it lowers recall and is never
+    exact. field_f1 counts the values of all fields together; per_field leaves out fields that neither targets nor
+    answers have. Raises ValueError without rows: no rows is no score.
+    """
+    if not targets:
+        raise ValueError("no rows to score")
+    counts = {name: Counter[str]() for name in spec.fields}
+    exact = 0
+    for target, one in zip(targets, answers, strict=True):
+        differs = one.problem is not None
+        for name, count in counts.items():
+            wanted = _compared(spec, name, target)
+            said = None if one.problem is not None else _compared(spec, name, one.value)
+            differs |= wanted != said
+            count.update(n=wanted is not None, said=said is not None, right=wanted is not None and wanted == said)
+        exact += not differs
+    problems = Counter(one.problem for one in answers if one.problem is not None)
+    everything = sum(counts.values(), Counter[str]())
+    return {
+        "n": len(targets),
+        "exact_match": exact / len(targets),
+        "field_f1": float(_figures(everything)["f1"]) if everything else 1.0,
+        "schema_valid": 1 - problems.total() / len(targets),
+        "invalid": dict(sorted(problems.items())),
+        "per_field": {name: _figures(count) for name, count in counts.items() if count["n"] or count["said"]},
+    }
+
+
+def headline(score: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the figures that stand for a score: in the console, in W&B and on the model card."""
+    return {name: score[name] for name in ("exact_match", "field_f1", "schema_valid")}
+
+
+def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Returns the fields with their F1, the worst first."""
+    return sorted(((name, one["f1"]) for name, one in score["per_field"].items()), key=lambda one: one[1])
+
+
+def _compared(spec: Spec, name: str, record: Mapping[str, Any]) -> Any:
+    """A field's value as it is compared: None for nothing, a list in an order of its own."""
+    value, normalizers = record[name], spec.normalizers.get(name, ())
+    if isinstance(value, list):
+        return sorted(normalize(one, normalizers) for one in value) or None
+    return normalize(value, normalizers)
+
+
+def _figures(count: Mapping[str, int]) -> dict[str, float]:
+    right, said, n = count["right"], count["said"], count["n"]
+    return {
+        "precision": right / said if said else 0.0,
+        "recall": right / n if n else 0.0,
+        "f1": 2 * right / (said + n),
+        "n": n,
+    }
+
+
+def _without_twins(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. Raises ValueError where a key stands there twice: which one is meant is a guess."""
+    pairs = list(pairs)
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return dict(pairs)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

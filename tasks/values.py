@@ -1,0 +1,140 @@
+"""Two spellings of one value made equal, as far as a recipe declares that they are.
+
+    normalize("RM 1,234.50", ["amount"])            "1234.50", as "1.234,50 €" and 1234.5 are
+    normalize("02 APR 2018", ["date_dmy"])          "2018-04-02", as "2/4/18" is
+    normalize("  Ho Trading ", ["whitespace", "case"])    "ho trading"
+
+Only the score compares this way; what is stored and answered stays as it was written. What cannot be read as an amount
+or as a date stays as it is, with its white space folded.
+"""
+
+import re
+import unicodedata
+from collections.abc import Collection
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_MONTH = (
+    r"(?P<name>jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?"
+    r"|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"
+)
+_DAY = r"(?P<day>[0-9]{1,2})(?:st|nd|rd|th)?"
+_YEAR = r"(?P<year>[0-9]{4}|[0-9]{2})"
+_NAMED = tuple(
+    re.compile(rf"(?:[a-z]+,? )?{form}", re.IGNORECASE)
+    for form in (
+        rf"{_DAY}[ .,/-]*{_MONTH}[ .,/-]*{_YEAR}",
+        rf"{_MONTH}[ .,/-]*{_DAY}[ .,/-]+{_YEAR}",
+        rf"(?P<year>[0-9]{{4}})[ .,/-]*{_MONTH}[ .,/-]*{_DAY}",
+    )
+)
+_ISO = re.compile(r"([0-9]{4})([-/. ]?)([0-9]{1,2})\2([0-9]{1,2})")
+_NUMERIC = re.compile(r"([0-9]{1,2}) ?[-/. ] ?([0-9]{1,2}) ?[-/. ] ?([0-9]{4}|[0-9]{2})")
+_RUN = re.compile(r"([0-9]{2})([0-9]{2})([0-9]{4})")
+_TIME = re.compile(r"[ T][0-9]{1,2}[:.][0-9]{2}.*$", re.IGNORECASE)
+
+# A currency is a sign or at most four letters, before or behind; which one it is, is not compared.
+_CURRENCY = r"(?:[^\W\d_]{1,4}\.?)? ?[$€£¥₹]?"
+_AMOUNT = re.compile(
+    rf"(?P<open>\()?(?P<sign>[-−+]?) ?{_CURRENCY} ?(?P<inner>[-−+]?) ?(?P<digits>[0-9][0-9.,' ]*(?<=[0-9])|[.,][0-9]+)"
+    rf"(?P<behind>-?) ?{_CURRENCY}(?P<close>\))?"
+)
+_GROUPED = re.compile(r"[0-9]{1,3}(?:[.,' ][0-9]{2,3})*[.,' ][0-9]{3}")
+
+
+def normalize(value: Any, normalizers: Collection[str]) -> Any:
+    """Returns what equal values share: a text for a text, and for a number where `amount` is declared.
+
+    `normalizers` are whitespace, case, punctuation, amount, date_dmy (day first where a date can be read both ways),
+    date_mdy; their order does not matter. Applied twice, it changes nothing more.
+    """
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int | float):
+        return _written(Decimal(str(value))) if "amount" in normalizers else value
+    if not isinstance(value, str) or not normalizers:
+        return value
+    text = _fold(value)
+    read = _date(text, "date_dmy" in normalizers) if {"date_dmy", "date_mdy"} & {*normalizers} else None
+    if read is None and "amount" in normalizers:
+        read = _amount(text)
+    if read is not None:
+        return read
+    folded = _fold(text.casefold()) if "case" in normalizers else text
+    if "punctuation" in normalizers:
+        # A text of punctuation alone is its own value: "?" is not "!".
+        folded = _fold("".join(" " if unicodedata.category(one)[0] in "PS" else one for one in folded)) or folded
+    # Without its punctuation, a text may be a date after all.
+    return folded if folded == text else normalize(folded, normalizers)
+
+
+def _fold(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _amount(text: str) -> str | None:
+    found = _AMOUNT.fullmatch(text)
+    if found is None or (found["open"] is None) != (found["close"] is None):
+        return None
+    plain = _plain_number(found["digits"].replace(" ", "'"))
+    if plain is None:
+        return None
+    signs = (found["sign"] + found["inner"] + found["behind"]).replace("+", "")
+    if len(signs) > 1:
+        return None
+    return _written(-Decimal(plain) if signs or found["open"] else Decimal(plain))
+
+
+def _plain_number(digits: str) -> str | None:
+    """Digits with one point at most: of two kinds of separator the last is the decimal one; a single kind is decimal,
+    unless exactly three digits follow it (1,234 and 1.234 are both a thousand and more)."""
+    last = max(digits.rfind("."), digits.rfind(","))
+    whole, fraction = (digits[:last], digits[last + 1 :]) if last >= 0 else (digits, "")
+    if last >= 0 and digits.count(digits[last]) > 1 and set(digits) & {".", ","} == {digits[last]}:
+        whole, fraction = digits, ""  # 1,234,567
+    elif len(fraction) == 3 and re.fullmatch(r"[1-9][0-9]{0,2}", whole):
+        whole, fraction = digits, ""
+    if not fraction.isdigit() and fraction:
+        return None
+    if re.search(r"\D", whole) and not _GROUPED.fullmatch(whole):
+        return None
+    return f"{re.sub(r'[^0-9]', '', whole) or '0'}.{fraction or '0'}"
+
+
+def _written(amount: Decimal) -> str:
+    """The amount with two decimals, or all it has; never with three, which would read as thousands."""
+    text = f"{amount:f}"
+    whole, _, fraction = text.partition(".")
+    fraction = fraction.rstrip("0").ljust(2, "0")
+    number = f"{whole}.{fraction + '0' if len(fraction) == 3 else fraction}"
+    return number.removeprefix("-") if not amount else number
+
+
+def _date(text: str, day_first: bool) -> str | None:
+    text = _fold(_TIME.sub("", text.strip("()[] ")))
+    for form in _NAMED:
+        if found := form.fullmatch(text):
+            month = _MONTHS.index(found["name"][:3].lower()) + 1
+            return _iso(found["year"], month, int(found["day"]))
+    if found := _ISO.fullmatch(text):
+        year, separator, month_text, day_text = found.groups()
+        if (separator or len(text) == 8) and (read := _iso(year, int(month_text), int(day_text))):
+            return read
+    if found := _NUMERIC.fullmatch(text) or _RUN.fullmatch(text):
+        first, second = int(found[1]), int(found[2])
+        day, month = (first, second) if (day_first or first > 12) and second <= 12 else (second, first)
+        return _iso(found[3], month, day)
+    return None
+
+
+def _iso(year: str, month: int, day: int) -> str | None:
+    # Two digits are a year from 1969 to 2068, as strptime reads them.
+    full = int(year) if len(year) == 4 else int(year) + (1900 if int(year) >= 69 else 2000)
+    if not 1900 <= full < 2100:
+        return None
+    try:
+        return date(full, month, day).isoformat()
+    except ValueError:
+        return None
