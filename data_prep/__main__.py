@@ -1,5 +1,6 @@
 """`python -m data_prep RECIPE`: reads, cleans, deduplicates and splits the data of a recipe; prints its folder."""
 
+import os
 import sys
 from typing import Any
 
@@ -7,9 +8,8 @@ from recipes import command
 
 
 def main() -> int:
-    arguments = command.parser(
-        "data_prep", "Read, clean, deduplicate and split the data of a recipe."
-    ).parse_intermixed_args()
+    parser = command.parser("data_prep", "Read, clean, deduplicate and split the data of a recipe.")
+    arguments = parser.parse_intermixed_args()
     from data_prep import prepare, sources
     from recipes.load import load
     from tracking import files
@@ -22,12 +22,13 @@ def main() -> int:
         return command.DONE
     folder, made = prepare.main(loaded.recipe, runs_folder(arguments.runs) / loaded.name)
     print(summary(files.read_json(folder / "data.json"), "prepared" if made else "unchanged"), file=sys.stderr)
+    print(f"          see {os.path.relpath(folder / 'data.html')}", file=sys.stderr)
     print(folder)
     return command.DONE
 
 
 def summary(report: dict[str, Any], state: str) -> str:
-    """Returns what was read, written and left out, in at most three lines."""
+    """Returns what was read, written and left out, and what a person should look at, in at most three lines."""
     rows = report["rows"]
     written = ", ".join(f"{name} {count:,}" for name, count in rows["written"].items())
     lines = [f"data      {state}: {rows['read']:,} rows read; {written}"]
@@ -35,6 +36,11 @@ def summary(report: dict[str, Any], state: str) -> str:
     if left:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in left.items())
         lines.append(f"          {sum(left.values()):,} left out ({reasons}): rejected.jsonl says which and why")
+    doubted = [f"{count:,} labels doubted (suspects.csv)"] if (count := report["suspects"]["found"]) else []
+    found = {kind: one["rows"] for kind, one in report["personal_data"].items() if one["rows"] and not one["redacted"]}
+    personal = [f"{kind} in {count:,} rows, not redacted" for kind, count in found.items()]
+    if doubted or personal:
+        lines.append(f"          {', '.join(doubted + personal)}")
     return "\n".join(lines)
 
 
