@@ -130,13 +130,14 @@ def parse(spec: Spec, output: str) -> Parsed:
 
 
 def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Parsed]) -> dict[str, Any]:
-    """Returns {"n", "exact_match", "field_f1", "schema_valid", "invalid": {problem: count},
+    """Returns {"n", "exact_match", "field_f1", "schema_valid", "invalid": {problem: count}, "wrong_value",
     "per_field": {field: {"precision", "recall", "f1", "n"}}}.
 
     A value is right where it equals the target's after the field's normalizers; a list as a multiset. null for null
     agrees in exact_match and counts for nothing else. An invalid answer says nothing: it lowers recall and is never
-    exact. field_f1 counts the values of all fields together; per_field leaves out fields that neither targets nor
-    answers have. Raises ValueError without rows: no rows is no score.
+    exact. wrong_value counts valid answers that are not exact, so that every row is exact, wrong or invalid. field_f1
+    counts the values of all fields together; per_field leaves out fields that neither targets nor answers have.
+    Raises ValueError without rows: no rows is no score.
     """
     if not targets:
         raise ValueError("no rows to score")
@@ -158,6 +159,7 @@ def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Pa
         "field_f1": float(_figures(everything)["f1"]) if everything else 1.0,
         "schema_valid": 1 - problems.total() / len(targets),
         "invalid": dict(sorted(problems.items())),
+        "wrong_value": len(targets) - exact - problems.total(),
         "per_field": {name: _figures(count) for name, count in counts.items() if count["n"] or count["said"]},
     }
 

@@ -314,7 +314,7 @@ def test_the_score_against_a_worked_example() -> None:
     # Values: 10 wanted (kind 4, seller 4, total 1, codes 1), 9 said (3, 3, 1, 1 and pages), 7 right (3, 2, 1, 1).
     assert (score["n"], score["exact_match"], score["schema_valid"]) == (4, 0.25, 0.75)
     assert score["field_f1"] == pytest.approx(14 / 19)
-    assert score["invalid"] == {UNFINISHED: 1}
+    assert (score["invalid"], score["wrong_value"]) == ({UNFINISHED: 1}, 2)
     assert score["per_field"]["seller"] == {"precision": pytest.approx(2 / 3), "recall": 0.5, "f1": 4 / 7, "n": 4}
     assert score["per_field"]["pages"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "n": 0}
     assert score["per_field"]["codes"]["f1"] == 1.0
@@ -372,7 +372,7 @@ def test_one_command_trains_an_extraction_and_leaves_what_serving_needs(python: 
     recipe.write_text(committed.replace("demo/purchase_documents.jsonl", "documents.jsonl"), encoding="utf-8")
     answer = python("train", recipe, "train.max_steps=2", "train.save_steps=2", "--hardware", "cpu")
     assert answer.returncode == 0, answer.stderr
-    _, tuned, untuned = answer.stdout.splitlines()
+    _, tuned, *_, untuned = answer.stdout.splitlines()
     assert "schema valid" in tuned and "schema valid" in untuned
     (run,) = [path.parent for path in (tmp_path / "runs").glob("*/*/manifest.json") if not path.parent.is_symlink()]
     prompt = files.read_json(run / "adapter" / "prompt.json")

@@ -125,8 +125,11 @@ def summary(done: Run) -> list[str]:
     task = KINDS[done.recipe().task.kind]
     scores: dict[str, Any] = done.stage("train")["metrics"]["validation"]
     tuned, base = scores["tuned"], scores["base"]
+    # Slices that a row is in or not, such as the vendors that train has never seen.
+    inside = {name: values["true"] for name, values in tuned.get("slices", {}).items() if "true" in values}
     return [
         f"adapter   {os.path.relpath(done.folder / 'adapter')}",
         f"tuned     {in_figures(task.headline(tuned))}  ({tuned['n']} validation rows)",
+        *(f"          {in_figures(task.headline(one))}  ({one['n']} of them: {name})" for name, one in inside.items()),
         f"untuned   {in_figures(task.headline(base))}  (the same base before training)",
     ]

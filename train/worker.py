@@ -114,9 +114,25 @@ def answers(what: str, model: Any, tokenizer: Any, prompts: list[list[int]], gra
 
 
 def score(task: Any, spec: Any, rows: list[Row], decoded: list[Answer]) -> dict[str, Any]:
-    """Returns the task's score; an answer that did not end counts as wrong."""
+    """Returns the task's score, and under "slices" the headline of each part of the rows that the recipe tells apart.
+
+    An answer that did not end counts as wrong.
+    """
     parsed = [task.parse(spec, one.text) if one.complete else Parsed(None, UNFINISHED) for one in decoded]
-    return task.score(spec, [row["target"] for row in rows], parsed)  # type: ignore[no-any-return]
+    targets = [row["target"] for row in rows]
+    parts: dict[str, dict[str, list[int]]] = {}
+    for at, row in enumerate(rows):
+        for name, value in row.get("slices", {}).items():
+            parts.setdefault(name, {}).setdefault(str(value).lower(), []).append(at)
+
+    def of(mine: list[int]) -> dict[str, Any]:
+        return {
+            "n": len(mine),
+            **task.headline(task.score(spec, [targets[at] for at in mine], [parsed[at] for at in mine])),
+        }
+
+    slices = {name: {value: of(mine) for value, mine in sorted(values.items())} for name, values in parts.items()}
+    return {**task.score(spec, targets, parsed), "slices": slices}
 
 
 def headline(task: Any, scores: dict[str, Any]) -> dict[str, float]:
