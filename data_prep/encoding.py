@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 # compression.zstd of Python 3.14, for the Pythons before it.
 from backports import zstd
 
-from data_prep.sources import SourceFile
+from data_prep.source_row import SourceFile
 from recipes.errors import RecipeError
 
 BLOCK_BYTES = 1 << 20

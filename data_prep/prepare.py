@@ -24,7 +24,7 @@ import numpy as np
 from data_prep import describe, lengths, read, report, sources, split, spread, suspects, write
 from data_prep.deduplicate import deduplicate
 from data_prep.rows import Rejected, check_columns, needed_columns
-from data_prep.sources import SourceFile
+from data_prep.source_row import SourceFile, SourceRow
 from data_prep.table import Table, Writer
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
@@ -146,10 +146,10 @@ def _read(
 class _Counted:
     """The rows of a file, counted as they pass, the columns of the first readable one checked."""
 
-    def __init__(self, rows: Iterator[read.SourceRow], file: SourceFile, recipe: Recipe) -> None:
+    def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe) -> None:
         self.rows, self._source, self._file, self._recipe = 0, rows, file, recipe
 
-    def __iter__(self) -> Iterator[read.SourceRow]:
+    def __iter__(self) -> Iterator[SourceRow]:
         unchecked = True
         for row in self._source:
             if unchecked and not row.problem:

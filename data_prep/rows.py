@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Any
 
-from data_prep.read import SourceRow
+from data_prep.source_row import SourceRow
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import By

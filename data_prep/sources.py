@@ -10,9 +10,10 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from data_prep.source_row import SourceFile
 from recipes.errors import RecipeError
 from recipes.schema_data import Source
 from tracking import files
@@ -38,18 +39,6 @@ SPLIT_NAMES = {
     "calibration": "calibration",
     "test": "test",
 }
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One file of a source, or one split of a data set; `split` is "all" where the source does not say."""
-
-    split: str
-    path: Path
-    name: str
-    """As in messages and row ids; no two files of a source share it."""
-    kind: str
-    compression: str | None = None
 
 
 def find(source: Source) -> list[SourceFile]:
@@ -83,9 +72,11 @@ def sha256(file: SourceFile, source: Source) -> str:
 
 def _look(source: Source) -> tuple[list[SourceFile], list[str]]:
     if source.hub is not None:
-        from data_prep import hub  # late: it imports Arrow
+        from data_prep import columnar_formats  # late: it imports Arrow
 
-        return _by_split("data.source.hub", source.hub, [(name, Path(source.hub)) for name in hub.splits(source)])
+        return _by_split(
+            "data.source.hub", source.hub, [(name, Path(source.hub)) for name in columnar_formats.splits(source)]
+        )
     found: list[SourceFile] = []
     skipped: list[str] = []
     for split, paths in source.given.items():

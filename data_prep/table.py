@@ -22,8 +22,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_prep import near
-from data_prep.read import SourceRow
 from data_prep.rows import Rejected, Row, row_of
+from data_prep.source_row import SourceRow
 from data_prep.spread import Spread
 from data_prep.texts import SCHEMA, Texts
 from recipes.schema import Recipe

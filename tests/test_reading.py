@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data_prep.encoding import BLOCK_BYTES
-from data_prep.read import SourceRow, read
-from data_prep.sources import SourceFile, find, left_out, sha256
+from data_prep.read import read
+from data_prep.source_row import SourceFile, SourceRow
+from data_prep.sources import find, left_out, sha256
 from recipes.errors import RecipeError, StageError
 from recipes.schema_data import Source
 from tests.hostile import HOSTILE, PLAIN, Hostile, cesu8

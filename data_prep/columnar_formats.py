@@ -18,9 +18,8 @@ from uuid import UUID
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.encoding import has_half
-from data_prep.read import About, BadRowError, SourceRow
-from data_prep.sources import SourceFile
+from data_prep.encoding import has_half, refusing
+from data_prep.source_row import About, BadRowError, SourceFile, SourceRow
 from recipes.errors import RecipeError, StageError
 from recipes.schema_data import Source
 
@@ -32,6 +31,9 @@ NO_VALUE = (pa.ArrowException, ValueError, KeyError, OverflowError)
 
 def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
     """Returns what was found out about the table, and its rows, as data_prep.read.read does."""
+    with refusing(file.name):
+        if file.kind == "parquet" and file.path.stat().st_size == 0:
+            raise RecipeError(f"{file.name}: the file is empty")
     try:
         return _parquet(file, columns) if file.kind == "parquet" else _dataset(file, source, columns)
     except DAMAGED as error:

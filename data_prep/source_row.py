@@ -1,0 +1,39 @@
+"""What the rooms that read hand to each other: a file of a source, and a row of a file.
+
+SourceFile("train", Path("banking77/train.csv"), "train.csv", "csv")
+SourceRow("train.csv", 2, {"text": "Where is\\nmy card?", "category": "card_arrival"})
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# What was found out about a file, as data.json tells it under "detected".
+About = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source, or one split of a data set; `split` is "all" where the source does not say."""
+
+    split: str
+    path: Path
+    name: str
+    """As in messages and row ids; no two files of a source share it."""
+    kind: str
+    compression: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One row of a source file; `problem` says why it cannot be used, or is None."""
+
+    file: str
+    line: int
+    """Where the row starts; of Parquet, data sets and a JSON array, its number."""
+    values: dict[str, Any]
+    problem: str | None = None
+
+
+class BadRowError(ValueError):
+    """What is wrong with one row of a file that is otherwise in order."""
