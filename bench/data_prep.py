@@ -146,7 +146,8 @@ def measure(count: int, near_share: float) -> dict[str, Any]:
 class Peak:
     """The most memory that a process and its children held together, sampled five times a second.
 
-    Resident sizes are summed, so pages that processes share are counted more than once: the true peak is lower.
+    Proportional set sizes are summed, so that a page which two processes share counts once. Pages of files that are
+    mapped count too, though the system may take them back.
     """
 
     def __init__(self, pid: int) -> None:
@@ -154,7 +155,7 @@ class Peak:
         threading.Thread(target=self._sample, daemon=True).start()
 
     def _sample(self) -> None:
-        while (now := sum(map(resident_bytes, family(self._pid)))) or Path(f"/proc/{self._pid}").exists():
+        while (now := sum(map(held_bytes, family(self._pid)))) or Path(f"/proc/{self._pid}").exists():
             self.bytes = max(self.bytes, now)
             time.sleep(0.2)
 
@@ -168,13 +169,13 @@ def family(pid: int) -> list[int]:
     return [pid, *(one for child in children for one in family(int(child)))]
 
 
-def resident_bytes(pid: int) -> int:
-    """Returns the resident size of a process, 0 where it has ended."""
+def held_bytes(pid: int) -> int:
+    """Returns the proportional set size of a process, 0 where it has ended."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, IndexError):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 def cpu() -> str:

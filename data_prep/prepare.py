@@ -68,15 +68,16 @@ def main(recipe: Recipe, runs: Path) -> tuple[Path, bool]:
     if (folder / "data.json").exists():
         return folder, False
     started, steps = now(), Steps()
-    with files.whole_folder(folder) as aside, spread.over(_processes(recipe, found)) as pool:
+    with files.whole_folder(folder) as aside:
         work = aside / ".work"
-        with steps("read and clean"):
-            table, unusable, read_from = _read(found, hashes, recipe, work, pool)
-        _check_ids(table)
-        with steps("split"):
-            assigned = split.assign(table, recipe.data.split, {file.split for file in found})
-        with steps("deduplicate"):
-            left = deduplicate(table, assigned.splits, recipe, pool)
+        with spread.over(_processes(recipe, found)) as pool:
+            with steps("read and clean"):
+                table, unusable, read_from = _read(found, hashes, recipe, work, pool)
+            _check_ids(table)
+            with steps("split"):
+                assigned = split.assign(table, recipe.data.split, {file.split for file in found})
+            with steps("deduplicate"):
+                left = deduplicate(table, assigned.splits, recipe, pool)
         labels = spellings(table, recipe)
         about = descriptions(labels, recipe)
         with steps("count tokens"):
