@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,15 @@ from recipes.load import load
 from tests.conftest import ROOT
 from tracking import digests, files, metrics, weights_and_biases
 from tracking import run as runs
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from tracking import files
+with files.whole_folder(Path(sys.argv[1])) as folder:
+    (folder / "half.jsonl").touch()
+    os.kill(os.getpid(), 9)
+"""
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
@@ -108,6 +119,18 @@ def test_metrics_after_the_resumed_step_and_a_torn_line_are_dropped(tmp_path: Pa
         file.write('{"step": 40, "lo')
     metrics.keep_up_to(path, 20)
     assert [line["step"] for line in files.read_jsonl(path)] == [10, 20]
+
+
+def test_what_a_killed_process_left_of_a_folder_goes_with_the_next_attempt(tmp_path: Path) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "prepared")], cwd=ROOT, capture_output=True, check=False
+    )
+    assert killed.returncode == -9
+    (left,) = tmp_path.iterdir()
+    assert (left / "half.jsonl").exists()
+    with files.whole_folder(tmp_path / "prepared") as folder:
+        (folder / "whole.jsonl").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
 
 
 def test_not_a_number_is_never_recorded(tmp_path: Path) -> None:

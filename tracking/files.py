@@ -50,7 +50,13 @@ def digest(value: Any) -> str:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `path` that takes its place when the block ends well, and is removed if not."""
+    """Yields an empty folder beside `path` that takes its place when the block ends well, and is removed if not.
+
+    What a process left that was killed at this is removed first.
+    """
+    for left in path.parent.glob(f".{path.name}.*"):
+        if not Path("/proc", left.name.rpartition(".")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
