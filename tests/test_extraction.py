@@ -1,11 +1,7 @@
 """Extraction: what a schema may ask, what a record is, what an answer may be, and how it is scored."""
 
-import io
 import json
 import random
-import subprocess
-import sys
-from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,7 @@ from recipes.schema_data import Task
 from tasks import extraction, render
 from tasks.parsed import UNFINISHED, Parsed
 from tasks.values import normalize
-from tests.conftest import ROOT, Command
+from tests.conftest import Command
 from tracking import files
 from tracking import run as runs
 from train import adapter, launch, worker
@@ -381,35 +377,6 @@ def test_one_command_trains_an_extraction_and_leaves_what_serving_needs(python: 
     assert set(score["invalid"]) <= {UNFINISHED}
     probes = list(files.read_jsonl(run / "adapter" / "reference.jsonl"))
     assert all(len(one["token_ids"]) <= prompt["max_answer_tokens"] for one in probes)
-
-
-def test_the_demo_documents_are_the_committed_ones_and_fit_their_recipe() -> None:
-    written = io.StringIO()
-    with redirect_stdout(written):
-        for document in purchase_documents.documents():
-            print(json.dumps(document, ensure_ascii=False))
-    committed = (RECIPES / "demo" / "purchase_documents.jsonl").read_text(encoding="utf-8")
-    assert committed == written.getvalue()
-    rows = [json.loads(line) for line in committed.splitlines()]
-    recipe_task = load("extractor", (), "cpu").recipe.task
-    assert all(extraction.record(recipe_task, row["target"]) == row["target"] for row in rows)
-    copied = ("supplier", "number", "date", "total", "due_date")
-    assert not [
-        row for row in rows for name in copied if row["target"][name] and row["target"][name] not in row["text"]
-    ]
-    assert {row["layout"] for row in rows} == set(purchase_documents.LAYOUTS)
-    # Scarce and common suppliers, missing fields: what makes the slices and nulls mean something.
-    assert all(any(row["target"][name] is None for row in rows) for name in ("number", "date", "total", "due_date"))
-
-
-def test_the_demo_is_written_by_its_module() -> None:
-    asked = [sys.executable, "-m", "recipes.demo.purchase_documents", "--rows", "3"]
-    answer = subprocess.run(asked, cwd=ROOT, capture_output=True, check=True)
-    assert [json.loads(line)["document_id"] for line in answer.stdout.decode().splitlines()] == [
-        "D00000",
-        "D00001",
-        "D00002",
-    ]
 
 
 def test_every_receipt_of_sroie_is_a_record_of_its_recipe(sroie: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocket import corpus
+from recipes.demo import purchase_phrases
 from recipes.demo.support_phrases import QUEUES
 from recipes.load import POCKET, load
 from tests.conftest import REAL_DATA, ROOT
@@ -47,6 +48,10 @@ def test_no_label_and_no_phrase_of_what_it_is_scored_on_is_in_its_corpus(sgd: co
         for phrase in q.core
     }
     assert not {piece for piece in pieces if len(piece) > 25 and piece in text}
+    # What the extractor copies: names of companies and buyers, and what it is asked.
+    names = {f"{stem} {trade}" for stem in purchase_phrases.STEMS for trade in purchase_phrases.TRADES}
+    assert not [name for name in (*names, *purchase_phrases.BUYERS) if name in text]
+    assert load("extractor", (), "cpu").recipe.task.instruction not in text
 
 
 def test_its_files_are_the_ones_a_deployment_needs_and_small() -> None:
