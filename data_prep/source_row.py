@@ -1,7 +1,7 @@
 """What the rooms that read hand to each other: a file of a source, and a row of a file.
 
-    file    SourceFile("train", Path("banking77/train.csv"), "train.csv", "csv")
-    row     SourceRow("train.csv", 2, {"text": "Where is\\nmy card?", "category": "card_arrival"})
+file    SourceFile("train", Path("banking77/train.csv"), "train.csv", "csv")
+row     SourceRow("train.csv", 2, {"text": "Where is\\nmy card?", "category": "card_arrival"})
 """
 
 from dataclasses import dataclass
