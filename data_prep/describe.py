@@ -17,6 +17,7 @@ from tasks import privacy
 from tasks.text import DUPLICATE_KEY
 
 BINS = 30
+PLACES = 5
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,16 @@ def tokens(prepared: Prepared) -> dict[str, Any]:
 
 
 def personal_data(prepared: Prepared) -> dict[str, Any]:
-    """Returns {kind: {"rows", "redacted"}}: counts, never values."""
-    flags = prepared.table.columns["found"]
-    return {
-        kind: {"rows": int((flags >> at & 1).sum()), "redacted": kind in prepared.recipe.privacy.redact}
-        for at, kind in enumerate(privacy.KINDS)
-    }
+    """Returns {kind: {"rows", "redacted", "at": where the first of them stand}}: counts and places, never values."""
+    flags, found = prepared.table.columns["found"], {}
+    for bit, kind in enumerate(privacy.KINDS):
+        rows = np.flatnonzero(flags >> bit & 1)
+        found[kind] = {
+            "rows": len(rows),
+            "redacted": kind in prepared.recipe.privacy.redact,
+            "at": [prepared.table.place(int(row)) for row in rows[:PLACES]],
+        }
+    return found
 
 
 def slices(prepared: Prepared, counted: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def test_what_is_redacted_stands_in_no_file_and_what_is_not_is_counted(tmp_path:
     texts = {row["input"]["text"] for name in SPLITS for row in splits[name]}
     assert "write to [EMAIL_1] or pay by [CARD_1]" in texts
     assert "my account is [IBAN_1], again [IBAN_1]" in texts
-    assert report["personal_data"]["email"] == {"rows": 1, "redacted": True}
+    assert report["personal_data"]["email"] == {"rows": 1, "redacted": True, "at": ["rows.csv:5"]}
     assert report["personal_data"]["phone"]["redacted"] is False
     told = capsys.readouterr()
     for path in filter(Path.is_file, (tmp_path / "runs").rglob("*")):

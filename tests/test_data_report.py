@@ -293,7 +293,7 @@ def test_what_is_redacted_is_nowhere_on_the_page_and_counts_are(tmp_path: Path) 
     page, told = page_of(tmp_path, rows, "privacy: {redact: [email]}\n")
     assert "@example" not in page.text
     assert "[EMAIL_1]" in page.text
-    assert page.row("personal", "e-mail address")[1:] == ["30", "replaced by a placeholder"]
+    assert page.row("personal", "e-mail address")[1:3] == ["30", "replaced by a placeholder"]
     assert told["personal_data"]["email"]["rows"] == 30
 
 
