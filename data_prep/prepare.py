@@ -220,6 +220,9 @@ def _check_balance(prepared: describe.Prepared, rows: dict[str, Any]) -> None:
             mistakes.append(f"  {label!r} has {total} rows and none of them fell to train: it cannot be learnt")
     if mistakes:
         hint = "  Merge the label into another, leave its rows out, or add rows."
+        if count := rows["dropped"].get("too_long"):
+            limit = prepared.recipe.train.max_length
+            hint = f"  {count} train rows left: they are longer than train.max_length ({limit} tokens); raise it."
         raise RecipeError("\n".join(["labels with too few rows:", *mistakes, hint]))
     for name in ("train", "validation", "test"):
         if not rows["written"][name]:
