@@ -4,6 +4,8 @@ SET      ?=
 HARDWARE ?=
 RUNS     ?= runs
 FRESH    ?=
+BENCH    ?= training
+ARGS     ?=
 PYTHON   ?= python3
 VENV     := .venv/bin/python
 export HARDWARE RUNS FRESH
@@ -43,8 +45,8 @@ check: lint types ## Lint, types, all tests, and files made from code
 	@$(VENV) -m recipes.schema --check
 	@$(VENV) -m pytest
 
-bench: setup ## Measure: data preparation from 10,000 to 1,000,000 rows (about 15 minutes; BENCH="--most 100000" for less)
-	@$(VENV) -m bench.data_prep $(BENCH)
+bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | data_prep | kills, ARGS="--only banking77"
+	@$(VENV) -m bench.$(BENCH) $(ARGS)
 
 schema: setup ## Write recipes/.schema.json, which editors read
 	@$(VENV) -m recipes.schema

@@ -3,6 +3,7 @@
 A row's key (tasks/text.py) decides. Test rows never leave. What is in test leaves train, validation and calibration,
 whatever its label; what is in validation or calibration leaves train. Within a split, rows with one key and one label
 are kept once; train rows with one key and several labels are a conflict, and the recipe says what becomes of them.
+A text may have several free-text answers and several pairs of answers; that two rows prefer the opposite is a conflict.
 Then near-duplicates leave train (near.py).
 """
 
@@ -115,9 +116,9 @@ def _across(table: Table, splits: Array, left: Left) -> None:
 
 
 def _conflicts(table: Table, splits: Array, left: Left, data: Data) -> None:
-    """Resolves train rows of one key and several labels."""
+    """Resolves train rows of one subject and several targets: what may bear one target alone is the task's to say."""
     rows = np.flatnonzero((splits == TRAIN) & left.stays)
-    _, text = np.unique(table.columns["key"][rows], return_inverse=True)
+    _, text = np.unique(table.columns["subject"][rows], return_inverse=True)
     _, pair = np.unique(np.stack([text, table.columns["target"][rows]]), axis=1, return_inverse=True)
     pair = pair.reshape(-1)
     labels_of_text = np.bincount(text[np.unique(pair, return_index=True)[1]])
@@ -140,7 +141,7 @@ def _conflicts(table: Table, splits: Array, left: Left, data: Data) -> None:
         winners = np.bincount(text[firsts], weights=(votes[pair[firsts]] == most[text[firsts]]))
         leaving = torn & ~((votes[pair] == most[text]) & (winners[text] == 1))
     rows, text = rows[torn], text[torn]
-    # Each conflict names a row that says the same with another label.
+    # Each conflict names a row that says the same with another answer.
     by_text = np.lexsort((table.columns["target"][rows], text))
     first = rows[by_text[np.searchsorted(text[by_text], text)]]
     last = rows[by_text[np.searchsorted(text[by_text], text, side="right") - 1]]

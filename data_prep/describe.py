@@ -13,7 +13,7 @@ from data_prep.split import Assigned
 from data_prep.table import Array, Table, target_hash
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS, NotInTrain
-from tasks import privacy
+from tasks import KINDS, privacy
 from tasks.text import DUPLICATE_KEY
 
 BINS = 30
@@ -68,6 +68,7 @@ def findings(prepared: Prepared) -> dict[str, Any]:
         "test_rows_also_elsewhere": deduplicate.leaks(table, splits),
         "labels": labels(prepared),
         "fields": fields(table),
+        "answers": answers(prepared),
         "tokens": tokens(prepared),
         "personal_data": personal_data(prepared),
         "system_prompts_replaced": len(table.systems),
@@ -100,6 +101,23 @@ def fields(table: Table) -> dict[str, dict[str, dict[str, int]]]:
     for (split_name, name, state), count in sorted(table.states.items()):
         found.setdefault(name, {}).setdefault(split_name, {})[state] = count
     return found
+
+
+def answers(prepared: Prepared) -> dict[str, dict[str, float]]:
+    """Returns {trait: {"mean", "median"}} of the free-text answers that are written; {} for other tasks."""
+    task = KINDS[prepared.recipe.task.kind]
+    if not task.FREE_TEXT:
+        return {}
+    found: dict[str, list[float]] = {}
+    for first, batch in prepared.table.texts.batches():
+        stays = prepared.left.stays[first : first + batch.num_rows]
+        for row in batch.select(["text", "target"]).filter(stays).to_pylist():
+            for trait, value in task.traits(row["text"], task.target_of(row["target"])).items():
+                found.setdefault(trait, []).append(value)
+    return {
+        trait: {"mean": round(float(np.mean(values)), 4), "median": round(float(np.median(values)), 4)}
+        for trait, values in found.items()
+    }
 
 
 def tokens(prepared: Prepared) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A prompt is the same up to its input, so the opening is counted once and each ro
 across that seam: rows near the limit are therefore counted whole.
 """
 
-import json
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ INPUT, ANSWER = "\ue000input\ue001", "\ue000answer\ue001"
 
 
 def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left) -> Array:
-    """Returns the tokens of each row that stays, prompt and answer and stop token; -1 for the others."""
+    """Returns the tokens of each row that stays: prompt, answer (the longer of two) and stop token; -1 for others."""
     task = KINDS[recipe.task.kind]
     spec = task.specify(recipe.task, labels)
     tokenizer = render.tokenizer_of(recipe.model)
@@ -34,16 +34,17 @@ def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left) -> A
             continue
         texts, targets = batch.column("text").take(rows).to_pylist(), batch.column("target").take(rows).to_pylist()
         own = np.array(render.token_counts(tokenizer, [text + between for text in texts]), np.int32)
-        # Labels are few and come again and again; records are as many as rows.
-        different = list(dict.fromkeys(targets))
-        answers = dict(zip(different, render.token_counts(tokenizer, different), strict=True))
-        tokens[first + rows] = shared + own + np.array([answers[target] for target in targets], np.int32)
+        answers = [task.answers(spec, task.target_of(target)) for target in targets]
+        # Labels are few and come again and again; other answers are as many as rows.
+        different = list(dict.fromkeys(chain.from_iterable(answers)))
+        counts = dict(zip(different, render.token_counts(tokenizer, different), strict=True))
+        longest = [max(counts[answer] for answer in mine) for mine in answers]
+        tokens[first + rows] = shared + own + np.array(longest, np.int32)
         close = np.flatnonzero(np.abs(tokens[first + rows] - recipe.train.max_length) <= SEAM_TOKENS)
         for at in close:
-            target = targets[at] if recipe.task.kind == "classification" else json.loads(targets[at])
             conversation = task.messages(spec, {"text": texts[at]})
-            example = render.examples(tokenizer, [conversation], [task.answer(spec, target)])[0]
-            tokens[first + rows[at]] = len(example.prompt_ids) + len(example.completion_ids)
+            examples = render.examples(tokenizer, [conversation] * len(answers[at]), answers[at])
+            tokens[first + rows[at]] = max(len(one.prompt_ids) + len(one.completion_ids) for one in examples)
     return tokens
 
 

@@ -10,10 +10,12 @@ after this module ever holds it.
 
 import json
 import math
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from data_prep.source_row import SourceRow
@@ -21,12 +23,16 @@ from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import By
 from tasks import KINDS, privacy
-from tasks.text import clean, label_key
+from tasks.extraction import given_record
+from tasks.given import UnusableRowError, cell, check_characters, conversation
+from tasks.text import clean
+
+PLACEHOLDER = re.compile(r"\[[A-Z]+_[0-9]+\]")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One usable row. `target` is the label, or the record as canonical JSON; `time` is in seconds since 1970."""
+    """One usable row. `target` is a text, as the task's target_text gives it; `time` is in seconds since 1970."""
 
     id: str
     text: str
@@ -35,7 +41,7 @@ class Row:
     slices: dict[str, str]
     time: float | None
     found: frozenset[str]
-    """Kinds of personal data that stood in the text before it was redacted."""
+    """Kinds of personal data that stood in the text, or in a free-text answer, before they were redacted."""
     system: str
     """The system prompt that a chat row brought along; the recipe's instruction takes its place."""
     raw: str
@@ -69,26 +75,15 @@ class Rejected:
         }
 
 
-class UnusableRowError(Exception):
-    """Why a row cannot be used: the reason that is counted, and the detail that is told."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-
 def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
     """Returns {recipe key: column} of all that a file of this split ("all" or its name) must have."""
-    columns, task = recipe.data.columns, recipe.task
+    columns = recipe.data.columns
     needed: dict[str, str | None] = {"data.columns.id": columns.id}
+    answer = KINDS[recipe.task.kind].answer_columns(recipe)
     if columns.messages is not None:
         needed["data.columns.messages"] = columns.messages
     else:
-        needed["data.columns.text"] = columns.text
-        if task.kind == "classification":
-            needed["data.columns.label"] = columns.label
-        elif columns.target is not None:
-            needed["data.columns.target"] = columns.target
+        needed |= {"data.columns.text": columns.text, **answer}
     if split in ("all", "train"):
         needed |= {"data.split.group": recipe.data.split.group, "data.split.time": recipe.data.split.time}
     fields = fields_of(recipe)
@@ -123,7 +118,7 @@ def fields_of(recipe: Recipe) -> list[str]:
 def row_of(source: SourceRow, recipe: Recipe) -> Row | Rejected:
     """Returns the row that a source row is, cleaned and redacted, or why it cannot be used."""
     columns, kinds = recipe.data.columns, recipe.privacy.redact
-    row_id = _text(source.values.get(columns.id)).strip() if columns.id else f"{source.file}:{source.line}"
+    row_id = cell(source.values.get(columns.id)).strip() if columns.id else f"{source.file}:{source.line}"
     row_id = privacy.pseudonym(row_id, kinds)
     try:
         if source.problem:
@@ -138,111 +133,57 @@ def row_of(source: SourceRow, recipe: Recipe) -> Row | Rejected:
 
 
 def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
-    values, split, kinds = source.values, recipe.data.split, recipe.privacy.redact
-    system, raw, target = _parts(values, recipe)
-    text = clean(raw)
+    values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, KINDS[recipe.task.kind]
+    messages = recipe.data.columns.messages
+    given = task.given(values, recipe) if messages is None else conversation(values.get(messages), messages)
+    raw, text = given.text, clean(given.text)
     if not text:
         raise UnusableRowError("no_text", "the text is empty")
-    for what, checked in (("text", text), ("answer", target if isinstance(target, str) else json.dumps(target))):
-        _check_characters(what, checked)
-    found = privacy.find(text)
+    check_characters("text", text)
+    check_characters("answer", given.target if isinstance(given.target, str) else json.dumps(given.target))
+    found = {one.kind for one in privacy.find(text)}
     hidden: Mapping[str, str] = {}
     if kinds and found:
         redacted = privacy.redact(text, kinds)
         text, hidden, raw = redacted.text, redacted.values, redacted.text
-    own = _own_values(values, target, recipe, hidden)
-    answer = _target(target, recipe, hidden)
-    group = _text(values.get(split.group)).strip() or row_id if split.group else None
+    hide = _hiding(text, hidden, kinds, found) if task.FREE_TEXT else partial(_redacted, hidden)
+    own = _own_values(values, given.target, recipe, hidden)
+    target = task.target_text(given.target, recipe, hide)
+    group = cell(values.get(split.group)).strip() or row_id if split.group else None
     return Row(
         id=row_id,
         text=text,
-        target=answer,
+        target=target,
         group=group if group is None else privacy.pseudonym(group, kinds),
         slices={name: privacy.pseudonym(own.get(name, ""), kinds) for name in recipe.data.slices},
-        time=_time(_text(values.get(split.time)), split.time) if split.time and split.time in values else None,
-        found=frozenset(one.kind for one in found),
-        system=system,
+        time=_time(cell(values.get(split.time)), split.time) if split.time and split.time in values else None,
+        found=frozenset(found),
+        system=given.system,
         raw=raw,
-        states=_states(_record(target), json.loads(answer), text) if fields_of(recipe) else {},
+        states=_states(given_record(given.target), json.loads(target), text) if fields_of(recipe) else {},
         file=source.file,
         line=source.line,
     )
 
 
-def _parts(values: Mapping[str, Any], recipe: Recipe) -> tuple[str, str, Any]:
-    """Returns the system prompt, the text as it was given, and the target as it was given."""
-    columns, kind = recipe.data.columns, recipe.task.kind
-    if columns.messages is not None:
-        return _conversation(values.get(columns.messages), columns.messages)
-    # A JSONL row may lack a column that the first row had.
-    text = _text(values.get(columns.text))
-    if kind == "classification":
-        return "", text, _text(values.get(columns.label))
-    if columns.target is not None:
-        return "", text, values.get(columns.target)
-    return "", text, {field: values[field] for field in fields_of(recipe) if field in values}
+def _hiding(text: str, hidden: Mapping[str, str], kinds: Collection[str], found: set[str]) -> Callable[[str], str]:
+    """Returns what replaces personal data in a free-text answer, and adds the kinds that it meets to `found`.
 
-
-def _conversation(messages: Any, column: str) -> tuple[str, str, str]:
-    """Returns system prompt, what was said before the last answer, and that answer.
-
-    One user turn is its text; of several turns each bears its role, as in "user: ...\\nassistant: ...".
+    What stands in the text too gets the placeholder that it has there, anything else one that is not in use.
     """
-    if isinstance(messages, str):
-        try:
-            messages = json.loads(messages)
-        except ValueError:
-            raise UnusableRowError("bad_messages", f"column {column!r} is text that is no JSON") from None
-    fits = isinstance(messages, list) and all(
-        isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
-        for one in messages
-    )
-    if not fits:
-        raise UnusableRowError("bad_messages", f"column {column!r} is no list of {{role, content}}")
-    system = "\n".join(one["content"] for one in messages if one["role"] in ("system", "developer"))
-    turns = [one for one in messages if one["role"] not in ("system", "developer")]
-    if len(turns) < 2 or turns[-1]["role"] != "assistant" or not any(one["role"] == "user" for one in turns):
-        raise UnusableRowError(
-            "bad_messages", "the conversation has no user turn that an assistant turn answers at its end"
-        )
-    asked = turns[:-1]
-    text = asked[0]["content"] if len(asked) == 1 else "\n".join(f"{one['role']}: {one['content']}" for one in asked)
-    return system, text, turns[-1]["content"]
+    values, taken = dict(hidden), PLACEHOLDER.findall(text)
 
+    def hide(answer: str) -> str:
+        found.update(one.kind for one in privacy.find(answer))
+        if not kinds:
+            return answer
+        # Numbers go on above those that stand before.
+        before = " ".join([*taken, *values]) + "\n"
+        redacted = privacy.redact(before + privacy.apply(values, answer), kinds)
+        values.update(redacted.values)
+        return redacted.text.removeprefix(before)
 
-def _target(target: Any, recipe: Recipe, hidden: Mapping[str, str]) -> str:
-    """Returns the label as it was written, or the record as canonical JSON."""
-    task = recipe.task
-    if task.kind == "classification":
-        label = clean(target)
-        if not label:
-            raise UnusableRowError("no_label", "the label is empty")
-        if task.labels != "auto" and label not in task.labels:
-            same = [one for one in task.labels if label_key(one) == label_key(label)]
-            if not (same and recipe.data.normalize_labels):
-                near = get_close_matches(label, list(task.labels), 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise UnusableRowError("unknown_label", f"{label!r} is not among task.labels{hint}")
-        return label
-    given = _record(target)
-    kind = KINDS[task.kind]
-    spec = kind.specify(task, {})
-    try:
-        record = kind.record(spec, {name: _redacted(value, hidden) for name, value in given.items()})
-    except ValueError as error:
-        raise UnusableRowError("bad_record", str(error)) from None
-    return str(kind.answer(spec, record))
-
-
-def _record(target: Any) -> dict[str, Any]:
-    if isinstance(target, str) and target.strip():
-        try:
-            target = json.loads(target)
-        except ValueError:
-            raise UnusableRowError("bad_record", "the record is text that is no JSON") from None
-    if not isinstance(target, dict):
-        raise UnusableRowError("bad_record", f"the record is {'empty' if not target else 'no JSON object'}")
-    return target
+    return hide
 
 
 def _states(given: Mapping[str, Any], record: Mapping[str, Any], text: str) -> dict[str, str]:
@@ -259,32 +200,19 @@ def _states(given: Mapping[str, Any], record: Mapping[str, Any], text: str) -> d
     return states
 
 
-def _redacted(value: Any, hidden: Mapping[str, str]) -> Any:
-    """What was redacted in the text is redacted in the record alike, for it cannot be copied from there any more."""
-    if not hidden:
-        return value
-    if isinstance(value, list):
-        return [_redacted(one, hidden) for one in value]
-    return privacy.apply(hidden, value) if isinstance(value, str) else value
+def _redacted(hidden: Mapping[str, str], text: str) -> str:
+    """What was redacted in the input is redacted here alike, for it cannot be copied from there any more."""
+    return privacy.apply(hidden, text) if hidden else text
 
 
 def _own_values(values: Mapping[str, Any], target: Any, recipe: Recipe, hidden: Mapping[str, str]) -> dict[str, str]:
     """Returns {slice: this row's value}, from the record where the slice names a field of it."""
     fields = set(fields_of(recipe))
-    record = _record(target) if fields else {}
+    record = given_record(target) if fields else {}
     return {
-        name: str(_redacted(_text(record.get(column) if column in fields else values.get(column)), hidden)).strip()
+        name: _redacted(hidden, cell(record.get(column) if column in fields else values.get(column))).strip()
         for name, column in slice_columns(recipe).items()
     }
-
-
-def _check_characters(what: str, text: str) -> None:
-    if "\x00" in text:
-        raise UnusableRowError("nul_byte", f"the {what} holds a NUL byte")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UnusableRowError("lone_surrogate", f"the {what} holds half a character ({error.reason})") from None
 
 
 def _time(text: str, column: str | None) -> float:
@@ -303,10 +231,3 @@ def _time(text: str, column: str | None) -> float:
             "bad_time", f"column {column!r} is neither an ISO 8601 time nor a number of seconds"
         ) from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-
-
-def _text(value: object) -> str:
-    """A value of a source as the text of a column; null is empty."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

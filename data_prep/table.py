@@ -28,8 +28,8 @@ from data_prep.spread import Spread
 from data_prep.texts import SCHEMA, Texts
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS
-from tasks import privacy
-from tasks.text import clean, duplicate_key, label_key
+from tasks import KINDS, privacy
+from tasks.text import clean, duplicate_key
 
 Array = npt.NDArray[Any]
 
@@ -149,14 +149,13 @@ def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
         "key": keys,
     }
     bands, sketches = near.sketch(keys, recipe.data.deduplicate)
-    labelled = recipe.task.kind == "classification"
     return Batch(
         texts=pa.record_batch(texts, schema=SCHEMA),
         numbers=_numbers(kept, keys, recipe),
         bands=bands,
         sketches=sketches,
         rejected=[one for one in found if isinstance(one, Rejected)],
-        targets=Counter(row.target for row in kept) if labelled else Counter(),
+        targets=Counter(row.target for row in kept) if KINDS[recipe.task.kind].LABELLED else Counter(),
         systems=Counter(row.system for row in kept if row.system),
         states=Counter(state for row in kept for state in row.states.items()),
     )
@@ -165,7 +164,9 @@ def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
 def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Array]:
     """What is kept in memory of each row. Every array has one entry a row."""
     seed = recipe.data.split.seed
-    targets = [_comparable(row.target, recipe) for row in rows]
+    task = KINDS[recipe.task.kind]
+    targets = [task.comparable(row.target, recipe) for row in rows]
+    subjects = (task.subject(key, target) for key, target in zip(keys, targets, strict=True))
     units = [key if row.group is None else row.group for row, key in zip(rows, keys, strict=True)]
     contents = ("\x1f".join((row.text, row.target, row.group or "")) for row in rows)
     return {
@@ -175,6 +176,8 @@ def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Arra
         "raw": hashes((row.raw for row in rows), 0),
         "clean": hashes((row.text for row in rows), 0),
         "target": hashes(targets, 0),
+        # Rows of one subject and several targets contradict each other.
+        "subject": hashes(subjects, 0),
         # Where a row stands in [0, 2**64): its split follows from that, and from nothing else.
         "position": hashes(units, seed),
         # An order of rows that does not depend on the order of the source: of two that say the same, who stays.
@@ -188,11 +191,7 @@ def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Arra
 
 def target_hash(target: str, recipe: Recipe) -> int:
     """Returns the hash by which targets are compared: spellings of one label have one."""
-    return int(hashes([_comparable(target, recipe)], 0)[0])
-
-
-def _comparable(target: str, recipe: Recipe) -> str:
-    return label_key(target) if recipe.task.kind == "classification" and recipe.data.normalize_labels else target
+    return int(hashes([KINDS[recipe.task.kind].comparable(target, recipe)], 0)[0])
 
 
 def hashes(texts: Iterable[str], seed: int) -> Array:

@@ -21,7 +21,7 @@ from data_prep.rows import Rejected, slice_columns
 from data_prep.table import Array, Table
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS, NotInTrain
-from tasks import values
+from tasks import KINDS, values
 from tasks.text import clean
 
 Slices = dict[str, dict[str, Any]]
@@ -69,8 +69,8 @@ def _dropped(row: int, table: Table, splits: Array, left: Left) -> Rejected:
     reason, other = REASONS[left.reason[row]], int(left.other[row])
     who = f"{table.texts.value('id', other)} in {SPLITS[splits[other]]}" if other >= 0 else ""
     detail = {
-        "conflict": f"says the same as {who}, with another label",
-        "duplicate": f"says the same as {who}, with the same label",
+        "conflict": f"says the same as {who}, with another answer",
+        "duplicate": f"says the same as {who}, with the same answer",
         "too_long": f"{table.columns['tokens'][row]} tokens, more than train.max_length",
     }.get(reason, f"says the same as {who}")
     if reason.startswith("near_"):
@@ -80,10 +80,10 @@ def _dropped(row: int, table: Table, splits: Array, left: Left) -> Rejected:
 
 
 def _row(row: Mapping[str, Any], recipe: Recipe, labels: Mapping[str, str]) -> dict[str, Any]:
-    labelled = recipe.task.kind == "classification"
-    target = labels[row["target"]] if labelled else json.loads(row["target"])
+    text = labels.get(row["target"], row["target"])
+    target = KINDS[recipe.task.kind].target_of(text)
     written = {"id": row["id"], "input": {"text": row["text"]}, "target": target, "group": row["group"]}
-    return {**written, "original_target": row["target"]} if labelled and target != row["target"] else written
+    return written if text == row["target"] else {**written, "original_target": row["target"]}
 
 
 def _slices(row: Mapping[str, Any], seen: Mapping[str, set[str]], recipe: Recipe) -> dict[str, str | bool]:

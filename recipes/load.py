@@ -75,11 +75,12 @@ def load(name_or_path: str, overrides: Sequence[str] = (), hardware_name: str | 
     reason = "asked for" if hardware_name else ""
     if not hardware_name:
         hardware_name, reason = hardware.detect()
-    machine, asked = read(_hardware_file(hardware_name)), _from_overrides(overrides)
+    machine, asked = _for_kind(read(_hardware_file(hardware_name)), tree), _from_overrides(overrides)
     # What the hardware file replaces is checked too: a recipe is right or wrong on every machine alike.
     alone = deepcopy(tree)
     _lay_over(alone, asked)
-    mistakes = {key: told for key, told in _mistakes(alone) if told != MISSING}
+    # But for `accelerate`: what SET says there, it says to the hardware file.
+    mistakes = {key: told for key, told in _mistakes(alone) if told != MISSING and key[:1] != ("accelerate",)}
     replaced = _lay_over(tree, machine) + _lay_over(tree, asked)
     mistakes = dict(_mistakes(tree)) | mistakes
     if mistakes:
@@ -175,6 +176,17 @@ def _lay_over(tree: Tree, layer: Tree) -> list[str]:
         below[key[-1]] = value
     tree.places.update(layer.places)
     return replaced
+
+
+def _for_kind(machine: Tree, recipe: Tree) -> Tree:
+    """Returns a hardware file with what its `kinds` says of the recipe's kind of task laid over the rest."""
+    kinds = machine.values.pop("kinds", {})
+    task = recipe.values.get("task")
+    kind = task.get("kind") if isinstance(task, dict) else None
+    if kind in kinds:
+        places = {key[2:]: place for key, place in machine.places.items() if key[:2] == ("kinds", kind)}
+        _lay_over(machine, Tree(kinds[kind], places))
+    return machine
 
 
 def _origin(key: Key, layer: Tree) -> Place:

@@ -10,8 +10,14 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from recipes.schema import Recipe
+from recipes.schema_lora import NOT_TAKEN as LORA_NOT_TAKEN
+from recipes.schema_train import NOT_TAKEN as TRAIN_NOT_TAKEN
+from recipes.section import ClashError
 
 Key = tuple[str | int, ...]
+
+# Upstream's keys that a recipe has no use for, by section, with the reason.
+NOT_TAKEN = {"lora": LORA_NOT_TAKEN, "train": TRAIN_NOT_TAKEN}
 
 MISSING = "is missing, and there is no default"
 BOUNDS = {
@@ -30,9 +36,14 @@ KINDS = {
 def describe(error: ValidationError, values: dict[str, Any]) -> list[tuple[Key, str]]:
     """Returns (key, what is wrong) for each wrong key, the branches of a union told as one mistake."""
     found: dict[Key, list[Any]] = {}
+    clashes: list[tuple[Key, str]] = []
     for mistake in error.errors(include_url=False):
-        found.setdefault(_written_key(mistake, values), []).append(mistake)
-    return [(key, _tell(key, mistakes)) for key, mistakes in found.items()]
+        key, raised = _written_key(mistake, values), mistake.get("ctx", {}).get("error")
+        if isinstance(raised, ClashError):
+            clashes += [((*key, *below), told) for below, told in raised.mistakes]
+        else:
+            found.setdefault(key, []).append(mistake)
+    return [(key, _tell(key, mistakes)) for key, mistakes in found.items()] + clashes
 
 
 def _written_key(mistake: Any, values: Any) -> Key:
@@ -102,6 +113,8 @@ def _literals(mistake: Any) -> list[str]:
 
 
 def _unknown(key: Key) -> str:
+    if reason := NOT_TAKEN.get(str(key[0]), {}).get(str(key[-1])) if len(key) == 2 else None:
+        return f"not taken: {reason}"
     allowed = _keys_at(key[:-1])
     near = get_close_matches(str(key[-1]), allowed, 1)
     if near:

@@ -14,10 +14,12 @@ from typing import Any, Self
 
 from pydantic import field_validator, model_validator
 
+from recipes import schema_clashes
 from recipes.schema_data import Data, Privacy, Task
-from recipes.schema_train import Accelerate, Lora, Model, Train
+from recipes.schema_lora import Lora
+from recipes.schema_train import Accelerate, Model, Train
 from recipes.schema_verdict import Compare, Cost, Decide, Export, Route, Serve, Tracking
-from recipes.section import Section
+from recipes.section import ClashError, Section
 
 
 class Recipe(Section):
@@ -39,10 +41,11 @@ class Recipe(Section):
     accelerate: Accelerate = Accelerate()
 
     @model_validator(mode="after")
-    def _servable(self) -> Self:
-        if self.serve.model == "adapter" and (why := self.lora.unservable):
-            raise ValueError(f"lora.{why}; set serve.model: merged, or leave it out")
-        return self
+    def _goes_together(self) -> Self:
+        if found := schema_clashes.find(self):
+            raise ClashError(found)
+        changes = schema_clashes.filled_in(self)
+        return self.model_copy(update=changes) if changes else self
 
     @field_validator("data")
     @classmethod

@@ -120,12 +120,18 @@ class Columns(Section):
     """Which column of the source holds what."""
 
     text: Name = "text"
+    """The input. preference: text or a list of messages; `chosen` where the prompt stands inside both conversations."""
     label: Name = "label"
     """classification: the column of the label."""
     target: Name | None = None
-    """extraction: the column of the whole record, a JSON object; without it, each field is a column of its name."""
+    """extraction: the column of the whole record, a JSON object; without it, each field is a column of its name.
+    generation: the column of the answer; without it, `target`."""
+    chosen: Name = "chosen"
+    """preference: the better answer, as text or as a list of messages that ends in it (TRL's format)."""
+    rejected: Name = "rejected"
+    """preference: the worse answer, in the same form."""
     messages: Name | None = None
-    """A column of chat messages, in place of text and label: the last assistant turn is the answer."""
+    """A column of chat messages, in place of text and answer: the last assistant turn is the answer."""
     id: Name | None = None
     """A column of unique row ids; without it, ids are made from the file and the row number."""
 
@@ -186,7 +192,8 @@ class Data(Section):
     split: Split = Split()
     deduplicate: Deduplicate = Deduplicate()
     conflicts: Literal["drop", "majority", "fail"] = "drop"
-    """What becomes of train rows with one text and several labels."""
+    """What becomes of train rows with one text and several labels or records; preference: with one text and the same
+    two answers, each preferred to the other. generation: one text may have several answers."""
     normalize_labels: bool = True
     """Whether labels that differ in case, spaces, underscores and hyphens alone are one; the original is kept."""
     too_long: Literal["drop", "fail"] = "drop"

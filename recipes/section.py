@@ -1,5 +1,6 @@
 """What every section of a recipe is: immutable, strict, documented; and the number types that several of them use."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,3 +17,12 @@ class Section(BaseModel):
     """A part of a recipe: immutable, without unknown keys, without silent conversions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class ClashError(ValueError):
+    """Values that are right by themselves and cannot go together: (key below the section that raises it, what would
+    do) for each of them."""
+
+    def __init__(self, mistakes: Sequence[tuple[tuple[str, ...], str]]) -> None:
+        super().__init__("; ".join(f"{'.'.join(key)}: {told}" for key, told in mistakes))
+        self.mistakes = mistakes

@@ -3,14 +3,21 @@
 from collections.abc import Mapping
 from types import ModuleType
 
-from tasks import classification, extraction
+from tasks import classification, extraction, generation, preference
 
-KINDS: dict[str, ModuleType] = {"classification": classification, "extraction": extraction}
+KINDS: dict[str, ModuleType] = {
+    "classification": classification,
+    "extraction": extraction,
+    "generation": generation,
+    "preference": preference,
+}
+# Names that are written otherwise than in words.
+SHOWN = {"macro_f1": "macro-F1", "field_f1": "field F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
 
 
 def in_words(metric: str) -> str:
     """Returns a metric's name as it is shown: macro_f1 as macro-F1, exact_match as exact match."""
-    return {"macro_f1": "macro-F1", "field_f1": "field F1"}.get(metric, metric.replace("_", " "))
+    return SHOWN.get(metric, metric.replace("_", " "))
 
 
 def in_figures(headline: Mapping[str, float]) -> str:

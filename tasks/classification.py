@@ -8,15 +8,23 @@
 All that is the same for every row comes first, so that it can be computed once: see train/packing.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
+from recipes.schema import Recipe
 from recipes.schema_data import Task
+from tasks.given import Given, UnusableRowError, cell
 from tasks.parsed import Parsed
+from tasks.text import clean, label_key
 
-# What `weakest` tells of.
-PARTS = "labels"
+# What `weakest` tells of, and by which figure.
+PARTS, PARTS_BY = "labels", "F1"
+OBJECTIVE = "imitate"
+# Whether targets are labels, to be counted, balanced and doubted; whether they are free text, in which personal data
+# are looked for as in an input.
+LABELLED, FREE_TEXT = True, False
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,54 @@ def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
 def answer(spec: Spec, target: str) -> str:
     """Returns the text that the model should answer."""
     return target
+
+
+def answers(spec: Spec, target: str) -> list[str]:
+    """Returns every text that is learnt from for a target: here the one answer."""
+    return [target]
+
+
+def answer_columns(recipe: Recipe) -> dict[str, str]:
+    """Returns {recipe key: column} of what the answer is read from."""
+    return {"data.columns.label": recipe.data.columns.label}
+
+
+def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
+    """Returns the text and the label of a source row, as they stand there."""
+    columns = recipe.data.columns
+    return Given("", cell(values.get(columns.text)), cell(values.get(columns.label)))
+
+
+def target_text(target: str, recipe: Recipe, hide: Callable[[str], str]) -> str:
+    """Returns the label as it was written; a label holds nothing personal to `hide`.
+
+    Raises UnusableRowError where it is empty, or not among those that the recipe lists.
+    """
+    label, listed = clean(target), recipe.task.labels
+    if not label:
+        raise UnusableRowError("no_label", "the label is empty")
+    if listed != "auto" and label not in listed:
+        same = [one for one in listed if label_key(one) == label_key(label)]
+        if not (same and recipe.data.normalize_labels):
+            near = get_close_matches(label, list(listed), 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UnusableRowError("unknown_label", f"{label!r} is not among task.labels{hint}")
+    return label
+
+
+def target_of(text: str) -> str:
+    """Returns the target behind its text."""
+    return text
+
+
+def comparable(text: str, recipe: Recipe) -> str:
+    """Returns what equal targets share: spellings of one label are one label."""
+    return label_key(text) if recipe.data.normalize_labels else text
+
+
+def subject(key: str, text: str) -> str:
+    """Returns what can bear one target alone: here what the row says (its duplicate key)."""
+    return key
 
 
 def grammar(spec: Spec) -> str:

@@ -11,18 +11,22 @@ spelling as an answer, and a field that the recipe's schema does not require may
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recipes.schema import Recipe
 from recipes.schema_data import Task
 from recipes.schema_fields import nullable
 from tasks.fields import RULES, Field, canonical, check, effective, in_words, json_text, literal, rule
+from tasks.given import Given, UnusableRowError, cell
 from tasks.parsed import Parsed
 from tasks.values import normalize
 
-# What `weakest` tells of.
-PARTS = "fields"
+# What `weakest` tells of, and by which figure.
+PARTS, PARTS_BY = "fields", "F1"
+OBJECTIVE = "imitate"
+LABELLED, FREE_TEXT = False, False
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,67 @@ def record(task_or_spec: Task | Spec, given: Mapping[str, Any]) -> dict[str, Any
 def answer(spec: Spec, target: Mapping[str, Any]) -> str:
     """Returns the text that the model should answer for a canonical record."""
     return json_text({name: target[name] for name in spec.fields})
+
+
+def answers(spec: Spec, target: Mapping[str, Any]) -> list[str]:
+    """Returns every text that is learnt from for a target: here the one answer."""
+    return [answer(spec, target)]
+
+
+def answer_columns(recipe: Recipe) -> dict[str, str]:
+    """Returns {recipe key: column} of what the answer is read from; a column of a field may be missing."""
+    whole = recipe.data.columns.target
+    return {} if whole is None else {"data.columns.target": whole}
+
+
+def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
+    """Returns the text and the record of a source row, as they stand there."""
+    columns, schema = recipe.data.columns, recipe.task.json_schema
+    text = cell(values.get(columns.text))
+    if columns.target is not None:
+        return Given("", text, values.get(columns.target))
+    fields: Any = (schema or {})["properties"]
+    return Given("", text, {field: values[field] for field in fields if field in values})
+
+
+def given_record(target: Any) -> dict[str, Any]:
+    """Returns the record that a source gives as an object or as its JSON. Raises UnusableRowError."""
+    if isinstance(target, str) and target.strip():
+        try:
+            target = json.loads(target)
+        except ValueError:
+            raise UnusableRowError("bad_record", "the record is text that is no JSON") from None
+    if not isinstance(target, dict):
+        raise UnusableRowError("bad_record", f"the record is {'empty' if not target else 'no JSON object'}")
+    return target
+
+
+def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
+    """Returns the canonical record as its answer. What `hide` replaces in the input cannot be copied from there.
+
+    Raises UnusableRowError where the record does not fit the schema.
+    """
+    spec = specify(recipe.task, {})
+    try:
+        found = record(spec, {name: _hidden(value, hide) for name, value in given_record(target).items()})
+    except ValueError as error:
+        raise UnusableRowError("bad_record", str(error)) from None
+    return answer(spec, found)
+
+
+def target_of(text: str) -> dict[str, Any]:
+    """Returns the target behind its text."""
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def comparable(text: str, recipe: Recipe) -> str:
+    """Returns what equal targets share: their one spelling."""
+    return text
+
+
+def subject(key: str, text: str) -> str:
+    """Returns what can bear one target alone: here what the row says (its duplicate key)."""
+    return key
 
 
 def grammar(spec: Spec) -> str:
@@ -190,6 +255,12 @@ def _figures(count: Mapping[str, int]) -> dict[str, float]:
         "f1": 2 * right / (said + n),
         "n": n,
     }
+
+
+def _hidden(value: Any, hide: Callable[[str], str]) -> Any:
+    if isinstance(value, list):
+        return [_hidden(one, hide) for one in value]
+    return hide(value) if isinstance(value, str) else value
 
 
 def _without_twins(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

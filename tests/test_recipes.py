@@ -1,22 +1,25 @@
 """Recipes: what is right is read as written, what is wrong is told in full."""
 
 import dataclasses
+import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from recipes import hardware, schema
+from recipes import hardware, optimization, schema, schema_clashes, schema_lora, schema_train
 from recipes.errors import RecipeError
 from recipes.load import POCKET, RECIPES, load
 from recipes.schema_data import Data
-from recipes.schema_train import Lora, Train
+from recipes.schema_lora import Lora
+from recipes.schema_train import Accelerate, Train
+from tasks import KINDS
 from tests.conftest import ROOT
 
 GOOD = """\
@@ -40,12 +43,19 @@ def mistakes(path: str, *overrides: str, hardware_name: str = "gpu") -> str:
 
 def test_every_recipe_loads_on_every_hardware() -> None:
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    assert names == ["banking77", "classifier", "extractor", "sroie"]
-    assert hardware.names() == ["cpu", "gpu", "multi-gpu", "multi-node"]
+    kinds = {
+        "banking77": "classification",
+        "classifier": "classification",
+        "extractor": "extraction",
+        "preference": "preference",
+        "sroie": "extraction",
+        "summarizer": "generation",
+    }
+    assert names == list(kinds)
+    assert hardware.names() == ["cpu", "fsdp", "gpu", "multi-cpu", "multi-gpu", "multi-node"]
     for name in names:
         for machine in hardware.names():
-            kind = "extraction" if name in ("extractor", "sroie") else "classification"
-            assert load(name, (), machine).recipe.task.kind == kind
+            assert load(name, (), machine).recipe.task.kind == kinds[name]
 
 
 def test_hardware_lies_over_the_recipe_and_set_over_both_and_both_are_told() -> None:
@@ -54,6 +64,12 @@ def test_hardware_lies_over_the_recipe_and_set_over_both_and_both_are_told() -> 
     assert loaded.recipe.train.learning_rate == 5e-4
     assert any("model.base: pocket" in told and "Qwen" in told for told in loaded.replaced)
     assert any("SET train.learning_rate" in told for told in loaded.replaced)
+
+
+def test_what_set_says_of_the_launch_it_says_to_the_hardware_file() -> None:
+    asked = ["accelerate.num_processes=4", "accelerate.machine_rank=1", "accelerate.main_process_ip=10.0.0.1"]
+    accelerate = load("classifier", asked, "multi-node").recipe.accelerate
+    assert (accelerate.num_processes, accelerate.num_machines, accelerate.machine_rank) == (4, 2, 1)
 
 
 def test_yaml_numbers_that_pyyaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
@@ -90,7 +106,10 @@ def test_a_mistake_is_told_though_the_hardware_file_replaces_the_value(tmp_path:
             GOOD.replace("{source: {path: rows.csv}}", "{source: {path: a.csv}, split: {test: 0.9, validation: 0.2}}"),
             "no rows for train",
         ),
-        (GOOD + "lora: {use_dora: true}\n", "serve.model: merged"),
+        (
+            GOOD + "lora: {use_dora: true}\nserve: {model: adapter}\n",
+            "serve.model: lora.use_dora: vLLM serves DoRA only",
+        ),
         (GOOD + "train: {pack_tokens: 1000, max_length: 2000}\n", "a row would not fit"),
         (GOOD.replace("kind: classification", "kind: extraction"), "needs json_schema"),
         (GOOD.replace("queue.}", "queue., labels: [a, a]}"), "'a' stands there twice"),
@@ -115,6 +134,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path, text: str, told: str) -> None
         ("train.max_steps", "write dotted.key=value"),
         ("train.max_steps=[1", "not a YAML value"),
         ("task.labels=[only]", "at least 2 entries"),
+        ("accelerate.distributed_type=MULTI_CPU", "MULTI_CPU goes with use_cpu: true"),
+        ("accelerate.distributed_type=FSDP", "HARDWARE=fsdp has both"),
     ],
 )
 def test_a_wrong_set_is_refused(override: str, told: str) -> None:
@@ -135,13 +156,135 @@ def test_paths_start_at_the_recipe_and_in_set_at_the_current_folder(
     assert load(path, ["data.source.path=rows.csv"], "gpu").recipe.data.source.path == str(ROOT / "rows.csv")
 
 
-def test_lora_and_train_bear_upstream_names() -> None:
+def test_sections_bear_upstream_names_and_every_field_of_lora_is_taken_or_refused_with_the_reason() -> None:
+    from accelerate.commands.config.config_args import ClusterConfig
     from peft import LoraConfig
-    from trl import SFTConfig
+    from peft.tuners.lora.config import LoftQConfig
+    from transformers import EarlyStoppingCallback
+    from trl import DPOConfig, SFTConfig
 
-    ours = {"batch_size", "packing", "pack_tokens"}
-    assert set(Lora.model_fields) <= {field.name for field in dataclasses.fields(LoraConfig)}
-    assert set(Train.model_fields) - ours <= {field.name for field in dataclasses.fields(SFTConfig)}
+    def names(upstream: type) -> set[str]:
+        return {field.name for field in dataclasses.fields(upstream)}
+
+    assert not set(Lora.model_fields) & set(schema_lora.NOT_TAKEN)
+    assert set(Lora.model_fields) | set(schema_lora.NOT_TAKEN) == names(LoraConfig)
+    assert set(schema_lora.LoftqConfig.model_fields) <= names(LoftQConfig)
+    ours = {"batch_size", "packing", "pack_tokens", "class_weight", "balanced_sampling"}
+    stopping = set(inspect.signature(EarlyStoppingCallback.__init__).parameters)
+    assert set(Train.model_fields) - ours <= names(SFTConfig) | {"beta", "loss_type"} | stopping
+    assert {"beta", "loss_type"} <= names(DPOConfig)
+    assert not set(Train.model_fields) & set(schema_train.NOT_TAKEN)
+    assert set(Accelerate.model_fields) <= names(ClusterConfig)
+
+
+def test_schedules_and_optimizers_take_what_transformers_takes() -> None:
+    from transformers import trainer_optimizer
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+    from transformers.training_args import OptimizerNames
+
+    given = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+    for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items():
+        if kind.value in optimization.SCHEDULE_KWARGS:
+            taken = set(inspect.signature(function).parameters) - given
+            assert set(optimization.SCHEDULE_KWARGS[kind.value]) == taken, kind
+    assert set(optimization.SCHEDULE_KWARGS) <= {kind.value for kind in TYPE_TO_SCHEDULER_FUNCTION}
+    assert set(get_args(optimization.Optimizer)) <= {one.value for one in OptimizerNames}
+    source = inspect.getsource(trainer_optimizer)
+    assert all(f'"{name}"' in source for names in optimization.OPTIM_ARGS.values() for name in names)
+
+
+def test_the_metrics_that_choose_a_checkpoint_are_those_that_tasks_compute() -> None:
+    for kind, names in schema_clashes.METRICS.items():
+        assert list(KINDS[kind].headline(dict.fromkeys(names, 0.5))) == list(names)
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ("train: {early_stopping_patience: 3}", "train.early_stopping_patience: needs the score of validation"),
+        ("train: {load_best_model_at_end: true}", "set eval_strategy: steps or epoch"),
+        ("train: {early_stopping_threshold: 0.01}", "goes with early_stopping_patience"),
+        ("train: {metric_for_best_model: accuracy}", "set load_best_model_at_end or early_stopping_patience"),
+        ("train: {eval_steps: 10}", "goes with eval_strategy: steps"),
+        (
+            "train: {eval_strategy: steps, eval_steps: 30, save_steps: 100, early_stopping_patience: 2}",
+            "train.save_steps: 100 is no multiple of eval_steps (30); the best must be scored and saved; set 90",
+        ),
+        (
+            "train: {eval_strategy: epoch, early_stopping_patience: 2, metric_for_best_model: rouge_l}",
+            "allowed for kind classification: accuracy, macro_f1",
+        ),
+        ("train: {lr_scheduler_kwargs: {min_lr: 1e-5}}", "unknown to lr_scheduler_type cosine, which takes num_cycles"),
+        ("train: {lr_scheduler_type: linear, lr_scheduler_kwargs: {power: 2}}", "which takes none"),
+        ("train: {lr_scheduler_type: cosine_with_min_lr}", "needs one of min_lr"),
+        (
+            "train: {lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr: 0.1}}",
+            "lr_scheduler_kwargs.min_lr: given 0.1, allowed: below learning_rate (0.0002)",
+        ),
+        ("train: {lr_scheduler_type: warmup_stable_decay}", "needs num_decay_steps"),
+        (
+            "train: {lr_scheduler_type: warmup_stable_decay, lr_scheduler_kwargs: {num_decay_steps: many}}",
+            "given 'many', allowed: a whole number",
+        ),
+        ("train: {optim_args: momentum=0.9}", "unknown to optim adamw_torch, which reads none"),
+        ("train: {optim: sgd, optim_args: momentum=much}", "momentum: given 'much', allowed: a number"),
+        ("train: {optim: lomo}", "given 'lomo', allowed: adamw_torch"),
+        ("train: {class_weight: balanced, balanced_sampling: true}", "evens out the classes as class_weight"),
+        ("train: {beta: 0.3}", "belongs to preference tuning"),
+        ("train: {per_device_train_batch_size: 4}", "not taken: set batch_size"),
+        ("train: {bf16: true}", "not taken: set accelerate.mixed_precision"),
+        ("train: {batch_size: 2}\naccelerate: {distributed_type: MULTI_GPU, num_processes: 4}", "set at least 4"),
+        ("train: {optim: paged_adamw_8bit}\naccelerate: {use_cpu: true}", "on a CPU set adamw_8bit"),
+        ("accelerate: {num_processes: 2}", "NO is one process"),
+        (
+            "accelerate: {distributed_type: MULTI_GPU, num_machines: 2, num_processes: 3, machine_rank: 2}",
+            "cannot be dealt evenly",
+        ),
+        ("lora: {modules_to_save: [lm_head]}", "not taken: whole modules in an adapter are refused by vLLM"),
+        ("lora: {init_lora_weights: eva}", "EVA reads activations"),
+        ("lora: {init_lora_weights: pissa_niter_many}", "allowed: "),
+        ("lora: {init_lora_weights: pissa, r: 512}", "lora.r: pissa is exported with twice the rank"),
+        ("lora: {init_lora_weights: orthogonal, r: 3}", "needs even ranks"),
+        ("lora: {init_lora_weights: mica}", "set model.quantization: none"),
+        (
+            "lora: {init_lora_weights: loftq}\nmodel: {base: b, quantization: none}",
+            "set model.quantization: nf4 or int8",
+        ),
+        ("lora: {use_dora: true}\nmodel: {base: b, quantization: int8}", "set model.quantization: nf4 or none"),
+        ("lora: {init_lora_weights: pissa}\nexport: {replay_nf4: true}", "export.replay_nf4: pissa was not trained"),
+        ("lora: {loftq_config: {loftq_iter: 2}}", "goes with init_lora_weights: loftq"),
+        ("lora: {use_dora: true, init_lora_weights: pissa}", "keep one of them"),
+        ("lora: {layers_to_transform: [0, 1]}", "goes with target_modules as a list of names"),
+        ("lora: {target_parameters: [mlp.experts.down_proj], lora_dropout: 0.1}", "take no dropout"),
+    ],
+)
+def test_what_training_cannot_do_is_refused_with_what_would_do(tmp_path: Path, section: str, told: str) -> None:
+    good = GOOD.replace("model: {base: some/model}\n", "") if "\nmodel:" in section else GOOD
+    assert told in mistakes(write(tmp_path, f"{good}{section}\n"))
+
+
+def test_what_cannot_go_together_is_told_all_at_once_with_its_lines(tmp_path: Path) -> None:
+    text = GOOD.replace("classification", "preference")
+    text += "lora:\n  init_lora_weights: pissa\ntrain:\n  class_weight:\n    billing: 2\n  balanced_sampling: true\n"
+    path = write(tmp_path, text)
+    told = mistakes(path)
+    assert f"{path}:5  lora.init_lora_weights: with pissa on nf4 weights" in told
+    assert f"{path}:7  train.class_weight: weighs labels, and kind is preference" in told
+    assert f"{path}:9  train.balanced_sampling: evens out labels, and kind is preference" in told
+
+
+def test_weights_of_labels_that_there_are_not_are_refused(tmp_path: Path) -> None:
+    text = GOOD.replace("queue.}", "queue., labels: [billing, refund]}") + "train: {class_weight: {biling: 2}}\n"
+    assert "train.class_weight.biling: is none of task.labels: billing, refund" in mistakes(write(tmp_path, text))
+
+
+def test_what_sections_leave_to_each_other_is_filled_in(tmp_path: Path) -> None:
+    text = GOOD + "lora: {use_dora: true}\ntrain: {eval_strategy: steps, save_steps: 40, early_stopping_patience: 2}\n"
+    recipe = load(write(tmp_path, text), (), "gpu").recipe
+    assert recipe.serve.model == "merged"
+    assert recipe.train.load_best_model_at_end
+    assert (recipe.train.metric_for_best_model, recipe.train.eval_steps) == ("accuracy", 40)
+    assert schema.Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
 
 
 def test_the_json_schema_is_the_committed_one_and_takes_the_recipes() -> None:

@@ -1,9 +1,11 @@
 """What a run records: whole files, no secrets, and a W&B run that can be read back."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from typing import Any
 import pytest
 
 from recipes.load import load
+from recipes.schema import Recipe
 from tests.conftest import ROOT
 from tracking import digests, files, metrics, weights_and_biases
 from tracking import run as runs
+from train import curve
 
 KILLED = """
 import os, sys
@@ -45,29 +49,101 @@ def wandb_records(path: Path) -> Iterator[Any]:
             whole = b""
 
 
+SECRETS = {
+    "OPENAI_API_KEY": "sk-test-0123456789abcdef",
+    "HF_TOKEN": "hf_test0123456789",
+    "ANTHROPIC_API_KEY": "sk-ant-test99",
+}
+METRICS = [
+    {"step": 10, "epoch": 0.5, "loss": 1.25, "tokens_per_second": 1500.5, "tokens_saved_per_second": 9000.0},
+    {"step": 10, "epoch": 0.5, "validation/accuracy": 0.75, "validation/seconds": 2.0},
+    {"step": 20, "epoch": 1.0, "loss": 0.5, "tokens_per_second": 1510.0, "tokens_saved_per_second": 9100.0},
+]
+LABELS = [f"queue for matter {number}" for number in range(77)]
+KILLED_RUN = """
+import os, sys
+from pathlib import Path
+from tracking import metrics, weights_and_biases
+from tracking.run import Run
+run = Run(Path(sys.argv[1]))
+wandb_run = weights_and_biases.start(run, run.recipe(), {})
+for step in (10, 20, 30, 40):
+    metrics.append(run.folder / "metrics.jsonl", {"step": step, "loss": 1 / step})
+    weights_and_biases.log(wandb_run, {"step": step, "loss": 1 / step})
+os.kill(os.getpid(), 9)
+"""
+
+
+def offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *settings: str) -> tuple[runs.Run, Recipe]:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    recipe = load("classifier", ["tracking.wandb.mode=offline", *settings], "cpu").recipe
+    (tmp_path / "data").mkdir()
+    return runs.create(tmp_path / "classifier", recipe, "digest", {}, tmp_path / "data"), recipe
+
+
+def record_everything(run: runs.Run, recipe: Recipe) -> None:
+    """Does what training does with W&B from the first to the last moment."""
+    wandb_run = weights_and_biases.start(run, recipe, weights_and_biases.config(recipe, "pocket/model"))
+    for row in METRICS:
+        metrics.append(run.folder / "metrics.jsonl", row)
+        weights_and_biases.log(wandb_run, row)
+    (run.folder / "adapter").mkdir()
+    (run.folder / "adapter" / "adapter_model.safetensors").write_bytes(b"what was learnt")
+    (run.folder / "adapter" / "prompt.json").write_text(json.dumps(LABELS), encoding="utf-8")
+    (run.folder / "adapter" / "reference.jsonl").write_text("a prompt of the reference", encoding="utf-8")
+    given = [LABELS[0], *LABELS[1:-1], None]
+    rows = [
+        {
+            "id": f"ROW-{at}",
+            "input": f"a customer's words, number {at}",
+            "target": LABELS[at % 77],
+            "answer": LABELS[at % 76],
+            "right": at % 77 == at % 76,
+            "log_probability": -at / 1000,
+        }
+        for at in range(300)
+    ]
+    weights_and_biases.predictions(wandb_run, recipe, rows)
+    weights_and_biases.confusion(wandb_run, recipe, LABELS + LABELS[:1], [*given, LABELS[5]])
+    weights_and_biases.parts(wandb_run, recipe, "per_label", {label: {"f1": 0.5, "n": 3} for label in LABELS})
+    curve.draw(run.folder / "metrics.jsonl", run.folder / "learning_curve.png", run.id, 10)
+    weights_and_biases.picture(wandb_run, run.folder / "learning_curve.png")
+    weights_and_biases.finish(wandb_run, run, {"validation/accuracy": 0.9}, {"data_train_sha256": "abc123"})
+
+
+def records_of(run: runs.Run) -> list[Any]:
+    """Waits for the last record: W&B's own process writes the file, and goes on a little after `finish`."""
+    (path,) = (run.folder / "wandb").rglob("*.wandb")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if path.stat().st_size > 7 and any(r.WhichOneof("record_type") == "exit" for r in wandb_records(path)):
+            return list(wandb_records(path))
+        time.sleep(0.05)
+    raise AssertionError(f"{path} never ended")
+
+
+def history(records: list[Any]) -> list[dict[str, Any]]:
+    rows = [{item.key or ".".join(item.nested_key): item.value_json for item in r.history.item} for r in records]
+    return [{name: json.loads(value) for name, value in row.items()} for row in rows if row]
+
+
+def everything_in(run: runs.Run) -> bytes:
+    return b"".join(file.read_bytes() for file in (run.folder / "wandb").rglob("*") if file.is_file())
+
+
+def table(run: runs.Run, name: str) -> dict[str, Any]:
+    (path,) = (run.folder / "wandb").rglob(f"media/table/{name}_*.table.json")
+    return files.read_json(path)  # type: ignore[no-any-return]
+
+
 def test_an_offline_wandb_run_holds_config_history_and_adapter_and_no_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    secrets = {
-        "OPENAI_API_KEY": "sk-test-0123456789abcdef",
-        "HF_TOKEN": "hf_test0123456789",
-        "ANTHROPIC_API_KEY": "sk-ant-test99",
-    }
-    for name, value in secrets.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    recipe = load("classifier", ["tracking.wandb.mode=offline"], "cpu").recipe
-    (tmp_path / "data").mkdir()
-    run = runs.create(tmp_path / "classifier", recipe, "digest", {}, tmp_path / "data")
-    wandb_run = weights_and_biases.start(run, recipe, weights_and_biases.config(recipe, "pocket/model"))
-    wandb_run.log({"train/loss": 1.25}, step=10)
-    (run.folder / "adapter").mkdir()
-    (run.folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
-    (run.folder / "adapter" / "reference.jsonl").write_text("a customer's words", encoding="utf-8")
-    weights_and_biases.finish(wandb_run, run, {"validation/accuracy": 0.9}, {"data_train_sha256": "abc123"})
-
-    (path,) = (run.folder / "wandb").rglob("*.wandb")
-    records = list(wandb_records(path))
+    run, recipe = offline_run(tmp_path, monkeypatch)
+    record_everything(run, recipe)
+    records = records_of(run)
     config = {
         item.key: json.loads(item.value_json) for r in records for item in r.run.config.update if item.key != "_wandb"
     }
@@ -80,18 +156,108 @@ def test_an_offline_wandb_run_holds_config_history_and_adapter_and_no_secret(
     assert config["train.learning_rate"] == recipe.train.learning_rate
     assert config["model.base"] == "pocket/model"
     assert not [key for key in config if key.startswith(("data", "privacy", "compare", "tracking"))]
-    history = {item.key or ".".join(item.nested_key): item.value_json for r in records for item in r.history.item}
-    assert json.loads(history["train/loss"]) == 1.25
+    sent = history(records)
+    # One row a step: what training and what validation found there, under the names that metrics.jsonl has.
+    assert [row["_step"] for row in sent] == [10, 20]
+    assert METRICS[0].items() | METRICS[1].items() <= sent[0].items()
+    assert (
+        METRICS[2].items() <= {name: value for name, value in sent[1].items() if isinstance(value, float | int)}.items()
+    )
     (named,) = [r.run for r in records if r.run.run_id and r.run.display_name][:1]
     assert (named.run_group, named.run_id, named.display_name) == ("classifier", run.id, run.id)
     artifacts = [r.request.log_artifact.artifact for r in records] + [r.artifact for r in records]
-    (artifact,) = [one for one in artifacts if one.name]
+    (artifact,) = [one for one in artifacts if one.type == "model"]
     assert artifact.name == "classifier-adapter"
     assert json.loads(artifact.metadata)["data_train_sha256"] == "abc123"
-    assert [one.path for one in artifact.manifest.contents] == ["adapter_model.safetensors"]
-    everything = b"".join(file.read_bytes() for file in (run.folder / "wandb").rglob("*") if file.is_file())
-    for value in (*secrets.values(), "a customer's words", str(ROOT)):
+    assert {one.path for one in artifact.manifest.contents} == {"adapter_model.safetensors", "prompt.json"}
+    everything = everything_in(run)
+    for value in (*SECRETS.values(), "a prompt of the reference", str(ROOT)):
         assert value.encode() not in everything
+
+
+def test_wandb_gets_the_predictions_with_the_wrong_ones_first_the_confusions_and_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, recipe = offline_run(tmp_path, monkeypatch)
+    record_everything(run, recipe)
+    last = history(records_of(run))[-1]
+    assert {name.split(".")[0] for name in last if name.startswith(("validation/", "learning"))} == {
+        "validation/predictions",
+        "validation/confusion_matrix_table",
+        "validation/confusions",
+        "validation/per_label",
+        "learning_curve",
+    }
+    predictions = table(run, "validation/predictions")
+    columns = predictions["columns"]
+    shown = [dict(zip(columns, row, strict=True)) for row in predictions["data"]]
+    assert columns == ["id", "input", "target", "answer", "right", "log_probability"]
+    assert len(shown) == 100 and not any(row["right"] for row in shown)
+    assert shown[0]["input"] == "a customer's words, number 76"
+    matrix = table(run, "validation/confusion_matrix_table")["data"]
+    assert len(matrix) == 78 * 78
+    cells = {(target, answer): count for target, answer, count in matrix}
+    assert sum(cells.values()) == 78
+    assert cells[LABELS[0], LABELS[0]] == cells[LABELS[0], LABELS[5]] == cells[LABELS[76], "(no valid answer)"] == 1
+    assert table(run, "validation/confusions")["data"] == [
+        [LABELS[0], LABELS[5], 1, 0.5],
+        [LABELS[76], "(no valid answer)", 1, 1.0],
+    ]
+    assert len(table(run, "validation/per_label")["data"]) == 77
+    (picture,) = (run.folder / "wandb").rglob("learning_curve_*.png")
+    assert picture.read_bytes() == (run.folder / "learning_curve.png").read_bytes()
+
+
+def test_with_data_that_may_not_leave_wandb_gets_figures_and_nothing_that_tells_of_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, recipe = offline_run(
+        tmp_path, monkeypatch, "privacy.data_may_leave=false", "compare.baselines=[]", "compare.primary=null"
+    )
+    record_everything(run, recipe)
+    records = records_of(run)
+    assert [row["_step"] for row in history(records)] == [10, 20]
+    assert not [one for r in records for one in (r.artifact, r.request.log_artifact.artifact) if one.name]
+    everything = everything_in(run)
+    assert b"validation/accuracy" in everything and b"abc123" in everything
+    assert list((run.folder / "wandb").rglob("learning_curve_*.png"))
+    of_rows = ("customer", "ROW-", "queue for matter", "damaged_item", "a prompt of", "what was learnt")
+    for value in (*of_rows, *SECRETS.values()):
+        assert value.encode() not in everything, value
+
+
+def test_more_labels_than_wandb_draws_are_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, recipe = offline_run(tmp_path, monkeypatch)
+    labels = [f"label {number:03}" for number in range(300)]
+    # The labels that are hard, the last fifty, are kept.
+    given = labels[:250] + labels[251:] + labels[250:251]
+    wandb_run = weights_and_biases.start(run, recipe, {})
+    weights_and_biases.confusion(wandb_run, recipe, labels, given)
+    wandb_run.finish()
+    matrix = table(run, "validation/confusion_matrix_table")["data"]
+    assert len(matrix) == 100 * 100
+    assert {target for target, _, _ in matrix} == {*labels[:49], *labels[250:], weights_and_biases.OTHER_LABELS}
+    assert sum(count for target, answer, count in matrix if target != answer) == 50
+    assert len(table(run, "validation/confusions")["data"]) == 50
+
+
+def test_an_offline_run_that_was_killed_goes_on_as_one_run_without_gaps_or_doubles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, recipe = offline_run(tmp_path, monkeypatch)
+    # Not with the W&B service of this process, which would hold the run open.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    killed = subprocess.run([sys.executable, "-c", KILLED_RUN, str(run.folder)], cwd=ROOT, env=own, check=False)
+    assert killed.returncode == -9
+    metrics.keep_up_to(run.folder / "metrics.jsonl", 20)
+    wandb_run = weights_and_biases.start(run, recipe, {})
+    weights_and_biases.replay(wandb_run, run.folder / "metrics.jsonl")
+    for step in (20, 30, 40, 50):  # 20 again: W&B has it
+        weights_and_biases.log(wandb_run, {"step": step, "loss": 1 / step})
+    wandb_run.finish()
+    assert [(row["step"], row["loss"]) for row in history(records_of(run))] == [
+        (s, 1 / s) for s in (10, 20, 30, 40, 50)
+    ]
 
 
 def test_wandb_mode_off_is_respected(tmp_path: Path) -> None:

@@ -1,15 +1,14 @@
 """The stage as a user calls it: one command, its exit codes, what it leaves on disk."""
 
-import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from recipes.load import load
 from tests.conftest import ROOT, Command
 from tracking import files
 
@@ -73,80 +72,101 @@ def test_a_dry_run_prints_the_resolved_recipe_and_does_nothing(python: Command, 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.fixture(scope="module")
+def whole(
+    small_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """How `python -m train` on the small recipe ended, and where its runs are."""
+    runs = tmp_path_factory.mktemp("whole") / "runs"
+    answer = train(small_recipe, runs)
+    assert answer.returncode == 0, answer.stderr
+    return answer, runs
+
+
+def train(recipe: Path, runs: Path, *settings: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    told = {**os.environ, "HF_HUB_OFFLINE": "1", "RUNS": str(runs), **environment}
+    asked = [sys.executable, "-m", "train", str(recipe), *settings]
+    return subprocess.run(asked, cwd=ROOT, env=told, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.slow
 def test_one_command_leaves_a_whole_run_and_the_second_call_leaves_it_unchanged(
-    small_recipe: Path, python: Command, tmp_path: Path
+    small_recipe: Path, whole: tuple[subprocess.CompletedProcess[str], Path]
 ) -> None:
-    answer = python("train", small_recipe)
-    assert answer.returncode == 0, answer.stderr
+    answer, runs = whole
     assert "untuned" in answer.stdout
-    run = only_run(tmp_path / "runs")
+    run = only_run(runs)
     assert {path.name for path in (run / "adapter").iterdir()} == ADAPTER_FILES
     manifest = files.read_json(run / "manifest.json")
-    train = manifest["stages"]["train"]
-    assert train["state"] == "done"
-    assert set(train["metrics"]["validation"]) == {"tuned", "base"}
-    for name, sha256 in train["outputs"].items():
+    stage = manifest["stages"]["train"]
+    assert stage["state"] == "done"
+    assert set(stage["metrics"]["validation"]) == {"tuned", "base"}
+    for name, sha256 in stage["outputs"].items():
         assert files.sha256(run / name) == sha256
     assert [line["step"] for line in files.read_jsonl(run / "metrics.jsonl")] == [2, 4, 6]
     assert (run.parent / "latest").resolve() == run
     assert list((run / "wandb").rglob("*.wandb"))
+    assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     probes = list(files.read_jsonl(run / "adapter" / "reference.jsonl"))
     assert probes and all(one["answer"] and one["prompt_ids"] and one["log_probability"] <= 0 for one in probes)
     config = files.read_json(run / "adapter" / "adapter_config.json")
     assert config["base_model_name_or_path"] == "pocket/model"
 
-    again = python("train", small_recipe)
+    again = train(small_recipe, runs)
     assert again.returncode == 0
     assert again.stdout == answer.stdout
     assert "data      unchanged" in again.stderr and "train     unchanged" in again.stderr
-    assert only_run(tmp_path / "runs") == run
+    assert only_run(runs) == run
 
 
 @pytest.mark.slow
 def test_the_same_recipe_and_seed_give_the_same_bytes_and_fresh_trains_anew(
-    small_recipe: Path, python: Command, tmp_path: Path
+    small_recipe: Path, whole: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
 ) -> None:
-    assert python("train", small_recipe).returncode == 0
-    first = only_run(tmp_path / "runs")
-    assert python("train", small_recipe, FRESH="1").returncode == 0
-    second = (first.parent / "latest").resolve()
-    assert second != first
+    first = only_run(whole[1])
+    shutil.copytree(first.parent, tmp_path / "runs" / first.parent.name, symlinks=True)
+    assert train(small_recipe, tmp_path / "runs", FRESH="1").returncode == 0
+    second = (tmp_path / "runs" / first.parent.name / "latest").resolve()
+    assert second.name != first.name
     weights = [files.sha256(run / "adapter" / "adapter_model.safetensors") for run in (first, second)]
     assert weights[0] == weights[1]
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_its_last_checkpoint_and_ends_in_the_same_bytes(
-    small_recipe: Path, python: Command, tmp_path: Path
+def test_two_processes_have_the_losses_of_one(
+    small_recipe: Path, whole: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
 ) -> None:
-    assert python("train", small_recipe, RUNS=str(tmp_path / "whole")).returncode == 0
-    settings = {**os.environ, "RUNS": str(tmp_path / "killed"), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "train", str(small_recipe)],
-        cwd=ROOT,
-        env=settings,
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 300
-    while not list((tmp_path / "killed").rglob("checkpoint-2/trainer_state.json")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    run = only_run(tmp_path / "killed")
-    assert not (run / "adapter").exists()
-    assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["stages"]["train"]["state"] == "running"
-
-    answer = python("train", small_recipe, RUNS=str(tmp_path / "killed"))
+    answer = train(small_recipe, tmp_path / "runs", HARDWARE="multi-cpu")
     assert answer.returncode == 0, answer.stderr
-    assert "going on with the unfinished run" in answer.stderr
-    whole = only_run(tmp_path / "whole")
-    assert only_run(tmp_path / "killed") == run
-    name = "adapter/adapter_model.safetensors"
-    assert files.sha256(run / name) == files.sha256(whole / name)
-    assert [line["step"] for line in files.read_jsonl(run / "metrics.jsonl")] == [2, 4, 6]
+    assert "over 2 processes" in answer.stderr
+    one, two = (
+        [row["loss"] for row in files.read_jsonl(only_run(runs) / "metrics.jsonl")]
+        for runs in (whole[1], tmp_path / "runs")
+    )
+    assert len(one) == 3
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "told"), [("summarizer", "ROUGE-L"), ("preference", "preference accuracy"), ("extractor", "field F1")]
+)
+def test_the_other_kinds_train_too(recipe: str, told: str, tmp_path: Path) -> None:
+    settings = load(recipe).recipe
+    path = Path(str(settings.data.source.path))
+    few = tmp_path / path.name
+    few.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:160]), encoding="utf-8")
+    answer = train(
+        Path(recipe), tmp_path / "runs", f"data.source.path={few}", "train.max_steps=2", "train.logging_steps=1",
+        "train.batch_size=4", HARDWARE="cpu",
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert told in answer.stdout
+    run = only_run(tmp_path / "runs")
+    assert {path.name for path in (run / "adapter").iterdir()} == ADAPTER_FILES
+    logged = list(files.read_jsonl(run / "metrics.jsonl"))
+    assert len(logged) == 2
+    assert ("rewards/accuracies" in logged[-1]) == (recipe == "preference")
 
 
 @pytest.mark.slow

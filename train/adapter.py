@@ -11,14 +11,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from recipes.load import POCKET
 from recipes.schema import Recipe
-from recipes.schema_train import VLLM_MAX_RANK, Lora
+from recipes.schema_lora import VLLM_MAX_RANK, Lora
 from tasks import KINDS, in_words, render
 from tracking import files
 from tracking.run import Run
+from train import variants
 from train.decode import Answer
 
 PROBE_ROWS = 64
@@ -36,8 +38,7 @@ def export(
 ) -> Path:
     """Returns the adapter folder of the run, written whole: weights, tokenizer, prompt, reference answers and card."""
     with files.whole_folder(run.folder / "adapter") as folder:
-        model.peft_config["default"].base_model_name_or_path = base_name(recipe)
-        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        _save(model, recipe, folder)
         tokenizer.save_pretrained(folder)
         files.write_json(folder / "prompt.json", prompt)
         lines = (json.dumps(probe, ensure_ascii=False) + "\n" for probe in probes)
@@ -47,6 +48,19 @@ def export(
         for pickled in (*folder.glob("*.bin"), *folder.glob("*.pt")):
             pickled.unlink()
     return run.folder / "adapter"
+
+
+def _save(model: Any, recipe: Recipe, folder: Path) -> None:
+    """Writes adapter_model.safetensors and adapter_config.json, for the base as it was published."""
+    from safetensors.torch import save_file
+
+    model.peft_config["default"].base_model_name_or_path = base_name(recipe)
+    if not recipe.lora.takes_from_base:
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        return
+    tensors, config = variants.as_plain_adapter(model)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
 
 
 def base_name(recipe: Recipe) -> str:
@@ -91,7 +105,10 @@ def card(run: Run, recipe: Recipe, scores: Mapping[str, Any]) -> str:
     """Returns the model card (README.md) of the adapter."""
     module = KINDS[recipe.task.kind]
     tuned, base = module.headline(scores["tuned"]), module.headline(scores["base"])
-    rows = "\n".join(f"| {in_words(name)} | {tuned[name]:.1%} | {base[name]:.1%} |" for name in tuned)
+    rows = "\n".join(
+        f"| {in_words(name)} | {value:.1%} | {format(base[name], '.1%') if name in base else '-'} |"
+        for name, value in tuned.items()
+    )
     worst = ", ".join(f"{name} ({f1:.0%})" for name, f1 in module.weakest(scores["tuned"])[:3])
     pocket = (
         "\nThe base is insource's pocket model, which shows the pipeline and is no model for use.\n"
@@ -113,19 +130,46 @@ A LoRA adapter trained by insource, run `{run.id}`.
 |---|---|---|
 {rows}
 
-Decoded greedily under the task's output constraint, as serving does, on rows that were not trained on.
-Weakest {module.PARTS} by F1: {worst}.
+{asked(module)}, on rows that were not trained on.
+Weakest {module.PARTS} by {module.PARTS_BY}: {worst}.
 The sealed test set was not opened.
 
 - Base: {base_name(recipe)}, quantization while training: {recipe.model.quantization}
-- LoRA: r={recipe.lora.r}, alpha={recipe.lora.lora_alpha}, {recipe.lora.target_modules}
+- LoRA: {method(recipe.lora)}
 - Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
-- Serving: `python -m vllm.entrypoints.openai.api_server --host 127.0.0.1 --model {base_name(recipe)} --enable-lora
-  --max-lora-rank {max_lora_rank(recipe.lora)} --lora-modules {run.recipe_name}=<this folder>`
+- Serving: {serving(run, recipe)}
 """
 
 
+def asked(module: ModuleType) -> str:
+    """Returns how the model was asked for what the score counts, as the card tells it."""
+    if module.OBJECTIVE == "prefer":
+        return "Measured by how probable the model finds the chosen and the rejected answer"
+    return f"Decoded greedily{'' if module.FREE_TEXT else ' under the output constraint'}, as serving does"
+
+
+def method(lora: Lora) -> str:
+    """Returns how the adapter was trained, as the card tells it."""
+    told = [f"r={lora.r}", f"alpha={lora.lora_alpha}", str(lora.target_modules)]
+    told += ["rsLoRA"] if lora.use_rslora else []
+    told += ["DoRA"] if lora.use_dora else []
+    if lora.init_lora_weights is not True:
+        told.append(f"begun by {lora.init_lora_weights}")
+    if lora.takes_from_base:
+        told.append("written as the plain adapter of twice the rank that it equals on the base as published")
+    return ", ".join(told)
+
+
+def serving(run: Run, recipe: Recipe) -> str:
+    """Returns how the adapter is served, as the card tells it."""
+    if why := recipe.lora.unservable:
+        return f"merged into the base alone ({why})."
+    return (
+        f"`python -m vllm.entrypoints.openai.api_server --host 127.0.0.1 --model {base_name(recipe)} --enable-lora\n"
+        f"  --max-lora-rank {max_lora_rank(recipe.lora)} --lora-modules {run.recipe_name}=<this folder>`"
+    )
+
+
 def max_lora_rank(lora: Lora) -> int:
-    """Returns the smallest max_lora_rank of vLLM that takes the adapter."""
-    largest = max([lora.r, *lora.rank_pattern.values()])
-    return next(rank for rank in (1, 8, 16, 32, 64, 128, 256, 320, VLLM_MAX_RANK) if rank >= largest)
+    """Returns the smallest max_lora_rank of vLLM that takes the adapter as it is written."""
+    return next(rank for rank in (1, 8, 16, 32, 64, 128, 256, 320, VLLM_MAX_RANK) if rank >= lora.largest_rank)

@@ -1,17 +1,25 @@
-"""The base model as it is trained against: quantized weights, LoRA on top."""
+"""The base model as it is trained against: quantized weights, LoRA on top.
 
+model = base_model(recipe)                                     every process loads its own, on its own device
+model = with_adapter(model, recipe.lora, recipe.train.seed)    PeftModel, the adapter in float32
+"""
+
+import os
+import warnings
 from typing import Any
 
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
-from recipes.schema_train import Lora
+from recipes.schema_lora import Lora
 from tasks import render
+from train import variants
 
 
-def base_model(recipe: Recipe) -> Any:
-    """Returns the base model in evaluation mode, quantized as the recipe says, attending with SDPA.
+def base_model(recipe: Recipe, attn_implementation: str = "sdpa") -> Any:
+    """Returns the base model in evaluation mode, quantized as the recipe says, on the device of this process.
 
-    NF4 is with double quantization (QLoRA, arXiv:2305.14314). Computes in bfloat16 on a GPU and in float32 on a CPU.
+    NF4 is with double quantization (QLoRA, arXiv:2305.14314), int8 is LLM.int8 (arXiv:2208.07339). Computes in bfloat16
+    on a GPU and in float32 on a CPU.
     """
     import torch
     import transformers
@@ -20,9 +28,15 @@ def base_model(recipe: Recipe) -> Any:
     transformers.utils.logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available() and not recipe.accelerate.use_cpu
     dtype = torch.bfloat16 if on_gpu else torch.float32
+    # FSDP shards floating-point numbers alone: packed 4-bit weights pass for them.
+    storage = dtype if recipe.accelerate.distributed_type == "FSDP" else torch.uint8
     quantization = {
         "nf4": BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=storage,
         ),
         "int8": BitsAndBytesConfig(load_in_8bit=True),
         "none": None,
@@ -33,8 +47,8 @@ def base_model(recipe: Recipe) -> Any:
             revision=recipe.model.revision,
             dtype=dtype,
             quantization_config=quantization,
-            attn_implementation="sdpa",
-            device_map={"": torch.cuda.current_device()} if on_gpu else {"": "cpu"},
+            attn_implementation=attn_implementation,
+            device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if on_gpu else {"": "cpu"},
             use_safetensors=True,
         )
     except OSError as error:
@@ -57,24 +71,36 @@ def keep_weights_in_place(model: Any) -> None:
 def with_adapter(model: Any, lora: Lora, seed: int) -> Any:
     """Returns the model with a fresh LoRA adapter; the base is frozen, the adapter float32.
 
-    bfloat16 adapters lose small updates: at a learning rate of 2e-5 most entries never move. Raises RecipeError where
-    PEFT refuses the settings.
+    bfloat16 adapters lose small updates: at a learning rate of 2e-5 most entries never move. An adapter that begins
+    with a part of the base is begun on the weights before quantization, see variants.py. Raises RecipeError where PEFT
+    refuses the settings.
     """
     import torch
     from peft import LoraConfig, TaskType, get_peft_model
 
-    settings = {name: value for name, value in lora.model_dump().items() if value is not None}
+    settings = {name: value for name, value in lora.model_dump(exclude={"loftq_config"}).items() if value is not None}
+    later = variants.begun_on_weights(lora) and getattr(model, "is_quantized", False)
+    if later:
+        settings["init_lora_weights"] = True
     torch.manual_seed(seed)
     try:
-        adapted = get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **settings))
-    except ValueError as error:
+        with warnings.catch_warnings():
+            # PEFT's own conversion of such an adapter loses the scaling of patterns; variants.py keeps it.
+            warnings.filterwarnings("ignore", "Using Rank-Stabilized LoRA with rank_pattern")
+            adapted = get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **settings))
+    except (ValueError, TypeError) as error:
         # PEFT says which modules it did not find, or which settings do not go together.
         raise RecipeError(f"lora: {error}") from None
-    return float32_adapter(adapted)
+    if later:
+        variants.begin(adapted, lora)
+    float32_adapter(adapted)
+    if lora.takes_from_base:
+        variants.remember_beginning(adapted)
+    return adapted
 
 
 def float32_adapter(model: Any) -> Any:
-    """Casts what is trained to float32, in place: TRL casts adapters on a 4-bit base to bfloat16."""
+    """Casts what is trained to float32, in place: PEFT and TRL leave or make adapters on some bases bfloat16."""
     import torch
 
     for parameter in model.parameters():

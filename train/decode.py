@@ -1,21 +1,26 @@
 """What the model answers: greedy decoding under the task's output constraint, for many rows at once.
 
 This is the one decision rule of the project, and the constraint is compiled by xgrammar, the library that constrains
-vLLM's output too. The opening that all prompts share is computed once; its key-value cache is copied for each batch.
+vLLM's output too; a task of free text has none. The opening that all prompts share is computed once; its key-value
+cache is copied for each batch. Rows that have ended leave the batch.
 """
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.render import shared_prefix_length
+from train import models
+
+# A batch is made smaller when so large a part of it has ended.
+ENDED = 0.25
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One decoded answer. `log_probability` is that of the constrained path: each step renormalised over what the
-    constraint allowed there."""
+    """One decoded answer. `log_probability` is that of the path taken: each step renormalised over what the constraint
+    allowed there."""
 
     text: str
     token_ids: list[int]
@@ -28,7 +33,7 @@ def decode(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[list[int]],
-    grammar: str,
+    grammar: str | None,
     *,
     batch_rows: int = 64,
     max_new_tokens: int = 64,
@@ -36,14 +41,18 @@ def decode(
 ) -> list[Answer]:
     """Returns one answer for each prompt (token ids), in the order of the prompts.
 
-    `grammar` is EBNF; `on_batch` is told how many rows are done after each batch. Changes no weight and no mode but
-    evaluation mode, which it leaves as it found it.
+    `grammar` is EBNF, None for free text; `on_batch` is told how many rows are done after each batch. Changes no
+    weight, and leaves the model in the mode that it found.
     """
     import torch
 
-    constraint = _compile(tokenizer, model.config.get_text_config().vocab_size, grammar)
+    if not prompts:
+        return []
+    constraint = _compile(tokenizer, model.config.get_text_config().vocab_size, grammar) if grammar else None
     # What remains behind the prefix is never empty: the last prompt token is what the first answer token comes from.
+    # A recurrent layer would carry the padding behind the prefix into its state.
     prefix = min(shared_prefix_length(prompts), min(map(len, prompts)) - 1)
+    prefix = 0 if models.recurrent(model.config) else prefix
     order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
     answers: dict[int, Answer] = {}
     was_training = model.training
@@ -73,6 +82,28 @@ def _compile(tokenizer: Any, vocabulary_size: int, grammar: str) -> Any:
     return xgrammar.GrammarCompiler(about).compile_grammar(grammar)
 
 
+@dataclass
+class _Path:
+    """A row while it is decoded. `matcher` is its place in the grammar, None for free text."""
+
+    matcher: Any
+    stop: int
+    token_ids: list[int] = field(default_factory=list)
+    log_probability: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        if self.matcher is None:
+            return self.token_ids[-1:] == [self.stop]
+        return bool(self.matcher.is_terminated())
+
+    def go(self, token: int, log_probability: float) -> None:
+        if self.matcher is not None:
+            self.matcher.accept_token(token)
+        self.token_ids.append(token)
+        self.log_probability += log_probability
+
+
 def _decode_batch(
     model: Any,
     tokenizer: Any,
@@ -86,12 +117,10 @@ def _decode_batch(
     import torch
     import xgrammar
 
-    device, count = model.device, len(rows)
-    cache, ids, seen, positions = _behind_prefix(tokenizer.pad_token_id, prefix_cache, prefix, rows, device)
-    matchers = [xgrammar.GrammarMatcher(constraint) for _ in rows]
-    allowed = xgrammar.allocate_token_bitmask(count, constraint.tokenizer_info.vocab_size)
-    tokens: list[list[int]] = [[] for _ in rows]
-    log_probabilities = [0.0] * count
+    cache, ids, seen, positions = _behind_prefix(tokenizer.pad_token_id, prefix_cache, prefix, rows, model.device)
+    matchers = [xgrammar.GrammarMatcher(constraint) if constraint else None for _ in rows]
+    paths = [_Path(matcher, tokenizer.eos_token_id) for matcher in matchers]
+    going = list(paths)
     for _ in range(max_new_tokens):
         output = model(
             input_ids=ids,
@@ -102,26 +131,35 @@ def _decode_batch(
             logits_to_keep=1,
         )
         cache = output.past_key_values
-        logits = output.logits[:, -1].float()
-        going = [at for at, matcher in enumerate(matchers) if not matcher.is_terminated()]
-        for at in going:
-            matchers[at].fill_next_token_bitmask(allowed, at)
-        xgrammar.apply_token_bitmask_inplace(logits, allowed.to(device))
-        best = torch.log_softmax(logits, dim=-1).max(dim=-1)
-        chosen, gained = best.indices.tolist(), best.values.tolist()
-        for at in going:
-            matchers[at].accept_token(chosen[at])
-            tokens[at].append(chosen[at])
-            log_probabilities[at] += gained[at]
-        if all(matcher.is_terminated() for matcher in matchers):
+        best = torch.log_softmax(_allowed(output.logits[:, -1].float(), going, constraint), dim=-1).max(dim=-1)
+        for path, token, gained in zip(going, best.indices.tolist(), best.values.tolist(), strict=True):
+            if not path.ended:
+                path.go(token, gained)
+        ids, positions = best.indices[:, None], positions[:, -1:] + 1
+        seen = torch.cat([seen, seen.new_ones(len(going), 1)], dim=1)
+        left = [at for at, path in enumerate(going) if not path.ended]
+        if not left:
             break
-        ids = best.indices[:, None]
-        seen = torch.cat([seen, seen.new_ones(count, 1)], dim=1)
-        positions = positions[:, -1:] + 1
-    return [
-        Answer(_text(tokenizer, own), own, log_probability, matcher.is_terminated())
-        for own, log_probability, matcher in zip(tokens, log_probabilities, matchers, strict=True)
-    ]
+        if len(left) <= (1 - ENDED) * len(going):
+            kept = torch.tensor(left, device=model.device)
+            cache.batch_select_indices(kept)
+            ids, positions, seen = ids[kept], positions[kept], seen[kept]
+            going = [going[at] for at in left]
+    return [Answer(_text(tokenizer, one.token_ids), one.token_ids, one.log_probability, one.ended) for one in paths]
+
+
+def _allowed(logits: Any, going: list[_Path], constraint: Any) -> Any:
+    """Returns the logits [rows, vocabulary] with what the constraint forbids at minus infinity."""
+    import xgrammar
+
+    if constraint is None:
+        return logits
+    allowed = xgrammar.allocate_token_bitmask(len(going), constraint.tokenizer_info.vocab_size)
+    for at, path in enumerate(going):
+        if not path.ended:
+            path.matcher.fill_next_token_bitmask(allowed, at)
+    xgrammar.apply_token_bitmask_inplace(logits, allowed.to(logits.device))
+    return logits
 
 
 def _behind_prefix(

@@ -1,100 +1,161 @@
-"""The training loop: TRL's SFTTrainer on packs, with a record of every step and a way back into an unfinished run."""
+"""The training loop: Trainer on shares of updates, a record of every step, and a way back into an unfinished run."""
 
 import math
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from recipes.schema import Recipe
-from tasks.render import Example
 from tracking import metrics
 from tracking.run import Run
-from train import base, packing
+from train import checkpoints, processes
+from train.interrupt import Wish
+from train.lesson import Lesson
 
-# What makes a checkpoint whole; trainer_state.json is written last.
-CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors")
-OURS = {"batch_size", "packing", "pack_tokens", "max_length"}
+# Keys of `train` that other parts read, or that mean something else to Trainer, whose batches are updates.
+OURS = {"batch_size", "packing", "pack_tokens", "max_length", "num_train_epochs", "max_steps", "save_total_limit"}
+OURS |= {"class_weight", "balanced_sampling", "beta", "loss_type", "early_stopping_patience"}
+OURS |= {"early_stopping_threshold", "eval_strategy", "eval_steps", "save_steps", "load_best_model_at_end"}
 # Trainer's own ways of talking, which `progress.py` replaces.
 TALKERS = ("PrinterCallback", "ProgressCallback")
 
+Announce = Callable[[str], None]
+
 
 def fit(
-    recipe: Recipe, run: Run, model: Any, tokenizer: Any, examples: list[Example], plan: packing.Plan, wandb_run: Any
-) -> dict[str, float]:
+    recipe: Recipe,
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    lesson: Lesson,
+    evaluator: Callable[[], dict[str, float]],
+    announce: Announce,
+    wish: Wish,
+    wandb_run: Any,
+) -> dict[str, Any]:
     """Trains the model in place; goes on from the last whole checkpoint of the run, if there is one.
 
-    Returns final_loss, the mean over training, and training_seconds.
+    `evaluator` returns the validation metrics of the model as it is; `announce` tells the person and the record; `wish`
+    is where signals say that training should stop. Returns final_loss, the mean over training, training_seconds, and
+    best_step where the best checkpoint was taken. Raises KeyboardInterrupt where it was stopped, after saving.
     """
+    from train.callbacks import GoOn, SaveEvery, StopWhenAsked
     from train.progress import Recorder, bar
 
-    trainer = _trainer(recipe, run, model, tokenizer, examples, plan)
-    base.float32_adapter(trainer.model)
-    resume = last_whole_checkpoint(run.folder / "checkpoints")
-    metrics.keep_up_to(run.folder / "metrics.jsonl", int(resume.name.rpartition("-")[2]) if resume else 0)
+    folder, record = run.folder / "checkpoints", run.folder / "metrics.jsonl"
+    resume = _go_on_from(run, announce)
+    done = checkpoints.step(resume) if resume else 0
+    if processes.first():
+        metrics.keep_up_to(record, done)
     began = time.monotonic()
-    with bar("training", total_updates(recipe, len(examples))) as advance:
-        trainer.add_callback(Recorder(run.folder / "metrics.jsonl", wandb_run, recipe.train.batch_size, advance))
+    with bar("training", len(lesson.updates), done) as advance:
+        recorder = Recorder(record, wandb_run, updates_an_epoch(recipe, lesson), advance)
+        trainer = trainer_for(recipe, str(folder), model, tokenizer, lesson, evaluator, announce, recorder)
+        trainer.add_callback(StopWhenAsked(wish))
+        trainer.add_callback(SaveEvery(recipe.train.save_steps))
+        if resume:
+            trainer.add_callback(GoOn(trainer, resume, recorder.carry, announce))
         result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    return {"final_loss": float(result.training_loss), "training_seconds": round(time.monotonic() - began, 1)}
+    wish.heed()
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    return {
+        "final_loss": float(result.training_loss),
+        "training_seconds": round(time.monotonic() - began, 1),
+        **({"best_step": best} if best else {}),
+    }
 
 
-def _trainer(recipe: Recipe, run: Run, model: Any, tokenizer: Any, examples: list[Example], plan: packing.Plan) -> Any:
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+def _go_on_from(run: Run, announce: Announce) -> Any:
+    """Returns the checkpoint to go on from, the same in all processes, or None."""
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [None]
+    if processes.first():
+        known = checkpoints.newest_whole(run.folder / "checkpoints")
+        for told in known.damaged:
+            announce(told)
+        found = [known.newest]
+    if processes.count() > 1:
+        broadcast_object_list(found)
+    return found[0]
+
+
+def trainer_for(
+    recipe: Recipe,
+    folder: str,
+    model: Any,
+    tokenizer: Any,
+    lesson: Lesson,
+    evaluator: Callable[[], dict[str, float]],
+    announce: Announce,
+    recorder: Any,
+) -> Any:
+    """Returns the trainer, checkpoints below `folder`."""
+    from transformers import EarlyStoppingCallback
 
     from train.trainer import PackTrainer
 
-    precision, on_cpu = recipe.accelerate.mixed_precision, recipe.accelerate.use_cpu
-    settings = SFTConfig(
-        output_dir=str(run.folder / "checkpoints"),
-        per_device_train_batch_size=plan.rows_a_pack,
-        gradient_accumulation_steps=plan.packs_an_update,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=on_cpu,
-        dataloader_pin_memory=not on_cpu,
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="steps",
-        save_total_limit=2,
-        logging_nan_inf_filter=False,
-        **recipe.train.model_dump(exclude=OURS),
-    )
-    trainer = (PackTrainer if plan.prefix_tokens else SFTTrainer)(
+    if recipe.train.gradient_checkpointing:
+        model.enable_input_require_grads()
+    trainer = PackTrainer(
         model=model,
-        args=settings,
-        train_dataset=Dataset.from_list(packing.features(examples)),
-        data_collator=packing.collator(plan, tokenizer.pad_token_id),
+        args=arguments(recipe, folder, updates_an_epoch(recipe, lesson)),
+        train_dataset=lesson.shares,
+        # Trainer asks for one where it evaluates; the evaluator has its own rows.
+        eval_dataset=lesson.shares,
         processing_class=tokenizer,
+        lesson=lesson,
+        beta=recipe.train.beta,
+        evaluator=evaluator,
+        recorder=recorder,
+        announce=announce,
     )
+    trainer.add_callback(recorder)
+    if recipe.train.early_stopping_patience is not None:
+        patience, threshold = recipe.train.early_stopping_patience, recipe.train.early_stopping_threshold
+        trainer.add_callback(EarlyStoppingCallback(patience, threshold))
     handler = trainer.callback_handler
     handler.callbacks = [one for one in handler.callbacks if type(one).__name__ not in TALKERS]
     return trainer
 
 
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Returns the newest checkpoint that was written to its end."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    return next((path for path in found if all((path / name).exists() for name in CHECKPOINT_FILES)), None)
+def updates_an_epoch(recipe: Recipe, lesson: Lesson) -> int:
+    """Returns how many updates see every row once."""
+    return math.ceil(len(lesson.rows) / recipe.train.batch_size)
 
 
-def total_updates(recipe: Recipe, rows: int) -> int:
-    """Returns how many optimizer updates the recipe asks for."""
-    train = recipe.train
-    if train.max_steps > 0:
-        return train.max_steps
-    return math.ceil(math.ceil(rows / train.batch_size) * train.num_train_epochs)
+def arguments(recipe: Recipe, folder: str, an_epoch: int) -> Any:
+    """Returns transformers' TrainingArguments, checkpoints below `folder`; an epoch has so many updates."""
+    from transformers import TrainingArguments
 
-
-def peak_memory_bytes() -> int:
-    """Returns the most memory that this process held: the GPU's where it trained on one, else its resident size."""
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Trainer knows one epoch, all updates; and where it keeps the best it saves where it evaluates (see SaveEvery).
+    every = an_epoch if recipe.train.eval_strategy == "epoch" else recipe.train.eval_steps or recipe.train.save_steps
+    evaluates = recipe.train.eval_strategy != "no"
+    precision, on_cpu = recipe.accelerate.mixed_precision, recipe.accelerate.use_cpu
+    given = {name: value for name, value in recipe.train.model_dump(exclude=OURS).items() if value is not None}
+    return TrainingArguments(
+        output_dir=folder,
+        # An item of the data set is all that a process does of an update, and the items are all updates of all epochs.
+        per_device_train_batch_size=1,
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        ddp_find_unused_parameters=False,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        report_to="none",
+        disable_tqdm=True,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=every if evaluates else None,
+        save_strategy="steps",
+        save_steps=every if recipe.train.keeps_best else recipe.train.save_steps,
+        load_best_model_at_end=recipe.train.keeps_best,
+        greater_is_better=True if recipe.train.keeps_best else None,
+        # Checkpoints are removed by `checkpoints.rotate`.
+        save_total_limit=None,
+        logging_nan_inf_filter=False,
+        **given,
+    )

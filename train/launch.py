@@ -1,22 +1,38 @@
-"""The stage as it is called: find or make the run, then hand it to `accelerate launch -m train.worker <run folder>`.
+"""The stage as it is called: find or make the run, then start what trains it and wait for that.
+
+    one process      python -m train.worker <run folder>
+    several, CPU     torchrun, through ranks.py: accelerate's launcher would start one, and say nothing
+    several, GPUs    accelerate launch, through ranks.py: DDP, or FSDP2
 
 Nothing heavy is imported here, so that a wrong recipe and a finished run are told at once.
 """
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from recipes import command
-from recipes.errors import StageError
+from recipes import command, hardware
+from recipes.errors import RecipeError, StageError
 from recipes.load import POCKET, Loaded, load
 from recipes.schema import Recipe
 from tasks import KINDS, in_figures
 from tracking import digests, environment, files, run
 from tracking.run import Run
+from train import machines
+from train.interrupt import ECHO_SECONDS
+from train.ranks import LAUNCHER
+
+ROOT = Path(__file__).parent.parent
+# After a second signal the processes have this long to record their end.
+LAST_SECONDS = 10.0
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -27,11 +43,14 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(run.to_yaml(loaded.recipe), end="")
         return command.DONE
-    if (processes := loaded.recipe.accelerate.num_processes) > 1:
-        raise StageError(f"training in {processes} processes is not built yet; take HARDWARE=gpu")
-    data = _prepare(arguments)
-    digest = digests.of_training(loaded.recipe, data.name)
+    _on_hand(loaded.recipe)
+    # Until there is a worker to pass it on to, a SIGTERM is what Ctrl-C is.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parent = run.runs_folder(arguments.runs) / loaded.name
+    if (machine := loaded.recipe.accelerate.machine_rank) > 0:
+        return _follow(machine, parent, loaded.recipe)
+    data = _prepare(arguments)
+    digest = digests.of_training(machines.alike(loaded.recipe), data.name)
     known = [] if arguments.fresh else run.with_digest(parent, digest)
     if done := [
         one for one in known if one.stage("train").get("state") == "done" and (one.folder / "adapter").is_dir()
@@ -44,7 +63,9 @@ def main(arguments: argparse.Namespace) -> int:
     else:
         current = run.create(parent, loaded.recipe, digest, environment.collect(loaded.recipe), data, loaded.replaced)
         _record_data(current, data)
-    _launch(current, loaded.recipe)
+    several = loaded.recipe.accelerate.num_machines > 1
+    with machines.announced(current, loaded.recipe) if several else nullcontext():
+        _launch(current, loaded.recipe)
     return _conclude(current)
 
 
@@ -55,7 +76,43 @@ def heading(loaded: Loaded) -> list[str]:
         lines.append(
             "model     pocket, the tiny model of the project: it shows the pipeline, not what a real model can do"
         )
-    return lines + [f"          {told}" for told in loaded.replaced]
+    lines += [f"          {told}" for told in loaded.replaced]
+    accelerate, serve = loaded.recipe.accelerate, loaded.recipe.serve
+    if accelerate.num_processes > 1:
+        how = {"MULTI_CPU": "CPU", "MULTI_GPU": "DDP, a GPU each", "FSDP": "FSDP, a GPU each"}
+        machines_told = f" on {accelerate.num_machines} machines" if accelerate.num_machines > 1 else ""
+        lines.append(f"processes {accelerate.num_processes}{machines_told}: {how[accelerate.distributed_type]}")
+    if (why := loaded.recipe.lora.unservable) and serve.model == "merged":
+        lines.append(f"serving   merged into the base: lora.{why}")
+    return lines
+
+
+def _on_hand(recipe: Recipe) -> None:
+    """Raises RecipeError where this machine has fewer GPUs than processes are to train on it."""
+    accelerate = recipe.accelerate
+    if accelerate.distributed_type not in ("MULTI_GPU", "FSDP"):
+        return
+    here, wanted = hardware.gpu_count(), accelerate.num_processes // accelerate.num_machines
+    if here == 0:
+        raise RecipeError(
+            f"accelerate.distributed_type: {accelerate.distributed_type} needs GPUs, and this machine shows none; "
+            "take HARDWARE=cpu"
+        )
+    if here < wanted:
+        raise RecipeError(
+            f"accelerate.num_processes: {wanted} processes on this machine, which shows {here} GPUs; "
+            "take num_processes: auto, or fewer"
+        )
+
+
+def _follow(machine: int, parent: Path, recipe: Recipe) -> int:
+    """Does this machine's part of the run that machine 0 launches."""
+    print(f"machine   {machine}: waiting for machine 0 to launch the run below {parent}", file=sys.stderr)
+    current = machines.joined(parent, recipe)
+    print(f"machine   {machine}: joins run {current.id}", file=sys.stderr)
+    _launch(current, recipe)
+    print(f"machine   {machine}: has done its part; machine 0 concludes run {current.id}", file=sys.stderr)
+    return command.DONE
 
 
 def _prepare(arguments: argparse.Namespace) -> Path:
@@ -77,28 +134,81 @@ def _record_data(current: Run, data: Path) -> None:
 
 
 def _launch(current: Run, recipe: Recipe) -> None:
-    """Runs the worker under accelerate. Exits with the code that the worker recorded where it fails."""
-    config = current.folder / "accelerate.yaml"
-    settings = {"compute_environment": "LOCAL_MACHINE", **recipe.accelerate.model_dump(mode="json", exclude_none=True)}
-    files.write_json(config, settings)  # JSON is YAML
-    threads = max(1, len(os.sched_getaffinity(0)) // recipe.accelerate.num_processes)
-    asked = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config)]
-    asked += ["--num_cpu_threads_per_process", str(threads), "-m", "train.worker", str(current.folder)]
-    process = subprocess.Popen(asked, env=_worker_environment(recipe, threads), cwd=Path(__file__).parent.parent)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        raise
+    """Has the run trained. Exits with the code that the worker recorded where it fails, and with 130 where it was asked
+    to stop."""
+    accelerate, before = recipe.accelerate, current.stage("train")
+    threads = max(1, len(os.sched_getaffinity(0)) * accelerate.num_machines // accelerate.num_processes)
+    asked = _program(current.folder, recipe, threads)
+    code, stopped = _watched(asked, _worker_environment(recipe, threads))
+    stage = current.stage("train")
+    if code and stage != before and stage.get("state") == "failed":
+        sys.exit(stage["metrics"].get("exit_code", command.FAILED))
+    # Of a machine's processes only the very first one records, and exits with, the code 130.
+    if code == command.INTERRUPTED or (stopped and (code or accelerate.machine_rank)):
+        if stage.get("state") == "running" and not accelerate.machine_rank:
+            run.end(current, "train", "interrupted", "killed after a second signal", exit_code=command.INTERRUPTED)
+        print(f"interrupted: the same command goes on with run {current.id}", file=sys.stderr)
+        sys.exit(command.INTERRUPTED)
     if code:
-        stage = current.stage("train")
-        if stage.get("state") == "failed":
-            sys.exit(stage["metrics"].get("exit_code", command.FAILED))
         raise StageError(f"training ended with exit code {code}; run the same command again to go on with {current.id}")
 
 
+def _program(folder: Path, recipe: Recipe, threads: int) -> list[str]:
+    """Returns the command that trains a run on this machine."""
+    accelerate = recipe.accelerate
+    here, worker = accelerate.num_processes // accelerate.num_machines, ["-m", "train.worker", str(folder)]
+    if accelerate.num_processes == 1 and accelerate.distributed_type != "FSDP":
+        return [sys.executable, *worker]
+    ranks = [sys.executable, "-m", "train.ranks"]
+    if accelerate.use_cpu:
+        meeting = ["--standalone"]
+        if accelerate.num_machines > 1:
+            meeting = [f"--nnodes={accelerate.num_machines}", f"--node-rank={accelerate.machine_rank}"]
+            meeting += [f"--rdzv-backend={accelerate.rdzv_backend}", f"--rdzv-id={folder.name}"]
+            meeting += [f"--rdzv-endpoint={accelerate.main_process_ip}:{accelerate.main_process_port}"]
+        return [*ranks, "torch.distributed.run", f"--nproc-per-node={here}", *meeting, *worker]
+    number = f"-{accelerate.machine_rank}" if accelerate.num_machines > 1 else ""
+    config = folder / f"accelerate{number}.yaml"
+    settings = {"compute_environment": "LOCAL_MACHINE", **accelerate.model_dump(mode="json", exclude_none=True)}
+    files.write_json(config, settings)  # JSON is YAML
+    asked = ["--config_file", str(config), "--num_cpu_threads_per_process", str(threads)]
+    # Any free port will do where nobody else has to know it.
+    asked += [] if accelerate.main_process_port else ["--main_process_port", "0"]
+    return [*ranks, "accelerate.commands.launch", *asked, *worker]
+
+
+def _watched(asked: list[str], settings: Mapping[str, str]) -> tuple[int, bool]:
+    """Runs a program to its end. Returns its exit code, and whether a signal asked to stop.
+
+    SIGTERM, Ctrl-C and the end of the terminal are passed on, once each: the program has a session of its own, which a
+    terminal does not reach. The session is killed where it outlives a second signal by LAST_SECONDS.
+    """
+    times: list[float] = []
+    process = subprocess.Popen(asked, env=settings, cwd=ROOT, start_new_session=True)
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        times.append(time.monotonic())
+        process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    # nohup has SIGHUP ignored, and means it.
+    numbers = [one for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        while True:
+            try:
+                return process.wait(timeout=0.5), bool(times)
+            except subprocess.TimeoutExpired:
+                again = next((at for at in times if at > times[0] + ECHO_SECONDS), None)
+                if again is not None and time.monotonic() > again + LAST_SECONDS:
+                    os.killpg(process.pid, signal.SIGKILL)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
-    quiet = {
+    accelerate = recipe.accelerate
+    defaults = {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "true",
         "TRANSFORMERS_VERBOSITY": "error",
@@ -106,11 +216,18 @@ def _worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
         "BITSANDBYTES_NOWELCOME": "1",
         "PYTHONWARNINGS": "ignore",
     }
+    told = {"ACCELERATE_MIXED_PRECISION": accelerate.mixed_precision, LAUNCHER: str(os.getpid())}
+    if accelerate.use_cpu:
+        told["ACCELERATE_USE_CPU"] = "true"
+    elif accelerate.distributed_type == "NO":
+        # Trainer would take every GPU that it sees, by nn.DataParallel.
+        told["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     # A folder as base needs no hub, and a machine without one would wait for time-outs.
-    offline = {"HF_HUB_OFFLINE": "1"} if Path(recipe.model.base).is_dir() else {}
+    if Path(recipe.model.base).is_dir():
+        told["HF_HUB_OFFLINE"] = "1"
     # A caller that has W&B running hands its own service down, which may be gone before this run is.
     inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-    return {**quiet, **inherited, **offline}
+    return {**defaults, **inherited, **told}
 
 
 def _conclude(done: Run) -> int:

@@ -4,134 +4,240 @@
                                            a token sees the prefix and the earlier tokens of its own row
 
 A classification prompt is one long opening (instruction, labels) and a short text. Sixteen rows of 300 + 40 tokens cost
-940 tokens this way instead of 5,440. The mask is an ordinary 4D attention mask, so the model needs no change; it must
-attend with SDPA (eager attention would add a boolean mask as 0 and 1, a wrong loss without an error).
+940 tokens this way instead of 5,440. This module decides who stands in which pack; `batches.py` makes tensors of it.
 
-Conditions, checked here: the prefix ends before the last prompt token of every row, so that what the model must predict
-is always predicted from a token of its own row; full attention in every layer. Dropout on adapters makes the rows of a
-pack share what the prefix dropped, so that gradients are equal only in the mean.
+Conditions, kept here: the prefix ends before the last prompt token of every row, so that what the model must predict
+is always predicted from a token of its own row; attention in every layer that can take the mask (`models.py`). Dropout
+on adapters makes the rows of a pack share what the prefix dropped, so that gradients are equal only in the mean.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from recipes.schema_train import Train
-from tasks.render import Example, shared_prefix_length
+from train.prefixes import groups
 
-IGNORE = -100
+Kind = Literal["shared_prefix", "bfd", "none"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is learnt from one data row: its answer, or for preference tuning the chosen and the rejected one."""
+
+    id: str
+    prompt_ids: list[int]
+    completions: tuple[list[int], ...]
+    weight: float = 1.0
+    """Of each of its answer tokens, or of the pair."""
+    reference: tuple[float, ...] = ()
+    """Log-probability of each completion under the untuned base; preference tuning only."""
+
+    def own_tokens(self, prefix: int) -> int:
+        """Returns how many tokens it adds to a pack behind a prefix; a pair shares its prompt but the last token."""
+        own = len(self.prompt_ids) - prefix
+        if len(self.completions) == 1:
+            return own + len(self.completions[0])
+        return own - 1 + sum(1 + len(one) for one in self.completions)
+
+    @property
+    def separate_tokens(self) -> int:
+        """How many tokens it costs by itself, each completion with a prompt of its own."""
+        return sum(len(self.prompt_ids) + len(one) for one in self.completions)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its prompt with its longest answer."""
+        return len(self.prompt_ids) + max(map(len, self.completions))
+
+    @property
+    def answer_tokens(self) -> int:
+        return sum(map(len, self.completions))
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Rows that are computed together, behind the first `prefix` tokens of their prompts."""
+
+    rows: tuple[Row, ...]
+    prefix: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are computed, padding apart."""
+        return self.prefix + sum(row.own_tokens(self.prefix) for row in self.rows)
+
+    def halves(self) -> "list[Pack]":
+        """Returns the pack as two of half the rows, or itself where it has but one."""
+        middle = len(self.rows) // 2
+        return [Pack(self.rows[:middle], self.prefix), Pack(self.rows[middle:], self.prefix)] if middle else [self]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process does of one optimizer update."""
+
+    packs: tuple[Pack, ...]
+    normalizer: float
+    """What the summed loss of the whole update, over all processes, is divided by."""
+    examples: int
+    """Data rows of the update, over all processes, as are the next two."""
+    computed_tokens: int
+    separate_tokens: int
+    """Tokens that its rows would cost one by one."""
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for pack in self.packs for row in pack.rows]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a pack of T tokens costs, in the time of one token: `pass_tokens` + T + T * T / `quadratic_tokens`.
+
+    The first is what every forward and backward pass costs before it does anything, dequantizing weights above all;
+    the last is attention, which looks at all pairs of a pack's tokens, hidden from each other or not. Of the work for a
+    token, a layer of width d does 4 * 12 d * d in matrices (forward, and backward without their gradients) and 14 d for
+    every token looked at, so that the two are equal at 3.4 d tokens. Measured on two CPU cores: 3.1 to 3.5 d.
+    """
+
+    pass_tokens: float
+    quadratic_tokens: float
+
+    def of(self, tokens: float) -> float:
+        return self.pass_tokens + tokens + tokens * tokens / self.quadratic_tokens
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How examples become sequences. `prefix_tokens` is 0 where nothing is shared."""
+    """How rows become packs."""
 
-    prefix_tokens: int
-    rows_a_pack: int
-    packs_an_update: int
-    tokens_a_row: float
-    """Mean tokens of a row, its prefix included."""
-    packed_tokens_a_row: float
-    """Mean tokens of a row as computed: its own, and its part of the prefix."""
-
-
-def unshareable(config: Any) -> str | None:
-    """Returns why a model with this config cannot take the mask of a pack, or None."""
-    text = config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    if other := kinds - {"full_attention"}:
-        return f"{text.model_type} has layers of kind {', '.join(sorted(other))}, which cannot take a pack's mask"
-    if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
-        return f"{text.model_type} attends in a sliding window, which a pack's mask would switch off"
-    return None
+    kind: Kind
+    prefixes: tuple[int, ...]
+    """Tokens that the rows of each group share; 0 for a group that shares nothing."""
+    group_of: tuple[int, ...]
+    """The group of each row."""
+    pack_tokens: int
+    cost: Cost
 
 
-def possible(kind: str, config: Any) -> tuple[str, str | None]:
-    """Returns the packing that will be used for the kind asked for, and why it is another one (None: it is not)."""
-    if kind == "shared_prefix" and (why := unshareable(config)):
-        return "none", why
-    if kind == "bfd":
-        return "none", "bfd packing is not built yet"
-    return kind, None
+def plan(rows: Sequence[Row], kind: Kind, pack_tokens: int, batch_size: int, cost: Cost) -> Plan:
+    """Returns the plan for these rows; the prefixes are found on the token ids."""
+    if kind != "shared_prefix":
+        return Plan(kind, (0,), (0,) * len(rows), pack_tokens, cost)
+    prefixes, group_of = groups([row.prompt_ids for row in rows], batch_size)
+    return Plan(kind, prefixes, group_of, pack_tokens, cost)
 
 
-def plan(examples: Sequence[Example], train: Train, processes: int = 1) -> Plan:
-    """Returns the largest packs that fit `pack_tokens` and divide an update's rows evenly over processes."""
-    share = max(1, train.batch_size // processes)
-    lengths = [len(one.prompt_ids) + len(one.completion_ids) for one in examples]
-    prefix, fits = 0, share
-    if train.packing == "shared_prefix":
-        shortest = min(len(one.prompt_ids) for one in examples)
-        prefix = min(shared_prefix_length([one.prompt_ids for one in examples]), shortest - 1)
-        longest = sorted((length - prefix for length in lengths), reverse=True)
-        fits = max(n for n in range(1, share + 1) if n == 1 or prefix + sum(longest[:n]) <= train.pack_tokens)
-    rows = max(n for n in range(1, fits + 1) if share % n == 0)
-    mean = sum(lengths) / len(lengths)
-    packed = mean - prefix + prefix / rows if prefix else mean
-    return Plan(prefix, rows, share // rows, mean, packed)
-
-
-def features(examples: Sequence[Example]) -> list[dict[str, list[int]]]:
-    """Returns one row each, as TRL takes pre-tokenised data; only the completion is learnt."""
-    return [
-        {
-            "input_ids": one.prompt_ids + one.completion_ids,
-            "labels": [IGNORE] * len(one.prompt_ids) + one.completion_ids,
-        }
-        for one in examples
-    ]
-
-
-def collator(plan: Plan, pad_token_id: int) -> "SharedPrefixCollator | PaddedCollator":
-    """Returns what makes batches by this plan."""
-    return SharedPrefixCollator(plan.prefix_tokens) if plan.prefix_tokens else PaddedCollator(pad_token_id)
+def same_for(plan_of_train: Plan, rows: Sequence[Row], batch_size: int) -> Plan:
+    """Returns a plan of the same kind for other rows."""
+    return plan(rows, plan_of_train.kind, plan_of_train.pack_tokens, batch_size, plan_of_train.cost)
 
 
 @dataclass(frozen=True)
-class SharedPrefixCollator:
-    """Makes one sequence of K rows: input_ids, labels and position_ids [1, T], attention_mask [1, 1, T, T]."""
+class Shares:
+    """All shares of all updates, update by update and process by process, each made when it is asked for.
 
-    prefix_tokens: int
+    All processes of an update have equally many packs, because a process that waits for another one's forward pass
+    (FSDP) must find it: what is missing is a pack of weight 0.
+    """
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-        import torch
+    rows: Sequence[Row]
+    plan: Plan
+    updates: Sequence[Sequence[int]]
+    processes: int
 
-        prefix = self.prefix_tokens
-        ids, labels = list(rows[0]["input_ids"][:prefix]), [IGNORE] * prefix
-        positions, segments = list(range(prefix)), [0] * prefix
-        for number, row in enumerate(rows, start=1):
-            own = row["input_ids"][prefix:]
-            ids += own
-            labels += row["labels"][prefix:]
-            positions += range(prefix, prefix + len(own))
-            segments += [number] * len(own)
-        segment = torch.tensor(segments)
-        visible = (segment[None, :] == segment[:, None]) | (segment[None, :] == 0)
-        return {
-            "input_ids": torch.tensor([ids]),
-            "labels": torch.tensor([labels]),
-            "position_ids": torch.tensor([positions]),
-            "attention_mask": visible.tril()[None, None],
-        }
+    def __len__(self) -> int:
+        return len(self.updates) * self.processes
+
+    def __getitem__(self, at: int) -> Share:
+        update, process = divmod(at, self.processes)
+        chosen = [self.rows[one] for one in self.updates[update]]
+        dealt = self._dealt(update)
+        missing = max(map(len, dealt)) - len(dealt[process])
+        silent = Pack((replace(min(chosen, key=lambda row: row.separate_tokens), weight=0.0),), 0)
+        return Share(
+            (*dealt[process], *[silent] * missing),
+            sum(map(_weight, chosen)),
+            len(chosen),
+            sum(pack.tokens for packs in dealt for pack in packs),
+            sum(row.separate_tokens for row in chosen),
+        )
+
+    def _dealt(self, update: int) -> list[list[Pack]]:
+        """Returns the packs of each process: each gets of every group, and of every length."""
+        order = sorted(self.updates[update], key=lambda one: (self.plan.group_of[one], self.rows[one].own_tokens(0)))
+        return [list(_packs(self.rows, self.plan, order[first :: self.processes])) for first in range(self.processes)]
+
+
+def _weight(row: Row) -> float:
+    """Returns what a row adds to the normalizer: its answer tokens, or one for a pair, times its weight."""
+    return row.weight * (row.answer_tokens if len(row.completions) == 1 else 1)
+
+
+def _packs(rows: Sequence[Row], plan: Plan, chosen: Sequence[int]) -> Iterator[Pack]:
+    for group, prefix in enumerate(plan.prefixes):
+        mine = [rows[at] for at in chosen if plan.group_of[at] == group]
+        if mine and plan.kind == "none":
+            yield from _padded(mine, plan)
+        elif mine:
+            yield from (Pack(tuple(one), prefix) for one in _spread(mine, prefix, plan))
+
+
+def _spread(rows: list[Row], prefix: int, plan: Plan) -> list[list[Row]]:
+    """Returns the rows in as many packs as cost least, evenly filled: the longest first, each to the emptiest."""
+    lengths = [row.own_tokens(prefix) for row in rows]
+    total = sum(lengths)
+    wanted = min(range(1, len(rows) + 1), key=lambda packs: packs * plan.cost.of(prefix + total / packs))
+    order = sorted(range(len(rows)), key=lambda at: -lengths[at])
+    for packs in range(wanted, len(rows) + 1):
+        filled: list[list[int]] = [[] for _ in range(packs)]
+        tokens = [prefix] * packs
+        for at in order:
+            emptiest = tokens.index(min(tokens))
+            filled[emptiest].append(at)
+            tokens[emptiest] += lengths[at]
+        if max(tokens) <= plan.pack_tokens:
+            break
+    return [[rows[at] for at in sorted(one)] for one in filled if one]
+
+
+def _padded(rows: list[Row], plan: Plan) -> Iterator[Pack]:
+    """Yields batches of separate rows that hold, padded to the longest, at most `pack_tokens`."""
+    batch: list[Row] = []
+    for row in sorted(rows, key=lambda one: one.separate_tokens):
+        # A pair is two rows of the batch.
+        if batch and (len(batch) + 1) * row.separate_tokens > plan.pack_tokens:
+            yield Pack(tuple(batch), 0)
+            batch = []
+        batch.append(row)
+    yield Pack(tuple(batch), 0)
 
 
 @dataclass(frozen=True)
-class PaddedCollator:
-    """Makes a batch of K separate rows, padded on the right: what every other trainer does."""
+class Tokens:
+    """What a plan computes in the mean of its updates, over all processes."""
 
-    pad_token_id: int
+    separate: float
+    """Tokens that rows cost one by one."""
+    computed: float
+    """Tokens that are computed."""
+    packs: float
+    longest_pack: int
+    longest_pack_answers: int
+    """Answer tokens of the longest pack."""
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-        import torch
 
-        longest = max(len(row["input_ids"]) for row in rows)
-
-        def padded(values: list[int], fill: int) -> list[int]:
-            return values + [fill] * (longest - len(values))
-
-        # By position, not by id: where pad and stop are one token, the stop token must still be learnt.
-        return {
-            "input_ids": torch.tensor([padded(row["input_ids"], self.pad_token_id) for row in rows]),
-            "labels": torch.tensor([padded(row["labels"], IGNORE) for row in rows]),
-            "attention_mask": torch.tensor([padded([1] * len(row["input_ids"]), 0) for row in rows]),
-        }
+def tokens_of(shares: Shares, at_most: int = 200) -> Tokens:
+    """Returns the means over the first updates of what is computed and of what separate rows would have cost."""
+    updates = min(at_most, len(shares.updates))
+    found = [shares[at] for at in range(updates * shares.processes)]
+    packs = [pack for share in found for pack in share.packs]
+    firsts = found[:: shares.processes]
+    longest = max(packs, key=lambda pack: pack.tokens)
+    return Tokens(
+        sum(share.separate_tokens for share in firsts) / updates,
+        sum(share.computed_tokens for share in firsts) / updates,
+        len(packs) / updates,
+        longest.tokens,
+        sum(row.answer_tokens for row in longest.rows),
+    )

@@ -8,38 +8,40 @@ from typing import Any
 
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
-from tasks.render import Example
+from train.packing import Row
 
 
-def check(examples: Sequence[Example], ids: Sequence[str], tokenizer: Any, recipe: Recipe, config: Any) -> None:
-    """Returns nothing where training can begin. Raises RecipeError naming the row and the key to change.
+def check(rows: Sequence[Row], tokenizer: Any, recipe: Recipe, config: Any) -> None:
+    """Returns nothing where training can begin; `config` is the base model's.
 
-    `ids` are the row ids of the examples; `config` is the base model's.
+    Raises RecipeError naming the row and the key to change.
     """
     limit, context_tokens = recipe.train.max_length, config.get_text_config().max_position_embeddings
     if limit > context_tokens:
         raise RecipeError(
             f"train.max_length: {limit} is more than the {context_tokens} tokens that {recipe.model.base} can look at"
         )
-    lengths = [len(one.prompt_ids) + len(one.completion_ids) for one in examples]
-    too_long = [(length, row) for length, row in zip(lengths, ids, strict=True) if length > limit]
+    too_long = [(one.longest, one.id) for one in rows if one.longest > limit]
     if too_long:
-        longest, row = max(too_long)
+        longest, named = max(too_long)
         raise RecipeError(
-            f"{len(too_long)} of {len(examples)} train rows are longer than train.max_length ({limit} tokens) and "
-            f"would lose their answer; the longest is {row} with {longest}.\n"
+            f"{len(too_long)} of {len(rows)} train rows are longer than train.max_length ({limit} tokens) and "
+            f"would lose their answer; the longest is {named} with {longest}.\n"
             f"  Set train.max_length={longest} (and train.pack_tokens no smaller), or leave these rows out."
         )
-    for one, row in zip(examples, ids, strict=True):
-        if one.completion_ids[-1:] != [tokenizer.eos_token_id]:
-            ends = tokenizer.decode(one.completion_ids[-3:])
+    for row in rows:
+        for answer in row.completions:
+            if answer[-1:] == [tokenizer.eos_token_id]:
+                continue
+            ends = tokenizer.decode(answer[-3:])
             raise RecipeError(
-                f"row {row}: its answer ends in {ends!r} and not in the stop token {tokenizer.eos_token!r}, so the "
+                f"row {row.id}: its answer ends in {ends!r} and not in the stop token {tokenizer.eos_token!r}, so the "
                 "model would never learn to stop; eos_token must be what the chat template ends a turn with"
             )
 
 
-def sample(example: Example, tokenizer: Any) -> list[str]:
-    """Returns one row as the model sees it: the end of what it reads, and what it learns."""
-    read = tokenizer.decode(example.prompt_ids[-30:])
-    return [f"reads     ...{read!r}", f"learns    {tokenizer.decode(example.completion_ids)!r}"]
+def sample(row: Row, tokenizer: Any) -> list[str]:
+    """Returns one row as the model sees it: the end of what it reads, what it learns, and what it learns to avoid."""
+    told = [f"reads     ...{tokenizer.decode(row.prompt_ids[-30:])!r}"]
+    names = ("learns", "not")
+    return told + [f"{name:<9} {tokenizer.decode(one)!r}" for name, one in zip(names, row.completions, strict=False)]

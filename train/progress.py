@@ -1,9 +1,21 @@
-"""What one sees while it trains: metrics.jsonl, W&B and the terminal get the same fields."""
+"""What one sees while it trains: metrics.jsonl and W&B get the same rows, the terminal the gist of them.
+
+    terminal    training  ━━━━━━━━━━━╸━━━━━  120/195  loss 0.412  22 examples/s  0:01:24 eta 0:00:52
+    log file    training  5/195    3 s so far, about 2 min left
+                training  49/195  loss 1.203  22 examples/s  35 s so far, about 105 s left
+                validated 100/195  accuracy 0.873  macro-F1 0.861  4.2 s
+
+A row of a training interval holds step, epoch, loss, learning_rate, grad_norm, examples_per_second, tokens_per_second
+(as computed), tokens_saved_per_second (what separate rows would have cost besides) and peak_memory_bytes; a row of
+an evaluation holds step, epoch and validation/<metric>.
+"""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,64 +23,230 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from tracking import metrics
+from tasks import in_words
+from tracking import metrics, weights_and_biases
+from train import processes
 
-LOGGED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
+Advance = Callable[..., None]
+"""advance(completed, note="")"""
+
+FROM_TRAINER = ("loss", "learning_rate", "grad_norm")
+# In a log file: an estimate after so many units (or seconds), if it is worth telling; then quarters, and signs of life.
+FIRST_UNITS = 5
+FIRST_SECONDS = 60
+LEAST_SECONDS_LEFT = 20
+SILENT_SECONDS = 600
+
+# A terminal has one live display: what runs within a bar (an evaluation while training) is another line of it.
+_outer: ContextVar["Progress | _Lines | None"] = ContextVar("outer bar", default=None)
 
 
 @contextmanager
-def bar(what: str, total: int) -> Iterator[Any]:
-    """Yields `advance(completed, note)`: a progress bar on a terminal, a line for each quarter where there is none."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Lines(what, total).advance
-        return
-    columns = (TextColumn(f"{what:<9}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-               TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(what, total=total, note="")
-        yield lambda completed, note="": progress.update(task, completed=completed, note=note)
+def bar(what: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """Yields `advance(completed, note)`: a bar with its ETA on a terminal, now and then a line where there is none.
+
+    `done` of `total` were done before, by a run that this one goes on with. Of several processes the first one shows.
+    """
+    console, outer = Console(stderr=True), _outer.get()
+    if not processes.first():
+        yield lambda completed, note="": None
+    elif isinstance(outer, Progress):
+        task = outer.add_task(what, total=total, completed=done, note="")
+        try:
+            yield lambda completed, note="": outer.update(task, completed=completed, note=note)
+        finally:
+            outer.remove_task(task)
+    elif not console.is_terminal:
+        lines = _Lines(what, total, done, within=outer is not None)
+        with _inside(lines):
+            yield lines.advance
+    else:
+        columns = (TextColumn("{task.description:<9}"), BarColumn(None), MofNCompleteColumn(),
+                   TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("eta"),
+                   TimeRemainingColumn())  # fmt: skip
+        # The rate of the last minutes, so that an evaluation in between does not upset the ETA.
+        with Progress(*columns, console=console, speed_estimate_period=300) as progress, _inside(progress):
+            task = progress.add_task(what, total=total, completed=done, note="")
+            yield lambda completed, note="": progress.update(task, completed=completed, note=note)
+
+
+@contextmanager
+def _inside(shown: "Progress | _Lines") -> Iterator[None]:
+    token = _outer.set(shown)
+    try:
+        yield
+    finally:
+        _outer.reset(token)
 
 
 class _Lines:
-    """Progress for a log file: a line whenever another quarter is done."""
+    """Progress for a log file. What runs `within` another bar tells no quarters: its result is told anyway."""
 
-    def __init__(self, what: str, total: int) -> None:
-        self.what, self.total, self.told, self.began = what, total, 0, time.monotonic()
+    def __init__(self, what: str, total: int, done: int, within: bool) -> None:
+        self.what, self.total, self.within = what, max(1, total), within
+        self.quarter = 4 * done // self.total
+        self.began = self.told = time.monotonic()
+        self.first: tuple[int, float] | None = None
+        self.estimated = False
 
     def advance(self, completed: int, note: str = "") -> None:
+        now = time.monotonic()
+        # The first unit is no measure: it warms up.
+        self.first = self.first or (completed, now)
+        units, seconds = completed - self.first[0], now - self.first[1]
+        left = seconds / units * (self.total - completed) if units else None
         quarter = 4 * completed // self.total
-        if quarter > self.told:
-            self.told = quarter
-            seconds = time.monotonic() - self.began
-            print(f"{self.what:<9} {completed}/{self.total}  {note}  {seconds:.0f} s", file=sys.stderr, flush=True)
+        if self._due(quarter, units + 1, now, left):
+            self.quarter, self.told = quarter, now
+            words = [f"{self.what:<9} {completed:,}/{self.total:,}", note, in_time(now - self.began)]
+            if left is not None and completed < self.total:
+                words[-1] += f" so far, about {in_time(left)} left"
+                self.estimated = True
+            print("  ".join(filter(None, words)), file=sys.stderr, flush=True)
+
+    def _due(self, quarter: int, units: int, now: float, left: float | None) -> bool:
+        early = units >= FIRST_UNITS or now - self.began >= FIRST_SECONDS
+        first = not self.estimated and early and left is not None and left >= LEAST_SECONDS_LEFT
+        silent = now - self.told >= SILENT_SECONDS
+        return first or silent or (quarter > self.quarter and not self.within)
+
+
+def in_time(seconds: float) -> str:
+    """Returns a duration as one says it: 48 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def peak_memory_bytes() -> int:
+    """Returns the most memory that this process held: the GPU's where it trained on one, else its resident size."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass
+class Interval:
+    """What happened since the last logged row."""
+
+    seconds: float = 0.0
+    """Spent on updates: not on evaluation, not on checkpoints."""
+    examples: int = 0
+    computed_tokens: int = 0
+    saved_tokens: int = 0
+    sums: dict[str, Any] = field(default_factory=dict)
+    over: dict[str, float] = field(default_factory=dict)
+
+    def rates(self) -> dict[str, float]:
+        """Returns examples, computed and saved tokens a second; {} where nothing was counted."""
+        if not self.seconds or not self.examples:
+            return {}
+        return {
+            "examples_per_second": round(self.examples / self.seconds, 2),
+            "tokens_per_second": round(self.computed_tokens / self.seconds, 1),
+            "tokens_saved_per_second": round(self.saved_tokens / self.seconds, 1),
+        }
+
+    def means(self) -> dict[str, float]:
+        """Returns the noted figures, each the mean over what it was noted of."""
+        return {name: float(value) / self.over[name] for name, value in self.sums.items()}
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
-    """Writes every logged step to metrics.jsonl and W&B, and moves the progress bar."""
+    """Writes a row each logging interval and each evaluation to metrics.jsonl and W&B, and moves the progress bar.
 
-    def __init__(self, path: Path, wandb_run: Any, examples_an_update: int, advance: Any) -> None:
-        self.path, self.wandb_run, self.examples, self.advance = path, wandb_run, examples_an_update, advance
-        self.last: tuple[int, float] | None = None
-        self.note = ""
+    `updates_an_epoch` turns updates into epochs of the recipe: Trainer is given all of them as one. The first process
+    alone writes; rates are right if it counts for all of them.
+    """
+
+    def __init__(self, path: Path, wandb_run: Any, updates_an_epoch: float, advance: Advance) -> None:
+        self.path, self.wandb_run, self.updates_an_epoch, self.advance = path, wandb_run, updates_an_epoch, advance
+        self.interval = Interval()
+        self.mark = time.monotonic()
+        self.said = ""
+
+    def count(self, examples: int, computed_tokens: int, saved_tokens: int) -> None:
+        """Takes what an update was made of, over all processes; to be called before the update ends."""
+        self.interval.examples += examples
+        self.interval.computed_tokens += computed_tokens
+        self.interval.saved_tokens += saved_tokens
+
+    def note(self, sums: Mapping[str, Any], over: float = 1.0) -> None:
+        """Takes more figures of an update, each as its sum over `over` things (rows, tokens, updates).
+
+        The row gets their mean over the interval: `note({"rewards/accuracies": 5.0}, over=8)`. A sum may be a tensor,
+        which is not read before the row is written. A loss that is noted replaces Trainer's.
+        """
+        for name, value in sums.items():
+            self.interval.sums[name] = self.interval.sums.get(name, 0.0) + value
+            self.interval.over[name] = self.interval.over.get(name, 0.0) + over
+
+    def carried(self) -> dict[str, Any]:
+        """Returns the interval as it stands, as JSON: what a checkpoint between two rows has to keep."""
+        sums = {name: float(value) for name, value in self.interval.sums.items()}
+        return {**asdict(self.interval), "sums": sums}
+
+    def carry(self, carried: Mapping[str, Any]) -> None:
+        """Goes on with the interval of a checkpoint, so that the next row is that of an uninterrupted run."""
+        self.interval = Interval(**carried)
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Writes one row, the same to both."""
+        row = {"step": step, "epoch": round(step / self.updates_an_epoch, 4), **figures}
+        metrics.append(self.path, row)
+        weights_and_biases.log(self.wandb_run, row)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.last = (state.global_step, time.monotonic())
+        if state.is_world_process_zero:
+            weights_and_biases.replay(self.wandb_run, self.path)
+        self.mark = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.advance(state.global_step, self.note)
+        now = time.monotonic()
+        self.interval.seconds, self.mark = self.interval.seconds + now - self.mark, now
+        # Otherwise the last updates of a run would be in no row.
+        control.should_log |= state.global_step >= state.max_steps
+        self.advance(state.global_step, self.said)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if not logs or "loss" not in logs or not state.is_world_process_zero or self.last is None:
+        if not logs or "loss" not in logs:
             return
-        step, now = state.global_step, time.monotonic()
-        done, since = step - self.last[0], now - self.last[1]
-        self.last = (step, now)
-        figures = {"step": step, "epoch": round(state.epoch, 4)} | {
-            name: float(logs[name]) for name in LOGGED if name in logs
-        }
-        figures["examples_per_second"] = round(done * self.examples / since, 2)
-        metrics.append(self.path, figures)
-        if self.wandb_run is not None:
-            self.wandb_run.log({f"train/{name}": value for name, value in figures.items() if name != "step"}, step=step)
-        self.note = f"loss {figures['loss']:.3f}  {figures['examples_per_second']:.0f} examples/s"
+        interval, self.interval = self.interval, Interval()
+        if not state.is_world_process_zero:
+            return
+        figures = {name: float(logs[name]) for name in FROM_TRAINER if name in logs} | interval.means()
+        self.log(state.global_step, {**figures, **interval.rates(), "peak_memory_bytes": peak_memory_bytes()})
+        self.said = f"loss {figures['loss']:.3f}"
+        if examples := interval.rates().get("examples_per_second"):
+            self.said += f"  {examples:.3g} examples/s"
+        self.advance(state.global_step, self.said)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Mapping[str, float] | None = None, **_: Any
+    ) -> None:
+        """Takes {metric: value}, also as Trainer names them (eval_<metric>)."""
+        now = time.monotonic()
+        seconds, self.mark = now - self.mark, now
+        if not metrics or not state.is_world_process_zero:
+            return
+        found = {name.removeprefix("eval_"): float(value) for name, value in metrics.items() if name != "epoch"}
+        found = {name: value for name, value in found.items() if not name.startswith(("runtime", "model_preparation"))}
+        seconds = found.pop("seconds", seconds)
+        row = {f"validation/{name}": value for name, value in found.items()} | {"validation/seconds": round(seconds, 2)}
+        self.log(state.global_step, row)
+        shown = "  ".join(f"{in_words(name)} {value:.3f}" for name, value in found.items())
+        line = f"validated {state.global_step:,}/{state.max_steps:,}  {shown}  {in_time(seconds)}"
+        print(line, file=sys.stderr, flush=True)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.mark = time.monotonic()

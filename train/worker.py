@@ -1,28 +1,49 @@
-"""One training run, as `accelerate launch` starts it: `python -m train.worker runs/classifier/<run id>`.
+"""One training run, as it is launched: `python -m train.worker runs/classifier/<run id>`, once for each process.
 
-Read `main` from top to bottom: rows, prompts, checks, the base and its score, training, the tuned score, the adapter.
+Read `main` from top to bottom: rows, prompts, checks, the base and its score, packs, training, the tuned score, the
+adapter.
 """
 
 import argparse
 import math
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from recipes import command
 from recipes.errors import RecipeError, StageError
 from recipes.schema import Recipe
 from tasks import KINDS, render
-from tasks.parsed import UNFINISHED, Parsed
-from tracking import files, weights_and_biases
+from tracking import files, metrics, weights_and_biases
 from tracking import run as runs
 from tracking.run import Run
-from train import adapter, base, packing, preflight
-from train.decode import Answer, decode
-from train.fit import fit, last_whole_checkpoint, peak_memory_bytes, total_updates
-
-Row = dict[str, Any]
+from train import (
+    adapter,
+    base,
+    checkpoints,
+    curve,
+    disk,
+    header,
+    interrupt,
+    lesson,
+    packing,
+    preflight,
+    processes,
+    ranks,
+)
+from train.decode import Answer
+from train.fit import fit
+from train.interrupt import Wish
+from train.lesson import Lesson
+from train.likelihood import BATCH_ROWS
+from train.packing import Row
+from train.progress import peak_memory_bytes
+from train.validate import Compared, Decoded, headlines
 
 # An answer may take more tokens than any in train, and by other tokens than the tokenizer's own; what ends sooner
 # costs nothing.
@@ -30,42 +51,59 @@ ANSWER_ROOM = 1.5
 LEAST_ANSWER_TOKENS = 64
 
 
-def main(recipe: Recipe, run: Run) -> None:
+def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     """Trains the adapter of a run and leaves it, its scores and its record in the run folder.
 
-    Raises RecipeError and StageError; `test.jsonl` and `calibration.jsonl` are never opened.
+    Raises RecipeError, StageError, and KeyboardInterrupt where it was asked to stop; `test.jsonl` and
+    `calibration.jsonl` are never opened.
     """
     began = time.monotonic()
     hashes = {name: files.sha256(run.folder / "data" / f"{name}.jsonl") for name in ("train", "validation")}
-    runs.start(run, "train", {f"data/{name}.jsonl": sha256 for name, sha256 in hashes.items()})
+    if processes.first():
+        runs.start(run, "train", {f"data/{name}.jsonl": sha256 for name, sha256 in hashes.items()})
     train_rows, validation_rows = rows_of(run, "train", hashes), rows_of(run, "validation", hashes)
     task = KINDS[recipe.task.kind]
     spec = task.specify(recipe.task, labels_of(run))
+    told = teller(run)
 
     tokenizer = render.tokenizer_of(recipe.model)
-    conversations = [task.messages(spec, row["input"]) for row in train_rows]
-    examples = render.examples(tokenizer, conversations, [task.answer(spec, row["target"]) for row in train_rows])
-    prompts = render.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
-
+    rows = lesson.learnt(task, spec, tokenizer, train_rows)
     model = base.base_model(recipe)
-    preflight.check(examples, [row["id"] for row in train_rows], tokenizer, recipe, model.config)
-    plan = plan_packs(recipe, run, model, examples)
-    limit = max_answer_tokens(examples)
-    untuned = answers("untuned", model, tokenizer, prompts, task.grammar(spec), limit)
+    preflight.check(rows, tokenizer, recipe, model.config)
+    plan = lesson.planned(recipe, rows, model.config, told)
+
+    prompts = render.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
+    sharded = recipe.accelerate.distributed_type == "FSDP"
+    decoded = Decoded(task, spec, validation_rows, prompts, tokenizer, max_answer_tokens(rows), sharded)
+    asked: Decoded | Compared = decoded
+    if task.OBJECTIVE == "prefer":
+        pairs = lesson.learnt(task, spec, tokenizer, validation_rows)
+        asked = Compared(task, spec, validation_rows, pairs, packing.same_for(plan, pairs, BATCH_ROWS), tokenizer)
+        reference = Compared(task, spec, train_rows, rows, plan, tokenizer).ask(model, "reference")
+        rows = [replace(row, reference=one) for row, one in zip(rows, reference, strict=True)]
+    untuned: list[Any] = asked.ask(model, "untuned")
 
     model = base.with_adapter(model, recipe.lora, recipe.train.seed)
-    say(*header(model, recipe, plan, len(train_rows), len(validation_rows)), *preflight.sample(examples[0], tokenizer))
-    wandb_run = weights_and_biases.start(run, recipe, weights_and_biases.config(recipe, adapter.base_name(recipe)))
-    trained = fit(recipe, run, model, tokenizer, examples, plan, wandb_run)
+    taught = lesson.ordered(recipe, rows, [str(row["target"]) for row in train_rows], plan, task.OBJECTIVE)
+    say(*header.lines(facts(recipe, run, model, taught, len(validation_rows))), *preflight.sample(rows[0], tokenizer))
+    wandb_run = wandb_of(run, recipe)
+    trained = fit(recipe, run, model, tokenizer, taught, headlines(asked, untuned, model), told, wish, wandb_run)
 
-    tuned = answers("tuned", model, tokenizer, prompts, task.grammar(spec), limit)
-    scores = {
-        "tuned": score(task, spec, validation_rows, tuned),
-        "base": score(task, spec, validation_rows, untuned),
-    }
-    probes = adapter.probes(validation_rows, prompts, tuned)
-    prompt = adapter.prompt(recipe, tokenizer, spec, limit)
-    folder = adapter.export(run, recipe, model, tokenizer, prompt, scores, probes)
+    tuned: list[Any] = asked.ask(model, "tuned")
+    probed = decoded.first(adapter.PROBE_ROWS)
+    answers = probed.ask(model, "probes") if asked is not decoded else tuned
+    if not processes.first():
+        return
+    scores = {"tuned": asked.score(tuned, untuned), "base": asked.score(untuned, untuned)}
+    with disk.told_when_full(run.folder / "adapter"):
+        prompt = adapter.prompt(recipe, tokenizer, spec, decoded.max_answer_tokens)
+        probes = adapter.probes(validation_rows, prompts, answers)
+        folder = adapter.export(run, recipe, model, tokenizer, prompt, scores, probes)
+        picture = run.folder / "learning_curve.png"
+        curve.draw(run.folder / "metrics.jsonl", picture, f"{run.recipe_name}  {run.id}", trained.get("best_step"))
+    weights_and_biases.picture(wandb_run, picture)
+    if asked is decoded:
+        show_answers(wandb_run, recipe, decoded, tuned)
     weights_and_biases.finish(
         wandb_run, run, headline(task, scores), {f"data_{name}_sha256": sha for name, sha in hashes.items()}
     )
@@ -73,7 +111,7 @@ def main(recipe: Recipe, run: Run) -> None:
     runs.end(run, "train", "done", "done", sorted(folder.iterdir()), validation=scores, **trained, **spent)
 
 
-def rows_of(run: Run, split: str, hashes: dict[str, str]) -> list[Row]:
+def rows_of(run: Run, split: str, hashes: Mapping[str, str]) -> list[dict[str, Any]]:
     """Returns the rows of train or validation. Raises StageError where the file is not the one that was prepared."""
     path = run.folder / "data" / f"{split}.jsonl"
     if hashes[split] != files.read_json(run.folder / "data" / "data.json")["sha256"][path.name]:
@@ -89,53 +127,103 @@ def labels_of(run: Run) -> dict[str, str]:
     return {label: one["description"] for label, one in labels.items()}
 
 
-def plan_packs(recipe: Recipe, run: Run, model: Any, examples: list[render.Example]) -> packing.Plan:
-    """Returns how rows are packed; another packing than the recipe's is announced and recorded."""
-    kind, why = packing.possible(recipe.train.packing, model.config)
-    if why:
-        told = f"train.packing: {kind}, not {recipe.train.packing}: {why}"
-        say(f"fallback  {told}")
-        runs.fallback(run, "train", told)
-    train = recipe.train.model_copy(update={"packing": kind})
-    return packing.plan(examples, train, recipe.accelerate.num_processes)
-
-
-def max_answer_tokens(examples: list[render.Example]) -> int:
+def max_answer_tokens(rows: Sequence[Row]) -> int:
     """Returns how many tokens an answer may have, here and where the adapter is served."""
-    return max(LEAST_ANSWER_TOKENS, math.ceil(ANSWER_ROOM * max(len(one.completion_ids) for one in examples)))
+    longest = max(len(answer) for row in rows for answer in row.completions)
+    return max(LEAST_ANSWER_TOKENS, math.ceil(ANSWER_ROOM * longest))
 
 
-def answers(what: str, model: Any, tokenizer: Any, prompts: list[list[int]], grammar: str, limit: int) -> list[Answer]:
-    """Returns the model's answers to the validation prompts, each of at most `limit` tokens, with progress."""
-    from train.progress import bar
+def teller(run: Run) -> Callable[[str], None]:
+    """Returns what says aloud, and records, that something is done otherwise than the recipe asks."""
 
-    with bar(what, len(prompts)) as advance:
-        return decode(model, tokenizer, prompts, grammar, max_new_tokens=limit, on_batch=advance)
+    def tell(told: str) -> None:
+        say(f"fallback  {told}")
+        if processes.first():
+            runs.fallback(run, "train", told)
+
+    return tell
 
 
-def score(task: Any, spec: Any, rows: list[Row], decoded: list[Answer]) -> dict[str, Any]:
-    """Returns the task's score, and under "slices" the headline of each part of the rows that the recipe tells apart.
+def wandb_of(run: Run, recipe: Recipe) -> Any:
+    """Returns the W&B run, None in all processes but the first and where it is off."""
+    if not processes.first():
+        return None
+    return weights_and_biases.start(run, recipe, weights_and_biases.config(recipe, adapter.base_name(recipe)))
 
-    An answer that did not end counts as wrong.
-    """
-    parsed = [task.parse(spec, one.text) if one.complete else Parsed(None, UNFINISHED) for one in decoded]
-    targets = [row["target"] for row in rows]
-    parts: dict[str, dict[str, list[int]]] = {}
-    for at, row in enumerate(rows):
-        for name, value in row.get("slices", {}).items():
-            parts.setdefault(name, {}).setdefault(str(value).lower(), []).append(at)
 
-    def of(mine: list[int]) -> dict[str, Any]:
-        return {
-            "n": len(mine),
-            **task.headline(task.score(spec, [targets[at] for at in mine], [parsed[at] for at in mine])),
+def facts(recipe: Recipe, run: Run, model: Any, lesson: Lesson, validation_rows: int) -> header.Facts:
+    """Returns what the header tells of this training."""
+    train, tokens = recipe.train, packing.tokens_of(lesson.shares)
+    trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    data = files.read_json(run.folder / "data" / "data.json")["rows"]
+    saved = checkpoints.in_order(run.folder / "checkpoints")
+    memory = header.estimate(
+        model,
+        pack_tokens=tokens.longest_pack,
+        answer_tokens=tokens.longest_pack_answers,
+        masked=lesson.plan.kind == "shared_prefix",
+        checkpointing=train.gradient_checkpointing,
+        optim=train.optim,
+        compute_bytes=4 if recipe.accelerate.use_cpu else 2,
+        shards=processes.count() if recipe.accelerate.distributed_type == "FSDP" else 1,
+    )
+    return header.Facts(
+        base=adapter.base_name(recipe),
+        quantization=recipe.model.quantization,
+        parameters=model.num_parameters() - trainable,
+        trainable=trainable,
+        adapter=f"LoRA r={recipe.lora.r}",
+        train_rows=len(lesson.rows),
+        validation_rows=validation_rows,
+        longest_row_tokens=max(row.longest for row in lesson.rows),
+        batch_size=train.batch_size,
+        processes=processes.count(),
+        packing=lesson.plan.kind,
+        tokens_an_update=tokens.computed,
+        separate_tokens_an_update=tokens.separate,
+        packs_an_update=tokens.packs,
+        updates=len(lesson.updates),
+        epochs=len(lesson.updates) * train.batch_size / len(lesson.rows),
+        rejected=data["rejected"],
+        dropped=data["dropped"],
+        weighting=weighting(recipe),
+        memory=memory,
+        updates_done=checkpoints.step(saved[-1]) if saved else 0,
+        examples_per_second=metrics.last(run.folder / "metrics.jsonl", "examples_per_second"),
+    )
+
+
+def weighting(recipe: Recipe) -> str | None:
+    """Returns how classes are made to count otherwise than as often as they occur, or None."""
+    told = ["classes are drawn equally often"] if recipe.train.balanced_sampling else []
+    if recipe.train.class_weight == "balanced":
+        told.append("classes weigh the same in the loss")
+    elif recipe.train.class_weight:
+        told.append("classes weigh in the loss as train.class_weight says")
+    return ", ".join(told) or None
+
+
+def show_answers(wandb_run: Any, recipe: Recipe, decoded: Decoded, answers: Sequence[Answer]) -> None:
+    """Sends W&B what was answered on validation: sample rows, and which label was taken for which."""
+    parsed = decoded.parsed(answers)
+    rows = [
+        {
+            "id": row["id"],
+            "input": row["input"]["text"],
+            "target": row["target"],
+            "answer": answer.text,
+            "right": one.problem is None and one.value == row["target"],
+            "log_probability": answer.log_probability,
         }
+        for row, answer, one in zip(decoded.rows, answers, parsed, strict=True)
+    ]
+    weights_and_biases.predictions(wandb_run, recipe, rows)
+    if recipe.task.kind == "classification":
+        given = [None if one.problem else one.value for one in parsed]
+        weights_and_biases.confusion(wandb_run, recipe, [row["target"] for row in decoded.rows], given)
 
-    slices = {name: {value: of(mine) for value, mine in sorted(values.items())} for name, values in parts.items()}
-    return {**task.score(spec, targets, parsed), "slices": slices}
 
-
-def headline(task: Any, scores: dict[str, Any]) -> dict[str, float]:
+def headline(task: ModuleType, scores: Mapping[str, Any]) -> dict[str, float]:
     """Returns the figures that stand beside a run's name in W&B."""
     names = {"tuned": "validation/", "base": "validation/untuned_"}
     return {
@@ -143,46 +231,37 @@ def headline(task: Any, scores: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def header(model: Any, recipe: Recipe, plan: packing.Plan, train_rows: int, validation_rows: int) -> list[str]:
-    """Returns what is said before training: model, trainable share, rows, packs and updates."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    everything = model.num_parameters()
-    packed = "each row alone"
-    if plan.prefix_tokens:
-        saved = plan.tokens_a_row / plan.packed_tokens_a_row
-        packed = (
-            f"shared_prefix: {plan.prefix_tokens} of {plan.tokens_a_row:.0f} tokens a row are shared, "
-            f"{plan.rows_a_pack} rows a pack: {saved:.1f} times fewer tokens"
-        )
-    return [
-        f"base      {adapter.base_name(recipe)}, {recipe.model.quantization}, {everything - trainable:,} parameters",
-        f"adapter   LoRA r={recipe.lora.r}: {trainable:,} trainable parameters ({trainable / everything:.1%})",
-        f"rows      {train_rows:,} to train on, {validation_rows:,} to validate on",
-        f"packing   {packed}",
-        f"updates   {total_updates(recipe, train_rows):,} of {recipe.train.batch_size} examples",
-    ]
-
-
 def say(*lines: str) -> None:
-    """Prints to the person, not to the result."""
-    for line in lines:
+    """Prints to the person, not to the result; of several processes the first one does."""
+    for line in lines if processes.first() else ():
         print(line, file=sys.stderr, flush=True)
 
 
 def work() -> int:
     """Trains the run named on the command line and records how it ended, whichever way."""
+    ranks.end_with_launcher()
     parser = argparse.ArgumentParser(prog="python -m train.worker", description="One run; `python -m train` starts it.")
     parser.add_argument("run", type=Path, help="the run folder")
     run = Run(parser.parse_args().run)
-    with runs.locked(run):
-        if checkpoint := last_whole_checkpoint(run.folder / "checkpoints"):
-            say(f"resuming  from {checkpoint.name}")
+
+    def ended(state: runs.State, reason: str, code: int) -> None:
+        if processes.first():
+            runs.end(run, "train", state, reason, exit_code=code)
+
+    def left(signal_name: str) -> None:
+        ended("interrupted", f"{signal_name}, twice", command.INTERRUPTED)
+
+    with runs.locked(run) if processes.first() else nullcontext(), interrupt.listening(left) as wish:
         try:
-            main(run.recipe(), run)
+            main(run.recipe(), run, wish)
         except (RecipeError, StageError) as error:
             code = command.WRONG if isinstance(error, RecipeError) else command.FAILED
-            runs.end(run, "train", "failed", str(error), exit_code=code)
+            ended("failed", str(error), code)
             raise
+        except KeyboardInterrupt as signal_name:
+            ended("interrupted", str(signal_name) or "Ctrl-C", command.INTERRUPTED)
+            # Of several processes the first one's exit tells; another's would have it ended while it saves.
+            return command.INTERRUPTED if processes.first() else command.DONE
     return command.DONE
 
 

@@ -3,16 +3,19 @@
 Looks at what the operating system and `nvidia-smi` say, so that nothing heavy is imported to find out.
 """
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+# A file beside the others that is for another program.
+NO_HARDWARE = {"skypilot"}
 
 
 def names() -> list[str]:
     """Returns the names that HARDWARE takes."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted({path.stem for path in FOLDER.glob("*.yaml")} - NO_HARDWARE)
 
 
 def gpus() -> list[str]:
@@ -26,6 +29,13 @@ def gpus() -> list[str]:
     except subprocess.TimeoutExpired:
         return []
     return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
+
+
+def gpu_count() -> int:
+    """Returns how many GPUs a process may use here: all that there are, or those that CUDA_VISIBLE_DEVICES names."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = len([one for one in visible.split(",") if one.strip() not in ("", "-1")]) if visible is not None else None
+    return len(gpus()) if named is None else min(named, len(gpus()))
 
 
 def detect() -> tuple[str, str]:

@@ -1,0 +1,239 @@
+"""Kills at random moments: `python -m bench.kills` trains a small recipe undisturbed, then twenty times with a kill -9
+of all its processes at a random moment and a second call that goes on; it prints a table and writes
+bench/results/kills.json. The same bytes must come out twenty times.
+
+    | killed | when it had | went on from | adapter | metrics.jsonl |
+    | 1.62 s after training began | logged update 9, checkpoint-10 being written | checkpoint-8 | same | same |
+
+Three of four kills fall between the first update and the end, where something can be lost; the others before.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.data_prep import cpu, family
+from recipes.demo.support_tickets import tickets
+from tracking import files, metrics
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results" / "kills.json"
+RECIPE = """\
+task: {kind: classification, instruction: Route the message to one queue.}
+data:
+  source: {path: tickets.csv}
+  columns: {text: message, label: queue}
+  split: {test: 0.2, validation: 0.1, calibration: 0.1, group: customer}
+model: {base: pocket}
+lora: {lora_dropout: 0.05}
+train: {max_steps: 12, batch_size: 4, logging_steps: 3, save_steps: 2}
+tracking: {wandb: {mode: "off"}}
+"""
+START, TRAINING = "the start", "training began"
+# Figures of metrics.jsonl that depend on the clock or the machine.
+OF_THE_MOMENT = re.compile(r"second|memory")
+
+
+def write_recipe(folder: Path, rows: int = 200) -> Path:
+    """Returns a recipe on synthetic tickets that trains in seconds; saved and logged rows fall on different updates."""
+    with (folder / "tickets.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["message", "queue", "customer"])
+        writer.writerows((one.message, one.queue, one.customer_id) for one in tickets(rows, seed=5))
+    (folder / "small.yaml").write_text(RECIPE, encoding="utf-8")
+    return folder / "small.yaml"
+
+
+def start(recipe: Path, runs: Path, *settings: str, **given: Any) -> subprocess.Popen[str]:
+    """Returns the command as a user gives it, begun in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "train", str(recipe), *settings],
+        cwd=ROOT,
+        env={**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **given,
+    )
+
+
+def finish(recipe: Path, runs: Path) -> str:
+    """Returns what the command printed. Raises RuntimeError where it failed."""
+    process = start(recipe, runs)
+    printed, _ = process.communicate(timeout=600)
+    if process.returncode:
+        raise RuntimeError(f"ended with {process.returncode}:\n{printed}")
+    return printed
+
+
+def kill_when(process: subprocess.Popen[str], now: Callable[[], object]) -> bool:
+    """Kills all processes of a command the moment that `now` is true; returns False where it had ended well before.
+
+    Raises RuntimeError where it had failed.
+    """
+    while not now():
+        if process.poll() is not None:
+            printed, _ = process.communicate()
+            if process.returncode:
+                raise RuntimeError(f"ended with {process.returncode}:\n{printed}")
+            return False
+        time.sleep(0.0005)
+    # The parents first: none may see its children go and write something down.
+    for pid in family(process.pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    return True
+
+
+def run_of(runs: Path) -> Path | None:
+    """Returns the folder of the only run, None where there is none yet."""
+    return next((path.parent for path in runs.glob("*/*/manifest.json") if not path.parent.is_symlink()), None)
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """Returns what two runs must have in common: the bytes of the adapter, the rows of metrics.jsonl but for times, and
+    the checkpoints that are left."""
+    rows = [
+        {name: value for name, value in row.items() if not OF_THE_MOMENT.search(name)}
+        for row in metrics.rows(run / "metrics.jsonl")
+    ]
+    return {
+        "adapter_sha256": files.sha256(run / "adapter" / "adapter_model.safetensors"),
+        "metrics_sha256": files.digest(rows),
+        "checkpoints": sorted(path.name for path in (run / "checkpoints").iterdir()),
+    }
+
+
+def stage_of(runs: Path) -> str:
+    """Returns how far a run had come, by what is on disk."""
+    run = run_of(runs)
+    if run is None:
+        return "no run yet"
+    rows = metrics.rows(run / "metrics.jsonl")
+    told = [f"logged update {rows[-1]['step']}"] if rows else ["logged nothing"]
+    told += [f"{path.name} being written" for path in (run / "checkpoints").glob(".writing/*")]
+    if list(run.glob(".adapter.*")):
+        told.append("the adapter being written")
+    return ", ".join(told)
+
+
+def newest_of(runs: Path) -> str | None:
+    """Returns the name of the newest checkpoint, which a second call goes on from."""
+    names = [path.name for path in runs.glob("*/2*/checkpoints/checkpoint-*")]
+    return max(names, key=lambda name: int(name.rpartition("-")[2]), default=None)
+
+
+def training(runs: Path) -> bool:
+    """Returns whether training has begun: Trainer makes its folder when it is set up."""
+    return any(runs.glob("*/2*/checkpoints"))
+
+
+def seconds_of(recipe: Path, runs: Path) -> tuple[float, float]:
+    """Returns how long a run takes until it trains, and from there to its end."""
+    began = time.monotonic()
+    process = start(recipe, runs)
+    while not training(runs):
+        time.sleep(0.01)
+    trains = time.monotonic()
+    process.communicate()
+    return trains - began, time.monotonic() - trains
+
+
+def killed_once(recipe: Path, prepared: Path, after_seconds: float, of: str) -> dict[str, Any]:
+    """Returns how a run ended that was killed so long after its start, or after training began, and called again."""
+    with tempfile.TemporaryDirectory() as name:
+        runs = Path(name) / "runs"
+        shutil.copytree(prepared, runs / recipe.stem / ".data")
+        since = time.monotonic() if of == START else None
+
+        def now() -> bool:
+            nonlocal since
+            if since is None and training(runs):
+                since = time.monotonic()
+            return since is not None and time.monotonic() - since > after_seconds
+
+        killed = kill_when(start(recipe, runs), now)
+        stage, newest = stage_of(runs) if killed else "ended", newest_of(runs)
+        finish(recipe, runs)
+        run = run_of(runs)
+        assert run is not None
+        return {
+            "killed_after_seconds": round(after_seconds, 2),
+            "after": of,
+            "stage": stage,
+            "went_on_from": newest,
+            **outcome(run),
+        }
+
+
+def table(results: list[dict[str, Any]], whole: Mapping[str, Any]) -> list[str]:
+    """Returns the kills as lines of a Markdown table."""
+    lines = ["| killed | when it had | went on from | adapter | metrics.jsonl |", "|---" * 5 + "|"]
+    for one in results:
+        same = ["same" if one[key] == whole[key] else "DIFFERENT" for key in ("adapter_sha256", "metrics_sha256")]
+        went = one["went_on_from"] or "the beginning"
+        killed = f"{one['killed_after_seconds']:.2f} s after {one['after']}"
+        lines.append(f"| {killed} | {one['stage']} | {went} | {same[0]} | {same[1]} |")
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.kills", description="Kill training at random moments.")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    drawn = random.Random(asked.seed)
+    with tempfile.TemporaryDirectory() as name:
+        recipe, runs = write_recipe(Path(name)), Path(name) / "whole"
+        finish(recipe, runs)
+        run = run_of(runs)
+        assert run is not None
+        whole, prepared = outcome(run), runs / recipe.stem / ".data"
+        # How long a run takes whose data is prepared.
+        shutil.rmtree(run)
+        to_training, to_end = seconds_of(recipe, runs)
+        results: list[dict[str, Any]] = []
+        for number in range(asked.kills):
+            of, most = (START, to_training) if number % 4 == 3 else (TRAINING, to_end)
+            results.append(killed_once(recipe, prepared, drawn.uniform(0, most), of))
+            print(table(results, whole)[-1], file=sys.stderr, flush=True)
+    same = sum(all(one[key] == whole[key] for key in whole) for one in results)
+    row = {
+        "shape": "pocket model, NF4, LoRA with dropout, 12 updates of 4 rows, a checkpoint each 2",
+        "system": "insource",
+        "command": f"python -m bench.kills --kills {asked.kills} --seed {asked.seed}",
+        "kills": len(results),
+        "identical": same,
+        "undisturbed": whole,
+        "undisturbed_seconds": round(to_training + to_end, 1),
+        "raw": results,
+        "hardware": f"{os.cpu_count()} cores, {cpu()}",
+        "python": platform.python_version(),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps([row], indent=1) + "\n", encoding="utf-8")
+    print("\n".join(table(results, whole)))
+    print(f"{same} of {len(results)} ended in the same bytes")
+    return 0 if same == len(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

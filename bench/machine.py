@@ -1,0 +1,78 @@
+"""The machine that measures: it starts a system as a process of its own, and is named beside the figures."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.peers.spec import RESULT, Spec
+from recipes.errors import StageError
+
+ROOT = Path(__file__).parent.parent
+# No peer may fetch, report home, or fork a tokenizer's threads while it is timed.
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "disabled",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+LONGEST_SECONDS = 3 * 3600
+
+
+def call(python: Path, module: str, spec: Spec) -> dict[str, Any]:
+    """Returns what a process left in result.json. Raises StageError with the last line it said where it failed."""
+    asked = [str(python), "-m", module, str(spec.save())]
+    try:
+        answer = subprocess.run(
+            asked,
+            cwd=ROOT,
+            env={**os.environ, **QUIET},
+            capture_output=True,
+            text=True,
+            timeout=LONGEST_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise StageError(f"{module} was not done after {LONGEST_SECONDS} s") from None
+    path = Path(spec.folder) / RESULT
+    if answer.returncode or not path.exists():
+        (Path(spec.folder) / "stderr.txt").write_text(answer.stdout + answer.stderr, encoding="utf-8")
+        said = answer.stderr.strip().splitlines() or ["nothing said"]
+        raise StageError(f"{module} ended with {answer.returncode}: {said[-1].strip()[:300]}")
+    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def hardware(on_gpu: bool) -> str:
+    """Returns what was measured on: 2 cores, AMD EPYC; or the GPU's name."""
+    if on_gpu:
+        import torch
+
+        return str(torch.cuda.get_device_name())
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{os.cpu_count()} cores, {name}"
+
+
+def matmul_flops(on_gpu: bool) -> float:
+    """Returns how many floating-point operations a second a large matrix product reaches, the best of five: float32 on
+    a CPU, bfloat16 on a GPU."""
+    import torch
+
+    size, dtype, device = (8192, torch.bfloat16, "cuda") if on_gpu else (1536, torch.float32, "cpu")
+    one = torch.ones(size, size, dtype=dtype, device=device)
+    spent = []
+    for _ in range(5):
+        began = time.perf_counter()
+        # Reading one number waits for the device.
+        (one @ one)[0, 0].item()
+        spent.append(time.perf_counter() - began)
+    return 2 * size**3 / min(spent)
+
+
+def today() -> str:
+    """Returns the day, UTC."""
+    return f"{datetime.now(UTC):%Y-%m-%d}"

@@ -1,0 +1,117 @@
+"""TRL's SFTTrainer, as its documentation says to use it on rows that are tokenised already: padded batches (`trl`), or
+whole rows packed by best-fit decreasing (`trl_bfd`).
+
+What is fastest differs with the rows and the machine, so `candidates` are tried first: rows of a forward pass for the
+one, tokens of a sequence for the other. TRL packs all rows at once and then counts sequences, so that an update of
+`trl_bfd` holds `batch_size` rows in the mean and not exactly; TRL shuffles the sequences.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from bench.peers.spec import ADAPTER, Spec, asked, features, versions
+from bench.peers.watch import Watch
+
+
+def main(spec: Spec) -> None:
+    """Trains, or tries the candidates, and leaves result.json."""
+    model, tokenizer = adapted(spec)
+    version = versions("trl", "transformers", "peft", "torch")
+    if spec.candidates:
+        tried = {str(one): seconds_a_token(spec, model, tokenizer, one) for one in spec.candidates}
+        spec.finish({"version": version, "seconds_a_token": {name: cost for name, cost in tried.items() if cost}})
+        return
+    watch = Watch()
+    trainer = trainer_of(spec, model, tokenizer, spec.examples(), spec.micro_batch, spec.pack_tokens)
+    watch.on(trainer.model)
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    result = {"version": version, "losses": losses, **watch.report()}
+    trainer.model.save_pretrained(str(Path(spec.folder) / ADAPTER))
+    spec.finish(result)
+
+
+def adapted(spec: Spec) -> tuple[Any, Any]:
+    """Returns the model with the adapter that everybody starts from, and the tokenizer."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    dtype = torch.bfloat16 if spec.on_gpu else torch.float32
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        spec.model,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        quantization_config=nf4 if spec.quantization == "nf4" else None,
+        device_map={"": 0 if spec.on_gpu else "cpu"},
+    )
+    model = PeftModel.from_pretrained(model, spec.adapter, is_trainable=True)
+    return model, AutoTokenizer.from_pretrained(spec.model)
+
+
+def trainer_of(
+    spec: Spec, model: Any, tokenizer: Any, examples: list[Any], micro_batch: int, pack_tokens: int, whole: bool = True
+) -> Any:
+    """Returns the trainer; without `whole`, every forward pass is an update of its own."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer, pack_dataset
+
+    rows = Dataset.from_list([{name: one[name] for name in ("input_ids", "labels")} for one in features(examples)])
+    packing = spec.system == "trl_bfd"
+    packs_an_update = spec.batch_size // micro_batch
+    if packing:
+        packs_an_update = max(1, round(spec.batch_size * len(pack_dataset(rows, pack_tokens, "bfd")) / len(rows)))
+    settings = SFTConfig(
+        output_dir=str(Path(spec.folder) / "trainer"),
+        per_device_train_batch_size=1 if packing else micro_batch,
+        gradient_accumulation_steps=packs_an_update if whole else 1,
+        packing=packing,
+        packing_strategy="bfd",
+        max_length=pack_tokens if packing else None,
+        num_train_epochs=1,
+        train_sampling_strategy="random" if packing else "sequential",
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type="constant",
+        optim="adamw_torch",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        gradient_checkpointing=False,
+        bf16=spec.on_gpu,
+        use_cpu=not spec.on_gpu,
+        dataloader_pin_memory=spec.on_gpu,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=17,
+    )
+    return SFTTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer)
+
+
+def seconds_a_token(spec: Spec, model: Any, tokenizer: Any, candidate: int) -> float | None:
+    """Returns what a token of a row costs where `candidate` is micro_batch, or pack_tokens: the second forward and
+    backward pass of two. None where a GPU has no memory for it."""
+    import torch
+
+    packing = spec.system == "trl_bfd"
+    examples = spec.examples()
+    if not packing:
+        examples = examples[: 2 * candidate]
+    trainer = trainer_of(spec, model, tokenizer, examples, 1 if packing else candidate, candidate, whole=False)
+    trainer.args.max_steps = 2
+    watch = Watch()
+    watch.on(trainer.model)
+    try:
+        trainer.train()
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        watch.off()
+    return watch.seconds[-1] / sum(map(len, watch.updates[-1]))
+
+
+if __name__ == "__main__":
+    main(asked())

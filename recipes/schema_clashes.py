@@ -1,0 +1,107 @@
+"""Values of different sections that cannot go together, each with what would do.
+
+    task: {kind: extraction}   train: {class_weight: balanced}
+    -> (("train", "class_weight"), "weighs labels, and kind is extraction; leave it out")
+
+And what one section leaves to another: the metric that chooses a checkpoint, and what is served.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from recipes.optimization import of_bitsandbytes
+from recipes.schema_train import Train
+
+if TYPE_CHECKING:
+    from recipes.schema import Recipe
+
+Found = Iterator[tuple[tuple[str, ...], str]]
+
+# The headline figures of each kind of task, the one that chooses a checkpoint first; tasks/ computes them.
+METRICS = {
+    "classification": ("accuracy", "macro_f1"),
+    "extraction": ("exact_match", "field_f1", "schema_valid"),
+    "generation": ("rouge_l", "chrf", "exact_match"),
+    "preference": ("preference_accuracy", "reward_accuracy"),
+}
+
+
+def find(recipe: "Recipe") -> list[tuple[tuple[str, ...], str]]:
+    """Returns (key, what would do) for all of them."""
+    return [*_with_task(recipe), *_with_hardware(recipe), *_with_adapter(recipe)]
+
+
+def filled_in(recipe: "Recipe") -> dict[str, Any]:
+    """Returns the sections that leave something to other sections, with that filled in."""
+    train, serve = recipe.train, recipe.serve
+    changes: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    if train.keeps_best:
+        metric = train.metric_for_best_model or METRICS[recipe.task.kind][0]
+        found |= {"load_best_model_at_end": True, "metric_for_best_model": metric}
+    if train.eval_strategy == "steps" and train.eval_steps is None:
+        found["eval_steps"] = train.save_steps
+    if found:
+        changes["train"] = train.model_copy(update=found)
+    if recipe.lora.unservable and "model" not in serve.model_fields_set:
+        changes["serve"] = serve.model_copy(update={"model": "merged"})
+    return changes
+
+
+def _with_task(recipe: "Recipe") -> Found:
+    task, train = recipe.task, recipe.train
+    if task.kind != "classification":
+        if train.class_weight is not None:
+            yield ("train", "class_weight"), f"weighs labels, and kind is {task.kind}; leave it out"
+        if train.balanced_sampling:
+            yield ("train", "balanced_sampling"), f"evens out labels, and kind is {task.kind}; leave it out"
+    elif isinstance(train.class_weight, dict) and task.labels != "auto":
+        for label in sorted(set(train.class_weight) - set(task.labels)):
+            yield ("train", "class_weight", label), f"is none of task.labels: {', '.join(sorted(task.labels))}"
+    if task.kind != "preference" and train.beta != Train.model_fields["beta"].default:
+        yield ("train", "beta"), f"belongs to preference tuning, and kind is {task.kind}; leave it out"
+    metrics = METRICS[task.kind]
+    if train.metric_for_best_model is not None and train.metric_for_best_model not in metrics:
+        told = f"given {train.metric_for_best_model!r}, allowed for kind {task.kind}: {', '.join(metrics)}"
+        yield ("train", "metric_for_best_model"), told
+
+
+def _with_hardware(recipe: "Recipe") -> Found:
+    train, accelerate = recipe.train, recipe.accelerate
+    if train.batch_size < accelerate.num_processes:
+        told = f"{train.batch_size} examples cannot be dealt to {accelerate.num_processes} processes"
+        yield ("train", "batch_size"), f"{told}; set at least {accelerate.num_processes}"
+    if accelerate.use_cpu and train.optim.startswith("paged_"):
+        plain = (
+            train.optim.removeprefix("paged_")
+            .replace("adamw_32bit", "adamw_torch")
+            .replace("ademamix_32bit", "ademamix")
+        )
+        yield ("train", "optim"), f"{train.optim} pages between GPU and main memory; on a CPU set {plain}"
+    if accelerate.distributed_type == "FSDP":
+        if of_bitsandbytes(train.optim):
+            yield ("train", "optim"), f"{train.optim} of bitsandbytes takes no sharded tensors; set adamw_torch"
+        if recipe.model.quantization == "int8":
+            yield ("model", "quantization"), "int8 weights cannot be sharded; set nf4 or none"
+        if recipe.lora.takes_from_base:
+            told = f"{recipe.lora.init_lora_weights} rewrites the base, which FSDP loads in parts"
+            yield ("lora", "init_lora_weights"), f"{told}; set true, or HARDWARE=multi-gpu"
+
+
+def _with_adapter(recipe: "Recipe") -> Found:
+    lora, quantization = recipe.lora, recipe.model.quantization
+    key = ("lora", "init_lora_weights")
+    if lora.init_lora_weights == "loftq" and quantization == "none":
+        yield key, "loftq makes up for what quantization loses; set model.quantization: nf4 or int8"
+    if lora.init_lora_weights == "mica" and quantization != "none":
+        yield key, "mica reads weights that are not quantized; set model.quantization: none"
+    if lora.takes_from_base and quantization != "none" and recipe.task.kind == "preference":
+        told = f"with {lora.init_lora_weights} on {quantization} weights training would not begin at its reference"
+        yield key, f"{told}, the base; set true, or model.quantization: none"
+    if lora.use_dora and quantization == "int8":
+        yield ("lora", "use_dora"), "PEFT trains DoRA on no int8 weights; set model.quantization: nf4 or none"
+    if lora.takes_from_base and recipe.export.replay_nf4:
+        told = f"{lora.init_lora_weights} was not trained against the base as NF4 rounds it; set false"
+        yield ("export", "replay_nf4"), told
+    if lora.unservable and recipe.serve.model == "adapter" and "model" in recipe.serve.model_fields_set:
+        yield ("serve", "model"), f"lora.{lora.unservable}; set merged, or leave it out"

@@ -1,0 +1,49 @@
+"""The processes of one training: which one this is, and what all of them together have found."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+
+def count() -> int:
+    """Returns how many processes train together."""
+    return int(_state().num_processes)
+
+
+def rank() -> int:
+    """Returns the number of this process, 0 for the one that writes and talks."""
+    return int(_state().process_index)
+
+
+def first() -> bool:
+    """Returns whether this process is the one that writes and talks."""
+    return rank() == 0
+
+
+def wait() -> None:
+    """Returns when all processes are here."""
+    _state().wait_for_everyone()
+
+
+def dealt(items: Sequence[Any]) -> list[Any]:
+    """Returns the items that this process works on: every n-th."""
+    return list(items[rank() :: count()])
+
+
+def together(mine: Sequence[Any], total: int) -> list[Any]:
+    """Returns what all processes made of their `dealt` items, in the order of all `total` items, in every process."""
+    if count() == 1:
+        return list(mine)
+    from accelerate.utils import gather_object
+
+    whole: list[Any] = [None] * total
+    for process, part in enumerate(gather_object([list(mine)])):
+        whole[process :: count()] = part
+    return whole
+
+
+def _state() -> Any:
+    from accelerate import PartialState
+
+    # Left to itself it would find one process where torchrun started several on a CPU.
+    return PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "true")
