@@ -8,6 +8,8 @@ BENCH    ?= training
 ARGS     ?=
 PYTHON   ?= python3
 VENV     := .venv/bin/python
+# A process a core, and one thread each: threads of several processes would wait for each other.
+TESTS    := OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses auto --dist loadfile
 export HARDWARE RUNS FRESH
 .DEFAULT_GOAL := help
 .PHONY: help setup doctor data train lint types test test-all check bench lock schema
@@ -29,10 +31,10 @@ setup: ## Install the lock into .venv; nothing where it is installed
 	@$(PYTHON) requirements/install.py
 
 test: setup ## The tests that take seconds
-	@$(VENV) -m pytest -m "not slow"
+	@$(TESTS) -m "not slow"
 
 test-all: setup ## All tests: they train, and they serve with vLLM
-	@$(VENV) -m pytest
+	@$(TESTS)
 
 lint: setup ## Style, with ruff
 	@$(VENV) -m ruff check .
@@ -43,7 +45,7 @@ types: setup ## Types, with mypy
 
 check: lint types ## Lint, types, all tests, and files made from code
 	@$(VENV) -m recipes.schema --check
-	@$(VENV) -m pytest
+	@$(TESTS)
 
 bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | data_prep | kills, ARGS="--only banking77"
 	@$(VENV) -m bench.$(BENCH) $(ARGS)
