@@ -1,6 +1,7 @@
 """The training loop: Trainer on shares of updates, a record of every step, and a way back into an unfinished run."""
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +47,8 @@ def fit(
     resume = _go_on_from(run, announce)
     done = checkpoints.step(resume) if resume else 0
     if processes.first():
+        if resume:
+            print(f"resuming  from {resume.name}", file=sys.stderr, flush=True)
         metrics.keep_up_to(record, done)
     began = time.monotonic()
     with bar("training", len(lesson.updates), done) as advance:
@@ -151,6 +154,8 @@ def arguments(recipe: Recipe, folder: str, an_epoch: int) -> Any:
         eval_strategy="steps" if evaluates else "no",
         eval_steps=every if evaluates else None,
         save_strategy="steps",
+        # Otherwise the patience of early stopping would begin anew with every resume.
+        restore_callback_states_from_checkpoint=True,
         save_steps=every if recipe.train.keeps_best else recipe.train.save_steps,
         load_best_model_at_end=recipe.train.keeps_best,
         greater_is_better=True if recipe.train.keeps_best else None,

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -245,15 +245,18 @@ def work() -> int:
     run = Run(parser.parse_args().run)
 
     def ended(state: runs.State, reason: str, code: int) -> None:
-        if processes.first():
-            runs.end(run, "train", state, reason, exit_code=code)
+        # On a full disk the manifest keeps its old state, and the message tells.
+        with suppress(OSError):
+            if processes.first():
+                runs.end(run, "train", state, reason, exit_code=code)
 
     def left(signal_name: str) -> None:
         ended("interrupted", f"{signal_name}, twice", command.INTERRUPTED)
 
     with runs.locked(run) if processes.first() else nullcontext(), interrupt.listening(left) as wish:
         try:
-            main(run.recipe(), run, wish)
+            with disk.told_when_full(run.folder):
+                main(run.recipe(), run, wish)
         except (RecipeError, StageError) as error:
             code = command.WRONG if isinstance(error, RecipeError) else command.FAILED
             ended("failed", str(error), code)
