@@ -9,7 +9,7 @@ ARGS     ?=
 PYTHON   ?= python3
 VENV     := .venv/bin/python
 # A process a core, and one thread each: threads of several processes would wait for each other.
-TESTS    := OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses auto --dist loadfile
+TESTS    := OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 export HARDWARE RUNS FRESH
 .DEFAULT_GOAL := help
 .PHONY: help setup doctor data train lint types test test-all check bench lock schema
