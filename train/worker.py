@@ -183,7 +183,7 @@ def facts(recipe: Recipe, run: Run, model: Any, lesson: Lesson, validation_rows:
         separate_tokens_an_update=tokens.separate,
         packs_an_update=tokens.packs,
         updates=len(lesson.updates),
-        epochs=len(lesson.updates) * train.batch_size / len(lesson.rows),
+        epochs=len(lesson.updates) / math.ceil(len(lesson.rows) / train.batch_size),
         rejected=data["rejected"],
         dropped=data["dropped"],
         weighting=weighting(recipe),
