@@ -12,12 +12,16 @@ finds both answers, and how probable the untuned base finds them.
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
-from recipes.schema_data import Task
+
+# Asked in the words of a generation: Spec, specify and messages are its own.
+from tasks.generation import EMPTY
+from tasks.generation import Spec as Spec
+from tasks.generation import messages as messages
+from tasks.generation import specify as specify
 from tasks.given import Given, UnusableRowError, asked, cell, free_text, messages_of
 from tasks.parsed import Parsed
 from tasks.text import clean
@@ -28,24 +32,6 @@ OBJECTIVE = "prefer"
 LABELLED, FREE_TEXT = False, True
 
 SIDES = ("chosen", "rejected")
-EMPTY = "empty"
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A preference task: what is to be written, in the manner that the pairs show."""
-
-    instruction: str
-
-
-def specify(task: Task, labels: Mapping[str, str]) -> Spec:
-    """Returns the task as prompts need it; `labels` belong to another kind and are not read."""
-    return Spec(task.instruction)
-
-
-def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Returns the conversation up to the answer: one user message, which every chat template can take."""
-    return [{"role": "user", "content": f"{spec.instruction}\n\nInput:\n{row_input['text']}"}]
 
 
 def pair(spec: Spec, target: Mapping[str, str]) -> tuple[str, str]:

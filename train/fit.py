@@ -1,6 +1,5 @@
 """The training loop: Trainer on shares of updates, a record of every step, and a way back into an unfinished run."""
 
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from typing import Any
 from recipes.schema import Recipe
 from tracking import metrics
 from tracking.run import Run
-from train import checkpoints, processes
+from train import checkpoints, order, processes
 from train.interrupt import Wish
 from train.lesson import Lesson
 
@@ -52,7 +51,7 @@ def fit(
         metrics.keep_up_to(record, done)
     began = time.monotonic()
     with bar("training", len(lesson.updates), done) as advance:
-        recorder = Recorder(record, wandb_run, updates_an_epoch(recipe, lesson), advance)
+        recorder = Recorder(record, wandb_run, order.an_epoch(len(lesson.rows), recipe.train.batch_size), advance)
         trainer = trainer_for(recipe, str(folder), model, tokenizer, lesson, evaluator, announce, recorder)
         trainer.add_callback(StopWhenAsked(wish))
         trainer.add_callback(SaveEvery(recipe.train.save_steps))
@@ -102,7 +101,7 @@ def trainer_for(
         model.enable_input_require_grads()
     trainer = PackTrainer(
         model=model,
-        args=arguments(recipe, folder, updates_an_epoch(recipe, lesson)),
+        args=arguments(recipe, folder, order.an_epoch(len(lesson.rows), recipe.train.batch_size)),
         train_dataset=lesson.shares,
         # Trainer asks for one where it evaluates; the evaluator has its own rows.
         eval_dataset=lesson.shares,
@@ -120,11 +119,6 @@ def trainer_for(
     handler = trainer.callback_handler
     handler.callbacks = [one for one in handler.callbacks if type(one).__name__ not in TALKERS]
     return trainer
-
-
-def updates_an_epoch(recipe: Recipe, lesson: Lesson) -> int:
-    """Returns how many updates see every row once."""
-    return math.ceil(len(lesson.rows) / recipe.train.batch_size)
 
 
 def arguments(recipe: Recipe, folder: str, an_epoch: int) -> Any:

@@ -40,7 +40,12 @@ def count(rows: int, batch_size: int, epochs: float, max_steps: int) -> int:
     """Returns how many updates that makes."""
     if max_steps > 0:
         return max_steps
-    return math.ceil(math.ceil(rows / batch_size) * epochs)
+    return math.ceil(an_epoch(rows, batch_size) * epochs)
+
+
+def an_epoch(rows: int, batch_size: int) -> int:
+    """Returns how many updates see every row once."""
+    return math.ceil(rows / batch_size)
 
 
 def _balanced(classes: Sequence[str], drawn: random.Random) -> list[int]:
