@@ -4,15 +4,19 @@ SET      ?=
 HARDWARE ?=
 RUNS     ?= runs
 FRESH    ?=
+RUN      ?=
+FORCE    ?=
+REGISTRY ?= registry
+TO       ?=
 BENCH    ?= training
 ARGS     ?=
 PYTHON   ?= python3
 VENV     := .venv/bin/python
 # A process a core, and one thread each: threads of several processes would wait for each other.
 TESTS    := OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
-export HARDWARE RUNS FRESH
+export HARDWARE RUNS FRESH RUN FORCE REGISTRY
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor data train lint types test test-all check bench lock schema
+.PHONY: help setup doctor data train export serve parity deploy rollback gateway lint types test test-all check bench lock schema
 
 help: ## What one can type
 	@echo 'make TARGET [RECIPE=classifier] [SET="train.learning_rate=1e-4 ..."] [HARDWARE=cpu|gpu|multi-gpu|multi-node] [FRESH=1]'
@@ -23,6 +27,24 @@ train: setup ## Set up if needed, prepare data, train the adapter, score it on v
 
 data: setup ## Prepare the data only: read, clean, deduplicate, split
 	@$(VENV) -m data_prep $(RECIPE) $(SET)
+
+export: setup ## Merge the trained adapter into its base, and quantize it (RUN=<id>: of that run)
+	@$(VENV) -m train.export $(RECIPE) $(SET)
+
+serve: setup ## Serve it with vLLM, once its answers are those of the training; RECIPE="a b" share a server
+	@$(VENV) -m serve $(RECIPE) $(SET)
+
+parity: setup ## Serve every exported form in turn, and compare what it answers with what was trained
+	@$(VENV) -m serve.parity $(RECIPE) $(SET)
+
+deploy: setup ## Make the adapter the deployed version, if its gates say yes (FORCE=1: all the same)
+	@$(VENV) -m deploy $(RECIPE) $(SET)
+
+rollback: setup ## Make the version before the deployed one the deployed one (TO=<version>: that one)
+	@$(VENV) -m deploy $(RECIPE) --rollback $(if $(TO),--to $(TO)) $(SET)
+
+gateway: setup ## Serve what is deployed, behind one door, without a gap when that changes
+	@$(VENV) -m deploy.gateway $(RECIPE) $(SET)
 
 doctor: setup ## What this machine has, and what will therefore run
 	@$(VENV) -m tracking.doctor
@@ -47,7 +69,7 @@ check: lint types ## Lint, types, all tests, and files made from code
 	@$(VENV) -m recipes.schema --check
 	@$(TESTS)
 
-bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | data_prep | kills, ARGS="--only banking77"
+bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | serving | data_prep | kills, ARGS="--only banking77"
 	@$(VENV) -m bench.$(BENCH) $(ARGS)
 
 schema: setup ## Write recipes/.schema.json, which editors read

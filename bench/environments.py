@@ -4,17 +4,12 @@ LLaMA-Factory 0.9.5 wants transformers 5.6 and peft 0.18. It names torchvision a
 and break `import transformers` next to a CPU build of torch; text needs neither, so they are taken out again.
 """
 
-import json
-import subprocess
-import sys
-import venv
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.errors import StageError
+from tracking import venvs
 
 PEERS = Path(__file__).parent / ".peers"
-STAMP = "insource.json"
 
 
 @dataclass(frozen=True)
@@ -34,28 +29,6 @@ ENVIRONMENTS = {
 
 
 def python_of(name: str, on_gpu: bool) -> Path:
-    """Returns the Python of a peer's environment, made where it is not there yet (minutes, once).
-
-    Raises StageError with pip's last line where it cannot be made.
-    """
-    folder, wanted = PEERS / name, ENVIRONMENTS[name]
-    python, stamp = folder / "bin" / "python", folder / STAMP
-    if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == list(wanted.requirements):
-        return python
-    print(f"peers     installing {' '.join(wanted.requirements)} into bench/.peers/{name}", file=sys.stderr, flush=True)
-    PEERS.mkdir(exist_ok=True)
-    (PEERS / ".gitignore").write_text("*\n", encoding="utf-8")
-    venv.create(folder, with_pip=True, clear=True)
-    _pip(python, "install", "--no-compile", *wanted.requirements)
-    if wanted.without_on_cpu and not on_gpu:
-        _pip(python, "uninstall", "-y", *wanted.without_on_cpu)
-    stamp.write_text(json.dumps(wanted.requirements), encoding="utf-8")
-    return python
-
-
-def _pip(python: Path, *words: str) -> None:
-    asked = [str(python), "-m", "pip", words[0], "-qq", *words[1:]]
-    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
-    if answer.returncode:
-        said = (answer.stderr.strip() or answer.stdout.strip() or "nothing said").splitlines()
-        raise StageError(f"pip {words[0]} ended with {answer.returncode}: {said[-1]}")
+    """Returns the Python of a peer's environment. Raises StageError where it cannot be made."""
+    wanted = ENVIRONMENTS[name]
+    return venvs.python_of(PEERS / name, wanted.requirements, () if on_gpu else wanted.without_on_cpu)

@@ -31,6 +31,13 @@ def parser(stage: str, about: str) -> argparse.ArgumentParser:
     return made
 
 
+def add_run(made: argparse.ArgumentParser) -> None:
+    """Adds what stages take that go on with a trained run."""
+    made.add_argument(
+        "--run", default=os.environ.get("RUN") or None, help="a run id (default: $RUN, else the newest trained run)"
+    )
+
+
 def run(stage: Callable[[], int]) -> NoReturn:
     """Calls a stage's main and exits with its code; mistakes and failures are told in words."""
     try:

@@ -54,6 +54,10 @@ class Recipe(Section):
             raise ValueError(f"split.stratify: only the label can be stratified by, given {data.split.stratify!r}")
         return data
 
+    def with_model(self, **changes: Any) -> Self:
+        """Returns the recipe with other values in its section `model`."""
+        return self.model_copy(update={"model": self.model.model_copy(update=changes)})
+
 
 def json_schema() -> dict[str, Any]:
     """Returns the JSON Schema of a recipe file, for editors."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from recipes.section import Count, Name, NotNegative, OpenShare, Section, Share
+from recipes.section import Count, Name, NotNegative, OpenShare, Positive, Section, Share
 
 
 class Export(Section):
@@ -14,11 +14,18 @@ class Export(Section):
     replay_nf4: bool = False
     """Merge onto the base as NF4 rounds it, which is what was trained against."""
     quantize: Literal["auto", "none"] | list[Literal["fp8", "int8", "w4a16"]] = "auto"
+    """auto: what the hardware here serves, fp8 on recent GPUs and int8 elsewhere."""
+    calibration_rows: Annotated[int, Field(ge=0)] = 0
+    """Rows of train that quantization is fitted on (llm-compressor, in an environment of its own); 0: on the weights
+    alone."""
+    max_shard_size: Annotated[str, Field(pattern=r"^\d+(KB|MB|GB)$")] = "5GB"
 
 
 class Parity(Section):
     """Floors below which serving is refused."""
 
+    rows: Count = 500
+    """Validation rows that are asked for, as far as there are so many."""
     same_weights: Share = 0.99
     """Share of equal answers of the same weights in transformers and in vLLM."""
     score_drop: Share = 0.01
@@ -32,7 +39,16 @@ class Serve(Section):
     host: Name = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     max_model_len: Count = 2048
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 on a GPU, float32 on a CPU, as in training."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the GPU's memory that vLLM takes for weights and cache."""
+    cpu_cache_gib: Positive = 1.0
+    """Memory for the key-value cache on a CPU, in GiB (vLLM's --kv-cache-memory-bytes)."""
+    start_seconds: Count = 900
+    """How long the server may take until it is ready."""
     structured_output: bool = True
+    """Whether answers are asked for under the task's output constraint."""
     parity: Parity = Parity()
 
 

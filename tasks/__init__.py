@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 from tasks import classification, extraction, generation, preference
 
@@ -13,6 +14,12 @@ KINDS: dict[str, ModuleType] = {
 }
 # Names that are written otherwise than in words.
 SHOWN = {"macro_f1": "macro-F1", "field_f1": "field F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
+
+
+def spec_of(task: Mapping[str, Any]) -> tuple[ModuleType, Any]:
+    """Returns the module of a task's kind, and the task as prompts need it, from `task` of a prompt.json."""
+    module = KINDS[task["kind"]]
+    return module, module.Spec(**{name: value for name, value in task.items() if name != "kind"})
 
 
 def in_words(metric: str) -> str:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.load import POCKET, load
-from train import base, batches, losses, models, order, packing
+from train import attention, base, batches, losses, models, order, packing
+from train.attention import BLOCKS, Implementation
 from train.packing import Cost, Pack, Row, Shares
 
 PREFIX = list(range(100, 160))
@@ -48,6 +49,13 @@ CONFIGS = {
 COST = Cost(100.0, 200.0)
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packs of these few rows attend by several blocks, as packs of many rows do in training."""
+    monkeypatch.setattr(attention, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(attention, "BLOCK_TOKENS", 16)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny models of CONFIGS, random weights, one folder each."""
@@ -67,18 +75,26 @@ def adapted(path: Path, quantization: str = "none", checkpointing: bool = False)
     torch.manual_seed(4)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
+            torch.nn.init.normal_(parameter, std=0.02)
     if checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
 
 
-def gradients(model: Any, kind: packing.Kind, packs: Sequence[Pack], objective: str = "imitate") -> dict[str, Any]:
+def gradients(
+    model: Any,
+    kind: packing.Kind,
+    packs: Sequence[Pack],
+    objective: str = "imitate",
+    by: Implementation = BLOCKS,
+) -> dict[str, Any]:
     model.zero_grad()
     for pack in packs:
-        batch = batches.of_pack(pack, kind, model.device, pad_token_id=0)
-        losses.OBJECTIVES[objective](model, batch, 0.1)[0].backward()
+        batch = batches.of_pack(pack, kind, model.device, 0, by)
+        assert kind != "shared_prefix" or (batch.attention == by and (by != BLOCKS or batch.blocks))
+        with attention.attending(model.config, batch):
+            losses.OBJECTIVES[objective](model, batch, 0.1)[0].backward()
     return {name: one.grad.clone() for name, one in model.named_parameters() if one.requires_grad}
 
 
@@ -99,6 +115,16 @@ def update(rows: Sequence[Row], kind: packing.Kind, pack_tokens: int, processes:
     return [pack for share in shares for pack in share.packs]
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+def test_what_differs_is_rounding_alone(name: str, folder: Path) -> None:
+    model = adapted(folder / name).double()
+    expected = separate(model, ROWS)
+    for by in (BLOCKS, "sdpa"):
+        found = gradients(model, "shared_prefix", [Pack(tuple(ROWS), len(PREFIX))], by=by)
+        # The loss itself is computed in float32.
+        assert all((found[one] - gradient).norm() <= 1e-6 * gradient.norm() for one, gradient in expected.items())
+
+
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
@@ -107,7 +133,9 @@ def test_a_pack_has_the_gradients_of_separate_rows(
 ) -> None:
     assert models.packing("shared_prefix", CONFIGS[name], 80) == ("shared_prefix", None)
     model = adapted(folder / name, quantization, checkpointing)
-    assert_equal(gradients(model, "shared_prefix", [Pack(tuple(ROWS), len(PREFIX))]), separate(model, ROWS))
+    pack, expected = Pack(tuple(ROWS), len(PREFIX)), separate(model, ROWS)
+    assert_equal(gradients(model, "shared_prefix", [pack]), expected)
+    assert_equal(gradients(model, "shared_prefix", [pack], by="sdpa"), expected)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -287,17 +315,28 @@ def test_halving_a_pack_keeps_all_its_rows() -> None:
     assert Pack((ROWS[0],), 0).halves() == [Pack((ROWS[0],), 0)]
 
 
+@given(st.integers(0, 900), st.lists(st.integers(1, 700), min_size=1, max_size=40))
+def test_blocks_hold_whole_rows_one_behind_the_other(prefix: int, lengths: list[int]) -> None:
+    found = attention.blocks_of(prefix, lengths)
+    assert found is not None and found.spans[0][0] == prefix
+    edges = {prefix + sum(lengths[:at]) for at in range(len(lengths) + 1)}
+    assert [end for _, end in found.spans[:-1]] == [start for start, _ in found.spans[1:]]
+    assert {at for span in found.spans for at in span} <= edges and found.spans[-1][1] == max(edges)
+    longest = max(max(lengths), attention.BLOCK_TOKENS)
+    assert all(0 < end - start <= longest for start, end in found.spans)
+
+
 @pytest.mark.slow
 def test_flex_attention_sees_what_the_dense_mask_shows(folder: Path) -> None:
     # Forward alone: FlexAttention has no backward pass on a CPU.
     model = adapted(folder / "qwen3").eval()
     long = [Row(f"r{at}", [*PREFIX, *range(5, 5 + at % 50)], ([50, 2],)) for at in range(96)]
     dense = batches.of_pack(Pack(tuple(long), len(PREFIX)), "shared_prefix", "cpu", 0)
-    blocks = batches.of_pack(Pack(tuple(long), len(PREFIX)), "shared_prefix", "cpu", 0, flex=True)
+    blocks = batches.of_pack(Pack(tuple(long), len(PREFIX)), "shared_prefix", "cpu", 0, "flex_attention")
     assert (dense.attention, blocks.attention) == ("sdpa", "flex_attention")
     assert blocks.inputs["input_ids"].shape[1] % batches.FLEX_BLOCK == 0
     with torch.inference_mode():
         expected = losses.log_probabilities(model, dense)[0]
-        with models.attending(model.config, blocks.attention):
+        with attention.attending(model.config, blocks):
             found = losses.log_probabilities(model, blocks)[0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@ from tracking import files
 
 # Raised when the same recipe and bytes would be prepared or trained into something else.
 DATA_VERSION = 2
-TRAIN_VERSION = 2
+TRAIN_VERSION = 3
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja")
 
@@ -34,8 +34,10 @@ def of_training(recipe: Recipe, data_digest: str) -> str:
     """Returns the digest of a training run: the data, the recipe keys that training reads, and a local base's bytes."""
     keys: dict[str, Any] = recipe.model_dump(mode="json", include={"task", "model", "lora", "train", "accelerate"})
     if (base := Path(recipe.model.base)).is_dir():
-        # Weights, configuration, tokenizer, template: all but what only people read.
-        keys["model"]["base"] = {
-            path.name: files.sha256(path) for path in base.iterdir() if path.is_file() and path.suffix != ".md"
-        }
+        keys["model"]["base"] = of_base(base)
     return files.digest([TRAIN_VERSION, data_digest, keys])
+
+
+def of_base(folder: Path) -> dict[str, str]:
+    """Returns {file: sha256} of a base: weights, configuration, tokenizer, template; all but what only people read."""
+    return {path.name: files.sha256(path) for path in folder.iterdir() if path.is_file() and path.suffix != ".md"}

@@ -70,6 +70,14 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def available_memory_bytes() -> int:
+    """Returns the memory that can be taken now without swapping, as the kernel estimates it."""
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return memory_bytes()
+
+
 def _git(*words: str) -> str | None:
     """What git says of this project; None where it is no checkout or git is missing."""
     here = Path(__file__).parent

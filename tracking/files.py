@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+SUMS = "SHA256SUMS"
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes the file aside, flushes it to disk and renames it into place."""
@@ -46,6 +48,27 @@ def sha256(path: Path) -> str:
 def digest(value: Any) -> str:
     """Returns 16 hex digits for any JSON value: the same for the same value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def write_sums(folder: Path) -> None:
+    """Writes SHA256SUMS, the hash of every file of a folder as `sha256sum --check` reads them."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    write_text(folder / SUMS, "".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in paths))
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """Returns what SHA256SUMS says: {file: hash}."""
+    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    return {name: found for found, _, name in (line.partition("  ") for line in lines)}
+
+
+def changed(folder: Path) -> list[str]:
+    """Returns one line for each file that is not as SHA256SUMS says: missing, changed, or not named there."""
+    told = sums(folder)
+    there = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file() and path.name != SUMS}
+    found = [f"{name} is missing" for name in told if name not in there]
+    found += [f"{name} is not in {SUMS}" for name in sorted(there.keys() - told.keys())]
+    return found + [f"{name} was changed" for name in told if name in there and sha256(there[name]) != told[name]]
 
 
 @contextmanager

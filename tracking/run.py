@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from ruamel.yaml import YAML
 
-from recipes.errors import StageError
+from recipes.errors import RecipeError, StageError
 from recipes.schema import Recipe
 from tracking import files
 
@@ -86,6 +86,21 @@ def with_digest(parent: Path, digest: str) -> list[Run]:
     return [run for run in map(Run, folders) if run.manifest["digest"] == digest]
 
 
+def find(parent: Path, run_id: str | None) -> Run:
+    """Returns the run of that id below `runs/<recipe>`, by default the newest that was trained to its end.
+
+    Raises RecipeError where there is none.
+    """
+    folder = parent / (run_id or "latest")
+    if (folder / "manifest.json").is_file():
+        return Run(folder.resolve())
+    if run_id is None:
+        raise RecipeError(f"no finished run below {parent}: `make train RECIPE={parent.name}` makes one")
+    names = sorted(path.parent.name for path in parent.glob("*/manifest.json") if not path.parent.is_symlink())
+    there = f"there are {', '.join(names)}" if names else "there are none"
+    raise RecipeError(f"RUN={run_id}: no such run below {parent}; {there}")
+
+
 def start(run: Run, stage: str, inputs: Mapping[str, str]) -> None:
     """Records that a stage runs from now on."""
     _update(run, stage, {"state": "running", "started": now(), "ended": None, "inputs": dict(inputs), "outputs": {},
@@ -101,6 +116,17 @@ def end(run: Run, stage: str, state: State, reason: str, outputs: Sequence[Path]
     """Records how a stage ended, the hashes of what it wrote, and its headline figures."""
     hashes = {str(path.relative_to(run.folder)): files.sha256(path) for path in outputs}
     _update(run, stage, {"state": state, "ended": now(), "exit_reason": reason, "outputs": hashes, "metrics": metrics})
+
+
+@contextmanager
+def recorded(run: Run, stage: str) -> Iterator[None]:
+    """Records how a stage ended where the block ends otherwise than well; what was raised goes on."""
+    try:
+        yield
+    except BaseException as error:
+        state: State = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        end(run, stage, state, str(error) or type(error).__name__)
+        raise
 
 
 @contextmanager

@@ -13,6 +13,7 @@ Every function that takes a W&B run does nothing where that is None (mode off).
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -231,3 +232,21 @@ def _at_most(most: int, targets: Sequence[str], answered: Sequence[str]) -> tupl
     mistakes = Counter(label for pair in zip(targets, answered, strict=True) if pair[0] != pair[1] for label in pair)
     kept = sorted(sorted(every, key=lambda label: (-mistakes[label], label))[: most - 1])
     return {label: label if label in kept else OTHER_LABELS for label in every}, [*kept, OTHER_LABELS]
+
+
+def promoted(run: Run, recipe: Recipe) -> None:
+    """Moves the alias `production` to the adapter of a run, where W&B is online and has that adapter."""
+    tracking = recipe.tracking.wandb
+    online = tracking.mode == "online" or (tracking.mode == "auto" and logged_in())
+    if not online or not recipe.privacy.data_may_leave:
+        return
+    import wandb
+
+    there = "/".join(part for part in (tracking.entity, tracking.project, run.id) if part)
+    try:
+        for artifact in wandb.Api().run(there).logged_artifacts():
+            if artifact.type == "model":
+                artifact.aliases.append("production")
+                artifact.save()
+    except wandb.errors.Error as error:
+        print(f"W&B       the alias `production` was not moved: {error}", file=sys.stderr)

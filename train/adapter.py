@@ -3,11 +3,11 @@
 adapter_model.safetensors adapter_config.json    PEFT's own format, loaded by PEFT and by vLLM
 tokenizer.json tokenizer_config.json chat_template.jinja
 prompt.json        the task as prompts need it, and the hash of the template that rendered them
-reference.jsonl    {"id", "prompt_ids", "answer", "token_ids", "log_probability"}: what a server must reproduce
+reference.jsonl    what a server must reproduce, see references.py
 README.md          the model card, with the measured score
+SHA256SUMS         the hashes of all the others
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +18,12 @@ from recipes.load import POCKET
 from recipes.schema import Recipe
 from recipes.schema_lora import VLLM_MAX_RANK, Lora
 from tasks import KINDS, in_words, render
-from tracking import files
+from tracking import digests, files
 from tracking.run import Run
-from train import variants
+from train import references, variants
 from train.decode import Answer
+from train.validate import Decoded
 
-PROBE_ROWS = 64
 INPUT = "{input}"
 
 
@@ -34,19 +34,27 @@ def export(
     tokenizer: Any,
     prompt: Mapping[str, Any],
     scores: Mapping[str, Any],
-    probes: Sequence[dict[str, Any]],
+    probed: Decoded,
+    answers: Sequence[Answer],
 ) -> Path:
-    """Returns the adapter folder of the run, written whole: weights, tokenizer, prompt, reference answers and card."""
+    """Returns the adapter folder of the run, written whole: weights, tokenizer, prompt, reference answers and card.
+
+    `answers` are those of the trained weights to the rows of `probed`; those of the adapter on the base as it is served
+    are made here, from the files.
+    """
     with files.whole_folder(run.folder / "adapter") as folder:
         _save(model, recipe, folder)
         tokenizer.save_pretrained(folder)
         files.write_json(folder / "prompt.json", prompt)
-        lines = (json.dumps(probe, ensure_ascii=False) + "\n" for probe in probes)
-        files.write_text(folder / "reference.jsonl", "".join(lines))
         files.write_text(folder / "README.md", card(run, recipe, scores))
         # A pickle has no place in what is deployed.
         for pickled in (*folder.glob("*.bin"), *folder.glob("*.pt")):
             pickled.unlink()
+        served = None
+        if not recipe.lora.unservable and recipe.model.quantization != "none":
+            served = references.on_serving_base(recipe, folder, probed)
+        references.write(folder, references.lines(probed.rows, probed.prompts, answers, served))
+        files.write_sums(folder)
     return run.folder / "adapter"
 
 
@@ -68,9 +76,18 @@ def base_name(recipe: Recipe) -> str:
     return "pocket/model" if recipe.model.base == str(POCKET) else recipe.model.base
 
 
-def prompt(recipe: Recipe, tokenizer: Any, spec: Any, max_answer_tokens: int) -> dict[str, Any]:
+def base_of(recipe: Recipe, commit: str | None) -> dict[str, Any]:
+    """Returns which base the adapter belongs to: its name with its commit on the hub, or the hashes of its files."""
+    folder = Path(recipe.model.base)
+    found = digests.of_base(folder) if folder.is_dir() else None
+    return {"name": base_name(recipe), "commit": None if found else commit, "sha256": found}
+
+
+def prompt(
+    recipe: Recipe, tokenizer: Any, spec: Any, max_answer_tokens: int, commit: str | None = None
+) -> dict[str, Any]:
     """Returns prompt.json: the messages with a place for the input, the task, the constraint and the limit of the
-    answer, the template's hash."""
+    answer, the template's hash, and the base (`commit`: of its repository on the hub)."""
     module = KINDS[recipe.task.kind]
     return {
         "schema_version": 1,
@@ -81,24 +98,8 @@ def prompt(recipe: Recipe, tokenizer: Any, spec: Any, max_answer_tokens: int) ->
         "stop": tokenizer.eos_token,
         "max_answer_tokens": max_answer_tokens,
         "chat_template_sha256": render.template_sha256(tokenizer),
+        "base": base_of(recipe, commit),
     }
-
-
-def probes(
-    rows: Sequence[Mapping[str, Any]], prompts: Sequence[list[int]], answers: Sequence[Answer]
-) -> list[dict[str, Any]]:
-    """Returns the lines of reference.jsonl: what the trained weights answer to the first validation rows."""
-    lines = zip(rows[:PROBE_ROWS], prompts[:PROBE_ROWS], answers[:PROBE_ROWS], strict=True)
-    return [
-        {
-            "id": row["id"],
-            "prompt_ids": prompt_ids,
-            "answer": answer.text,
-            "token_ids": answer.token_ids,
-            "log_probability": answer.log_probability,
-        }
-        for row, prompt_ids, answer in lines
-    ]
 
 
 def card(run: Run, recipe: Recipe, scores: Mapping[str, Any]) -> str:

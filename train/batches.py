@@ -10,9 +10,10 @@ The two answers of a preference pair are two branches behind one prompt: tokens 
 and their own branch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from train.attention import BLOCKS, Blocks, Implementation, blocks_of
 from train.packing import Kind, Pack, Row
 
 IGNORE = -100
@@ -33,21 +34,20 @@ class Batch:
     sequences: Any
     """[B, T], the number of the answer that a label belongs to, in the order of rows and their completions."""
     rows: tuple[Row, ...]
+    attention: Implementation = "sdpa"
+    """The implementation that takes its mask, as transformers names it."""
+    blocks: Blocks | None = None
+    """For attention by blocks of rows."""
 
-    @property
-    def attention(self) -> str:
-        """The implementation that takes its mask, as transformers names it."""
-        return "flex_attention" if type(self.inputs.get("attention_mask")).__name__ == "BlockMask" else "sdpa"
 
-
-def of_pack(pack: Pack, kind: Kind, device: Any, pad_token_id: int, flex: bool = False) -> Batch:
+def of_pack(pack: Pack, kind: Kind, device: Any, pad_token_id: int, attention: Implementation = "sdpa") -> Batch:
     """Returns the tensors of a pack: one sequence [1, T], or for packing `none` separate rows padded on the right.
 
-    `flex` makes the mask one of FlexAttention where the pack is long enough for that to be quicker.
+    `attention` is what a pack with a mask is computed by where it is long enough for that to be quicker.
     """
     if kind == "none":
         return _padded(pack, device, pad_token_id)
-    return _positional(pack, device) if kind == "bfd" else _masked(pack, device, flex, pad_token_id)
+    return _positional(pack, device) if kind == "bfd" else _masked(pack, device, attention, pad_token_id)
 
 
 def _positional(pack: Pack, device: Any) -> Batch:
@@ -98,7 +98,7 @@ def _padded(pack: Pack, device: Any, pad: int) -> Batch:
     )
 
 
-def _masked(pack: Pack, device: Any, flex: bool, pad: int) -> Batch:
+def _masked(pack: Pack, device: Any, attention: Implementation, pad: int) -> Batch:
     import torch
 
     prefix = pack.prefix
@@ -121,8 +121,9 @@ def _masked(pack: Pack, device: Any, flex: bool, pad: int) -> Batch:
             branches += [branch] * len(piece)
             sequences += [answers + max(0, branch - 1)] * len(piece)
         answers += len(row.completions)
-    blocks = flex and len(ids) >= FLEX_TOKENS
-    if blocks:
+    flex = attention == "flex_attention" and len(ids) >= FLEX_TOKENS
+    blocks = blocks_of(prefix, [row.own_tokens(prefix) for row in pack.rows]) if attention == BLOCKS else None
+    if flex:
         # Lengths in few sizes, or every pack would be compiled anew. What is filled in is a row that nobody sees.
         fill = -len(ids) % FLEX_BLOCK
         ids, labels = ids + [pad] * fill, labels + [IGNORE] * fill
@@ -131,9 +132,10 @@ def _masked(pack: Pack, device: Any, flex: bool, pad: int) -> Batch:
     unit_of, branch_of = torch.tensor(units, device=device), torch.tensor(branches, device=device)
     inputs = {
         "position_ids": torch.tensor([positions], device=device),
-        "attention_mask": block_mask(unit_of, branch_of) if blocks else dense_mask(unit_of, branch_of),
+        "attention_mask": block_mask(unit_of, branch_of) if flex else dense_mask(unit_of, branch_of),
     }
-    return _tensors(device, [ids], [labels], [sequences], pack.rows, inputs)
+    made = _tensors(device, [ids], [labels], [sequences], pack.rows, inputs)
+    return replace(made, attention="flex_attention" if flex else BLOCKS if blocks else "sdpa", blocks=blocks)
 
 
 def dense_mask(unit: Any, branch: Any) -> Any:

@@ -6,6 +6,7 @@ cache is copied for each batch. Rows that have ended leave the batch.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,9 @@ class Answer:
     text: str
     token_ids: list[int]
     log_probability: float
+    margin: float
+    """How much more probable (natural logarithm) the token taken was than the next best that was allowed, at the step
+    where this was closest; infinite where there was never a choice."""
     complete: bool
     """Whether it ended by itself and not at `max_new_tokens`."""
 
@@ -90,6 +94,7 @@ class _Path:
     stop: int
     token_ids: list[int] = field(default_factory=list)
     log_probability: float = 0.0
+    margin: float = math.inf
 
     @property
     def ended(self) -> bool:
@@ -97,11 +102,12 @@ class _Path:
             return self.token_ids[-1:] == [self.stop]
         return bool(self.matcher.is_terminated())
 
-    def go(self, token: int, log_probability: float) -> None:
+    def go(self, token: int, log_probability: float, next_best: float) -> None:
         if self.matcher is not None:
             self.matcher.accept_token(token)
         self.token_ids.append(token)
         self.log_probability += log_probability
+        self.margin = min(self.margin, log_probability - next_best)
 
 
 def _decode_batch(
@@ -131,11 +137,13 @@ def _decode_batch(
             logits_to_keep=1,
         )
         cache = output.past_key_values
-        best = torch.log_softmax(_allowed(output.logits[:, -1].float(), going, constraint), dim=-1).max(dim=-1)
-        for path, token, gained in zip(going, best.indices.tolist(), best.values.tolist(), strict=True):
+        best = torch.log_softmax(_allowed(output.logits[:, -1].float(), going, constraint), dim=-1).topk(2)
+        for path, (token, _), (gained, next_best) in zip(
+            going, best.indices.tolist(), best.values.tolist(), strict=True
+        ):
             if not path.ended:
-                path.go(token, gained)
-        ids, positions = best.indices[:, None], positions[:, -1:] + 1
+                path.go(token, gained, next_best)
+        ids, positions = best.indices[:, :1], positions[:, -1:] + 1
         seen = torch.cat([seen, seen.new_ones(len(going), 1)], dim=1)
         left = [at for at, path in enumerate(going) if not path.ended]
         if not left:
@@ -145,7 +153,10 @@ def _decode_batch(
             cache.batch_select_indices(kept)
             ids, positions, seen = ids[kept], positions[kept], seen[kept]
             going = [going[at] for at in left]
-    return [Answer(_text(tokenizer, one.token_ids), one.token_ids, one.log_probability, one.ended) for one in paths]
+    return [
+        Answer(_text(tokenizer, one.token_ids), one.token_ids, one.log_probability, one.margin, one.ended)
+        for one in paths
+    ]
 
 
 def _allowed(logits: Any, going: list[_Path], constraint: Any) -> Any:

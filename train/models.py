@@ -1,9 +1,8 @@
 """What a model's layers can take, read from its config before anything is trained."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+from train.attention import BLOCK_TOKENS
 from train.packing import Cost, Kind
 
 # Kinds of layers (transformers' `layer_types`) that attend, and so can be told by a mask what to look at.
@@ -55,22 +54,11 @@ def packing(asked: Kind, config: Any, longest_row: int) -> tuple[Kind, str | Non
     return asked, None
 
 
-@contextmanager
-def attending(config: Any, implementation: str) -> Iterator[None]:
-    """Has a model of this config attend by `implementation` (sdpa, flex_attention) inside of the block."""
-    text = config.get_text_config()
-    before = text._attn_implementation
-    text._attn_implementation = implementation
-    try:
-        yield
-    finally:
-        text._attn_implementation = before
-
-
 def cost(config: Any, on_gpu: bool) -> Cost:
     """Returns what a pack costs on this model, see `Cost`.
 
     A pass costs what 50 to 150 tokens do on a CPU (measured, 5 and 30 million parameters, float32 and NF4); on a GPU
     a pass of less than about 1,000 tokens leaves it idle (estimated, not measured).
     """
-    return Cost(1000.0 if on_gpu else 100.0, 3.4 * config.get_text_config().hidden_size)
+    width = config.get_text_config().hidden_size
+    return Cost(1000.0, 3.4 * width) if on_gpu else Cost(100.0, 3.4 * width, BLOCK_TOKENS)

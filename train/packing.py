@@ -92,19 +92,26 @@ class Share:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a pack of T tokens costs, in the time of one token: `pass_tokens` + T + T * T / `quadratic_tokens`.
+    """What a pack of T tokens costs, in the time of one token: `pass_tokens` + T + pairs / `quadratic_tokens`.
 
     The first is what every forward and backward pass costs before it does anything, dequantizing weights above all;
-    the last is attention, which looks at all pairs of a pack's tokens, hidden from each other or not. Of the work for a
-    token, a layer of width d does 4 * 12 d * d in matrices (forward, and backward without their gradients) and 14 d for
-    every token looked at, so that the two are equal at 3.4 d tokens. Measured on two CPU cores: 3.1 to 3.5 d.
+    the last is attention, by the pairs of tokens that look at each other: all T * T of them with a dense mask, or with
+    blocks of `block_tokens` the prefix at its own past, and what stands behind it at the prefix and its block. Of the
+    work for a token, a layer of width d does 4 * 12 d * d in matrices (forward, and backward without their gradients)
+    and 14 d for every token looked at, so that the two are equal at 3.4 d tokens. Measured on two CPU cores: 3.1 to
+    3.5 d.
     """
 
     pass_tokens: float
     quadratic_tokens: float
+    block_tokens: int | None = None
 
-    def of(self, tokens: float) -> float:
-        return self.pass_tokens + tokens + tokens * tokens / self.quadratic_tokens
+    def of(self, prefix: int, own: float) -> float:
+        """Returns the cost of a pack with `own` tokens behind its prefix."""
+        pairs = (prefix + own) ** 2
+        if self.block_tokens is not None:
+            pairs = prefix**2 / 2 + own * (prefix + min(own, self.block_tokens))
+        return self.pass_tokens + prefix + own + pairs / self.quadratic_tokens
 
 
 @dataclass(frozen=True)
@@ -187,7 +194,7 @@ def _spread(rows: list[Row], prefix: int, plan: Plan) -> list[list[Row]]:
     """Returns the rows in as many packs as cost least, evenly filled: the longest first, each to the emptiest."""
     lengths = [row.own_tokens(prefix) for row in rows]
     total = sum(lengths)
-    wanted = min(range(1, len(rows) + 1), key=lambda packs: packs * plan.cost.of(prefix + total / packs))
+    wanted = min(range(1, len(rows) + 1), key=lambda packs: packs * plan.cost.of(prefix, total / packs))
     order = sorted(range(len(rows)), key=lambda at: -lengths[at])
     for packs in range(wanted, len(rows) + 1):
         filled: list[list[int]] = [[] for _ in range(packs)]

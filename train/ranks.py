@@ -7,7 +7,6 @@ Here the exit code is that of the process that failed first, and a signal goes t
 time that it needs to finish its update and to save.
 """
 
-import ctypes
 import importlib
 import logging
 import os
@@ -17,9 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from tracking import children
+
 # The process that a process of a training ends with, by its id.
 LAUNCHER = "INSOURCE_LAUNCHER"
-_PR_SET_PDEATHSIG = 1
 
 
 def end_with_launcher() -> None:
@@ -27,12 +27,8 @@ def end_with_launcher() -> None:
 
     Does nothing in a process that was not started by train/launch.py or by this module.
     """
-    launcher = os.environ.get(LAUNCHER)
-    if launcher is None:
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(launcher):  # it was gone before it could be watched
-        os.kill(os.getpid(), signal.SIGKILL)
+    if (launcher := os.environ.get(LAUNCHER)) is not None:
+        children.end_with(int(launcher))
 
 
 def main() -> int:

@@ -13,7 +13,8 @@ import torch
 from transformers import Trainer
 
 from recipes.errors import StageError
-from train import batches, checkpoints, models
+from train import batches, checkpoints
+from train.attention import BLOCKS, Implementation, attending
 from train.lesson import Lesson
 from train.losses import OBJECTIVES, Figures
 from train.packing import Pack, Share
@@ -77,7 +78,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
             with nullcontext() if last else self.accelerator.no_sync(model):
                 batch = self._batch(pack)
                 # Backward too: checkpointing computes layers again there.
-                with models.attending(self.model.config, batch.attention):
+                with attending(self.model.config, batch):
                     with self.compute_loss_context_manager():
                         summed, more = self.loss_of(model, batch, self.beta)
                     self.accelerator.backward(summed * scale)
@@ -89,7 +90,8 @@ class PackTrainer(Trainer):  # type: ignore[misc]
 
     def _batch(self, pack: Pack) -> batches.Batch:
         device, pad = self.accelerator.device, self.processing_class.pad_token_id
-        return batches.of_pack(pack, self.lesson.plan.kind, device, pad, flex=device.type == "cuda")
+        attention: Implementation = "flex_attention" if device.type == "cuda" else BLOCKS
+        return batches.of_pack(pack, self.lesson.plan.kind, device, pad, attention)
 
     def _small_enough(self, pack: Pack) -> list[Pack]:
         if self.most_rows is None or len(pack.rows) <= self.most_rows:

@@ -36,6 +36,7 @@ from train import (
     preflight,
     processes,
     ranks,
+    references,
 )
 from train.decode import Answer
 from train.fit import fit
@@ -91,15 +92,15 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     trained = fit(recipe, run, model, tokenizer, taught, headlines(asked, untuned, model), told, wish, wandb_run)
 
     tuned: list[Any] = asked.ask(model, "tuned")
-    probed = decoded.first(adapter.PROBE_ROWS)
-    answers = probed.ask(model, "probes") if asked is not decoded else tuned
+    probed = decoded.first(references.ROWS)
+    answers = probed.ask(model, "probes") if asked is not decoded else tuned[: len(probed.rows)]
     if not processes.first():
         return
     scores = {"tuned": asked.score(tuned, untuned), "base": asked.score(untuned, untuned)}
     with disk.told_when_full(run.folder / "adapter"):
-        prompt = adapter.prompt(recipe, tokenizer, spec, decoded.max_answer_tokens)
-        probes = adapter.probes(validation_rows, prompts, answers)
-        folder = adapter.export(run, recipe, model, tokenizer, prompt, scores, probes)
+        commit = getattr(model.config, "_commit_hash", None)
+        prompt = adapter.prompt(recipe, tokenizer, spec, decoded.max_answer_tokens, commit)
+        folder = adapter.export(run, recipe, model, tokenizer, prompt, scores, probed, answers)
         picture = run.folder / "learning_curve.png"
         curve.draw(run.folder / "metrics.jsonl", picture, f"{run.recipe_name}  {run.id}", trained.get("best_step"))
     weights_and_biases.picture(wandb_run, picture)

@@ -1,0 +1,97 @@
+"""What is asked of a model, and what came back.
+
+Request("T000017", [{"role": "user", "content": "Route ..."}], max_tokens=64, constraint=Constraint(grammar=...))
+Reply("T000017", output="delivery_delay", model_id="classifier", log_probability=-0.03, input_tokens=231,
+      output_tokens=5, cached_tokens=208, latency_seconds=0.041, attempt_latencies_seconds=(0.041,), error=None)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Messages = Sequence[Mapping[str, str]]
+Wire = Literal["openai", "anthropic"]
+Structured = Literal["grammar", "json_schema", "none"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A model that answers, and how it is reached."""
+
+    wire: Wire
+    model: str
+    """As the provider calls it."""
+    base_url: str | None = None
+    """None: the provider's own address, as its SDK knows it."""
+    api_key: str = field(default="none", repr=False)
+    structured: Structured = "none"
+    """How the output constraint is sent: as a grammar (vLLM), as a JSON Schema (all of them), or not at all."""
+    log_probabilities: bool = False
+    temperature: float | None = 0.0
+    """None: not sent, for models that take none."""
+    timeout_seconds: float = 60.0
+    """Of one attempt."""
+    retries: int = 4
+    """Attempts after the first."""
+    longest_wait_seconds: float = 60.0
+    """A server that asks for a longer wait (Retry-After) is not asked again."""
+    concurrency: int = 16
+    """Requests on their way at the same time."""
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What an answer must fit: an EBNF grammar as xgrammar and vLLM read it, and a JSON Schema that says the same."""
+
+    grammar: str | None = None
+    json_schema: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question."""
+
+    id: str
+    messages: Messages
+    max_tokens: int
+    constraint: Constraint = Constraint()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens as the provider counts them; None where it does not tell."""
+
+    input_tokens: int | None = None
+    """All that was read, cached ones included."""
+    output_tokens: int | None = None
+    """All that was written, reasoning included."""
+    reasoning_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Received:
+    """What one attempt brought."""
+
+    output: str
+    model_id: str
+    """The model as the answer names it: often more precise than what was asked for."""
+    usage: Usage
+    finish_reason: str
+    """stop, length, refusal, or what else the provider says."""
+    log_probability: float | None = None
+    """Of the whole answer, natural logarithm; None where the provider does not tell."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of a request after its last attempt; `received` is None where none of them was answered."""
+
+    id: str
+    request_sha256: str
+    received: Received | None
+    error: str | None
+    """What went wrong at the last attempt; None where there is an answer."""
+    latency_seconds: float
+    """From the first attempt to the end of the last, waits between them included."""
+    attempt_latencies_seconds: tuple[float, ...]

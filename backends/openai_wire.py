@@ -1,0 +1,70 @@
+"""Chat completions as OpenAI defined them, through its SDK: OpenAI, vLLM, Gemini, Mistral, any base_url."""
+
+from typing import TYPE_CHECKING, Any
+
+from backends.exchange import Backend, Received, Request, Usage
+from backends.schemas import unwrapped, wrapped
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+    from openai.types.chat import ChatCompletion
+
+
+def client(backend: Backend) -> "AsyncOpenAI":
+    """Returns the SDK's client; retries are ours (ask.py), so that each attempt is seen."""
+    from openai import AsyncOpenAI
+
+    return AsyncOpenAI(
+        api_key=backend.api_key, base_url=backend.base_url, timeout=backend.timeout_seconds, max_retries=0
+    )
+
+
+def body(backend: Backend, request: Request) -> dict[str, Any]:
+    """Returns the request as it is sent."""
+    asked: dict[str, Any] = {
+        "model": backend.model,
+        "messages": [dict(message) for message in request.messages],
+        "max_completion_tokens": request.max_tokens,
+    }
+    if backend.temperature is not None:
+        asked["temperature"] = backend.temperature
+    if backend.log_probabilities:
+        asked["logprobs"] = True
+    constraint = request.constraint
+    if backend.structured == "grammar" and constraint.grammar is not None:
+        asked["structured_outputs"] = {"grammar": constraint.grammar}
+    if backend.structured == "json_schema" and constraint.json_schema is not None:
+        schema = {"name": "answer", "strict": True, "schema": wrapped(constraint.json_schema)}
+        asked["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return asked
+
+
+async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Received:
+    """Returns the answer of one attempt. Raises the SDK's errors, and ValueError where the answer is none."""
+    from openai.types.chat import ChatCompletion
+
+    completion = await client.post("/chat/completions", cast_to=ChatCompletion, body=body(backend, request))
+    return _received(completion, backend, request)
+
+
+def _received(completion: "ChatCompletion", backend: Backend, request: Request) -> Received:
+    if not completion.choices:
+        raise ValueError("the answer holds no choice")
+    choice, usage = completion.choices[0], completion.usage
+    text = choice.message.content or ""
+    if backend.structured == "json_schema" and request.constraint.json_schema is not None:
+        text = unwrapped(request.constraint.json_schema, text)
+    found = choice.logprobs.content if choice.logprobs else None
+    prompt, written = (usage.prompt_tokens_details, usage.completion_tokens_details) if usage else (None, None)
+    return Received(
+        output=text,
+        model_id=completion.model,
+        usage=Usage(
+            input_tokens=usage.prompt_tokens if usage else None,
+            output_tokens=usage.completion_tokens if usage else None,
+            reasoning_tokens=written.reasoning_tokens if written else None,
+            cached_tokens=prompt.cached_tokens if prompt else None,
+        ),
+        finish_reason="refusal" if choice.message.refusal else choice.finish_reason,
+        log_probability=sum(one.logprob for one in found) if found else None,
+    )

@@ -1,0 +1,26 @@
+"""What has to be true of a run before its adapter is deployed."""
+
+from recipes.schema import Recipe
+from tracking import files
+from tracking.run import Run
+
+
+def closed(run: Run, recipe: Recipe) -> list[str]:
+    """Returns why the adapter of a run may not be deployed, each with what to do; nothing where it may."""
+    again = f"`make parity RECIPE={run.recipe_name} RUN={run.id}`"
+    if run.stage("train").get("state") != "done" or not (run.folder / "adapter" / files.SUMS).is_file():
+        return [f"run {run.id} is not trained to its end; `make train RECIPE={run.recipe_name}` goes on"]
+    if why := recipe.lora.unservable:
+        return [f"lora.{why}, and adapters are deployed unmerged; serve the merged model by `make serve`"]
+    parity, found = run.stage("parity"), []
+    sums = files.sha256(run.folder / "adapter" / files.SUMS)
+    if not parity:
+        found.append(f"parity was not measured, so nothing tells whether vLLM answers what was trained; {again}")
+    elif parity["inputs"].get(f"adapter/{files.SUMS}") != sums:
+        found.append(f"parity was measured on another adapter than this one; {again}")
+    elif not parity["metrics"].get("passed"):
+        found.append(f"parity failed: {parity['exit_reason']}")
+    compare = run.stage("compare")
+    if compare and not compare["metrics"].get("passed", False):
+        found.append(f"the comparison's gate says no: {compare['exit_reason']}")
+    return found

@@ -1,0 +1,136 @@
+"""What is deployed: a folder of versions, one of them current.
+
+registry/classifier/versions/3f2a90c17b5e44d0/adapter/     as training wrote it; the version is the digest of its bytes
+                                              recipe.yaml  the recipe of its run
+                                              version.json {"run_id": ..., "recipe": ..., "promoted": ...}
+registry/classifier/current -> versions/3f2a90c17b5e44d0   replaced in one step
+registry/classifier/history.jsonl  {"at", "action": "deploy", "from", "to", "run_id", "forced", "overridden": [...]}
+
+The folder may lie on a disk that several machines share; REGISTRY says where.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from recipes.errors import RecipeError, StageError
+from tracking import files
+from tracking.run import Run, now
+
+CURRENT = "current"
+
+
+def folder(given: str | None) -> Path:
+    """Returns where deployed versions are kept: what is given, else REGISTRY, else `registry` in the current folder."""
+    return Path(given or os.environ.get("REGISTRY") or "registry").absolute()
+
+
+def version_of(adapter: Path) -> str:
+    """Returns the version of an adapter folder: a digest of the hashes of all its files."""
+    return files.sha256(adapter / files.SUMS)[:16]
+
+
+def current(place: Path) -> str | None:
+    """Returns the version that is deployed below registry/<name>, None where there is none."""
+    try:
+        return (place / CURRENT).readlink().name
+    except OSError:
+        return None
+
+
+def history(place: Path) -> list[dict[str, Any]]:
+    """Returns what was deployed and rolled back, oldest first."""
+    path = place / "history.jsonl"
+    return list(files.read_jsonl(path)) if path.exists() else []
+
+
+def promote(place: Path, run: Run, overridden: list[str]) -> str:
+    """Makes the adapter of a run the current version. Returns the version.
+
+    `overridden` are the gates that said no and were forced. Raises StageError where the copy is not what was trained.
+    """
+    version = version_of(run.folder / "adapter")
+    with locked(place):
+        target = place / "versions" / version
+        if not whole(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with files.whole_folder(target) as aside:
+                shutil.copytree(run.folder / "adapter", aside / "adapter")
+                shutil.copyfile(run.folder / "recipe.yaml", aside / "recipe.yaml")
+                about = {"run_id": run.id, "recipe": run.recipe_name, "promoted": now()}
+                files.write_json(aside / "version.json", about)
+                if told := files.changed(aside / "adapter"):
+                    raise StageError(f"the adapter of run {run.id} is not as training wrote it: {'; '.join(told)}")
+        point(
+            place, version, {"action": "deploy", "run_id": run.id, "forced": bool(overridden), "overridden": overridden}
+        )
+    return version
+
+
+def roll_back(place: Path, to: str | None) -> tuple[str, str]:
+    """Makes an earlier version current: `to`, by default the one that was current before this one. Returns (old, new).
+
+    Raises RecipeError where there is none.
+    """
+    with locked(place):
+        here = current(place)
+        if here is None:
+            raise RecipeError(f"nothing is deployed below {place}; `make deploy RECIPE={place.name}` deploys")
+        wanted = to or before(place, here)
+        if wanted is None:
+            raise RecipeError(f"{here} is the only version that was ever deployed below {place}")
+        if not whole(place / "versions" / wanted):
+            there = ", ".join(sorted(path.name for path in (place / "versions").iterdir() if whole(path)))
+            raise RecipeError(f"there is no whole version {wanted} below {place}; there are {there}")
+        about = files.read_json(place / "versions" / wanted / "version.json")
+        point(place, wanted, {"action": "rollback", "run_id": about["run_id"], "forced": False, "overridden": []})
+    return here, wanted
+
+
+def before(place: Path, version: str) -> str | None:
+    """Returns the version that was current before `version` became so: a second rollback goes further back."""
+    order: list[str] = []
+    for line in history(place):
+        # What was rolled back from is not a version to go back to.
+        if line["action"] == "rollback" and line["to"] in order:
+            order = order[: order.index(line["to"]) + 1]
+        elif not order or order[-1] != line["to"]:
+            order.append(line["to"])
+    earlier = order[: order.index(version)] if version in order else order
+    return next((one for one in reversed(earlier) if one != version), None)
+
+
+def whole(version: Path) -> bool:
+    """Returns whether a version is there with all its files, unchanged."""
+    adapter = version / "adapter"
+    return (version / "version.json").is_file() and (adapter / files.SUMS).is_file() and not files.changed(adapter)
+
+
+def point(place: Path, version: str, about: Mapping[str, Any]) -> None:
+    """Records the change, and makes `version` current in one step."""
+    line = {"at": now(), "from": current(place), "to": version, **about}
+    with (place / "history.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside = place / f".{CURRENT}.{os.getpid()}"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(Path("versions") / version)
+    aside.replace(place / CURRENT)
+
+
+@contextmanager
+def locked(place: Path) -> Iterator[None]:
+    """Holds registry/<name> for this process. Raises StageError where another one does."""
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / ".lock").open("w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageError(f"{place} is being changed by another process; wait for it") from None
+        yield

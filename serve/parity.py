@@ -1,0 +1,131 @@
+"""`python -m serve.parity RECIPE`: every form that a run can be served in, and whether it is what was trained.
+
+Each form gets a vLLM of its own, one after the other: the adapter, the merged model, each quantization. Writes
+parity.json and parity.md into the run folder. Exit code 3 where the form that the recipe serves is below its floors.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes import command
+from recipes.errors import StageError
+from recipes.load import load
+from recipes.schema_verdict import Serve
+from serve import plan, probe, stay, table
+from serve.engine import Address, Engine, free_port
+from serve.plan import Served
+from serve.probe import Found, Probe
+from tracking import files, run
+
+CONCURRENCIES = (1, 64)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One form, served and asked."""
+
+    found: Found
+    start_seconds: float
+    repeated: Sequence[dict[str, Any]]
+    """How many answers change when the rows are asked again, at other concurrencies."""
+
+
+def main() -> int:
+    parser = command.parser("serve.parity", "Compare what vLLM answers with what was trained, for every exported form.")
+    command.add_run(parser)
+    arguments = parser.parse_intermixed_args()
+    loaded = load(arguments.recipe, arguments.set, arguments.hardware)
+    here = run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run)
+    serve, trained = loaded.recipe.serve, here.recipe()
+    wanted = serve.model if "model" in serve.model_fields_set or not trained.lora.unservable else "merged"
+    forms = [Served(loaded.name, here, trained, which) for which in exported(here, wanted, trained.lora.unservable)]
+    print(f"parity    {loaded.name}: {', '.join(one.which for one in forms)} of run {here.id}", file=sys.stderr)
+    if arguments.dry_run:
+        return command.DONE
+    with run.locked(here):
+        return compared(loaded.name, here, forms, wanted, serve)
+
+
+def exported(here: run.Run, wanted: str, unservable: str | None) -> list[str]:
+    """Returns the forms of a run that there are, the one that is served first. Raises StageError without that one."""
+    found = [] if unservable else ["adapter"]
+    found += ["merged"] if (here.folder / "merged").is_dir() else []
+    found += [f"quantized/{path.name}" for path in sorted((here.folder / "quantized").glob("*")) if path.is_dir()]
+    if wanted not in found:
+        raise StageError(f"run {here.id} has no {wanted}: `make export RECIPE={here.recipe_name}` writes it")
+    return sorted(found, key=lambda which: which != wanted)
+
+
+def compared(name: str, here: run.Run, forms: Sequence[Served], wanted: str, serve: Serve) -> int:
+    """Measures every form and writes what was found. Returns the exit code."""
+    inputs = {f"{one.which}/{files.SUMS}": files.sha256(one.folder / files.SUMS) for one in forms}
+    run.start(here, "parity", inputs)
+    with run.recorded(here, "parity"):
+        measured = [measure(form, serve, repeat=form.which == wanted) for form in forms]
+    founds = [one.found for one in measured]
+    failures = founds[0].failures(serve.parity)
+    report = {
+        "served": wanted,
+        "passed": not failures,
+        "failures": failures,
+        "start_seconds": {one.found.which: round(one.start_seconds, 1) for one in measured},
+        "repeated": [again for one in measured for again in one.repeated],
+        "forms": [asdict(found) | {"judged": found.other.judged(serve.parity.score_drop)} for found in founds],
+    }
+    files.write_json(here.folder / "parity.json", report)
+    text = table.markdown(name, report, founds, serve.parity)
+    files.write_text(here.folder / "parity.md", text)
+    agreement = {one.which: one.same.agreement for one in founds if one.same}
+    figures = {"prompt_ids_equal": min(one.prompt_ids_equal for one in founds), "label_agreement": agreement}
+    outputs = [here.folder / "parity.json", here.folder / "parity.md"]
+    reason = "; ".join(failures) or "done"
+    run.end(here, "parity", "failed" if failures else "done", reason, outputs, passed=not failures, **figures)
+    print(text)
+    for told in failures:
+        print(f"gate      {wanted}: {told}", file=sys.stderr)
+    return command.GATE if failures else command.DONE
+
+
+def measure(served: Served, serve: Serve, repeat: bool) -> Measured:
+    """Returns what parity finds of one form, on a vLLM of its own at a free port of this machine."""
+    address = Address("127.0.0.1", free_port())
+    vllm = Engine(plan.of([served], serve), address, log_of(served))
+    with stay.stopped_at_the_end(vllm):
+        seconds = stay.started(vllm)
+        probed = probe.of(served, serve.parity.rows)
+        found = probe.measure(probed, address, None, probe.ways(probed, serve))
+        print(f"parity    {served.which}: {table.lines(served.name, found)[0]}", file=sys.stderr, flush=True)
+        again = repeated(probed, address, probe.ways(probed, serve)[0]) if repeat else []
+    return Measured(found, seconds, again)
+
+
+def repeated(probed: Probe, address: Address, way: Any) -> list[dict[str, Any]]:
+    """Returns in how many rows the answer is another than one at a time, asked again at each concurrency."""
+    answers = {
+        at_once: [
+            probe.text_of(reply) for reply in probe.answered(probed, probe.backend(probed, address, None, way, at_once))
+        ]
+        for at_once in CONCURRENCIES
+    }
+    alone = answers[CONCURRENCIES[0]]
+    return [
+        {
+            "which": probed.served.which,
+            "concurrency": at_once,
+            "n": len(alone),
+            "differ": sum(a != b for a, b in zip(alone, answers[at_once], strict=True)),
+        }
+        for at_once in CONCURRENCIES[1:]
+    ]
+
+
+def log_of(served: Served) -> Path:
+    """Returns where the log of a form's server goes."""
+    return served.run.folder / f"parity-{served.which.replace('/', '-')}.log"
+
+
+if __name__ == "__main__":
+    command.run(main)

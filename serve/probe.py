@@ -1,0 +1,283 @@
+"""Is what a server answers what was trained? Two questions, never mixed.
+
+Same weights   the answers of the same weights in transformers (reference.jsonl) and in vLLM must be equal, but for a
+               share of rows that the recipe allows; a row that differs comes with its margin: how much more probable
+               the reference's closest token was than the next best
+Other weights  the adapter on the unquantized base, a merged or a quantized model against the weights that were trained:
+               judged by the task's score on the same rows, with an interval of the difference
+
+And before both: the server must read the token ids that were trained on.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from backends.ask import ask
+from backends.exchange import Backend, Constraint, Reply, Request, Structured
+from recipes.errors import StageError
+from recipes.schema_clashes import METRICS
+from recipes.schema_verdict import Parity, Serve
+from serve import wire
+from serve.engine import Address
+from serve.plan import Served
+from tasks import spec_of
+from tasks.parsed import UNFINISHED, Parsed
+from tracking import files
+
+RESAMPLES = 2000
+LEVEL = 0.95
+CONCURRENCY = 64
+
+Judged = Literal["as good", "undecided", "worse"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Validation rows whose reference answers are known, and how they are asked."""
+
+    served: Served
+    prompt: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    references: Sequence[Mapping[str, Any]]
+    trained: Sequence[Mapping[str, Any]]
+    """The lines of adapter/reference.jsonl: what the weights that were trained answer."""
+
+    @property
+    def metric(self) -> str:
+        """Returns the metric that rows are judged by: the task's first."""
+        return METRICS[self.prompt["task"]["kind"]][0]
+
+    def parsed(self, text: str, complete: bool = True) -> Parsed:
+        """Returns an answer as the task reads it."""
+        module, spec = spec_of(self.prompt["task"])
+        return module.parse(spec, text) if complete else Parsed(None, UNFINISHED)  # type: ignore[no-any-return]
+
+    def score(self, row: Mapping[str, Any], parsed: Parsed) -> float:
+        """Returns the score of one answer; the task's metric is the mean of these."""
+        module, spec = spec_of(self.prompt["task"])
+        return float(module.score(spec, [row["target"]], [parsed])[self.metric])
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A row that the same weights answer otherwise in vLLM."""
+
+    id: str
+    reference: str
+    answer: str
+    margin: float | None
+    """Of the reference, natural logarithm; None where it never had a choice."""
+
+
+@dataclass(frozen=True)
+class Same:
+    """The same weights in transformers and in vLLM."""
+
+    n: int
+    agreement: float
+    flips: Sequence[Flip]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The score of what is served minus that of the weights that were trained, on the same rows."""
+
+    metric: str
+    n: int
+    value: float
+    trained: float
+    difference: float
+    low: float
+    high: float
+    """Ends of the interval of the difference, at LEVEL."""
+
+    def judged(self, allowed_drop: float) -> Judged:
+        """Returns whether less is lost than allowed, more, or whether these rows cannot tell."""
+        if self.high < -allowed_drop:
+            return "worse"
+        return "as good" if self.low >= -allowed_drop else "undecided"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What parity found of one served model."""
+
+    which: str
+    n: int
+    prompt_ids_equal: float
+    first_other_prompt: str | None
+    same: Same | None
+    """None for quantized weights, which transformers does not compute in the same way."""
+    other: Difference
+    valid: Mapping[Structured, float]
+    """Share of answers that the task can read, by how they were constrained."""
+
+    def failures(self, parity: Parity) -> list[str]:
+        """Returns what is below the recipe's floors: nothing where this may be served."""
+        found = []
+        if self.prompt_ids_equal < 1:
+            found.append(
+                f"the server reads other token ids than were trained on, in {1 - self.prompt_ids_equal:.1%} of "
+                f"{self.n} prompts, first in row {self.first_other_prompt}: its chat template or its tokenizer differs"
+            )
+        if self.same and self.same.agreement < parity.same_weights:
+            found.append(
+                f"vLLM answers {self.same.agreement:.1%} of {self.same.n} rows as transformers does with the same "
+                f"weights, and serve.parity.same_weights asks for {parity.same_weights:.1%}; {_first(self.same.flips)}"
+            )
+        if self.other.judged(parity.score_drop) == "worse":
+            found.append(
+                f"{self.other.metric} is {-self.other.difference:.1%} below that of the trained weights "
+                f"({self.other.value:.1%} against {self.other.trained:.1%} of {self.other.n} rows, at least "
+                f"{-self.other.high:.1%} with 95% confidence), and serve.parity.score_drop allows "
+                f"{parity.score_drop:.1%}"
+            )
+        return found
+
+
+def of(served: Served, rows: int) -> Probe:
+    """Returns the rows that a served model is asked. Raises StageError where reference answers are missing."""
+    trained = _references(served.run.folder / "adapter" / "reference.jsonl", rows)
+    references = trained
+    if served.which == "merged":
+        references = _references(served.folder / "reference.jsonl", rows)
+    by_id = {row["id"]: row for row in files.read_jsonl(served.run.folder / "data" / "validation.jsonl")}
+    if missing := [one["id"] for one in trained if one["id"] not in by_id]:
+        raise StageError(f"validation.jsonl has no row {missing[0]}, which adapter/reference.jsonl answers")
+    return Probe(served, served.prompt, [by_id[one["id"]] for one in trained], references, trained)
+
+
+def ways(probe: Probe, serve: Serve) -> list[Structured]:
+    """Returns how answers may be constrained, the way that decides first: as the recipe serves the task."""
+    found: list[Structured] = ["none"]
+    if (probe.prompt["output_schema"] or {}).get("type") == "object":
+        found.insert(0, "json_schema")
+    if probe.prompt["grammar"]:
+        found.insert(0 if serve.structured_output else 1, "grammar")
+    return found
+
+
+def measure(probe: Probe, address: Address, api_key: str | None, ways: Sequence[Structured]) -> Found:
+    """Returns what parity found of a server. `ways` are how answers are constrained, the way that decides first.
+
+    Raises StageError where a request was not answered.
+    """
+    ids = asyncio.run(wire.prompt_ids(address, api_key, probe.served.name, conversations(probe)))
+    other = [one["id"] for one, found in zip(probe.trained, ids, strict=True) if one["prompt_ids"] != found]
+    answers = {way: answered(probe, backend(probe, address, api_key, way)) for way in ways}
+    valid = {
+        way: sum(parsed.problem is None for parsed in _read(probe, found)) / len(found)
+        for way, found in answers.items()
+    }
+    deciding = answers[ways[0]]
+    return Found(
+        which=probe.served.which,
+        n=len(ids),
+        prompt_ids_equal=1 - len(other) / len(ids),
+        first_other_prompt=other[0] if other else None,
+        same=None if probe.served.which.startswith("quantized") else _same(probe, deciding),
+        other=_difference(probe, deciding),
+        valid=valid,
+    )
+
+
+def backend(
+    probe: Probe, address: Address, api_key: str | None, structured: Structured, concurrency: int = CONCURRENCY
+) -> Backend:
+    """Returns the server as one asks it."""
+    return Backend(
+        wire="openai",
+        model=probe.served.name,
+        base_url=wire.base_url(address),
+        api_key=api_key or "none",
+        structured=structured,
+        log_probabilities=True,
+        timeout_seconds=600,
+        concurrency=concurrency,
+    )
+
+
+def answered(probe: Probe, backend: Backend) -> list[Reply]:
+    """Returns the server's reply to each row. Raises StageError where one was not answered."""
+    constraint = Constraint(probe.prompt["grammar"], probe.prompt["output_schema"])
+    requests = [
+        Request(row["id"], messages, probe.prompt["max_answer_tokens"], constraint)
+        for row, messages in zip(probe.rows, conversations(probe), strict=True)
+    ]
+    found = ask(backend, requests)
+    if failed := [one for one in found if one.received is None]:
+        raise StageError(
+            f"{len(failed)} of {len(found)} requests were not answered; the first, {failed[0].id}: {failed[0].error}"
+        )
+    return found
+
+
+def conversations(probe: Probe) -> list[list[dict[str, str]]]:
+    """Returns the messages of each row, up to the answer."""
+    module, spec = spec_of(probe.prompt["task"])
+    return [module.messages(spec, row["input"]) for row in probe.rows]
+
+
+def text_of(reply: Reply) -> str:
+    """Returns the text of a reply that was answered."""
+    return reply.received.output if reply.received else ""
+
+
+def _references(path: Any, rows: int) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise StageError(f"there is no {path}, to which a server is held; train again (FRESH=1)")
+    return list(files.read_jsonl(path))[:rows]
+
+
+def _same(probe: Probe, replies: Sequence[Reply]) -> Same:
+    flips = []
+    for reference, reply in zip(probe.references, replies, strict=True):
+        expected = reference.get("served", reference)
+        if expected["answer"] != text_of(reply):
+            flips.append(Flip(reference["id"], expected["answer"], text_of(reply), expected["margin"]))
+    return Same(len(replies), 1 - len(flips) / len(replies), flips)
+
+
+def _read(probe: Probe, replies: Sequence[Reply]) -> list[Parsed]:
+    return [
+        probe.parsed(one.received.output, one.received.finish_reason == "stop")
+        if one.received
+        else Parsed(None, "none")
+        for one in replies
+    ]
+
+
+def _difference(probe: Probe, replies: Sequence[Reply]) -> Difference:
+    now = [probe.score(row, parsed) for row, parsed in zip(probe.rows, _read(probe, replies), strict=True)]
+    then = [probe.score(row, probe.parsed(one["answer"])) for row, one in zip(probe.rows, probe.trained, strict=True)]
+    differences = [a - b for a, b in zip(now, then, strict=True)]
+    low, high = interval(differences)
+    n = len(now)
+    return Difference(probe.metric, n, sum(now) / n, sum(then) / n, sum(differences) / n, low, high)
+
+
+def interval(values: Sequence[float], seed: int = 17) -> tuple[float, float]:
+    """Returns the ends of the bias-corrected and accelerated bootstrap interval of a mean (Efron 1987), at LEVEL.
+
+    Where all values are the same there is nothing to resample: both ends are that value.
+    """
+    import numpy
+    from scipy.stats import bootstrap
+
+    if len(set(values)) == 1:
+        return values[0], values[0]
+    found = bootstrap(
+        (numpy.asarray(values),),
+        numpy.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        rng=numpy.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _first(flips: Sequence[Flip]) -> str:
+    flip = flips[0]
+    return f"first row {flip.id}: {flip.answer!r} where transformers answers {flip.reference!r}"

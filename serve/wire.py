@@ -1,0 +1,69 @@
+"""What is asked of vLLM beside answers: which token ids it reads, and which models it has."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from recipes.errors import StageError
+from serve.engine import Address
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+_AT_ONCE = 16
+
+
+def base_url(address: Address) -> str:
+    """Returns where the OpenAI wire of a server begins."""
+    return f"{origin(address)}/v1"
+
+
+def origin(address: Address) -> str:
+    """Returns the address that a client on this machine connects to."""
+    if address.socket:
+        return "http://vllm"
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
+    host = everywhere.get(address.host, f"[{address.host}]" if ":" in address.host else address.host)
+    return f"http://{host}:{address.port}"
+
+
+def session(address: Address, api_key: str | None = None, at_once: int = _AT_ONCE) -> "ClientSession":
+    """Returns a session with a server, to be used as a context."""
+    from aiohttp import ClientSession, ClientTimeout, TCPConnector, UnixConnector
+
+    connector: Any = TCPConnector(limit=at_once)
+    if address.socket:
+        connector = UnixConnector(str(address.socket), limit=at_once)
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    timeout = ClientTimeout(total=None, sock_connect=10)
+    return ClientSession(origin(address), connector=connector, headers=headers, timeout=timeout)
+
+
+async def prompt_ids(
+    address: Address, api_key: str | None, model: str, conversations: Sequence[Sequence[Mapping[str, str]]]
+) -> list[list[int]]:
+    """Returns the token ids that the server reads for each conversation. Raises StageError where it refuses."""
+    async with session(address, api_key) as asking:
+
+        async def one(messages: Sequence[Mapping[str, str]]) -> list[int]:
+            asked = {"model": model, "messages": list(messages)}
+            async with asking.post("/tokenize", json=asked) as answer:
+                if answer.status != 200:
+                    raise StageError(f"/tokenize answers {answer.status}: {(await answer.text())[:300]}")
+                return (await answer.json())["tokens"]  # type: ignore[no-any-return]
+
+        return await asyncio.gather(*map(one, conversations))
+
+
+async def load_adapter(asking: "ClientSession", name: str, folder: str) -> None:
+    """Loads an adapter into a running server under a name that it does not have yet. Raises StageError."""
+    async with asking.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder}) as answer:
+        if answer.status != 200:
+            raise StageError(f"vLLM does not load {name} from {folder}: {(await answer.text())[:500]}")
+
+
+async def unload_adapter(asking: "ClientSession", name: str) -> None:
+    """Takes an adapter out of a running server. Raises StageError."""
+    async with asking.post("/v1/unload_lora_adapter", json={"lora_name": name}) as answer:
+        if answer.status != 200:
+            raise StageError(f"vLLM does not unload {name}: {(await answer.text())[:500]}")

@@ -1,0 +1,93 @@
+"""What tests of serving share: a small trained run, and the command as it stays and serves."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+TRAINED = ("train.max_steps=2", "train.save_steps=2")
+# A server that a neighbour slows takes longer than the 30 s that it takes alone.
+PATIENCE_SECONDS = 400
+
+
+def call(runs: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m <words>` on the CPU to its end."""
+    asked = [sys.executable, "-m", *map(str, words), "--hardware", "cpu"]
+    return subprocess.run(
+        asked,
+        cwd=ROOT,
+        env=settings(runs) | environment,
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_SECONDS,
+        check=False,
+    )
+
+
+@contextmanager
+def staying(runs: Path, log: Path, *words: object, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs `python -m <words>` on the CPU until the block ends, what it says going to a file."""
+    asked = [sys.executable, "-m", *map(str, words), "--hardware", "cpu"]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            asked, cwd=ROOT, env=settings(runs) | environment, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def wait_for(log: Path, said: str, process: subprocess.Popen[bytes], times: int = 1) -> str:
+    """Waits until a process has said something so often. Returns its whole log."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        text = log.read_text(encoding="utf-8", errors="replace")
+        if text.count(said) >= times:
+            return text
+        assert process.poll() is None, f"ended with {process.returncode}:\n{text}"
+        assert time.monotonic() < end, f"{said!r} was not said:\n{text}"
+        time.sleep(0.2)
+
+
+def settings(runs: Path) -> dict[str, str]:
+    """Returns the environment of a command."""
+    return {**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1", "REGISTRY": str(runs.parent / "registry")}
+
+
+def below(pid: int) -> list[int]:
+    """Returns the processes that descend from one."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def running(pids: list[int]) -> list[int]:
+    """Returns those processes that still run; one that has ended and was not asked for does not."""
+    found = []
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        found += [pid] if state != "Z" else []
+    return found

@@ -1,0 +1,130 @@
+"""Deploying under load, behind one door, with a real vLLM: no request fails, and each is answered by one version."""
+
+import asyncio
+import json
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from deploy import registry
+from serve import engine
+from tests import serving
+from tracking import files
+from tracking.run import Run
+
+IN_FLIGHT = 200
+
+
+@pytest.fixture(scope="module")
+def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with two trained, from different seeds."""
+    folder = tmp_path_factory.mktemp("gateway") / "runs"
+    for seed in (1, 2):
+        answer = serving.call(folder, "train", small_recipe, *serving.TRAINED, f"train.seed={seed}")
+        assert answer.returncode == 0, answer.stderr
+    return folder
+
+
+def trained(runs: Path) -> list[Run]:
+    found = [Run(path.parent) for path in (runs / "small").glob("2*/manifest.json")]
+    return sorted(found, key=lambda one: one.recipe().train.seed)
+
+
+def deploy(runs: Path, recipe: Path, run: Run) -> str:
+    answer = serving.call(runs, "deploy", recipe, "--run", run.id, FORCE="1")
+    assert answer.returncode == 0, answer.stderr
+    return registry.version_of(run.folder / "adapter")
+
+
+@pytest.mark.slow
+def test_a_version_is_deployed_and_rolled_back_under_load(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
+    first, second = trained(runs)
+    one = deploy(runs, small_recipe, first)
+    port, log = engine.free_port(), tmp_path / "gateway.log"
+    place = runs.parent / "registry" / "small"
+    secret = {"INSOURCE_API_KEY": "secret"}
+    with serving.staying(runs, log, "deploy.gateway", small_recipe, f"serve.port={port}", **secret) as process:
+        serving.wait_for(log, "ready     ", process)
+        prompt = files.read_json(first.folder / "adapter" / "prompt.json")
+        answers = asyncio.run(under_load(port, prompt, lambda: deploy(runs, small_recipe, second), log))
+        two = registry.current(place)
+        assert two is not None and two != one
+        assert {status for status, _, _ in answers} == {200}
+        versions = Counter(version for _, version, _ in answers)
+        assert set(versions) == {one, two} and min(versions.values()) > 20
+        assert all(label in prompt["task"]["labels"] for _, _, label in answers)
+        serving.wait_for(log, f"drained   small@{one}", process)
+
+        damaged = shutil.copytree(second.folder, tmp_path / second.id, symlinks=True)
+        broken(damaged / "adapter")
+        registry.promote(place, Run(damaged), ["by hand"])
+        serving.wait_for(log, "refused   small@", process)
+        assert f"{two} goes on" in log.read_text(encoding="utf-8")
+
+        answer = serving.call(runs, "deploy", small_recipe, "--rollback", "--to", one)
+        assert answer.returncode == 0, answer.stderr
+        serving.wait_for(log, f"current   small@{one}", process, times=2)
+        answers = asyncio.run(asked(port, prompt, 8))
+        assert {(status, version) for status, version, _ in answers} == {(200, one)}
+
+        children = serving.below(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert serving.running(children) == []
+
+
+def broken(adapter: Path) -> None:
+    """Makes the references of an adapter answers that it does not give."""
+    lines = list(files.read_jsonl(adapter / "reference.jsonl"))
+    for line in lines:
+        line["served"]["answer"] = "no label at all"
+    (adapter / "reference.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (adapter / files.SUMS).unlink()
+    files.write_sums(adapter)
+
+
+async def under_load(port: int, prompt: dict[str, Any], change: Any, log: Path) -> list[tuple[int, str, str]]:
+    """Keeps 200 requests in flight while a version is deployed. Returns (status, version, answer) of all of them."""
+    answers: list[tuple[int, str, str]] = []
+    done = asyncio.Event()
+    async with session(port) as asking:
+
+        async def keep_asking(number: int) -> None:
+            while not done.is_set():
+                answers.append(await ask(asking, prompt, f"message {number}"))
+
+        load = [asyncio.create_task(keep_asking(number)) for number in range(IN_FLIGHT)]
+        await asyncio.sleep(2)
+        version = await asyncio.to_thread(change)
+        while f"current   small@{version}" not in log.read_text(encoding="utf-8"):
+            await asyncio.sleep(0.1)
+            assert not any(task.done() for task in load)
+        await asyncio.sleep(3)
+        done.set()
+        await asyncio.gather(*load)
+    return answers
+
+
+async def asked(port: int, prompt: dict[str, Any], count: int) -> list[tuple[int, str, str]]:
+    async with session(port) as asking:
+        return await asyncio.gather(*(ask(asking, prompt, f"message {number}") for number in range(count)))
+
+
+def session(port: int) -> ClientSession:
+    return ClientSession(f"http://127.0.0.1:{port}", headers={"Authorization": "Bearer secret"})
+
+
+async def ask(asking: ClientSession, prompt: dict[str, Any], text: str) -> tuple[int, str, str]:
+    content = prompt["messages"][0]["content"].replace("{input}", text)
+    body = {"model": "small", "messages": [{"role": "user", "content": content}],
+            "structured_outputs": {"grammar": prompt["grammar"]}}  # fmt: skip
+    async with asking.post("/v1/chat/completions", json=body) as answer:
+        said = await answer.json()
+        assert answer.status != 200 or said["model"] == "small"
+        label = said["choices"][0]["message"]["content"] if answer.status == 200 else str(said)
+        return answer.status, answer.headers.get("X-Insource-Version", ""), label

@@ -1,0 +1,121 @@
+"""What parity concludes from what it found: which floors hold, and what a person is told."""
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipes.schema_verdict import Parity
+from serve import engine, table
+from serve.probe import Difference, Flip, Found, Same, interval
+
+PARITY = Parity()
+
+
+def found(**changes: Any) -> Found:
+    flip = Flip("T000017", "refund_status", "billing_dispute", 0.02)
+    what: dict[str, Any] = {
+        "which": "adapter",
+        "n": 500,
+        "prompt_ids_equal": 1.0,
+        "first_other_prompt": None,
+        "same": Same(500, 0.998, [flip]),
+        "other": Difference("accuracy", 500, 0.862, 0.864, -0.002, -0.008, 0.004),
+        "valid": {"grammar": 1.0, "none": 0.97},
+    }
+    return Found(**(what | changes))
+
+
+def test_all_floors_hold() -> None:
+    assert found().failures(PARITY) == []
+    assert found(same=None, which="quantized/int8").failures(PARITY) == []
+
+
+def test_one_prompt_that_is_read_otherwise_is_too_many() -> None:
+    (told,) = found(prompt_ids_equal=0.998, first_other_prompt="T000003").failures(PARITY)
+    assert "0.2% of 500 prompts, first in row T000003" in told and "chat template" in told
+
+
+def test_the_same_weights_must_agree() -> None:
+    flips = [Flip(f"T{n}", "a", "b", 3.0) for n in range(6)]
+    (told,) = found(same=Same(500, 0.988, flips)).failures(PARITY)
+    assert "98.8% of 500" in told and "99.0%" in told and "first row T0: 'b' where transformers answers 'a'" in told
+    assert found(same=Same(500, 0.988, flips)).failures(Parity(same_weights=0.98)) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "judged"), [(-0.06, -0.02, "worse"), (-0.03, 0.01, "undecided"), (-0.009, 0.01, "as good")]
+)
+def test_other_weights_are_refused_only_where_they_are_surely_worse(low: float, high: float, judged: str) -> None:
+    other = Difference("accuracy", 500, 0.82, 0.86, (low + high) / 2, low, high)
+    assert other.judged(PARITY.score_drop) == judged
+    told = found(other=other).failures(PARITY)
+    assert bool(told) == (judged == "worse")
+    assert not told or "82.0% against 86.0% of 500 rows" in told[0]
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 0.0, 0.0, 1.0]), min_size=30, max_size=200), st.integers(0, 5))
+def test_an_interval_holds_its_mean_and_is_the_same_every_time(values: list[float], seed: int) -> None:
+    low, high = interval(values, seed)
+    mean = sum(values) / len(values)
+    assert low - 1e-12 <= mean <= high + 1e-12
+    assert (low, high) == interval(values, seed)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    drawn, held = random.Random(17), 0
+    for _ in range(200):
+        values = [float(drawn.random() < 0.1) - float(drawn.random() < 0.1) for _ in range(400)]
+        low, high = interval(values)
+        held += low <= 0 <= high
+    assert 0.90 <= held / 200 <= 0.99
+
+
+def test_the_table_names_what_differs_and_how_close_it_was() -> None:
+    report = {
+        "start_seconds": {"adapter": 31.4, "quantized/int8": 28.0},
+        "repeated": [{"which": "adapter", "concurrency": 64, "n": 500, "differ": 2}],
+    }
+    text = table.markdown("classifier", report, [found(), found(which="quantized/int8", same=None)], PARITY)
+    assert "| adapter | 100.0% | 99.8% of 500 | 86.2% | -0.2% (-0.8% to +0.4%) | as good | 31 s |" in text
+    assert "row T000017: 'billing_dispute', in transformers 'refund_status'" in text and "1.02 times" in text
+    assert "64 at a time: 2 of 500 answers differ" in text
+
+
+LOG = """\
+INFO 11-21 10:00:00 [api_server.py:12] vLLM API server version 0.32.0
+\x1b[1;36m(EngineCore pid=123)\x1b[0;0m ERROR 11-21 10:00:01 [core.py:77] EngineCore failed to start.
+(EngineCore pid=123) ERROR 11-21 10:00:01 [core.py:77] Traceback (most recent call last):
+(EngineCore pid=123) ERROR 11-21 10:00:01 [core.py:77]   File "core.py", line 1, in run
+(EngineCore pid=123) ERROR 11-21 10:00:01 [core.py:77] ValueError: No available memory for the cache blocks.
+(APIServer pid=12) Traceback (most recent call last):
+(APIServer pid=12) RuntimeError: Engine core initialization failed.
+"""
+
+
+def test_the_servers_own_words_are_its_errors_without_tracebacks() -> None:
+    said = engine.own_words(LOG)
+    assert said == [
+        "ValueError: No available memory for the cache blocks.",
+        "RuntimeError: Engine core initialization failed.",
+    ]
+    assert "Not enough memory" in engine.hint("\n".join(said)) and engine.hint("ok") == ""
+    assert engine.own_words("one\n\ntwo\n") == ["one", "two"]
+
+
+def test_a_port_that_is_taken_is_told_with_one_that_is_free() -> None:
+    import socket
+
+    from recipes.errors import RecipeError
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(RecipeError, match=rf"127\.0\.0\.1:{port} cannot be listened at: .* SET=serve\.port=\d+"):
+            engine.check_free("127.0.0.1", port)
+    engine.check_free("127.0.0.1", port)
+    with pytest.raises(RecipeError, match="cannot be listened at"):
+        engine.check_free("192.0.2.1", 8000)

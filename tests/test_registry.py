@@ -1,0 +1,136 @@
+"""What is deployed: promoted, rolled back, never half."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deploy import gates, registry
+from recipes.errors import RecipeError, StageError
+from recipes.load import load
+from tests.conftest import Command
+from tracking import files, run
+from tracking.run import Run
+
+RECIPE = load("classifier", (), "cpu").recipe
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Callable[[str], Run]:
+    """Makes a run that looks trained, its weights the given text."""
+
+    def made(weights: str) -> Run:
+        data = tmp_path / "data"
+        data.mkdir(exist_ok=True)
+        here = run.create(tmp_path / "runs" / "classifier", RECIPE, "digest", {}, data)
+        (here.folder / "adapter").mkdir()
+        (here.folder / "adapter" / "adapter_model.safetensors").write_text(weights, encoding="utf-8")
+        files.write_sums(here.folder / "adapter")
+        run.start(here, "train", {})
+        run.end(here, "train", "done", "done")
+        return here
+
+    return made
+
+
+def passed(here: Run, passed: bool = True) -> Run:
+    sums = {f"adapter/{files.SUMS}": files.sha256(here.folder / "adapter" / files.SUMS)}
+    run.start(here, "parity", sums)
+    run.end(here, "parity", "done" if passed else "failed", "done" if passed else "answers differ", passed=passed)
+    return here
+
+
+def test_versions_follow_their_bytes_and_history_tells(trained: Callable[[str], Run], tmp_path: Path) -> None:
+    place = tmp_path / "registry" / "classifier"
+    one, two = trained("one"), trained("two")
+    first, second = registry.promote(place, one, []), registry.promote(place, two, ["parity failed"])
+    assert first != second and registry.current(place) == second
+    assert registry.promote(place, one, []) == first  # the same bytes are the same version
+    assert sorted(path.name for path in (place / "versions").iterdir()) == sorted([first, second])
+    told = registry.history(place)
+    assert [(line["from"], line["to"]) for line in told] == [(None, first), (first, second), (second, first)]
+    assert [line["forced"] for line in told] == [False, True, False]
+    assert told[1]["overridden"] == ["parity failed"] and told[1]["run_id"] == two.id
+    assert (place / "current" / "adapter" / "adapter_model.safetensors").read_text(encoding="utf-8") == "one"
+
+
+def test_rolling_back_twice_goes_further_back(trained: Callable[[str], Run], tmp_path: Path) -> None:
+    place = tmp_path / "registry" / "classifier"
+    versions = [registry.promote(place, trained(weights), []) for weights in ("one", "two", "three")]
+    assert registry.roll_back(place, None) == (versions[2], versions[1])
+    assert registry.roll_back(place, None) == (versions[1], versions[0])
+    with pytest.raises(RecipeError, match="only version"):
+        registry.roll_back(place, None)
+    assert registry.roll_back(place, versions[2]) == (versions[0], versions[2])
+    assert registry.current(place) == versions[2]
+    with pytest.raises(RecipeError, match=f"no whole version nonsense .* there are {min(versions)}"):
+        registry.roll_back(place, "nonsense")
+
+
+def test_nothing_to_roll_back(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="nothing is deployed"):
+        registry.roll_back(tmp_path / "classifier", None)
+
+
+def test_a_damaged_version_is_not_gone_back_to_and_is_written_anew(
+    trained: Callable[[str], Run], tmp_path: Path
+) -> None:
+    place = tmp_path / "registry" / "classifier"
+    here = trained("one")
+    first = registry.promote(place, here, [])
+    registry.promote(place, trained("two"), [])
+    (place / "versions" / first / "adapter" / "adapter_model.safetensors").write_text("hal", encoding="utf-8")
+    with pytest.raises(RecipeError, match="no whole version"):
+        registry.roll_back(place, None)
+    assert registry.promote(place, here, []) == first and registry.whole(place / "versions" / first)
+
+
+def test_an_adapter_that_changed_after_training_is_not_deployed(trained: Callable[[str], Run], tmp_path: Path) -> None:
+    here = trained("one")
+    (here.folder / "adapter" / "adapter_model.safetensors").write_text("two", encoding="utf-8")
+    with pytest.raises(StageError, match="was changed"):
+        registry.promote(tmp_path / "registry" / "classifier", here, [])
+    assert registry.current(tmp_path / "registry" / "classifier") is None
+    assert not list((tmp_path / "registry" / "classifier" / "versions").iterdir())
+
+
+def test_the_gates(trained: Callable[[str], Run]) -> None:
+    here = trained("one")
+    (told,) = gates.closed(here, RECIPE)
+    assert "parity was not measured" in told and f"make parity RECIPE=classifier RUN={here.id}" in told
+    passed(here)
+    assert gates.closed(here, RECIPE) == []
+    passed(here, False)
+    assert gates.closed(here, RECIPE) == ["parity failed: answers differ"]
+    passed(here)
+    (here.folder / "adapter" / files.SUMS).write_text("", encoding="utf-8")
+    (told,) = gates.closed(here, RECIPE)
+    assert "on another adapter" in told
+    dora = load("classifier", ["lora.use_dora=true"], "cpu").recipe
+    assert "adapters are deployed unmerged" in gates.closed(here, dora)[0]
+
+
+def test_the_command_deploys_refuses_forces_and_rolls_back(
+    trained: Callable[[str], Run], tmp_path: Path, python: Command
+) -> None:
+    first, second = passed(trained("one")), trained("two")
+    place = tmp_path / "registry" / "classifier"
+    words = ("deploy", "classifier", "--hardware", "cpu")
+    settings = {"REGISTRY": str(tmp_path / "registry")}
+    done = python(*words, "--run", first.id, **settings)
+    assert done.returncode == 0, done.stderr
+    assert f"run {first.id}" in done.stdout
+    refused = python(*words, "--run", second.id, **settings)
+    assert refused.returncode == 3 and "FORCE=1" in refused.stderr and "make parity" in refused.stderr
+    assert registry.current(place) == registry.version_of(first.folder / "adapter")
+    forced = python(*words, "--run", second.id, **settings, FORCE="1")
+    assert forced.returncode == 0 and registry.history(place)[-1]["forced"]
+    assert second.stage("deploy")["metrics"]["overridden"]
+    back = python(*words, "--rollback", **settings)
+    assert back.returncode == 0 and registry.current(place) == registry.version_of(first.folder / "adapter")
+    unknown = python(*words, "--run", "nonsense", **settings)
+    assert unknown.returncode == 2 and "no such run" in unknown.stderr
+    lines = (place / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["action"] for line in lines] == ["deploy", "deploy", "rollback"]
+    assert (place / "current").readlink().parent.name == "versions"

@@ -1,0 +1,175 @@
+"""What is caught before anything is served: each with a message that says which file, and what to do."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig, TaskType, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from recipes.errors import RecipeError
+from recipes.load import POCKET, load
+from recipes.schema_verdict import Serve
+from serve import plan, servable
+from serve.engine import Address, Plan, command, settings
+from tasks import classification, render
+from tracking import files
+from train import adapter, base
+
+SPEC = classification.Spec("Say what the user wants.", {"find_bus": "", "get_weather": ""})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter folder as training writes it, untrained."""
+    folder = tmp_path_factory.mktemp("trained") / "adapter"
+    recipe = load("classifier", ["model.quantization=none"], "cpu").recipe
+    tokenizer = render.tokenizer_of(recipe.model)
+    config = LoraConfig(r=4, target_modules="all-linear", task_type=TaskType.CAUSAL_LM)
+    get_peft_model(base.base_model(recipe), config).save_pretrained(folder, save_embedding_layers=False)
+    tokenizer.save_pretrained(folder)
+    files.write_json(folder / "prompt.json", adapter.prompt(recipe, tokenizer, SPEC, 64))
+    files.write_sums(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "adapter")
+
+
+def problems(folder: Path, base: Path = POCKET) -> str:
+    return "\n".join(servable.of_adapter(folder, base))
+
+
+def resummed(folder: Path) -> None:
+    """As if all had been written like this, so that not the hashes tell."""
+    (folder / files.SUMS).unlink()
+    files.write_sums(folder)
+
+
+def test_what_training_wrote_may_be_served(folder: Path) -> None:
+    assert problems(folder) == ""
+    assert servable.max_lora_rank({"classifier": folder}) == 8
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["hashes kept", "hashes written anew"])
+def test_a_template_changed_after_training(folder: Path, again: bool) -> None:
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    if again:
+        resummed(folder)
+    told = problems(folder)
+    assert (
+        "chat_template.jinja" in told and "asked otherwise than it was taught" in told and "put the trained one" in told
+    )
+
+
+def test_an_adapter_of_rank_600(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    files.write_json(path, files.read_json(path) | {"r": 600})
+    resummed(folder)
+    assert "rank 600, and vLLM serves at most 512; set lora.r" in problems(folder)
+
+
+def test_what_vllm_serves_only_merged(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    files.write_json(path, files.read_json(path) | {"use_dora": True, "bias": "all", "modules_to_save": ["lm_head"]})
+    resummed(folder)
+    told = problems(folder)
+    assert all(word in told for word in ("use_dora", "bias 'all'", "modules_to_save", "SET=serve.model=merged"))
+
+
+def test_a_pickle_instead_of_safetensors(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    resummed(folder)
+    told = problems(folder)
+    assert "adapter_model.bin" in told and "is a pickle" in told and "only safetensors are served" in told
+    assert "adapter_model.safetensors is missing" in told
+
+
+@pytest.mark.parametrize("kept", [0, 4, 60, 5000])
+def test_a_truncated_file(folder: Path, kept: int) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    resummed(folder)
+    told = problems(folder)
+    assert path.name in told and ("cut short" in told or "is no safetensors file" in told)
+
+
+def test_a_truncated_shard_of_a_merged_model(tmp_path: Path, folder: Path) -> None:
+    merged = shutil.copytree(POCKET, tmp_path / "merged")
+    for name in ("prompt.json", "chat_template.jinja"):
+        shutil.copyfile(folder / name, merged / name)
+    tensors = load_file(merged / "model.safetensors")
+    (merged / "model.safetensors").unlink()
+    half = len(tensors) // 2
+    for number, names in enumerate((list(tensors)[:half], list(tensors)[half:]), 1):
+        save_file({name: tensors[name] for name in names}, merged / f"model-{number:05}-of-00002.safetensors")
+    files.write_sums(merged)
+    assert servable.of_model(merged) == []
+    shard = merged / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    (told,) = servable.of_model(merged)
+    assert shard.name in told and "cut short" in told and "make export" in told
+    shard.unlink()
+    (told,) = servable.of_model(merged)
+    assert f"{shard.name} is missing" in told
+
+
+def test_one_changed_byte(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert "adapter_model.safetensors was changed" in problems(folder)
+
+
+def test_a_base_of_another_shape(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(POCKET, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    save_file({name: one[..., :-8].contiguous() for name, one in tensors.items()}, other / "model.safetensors")
+    told = problems(folder, other)
+    assert "is not the one of this adapter (pocket/model)" in told and "set model.base to that one" in told
+
+
+def test_a_base_with_other_weights(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(POCKET, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    save_file({name: one * 1.01 for name, one in tensors.items()}, other / "model.safetensors")
+    told = problems(folder, other)
+    assert "model.safetensors differ" in told and "is not as it was in training" in told
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    assert "there is no" in problems(tmp_path / "adapter")
+
+
+def test_weights_take_more_memory_than_there_is() -> None:
+    asked = Plan(str(POCKET), "pocket", Serve(cpu_cache_gib=2.0), use_cpu=True)
+    assert plan.memory_problem(asked, 4 * 2**30) is None
+    told = plan.memory_problem(asked, 2**30)
+    assert told is not None and "not enough memory" in told and "serve.cpu_cache_gib" in told
+
+
+def test_an_open_address_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(plan.API_KEY, raising=False)
+    assert plan.key_for(Address("127.0.0.1", 8000)) is None
+    with pytest.raises(RecipeError, match=plan.API_KEY):
+        plan.key_for(Address("0.0.0.0", 8000))  # noqa: S104
+    monkeypatch.setenv(plan.API_KEY, "secret")
+    assert plan.key_for(Address("0.0.0.0", 8000)) == "secret"  # noqa: S104
+
+
+def test_the_command_serves_adapters_and_hides_the_key(folder: Path) -> None:
+    asked = Plan("base", "base", Serve(), True, adapters={"classifier": folder}, max_lora_rank=8)
+    words = command(asked, Address("127.0.0.1", 8000))
+    shown: Callable[[str], Any] = lambda name: words[words.index(name) + 1]  # noqa: E731
+    assert (shown("--dtype"), shown("--max-lora-rank"), shown("--load-format")) == ("float32", "8", "safetensors")
+    assert shown("--lora-modules") == f"classifier={folder}"
+    assert json.loads(shown("--override-generation-config")) == {"temperature": 0.0}
+    assert settings(asked, "secret")["VLLM_API_KEY"] == "secret" and "secret" not in " ".join(words)
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in settings(asked, None)

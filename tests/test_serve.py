@@ -1,0 +1,150 @@
+"""Serving with a real vLLM: what answers is what was trained, or nothing answers."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve import engine
+from tests import serving
+from tests.conftest import ROOT
+from tracking import files
+from tracking.run import Run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with one trained and merged."""
+    folder = tmp_path_factory.mktemp("serve") / "runs"
+    for words in (("train", *serving.TRAINED), ("train.export",)):
+        answer = serving.call(folder, words[0], small_recipe, *words[1:])
+        assert answer.returncode == 0, answer.stderr
+    return folder
+
+
+def run_in(runs: Path) -> Run:
+    return Run((runs / "small" / "latest").resolve())
+
+
+def test_it_serves_curl_and_both_sdks_and_comes_back_when_its_engine_dies(
+    runs: Path, small_recipe: Path, tmp_path: Path
+) -> None:
+    from anthropic import Anthropic
+    from openai import OpenAI
+
+    port, log = engine.free_port(), tmp_path / "serve.log"
+    with serving.staying(runs, log, "serve", small_recipe, f"serve.port={port}") as process:
+        said = serving.wait_for(log, "stop      Ctrl-C", process)
+        assert "100.0% of" in said and "prompts read as trained" in said
+        prompt = files.read_json(run_in(runs).folder / "adapter" / "prompt.json")
+        labels = list(prompt["task"]["labels"])
+        (shown,) = [line.removeprefix("try       ") for line in said.splitlines() if line.startswith("try ")]
+        curl = subprocess.run(shown, shell=True, capture_output=True, text=True, check=True, cwd=ROOT)  # noqa: S602
+        assert json.loads(curl.stdout)["choices"][0]["message"]["content"] in labels
+        asked: Any = [{"role": "user", "content": prompt["messages"][0]["content"].replace("{input}", "where is it?")}]
+        extra = {"structured_outputs": {"choice": labels}}
+        with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as openai:
+            answered = openai.chat.completions.create(model="small", messages=asked, extra_body=extra)
+        assert answered.choices[0].message.content in labels
+        with Anthropic(base_url=f"http://127.0.0.1:{port}", api_key="none") as anthropic:
+            message = anthropic.messages.create(model="small", messages=asked, max_tokens=32)
+        assert message.model == "small" and message.usage.output_tokens > 0
+
+        second = serving.call(runs, "serve", small_recipe, f"serve.port={port}")
+        assert second.returncode == 2 and f"127.0.0.1:{port} cannot be listened at" in second.stderr
+        assert "is free: SET=serve.port=" in second.stderr
+
+        (server,) = [pid for pid in serving.below(process.pid) if "api_server" in command_of(pid)]
+        os.kill(next(pid for pid in serving.below(server) if "EngineCore" in name_of(pid)), signal.SIGKILL)
+        said = serving.wait_for(log, "ready     again", process)
+        assert "vllm      died" in said
+        with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as openai:
+            again = openai.chat.completions.create(model="small", messages=asked, extra_body=extra)
+        assert again.choices[0].message.content == answered.choices[0].message.content
+
+        children = serving.below(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert serving.running(children) == []
+
+
+def test_a_server_whose_starter_is_killed_ends(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
+    log = tmp_path / "serve.log"
+    with serving.staying(runs, log, "serve", small_recipe, f"serve.port={engine.free_port()}") as process:
+        serving.wait_for(log, "vllm      starting", process)
+        time.sleep(8)
+        children = serving.below(process.pid)
+        assert children
+        process.kill()
+        process.wait()
+        end = time.monotonic() + 60
+        while serving.running(children) and time.monotonic() < end:
+            time.sleep(0.2)
+        assert serving.running(children) == []
+
+
+def test_answers_that_are_not_the_trained_ones_close_the_gate(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
+    """Another adapter under the same references: vLLM then answers what these weights answer, which nobody trained."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    here = run_in(runs)
+    adapter = here.folder / "adapter"
+    kept = {path: path.read_bytes() for path in adapter.iterdir()}
+    try:
+        tensors = load_file(adapter / "adapter_model.safetensors")
+        torch.manual_seed(3)
+        other = {name: one + 0.1 * torch.randn_like(one) for name, one in tensors.items()}
+        save_file(other, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+        (adapter / files.SUMS).unlink()
+        files.write_sums(adapter)
+        answer = serving.call(runs, "serve", small_recipe, f"serve.port={engine.free_port()}")
+    finally:
+        for path, data in kept.items():
+            path.write_bytes(data)
+    assert answer.returncode == 3, answer.stderr
+    assert "serve.parity.same_weights asks for 99.0%" in answer.stderr
+    assert "where transformers answers" in answer.stderr and "not served" in answer.stderr
+    assert "ready" not in answer.stdout
+
+
+def test_what_kills_the_server_is_told_in_its_own_words(runs: Path, small_recipe: Path) -> None:
+    answer = serving.call(runs, "serve", small_recipe, "serve.max_model_len=999999", f"serve.port={engine.free_port()}")
+    assert answer.returncode == 1
+    assert "vLLM ended while it started" in answer.stderr and "max_model_len" in answer.stderr
+    assert "Traceback" not in answer.stderr and "serve.log" in answer.stderr
+
+
+def test_the_parity_table_has_every_form_and_lets_the_adapter_be_deployed(runs: Path, small_recipe: Path) -> None:
+    answer = serving.call(runs, "serve.parity", small_recipe)
+    assert answer.returncode == 0, answer.stderr
+    here = run_in(runs)
+    report = files.read_json(here.folder / "parity.json")
+    forms = {one["which"]: one for one in report["forms"]}
+    assert list(forms) == ["adapter", "merged", "quantized/int8"]
+    assert report["passed"] and all(one["prompt_ids_equal"] == 1 for one in forms.values())
+    for which in ("adapter", "merged"):
+        assert forms[which]["same"]["agreement"] >= 0.99
+        assert all(flip["margin"] is not None for flip in forms[which]["same"]["flips"])
+    assert forms["quantized/int8"]["same"] is None and forms["quantized/int8"]["other"]["n"] > 50
+    assert all(one["valid"]["grammar"] == 1 for one in forms.values())
+    stage = here.stage("parity")
+    assert stage["state"] == "done" and stage["metrics"]["prompt_ids_equal"] == 1
+    assert "| adapter | 100.0% |" in (here.folder / "parity.md").read_text(encoding="utf-8")
+    deployed = serving.call(runs, "deploy", small_recipe)
+    assert deployed.returncode == 0, deployed.stderr
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def name_of(pid: int) -> str:
+    return command_of(pid) + Path(f"/proc/{pid}/comm").read_text()

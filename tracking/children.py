@@ -1,0 +1,24 @@
+"""Processes that end with the one that started them, in whichever way that ends, kill -9 included."""
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with(parent: int, number: int = signal.SIGKILL) -> None:
+    """Has the kernel send this process a signal when the process `parent`, which started it, ends.
+
+    To be precise, when the thread of it ends that started this one. Linux alone (prctl(2)).
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # it was gone before it could be watched
+        os.kill(os.getpid(), number)
+
+
+def ending_with_me(number: int = signal.SIGTERM) -> Callable[[], None]:
+    """Returns what subprocess.Popen takes as preexec_fn, so that the child ends with this process."""
+    parent = os.getpid()
+    return lambda: end_with(parent, number)

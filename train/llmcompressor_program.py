@@ -1,0 +1,31 @@
+"""Runs in llm-compressor's own environment: MERGED ROWS.jsonl PRESET FOLDER. Imports nothing of this project."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from llmcompressor import oneshot
+from llmcompressor.modifiers.quantization import GPTQModifier
+from transformers import AutoModelForCausalLM
+
+
+def main(merged: str, rows: str, preset: str, folder: str) -> None:
+    """Quantizes the merged model by GPTQ (arXiv:2210.17323), its errors weighed by what the rows make of each layer."""
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, use_safetensors=True)
+    lines = Path(rows).read_text(encoding="utf-8").splitlines()
+    ids = [json.loads(line)["input_ids"] for line in lines]
+    data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(one) for one in ids]})
+    oneshot(
+        model=model,
+        dataset=data,
+        recipe=GPTQModifier(targets="Linear", scheme=preset, ignore=["lm_head"]),
+        max_seq_length=max(map(len, ids)),
+        num_calibration_samples=len(ids),
+    )
+    model.save_pretrained(folder, save_compressed=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
