@@ -1,6 +1,7 @@
 """The door: who comes in, what passes, under which name. Behind it stands an engine that tells what it was asked."""
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -134,7 +135,7 @@ def test_what_cannot_be_asked_is_told_as_the_sdks_read_it() -> None:
                 (b'{"model": "pocket/model"}', 404),
                 (b" " * (proxy.LARGEST_BODY_BYTES + 1), 413),
             ):
-                answer = await client.post("/v1/messages", data=body)
+                answer = await client.post("/v1/messages", data=io.BytesIO(body))
                 assert answer.status == status, body[:20]
                 assert (await answer.json())["error"]["message"]
             assert asked == []

@@ -24,7 +24,7 @@ REQUIREMENTS = ("llmcompressor==0.14.0.1",)
 WITHOUT_ON_CPU = ("torchvision", "torchaudio")
 
 
-def write(run: Run, recipe: Recipe, merged: Path, preset: str, folder: Path) -> None:
+def write(run: Run, recipe: Recipe, merged: Path, preset: str, group_size: int, folder: Path) -> None:
     """Writes the merged model quantized by a preset into a folder. Raises StageError where llm-compressor fails."""
     without = WITHOUT_ON_CPU if recipe.accelerate.use_cpu else ()
     python = venvs.python_of(ROOT / ".venvs" / "llmcompressor", REQUIREMENTS, without)
@@ -32,7 +32,7 @@ def write(run: Run, recipe: Recipe, merged: Path, preset: str, folder: Path) -> 
         rows = Path(name) / "rows.jsonl"
         rows.write_text("".join(json.dumps({"input_ids": ids}) + "\n" for ids in token_ids(run, recipe, merged)))
         asked = [str(python), str(Path(__file__).with_name("llmcompressor_program.py"))]
-        asked += [str(merged), str(rows), preset, str(folder)]
+        asked += [str(merged), str(rows), preset, str(group_size), str(folder)]
         answer = subprocess.run(asked, capture_output=True, text=True, check=False)
     if answer.returncode:
         said = (answer.stderr.strip().splitlines() or ["nothing said"])[-1]

@@ -19,6 +19,7 @@ from recipes.schema import Recipe
 from tracking import files, run
 from tracking.run import Run
 from train import merge, quantize
+from train.launch import QUIET
 
 # Raised when the same adapter would be exported into something else.
 VERSION = 1
@@ -40,9 +41,13 @@ def main() -> int:
     schemes = quantize.schemes(recipe)
     if schemes and not recipe.export.merge:
         raise RecipeError("export.merge: quantize takes the merged model; set merge: true, or quantize: none")
+    wanted = (["merged"] if recipe.export.merge else []) + [f"quantized/{scheme}" for scheme in schemes]
+    print(f"export    {loaded.name}: {', '.join(wanted) or 'nothing'} of run {here.id}", file=sys.stderr)
     if arguments.dry_run:
         return command.DONE
     check_adapter(here)
+    # Progress bars of libraries say nothing of what is done here.
+    os.environ.update({"TQDM_DISABLE": "1", **QUIET})
     with run.locked(here):
         return export(here, recipe, schemes)
 

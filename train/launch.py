@@ -31,6 +31,8 @@ from train.interrupt import ECHO_SECONDS
 from train.ranks import LAUNCHER
 
 ROOT = Path(__file__).parent.parent
+# What libraries would say, or tell others, by themselves.
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_TELEMETRY": "1", "BITSANDBYTES_NOWELCOME": "1"}
 # After a second signal the processes have this long to record their end.
 LAST_SECONDS = 10.0
 
@@ -208,14 +210,7 @@ def _watched(asked: list[str], settings: Mapping[str, str]) -> tuple[int, bool]:
 
 def _worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
     accelerate = recipe.accelerate
-    defaults = {
-        "OMP_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "true",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "BITSANDBYTES_NOWELCOME": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
+    defaults = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true", "PYTHONWARNINGS": "ignore", **QUIET}
     told = {"ACCELERATE_MIXED_PRECISION": accelerate.mixed_precision, LAUNCHER: str(os.getpid())}
     if accelerate.use_cpu:
         told["ACCELERATE_USE_CPU"] = "true"

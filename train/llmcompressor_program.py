@@ -1,26 +1,30 @@
-"""Runs in llm-compressor's own environment: MERGED ROWS.jsonl PRESET FOLDER. Imports nothing of this project."""
+"""Runs in llm-compressor's own environment: MERGED ROWS.jsonl PRESET GROUP FOLDER. Imports nothing of this project."""
 
 import json
 import sys
 from pathlib import Path
 
 import torch
+from compressed_tensors.quantization import preset_name_to_scheme
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import GPTQModifier
 from transformers import AutoModelForCausalLM
 
 
-def main(merged: str, rows: str, preset: str, folder: str) -> None:
+def main(merged: str, rows: str, preset: str, group_size: str, folder: str) -> None:
     """Quantizes the merged model by GPTQ (arXiv:2210.17323), its errors weighed by what the rows make of each layer."""
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, use_safetensors=True)
     lines = Path(rows).read_text(encoding="utf-8").splitlines()
     ids = [json.loads(line)["input_ids"] for line in lines]
     data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(one) for one in ids]})
+    scheme = preset_name_to_scheme(preset, targets=["Linear"])
+    if scheme.weights.group_size:
+        scheme.weights.group_size = int(group_size)
     oneshot(
         model=model,
         dataset=data,
-        recipe=GPTQModifier(targets="Linear", scheme=preset, ignore=["lm_head"]),
+        recipe=GPTQModifier(config_groups={"group_0": scheme}, ignore=["lm_head"]),
         max_seq_length=max(map(len, ids)),
         num_calibration_samples=len(ids),
     )

@@ -2,7 +2,7 @@
 
 int8    W8A8   weights to 8 bits a channel, activations to 8 bits a token while it runs; CPUs and GPUs
 fp8     W8A8   the same in 8-bit floating point; GPUs of compute capability 8.9 and newer
-w4a16   W4A16  weights to 4 bits in groups of 128, activations untouched
+w4a16   W4A16  weights to 4 bits in groups of 128 (64 or 32 where a layer is no multiple), activations untouched
 
 Without calibration the scales come from the weights alone. With `export.calibration_rows` llm-compressor fits them on
 rows of train, in an environment of its own (calibrate.py).
@@ -22,6 +22,7 @@ from train import adapter, calibrate, merge
 PRESETS: Mapping[str, str] = {"int8": "W8A8", "fp8": "FP8_DYNAMIC", "w4a16": "W4A16"}
 # The head decides between tokens and is small beside the rest.
 UNTOUCHED = ["lm_head"]
+GROUPS = (128, 64, 32)
 FP8_CAPABILITY = 8.9
 
 
@@ -46,7 +47,7 @@ def write(run: Run, recipe: Recipe, scheme: str, made_of: Mapping[str, Any]) -> 
     target.parent.mkdir(exist_ok=True)
     with files.whole_folder(target) as folder:
         if recipe.export.calibration_rows:
-            calibrate.write(run, recipe, merged, PRESETS[scheme], folder)
+            calibrate.write(run, recipe, merged, PRESETS[scheme], group_size(_loaded(merged)), folder)
         else:
             data_free(merged, PRESETS[scheme], folder, recipe.export.max_shard_size)
         merge.accompany(run, folder, made_of, card(run, recipe, scheme))
@@ -59,10 +60,11 @@ def data_free(merged: Path, preset: str, folder: Path, max_shard_size: str) -> N
     import torch
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config, preset_name_to_scheme
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, use_safetensors=True)
+    model = _loaded(merged)
     scheme = preset_name_to_scheme(preset, targets=["Linear"])
+    if scheme.weights.group_size:
+        scheme.weights.group_size = group_size(model)
     apply_quantization_config(model, QuantizationConfig(config_groups={"group_0": scheme}, ignore=UNTOUCHED))
     with torch.no_grad():
         for module in model.modules():
@@ -74,9 +76,24 @@ def data_free(merged: Path, preset: str, folder: Path, max_shard_size: str) -> N
     compressor.update_config(folder)
 
 
+def _loaded(merged: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, use_safetensors=True)
+
+
+def group_size(model: Any) -> int:
+    """Returns the largest of vLLM's group sizes that divides the width of every layer."""
+    from torch.nn import Linear
+
+    widths = [layer.in_features for layer in model.modules() if isinstance(layer, Linear)]
+    return next(size for size in GROUPS if size == GROUPS[-1] or not any(width % size for width in widths))
+
+
 def _set_scale(module: Any) -> None:
     """Sets a layer's scale: of each output channel, or of each group of inputs within it."""
-    from compressed_tensors.quantization import calculate_qparams
+    from compressed_tensors.quantization.utils import calculate_qparams
 
     args, weight = module.quantization_scheme.weights, module.weight.float()
     parts = weight.unflatten(1, (-1, args.group_size)) if args.group_size else weight.unsqueeze(1)
