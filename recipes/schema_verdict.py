@@ -45,6 +45,8 @@ class Serve(Section):
     """Share of the GPU's memory that vLLM takes for weights and cache."""
     cpu_cache_gib: Positive = 1.0
     """Memory for the key-value cache on a CPU, in GiB (vLLM's --kv-cache-memory-bytes)."""
+    enforce_eager: bool = False
+    """Do not compile the model: it starts sooner, and answers large models' requests more slowly."""
     start_seconds: Count = 900
     """How long the server may take until it is ready."""
     structured_output: bool = True

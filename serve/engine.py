@@ -100,6 +100,7 @@ def command(plan: Plan, address: Address) -> list[str]:
         asked += ["--enable-lora", "--max-lora-rank", str(plan.max_lora_rank), "--max-loras", str(at_once)]
     if plan.adapters:
         asked += ["--lora-modules", *(f"{name}={folder}" for name, folder in plan.adapters.items())]
+    asked += ["--enforce-eager"] if plan.serve.enforce_eager else []
     asked += ["--enable-prefix-caching" if plan.prefix_caching else "--no-enable-prefix-caching"]
     return [*asked, "--disable-uvicorn-access-log"]
 
@@ -261,7 +262,12 @@ def last_line(log: Path) -> str:
 def own_words(log: str) -> list[str]:
     """Returns the lines of vLLM's log that say why it ended: the errors, without tracebacks; else the last lines."""
     lines = [_said(line) for line in log.splitlines()]
-    errors = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception)\b", line)]
+    # An error that is told on several lines, as pydantic does, has its reason on the second.
+    errors = [
+        f"{line} {following}" if re.search(r"error for \w+$", line) else line
+        for line, following in zip(lines, [*lines[1:], ""], strict=True)
+        if re.match(r"(\w+\.)*\w*(Error|Exception)\b", line)
+    ]
     # The first error is the cause, what follows it are its consequences in other processes.
     kept = list(dict.fromkeys(errors))[:3] or [line for line in lines if line][-_SHOWN_LINES:]
     return [line[:500] for line in kept]

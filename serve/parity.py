@@ -64,7 +64,7 @@ def compared(name: str, here: run.Run, forms: Sequence[Served], wanted: str, ser
     inputs = {f"{one.which}/{files.SUMS}": files.sha256(one.folder / files.SUMS) for one in forms}
     run.start(here, "parity", inputs)
     with run.recorded(here, "parity"):
-        measured = [measure(form, serve, repeat=form.which == wanted) for form in forms]
+        measured = [measure(form, serve, whole=form.which == wanted) for form in forms]
     founds = [one.found for one in measured]
     failures = founds[0].failures(serve.parity)
     report = {
@@ -89,16 +89,21 @@ def compared(name: str, here: run.Run, forms: Sequence[Served], wanted: str, ser
     return command.GATE if failures else command.DONE
 
 
-def measure(served: Served, serve: Serve, repeat: bool) -> Measured:
-    """Returns what parity finds of one form, on a vLLM of its own at a free port of this machine."""
+def measure(served: Served, serve: Serve, whole: bool) -> Measured:
+    """Returns what parity finds of one form, on a vLLM of its own at a free port of this machine.
+
+    The whole is measured of the form that is served: answers under other constraints and none, and again at other
+    concurrencies.
+    """
     address = Address("127.0.0.1", free_port())
     vllm = Engine(plan.of([served], serve), address, log_of(served))
     with stay.stopped_at_the_end(vllm):
         seconds = stay.started(vllm)
         probed = probe.of(served, serve.parity.rows)
-        found = probe.measure(probed, address, None, probe.ways(probed, serve))
+        ways = probe.ways(probed, serve)
+        found = probe.measure(probed, address, None, ways if whole else ways[:1])
         print(f"parity    {served.which}: {table.lines(served.name, found)[0]}", file=sys.stderr, flush=True)
-        again = repeated(probed, address, probe.ways(probed, serve)[0]) if repeat else []
+        again = repeated(probed, address, ways[0]) if whole else []
     return Measured(found, seconds, again)
 
 

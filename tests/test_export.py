@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -173,9 +174,12 @@ def test_four_bit_weights_are_within_half_a_step_of_the_merged_ones(tmp_path: Pa
     told = files.read_json(tmp_path / "w4a16" / "config.json")["quantization_config"]
     assert told["format"] == "pack-quantized" and told["config_groups"]["group_0"]["weights"]["num_bits"] == 4
     whole = AutoModelForCausalLM.from_pretrained(POCKET, dtype=torch.float32).state_dict()
-    unpacked = CompressedTensorsConfig(run_compressed=False)
-    found = AutoModelForCausalLM.from_pretrained(tmp_path / "w4a16", quantization_config=unpacked).state_dict()
+    with warnings.catch_warnings():
+        # transformers tells that the folder has a config of its own, and that unpacking is taken from this one.
+        warnings.simplefilter("ignore")
+        unpacked = CompressedTensorsConfig(dequantize=True)
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "w4a16", quantization_config=unpacked).state_dict()
     name = "model.layers.0.mlp.down_proj.weight"
     groups = whole[name].unflatten(1, (-1, 64))  # 704 wide, no multiple of 128
     step = groups.abs().amax(-1, keepdim=True) / 7.5
-    assert (found[name].unflatten(1, (-1, 64)) - groups).abs().le(0.51 * step + 0.01 * step).all()
+    assert (found[name].unflatten(1, (-1, 64)) - groups).abs().le(0.6 * step).all()  # half a step, and bfloat16

@@ -102,6 +102,8 @@ def test_the_servers_own_words_are_its_errors_without_tracebacks() -> None:
         "RuntimeError: Engine core initialization failed.",
     ]
     assert "Not enough memory" in engine.hint("\n".join(said)) and engine.hint("ok") == ""
+    pydantic = "pydantic_core.ValidationError: 1 validation error for ModelConfig\n  Value error, too long [type=v]\n"
+    assert engine.own_words(pydantic)[0].endswith("for ModelConfig Value error, too long [type=v]")
     assert engine.own_words("one\n\ntwo\n") == ["one", "two"]
 
 
