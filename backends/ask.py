@@ -137,4 +137,5 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
 
 def _wait_seconds(failures: int) -> float:
     """Doubles with each failure, and differs from caller to caller, so that they do not all come back at once."""
-    return min(LAST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
+    longest: float = min(LAST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (failures - 1))
+    return longest * random.uniform(0.5, 1.0)

@@ -31,6 +31,5 @@ def unwrapped(schema: Mapping[str, Any], text: str) -> str:
         found = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    if isinstance(found, dict) and found.keys() == {ANSWER} and isinstance(found[ANSWER], str):
-        return found[ANSWER]
-    return text
+    answer = found.get(ANSWER) if isinstance(found, dict) and len(found) == 1 else None
+    return answer if isinstance(answer, str) else text

@@ -1,10 +1,15 @@
 """`python -m deploy RECIPE`: makes the adapter of a run the deployed one; `--rollback` goes back to the one before."""
 
+import argparse
 import os
 import sys
+from pathlib import Path
 
+from deploy import gates, registry
 from recipes import command
 from recipes.load import load
+from tracking import run, weights_and_biases
+from tracking.run import Run
 
 
 def main() -> int:
@@ -16,37 +21,42 @@ def main() -> int:
     forced = os.environ.get("FORCE", "") not in ("", "0")
     parser.add_argument("--force", action="store_true", default=forced, help="deploy though a gate says no; recorded")
     arguments = parser.parse_intermixed_args()
-
-    from deploy import gates, registry
-    from tracking import run, weights_and_biases
-
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
     place = registry.folder(arguments.registry) / loaded.name
     if arguments.rollback:
-        if arguments.dry_run:
-            here = registry.current(place)
-            print(f"{here} -> {arguments.to or (here and registry.before(place, here))}")
-            return command.DONE
-        old, new = registry.roll_back(place, arguments.to)
-        print(f"deployed  {loaded.name}: version {new} again, {old} before; a running gateway changes over by itself")
-        return command.DONE
-    here = run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run)
-    closed = gates.closed(here, here.recipe())
+        return roll_back(place, arguments)
+    return promote(place, run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run), arguments)
+
+
+def promote(place: Path, here: Run, arguments: argparse.Namespace) -> int:
+    """Deploys the adapter of a run, if its gates say yes or are forced. Returns the exit code."""
+    recipe, before = here.recipe(), registry.current(place)
+    closed = gates.closed(here, recipe)
     for told in closed:
         print(f"gate      {told}", file=sys.stderr)
     if closed and not arguments.force:
         print("gate      not deployed; FORCE=1 deploys all the same, and is recorded", file=sys.stderr)
         return command.GATE
     if arguments.dry_run:
-        print(f"{registry.current(place)} -> {registry.version_of(here.folder / 'adapter')} (run {here.id})")
+        print(f"{before} -> {registry.version_of(here.folder / 'adapter')} (run {here.id})")
         return command.DONE
-    before = registry.current(place)
     version = registry.promote(place, here, closed)
     run.start(here, "deploy", {})
     run.end(here, "deploy", "done", "forced" if closed else "done", version=version, overridden=closed)
-    weights_and_biases.promoted(here, here.recipe())
+    weights_and_biases.promoted(here, recipe)
     was = f", {before} before" if before and before != version else ""
-    print(f"deployed  {loaded.name}: version {version} of run {here.id}{was}; a running gateway changes over by itself")
+    print(f"deployed  {place.name}: version {version} of run {here.id}{was}; a running gateway changes over by itself")
+    return command.DONE
+
+
+def roll_back(place: Path, arguments: argparse.Namespace) -> int:
+    """Deploys an earlier version again. Returns the exit code."""
+    if arguments.dry_run:
+        here = registry.current(place)
+        print(f"{here} -> {arguments.to or (here and registry.before(place, here))}")
+        return command.DONE
+    old, new = registry.roll_back(place, arguments.to)
+    print(f"deployed  {place.name}: version {new} again, {old} before; a running gateway changes over by itself")
     return command.DONE
 
 

@@ -54,6 +54,8 @@ def promote(place: Path, run: Run, overridden: list[str]) -> str:
 
     `overridden` are the gates that said no and were forced. Raises StageError where the copy is not what was trained.
     """
+    if not (run.folder / "adapter" / files.SUMS).is_file():
+        raise StageError(f"run {run.id} has no adapter to deploy; `make train RECIPE={run.recipe_name}` makes one")
     version = version_of(run.folder / "adapter")
     with locked(place):
         target = place / "versions" / version

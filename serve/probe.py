@@ -52,7 +52,7 @@ class Probe:
     def parsed(self, text: str, complete: bool = True) -> Parsed:
         """Returns an answer as the task reads it."""
         module, spec = spec_of(self.prompt["task"])
-        return module.parse(spec, text) if complete else Parsed(None, UNFINISHED)  # type: ignore[no-any-return]
+        return module.parse(spec, text) if complete else Parsed(None, UNFINISHED)
 
     def score(self, row: Mapping[str, Any], parsed: Parsed) -> float:
         """Returns the score of one answer; the task's metric is the mean of these."""

@@ -35,7 +35,8 @@ async def _agreement(
     async with wire.session(address, api_key) as asking:
         answers = await asyncio.gather(*(_answer(asking, one["prompt_ids"], prompt, name) for one in references))
     wanted = [one.get("served", one)["answer"] for one in references]
-    return sum(a == b for a, b in zip(answers, wanted, strict=True)) / len(wanted)
+    equal: list[bool] = [a == b for a, b in zip(answers, wanted, strict=True)]
+    return sum(equal) / len(equal)
 
 
 async def _answer(asking: "ClientSession", prompt_ids: list[int], prompt: dict[str, Any], name: str) -> str:

@@ -53,7 +53,7 @@ def max_lora_rank(folders: Mapping[str, Path]) -> int:
 
 def rank(config: Mapping[str, Any]) -> int:
     """Returns the largest rank that an adapter_config.json tells of."""
-    return max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    return int(max([config["r"], *(config.get("rank_pattern") or {}).values()]))
 
 
 def _of_folder(folder: Path, needed: str, again: str) -> Iterator[str]:
@@ -109,7 +109,7 @@ def cut_short(path: Path) -> str | None:
 
 def shapes(folder: Path) -> dict[str, list[int]]:
     """Returns {tensor: shape} of all safetensors files in a folder, from their headers alone."""
-    found = {}
+    found: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))

@@ -1,6 +1,7 @@
 """What is deployed: promoted, rolled back, never half."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,16 @@ def test_an_adapter_that_changed_after_training_is_not_deployed(trained: Callabl
         registry.promote(tmp_path / "registry" / "classifier", here, [])
     assert registry.current(tmp_path / "registry" / "classifier") is None
     assert not list((tmp_path / "registry" / "classifier" / "versions").iterdir())
+
+
+def test_a_run_without_an_adapter_is_not_deployed_by_force_either(
+    trained: Callable[[str], Run], tmp_path: Path
+) -> None:
+    here = trained("one")
+    shutil.rmtree(here.folder / "adapter")
+    assert "not trained to its end" in gates.closed(here, RECIPE)[0]
+    with pytest.raises(StageError, match="has no adapter to deploy"):
+        registry.promote(tmp_path / "registry" / "classifier", here, ["forced"])
 
 
 def test_the_gates(trained: Callable[[str], Run]) -> None:

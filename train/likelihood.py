@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from train import batches, processes
+from train.attention import attending, quickest
 from train.losses import log_probabilities
 from train.packing import Plan, Row, Shares
 
@@ -32,8 +33,9 @@ def of_completions(
     with torch.inference_mode():
         for at in range(len(shares)):
             for pack in shares[at].packs:
-                batch = batches.of_pack(pack, plan.kind, model.device, pad_token_id)
-                each, sequence, _ = log_probabilities(model, batch)
+                batch = batches.of_pack(pack, plan.kind, model.device, pad_token_id, quickest(model.device))
+                with attending(model.config, batch):
+                    each, sequence, _ = log_probabilities(model, batch)
                 sums = each.new_zeros(2 * len(pack.rows)).index_add(0, sequence, each).view(-1, 2)
                 found |= {row.id: tuple(pair) for row, pair in zip(pack.rows, sums.tolist(), strict=True)}
             on_batch(len(found))

@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from recipes.errors import StageError
 from train import batches, checkpoints
-from train.attention import BLOCKS, Implementation, attending
+from train.attention import attending, quickest
 from train.lesson import Lesson
 from train.losses import OBJECTIVES, Figures
 from train.packing import Pack, Share
@@ -90,8 +90,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
 
     def _batch(self, pack: Pack) -> batches.Batch:
         device, pad = self.accelerator.device, self.processing_class.pad_token_id
-        attention: Implementation = "flex_attention" if device.type == "cuda" else BLOCKS
-        return batches.of_pack(pack, self.lesson.plan.kind, device, pad, attention)
+        return batches.of_pack(pack, self.lesson.plan.kind, device, pad, quickest(device))
 
     def _small_enough(self, pack: Pack) -> list[Pack]:
         if self.most_rows is None or len(pack.rows) <= self.most_rows:
