@@ -25,7 +25,9 @@ class Parity(Section):
     """Floors below which serving is refused."""
 
     rows: Count = 500
-    """Validation rows that are asked for, as far as there are so many."""
+    """Validation rows that `make parity` asks for, as far as there are so many."""
+    start_rows: Count = 128
+    """The same, each time that the server is started."""
     same_weights: Share = 0.99
     """Share of equal answers of the same weights in transformers and in vLLM."""
     score_drop: Share = 0.01

@@ -109,6 +109,7 @@ def measure(served: Served, serve: Serve, whole: bool) -> Measured:
 
 def repeated(probed: Probe, address: Address, way: Any) -> list[dict[str, Any]]:
     """Returns in how many rows the answer is another than one at a time, asked again at each concurrency."""
+    probed = probed.first(probe.ASIDE_ROWS)
     answers = {
         at_once: [
             probe.text_of(reply) for reply in probe.answered(probed, probe.backend(probed, address, None, way, at_once))

@@ -11,7 +11,7 @@ And before both: the server must read the token ids that were trained on.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from backends.ask import ask
@@ -29,6 +29,8 @@ from tracking import files
 RESAMPLES = 2000
 LEVEL = 0.95
 CONCURRENCY = 64
+# What does not decide is asked of fewer rows.
+ASIDE_ROWS = 100
 
 Judged = Literal["as good", "undecided", "worse"]
 
@@ -43,6 +45,11 @@ class Probe:
     references: Sequence[Mapping[str, Any]]
     trained: Sequence[Mapping[str, Any]]
     """The lines of adapter/reference.jsonl: what the weights that were trained answer."""
+
+    def first(self, rows: int) -> "Probe":
+        """Returns the same with the first rows alone."""
+        kept = {name: getattr(self, name)[:rows] for name in ("rows", "references", "trained")}
+        return replace(self, **kept)
 
     @property
     def metric(self) -> str:
@@ -111,8 +118,8 @@ class Found:
     same: Same | None
     """None for quantized weights, which transformers does not compute in the same way."""
     other: Difference
-    valid: Mapping[Structured, float]
-    """Share of answers that the task can read, by how they were constrained."""
+    valid: Mapping[Structured, tuple[float, int]]
+    """Share of answers that the task can read, and of how many, by how they were constrained."""
 
     def failures(self, parity: Parity) -> list[str]:
         """Returns what is below the recipe's floors: nothing where this may be served."""
@@ -166,12 +173,11 @@ def measure(probe: Probe, address: Address, api_key: str | None, ways: Sequence[
     """
     ids = asyncio.run(wire.prompt_ids(address, api_key, probe.served.name, conversations(probe)))
     other = [one["id"] for one, found in zip(probe.trained, ids, strict=True) if one["prompt_ids"] != found]
-    answers = {way: answered(probe, backend(probe, address, api_key, way)) for way in ways}
-    valid = {
-        way: sum(parsed.problem is None for parsed in _read(probe, found)) / len(found)
-        for way, found in answers.items()
-    }
-    deciding = answers[ways[0]]
+    deciding = answered(probe, backend(probe, address, api_key, ways[0]))
+    valid = {ways[0]: _valid(probe, deciding)}
+    for way in ways[1:]:
+        aside = probe.first(ASIDE_ROWS)
+        valid[way] = _valid(aside, answered(aside, backend(aside, address, api_key, way)))
     return Found(
         which=probe.served.which,
         n=len(ids),
@@ -247,6 +253,11 @@ def _read(probe: Probe, replies: Sequence[Reply]) -> list[Parsed]:
         else Parsed(None, "none")
         for one in replies
     ]
+
+
+def _valid(probe: Probe, replies: Sequence[Reply]) -> tuple[float, int]:
+    read = _read(probe, replies)
+    return sum(one.problem is None for one in read) / len(read), len(read)
 
 
 def _difference(probe: Probe, replies: Sequence[Reply]) -> Difference:

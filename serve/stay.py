@@ -99,7 +99,7 @@ def started(vllm: Engine, say: Callable[[str], None] = lambda line: print(line, 
 
 def checked(served: Served, address: Address, key: str | None, serve: Serve) -> probe.Found:
     """Returns what parity finds of a served model, and says it."""
-    probed = probe.of(served, serve.parity.rows)
+    probed = probe.of(served, serve.parity.start_rows)
     found = probe.measure(probed, address, key, probe.ways(probed, serve)[:1])
     for line in table.lines(served.name, found):
         print(f"parity    {line}", file=sys.stderr, flush=True)

@@ -34,7 +34,9 @@ def markdown(name: str, report: Mapping[str, Any], founds: Sequence[Found], pari
         for one in founds
     ]
     first = founds[0].other
-    ways = "\n".join(f"| {one.which} | {way} | {share:.1%} |" for one in founds for way, share in one.valid.items())
+    ways = "\n".join(
+        f"| {one.which} | {way} | {share:.1%} of {n} |" for one in founds for way, (share, n) in one.valid.items()
+    )
     flips = "\n".join(line for one in founds if one.same for line in _flips(one.which, one.same))
     repeated = "\n".join(
         f"- {one['which']}, {one['concurrency']} at a time: {one['differ']} of {one['n']} answers differ from those "

@@ -23,7 +23,7 @@ def found(**changes: Any) -> Found:
         "first_other_prompt": None,
         "same": Same(500, 0.998, [flip]),
         "other": Difference("accuracy", 500, 0.862, 0.864, -0.002, -0.008, 0.004),
-        "valid": {"grammar": 1.0, "none": 0.97},
+        "valid": {"grammar": (1.0, 500), "none": (0.97, 100)},
     }
     return Found(**(what | changes))
 
