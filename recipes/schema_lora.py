@@ -11,7 +11,9 @@ from pydantic import Field, field_validator, model_validator
 
 from recipes.section import ClashError, Count, Name, Positive, Section
 
-VLLM_MAX_RANK = 512
+# What vLLM 0.32 takes for --max-lora-rank.
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+VLLM_MAX_RANK = VLLM_RANKS[-1]
 
 Rank = Annotated[int, Field(ge=1, le=VLLM_MAX_RANK)]
 Initialisation = (

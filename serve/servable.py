@@ -14,10 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.schema_lora import VLLM_MAX_RANK
+from recipes.schema_lora import VLLM_MAX_RANK, VLLM_RANKS
 from tracking import digests, files
 
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, VLLM_MAX_RANK)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _AGAIN = "train again (FRESH=1), or copy the folder again"
 _EXPORT_AGAIN = "`make export` writes it anew"
@@ -48,7 +47,7 @@ def of_model(folder: Path) -> list[str]:
 def max_lora_rank(folders: Mapping[str, Path]) -> int:
     """Returns the smallest max_lora_rank of vLLM that takes all of these adapters."""
     largest = max(rank(files.read_json(folder / "adapter_config.json")) for folder in folders.values())
-    return next(one for one in LORA_RANKS if one >= largest)
+    return next(one for one in VLLM_RANKS if one >= largest)
 
 
 def rank(config: Mapping[str, Any]) -> int:

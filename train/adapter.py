@@ -16,7 +16,7 @@ from typing import Any
 
 from recipes.load import POCKET
 from recipes.schema import Recipe
-from recipes.schema_lora import VLLM_MAX_RANK, Lora
+from recipes.schema_lora import VLLM_RANKS, Lora
 from tasks import KINDS, in_words, render
 from tracking import digests, files
 from tracking.run import Run
@@ -166,11 +166,12 @@ def serving(run: Run, recipe: Recipe) -> str:
     if why := recipe.lora.unservable:
         return f"merged into the base alone ({why})."
     return (
-        f"`python -m vllm.entrypoints.openai.api_server --host 127.0.0.1 --model {base_name(recipe)} --enable-lora\n"
+        f"`make serve RECIPE={run.recipe_name}` checks it and serves it. By hand, unchecked:\n"
+        f"  `python -m vllm.entrypoints.openai.api_server --host 127.0.0.1 --model {base_name(recipe)} --enable-lora\n"
         f"  --max-lora-rank {max_lora_rank(recipe.lora)} --lora-modules {run.recipe_name}=<this folder>`"
     )
 
 
 def max_lora_rank(lora: Lora) -> int:
     """Returns the smallest max_lora_rank of vLLM that takes the adapter as it is written."""
-    return next(rank for rank in (1, 8, 16, 32, 64, 128, 256, 320, VLLM_MAX_RANK) if rank >= lora.largest_rank)
+    return next(rank for rank in VLLM_RANKS if rank >= lora.largest_rank)
