@@ -25,7 +25,7 @@ def call(runs: Path, *words: object, **environment: str) -> subprocess.Completed
         env=settings(runs) | environment,
         capture_output=True,
         text=True,
-        timeout=2 * PATIENCE_SECONDS,
+        timeout=4 * PATIENCE_SECONDS,
         check=False,
     )
 

@@ -19,6 +19,7 @@ ADAPTER_FILES = {
     "chat_template.jinja",
     "prompt.json",
     "reference.jsonl",
+    "SHA256SUMS",
     "tokenizer.json",
     "tokenizer_config.json",
 }
