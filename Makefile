@@ -16,11 +16,16 @@ VENV     := .venv/bin/python
 TESTS    := OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 export HARDWARE RUNS FRESH RUN FORCE REGISTRY
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor data train export serve parity deploy rollback gateway lint types test test-all check bench lock schema
+.PHONY: help setup doctor run data train export serve parity compare dashboard deploy rollback gateway lint types test test-all check bench lock schema
 
 help: ## What one can type
 	@echo 'make TARGET [RECIPE=classifier] [SET="train.learning_rate=1e-4 ..."] [HARDWARE=cpu|gpu|multi-gpu|multi-node] [FRESH=1]'
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+run: setup ## All of it: train, export, compare on the held-out set with vLLM serving, report and verdict
+	@$(VENV) -m train $(RECIPE) $(SET)
+	@$(VENV) -m train.export $(RECIPE) $(SET)
+	@$(VENV) -m compare $(RECIPE) $(SET)
 
 train: setup ## Set up if needed, prepare data, train the adapter, score it on validation
 	@$(VENV) -m train $(RECIPE) $(SET)
@@ -36,6 +41,12 @@ serve: setup ## Serve it with vLLM, once its answers are those of the training; 
 
 parity: setup ## Serve every exported form in turn, and compare what it answers with what was trained
 	@$(VENV) -m serve.parity $(RECIPE) $(SET)
+
+compare: setup ## Compare it with its baselines on the sealed test set, decide, write the report (FRESH=1: anew)
+	@$(VENV) -m compare $(RECIPE) $(SET)
+
+dashboard: setup ## A W&B workspace for the recipe's runs, or its specification where W&B is not logged in
+	@$(VENV) -m tracking.dashboard $(RECIPE) $(SET)
 
 deploy: setup ## Make the adapter the deployed version, if its gates say yes (FORCE=1: all the same)
 	@$(VENV) -m deploy $(RECIPE) $(SET)
@@ -69,7 +80,7 @@ check: lint types ## Lint, types, all tests, and files made from code
 	@$(VENV) -m recipes.schema --check
 	@$(TESTS)
 
-bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | serving | data_prep | kills, ARGS="--only banking77"
+bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | serving | data_prep | coverage | kills, ARGS="--only banking77"
 	@$(VENV) -m bench.$(BENCH) $(ARGS)
 
 schema: setup ## Write recipes/.schema.json, which editors read

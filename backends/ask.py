@@ -5,49 +5,82 @@
     ask(backend, requests)                            the same for callers that are not asynchronous, in order
 
 Asked again, up to `backend.retries` times: no connection, no answer in time, 408, 409, 429, 5xx, and an answer cut
-short. What a server says of when to come back (Retry-After) is heeded. Anything else is final: to ask a second time
-would not help, or would be a second throw of the dice.
+short. What a server says of when to come back (Retry-After) is heeded, by all requests to it (pace.py). Anything else
+is final: to ask a second time would not help, or would be a second throw of the dice. An empty answer and a refusal
+are answers.
 """
 
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from backends import anthropic_wire, openai_wire
-from backends.exchange import Backend, Received, Reply, Request, Wire
+from backends.exchange import Backend, Purse, Received, Reply, Request, Wire
+from backends.pace import BUSY, Pace, retry_after_seconds
 from tracking import files
 
+T = TypeVar("T")
 WIRES: Mapping[Wire, ModuleType] = {"openai": openai_wire, "anthropic": anthropic_wire}
 AGAIN = (408, 409, 429)
+# Key, account, or name of the model: no use to ask again at once, but nothing that the question is to blame for.
+ANOTHER_DAY = (401, 402, 403, 404)
 FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 0.5, 8.0
+# Of timeout_seconds, for all of an attempt; a single wait for the wire has one.
+LIMITS_AN_ATTEMPT = 3
 _SHOWN_CHARACTERS = 300
+# By name: which httpx the SDKs use is their own affair.
+_NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 
 
 @dataclass(frozen=True)
-class _Failed:
+class Failed:
     """An attempt that brought no answer."""
 
     error: str
     again: bool
+    """Whether it is fair to ask again at once."""
+    another_day: bool
+    """Whether it is fair to ask again later."""
+    unsure: bool = False
+    """Whether it may have been paid for all the same."""
     wait_seconds: float | None = None
     """What the server asks to wait before it is asked again."""
+    busy: bool = False
+    """Whether it was refused because too much is asked."""
 
 
-async def replies(backend: Backend, requests: Sequence[Request]) -> AsyncIterator[Reply]:
+NOT_SENT = Failed("not sent", again=False, another_day=True)
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """What all requests to a backend share."""
+
+    wire: ModuleType
+    client: Any
+    backend: Backend
+    pace: Pace
+    purse: Purse | None
+
+
+async def replies(
+    backend: Backend, requests: Iterable[Request], purse: Purse | None = None
+) -> AsyncGenerator[Reply, None]:
     """Yields the reply to each request as it comes, in any order. Raises nothing for a request that fails: its reply
-    says so."""
+    says so. Requests are taken one by one, as there is room. `purse` is asked before every attempt."""
     wire = WIRES[backend.wire]
     waiting = iter(requests)
-    async with wire.client(backend) as client:
+    pace = Pace(backend.concurrency, backend.longest_wait_seconds)
+    async with wire.client(backend, pace.heard) as client:
+        asking = _Asking(wire, client, backend, pace, purse)
 
         def more(room: int) -> set[asyncio.Task[Reply]]:
             chosen = [request for _, request in zip(range(room), waiting, strict=False)]
-            return {asyncio.create_task(_reply(wire, client, backend, request)) for request in chosen}
+            return {asyncio.create_task(_reply(asking, request)) for request in chosen}
 
         running = more(backend.concurrency)
         try:
@@ -80,62 +113,121 @@ def ask(
 
 def request_sha256(backend: Backend, request: Request) -> str:
     """Returns the digest of what is sent and to where: equal for requests that are equal to the byte."""
-    return files.digest([backend.wire, backend.base_url, WIRES[backend.wire].body(backend, request)])
+    where = [backend.wire, backend.cloud or backend.base_url]
+    return files.digest([*where, WIRES[backend.wire].body(backend, request)])
 
 
-async def _reply(wire: ModuleType, client: Any, backend: Backend, request: Request) -> Reply:
-    began = time.monotonic()
+async def _reply(asking: _Asking, request: Request) -> Reply:
+    backend, pace, purse = asking.backend, asking.pace, asking.purse
+    found: Received | Failed = NOT_SENT
     latencies: list[float] = []
+    began = time.monotonic()
     while True:
-        attempt = time.monotonic()
-        found = await _attempt(wire, client, backend, request)
-        latencies.append(time.monotonic() - attempt)
-        received, error = (found, None) if isinstance(found, Received) else (None, found.error)
-        if isinstance(found, _Failed) and found.again and len(latencies) <= backend.retries:
-            wait = _wait_seconds(len(latencies)) if found.wait_seconds is None else found.wait_seconds
-            if wait <= backend.longest_wait_seconds:
-                await asyncio.sleep(wait)
-                continue
-            error = f"{found.error} (asks to wait {wait:.0f} s, at most {backend.longest_wait_seconds:.0f} s are given)"
-        sha256, spent = request_sha256(backend, request), time.monotonic() - began
-        return Reply(request.id, sha256, received, error, spent, tuple(latencies))
+        if held := await pace.enter():
+            found = _too_long(backend, found, held)
+            break
+        try:
+            if purse and not await purse.reserve(request):
+                break
+            started = time.monotonic()
+            found = await _attempt(asking, request)
+        finally:
+            pace.leave()
+        # Until its first attempt a request waited for others, and not for its answer.
+        began = began if latencies else started
+        latencies.append(time.monotonic() - started)
+        if isinstance(found, Received) or not found.again or len(latencies) > backend.retries:
+            break
+        wait = found.wait_seconds
+        if wait is None:
+            wait = min(wait_seconds(len(latencies)), backend.longest_wait_seconds)
+        if wait > backend.longest_wait_seconds:
+            found = _too_long(backend, found, wait)
+            break
+        await asyncio.sleep(wait)
+    sha256, spent = request_sha256(backend, request), time.monotonic() - began if latencies else 0.0
+    if isinstance(found, Received):
+        return Reply(request.id, sha256, found, None, spent, tuple(latencies))
+    return Reply(request.id, sha256, None, found.error, spent, tuple(latencies), found.another_day)
 
 
-async def _attempt(wire: ModuleType, client: Any, backend: Backend, request: Request) -> Received | _Failed:
-    """Returns what one attempt brought. Both SDKs were generated alike: their errors have the same names."""
+def _too_long(backend: Backend, found: Received | Failed, wait: float) -> Failed:
+    told = found.error if isinstance(found, Failed) else ""
+    told += f" (asks to wait {wait:.0f} s, at most {backend.longest_wait_seconds:.0f} s are given)"
+    return Failed(told, again=False, another_day=True)
+
+
+async def _attempt(asking: _Asking, request: Request) -> Received | Failed:
+    """Returns what one attempt brought, and tells pace and purse of it."""
+    started, backend, purse = time.monotonic(), asking.backend, asking.purse
+    try:
+        call = asking.wire.send(asking.client, backend, request)
+        found: Received | Failed = await attempted(backend, call, LIMITS_AN_ATTEMPT * backend.timeout_seconds)
+    except BaseException:
+        if purse:
+            purse.settle(request, None, unsure=True)
+        raise
+    if isinstance(found, Received):
+        asking.pace.faster()
+    elif found.busy:
+        asking.pace.slower(started)
+    if purse:
+        received = found if isinstance(found, Received) else None
+        purse.settle(request, received, unsure=isinstance(found, Failed) and found.unsure)
+    return found
+
+
+async def attempted(backend: Backend, call: Awaitable[T], within_seconds: float | None) -> T | Failed:
+    """Returns what a call of an SDK brought, or why it brought nothing. `within_seconds`: for all of it; the SDK's own
+    limit is on each wait for the wire, and a body that drips has none.
+
+    Both SDKs were generated alike: their errors have the same names.
+    """
     import anthropic
     import openai
 
     try:
-        return await wire.send(client, backend, request)  # type: ignore[no-any-return]
-    except (openai.APITimeoutError, anthropic.APITimeoutError):
-        return _Failed(f"no answer within {backend.timeout_seconds:g} s", again=True)
+        async with asyncio.timeout(within_seconds):
+            return await call
+    except (TimeoutError, openai.APITimeoutError, anthropic.APITimeoutError) as error:
+        told = f"no answer within {backend.timeout_seconds:g} s"
+        return Failed(told, again=True, another_day=True, unsure=_was_sent(error))
     except (openai.APIConnectionError, anthropic.APIConnectionError) as error:
-        return _Failed(f"no connection: {error.__cause__ or error}", again=True)
+        cause = error.__cause__ or error
+        told = f"no connection: {cause!s:.{_SHOWN_CHARACTERS}}" if str(cause) else f"no connection: {cause!r}"
+        return Failed(told, again=True, another_day=True, unsure=_was_sent(error))
     except (openai.APIStatusError, anthropic.APIStatusError) as error:
-        again = error.status_code in AGAIN or error.status_code >= 500
-        told = f"HTTP {error.status_code}: {error.message}"[:_SHOWN_CHARACTERS]
-        return _Failed(told, again, retry_after_seconds(error.response.headers))
-    except (openai.OpenAIError, anthropic.AnthropicError, ValueError, AttributeError, TypeError) as error:
-        # The SDKs build their answers without checking: what is no answer shows when it is read.
-        return _Failed(f"the answer cannot be read: {error}"[:_SHOWN_CHARACTERS], again=True)
+        return refused(error.status_code, error.message, error.response.headers)
+    except (openai.OpenAIError, anthropic.AnthropicError, ValueError, LookupError, AttributeError, TypeError) as error:
+        return unreadable(error)
 
 
-def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Returns how long a server asks to wait (retry-after-ms, or Retry-After in seconds or as a date), None if it does
-    not say."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return max(0.0, float(headers[name]) * unit)
-        except (KeyError, ValueError):
-            continue
-    try:
-        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
-    except (KeyError, ValueError):
-        return None
+def unreadable(error: Exception) -> Failed:
+    """Returns what it means that an answer is none. The SDKs build answers without checking: it shows when it is
+    read."""
+    told = f"the answer cannot be read: {error}"[:_SHOWN_CHARACTERS]
+    return Failed(told, again=True, another_day=True, unsure=True)
 
 
-def _wait_seconds(failures: int) -> float:
-    """Doubles with each failure, and differs from caller to caller, so that they do not all come back at once."""
+def _was_sent(error: Exception) -> bool:
+    """Returns whether the request may have reached the provider, who may then have worked for it."""
+    return type(error.__cause__).__name__ not in _NEVER_SENT
+
+
+def refused(status: int, message: str, headers: Mapping[str, str] | None = None) -> Failed:
+    """Returns what an HTTP error means for the request."""
+    again = status in AGAIN or status >= 500
+    return Failed(
+        error=f"HTTP {status}: {message}"[:_SHOWN_CHARACTERS],
+        again=again,
+        another_day=again or status in ANOTHER_DAY,
+        wait_seconds=retry_after_seconds(headers or {}),
+        busy=status in BUSY,
+    )
+
+
+def wait_seconds(failures: int) -> float:
+    """Returns how long to wait after so many failures in succession: doubles with each, and differs from caller to
+    caller, so that they do not all come back at once."""
     longest: float = min(LAST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (failures - 1))
     return longest * random.uniform(0.5, 1.0)

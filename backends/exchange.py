@@ -5,13 +5,19 @@ Reply("T000017", output="delivery_delay", model_id="classifier", log_probability
       output_tokens=5, cached_tokens=208, latency_seconds=0.041, attempt_latencies_seconds=(0.041,), error=None)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+
+from recipes.addresses import host_of, is_loopback
 
 Messages = Sequence[Mapping[str, str]]
 Wire = Literal["openai", "anthropic"]
 Structured = Literal["grammar", "json_schema", "none"]
+Cloud = Literal["azure", "bedrock", "vertex"]
+Heard = Callable[[int, Mapping[str, str]], None]
+"""Takes the status and the headers of a response."""
+NO_KEY = "none"
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class Backend:
     """As the provider calls it."""
     base_url: str | None = None
     """None: the provider's own address, as its SDK knows it."""
-    api_key: str = field(default="none", repr=False)
+    api_key: str = field(default=NO_KEY, repr=False)
     structured: Structured = "none"
     """How the output constraint is sent: as a grammar (vLLM), as a JSON Schema (all of them), or not at all."""
     log_probabilities: bool = False
@@ -36,7 +42,16 @@ class Backend:
     longest_wait_seconds: float = 60.0
     """A server that asks for a longer wait (Retry-After) is not asked again."""
     concurrency: int = 16
-    """Requests on their way at the same time."""
+    """Requests on their way at the same time, at most: fewer while the provider says that it is too much."""
+    cloud: Cloud | None = None
+    """A private cloud that serves the provider's models: azure on the wire of OpenAI, the others on Anthropic's."""
+
+    @property
+    def transport(self) -> dict[str, Any]:
+        """Returns what the SDK's HTTP client is told: a redirect is not followed, since it could lead to a host that
+        the data may not reach; nor does what is on this machine go through a proxy that the environment names."""
+        local = is_loopback(host_of(self.base_url))
+        return {"timeout": self.timeout_seconds, "follow_redirects": False, "trust_env": not local}
 
 
 @dataclass(frozen=True)
@@ -95,3 +110,16 @@ class Reply:
     latency_seconds: float
     """From the first attempt to the end of the last, waits between them included."""
     attempt_latencies_seconds: tuple[float, ...]
+    """One for each attempt; none where the request was never sent."""
+    again: bool = False
+    """Without an answer: whether the cause may have gone another day. False where it lies in the question itself."""
+
+
+class Purse(Protocol):
+    """Who says whether an attempt may be paid for, and keeps what it cost. Requests differ in their id."""
+
+    async def reserve(self, request: Request) -> bool:
+        """Returns whether the attempt may be made; the most that it can cost is then set aside."""
+
+    def settle(self, request: Request, received: Received | None, unsure: bool) -> None:
+        """Takes what an attempt brought. `unsure`: it brought nothing, and may have been paid for all the same."""

@@ -1,22 +1,38 @@
-"""Chat completions as OpenAI defined them, through its SDK: OpenAI, vLLM, Gemini, Mistral, any base_url."""
+"""Chat completions as OpenAI defined them, through its SDK: OpenAI, vLLM, Gemini, Mistral, any base_url, and Azure."""
 
 from typing import TYPE_CHECKING, Any
 
-from backends.exchange import Backend, Received, Request, Usage
+from backends.exchange import NO_KEY, Backend, Heard, Received, Request, Usage
 from backends.schemas import unwrapped, wrapped
+from recipes.errors import RecipeError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletion
 
 
-def client(backend: Backend) -> "AsyncOpenAI":
-    """Returns the SDK's client; retries are ours (ask.py), so that each attempt is seen."""
-    from openai import AsyncOpenAI
+def client(backend: Backend, heard: Heard | None = None) -> "AsyncOpenAI":
+    """Returns the SDK's client; retries are ours (ask.py), so that each attempt is seen. `heard` gets the status and
+    the headers of every response.
 
-    return AsyncOpenAI(
-        api_key=backend.api_key, base_url=backend.base_url, timeout=backend.timeout_seconds, max_retries=0
-    )
+    On Azure the SDK reads the version of the API from OPENAI_API_VERSION, and without a key AZURE_OPENAI_AD_TOKEN.
+    Raises RecipeError where one of them is missing.
+    """
+    from openai import AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
+
+    async def hear(response: Any) -> None:
+        if heard:
+            heard(response.status_code, response.headers)
+
+    http = DefaultAsyncHttpxClient(**backend.transport, event_hooks={"response": [hear]})
+    settings: dict[str, Any] = {"timeout": backend.timeout_seconds, "max_retries": 0, "http_client": http}
+    if backend.cloud != "azure":
+        return AsyncOpenAI(api_key=backend.api_key, base_url=backend.base_url, **settings)
+    key = None if backend.api_key == NO_KEY else backend.api_key
+    try:
+        return AsyncAzureOpenAI(azure_endpoint=backend.base_url or "", api_key=key, **settings)
+    except (OpenAIError, ValueError) as error:
+        raise RecipeError(f"model {backend.model} on Azure cannot be asked: {error}") from None
 
 
 def body(backend: Backend, request: Request) -> dict[str, Any]:
@@ -44,10 +60,11 @@ async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Rec
     from openai.types.chat import ChatCompletion
 
     completion = await client.post("/chat/completions", cast_to=ChatCompletion, body=body(backend, request))
-    return _received(completion, backend, request)
+    return received(completion, backend, request)
 
 
-def _received(completion: "ChatCompletion", backend: Backend, request: Request) -> Received:
+def received(completion: "ChatCompletion", backend: Backend, request: Request) -> Received:
+    """Returns what a completion says. Raises ValueError, AttributeError or TypeError where it is none."""
     if not completion.choices:
         raise ValueError("the answer holds no choice")
     choice, usage = completion.choices[0], completion.usage
@@ -65,6 +82,6 @@ def _received(completion: "ChatCompletion", backend: Backend, request: Request) 
             reasoning_tokens=written.reasoning_tokens if written else None,
             cached_tokens=prompt.cached_tokens if prompt else None,
         ),
-        finish_reason="refusal" if choice.message.refusal else choice.finish_reason,
+        finish_reason="refusal" if choice.message.refusal else str(choice.finish_reason or "unknown"),
         log_probability=sum(one.logprob for one in found) if found else None,
     )

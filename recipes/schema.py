@@ -15,10 +15,11 @@ from typing import Any, Self
 from pydantic import field_validator, model_validator
 
 from recipes import schema_clashes
+from recipes.schema_compare import Compare
 from recipes.schema_data import Data, Privacy, Task
 from recipes.schema_lora import Lora
 from recipes.schema_train import Accelerate, Model, Train
-from recipes.schema_verdict import Compare, Cost, Decide, Export, Route, Serve, Tracking
+from recipes.schema_verdict import Cost, Decide, Export, Route, Serve, Tracking
 from recipes.section import ClashError, Section
 
 

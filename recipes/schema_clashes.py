@@ -28,7 +28,7 @@ METRICS = {
 
 def find(recipe: "Recipe") -> list[tuple[tuple[str, ...], str]]:
     """Returns (key, what would do) for all of them."""
-    return [*_with_task(recipe), *_with_hardware(recipe), *_with_adapter(recipe)]
+    return [*_with_task(recipe), *_with_plan(recipe), *_with_hardware(recipe), *_with_adapter(recipe)]
 
 
 def filled_in(recipe: "Recipe") -> dict[str, Any]:
@@ -64,6 +64,13 @@ def _with_task(recipe: "Recipe") -> Found:
     if train.metric_for_best_model is not None and train.metric_for_best_model not in metrics:
         told = f"given {train.metric_for_best_model!r}, allowed for kind {task.kind}: {', '.join(metrics)}"
         yield ("train", "metric_for_best_model"), told
+
+
+def _with_plan(recipe: "Recipe") -> Found:
+    primary, kind = recipe.compare.primary, recipe.task.kind
+    if primary is not None and primary.metric not in METRICS[kind]:
+        told = f"given {primary.metric!r}, allowed for kind {kind}: {', '.join(METRICS[kind])}"
+        yield ("compare", "primary", "metric"), told
 
 
 def _with_hardware(recipe: "Recipe") -> Found:

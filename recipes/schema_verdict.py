@@ -1,8 +1,8 @@
-"""The sections that say what becomes of a trained model: export, serve, compare, cost, decide, route, tracking."""
+"""The sections that say what becomes of a trained model: export, serve, cost, decide, route, tracking."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from recipes.section import Count, Name, NotNegative, OpenShare, Positive, Section, Share
 
@@ -56,54 +56,20 @@ class Serve(Section):
     parity: Parity = Parity()
 
 
-class Primary(Section):
-    """The one comparison that decides, fixed before the test is opened."""
-
-    system: Name = "tuned"
-    baseline: Name
-    metric: Name = "accuracy"
-    margin: OpenShare = 0.02
-    """How much worse counts as just as good."""
-    alpha: OpenShare = 0.05
-
-
-class Baseline(Section):
-    """One system to compare with."""
-
-    provider: Literal["openai", "anthropic", "azure", "bedrock", "vertex", "file"]
-    model: Name | None = None
-    base_url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
-    path: Name | None = None
-    name: Name | None = None
-    shots: Annotated[int, Field(ge=0, le=100)] = 0
-    mode: Literal["live", "batch"] = "live"
-    instruction: Annotated[str, Field(min_length=10)] | None = None
-
-    @model_validator(mode="after")
-    def _what_the_provider_needs(self) -> Self:
-        if self.provider == "file" and (self.path is None or self.model is not None or self.base_url is not None):
-            raise ValueError("provider file takes path (and name), not model or base_url")
-        if self.provider != "file" and (self.model is None or self.path is not None):
-            raise ValueError(f"provider {self.provider} takes model, not path")
-        return self
-
-
-class Compare(Section):
-    """With what, and by which plan, the tuned model is compared."""
-
-    primary: Primary | None = None
-    baselines: list[Baseline] = []
-    budget_usd: NotNegative = 0
-
-
 class Cost(Section):
     """What owning costs."""
 
     gpu_usd_per_hour: NotNegative = 2.0
+    """Of one GPU, rented or written off, power and room included."""
+    cpu_usd_per_hour: NotNegative | None = None
+    """Of a machine without a GPU; without it, what was measured on a CPU has no cost."""
     utilization: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """How busy machines are over the month: they are bought for the peak, and idle at night."""
     engineer_usd_per_month: NotNegative = 12000
     engineer_share: Share = 0.25
+    """Share of an engineer that running a model of one's own takes."""
     monthly_requests: Count = 1_000_000
+    retrainings_per_month: NotNegative = 1.0
 
 
 class Decide(Section):

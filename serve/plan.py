@@ -77,6 +77,19 @@ def of(served: Sequence[Served], serve: Serve) -> Plan:
     )
 
 
+def of_base(served: Served, serve: Serve) -> Plan:
+    """Returns what serves the untuned base of a run, under the chat template that the run was trained with."""
+    recipe, prompt = served.recipe, files.read_json(served.run.folder / "adapter" / "prompt.json")
+    return Plan(
+        model=recipe.model.base,
+        name=base_name(prompt),
+        serve=serve,
+        use_cpu=recipe.accelerate.use_cpu,
+        revision=recipe.model.revision or prompt["base"]["commit"],
+        chat_template=served.run.folder / "adapter" / "chat_template.jinja",
+    )
+
+
 def _problems(served: Served) -> list[str]:
     if served.which == "adapter":
         return [f"{served.name}: {told}" for told in servable.of_adapter(served.folder, base_folder(served.recipe))]

@@ -15,8 +15,10 @@ from typing import Any
 
 from recipes.schema import Recipe
 from recipes.schema_data import Task
+from tasks import tally
 from tasks.given import Given, UnusableRowError, cell
 from tasks.parsed import Parsed
+from tasks.tally import Tally
 from tasks.text import clean, label_key
 
 # What `weakest` tells of, and by which figure.
@@ -134,7 +136,8 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict
     if not targets:
         raise ValueError("no rows to score")
     given = ["" if one.problem is not None else one.value for one in answers]
-    occurring = [label for label in spec.labels if label in set(targets) | set(given)]
+    occurs = set(targets) | set(given)
+    occurring = [label for label in spec.labels if label in occurs]
     columns = precision_recall_fscore_support(targets, given, labels=occurring, zero_division=0.0)
     per_class = {
         label: {"precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
@@ -142,11 +145,19 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict
     }
     return {
         "n": len(targets),
-        "accuracy": sum(a == t for a, t in zip(given, targets, strict=True)) / len(targets),
-        "macro_f1": sum(one["f1"] for one in per_class.values()) / len(per_class),
+        **{name: one.figure() for name, one in tallies(spec, targets, answers).items()},
         "invalid": sum(one.problem is not None for one in answers),
         "per_class": per_class,
     }
+
+
+def tallies(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict[str, Tally]:
+    """Returns accuracy and macro_f1 as sums over rows, of which any resample can be computed."""
+    numbers = {label: at for at, label in enumerate(dict.fromkeys([*spec.labels, *targets]))}
+    wanted = [numbers[target] for target in targets]
+    given = [-1 if one.problem is not None else numbers[one.value] for one in answers]
+    right = [float(a == b) for a, b in zip(wanted, given, strict=True)]
+    return {"accuracy": tally.of_scores(right), "macro_f1": tally.of_labels(wanted, given, len(numbers))}
 
 
 def headline(score: Mapping[str, Any]) -> dict[str, float]:

@@ -18,9 +18,11 @@ from typing import Any
 from recipes.schema import Recipe
 from recipes.schema_data import Task
 from recipes.schema_fields import nullable
+from tasks import tally
 from tasks.fields import RULES, Field, canonical, check, effective, in_words, json_text, literal, rule
 from tasks.given import Given, UnusableRowError, cell
 from tasks.parsed import Parsed
+from tasks.tally import Tally
 from tasks.values import normalize
 
 # What `weakest` tells of, and by which figure.
@@ -206,27 +208,23 @@ def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Pa
     """
     if not targets:
         raise ValueError("no rows to score")
-    counts = {name: Counter[str]() for name in spec.fields}
-    exact = 0
-    for target, one in zip(targets, answers, strict=True):
-        differs = one.problem is not None
-        for name, count in counts.items():
-            wanted = _compared(spec, name, target)
-            said = None if one.problem is not None else _compared(spec, name, one.value)
-            differs |= wanted != said
-            count.update(n=wanted is not None, said=said is not None, right=wanted is not None and wanted == said)
-        exact += not differs
+    rows = [_counts(spec, target, one) for target, one in zip(targets, answers, strict=True)]
+    counts = {name: sum((row[name] for row in rows), Counter[str]()) for name in spec.fields}
+    found = _tallies(rows, answers)
+    exact = round(found["exact_match"].figure() * len(targets))
     problems = Counter(one.problem for one in answers if one.problem is not None)
-    everything = sum(counts.values(), Counter[str]())
     return {
         "n": len(targets),
-        "exact_match": exact / len(targets),
-        "field_f1": float(_figures(everything)["f1"]) if everything else 1.0,
-        "schema_valid": 1 - problems.total() / len(targets),
+        **{name: one.figure() for name, one in found.items()},
         "invalid": dict(sorted(problems.items())),
         "wrong_value": len(targets) - exact - problems.total(),
         "per_field": {name: _figures(count) for name, count in counts.items() if count["n"] or count["said"]},
     }
+
+
+def tallies(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Parsed]) -> dict[str, Tally]:
+    """Returns exact_match, field_f1 and schema_valid as sums over rows, of which any resample can be computed."""
+    return _tallies([_counts(spec, target, one) for target, one in zip(targets, answers, strict=True)], answers)
 
 
 def headline(score: Mapping[str, Any]) -> dict[str, float]:
@@ -237,6 +235,34 @@ def headline(score: Mapping[str, Any]) -> dict[str, float]:
 def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Returns the fields with their F1, the worst first."""
     return sorted(((name, one["f1"]) for name, one in score["per_field"].items()), key=lambda one: one[1])
+
+
+def _counts(spec: Spec, target: Mapping[str, Any], one: Parsed) -> dict[str, Counter[str]]:
+    """What of each field was wanted, said and right in one row, 0 or 1 each; `differs` where they are not the same."""
+    found = {}
+    for name in spec.fields:
+        wanted = _compared(spec, name, target)
+        said = None if one.problem is not None else _compared(spec, name, one.value)
+        found[name] = Counter(
+            n=wanted is not None,
+            said=said is not None,
+            right=wanted is not None and wanted == said,
+            differs=wanted != said,
+        )
+    return found
+
+
+def _tallies(rows: Sequence[Mapping[str, Counter[str]]], answers: Sequence[Parsed]) -> dict[str, Tally]:
+    valid = [float(one.problem is None) for one in answers]
+    same = [not any(count["differs"] for count in row.values()) for row in rows]
+    right, said, wanted = (
+        [float(sum(count[of] for count in row.values())) for row in rows] for of in ("right", "said", "n")
+    )
+    return {
+        "exact_match": tally.of_scores([float(a and b) for a, b in zip(same, valid, strict=True)]),
+        "field_f1": tally.of_parts(right, said, wanted),
+        "schema_valid": tally.of_scores(valid),
+    }
 
 
 def _compared(spec: Spec, name: str, record: Mapping[str, Any]) -> Any:

@@ -16,8 +16,10 @@ from typing import Any
 
 from recipes.schema import Recipe
 from recipes.schema_data import Task
+from tasks import tally
 from tasks.given import Given, cell, free_text
 from tasks.parsed import Parsed
+from tasks.tally import Tally
 from tasks.text import clean, duplicate_key
 
 # What `weakest` tells of, and by which figure.
@@ -157,6 +159,12 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict
         "invalid": dict(sorted(problems.items())),
         "per_part": _by_length(targets, [one["rouge_l"] for one in scores]),
     }
+
+
+def tallies(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict[str, Tally]:
+    """Returns rouge_l, chrf and exact_match as sums over rows, of which any resample can be computed."""
+    scores = row_scores(spec, targets, answers)
+    return {name: tally.of_scores([one[name] for one in scores]) for name in ("rouge_l", "chrf", "exact_match")}
 
 
 def headline(score: Mapping[str, Any]) -> dict[str, float]:

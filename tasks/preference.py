@@ -16,6 +16,7 @@ from typing import Any
 
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
+from tasks import tally
 
 # Asked in the words of a generation: Spec, specify and messages are its own.
 from tasks.generation import EMPTY
@@ -24,6 +25,7 @@ from tasks.generation import messages as messages
 from tasks.generation import specify as specify
 from tasks.given import Given, UnusableRowError, asked, cell, free_text, messages_of
 from tasks.parsed import Parsed
+from tasks.tally import Tally
 from tasks.text import clean
 
 # What `weakest` tells of, and by which figure.
@@ -174,6 +176,14 @@ def score(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[Pa
         "invalid": dict(sorted(problems.items())),
         "per_part": _by_length(targets, [one["preference_accuracy"] for one in scores]),
     }
+
+
+def tallies(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[Parsed]) -> dict[str, Tally]:
+    """Returns preference_accuracy as sums over rows, of which any resample can be computed, and reward_accuracy where
+    the answers have a reward."""
+    scores = row_scores(spec, targets, answers)
+    names = ("preference_accuracy", "reward_accuracy") if _tuned(answers) else ("preference_accuracy",)
+    return {name: tally.of_scores([one[name] for one in scores]) for name in names}
 
 
 def headline(score: Mapping[str, Any]) -> dict[str, float]:

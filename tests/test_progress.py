@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracking import files, metrics
+from tracking.bars import in_time
 from train import curve, header, progress
-from train.progress import Recorder, bar, in_time
+from train.progress import Recorder, bar
 
 FACTS = header.Facts(
     base="pocket/model",
@@ -136,7 +137,7 @@ def test_a_log_file_gets_quarters_whatever_the_total(total: int, data: st.DataOb
 def test_a_log_file_is_told_the_time_left_as_soon_as_it_can_be_known(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "LEAST_SECONDS_LEFT", 0)
+    monkeypatch.setattr(bars, "LEAST_SECONDS_LEFT", 0)
     with bar("training", 1000) as advance:
         for completed in range(1, 101):
             advance(completed)

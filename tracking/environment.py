@@ -59,6 +59,14 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def machine(recipe: Recipe) -> str:
+    """Returns what a recipe computes on, in words: 2 cores, AMD EPYC; or 1x NVIDIA L4."""
+    if recipe.accelerate.use_cpu:
+        return f"{len(os.sched_getaffinity(0))} cores, {cpu_name()}"
+    names = hardware.gpus()
+    return f"{len(names)}x {names[0]}" if names else "GPUs that this machine does not show"
+
+
 def cpu_has_bfloat16() -> bool:
     """Returns whether the processor multiplies bfloat16 itself; where it does not, float32 is faster."""
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")

@@ -57,8 +57,9 @@ def config(recipe: Recipe, base_name: str) -> dict[str, Any]:
     return {"model.base": Path(base_name).name if Path(base_name).is_absolute() else base_name, **allowed}
 
 
-def start(run: Run, recipe: Recipe, settings: Mapping[str, Any]) -> Any:
-    """Returns the W&B run of this run, named by its id and grouped by its recipe, or None where mode is off.
+def start(run: Run, recipe: Recipe, settings: Mapping[str, Any], job: str = "train") -> Any:
+    """Returns the W&B run of this run, named by its id and grouped by its recipe, or None where mode is off. A `job`
+    other than training has a W&B run of its own in the same group.
 
     Mode auto is online where the machine is logged in, else offline (`wandb sync` sends it later). A run that goes on
     goes on in the same W&B run; offline it is written anew, from metrics.jsonl (`replay`), and what the interrupted
@@ -74,15 +75,17 @@ def start(run: Run, recipe: Recipe, settings: Mapping[str, Any]) -> Any:
     mode = tracking.mode
     if mode == "auto":
         mode = "online" if logged_in() else "offline"
+    name = run.id if job == "train" else f"{run.id}-{job}"
     if mode == "offline":
-        for left in (run.folder / "wandb").glob("offline-run-*"):
+        for left in (run.folder / "wandb").glob(f"offline-run-*-{name}"):
             shutil.rmtree(left)
     wandb_run = wandb.init(
         project=tracking.project,
         entity=tracking.entity,
         group=run.recipe_name,
-        name=run.id,
-        id=run.id,
+        job_type=job,
+        name=name,
+        id=name,
         resume="allow" if mode == "online" else None,
         mode=mode,
         dir=run.folder,

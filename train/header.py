@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from train.progress import FIRST_UNITS, in_time
+from tracking.bars import FIRST_UNITS, in_time
 
 # Bytes of state that an optimizer keeps a trainable parameter, by train.optim; paged ones may keep theirs elsewhere.
 MOMENT_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}

@@ -12,116 +12,25 @@ an evaluation holds step, epoch and validation/<metric>.
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
 from tasks import in_words
-from tracking import metrics, weights_and_biases
+from tracking import bars, metrics, weights_and_biases
+from tracking.bars import Advance, in_time
 from train import processes
 
-Advance = Callable[..., None]
-"""advance(completed, note="")"""
-
 FROM_TRAINER = ("loss", "learning_rate", "grad_norm")
-# In a log file: an estimate after so many units (or seconds), if it is worth telling; then quarters, and signs of life.
-FIRST_UNITS = 5
-FIRST_SECONDS = 60
-LEAST_SECONDS_LEFT = 20
-SILENT_SECONDS = 600
-
-# A terminal has one live display: what runs within a bar (an evaluation while training) is another line of it.
-_outer: ContextVar["Progress | _Lines | None"] = ContextVar("outer bar", default=None)
 
 
-@contextmanager
-def bar(what: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """Yields `advance(completed, note)`: a bar with its ETA on a terminal, now and then a line where there is none.
-
-    `done` of `total` were done before, by a run that this one goes on with. Of several processes the first one shows.
-    """
-    console, outer = Console(stderr=True), _outer.get()
-    if not processes.first():
-        yield lambda completed, note="": None
-    elif isinstance(outer, Progress):
-        task = outer.add_task(what, total=total, completed=done, note="")
-        try:
-            yield lambda completed, note="": outer.update(task, completed=completed, note=note)
-        finally:
-            outer.remove_task(task)
-    elif not console.is_terminal:
-        lines = _Lines(what, total, done, within=outer is not None)
-        with _inside(lines):
-            yield lines.advance
-    else:
-        columns = (TextColumn("{task.description:<9}"), BarColumn(None), MofNCompleteColumn(),
-                   TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("eta"),
-                   TimeRemainingColumn())  # fmt: skip
-        # The rate of the last minutes, so that an evaluation in between does not upset the ETA.
-        with Progress(*columns, console=console, speed_estimate_period=300) as progress, _inside(progress):
-            task = progress.add_task(what, total=total, completed=done, note="")
-            yield lambda completed, note="": progress.update(task, completed=completed, note=note)
-
-
-@contextmanager
-def _inside(shown: "Progress | _Lines") -> Iterator[None]:
-    token = _outer.set(shown)
-    try:
-        yield
-    finally:
-        _outer.reset(token)
-
-
-class _Lines:
-    """Progress for a log file. What runs `within` another bar tells no quarters: its result is told anyway."""
-
-    def __init__(self, what: str, total: int, done: int, within: bool) -> None:
-        self.what, self.total, self.within = what, max(1, total), within
-        self.quarter = 4 * done // self.total
-        self.began = self.told = time.monotonic()
-        self.first: tuple[int, float] | None = None
-        self.estimated = False
-
-    def advance(self, completed: int, note: str = "") -> None:
-        now = time.monotonic()
-        # The first unit is no measure: it warms up.
-        self.first = self.first or (completed, now)
-        units, seconds = completed - self.first[0], now - self.first[1]
-        left = seconds / units * (self.total - completed) if units else None
-        quarter = 4 * completed // self.total
-        if self._due(quarter, units + 1, now, left):
-            self.quarter, self.told = quarter, now
-            words = [f"{self.what:<9} {completed:,}/{self.total:,}", note, in_time(now - self.began)]
-            if left is not None and completed < self.total:
-                words[-1] += f" so far, about {in_time(left)} left"
-                self.estimated = True
-            print("  ".join(filter(None, words)), file=sys.stderr, flush=True)
-
-    def _due(self, quarter: int, units: int, now: float, left: float | None) -> bool:
-        early = units >= FIRST_UNITS or now - self.began >= FIRST_SECONDS
-        first = not self.estimated and early and left is not None and left >= LEAST_SECONDS_LEFT
-        silent = now - self.told >= SILENT_SECONDS
-        return first or silent or (quarter > self.quarter and not self.within)
-
-
-def in_time(seconds: float) -> str:
-    """Returns a duration as one says it: 48 s, 12 min, 3 h 20 min, 2 d 4 h."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 120:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"
+def bar(what: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
+    """Returns the bar of `tracking.bars`; of several processes the first one shows it."""
+    return bars.bar(what, total, done, shown=processes.first())
 
 
 def peak_memory_bytes() -> int:

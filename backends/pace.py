@@ -1,0 +1,133 @@
+"""How fast a backend may be asked, as it says itself: in the headers of its answers, and by refusing.
+
+retry-after: 7   retry-after-ms: 250                     of a 429, 503 or 529: nobody asks again before
+x-ratelimit-remaining-requests: 0                        OpenAI's and others'; -tokens likewise:
+x-ratelimit-reset-requests: 6m0s                         nobody asks again before
+anthropic-ratelimit-input-tokens-remaining: 0            Anthropic's; requests, tokens, output-tokens likewise
+anthropic-ratelimit-input-tokens-reset: 2026-11-01T00:00:07Z
+
+A refusal halves the number of attempts on their way, and as many answers as are on their way let it grow by one
+(additive increase, multiplicative decrease: Chiu and Jain 1989, as in TCP).
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+
+BUSY = (429, 503, 529)
+# (how much is left, when it is as much as ever again)
+LIMITS = [
+    *((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens")),
+    *(
+        (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset")
+        for what in ("requests", "tokens", "input-tokens", "output-tokens")
+    ),
+]
+# As Go writes durations, and OpenAI in its headers: 1s, 6m0s, 120ms, 1h2m3.5s.
+UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_STEP = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
+# A bare number this large is a point in time, not a wait.
+_POINT_IN_TIME = 1e8
+
+
+class Pace:
+    """Who may ask a backend, and when: one for all requests to it, in one event loop."""
+
+    def __init__(self, most_at_once: int, longest_wait_seconds: float) -> None:
+        self.most_at_once = most_at_once
+        self.longest_wait_seconds = longest_wait_seconds
+        self.at_once = float(most_at_once)
+        """Attempts that may be on their way now."""
+        self._on_their_way = 0
+        self._held_until = 0.0
+        self._slowed_at = 0.0
+        self._left = asyncio.Event()
+
+    async def enter(self) -> float:
+        """Returns 0 once an attempt may start, which then has to `leave`; or else for how many seconds the backend
+        wants to be left alone, where that is more than one is willing to wait."""
+        while True:
+            held = self._held_until - time.monotonic()
+            if held > self.longest_wait_seconds:
+                return held
+            if held > 0:
+                await asyncio.sleep(held)
+            elif self._on_their_way < int(self.at_once):
+                self._on_their_way += 1
+                return 0.0
+            else:
+                self._left.clear()
+                await self._left.wait()
+
+    def leave(self) -> None:
+        """Ends an attempt."""
+        self._on_their_way -= 1
+        self._left.set()
+
+    def heard(self, status: int, headers: Mapping[str, str]) -> None:
+        """Takes the status and the headers of an answer, whatever request it is to."""
+        asked = retry_after_seconds(headers) if status in BUSY else None
+        if asked is None:
+            # A used-up limit is a hint and no refusal: what it says is waited for as long as one is willing to.
+            asked = min(exhausted_seconds(headers), self.longest_wait_seconds)
+        if asked > 0:
+            self._held_until = max(self._held_until, time.monotonic() + asked)
+
+    def slower(self, started: float) -> None:
+        """Takes a refusal. Attempts that had started before the last halving were too many by the old number: one
+        burst of refusals halves once. `started`: when the attempt did, by time.monotonic()."""
+        if started > self._slowed_at:
+            self.at_once, self._slowed_at = max(1.0, self.at_once / 2), time.monotonic()
+
+    def faster(self) -> None:
+        """Takes an answer."""
+        self.at_once = min(float(self.most_at_once), self.at_once + 1 / self.at_once)
+
+
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+    """Returns how long a server asks to wait (retry-after-ms, or Retry-After in seconds or as a date), None if it does
+    not say."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(headers[name]) * unit)
+        except (KeyError, ValueError):
+            continue
+    try:
+        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    except (KeyError, ValueError):
+        return None
+
+
+def exhausted_seconds(headers: Mapping[str, str]) -> float:
+    """Returns for how long nothing is left of some limit; 0 where something is left of each, or none is told."""
+    waits = [0.0]
+    for remaining, reset in LIMITS:
+        try:
+            if float(headers[remaining]) <= 0:
+                waits.append(reset_seconds(headers[reset], headers.get("date")))
+        except (KeyError, ValueError):
+            continue
+    return max(waits)
+
+
+def reset_seconds(told: str, date: str | None = None) -> float:
+    """Returns in how many seconds a limit is reset: told as a duration (6m0s), in seconds, or as a point in time.
+    `date`: the time by the server's own clock, from which points in time are counted. Raises ValueError for others."""
+    steps = _STEP.findall(told)
+    if steps and "".join(number + unit for number, unit in steps) == told:
+        return sum(float(number) * UNITS[unit] for number, unit in steps)
+    try:
+        seconds = float(told)
+    except ValueError:
+        seconds = datetime.fromisoformat(told).timestamp()
+    return max(0.0, seconds - _clock(date) if seconds > _POINT_IN_TIME else seconds)
+
+
+def _clock(date: str | None) -> float:
+    try:
+        return parsedate_to_datetime(date).timestamp() if date else time.time()
+    except ValueError:
+        return time.time()

@@ -1,0 +1,191 @@
+"""Do the intervals hold what they promise: `python -m bench.coverage` draws 1,000 test sets whose true figures are
+known, and counts how often the 95% interval holds them and how often a verdict is false; it writes
+bench/results/coverage.json and prints the tables.
+
+    figure                  n   clusters   holds the truth   truth below   truth above   width
+    accuracy              400          -             95.2%          2.3%          2.5%   0.057
+    accuracy difference   400         80             94.4%          2.9%          2.7%   0.081
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import machine
+from bench.two_systems import CLUSTER, METRICS, RIGHT, drawn, loss_of
+from compare import intervals, paired
+from compare.intervals import SAME, Interval
+from compare.paired import Difference
+from recipes import command
+from recipes.errors import StageError
+from tracking import files
+
+RESULTS = Path(__file__).parent / "results" / "coverage.json"
+DOCS = machine.ROOT / "docs" / "statistics.md"
+BEGIN, END = "<!-- coverage:begin -->", "<!-- coverage:end -->"
+
+ROWS = (100, 400, 2000)
+ALPHA, MARGIN = 0.05, 0.02
+# What is promised, and from how many rows.
+LEAST, MOST, FROM_ROWS = 0.93, 0.97, 400
+PERMUTATIONS = 999
+FALSE = {
+    "false_superiority": "superior, where there is no difference",
+    "false_rejection": f"p < {ALPHA}, where there is none",
+    "false_non_inferiority": f"non-inferior, where it is the margin of {MARGIN:.0%}",
+}
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    made = argparse.ArgumentParser(prog="python -m bench.coverage", description="Simulate the coverage of intervals.")
+    made.add_argument("--sets", type=int, default=1000, help="test sets for each n, with and without clusters")
+    made.add_argument("--quick", action="store_true", help="100 sets and 500 resamples, and nothing written")
+    made.add_argument("--write-docs", action="store_true", help="put the last results into docs/statistics.md and end")
+    asked = made.parse_args()
+    if asked.write_docs:
+        write_docs()
+        return command.DONE
+    sets, resamples = (100, 500) if asked.quick else (asked.sets, intervals.RESAMPLES)
+    about = {
+        "command": f"python -m bench.coverage {'--quick' if asked.quick else f'--sets {sets}'}",
+        "resamples": resamples,
+        "hardware": machine.hardware(on_gpu=False),
+        "date": machine.today(),
+    }
+    results: list[Row] = []
+    for clustered in (False, True):
+        for n in ROWS:
+            began = time.monotonic()
+            results += [{**row, **about} for row in simulated(n, clustered, sets, resamples)]
+            told = f"{n} rows{' in clusters' if clustered else ''}: {time.monotonic() - began:.0f} s"
+            print(told, file=sys.stderr, flush=True)
+    print(tables(results))
+    broken = [row for row in results if not as_promised(row)]
+    for row in broken:
+        print(f"not as promised: {row['figure']}, {row['n']} rows, {row['clusters'] or 'no'} clusters", file=sys.stderr)
+    if not asked.quick:
+        RESULTS.parent.mkdir(exist_ok=True)
+        files.write_json(RESULTS, results)
+    return command.FAILED if broken and not asked.quick else command.DONE
+
+
+def simulated(n: int, clustered: bool, sets: int, resamples: int = intervals.RESAMPLES, seed: int = 1) -> list[Row]:
+    """Returns a row for each figure of so many test sets: the metrics, and their differences where there is none and
+    where it is just the margin."""
+    loss = {metric.name: loss_of(metric, MARGIN) for metric in METRICS}
+    single: dict[str, list[Interval]] = {}
+    double: dict[tuple[str, float], list[Difference]] = {}
+    for number in range(sets):
+        rng = np.random.default_rng([seed, n, clustered, number])
+        found = drawn(n, clustered, [0.0, *loss.values()], rng)
+        for metric in METRICS:
+            how: dict[str, Any] = {"alpha": ALPHA, "resamples": resamples, "seed": number}
+            one = metric.tally(found.wanted, found.system)
+            single.setdefault(metric.name, []).append(intervals.of(one, found.clusters, **how))
+            for truth, lost in ((0.0, 0.0), (-MARGIN, loss[metric.name])):
+                other = metric.tally(found.wanted, found.others[lost])
+                seen = paired.of(other, one, found.clusters, permutations=PERMUTATIONS, **how)
+                double.setdefault((metric.name, truth), []).append(seen)
+    same: Row = {"n": n, "clusters": n // CLUSTER if clustered else None, "sets": sets}
+    rows: list[Row] = []
+    for metric in METRICS:
+        truth = metric.truth(RIGHT)
+        rows.append({"figure": metric.name, "method": single[metric.name][0].method, **same})
+        rows[-1].update(coverage(truth, single[metric.name]))
+        for truth in (0.0, -MARGIN):
+            of = double[metric.name, truth]
+            rows.append({"figure": f"{metric.name} difference", "method": of[0].test, **same})
+            rows[-1].update(coverage(truth, of), **false_verdicts(truth, of))
+    return rows
+
+
+def coverage(truth: float, found: Sequence[Interval | Difference]) -> Row:
+    """Returns how often intervals hold the truth, and on which side it lies where they do not."""
+    low, high = np.array([(one.low, one.high) for one in found]).T
+    below, above = float(np.mean(truth < low - SAME)), float(np.mean(truth > high + SAME))
+    return {
+        "truth": truth,
+        "coverage": 1 - below - above,
+        "truth_below": below,
+        "truth_above": above,
+        "mean_width": float(np.mean(high - low)),
+    }
+
+
+def false_verdicts(truth: float, found: Sequence[Difference]) -> Row:
+    """Returns how often something is said that is false where the true difference is none, or just the margin."""
+    said = [paired.judged(one, MARGIN) for one in found]
+    if truth < 0:
+        return {"false_non_inferiority": (said.count("superior") + said.count("non-inferior")) / len(said)}
+    rejected = sum(one.p_value < ALPHA for one in found)
+    return {"false_superiority": said.count("superior") / len(said), "false_rejection": rejected / len(said)}
+
+
+def as_promised(row: Mapping[str, Any]) -> bool:
+    """Returns whether 93% to 97% of intervals hold the truth, of accuracy and of differences from 400 rows on, and no
+    more verdicts are false than alpha and the simulation's own error allow."""
+    promised = row["n"] >= FROM_ROWS and row["figure"] != "macro-F1"
+    allowed = ALPHA + error(row["sets"])
+    return (LEAST <= row["coverage"] <= MOST or not promised) and all(row.get(name, 0) <= allowed for name in FALSE)
+
+
+def error(sets: int) -> float:
+    """Returns two standard errors of a share of 5% among so many sets."""
+    return float(2 * np.sqrt(ALPHA * (1 - ALPHA) / sets))
+
+
+def tables(results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the results as two Markdown tables."""
+    first = results[0]
+    lines = [
+        f"{first['sets']:,} sets each, {first['resamples']:,} resamples, {first['date']}, `{first['command']}`.",
+        f"In bold: outside {LEAST:.0%} to {MOST:.0%}. The simulation's own error is {error(first['sets']):.1%} (two",
+        "standard errors).",
+        "",
+        "| figure | truth | rows | clusters | holds the truth | truth below | truth above | mean width |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results:
+        held = f"{row['coverage']:.1%}" if LEAST <= row["coverage"] <= MOST else f"**{row['coverage']:.1%}**"
+        lines.append(
+            f"| {row['figure']} | {row['truth']:.3f} | {row['n']:,} | {row['clusters'] or '-'} | {held} | "
+            f"{row['truth_below']:.1%} | {row['truth_above']:.1%} | {row['mean_width']:.3f} |"
+        )
+    lines += [
+        "",
+        f"False verdicts, of which {ALPHA:.0%} are allowed:",
+        "",
+        f"| figure | rows | clusters | {' | '.join(FALSE.values())} |",
+        "|---|---|---|---|---|---|",
+    ]
+    rates: dict[tuple[Any, ...], Row] = {}
+    for row in results:
+        key = (row["figure"], row["n"], row["clusters"])
+        rates.setdefault(key, {}).update({name: row[name] for name in FALSE if name in row})
+    for (figure, n, clusters), found in rates.items():
+        if found:
+            told = " | ".join(f"{found[name]:.1%}" for name in FALSE)
+            lines.append(f"| {figure} | {n:,} | {clusters or '-'} | {told} |")
+    return "\n".join(lines)
+
+
+def write_docs() -> None:
+    """Writes the last results into docs/statistics.md. Raises StageError where they, or their place, are missing."""
+    if not RESULTS.exists():
+        raise StageError(f"there is no bench/results/{RESULTS.name}; run python -m bench.coverage first")
+    before, begin, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise StageError(f"docs/{DOCS.name} has no place for the tables; write {BEGIN} and {END} where they belong")
+    files.write_text(DOCS, f"{before}{begin}\n{tables(files.read_json(RESULTS))}\n{end}{after}")
+
+
+if __name__ == "__main__":
+    command.run(main)

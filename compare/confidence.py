@@ -1,0 +1,64 @@
+"""How sure each answer is: the probability of the path that was decoded, on a scale fitted on validation rows.
+
+The scale of the tuned model is fitted on its reference answers, which training left beside the weights; nothing is
+asked for it. What other systems say of themselves is taken as they say it.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import exp
+from typing import Any
+
+from compare import calibration, predictions
+from compare.calibration import Platt
+from compare.gathered import Gathered
+from compare.material import Material
+from compare.predictions import Answer
+from recipes.schema_clashes import METRICS
+from tracking import files
+from tracking.run import Run
+
+AS_TOLD = "nothing: as the system tells it"
+
+
+def scale(here: Run, material: Material, which: str) -> Platt | None:
+    """Returns the scale of the tuned model, None where its references are all right or all wrong, or there are none."""
+    folder = here.folder / (which if which == "merged" else "adapter")
+    path = folder / "reference.jsonl"
+    if material.module.OBJECTIVE == "prefer" or not path.exists():
+        return None
+    rows = {row["id"]: row for row in files.read_jsonl(here.folder / "data" / "validation.jsonl")}
+    told = [one for one in files.read_jsonl(path) if one["id"] in rows]
+    answered = [one.get("served", one) for one in told]
+    answers = [Answer(one["id"], found["answer"]) for one, found in zip(told, answered, strict=True)]
+    found = predictions.of(material, [rows[one.id] for one in answers], answers)
+    right = [bool(value) for value in right_of(found, material)]
+    return calibration.fitted([one["log_probability"] for one in answered], right)
+
+
+def of(one: Gathered, fitted: Platt | None, answers: Sequence[Answer]) -> list[float | None]:
+    """Returns the confidence of each answer, None where nothing tells it."""
+    return [_confidence(answer, fitted if one.system.kind == "tuned" else None) for answer in answers]
+
+
+def right_of(found: predictions.Predictions, material: Material) -> list[float]:
+    """Returns for each row whether it is right: 1 or 0, by the first metric of the task that says so."""
+    kind = material.prompt["task"]["kind"]
+    whole = {"generation": "exact_match"}
+    return list(found.metrics[whole.get(kind, METRICS[kind][0])])
+
+
+def reliability(confidences: Sequence[float | None], right: Sequence[float], fitted: bool) -> dict[str, Any] | None:
+    """Returns how far the confidences can be believed, None where too few are told."""
+    told = [(c, bool(r)) for c, r in zip(confidences, right, strict=True) if c is not None]
+    if len(told) < 2:
+        return None
+    found: Mapping[str, Any] = calibration.reliability([c for c, _ in told], [r for _, r in told])
+    return {**found, "fitted_on": "validation" if fitted else AS_TOLD}
+
+
+def _confidence(answer: Answer, fitted: Platt | None) -> float | None:
+    if answer.confidence is not None:
+        return answer.confidence
+    if answer.log_probability is None or answer.output is None:
+        return None
+    return fitted.confidence(answer.log_probability) if fitted else min(1.0, exp(answer.log_probability))

@@ -1,0 +1,147 @@
+"""What a system answered, and where its answers are kept."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backends.exchange import Backend
+from compare import answers, predictions
+from compare.answers import Answered, Collected, Question
+from compare.material import Material
+from compare.predictions import Answer
+from compare.prices import Priced
+from compare.spend import Budget
+from compare.systems import System
+from recipes.schema import Recipe
+from tracking import bars
+from tracking.run import Run
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a system answered."""
+
+    system: System
+    test: Sequence[Answer]
+    calibration: Sequence[Answer] = ()
+    again: Sequence[Answer] = ()
+    """Answers to the first rows of the test set, asked a second time."""
+    complete: bool = True
+    why_incomplete: str | None = None
+    reused: int = 0
+    retries: int = 0
+    spent_usd: float | None = None
+    concurrency: int | None = None
+    rate: Mapping[str, Any] | None = None
+    """What the server did a second: requests_per_second, tokens_per_second, concurrency, hardware, n, measured."""
+    price: Priced | None = None
+    notes: Sequence[str] = ()
+    """What was done otherwise than one would expect."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A comparison: of which run, by which recipe, on what."""
+
+    here: Run
+    name: str
+    """The recipe's."""
+    recipe: Recipe
+    material: Material
+
+    @property
+    def answers(self) -> Path:
+        """Returns the folder of all answers that the recipe's systems ever gave."""
+        return self.here.folder.parent / ".answers"
+
+    def journal(self, system: System) -> Path:
+        """Returns the file of a system's answers; tuned weights are the run's, and have a file a run."""
+        part = f"{self.here.id}." if system.kind == "tuned" else ""
+        return self.answers / f"{part}{predictions.slug(system.name)}.jsonl"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A system that is asked over a wire, and everything that it is asked."""
+
+    system: System
+    backend: Backend
+    identity: Any
+    """Who answers, wherever it listens."""
+    questions: Sequence[Question]
+    journal: Path
+
+    def missing(self) -> int:
+        """Returns how many questions have no answer on disk."""
+        return answers.missing(self.backend, self.identity, self.questions, self.journal)
+
+    def known_usd(self) -> float:
+        """Returns what the answers that are on disk cost, or may have cost."""
+        return answers.known_usd(self.backend, self.identity, self.questions, self.journal)
+
+    def collect(self, budget: Budget | None = None, price: Priced | None = None) -> Collected:
+        """Returns the answers, with progress: those that are known, and the others once they were asked for."""
+        system = self.system
+        with bars.bar("answered", len(self.questions)) as advance:
+            done = 0
+
+            def on_answer(answer: Answered) -> None:
+                nonlocal done
+                done += 1
+                advance(done, system.title)
+
+            return answers.collect(
+                self.backend,
+                self.identity,
+                self.questions,
+                self.journal,
+                budget=budget,
+                price=price,
+                mode=system.baseline.mode if system.baseline else "live",
+                on_answer=on_answer,
+                say=lambda told: print(f"batch     {system.name}: {told}", file=sys.stderr, flush=True),
+            )
+
+
+def told(asking: Asking, found: Collected, place: Place, **more: Any) -> Gathered:
+    """Returns what was collected as the answers to the test rows, to the calibration rows, and to rows asked again;
+    `more` is whatever else is known of the system."""
+    asked = {(one.id, one.repeat) for one in asking.questions}
+    test, calibration = place.material.test, place.material.calibration
+    return Gathered(
+        asking.system,
+        test=[_answer(found, row["id"], 0) for row in test],
+        calibration=[_answer(found, row["id"], 0) for row in calibration if (row["id"], 0) in asked],
+        again=[_answer(found, row["id"], 1) for row in test if (row["id"], 1) in asked],
+        complete=found.complete,
+        why_incomplete=found.why_incomplete,
+        reused=found.reused,
+        retries=found.retries,
+        concurrency=asking.backend.concurrency,
+        **more,
+    )
+
+
+def _answer(found: Collected, row: str, repeat: int) -> Answer:
+    one = found.answers.get((row, repeat))
+    if one is None:
+        return Answer(row, None, error="not asked")
+    return Answer(
+        id=row,
+        output=one.output,
+        finish_reason=one.finish_reason or "stop",
+        model_id=one.model_id or "",
+        log_probability=one.log_probability,
+        request_sha256=one.request_sha256,
+        input_tokens=one.input_tokens,
+        output_tokens=one.output_tokens,
+        reasoning_tokens=one.reasoning_tokens,
+        cached_tokens=one.cached_tokens,
+        latency_seconds=one.latency_seconds,
+        attempt_latencies_seconds=one.attempt_latencies_seconds,
+        reused=one.reused,
+        cost_usd=one.usd,
+        error=one.error,
+    )

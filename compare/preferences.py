@@ -1,0 +1,77 @@
+"""Pairs of answers: how probable the tuned model and its untuned base find each, read by vLLM as they are served.
+
+Nothing is decoded and nobody else is asked: what APIs answer has no probability of a text that they did not write. The
+answer of a system to a row is {"chosen", "rejected", "reference_chosen", "reference_rejected", "chosen_tokens",
+"rejected_tokens"} in JSON, natural logarithms of whole answers, the base being the reference.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from compare import owned
+from compare.gathered import Gathered, Place
+from compare.material import Material
+from compare.predictions import Answer
+from compare.systems import System
+from recipes.errors import StageError
+from serve import wire
+from serve.engine import Address, Plan
+from tasks import render
+from tasks.preference import SIDES
+from tasks.render import Example
+
+Likelihoods = list[dict[str, float]]
+
+
+def everything(place: Place, systems: Sequence[System]) -> list[Gathered]:
+    """Returns how the tuned model and its base judge the pairs of the test set. Raises StageError where a server
+    fails."""
+    pairs = _pairs(place)
+    found = {one.name: _asked(place, one, pairs) for one in systems}
+    reference = next(found[one.name] for one in systems if one.kind == "base")
+    tokens = [{f"{side}_tokens": len(pair[side].completion_ids) for side in SIDES} for pair in pairs]
+    return [Gathered(one, _answers(place.material, found[one.name], reference, tokens)) for one in systems]
+
+
+def _pairs(place: Place) -> list[dict[str, Example]]:
+    from transformers import AutoTokenizer
+
+    material, tokenizer = place.material, AutoTokenizer.from_pretrained(place.here.folder / "adapter")
+    talks = [material.module.messages(material.spec, row["input"]) for row in material.test]
+    sides = {side: render.examples(tokenizer, talks, [row["target"][side] for row in material.test]) for side in SIDES}
+    return [{side: sides[side][at] for side in SIDES} for at in range(len(talks))]
+
+
+def _asked(place: Place, system: System, pairs: Sequence[dict[str, Example]]) -> Likelihoods:
+    with owned.running(place, system) as (asked, address):
+        return asyncio.run(_likelihoods(asked, address, pairs, place.recipe.compare.concurrency))
+
+
+async def _likelihoods(asked: Plan, address: Address, pairs: Sequence[dict[str, Example]], at_once: int) -> Likelihoods:
+    name = next(iter(asked.adapters), asked.name)
+    async with wire.session(address, at_once=at_once) as asking:
+
+        async def one(example: Example) -> float:
+            ids = [*example.prompt_ids, *example.completion_ids]
+            body = {"model": name, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+            async with asking.post("/v1/completions", json=body) as answer:
+                if answer.status != 200:
+                    raise StageError(f"/v1/completions answers {answer.status}: {(await answer.text())[:300]}")
+                told = (await answer.json())["choices"][0]["prompt_logprobs"]
+            last = zip(example.completion_ids, told[len(example.prompt_ids) :], strict=True)
+            return sum(float(step[str(token)]["logprob"]) for token, step in last)
+
+        every = await asyncio.gather(*(one(pair[side]) for pair in pairs for side in SIDES))
+    return [dict(zip(SIDES, every[at : at + 2], strict=True)) for at in range(0, len(every), 2)]
+
+
+def _answers(
+    material: Material, found: Likelihoods, reference: Likelihoods, tokens: Sequence[dict[str, int]]
+) -> list[Answer]:
+    answers = []
+    for row, own, base, lengths in zip(material.test, found, reference, tokens, strict=True):
+        told: dict[str, Any] = {**own, **{f"reference_{side}": base[side] for side in SIDES}, **lengths}
+        answers.append(Answer(row["id"], json.dumps(told)))
+    return answers

@@ -1,0 +1,112 @@
+"""Systems that others answer for: providers, who are asked within the budget, and answers that the user has already."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from backends.exchange import NO_KEY, Backend
+from compare import prices, questions
+from compare.answers import Question
+from compare.gathered import Asking, Gathered, Place, told
+from compare.material import Material
+from compare.predictions import Answer
+from compare.spend import Budget
+from compare.systems import System
+from recipes.errors import RecipeError
+from recipes.schema_compare import Baseline
+
+WIRES = {"openai": "openai", "azure": "openai", "anthropic": "anthropic", "bedrock": "anthropic", "vertex": "anthropic"}
+CLOUDS = ("azure", "bedrock", "vertex")
+
+
+def everyone(place: Place, systems: Sequence[System]) -> dict[str, Gathered]:
+    """Returns what each provider answered, by name, one after the other within one budget: what was spent on answers
+    of earlier invocations that still count is a part of it. Raises RecipeError where nobody knows a price."""
+    asking = [(one, prices.of(_baseline(one))) for one in (asked(place, system) for system in systems)]
+    spent = sum(one.known_usd() for one, price in asking if price)
+    budget = Budget(place.recipe.compare.budget_usd, spent)
+    found = {}
+    for one, price in asking:
+        if price is None and not one.system.stand_in:
+            raise RecipeError(
+                f"compare.baselines: nobody knows what {one.system.name} costs, so compare.budget_usd could not be "
+                "kept; give it price: {input_usd_per_million: ..., output_usd_per_million: ...}"
+            )
+        before = one.known_usd()
+        answers = one.collect(budget if price else None, price)
+        usd = before + answers.spent_usd if price else None
+        found[one.system.name] = told(one, answers, place, spent_usd=usd, price=price)
+    return found
+
+
+def asked(place: Place, system: System) -> Asking:
+    """Returns everything that a provider is asked: the test rows, and the first of them a second time."""
+    every = [Question(one.id, 0, one) for one in questions.requests(system, place.material, place.material.test)]
+    every += [Question(one.id, 1, one.request) for one in every[: place.recipe.compare.repeat_rows]]
+    baseline = _baseline(system)
+    identity = [baseline.provider, baseline.base_url]
+    return Asking(system, remote(baseline, place.material), identity, every, place.journal(system))
+
+
+def _baseline(asking: Asking | System) -> Baseline:
+    system = asking.system if isinstance(asking, Asking) else asking
+    assert system.baseline is not None
+    return system.baseline
+
+
+def remote(baseline: Baseline, material: Material) -> Backend:
+    """Returns how a baseline of the recipe is asked."""
+    schema = material.prompt["output_schema"]
+    return Backend(
+        wire=WIRES[baseline.provider],  # type: ignore[arg-type]
+        model=baseline.model or "",
+        base_url=baseline.base_url,
+        api_key=(os.environ.get(baseline.key_env) if baseline.key_env else None) or NO_KEY,
+        cloud=baseline.provider if baseline.provider in CLOUDS else None,  # type: ignore[arg-type]
+        structured="json_schema" if baseline.structured_output and schema else "none",
+        temperature=baseline.temperature,
+        timeout_seconds=baseline.timeout_seconds,
+        retries=baseline.retries,
+        concurrency=baseline.concurrency,
+    )
+
+
+def given(place: Place, system: System) -> Gathered:
+    """Returns the answers in a file that the user has. Raises RecipeError naming the line that cannot be used."""
+    assert system.baseline is not None and system.baseline.path is not None
+    path, known = Path(system.baseline.path), dict[str, dict[str, Any]]()
+    if not path.is_file():
+        raise RecipeError(f"compare.baselines: there is no file {path}")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            known[str(row["id"])] = {**row, "output": _text(row["output"])}
+        except (ValueError, TypeError, KeyError):
+            raise RecipeError(
+                f'{path}:{number}: needs a JSON object with "id" and "output", given {line[:80]}'
+            ) from None
+    figures = ("input_tokens", "output_tokens", "latency_seconds", "cost_usd", "confidence")
+    found, missing = [], 0
+    for row in place.material.test:
+        one = known.get(row["id"])
+        missing += one is None
+        kept = {name: one[name] for name in figures if isinstance(one.get(name), int | float)} if one else {}
+        model = str(one.get("model_id", system.name)) if one else system.name
+        found.append(Answer(row["id"], one["output"] if one else None, model_id=model, **kept))
+    if missing == len(found):
+        raise RecipeError(
+            f"{path} answers none of the {len(found):,} test rows: its ids must be those of data/test.jsonl"
+        )
+    why = f"{path.name} answers {len(found) - missing:,} of {len(found):,} test rows" if missing else None
+    return Gathered(system, found, complete=not missing, why_incomplete=why)
+
+
+def _text(output: Any) -> str:
+    """An answer as text: a record may stand there as an object."""
+    if output is None:
+        raise ValueError("no output")
+    return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)

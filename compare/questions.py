@@ -1,0 +1,60 @@
+"""What each system is asked for a row: the task's own prompt, for some with examples in front."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from backends.exchange import Constraint, Request
+from compare import linear
+from compare.material import Material, Rows
+from compare.systems import System
+from recipes.schema import Recipe
+from tasks import render, shots
+
+# Answers of a closed model: other tokenizers, and room to reason.
+TIMES_LONGER, LEAST_TOKENS = 4, 256
+
+
+def requests(system: System, material: Material, rows: Rows) -> list[Request]:
+    """Returns the request for each row."""
+    baseline, prompt = system.baseline, material.prompt
+    constraint, most = Constraint(prompt["grammar"], prompt["output_schema"]), int(prompt["max_answer_tokens"])
+    if baseline is not None:
+        most = baseline.max_output_tokens or max(LEAST_TOKENS, TIMES_LONGER * most)
+        constraint = dataclasses.replace(constraint, grammar=None)
+    asked = conversations(system, material, rows)
+    return [Request(row["id"], one, most, constraint) for row, one in zip(rows, asked, strict=True)]
+
+
+def conversations(system: System, material: Material, rows: Rows) -> list[list[dict[str, str]]]:
+    """Returns the messages for each row, up to the answer."""
+    spec = material.spec
+    if system.baseline is not None and system.baseline.instruction:
+        spec = dataclasses.replace(spec, instruction=system.baseline.instruction)
+    examples = linear.nearest(material.train, rows, system.shots)
+    return [
+        shots.messages(material.module, spec, [material.train[at] for at in chosen], row["input"])
+        for chosen, row in zip(examples, rows, strict=True)
+    ]
+
+
+def fitting(asked: Sequence[Request], tokenizer: Any, recipe: Recipe, longest_answer: int) -> tuple[list[Request], int]:
+    """Returns the requests with as many examples left out, the least similar first, as `serve.max_model_len` asks for,
+    and how many requests lost some."""
+    room, cut = recipe.serve.max_model_len - longest_answer, 0
+    found = list(asked)
+    todo = list(range(len(found)))
+    while todo:
+        lengths = [len(ids) for ids in render.prompt_ids(tokenizer, [list(found[at].messages) for at in todo])]  # type: ignore[arg-type]
+        todo = [at for at, length in zip(todo, lengths, strict=True) if length > room and len(found[at].messages) > 1]
+        for at in todo:
+            found[at] = dataclasses.replace(found[at], messages=_one_less(found[at].messages))
+    cut = sum(len(a.messages) < len(b.messages) for a, b in zip(found, asked, strict=True))
+    return found, cut
+
+
+def _one_less(messages: Any) -> list[dict[str, str]]:
+    """A conversation without its first example: the task's prompt moves to the next turn."""
+    before, _, _ = messages[0]["content"].rpartition(shots.INPUT)
+    first = {**messages[2], "content": before + messages[2]["content"]}
+    return [first, *messages[3:]]

@@ -1,0 +1,180 @@
+"""Resamples of a tally: the units that are drawn, and the figure of each draw, from sums alone.
+
+rows [[1, 1], [0, 1], [1, 1]]                          -> sums [[0, 1], [1, 1]], counts [1, 2]
+the same, the first two of cluster "a", the third None -> sums [[1, 2], [1, 1]], counts [1, 1]
+
+A unit is what is drawn as a whole: a row, or a cluster of rows that belong together. Units with equal sums are one cell
+with a count, so that what is drawn is a count for each cell: 100,000 rows of right and wrong are two numbers a draw.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.tally import Array
+
+Value = Callable[[Array], Array]
+"""Sums (b, k) -> the figure of each, (b,)."""
+Counts = npt.NDArray[np.int64]
+
+# Numbers that are in memory at once, in each of a few arrays: 16 MiB.
+MOST = 2 * 2**20
+# A count drawn for a cell costs as much as this many units drawn one by one.
+WORTH = 8
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is drawn: m cells of units that are equal."""
+
+    sums: Any
+    """(m, k), of one unit of each cell: a float64 array, or a csr_array."""
+    counts: Counts
+    """(m,) units in each cell."""
+
+    @property
+    def n(self) -> int:
+        """Returns how many units there are."""
+        return int(self.counts.sum())
+
+    @property
+    def total(self) -> Array:
+        """Returns the sums of all units, (k,)."""
+        return np.asarray(self.counts @ self.sums, dtype=np.float64)
+
+    @property
+    def by_cell(self) -> bool:
+        """Returns whether units repeat so often that one number a cell is drawn faster than one a unit."""
+        return len(self.counts) * WORTH < self.n
+
+
+def numbered(clusters: Sequence[str | None] | None, n: int) -> Counts | None:
+    """Returns the number of each row's cluster, a row of None being one of its own; None where no two rows share one.
+
+    Raises ValueError where there are not as many clusters as rows.
+    """
+    if clusters is None:
+        return None
+    if len(clusters) != n:
+        raise ValueError(f"{len(clusters)} clusters are given for {n} rows; give one, or None, for each")
+    found: dict[int | str, int] = {}
+    numbers = [found.setdefault(at if name is None else name, len(found)) for at, name in enumerate(clusters)]
+    return np.array(numbers, dtype=np.int64) if len(found) < n else None
+
+
+def units_of(rows: Any, numbers: Counts | None = None) -> Units:
+    """Returns the units of rows (n, k): the rows, or their clusters, numbered from 0.
+
+    Cells are in an order of their own, so that the order of the rows means nothing.
+    """
+    if numbers is not None:
+        rows = _summed(rows, numbers)
+    keys = _keys(rows)
+    times = Counter(keys)
+    last = dict(zip(keys, range(len(keys)), strict=True))
+    cells = sorted(times)
+    return Units(rows[[last[cell] for cell in cells]], np.array([times[cell] for cell in cells], dtype=np.int64))
+
+
+def bootstrapped(units: Units, value: Value, resamples: int, rng: np.random.Generator) -> Array:
+    """Returns the figure of each resample, (resamples,): as many units as there are, drawn with replacement."""
+    cells, n = len(units.counts), units.n
+    found = np.empty(resamples)
+    # Where each unit is drawn by itself: the cell of each.
+    of_unit = None if units.by_cell else np.repeat(np.arange(cells), units.counts)
+    for some in _parts(resamples, max(units.sums.shape[1], cells if of_unit is None else n)):
+        draws = some.stop - some.start
+        if of_unit is None:
+            times = rng.multinomial(n, units.counts / n, size=draws).astype(np.float64)
+        else:
+            drawn = of_unit[rng.integers(0, n, size=(draws, n))]
+            drawn += cells * np.arange(draws)[:, None]
+            times = np.bincount(drawn.ravel(), minlength=draws * cells).reshape(draws, cells).astype(np.float64)
+        found[some] = value(times @ units.sums)
+    return found
+
+
+def swapped(changes: Units, value: Value, permutations: int, rng: np.random.Generator) -> Array:
+    """Returns the figure of each permutation, (permutations,): each unit counts or not, by the toss of a coin.
+
+    `value` is given the sums of the units that count.
+    """
+    cells, n = len(changes.counts), changes.n
+    found = np.empty(permutations)
+    first = np.cumsum(changes.counts) - changes.counts
+    for some in _parts(permutations, max(changes.sums.shape[1], cells if changes.by_cell else n)):
+        draws = some.stop - some.start
+        if changes.by_cell:
+            times = rng.binomial(changes.counts, 0.5, size=(draws, cells)).astype(np.float64)
+        else:
+            tossed = rng.integers(0, 256, size=(draws, -(-n // 8)), dtype=np.uint8)
+            times = np.unpackbits(tossed, axis=1, count=n).astype(np.float64)
+            if cells < n:
+                times = np.add.reduceat(times, first, axis=1)
+        found[some] = value(times @ changes.sums)
+    return found
+
+
+def jackknifed(units: Units, value: Value) -> Array:
+    """Returns the figure without one unit of each cell, (m,). There must be two units at least."""
+    total, found = units.total, np.empty(len(units.counts))
+    for some in _parts(len(units.counts), units.sums.shape[1]):
+        found[some] = value(total - _dense(units.sums[some]))
+    return found
+
+
+def beside(a: Any, b: Any) -> Any:
+    """Returns the rows of two tallies side by side, (n, 2k)."""
+    if _is_sparse(a) or _is_sparse(b):
+        from scipy.sparse import csr_array, hstack
+
+        return hstack([csr_array(a), csr_array(b)], format="csr")
+    return np.hstack([a, b])
+
+
+def not_zero(sums: Any) -> npt.NDArray[np.bool_]:
+    """Returns which rows are not all zero, (m,)."""
+    return np.asarray(abs(sums).sum(axis=1)).ravel() > 0
+
+
+def _summed(rows: Any, numbers: Counts) -> Any:
+    from scipy.sparse import csr_array
+
+    at = np.arange(len(numbers))
+    chosen = csr_array((np.ones(len(at)), (numbers, at)), shape=(int(numbers.max()) + 1, len(at)))
+    return chosen @ rows
+
+
+def _keys(rows: Any) -> list[bytes]:
+    """Returns bytes for each row that are equal where rows are."""
+    plain: Any
+    if not _is_sparse(rows):
+        # Adding 0 makes 0 of -0.
+        plain = np.ascontiguousarray(rows, dtype=np.float64) + 0.0
+        found: list[bytes] = plain.view(np.dtype((np.void, plain.itemsize * plain.shape[1]))).ravel().tolist()
+        return found
+    plain = rows.tocsr(copy=True)
+    plain.sum_duplicates()
+    plain.eliminate_zeros()
+    columns, counts = plain.indices.astype(np.int64).tobytes(), plain.data.astype(np.float64).tobytes()
+    return [columns[8 * a : 8 * b] + counts[8 * a : 8 * b] for a, b in pairwise(plain.indptr.tolist())]
+
+
+def _parts(rows: int, width: int) -> Iterator[slice]:
+    """Yields slices of `rows` rows of which each has at most MOST numbers, or one row."""
+    step = max(1, MOST // max(width, 1))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def _is_sparse(rows: Any) -> bool:
+    return hasattr(rows, "tocsr")
+
+
+def _dense(rows: Any) -> Array:
+    return np.asarray(rows.toarray() if _is_sparse(rows) else rows, dtype=np.float64)

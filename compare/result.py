@@ -1,0 +1,150 @@
+"""What a comparison leaves on disk: scores.json, routing.json, predictions/, report.html and report.md."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from compare import confidence, cost, predictions, report, route, score
+from compare.gathered import Gathered
+from compare.material import Material
+from compare.plan import Opened
+from compare.route import Policy
+from compare.score import Scored
+from compare.systems import NotRun
+from recipes.load import POCKET
+from recipes.schema import Recipe
+from recipes.schema_compare import Primary
+from tracking import environment, files, run, wandb_comparison
+from tracking.run import Run
+
+SCHEMA_VERSION = 1
+
+
+def routed(tuned: Gathered, mine: Material, fitted: Any, recipe: Recipe) -> Policy:
+    """Returns from which confidence on the tuned model may answer alone, by the calibration rows."""
+    rows = mine.calibration if tuned.calibration else []
+    found = predictions.of(mine, rows, tuned.calibration)
+    told = confidence.of(tuned, fitted, tuned.calibration)
+    return route.policy(told, confidence.right_of(found, mine), recipe.route)
+
+
+def scores_json(
+    here: Run,
+    recipe: Recipe,
+    mine: Material,
+    every: Sequence[Scored],
+    missing: Sequence[NotRun],
+    opened: Opened,
+    sha256: str,
+    fitted: bool,
+) -> dict[str, Any]:
+    """Returns scores.json without the verdict."""
+    primary = recipe.compare.primary
+    found = {one.name: score.system_json(one, mine, primary, fitted) for one in every}
+    incomplete = [f"{name}: {one['why_incomplete']}" for name, one in found.items() if not one["complete"]]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": here.id,
+        "recipe": here.recipe_name,
+        "created": run.now(),
+        "task": {
+            "kind": recipe.task.kind,
+            "instruction": recipe.task.instruction,
+            "parts": mine.module.PARTS,
+            "metrics": list(every[0].tallies),
+            "n_train": len(mine.train),
+            "n_test": len(mine.test),
+            "clusters": mine.n_clusters,
+        },
+        "base": {
+            "name": str(mine.prompt["base"]["name"]),
+            "pocket": recipe.model.base == str(POCKET),
+            "quantization": recipe.model.quantization,
+        },
+        "hardware": environment.machine(recipe),
+        "training_seconds": training_seconds(here),
+        "plan": plan_json(primary, opened),
+        "systems": found,
+        "not_run": [{"name": one.name, "title": one.title, "why": one.why} for one in missing],
+        "comparisons": score.comparisons(every, mine, primary),
+        "agreement": score.agreement(every),
+        "confusion": score.confusion(every, mine),
+        "cost": costs(here, recipe, every).json(),
+        "integrity": {
+            "test_sha256": sha256,
+            "plan_sha256": opened.plan_sha256,
+            "openings": [{key: one[key] for key in ("opened", "run", "plan_sha256")} for one in opened.openings],
+            "leaked_rows": mine.leaked,
+            "cache_hits": sum(one["reused"] for one in found.values()),
+            "retries": sum(one["retries"] for one in found.values()),
+            "versions": environment.versions(),
+            "git_commit": environment.collect(recipe)["git_commit"],
+            "fallbacks": [note for one in every for note in one.gathered.notes],
+            "incomplete": incomplete,
+        },
+    }
+
+
+def plan_json(primary: Primary | None, opened: Opened) -> dict[str, Any] | None:
+    """Returns what scores.json says of the plan."""
+    if primary is None:
+        return None
+    why = opened.why_not_confirmatory
+    told = {"sha256": opened.plan_sha256, "written": opened.written, "confirmatory": why is None, "why_not": why}
+    return {**primary.model_dump(mode="json"), **told}
+
+
+def costs(here: Run, recipe: Recipe, every: Sequence[Scored]) -> cost.Cost:
+    """Returns the comparison of costs: owning the tuned model as it is served, against every closed one."""
+    tuned, on_gpu = every[0], not recipe.accelerate.use_cpu
+    tokens, rate = score.tokens_per_request(tuned.gathered), tuned.gathered.rate
+    why = None
+    if recipe.model.base == str(POCKET) and not recipe.cost.cpu_usd_per_hour:
+        why = "the pocket model stood in for the recipe's own, whose throughput was not measured"
+    owned = cost.Owned(
+        requests_per_second=float(rate["requests_per_second"]) if rate and not why else None,
+        hardware=environment.machine(recipe),
+        on_gpu=on_gpu,
+        training_seconds=training_seconds(here),
+        tokens_per_request=tokens,
+        why_not=why or (None if rate else "too few requests were asked at once to measure its throughput"),
+        right=sum(tuned.right) / len(tuned.right),
+    )
+    closed = [
+        cost.closed(one.name, one.gathered.price, score.usages(one.gathered))
+        for one in every
+        if one.gathered.system.kind == "closed" and (one.gathered.price or not one.gathered.system.stand_in)
+    ]
+    return cost.Cost(recipe.cost, owned, closed)
+
+
+def training_seconds(here: Run) -> float:
+    """Returns how long the run was trained, as its manifest tells."""
+
+    stage = here.stage("train")
+    if not stage.get("started") or not stage.get("ended"):
+        return 0.0
+    return (datetime.fromisoformat(stage["ended"]) - datetime.fromisoformat(stage["started"])).total_seconds()
+
+
+def write(
+    here: Run, mine: Material, every: Sequence[Scored], scores: Mapping[str, Any], policy: Policy, recipe: Recipe
+) -> None:
+    """Writes predictions, routing policy, scores and report."""
+    folder = here.folder / "predictions"
+    for one in every:
+        predictions.write(folder, one.name, "test", one.found, one.confidences)
+        if again := one.gathered.again:
+            found = predictions.of(mine, mine.test[: len(again)], again)
+            predictions.write(folder, one.name, "test", found, [None] * len(again), repeat=1)
+    files.write_json(here.folder / "routing.json", policy.json())
+    files.write_json(here.folder / "scores.json", scores)
+    second = next((one for one in every if _is_baseline(one, recipe)), every[1])
+    told = score.disagreements(every[0], second, mine)
+    report.write(here.folder, scores, told)
+    wandb_comparison.send(here, recipe, scores, told)
+
+
+def _is_baseline(one: Scored, recipe: Recipe) -> bool:
+    primary = recipe.compare.primary
+    return primary is not None and one.name == primary.baseline

@@ -1,0 +1,302 @@
+"""From answers to scores.json: each system's metrics with their intervals, and the paired differences.
+
+Every figure here is made of the tallies of the task (`tasks/tally.py`), so that its interval, its difference to another
+system and its value on a slice are of one kind.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backends.exchange import Usage
+from compare import confidence, intervals, paired, predictions
+from compare.gathered import Gathered
+from compare.material import Material
+from compare.predictions import Predictions
+from recipes.schema_compare import Primary
+from tasks.tally import Tally
+
+LATENCIES = (50, 95, 99)
+EXPLORATORY_ALPHA, EXPLORATORY_MARGIN = 0.05, 0.02
+# Slices of fewer rows have intervals that say nothing.
+LEAST_SLICE = 5
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A system with what its answers are worth."""
+
+    gathered: Gathered
+    found: Predictions
+    tallies: Mapping[str, Tally]
+    confidences: Sequence[float | None]
+    right: Sequence[float]
+    """Of each row, 1 or 0."""
+
+    @property
+    def name(self) -> str:
+        return self.gathered.system.name
+
+
+def scored(one: Gathered, material: Material, fitted: Any) -> Scored:
+    """Returns a system's answers to the test rows, scored."""
+    found = predictions.of(material, material.test, one.test)
+    targets = [row["target"] for row in material.test]
+    tallies = material.module.tallies(material.spec, targets, found.parsed)
+    told = confidence.of(one, fitted, one.test)
+    return Scored(one, found, tallies, told, confidence.right_of(found, material))
+
+
+def system_json(one: Scored, material: Material, primary: Primary | None, fitted: bool) -> dict[str, Any]:
+    """Returns what scores.json says of a system."""
+    got, system, clusters = one.gathered, one.gathered.system, material.clusters
+    alpha = primary.alpha if primary else EXPLORATORY_ALPHA
+    targets = [row["target"] for row in material.test]
+    score = material.module.score(material.spec, targets, list(one.found.parsed))
+    problems = Counter(parsed.problem for parsed in one.found.parsed if parsed.problem)
+    tuned = fitted and system.kind == "tuned"
+    return {
+        "kind": system.kind,
+        "title": system.title,
+        "stand_in": system.stand_in,
+        "model_ids": sorted({answer.model_id for answer in got.test if answer.model_id}),
+        "shots": system.shots,
+        "role": _role(system.name, primary),
+        "n": len(got.test),
+        "answered": sum(answer.output is not None for answer in got.test),
+        "complete": got.complete,
+        "why_incomplete": got.why_incomplete,
+        "n_train": len(material.train) if system.kind in ("tuned", "linear", "nearest") else None,
+        "metrics": {name: _interval(tally, clusters, alpha) for name, tally in one.tallies.items()},
+        "slices": _slices(one, material, alpha),
+        "per_part": score.get("per_class") or score.get("per_field") or score.get("per_part") or {},
+        "validity": _validity(one),
+        "invalid": dict(problems.most_common()),
+        "errors": dict(Counter(_kind(answer.error) for answer in got.test if answer.error).most_common()),
+        "calibration": confidence.reliability(one.confidences, one.right, tuned),
+        "latency": _latency(got),
+        "throughput": dict(got.rate) if got.rate else None,
+        "tokens": _tokens(got),
+        "retries": got.retries,
+        "reused": got.reused,
+        "price": got.price.json() if got.price else None,
+        "cost_usd": got.spent_usd,
+        **_costs(one),
+        "repeats": _repeats(one, material),
+        "shutdown_date": None,
+    }
+
+
+def comparisons(every: Sequence[Scored], material: Material, primary: Primary | None) -> list[dict[str, Any]]:
+    """Returns the paired differences: the planned one, and of the tuned model to every other system by every metric,
+    their p-values adjusted for their number (Holm)."""
+    by_name = {one.name: one for one in every}
+    found = []
+    if primary and primary.system in by_name and primary.baseline in by_name:
+        found.append(_compared(by_name[primary.system], by_name[primary.baseline], primary.metric, material, primary))
+    tuned, others = every[0], every[1:]
+    explored = [
+        _compared(tuned, other, metric, material, None, primary)
+        for other in others
+        for metric in tuned.tallies
+        if metric in other.tallies
+        and (primary is None or (tuned.name, other.name, metric) != (primary.system, primary.baseline, primary.metric))
+    ]
+    adjusted = paired.holm([one["p_value"] for one in explored])
+    return found + [{**one, "p_adjusted": p} for one, p in zip(explored, adjusted, strict=True)]
+
+
+def agreement(every: Sequence[Scored]) -> dict[str, float]:
+    """Returns the share of rows that the tuned model and another system read alike."""
+    tuned = every[0]
+    return {
+        f"{tuned.name} | {other.name}": _share(
+            a.value == b.value and a.problem is None and b.problem is None
+            for a, b in zip(tuned.found.parsed, other.found.parsed, strict=True)
+        )
+        for other in every[1:]
+    }
+
+
+def confusion(every: Sequence[Scored], material: Material) -> dict[str, Any]:
+    """Returns which label was taken for which, a matrix a system, rows being targets; {} for tasks without labels."""
+    if not material.module.LABELLED:
+        return {}
+    targets = [row["target"] for row in material.test]
+    labels = list(dict.fromkeys([*material.spec.labels, *targets]))
+    at = {label: number for number, label in enumerate(labels)}
+    found = {}
+    for one in every:
+        counts = [[0] * (len(labels) + 1) for _ in labels]
+        for target, parsed in zip(targets, one.found.parsed, strict=True):
+            counts[at[target]][len(labels) if parsed.problem else at[parsed.value]] += 1
+        found[one.name] = {"labels": [*labels, "(no valid answer)"], "counts": counts}
+    return found
+
+
+def disagreements(a: Scored, b: Scored, material: Material, most: int = 500) -> list[dict[str, Any]]:
+    """Returns the rows that two systems answer otherwise, those first that one of them alone has right."""
+    found = []
+    for at, row in enumerate(material.test):
+        first, second = a.found.parsed[at], b.found.parsed[at]
+        if first.problem is None and second.problem is None and first.value == second.value:
+            continue
+        found.append(
+            {
+                "id": row["id"],
+                "input": row["input"]["text"],
+                "target": material.module.answer(material.spec, row["target"]),
+                "answers": {one.name: _shown(one, at) for one in (a, b)},
+                "right": {one.name: bool(one.right[at]) for one in (a, b)},
+                "confidence": a.confidences[at],
+            }
+        )
+    found.sort(key=lambda one: (sum(one["right"].values()) != 1, one["right"][a.name]))
+    return found[:most]
+
+
+def _shown(one: Scored, at: int) -> str:
+    answer = one.found.answers[at]
+    return answer.output if answer.output is not None else f"(no answer: {answer.error or 'unknown'})"
+
+
+def _compared(
+    a: Scored, b: Scored, metric: str, material: Material, primary: Primary | None, like: Primary | None = None
+) -> dict[str, Any]:
+    asked = primary or like
+    alpha, margin = (asked.alpha, asked.margin) if asked else (EXPLORATORY_ALPHA, EXPLORATORY_MARGIN)
+    found = paired.of(a.tallies[metric], b.tallies[metric], material.clusters, alpha=alpha)
+    return {
+        "a": a.name,
+        "b": b.name,
+        "metric": metric,
+        "delta": found.delta,
+        "ci_low": found.low,
+        "ci_high": found.high,
+        "p_value": found.p_value,
+        "p_adjusted": found.p_value,
+        "test": found.test,
+        "alpha": alpha,
+        "margin": margin,
+        "n": found.n,
+        "discordant": found.discordant,
+        "mde": found.mde,
+        "family": "primary" if primary else "exploratory",
+        "judged": paired.judged(found, margin),
+        "rows_to_decide": paired.rows_to_decide(found, margin),
+    }
+
+
+def _interval(tally: Tally, clusters: Any, alpha: float) -> dict[str, Any]:
+    found = intervals.of(tally, clusters, alpha=alpha)
+    return {"value": found.value, "ci_low": found.low, "ci_high": found.high, "method": found.method}
+
+
+def _slices(one: Scored, material: Material, alpha: float) -> dict[str, dict[str, Any]]:
+    parts: dict[str, dict[str, list[int]]] = {}
+    for at, row in enumerate(material.test):
+        for name, value in row.get("slices", {}).items():
+            parts.setdefault(name, {}).setdefault(str(value).lower(), []).append(at)
+    clusters = material.clusters
+
+    def of(mine: list[int]) -> dict[str, Any]:
+        targets, parsed = [material.test[at]["target"] for at in mine], [one.found.parsed[at] for at in mine]
+        tallies = material.module.tallies(material.spec, targets, parsed)
+        groups = [clusters[at] for at in mine] if clusters else None
+        return {
+            "n": len(mine),
+            "metrics": {name: _interval(tally, groups, alpha) for name, tally in tallies.items()},
+        }
+
+    return {
+        name: {value: of(mine) for value, mine in sorted(values.items()) if len(mine) >= LEAST_SLICE}
+        for name, values in parts.items()
+    }
+
+
+def _validity(one: Scored) -> dict[str, float]:
+    came = [predictions.stages(parsed.problem) for parsed in one.found.parsed]
+    parse, schema, label = (_share(stage[at] for stage in came) for at in range(3))
+    return {"parse": parse, "schema": schema, "label": label, "right": _share(bool(value) for value in one.right)}
+
+
+def _latency(got: Gathered) -> dict[str, Any] | None:
+    """Of answers that a server computed now; one from its cache of whole answers would have no latency at all."""
+    import numpy as np
+
+    told = [answer.latency_seconds for answer in got.test if answer.latency_seconds is not None and not answer.error]
+    if not told:
+        return None
+    figures = {f"p{p}_seconds": float(np.percentile(told, p)) for p in LATENCIES}
+    return {"n": len(told), **figures, "concurrency": got.concurrency}
+
+
+def _tokens(got: Gathered) -> dict[str, int | None]:
+    found: dict[str, int | None] = {}
+    for name in ("input", "output", "reasoning", "cached"):
+        told = [value for answer in got.test if (value := getattr(answer, f"{name}_tokens")) is not None]
+        found[name] = sum(told) if told else None
+    return found
+
+
+def usages(got: Gathered) -> list[Usage]:
+    """Returns what the provider counted for each test row that it answered."""
+    return [
+        Usage(one.input_tokens, one.output_tokens, one.reasoning_tokens, one.cached_tokens)
+        for one in got.test
+        if one.output is not None
+    ]
+
+
+def tokens_per_request(got: Gathered) -> float:
+    """Returns the mean of tokens read and written, 0 where nothing counted them."""
+    told = [(one.input_tokens or 0) + (one.output_tokens or 0) for one in usages(got)]
+    return sum(told) / len(told) if told else 0.0
+
+
+def _costs(one: Scored) -> dict[str, float | None]:
+    """USD a thousand requests, and a thousand right answers, at the list price; and in batches."""
+    got = one.gathered
+    names = ("cost_usd_per_1k", "cost_usd_per_1k_right", "cost_usd_per_1k_batch")
+    told = [use for use in usages(got) if use.input_tokens is not None and use.output_tokens is not None]
+    if got.price is None or not told:
+        given = [answer.cost_usd for answer in got.test if answer.cost_usd is not None]
+        if got.system.kind != "file" or not given:
+            return dict.fromkeys(names)
+        each, batch = sum(given) / len(given), None
+    else:
+        each = sum(got.price.usd(use) for use in told) / len(told)
+        has_batch = got.price.batch_input_usd_per_million is not None
+        batch = sum(got.price.usd(use, batch=True) for use in told) / len(told) if has_batch else None
+    right = _share(bool(value) for value in one.right)
+    return dict(
+        zip(names, (1000 * each, 1000 * each / right if right else None, 1000 * batch if batch else None), strict=True)
+    )
+
+
+def _repeats(one: Scored, material: Material) -> dict[str, Any] | None:
+    """How many answers are the same when the same rows are asked again."""
+    again = one.gathered.again
+    if not again:
+        return None
+    first = {row["id"]: parsed for row, parsed in zip(material.test, one.found.parsed, strict=True)}
+    read = [(first[answer.id], predictions.read(material, answer)) for answer in again]
+    return {"rows": len(read), "same": _share(a.value == b.value and a.problem == b.problem for a, b in read)}
+
+
+def _role(name: str, primary: Primary | None) -> str:
+    if primary and name == primary.system:
+        return "primary system"
+    return "primary baseline" if primary and name == primary.baseline else "exploratory"
+
+
+def _kind(error: str | None) -> str:
+    """An error without what differs from row to row."""
+    text = (error or "").partition(":")[0]
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _share(values: Any) -> float:
+    told = [bool(value) for value in values]
+    return sum(told) / len(told) if told else 0.0

@@ -1,0 +1,138 @@
+"""The comparison from top to bottom: plan into the ledger, test opened, every system asked, scores, verdict, report.
+
+Writes predictions/, scores.json, routing.json, report.html and report.md into the run folder. Called again it asks for
+nothing that it knows, and says `unchanged` where nothing else is new.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compare import confidence, gather, material, plan, result, score, summary, systems
+from compare import verdict as verdicts
+from compare.gathered import Place
+from compare.systems import NotRun, System
+from recipes import command
+from recipes.errors import RecipeError
+from recipes.load import Loaded, load
+from recipes.schema import Recipe
+from tracking import files, run
+from tracking.run import Run
+
+# Raised when the same answers would be compared into something else.
+VERSION = 1
+SECTIONS = ("compare", "cost", "decide", "route", "privacy", "serve")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
+    loaded = load(arguments.recipe, arguments.set, arguments.hardware)
+    here = run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run)
+    recipe = asked_now(loaded, here)
+    chosen = systems.of(recipe, here)
+    missing = systems.not_run(chosen, recipe)
+    check_plan(recipe, chosen)
+    left_out = {one.name for one in missing}
+    running = [one for one in chosen if one.name not in left_out]
+    for line in heading(loaded, here, running, missing):
+        print(line, file=sys.stderr)
+    if arguments.dry_run:
+        print(*summary.estimated(here, recipe, running), sep="\n")
+        return command.DONE
+    with run.locked(here):
+        inputs = inputs_of(here, recipe, running)
+        before = here.stage("compare")
+        if not arguments.fresh and before.get("state") == "done" and before["inputs"] == inputs and _whole(here):
+            print(f"compare   unchanged: run {here.id} was compared so (FRESH=1 compares anew)", file=sys.stderr)
+            print(*summary.lines(here, files.read_json(here.folder / "scores.json")), sep="\n")
+            return command.DONE
+        run.start(here, "compare", inputs)
+        with run.recorded(here, "compare"):
+            scores = compared(here, loaded.name, recipe, running, missing)
+        return conclude(here, recipe, scores)
+
+
+def asked_now(loaded: Loaded, here: Run) -> Recipe:
+    """Returns the recipe of the run with what the recipe says now of serving, comparing and deciding."""
+    now, trained = loaded.recipe, here.recipe()
+    serve = now.serve
+    if "model" not in serve.model_fields_set and trained.lora.unservable:
+        serve = serve.model_copy(update={"model": "merged"})
+    return trained.model_copy(update={name: getattr(now, name) for name in SECTIONS} | {"serve": serve})
+
+
+def check_plan(recipe: Recipe, chosen: Sequence[System]) -> None:
+    """Raises RecipeError where the planned comparison names a system that there is not."""
+    if (primary := recipe.compare.primary) is None:
+        return
+    names = [one.name for one in chosen]
+    for key in ("system", "baseline"):
+        if (name := getattr(primary, key)) not in names:
+            raise RecipeError(f"compare.primary.{key}: given {name!r}, there are {', '.join(names)}")
+
+
+def heading(loaded: Loaded, here: Run, running: Sequence[System], missing: Sequence[NotRun]) -> list[str]:
+    """Returns the first lines printed: what is compared, and what is not run and why."""
+    told = [f"compare   {loaded.name}, run {here.id}: {', '.join(one.name for one in running)}"]
+    return told + [f"not run   {one.title}: {one.why}" for one in missing]
+
+
+def inputs_of(here: Run, recipe: Recipe, running: Sequence[System]) -> dict[str, str]:
+    """Returns what a comparison depends on, hashed."""
+    found = {"data/test.jsonl": material.test_sha256(here), f"adapter/{files.SUMS}": _sums(here, "adapter")}
+    found |= {f"{one.which}/{files.SUMS}": _sums(here, one.which) for one in running if one.which}
+    for one in running:
+        if one.baseline and one.baseline.path and Path(one.baseline.path).is_file():
+            found[f"answers of {one.name}"] = files.sha256(Path(one.baseline.path))
+    keys = recipe.model_dump(mode="json", include={"task", *SECTIONS})
+    found["recipe"] = files.digest([VERSION, keys, [one.name for one in running]])
+    return found
+
+
+def compared(
+    here: Run, name: str, recipe: Recipe, running: Sequence[System], missing: Sequence[NotRun]
+) -> dict[str, Any]:
+    """Asks, scores and decides. Returns scores.json, which is written with everything else."""
+    sha256 = material.test_sha256(here)
+    opened = plan.open_test(here, recipe.compare.primary, sha256)
+    print(
+        f"test      opened by plan {opened.plan_sha256}, opening {len(opened.openings)} of this test set",
+        file=sys.stderr,
+    )
+    mine = material.of(here)
+    place = Place(here, name, recipe, mine)
+    gathered = gather.everything(place, running)
+    fitted = confidence.scale(here, mine, recipe.serve.model)
+    print(f"scoring   {len(gathered)} systems on {len(mine.test):,} rows", file=sys.stderr, flush=True)
+    every = [score.scored(one, mine, fitted) for one in gathered]
+    policy = result.routed(gathered[0], mine, fitted, recipe)
+    scores = result.scores_json(here, recipe, mine, every, missing, opened, sha256, fitted is not None)
+    scores["verdict"] = verdicts.of(verdicts.Facts(recipe, scores, policy)).json()
+    result.write(here, mine, every, scores, policy, recipe)
+    return scores
+
+
+def conclude(here: Run, recipe: Recipe, scores: Mapping[str, Any]) -> int:
+    """Records how the comparison ended and prints the summary. Returns the exit code."""
+    choice = scores["verdict"]["choice"]
+    outputs = [here.folder / name for name in ("scores.json", "routing.json", "report.html", "report.md")]
+    values = {
+        name: {metric: one["value"] for metric, one in system["metrics"].items()}
+        for name, system in scores["systems"].items()
+    }
+    told = scores["verdict"]["headline"]
+    run.end(here, "compare", "done", told, outputs, passed=choice != "closed", verdict=choice, test=values)
+    print(*summary.lines(here, scores), sep="\n")
+    return command.DONE
+
+
+def _sums(here: Run, which: str) -> str:
+    return files.sha256(here.folder / which / files.SUMS)
+
+
+def _whole(here: Run) -> bool:
+    """Whether a comparison is there that nothing was missing from."""
+    path = here.folder / "scores.json"
+    return path.exists() and not files.read_json(path)["integrity"]["incomplete"]

@@ -1,0 +1,55 @@
+"""What a comparison says on the console: the ten lines at its end, and with --dry-run what it would ask and cost."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compare import material, prices, questions
+from compare.answers import Question
+from compare.spend import estimate
+from compare.systems import System
+from recipes.schema import Recipe
+from tasks import in_words
+from tracking import files
+from tracking.run import Run
+
+
+def lines(here: Run, scores: Mapping[str, Any]) -> list[str]:
+    """Returns the ten lines that a comparison ends with."""
+    metric = scores["plan"]["metric"] if scores["plan"] else scores["task"]["metrics"][0]
+    best_first = sorted(scores["systems"].values(), key=lambda one: -one["metrics"][metric]["value"])
+    found = [f"verdict   {scores['verdict']['choice'].upper()}: {scores['verdict']['headline']}"]
+    found += [_line(one, metric) for one in best_first[:6]]
+    if told := scores["systems"]["tuned"]["latency"]:
+        figures = f"p50 {told['p50_seconds']:.2f} s, p95 {told['p95_seconds']:.2f} s"
+        found.append(f"latency   {figures} of the tuned model, {told['concurrency']} requests at a time")
+    if scores["not_run"]:
+        found.append(f"not run   {', '.join(one['name'] for one in scores['not_run'])}")
+    return [*found[:9], f"report    {os.path.relpath(here.folder / 'report.html')}"]
+
+
+def _line(one: Mapping[str, Any], metric: str) -> str:
+    value = one["metrics"][metric]
+    told = f"{in_words(metric)} {value['value']:.1%} ({value['ci_low']:.1%} to {value['ci_high']:.1%})"
+    return f"          {told}  {one['title']}{'' if one['complete'] else '  INCOMPLETE'}"
+
+
+def estimated(here: Run, recipe: Recipe, running: Sequence[System]) -> list[str]:
+    """Returns what each closed system would be asked and would cost, by validation rows: the test stays shut."""
+    data = files.read_json(here.folder / "data" / "data.json")
+    rows = int(data["rows"]["written"]["test"])
+    mine = material.of_validation(here)
+    lines = [f"would ask {rows:,} test rows of {', '.join(one.name for one in running)}"]
+    for one in running:
+        if one.baseline is None or one.kind != "closed":
+            continue
+        price = prices.of(one.baseline)
+        if price is None:
+            lines.append(f"cost      {one.name}: not known")
+            continue
+        asked = [Question(request.id, 0, request) for request in questions.requests(one, mine, mine.test)]
+        reckoned = estimate(asked, price, one.baseline.mode == "batch")
+        times = (rows + min(rows, recipe.compare.repeat_rows)) / max(1, len(asked))
+        told = f"about ${reckoned.expected_usd * times:,.2f}, at most ${reckoned.upper_usd * times:,.2f}"
+        lines.append(f"cost      {one.name}: {told}")
+    return [*lines, f"budget    ${recipe.compare.budget_usd:,.2f} (compare.budget_usd)"]

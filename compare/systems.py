@@ -1,0 +1,118 @@
+"""What is compared: the tuned model in its forms, its untuned base, linear models, closed models, answers one has.
+
+tuned          the form that the recipe serves           adapter merged int8   the other exported forms
+base           the base before training, no examples     base:3-shot           with the most similar train rows
+tfidf          a linear model                            encoder               the same on a sentence encoder
+openai:gpt...  each baseline of the recipe, by its name
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from recipes.errors import RecipeError
+from recipes.schema import Recipe
+from recipes.schema_compare import BASE, ENCODER, LINEAR, TUNED, Baseline
+from tracking.run import Run
+
+Kind = Literal["tuned", "base", "linear", "nearest", "closed", "file"]
+
+
+@dataclass(frozen=True)
+class System:
+    """One thing that answers."""
+
+    name: str
+    kind: Kind
+    title: str
+    """As reports show it."""
+    which: str | None = None
+    """tuned: the exported form, adapter, merged or quantized/<scheme>."""
+    shots: int = 0
+    baseline: Baseline | None = None
+
+    @property
+    def stand_in(self) -> bool:
+        """Returns whether it answers on this machine in the place of a provider, of whom it tells nothing."""
+        return self.baseline is not None and self.baseline.loopback
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A system of the recipe that cannot be asked, and why."""
+
+    name: str
+    title: str
+    why: str
+
+
+def of(recipe: Recipe, here: Run) -> list[System]:
+    """Returns the systems of a comparison, the tuned model first. Raises RecipeError where the form that is served was
+    not exported, or the recipe names a form that is not there."""
+    found = [*_tuned(recipe, here), System(BASE, "base", "untuned base")]
+    if recipe.task.kind == "preference":
+        return found
+    if shots := recipe.compare.base_shots:
+        found.append(System(f"{BASE}:{shots}-shot", "base", f"untuned base, {shots} similar examples", shots=shots))
+    if recipe.task.kind == "classification":
+        found.append(System(LINEAR, "linear", "TF-IDF + logistic regression"))
+        if recipe.compare.encoder:
+            found.append(System(ENCODER, "linear", "sentence encoder + logistic regression"))
+    else:
+        found.append(System(LINEAR, "nearest", "answer of the most similar train row"))
+    return found + [_closed(one) for one in recipe.compare.baselines]
+
+
+def exported(here: Run, unservable: bool) -> list[str]:
+    """Returns the forms of a run that are on disk."""
+    found = ["adapter"] if (here.folder / "adapter").is_dir() and not unservable else []
+    found += ["merged"] if (here.folder / "merged").is_dir() else []
+    return found + [f"quantized/{path.name}" for path in sorted((here.folder / "quantized").glob("[!.]*"))]
+
+
+def _tuned(recipe: Recipe, here: Run) -> list[System]:
+    there, which, forms = exported(here, bool(recipe.lora.unservable)), recipe.serve.model, recipe.compare.forms
+    asked = there if forms == "all" else [] if forms == "served" else list(forms)
+    if missing := [form for form in [which, *asked] if form not in there]:
+        raise RecipeError(
+            f"run {here.id} has no {missing[0]}, which is to be compared; it has {', '.join(there) or 'nothing'}. "
+            f"`make export RECIPE={here.recipe_name}` writes merged and quantized models"
+        )
+    others = [form for form in asked if form != which] if recipe.task.kind != "preference" else []
+    shown = {form: form.removeprefix("quantized/") for form in [which, *others]}
+    return [
+        System(TUNED, "tuned", f"tuned ({shown[which]})", which),
+        *(System(shown[form], "tuned", f"tuned ({shown[form]})", form) for form in others),
+    ]
+
+
+def _closed(baseline: Baseline) -> System:
+    if baseline.provider == "file":
+        return System(baseline.called, "file", baseline.called, baseline=baseline)
+    title = baseline.called + (f", {baseline.shots} similar examples" if baseline.shots else "")
+    if baseline.loopback:
+        title = f"{title} (stand-in on this machine)"
+    return System(baseline.called, "closed", title, shots=baseline.shots, baseline=baseline)
+
+
+def not_run(systems: Sequence[System], recipe: Recipe) -> list[NotRun]:
+    """Returns the closed systems that cannot be asked here: data may not leave to them, or there is no key."""
+    found = []
+    for one in systems:
+        if one.baseline is None or one.baseline.provider == "file":
+            continue
+        if not _may_be_asked(one.baseline, recipe):
+            why = "privacy.data_may_leave is false, and its host is neither this machine nor in privacy.trusted_hosts"
+            found.append(NotRun(one.name, one.title, why))
+        elif one.baseline.key_env and not os.environ.get(one.baseline.key_env):
+            found.append(NotRun(one.name, one.title, f"no key: {one.baseline.key_env} is not set"))
+    return found
+
+
+def _may_be_asked(baseline: Baseline, recipe: Recipe) -> bool:
+    """Whether rows may be sent there. A provider without a base_url has an address of its own, which nobody vouches
+    for here."""
+    if recipe.privacy.data_may_leave or baseline.loopback:
+        return True
+    return baseline.host is not None and baseline.host in recipe.privacy.trusted_hosts

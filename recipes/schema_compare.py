@@ -1,0 +1,152 @@
+"""The section `compare`: with which systems, and by which plan fixed beforehand, the tuned model is compared.
+
+compare:
+  primary: {system: tuned, baseline: "openai:gpt-6-luna", metric: accuracy, margin: 0.02, alpha: 0.05}
+  baselines:
+    - {provider: openai, model: gpt-6-luna}
+    - {provider: anthropic, model: claude-haiku-5-5, shots: 5}
+    - {provider: openai, model: mistral-large, base_url: "https://api.example.com/v1", api_key_env: EXAMPLE_KEY,
+       price: {input_usd_per_million: 2.0, output_usd_per_million: 6.0, date: 2026-11-01}}
+    - {provider: file, path: logs/production_answers.jsonl, name: what we pay for today}
+  budget_usd: 5
+"""
+
+from datetime import date
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from recipes.addresses import host_of, is_loopback
+from recipes.section import Count, Name, NotNegative, OpenShare, Positive, Section
+
+# Systems that every comparison has; a baseline may bear none of these names.
+TUNED, BASE, LINEAR, ENCODER = "tuned", "base", "tfidf", "encoder"
+BUILT_IN = (TUNED, BASE, LINEAR, ENCODER)
+KEYS = {
+    "openai": "OPENAI_API_KEY",
+    "anthropic": "ANTHROPIC_API_KEY",
+    "azure": "AZURE_OPENAI_API_KEY",
+    "bedrock": None,
+    "vertex": None,
+    "file": None,
+}
+"""The environment variable with a provider's key; None: its SDK finds the credentials by itself, or needs none."""
+
+
+class Primary(Section):
+    """The one comparison that decides, fixed before the test is opened."""
+
+    system: Name = TUNED
+    baseline: Name
+    metric: Name = "accuracy"
+    margin: OpenShare = 0.02
+    """How much worse counts as just as good."""
+    alpha: OpenShare = 0.05
+
+
+class Price(Section):
+    """What a provider takes, for models that the price list does not know or that one pays otherwise for."""
+
+    input_usd_per_million: NotNegative
+    output_usd_per_million: NotNegative
+    cached_input_usd_per_million: NotNegative | None = None
+    batch_discount: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the price that a batch saves."""
+    date: Name | None = None
+    """The day on which it was looked up, YYYY-MM-DD."""
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _as_text(cls, given: object) -> object:
+        return given.isoformat() if isinstance(given, date) else given
+
+
+class Baseline(Section):
+    """One system to compare with."""
+
+    provider: Literal["openai", "anthropic", "azure", "bedrock", "vertex", "file"]
+    model: Name | None = None
+    base_url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    """Of a provider that speaks the wire of OpenAI or Anthropic; for azure, the resource's own address."""
+    api_key_env: Name | None = None
+    """The environment variable with the key; by default the provider's own. Keys never stand in a recipe."""
+    path: Name | None = None
+    """For provider file: JSONL with {"id", "output"} a line, and what else is known of the answer."""
+    name: Name | None = None
+    shots: Annotated[int, Field(ge=0, le=100)] = 0
+    """Examples in the prompt: for each row those of train that are most like it."""
+    mode: Literal["live", "batch"] = "live"
+    instruction: Annotated[str, Field(min_length=10)] | None = None
+    """Its own instruction, chosen on validation; else the task's."""
+    structured_output: bool = True
+    """Whether it is held to the output schema by what the provider has for that."""
+    temperature: NotNegative | None = 0.0
+    """null: not sent, for models that take none."""
+    max_output_tokens: Count | None = None
+    """Reasoning included. By default four times the longest answer of training, at least 256."""
+    concurrency: Count = 8
+    timeout_seconds: Positive = 60.0
+    retries: Annotated[int, Field(ge=0, le=20)] = 6
+    price: Price | None = None
+
+    @model_validator(mode="after")
+    def _what_the_provider_needs(self) -> Self:
+        if self.provider == "file" and (self.path is None or self.model is not None or self.base_url is not None):
+            raise ValueError("provider file takes path (and name), not model or base_url")
+        if self.provider != "file" and (self.model is None or self.path is not None):
+            raise ValueError(f"provider {self.provider} takes model, not path")
+        if self.provider == "azure" and self.base_url is None:
+            raise ValueError("provider azure takes base_url, the address of the resource")
+        if self.provider in ("bedrock", "vertex") and self.base_url is not None:
+            raise ValueError(f"provider {self.provider} takes no base_url: its SDK knows the address by the region")
+        if self.mode == "batch" and self.provider not in ("openai", "anthropic"):
+            raise ValueError(f"provider {self.provider} has no batches here; set mode: live")
+        if self.called in BUILT_IN:
+            raise ValueError(f"name {self.called} belongs to a system that every comparison has; choose another")
+        return self
+
+    @property
+    def called(self) -> str:
+        """Returns its name in the report: `name`, else provider:model."""
+        return self.name or (f"{self.provider}:{self.model}" if self.model else "file")
+
+    @property
+    def host(self) -> str | None:
+        """Returns the host of base_url, None where the provider's SDK knows the address."""
+        return host_of(self.base_url)
+
+    @property
+    def loopback(self) -> bool:
+        """Returns whether it answers on this very machine: a stand-in, and no provider."""
+        return is_loopback(self.host)
+
+    @property
+    def key_env(self) -> str | None:
+        """Returns the environment variable with its key, None where it needs none that we would have to know."""
+        return self.api_key_env or (None if self.loopback else KEYS[self.provider])
+
+
+class Compare(Section):
+    """With what, and by which plan, the tuned model is compared."""
+
+    primary: Primary | None = None
+    baselines: list[Baseline] = []
+    budget_usd: NotNegative = 0
+    """The most that all baselines together may cost. 0: nothing that costs is asked."""
+    forms: Literal["served", "all"] | list[Annotated[str, Field(pattern=r"^(adapter|merged|quantized/\w+)$")]] = "all"
+    """Which exported forms are compared beside the one that is served (`tuned`)."""
+    base_shots: Annotated[int, Field(ge=0, le=100)] = 3
+    """Examples in the untuned base's second try; 0: it is asked without examples alone."""
+    encoder: Name | None = None
+    """A sentence encoder (a folder or a name on the hub) under a linear model, as a further baseline."""
+    concurrency: Count = 32
+    """Requests that are on their way at once to a server of ours, at which its latency is measured."""
+    repeat_rows: Annotated[int, Field(ge=0)] = 50
+    """Test rows that a closed model is asked twice, to see how much its answers vary; 0: none."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [one.called for one in self.baselines]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"baselines: {', '.join(twice)} stands there twice; give each a name of its own")
+        return self

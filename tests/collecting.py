@@ -1,0 +1,88 @@
+"""What the tests of answers and of batches share: questions, a backend on loopback, a price, and a process to kill.
+
+python -m tests.collecting <address> <journal> <wire> <mode> <rows>
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from backends import ask as asking
+from backends.exchange import Backend, Constraint, Request, Usage, Wire
+from compare import answers
+from compare.answers import Collected, Question
+from tests.conftest import ROOT
+
+IDENTITY = ["openai", "a provider on loopback"]
+ENUM = {"type": "string", "enum": ["late", "lost", "broken"]}
+
+
+@dataclass(frozen=True)
+class Price:
+    """Half of it in a batch."""
+
+    input_usd_per_million: float = 1.0
+    output_usd_per_million: float = 10.0
+
+    def usd(self, usage: Usage, batch: bool = False) -> float:
+        return self.most_usd(usage.input_tokens or 0, usage.output_tokens or 0, batch)
+
+    def most_usd(self, input_tokens: int, max_output_tokens: int, batch: bool = False) -> float:
+        usd = input_tokens * self.input_usd_per_million + max_output_tokens * self.output_usd_per_million
+        return usd / 1e6 / (2 if batch else 1)
+
+    def of(self, charged: list[tuple[int, int]]) -> float:
+        return sum(self.most_usd(asked, written) for asked, written in charged)
+
+
+def questions(rows: int, max_tokens: int = 16, instruction: str = "row", repeat: int = 0) -> list[Question]:
+    return [question(f"T{at:06}", f"{instruction} {at}", max_tokens, repeat) for at in range(rows)]
+
+
+def question(row: str, prompt: str, max_tokens: int = 16, repeat: int = 0) -> Question:
+    messages = [{"role": "system", "content": "Say what happened."}, {"role": "user", "content": prompt}]
+    return Question(row, repeat, Request(row, messages, max_tokens, Constraint(None, ENUM)))
+
+
+def backend(address: str, wire: Wire = "openai", **changes: Any) -> Backend:
+    base_url = f"{address}/v1" if wire == "openai" else address
+    usual = Backend(wire, "classifier", base_url, api_key="secret", timeout_seconds=2.0, retries=8, concurrency=16)
+    return replace(usual, **changes)
+
+
+def collect(address: str, journal: Path, asked: list[Question], wire: Wire = "openai", **changes: Any) -> Collected:
+    settings: dict[str, Any] = {"budget": None, "price": Price(), "poll_seconds": 0.02, **changes}
+    who = settings.pop("backend", None) or backend(address, wire)
+    return answers.collect(who, settings.pop("identity", IDENTITY), asked, journal, **settings)
+
+
+def outputs(found: Collected) -> dict[tuple[str, int], str | None]:
+    return {key: one.output for key, one in found.answers.items()}
+
+
+def killed(address: str, journal: Path, wire: Wire, mode: str, rows: int, when: Callable[[], bool]) -> None:
+    """Collects in a process of its own, which is killed as soon as `when` says so."""
+    words = [address, str(journal), wire, mode, str(rows)]
+    process = subprocess.Popen([sys.executable, "-m", "tests.collecting", *words], cwd=ROOT)
+    try:
+        for _ in range(6000):
+            assert process.poll() is None, "the process ended before it could be killed"
+            if when():
+                break
+            time.sleep(0.01)
+        else:
+            raise AssertionError("the moment to kill the process never came")
+    finally:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    asking.FIRST_WAIT_SECONDS = 0.01
+    address, journal, wire, mode, rows = sys.argv[1:]
+    patient = backend(address, wire, timeout_seconds=60.0 if mode == "batch" else 2.0)  # type: ignore[arg-type]
+    collect(address, Path(journal), questions(int(rows)), wire, mode=mode, backend=patient)  # type: ignore[arg-type]

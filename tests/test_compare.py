@@ -1,0 +1,150 @@
+"""The whole comparison on a small trained run, with closed models that a second real vLLM stands in for."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve import engine, plan, wire
+from serve.engine import Address, Engine
+from serve.plan import Served
+from tests import serving
+from tracking import dashboard, files, wandb_comparison
+from tracking.run import Run
+
+pytestmark = pytest.mark.slow
+
+EXPORTED = ("export.quantize=none",)
+
+
+@pytest.fixture(scope="module")
+def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with one trained and merged."""
+    folder = tmp_path_factory.mktemp("compare") / "runs"
+    for words in (("train", *serving.TRAINED), ("train.export", *EXPORTED)):
+        answer = serving.call(folder, words[0], small_recipe, *words[1:])
+        assert answer.returncode == 0, answer.stderr
+    return folder
+
+
+def run_in(runs: Path) -> Run:
+    return Run((runs / "small" / "latest").resolve())
+
+
+@pytest.fixture(scope="module")
+def stand_in(runs: Path) -> Iterator[str]:
+    """The untuned base behind both wires, as a provider would be: the address of the server."""
+    here = run_in(runs)
+    served = Served("small", here, here.recipe(), "adapter")
+    address = Address("127.0.0.1", engine.free_port())
+    vllm = Engine(plan.of_base(served, here.recipe().serve), address, runs.parent / "stand-in.log")
+    vllm.start()
+    try:
+        vllm.wait_ready()
+        yield wire.origin(address)
+    finally:
+        vllm.stop()
+
+
+def asked(runs: Path, address: str) -> list[str]:
+    """What a recipe says of a comparison with two stand-ins, a file of answers, and a model that has no key."""
+    here = run_in(runs)
+    model = plan.base_name(files.read_json(here.folder / "adapter" / "prompt.json"))
+    rows = list(files.read_jsonl(here.folder / "data" / "test.jsonl"))
+    known = here.folder.parent.parent / "known.jsonl"
+    lines = [json.dumps({"id": row["id"], "output": row["target"]}) for row in rows[1:]]
+    known.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    baselines = [
+        f"{{provider: openai, model: {model}, base_url: '{address}/v1', name: through openai}}",
+        f"{{provider: anthropic, model: {model}, base_url: '{address}', name: through anthropic, shots: 2}}",
+        f"{{provider: file, path: '{known}', name: what we have}}",
+        "{provider: openai, model: gpt-6-luna}",
+    ]
+    primary = "{system: tuned, baseline: through openai, metric: accuracy}"
+    return [f"compare.baselines=[{', '.join(baselines)}]", f"compare.primary={primary}", "compare.base_shots=1"]
+
+
+def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
+    runs: Path, small_recipe: Path, stand_in: str
+) -> None:
+    words = asked(runs, stand_in)
+    answer = serving.call(runs, "compare", small_recipe, *words, OPENAI_API_KEY="")
+    assert answer.returncode == 0, answer.stderr
+    here = run_in(runs)
+    scores = files.read_json(here.folder / "scores.json")
+    n = scores["task"]["n_test"]
+    names = ["tuned", "merged", "base", "base:1-shot", "tfidf", "through openai", "through anthropic", "what we have"]
+    assert list(scores["systems"]) == names
+    for name, one in scores["systems"].items():
+        assert one["n"] == n and one["complete"] is (name != "what we have"), name
+        value = one["metrics"]["accuracy"]
+        assert value["ci_low"] <= value["value"] <= value["ci_high"]
+    assert scores["systems"]["what we have"]["metrics"]["accuracy"]["value"] == pytest.approx((n - 1) / n)
+    for name in ("through openai", "through anthropic"):
+        one = scores["systems"][name]
+        assert one["stand_in"] and "stand-in" in one["title"] and one["answered"] == n
+        assert one["validity"]["label"] == 1 and one["latency"]["n"] == n and one["repeats"]["rows"] == 50
+    # The same model, greedy, held to the same labels by a schema and by a grammar.
+    assert scores["agreement"]["tuned | merged"] > 0.9
+    assert scores["not_run"][0]["name"] == "openai:gpt-6-luna" and "OPENAI_API_KEY" in scores["not_run"][0]["why"]
+    assert scores["verdict"]["choice"] == "inconclusive" and scores["plan"]["confirmatory"]
+    assert (here.folder / "report.html").stat().st_size > 20_000
+    ledger = list(files.read_jsonl(runs / "small" / "ledger.jsonl"))
+    assert len(ledger) == 1 and ledger[0]["test_sha256"] == scores["integrity"]["test_sha256"]
+    assert answer.stdout.splitlines()[0].startswith("verdict   INCONCLUSIVE")
+    assert len(answer.stdout.splitlines()) <= 10 and "report.html" in answer.stdout
+    predicted = list(files.read_jsonl(here.folder / "predictions" / "tuned.jsonl"))
+    assert len(predicted) == n and all(0 <= row["confidence"] <= 1 for row in predicted)
+
+    again = serving.call(runs, "compare", small_recipe, *words, OPENAI_API_KEY="", FRESH="1")
+    assert again.returncode == 0, again.stderr
+    assert "vllm      starting" not in again.stderr
+    after = files.read_json(here.folder / "scores.json")
+    assert metrics(after) == metrics(scores)
+    assert len(list(files.read_jsonl(runs / "small" / "ledger.jsonl"))) == 1
+    changed = serving.call(runs, "compare", small_recipe, *words, "compare.primary.margin=0.2", OPENAI_API_KEY="")
+    assert changed.returncode == 0, changed.stderr
+    explored = files.read_json(here.folder / "scores.json")
+    assert not explored["plan"]["confirmatory"] and "margin was 0.02" in explored["plan"]["why_not"]
+
+
+def test_every_panel_of_the_dashboard_reads_a_field_that_there_is(runs: Path, small_recipe: Path) -> None:
+    here = run_in(runs)
+    logged = {name for row in files.read_jsonl(here.folder / "metrics.jsonl") for name in row}
+    scores = files.read_json(here.folder / "scores.json")
+    there = logged | set(wandb_comparison.summary(scores))
+    recipe = here.recipe()
+    for title, panels in dashboard.sections(recipe).items():
+        for panel in panels:
+            assert set(panel.fields) <= there, (title, panel.title)
+    answer = serving.call(runs, "tracking.dashboard", small_recipe, WANDB_API_KEY="", HOME=str(runs))
+    assert answer.returncode == 0, answer.stderr
+    assert "not logged in to W&B" in answer.stderr
+    told = (runs / "small" / "dashboard.json").read_text(encoding="utf-8")
+    for panels in dashboard.sections(recipe).values():
+        assert all(field in told for panel in panels for field in panel.fields)
+
+
+def test_the_test_set_stays_shut_in_a_dry_run(runs: Path, small_recipe: Path) -> None:
+    before = files.sha256(runs / "small" / "ledger.jsonl") if (runs / "small" / "ledger.jsonl").exists() else ""
+    answer = serving.call(runs, "compare", small_recipe, "--dry-run", "compare.budget_usd=1")
+    assert answer.returncode == 0, answer.stderr
+    assert "would ask" in answer.stdout
+    assert before == (files.sha256(runs / "small" / "ledger.jsonl") if before else "")
+
+
+def test_a_test_set_that_was_touched_is_refused(runs: Path, small_recipe: Path) -> None:
+    path = run_in(runs).folder / "data" / "test.jsonl"
+    kept = path.read_bytes()
+    try:
+        path.write_bytes(kept + kept.splitlines(keepends=True)[0])
+        answer = serving.call(runs, "compare", small_recipe)
+    finally:
+        path.write_bytes(kept)
+    assert answer.returncode == 1 and "is not as `make data` wrote it" in answer.stderr
+
+
+def metrics(scores: dict[str, Any]) -> dict[str, Any]:
+    return {name: one["metrics"] for name, one in scores["systems"].items()}

@@ -1,0 +1,222 @@
+"""What decides: the plan that was fixed, the five questions, the router. And what never decides: a stand-in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compare import plan, route, systems, verdict
+from compare.route import Policy
+from recipes.errors import RecipeError, StageError
+from recipes.load import load
+from recipes.schema import Recipe
+from recipes.schema_compare import Primary
+from recipes.schema_verdict import Route
+from tests import example_scores
+from tests.example_scores import CLOSED, TUNED
+from tracking.run import Run
+
+PRIMARY = Primary(system=TUNED, baseline=CLOSED, metric="accuracy", margin=0.02, alpha=0.05)
+NO_ROUTE = Policy(None, 0.95, 0.95, 600, None, None, "no threshold can be shown")
+ROUTE = Policy(0.8, 0.95, 0.95, 600, 0.7, 0.968, None)
+
+
+def recipe(*asked: str) -> Recipe:
+    return load("classifier", asked, "cpu").recipe
+
+
+def scores(judged: str = "non-inferior", cheaper: bool = True, **changes: Any) -> dict[str, Any]:
+    """The example's scores, with the planned comparison judged so, and owning cheaper or dearer at the volume."""
+    found = example_scores.scores(**changes)
+    found["training_seconds"] = 1800.0
+    found["systems"][CLOSED]["complete"] = True
+    for one in found["comparisons"]:
+        if one["family"] == "primary":
+            one |= {"a": TUNED, "b": CLOSED, "judged": judged, "rows_to_decide": 9000}
+    row = next(line for line in found["cost"]["systems"][CLOSED]["monthly"] if line["of_recipe"])
+    row |= {"owned_usd": 100.0, "closed_usd": 900.0 if cheaper else 9.0}
+    return found
+
+
+def decided(found: dict[str, Any], policy: Policy = NO_ROUTE, *asked: str) -> verdict.Verdict:
+    return verdict.of(verdict.Facts(recipe(*asked), found, policy))
+
+
+@pytest.mark.parametrize(
+    ("judged", "cheaper", "policy", "choice"),
+    [
+        ("superior", True, NO_ROUTE, "open"),
+        ("non-inferior", True, NO_ROUTE, "open"),
+        ("non-inferior", False, NO_ROUTE, "closed"),
+        ("worse", True, NO_ROUTE, "closed"),
+        ("worse", True, ROUTE, "hybrid"),
+        ("undecided", True, NO_ROUTE, "inconclusive"),
+        ("undecided", True, ROUTE, "hybrid"),
+    ],
+)
+def test_quality_cost_and_routing_decide(judged: str, cheaper: bool, policy: Policy, choice: str) -> None:
+    assert decided(scores(judged, cheaper), policy).choice == choice
+
+
+def test_a_stand_in_never_decides() -> None:
+    for judged in ("superior", "non-inferior", "worse", "undecided"):
+        found = scores(judged)
+        found["systems"][CLOSED]["stand_in"] = True
+        told = decided(found, ROUTE)
+        assert told.choice == "inconclusive"
+        assert any("decides nothing" in line for line in told.undecided)
+
+
+def test_an_incomplete_baseline_never_decides() -> None:
+    found = scores("superior")
+    found["systems"][CLOSED] |= {"complete": False, "why_incomplete": "asked 812 of 3,080"}
+    told = decided(found)
+    assert told.choice == "inconclusive" and any("asked 812 of 3,080" in line for line in told.undecided)
+
+
+def test_a_plan_that_was_changed_after_the_opening_never_decides() -> None:
+    found = scores("superior")
+    found["plan"] |= {"confirmatory": False, "why_not": "the plan was changed after the test set was opened"}
+    told = decided(found)
+    assert told.choice == "inconclusive" and any("was changed" in line for line in told.undecided)
+
+
+def test_data_that_may_not_leave_ends_the_debate() -> None:
+    assert decided(scores("worse"), NO_ROUTE, "privacy.data_may_leave=false").choice == "open"
+
+
+def test_without_somebody_who_looks_after_it_nothing_is_owned() -> None:
+    assert decided(scores("superior"), NO_ROUTE, "decide.operations_owner=false").choice == "closed"
+
+
+def test_as_good_without_a_measured_cost_is_not_decided() -> None:
+    told = decided(scores("non-inferior", measured=False))
+    assert told.choice == "inconclusive" and "was not measured" in told.headline
+
+
+def test_a_linear_model_that_does_as_well_is_the_first_line() -> None:
+    told = decided(scores("superior", linear=0.95))
+    assert told.reasons[0].about == "linear" and "does as well" in told.reasons[0].says
+
+
+def test_undecided_tells_how_many_rows_would_decide() -> None:
+    assert any("9,000 test rows" in line for line in decided(scores("undecided")).undecided)
+
+
+def test_each_of_the_five_questions_has_its_reason_with_a_number() -> None:
+    told = decided(scores()).reasons
+    assert {"privacy", "cost", "structured output", "engineering", "prompt changes"} <= {one.about for one in told}
+    assert all(one.figure is not None for one in told if one.about != "routing")
+
+
+def test_a_baseline_that_was_not_run_leaves_the_verdict_open_and_says_why() -> None:
+    found = scores()
+    found["comparisons"] = [one for one in found["comparisons"] if one["family"] != "primary"]
+    del found["systems"][CLOSED]
+    found["not_run"] = [{"name": CLOSED, "title": CLOSED, "why": "no key: OPENAI_API_KEY is not set"}]
+    told = decided(found)
+    assert told.choice == "inconclusive"
+    assert any("OPENAI_API_KEY" in line for line in told.undecided)
+
+
+def a_run(folder: Path, name: str = "20261121T090000Z-aaaa") -> Run:
+    here = Run(folder / "runs" / "classifier" / name)
+    here.folder.mkdir(parents=True)
+    return here
+
+
+def test_the_ledger_has_every_opening_once_and_the_first_plan_of_a_run_counts(tmp_path: Path) -> None:
+    here = a_run(tmp_path)
+    first = plan.open_test(here, PRIMARY, "t" * 64)
+    again = plan.open_test(here, PRIMARY, "t" * 64)
+    assert first.why_not_confirmatory is None and again.why_not_confirmatory is None
+    assert len(again.openings) == 1 and again.written == first.written
+    other = plan.open_test(here, PRIMARY.model_copy(update={"margin": 0.1}), "t" * 64)
+    assert other.why_not_confirmatory is not None and "margin was 0.02" in other.why_not_confirmatory
+    second = plan.open_test(a_run(tmp_path, "20261121T100000Z-bbbb"), PRIMARY, "t" * 64)
+    assert second.why_not_confirmatory is None and len(second.openings) == 3
+    ledger = (tmp_path / "runs" / "classifier" / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["plan"]["margin"] for line in ledger] == [0.02, 0.1, 0.02]
+
+
+def test_another_test_set_has_openings_of_its_own(tmp_path: Path) -> None:
+    here = a_run(tmp_path)
+    plan.open_test(here, PRIMARY, "a" * 64)
+    assert len(plan.open_test(here, PRIMARY, "b" * 64).openings) == 1
+
+
+def test_a_ledger_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    here = a_run(tmp_path)
+    (here.folder.parent / "ledger.jsonl").write_text('{"run": \n', encoding="utf-8")
+    with pytest.raises(StageError, match=r"ledger.jsonl:1"):
+        plan.open_test(here, PRIMARY, "t" * 64)
+
+
+def test_without_a_plan_nothing_is_confirmed(tmp_path: Path) -> None:
+    told = plan.open_test(a_run(tmp_path), None, "t" * 64)
+    assert told.why_not_confirmatory is not None and "no primary comparison" in told.why_not_confirmatory
+
+
+def test_the_router_keeps_its_target_on_rows_that_it_has_not_seen() -> None:
+    """Of 200 calibrations at most the share that the confidence allows may miss the target on the whole population."""
+    rng = np.random.default_rng(3)
+    missed = shown = 0
+    for _ in range(200):
+        confidences = rng.uniform(0.3, 1.0, 800)
+        right = (rng.uniform(size=800) < confidences).astype(float)
+        found = route.policy([float(one) for one in confidences], list(right), Route(target_accuracy=0.9))
+        if found.threshold is not None:
+            shown += 1
+            # The truth above a threshold t: the mean of a uniform confidence from t to 1.
+            missed += (1 + found.threshold) / 2 < 0.9
+    assert shown > 100
+    assert missed / 200 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
+
+
+def test_the_router_says_why_it_has_no_threshold() -> None:
+    rng = np.random.default_rng(4)
+    confidences = [float(one) for one in rng.uniform(size=400)]
+    nothing = route.policy(confidences, [float(one) for one in rng.uniform(size=400) < 0.5], Route())
+    assert nothing.threshold is None and "no threshold can be shown" in (nothing.why_none or "")
+    assert "too few" in (route.policy([0.9] * 10, [1.0] * 10, Route()).why_none or "")
+    assert "no probabilities" in (route.policy([None] * 100, [1.0] * 100, Route()).why_none or "")
+
+
+def test_nobody_is_asked_whom_the_data_may_not_reach() -> None:
+    baselines = [
+        "{provider: openai, model: gpt-6-luna}",
+        "{provider: openai, model: m, base_url: 'https://models.example.org/v1', name: elsewhere}",
+        "{provider: openai, model: m, base_url: 'https://gateway.corp.example/v1', name: trusted, api_key_env: PATH}",
+        "{provider: anthropic, model: m, base_url: 'http://127.0.0.1:9', name: here}",
+        "{provider: bedrock, model: m}",
+    ]
+    asked = recipe(
+        "privacy.data_may_leave=false",
+        "privacy.trusted_hosts=[gateway.corp.example]",
+        f"compare.baselines=[{', '.join(baselines)}]",
+    )
+    every = [systems._closed(one) for one in asked.compare.baselines]
+    assert {one.name for one in systems.not_run(every, asked)} == {"openai:gpt-6-luna", "elsewhere", "bedrock:m"}
+
+
+def test_a_stand_in_is_called_one() -> None:
+    asked = recipe("compare.baselines=[{provider: openai, model: gpt-6-luna, base_url: 'http://localhost:1/v1'}]")
+    (one,) = [systems._closed(baseline) for baseline in asked.compare.baselines]
+    assert one.stand_in and "stand-in" in one.title
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("compare.primary.metric=rouge_l", "compare.primary.metric: given 'rouge_l'"),
+        ("compare.baselines=[{provider: openai, model: m, name: tfidf}]", "choose another"),
+        ("compare.baselines=[{provider: openai, model: m}, {provider: openai, model: m}]", "stands there twice"),
+        ("compare.baselines=[{provider: azure, model: m}]", "provider azure takes base_url"),
+        ("compare.baselines=[{provider: file, path: x, mode: batch}]", "no batches"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_told_when_the_recipe_is_read(asked: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told.replace("(", r"\(")):
+        recipe(asked)
