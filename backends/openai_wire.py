@@ -82,6 +82,6 @@ def received(completion: "ChatCompletion", backend: Backend, request: Request) -
             reasoning_tokens=written.reasoning_tokens if written else None,
             cached_tokens=prompt.cached_tokens if prompt else None,
         ),
-        finish_reason="refusal" if choice.message.refusal else str(choice.finish_reason or "unknown"),
+        finish_reason="refusal" if choice.message.refusal else str(choice.finish_reason),
         log_probability=sum(one.logprob for one in found) if found else None,
     )

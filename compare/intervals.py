@@ -106,4 +106,4 @@ def acceleration(left_out: Array, counts: Counts) -> float:
     squares = float(counts @ away**2)
     if squares <= n * SAME**2:
         return 0.0
-    return float(counts @ away**3) / (6 * squares**1.5)
+    return float(counts @ away**3) / (6 * float(squares**1.5))

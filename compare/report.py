@@ -102,6 +102,7 @@ def _filters() -> dict[str, Any]:
         **{one.__name__: one for one in plain},
         "number": "{:,}".format,
         "metric": words.metric_name,
+        "sentence": lambda text: text[:1].upper() + text[1:],
         "price": lambda value: "–" if value is None else words.usd(value),
     }
 

@@ -4,20 +4,21 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from compare import confidence, cost, predictions, report, route, score
+from compare import confidence, cost, predictions, report, route, score, words
 from compare.gathered import Gathered
 from compare.material import Material
 from compare.plan import Opened
 from compare.route import Policy
 from compare.score import Scored
 from compare.systems import NotRun
-from recipes.load import POCKET
 from recipes.schema import Recipe
 from recipes.schema_compare import Primary
 from tracking import environment, files, run, wandb_comparison
 from tracking.run import Run
 
 SCHEMA_VERSION = 1
+# As prompt.json names it.
+POCKET_NAME = "pocket/model"
 
 
 def routed(tuned: Gathered, mine: Material, fitted: Any, recipe: Recipe) -> Policy:
@@ -58,7 +59,7 @@ def scores_json(
         },
         "base": {
             "name": str(mine.prompt["base"]["name"]),
-            "pocket": recipe.model.base == str(POCKET),
+            "pocket": is_pocket(mine),
             "quantization": recipe.model.quantization,
         },
         "hardware": environment.machine(recipe),
@@ -69,7 +70,7 @@ def scores_json(
         "comparisons": score.comparisons(every, mine, primary),
         "agreement": score.agreement(every),
         "confusion": score.confusion(every, mine),
-        "cost": costs(here, recipe, every).json(),
+        "cost": costs(here, recipe, mine, every).json(),
         "integrity": {
             "test_sha256": sha256,
             "plan_sha256": opened.plan_sha256,
@@ -94,12 +95,12 @@ def plan_json(primary: Primary | None, opened: Opened) -> dict[str, Any] | None:
     return {**primary.model_dump(mode="json"), **told}
 
 
-def costs(here: Run, recipe: Recipe, every: Sequence[Scored]) -> cost.Cost:
+def costs(here: Run, recipe: Recipe, mine: Material, every: Sequence[Scored]) -> cost.Cost:
     """Returns the comparison of costs: owning the tuned model as it is served, against every closed one."""
     tuned, on_gpu = every[0], not recipe.accelerate.use_cpu
     tokens, rate = score.tokens_per_request(tuned.gathered), tuned.gathered.rate
     why = None
-    if recipe.model.base == str(POCKET) and not recipe.cost.cpu_usd_per_hour:
+    if is_pocket(mine) and not recipe.cost.cpu_usd_per_hour:
         why = "the pocket model stood in for the recipe's own, whose throughput was not measured"
     owned = cost.Owned(
         requests_per_second=float(rate["requests_per_second"]) if rate and not why else None,
@@ -116,6 +117,11 @@ def costs(here: Run, recipe: Recipe, every: Sequence[Scored]) -> cost.Cost:
         if one.gathered.system.kind == "closed" and (one.gathered.price or not one.gathered.system.stand_in)
     ]
     return cost.Cost(recipe.cost, owned, closed)
+
+
+def is_pocket(mine: Material) -> bool:
+    """Returns whether the pocket model stood in for the recipe's own."""
+    return bool(mine.prompt["base"]["name"] == POCKET_NAME)
 
 
 def training_seconds(here: Run) -> float:
@@ -139,12 +145,8 @@ def write(
             predictions.write(folder, one.name, "test", found, [None] * len(again), repeat=1)
     files.write_json(here.folder / "routing.json", policy.json())
     files.write_json(here.folder / "scores.json", scores)
-    second = next((one for one in every if _is_baseline(one, recipe)), every[1])
-    told = score.disagreements(every[0], second, mine)
+    by_name = {one.name: one for one in every}
+    own, other = words.pair(scores)
+    told = score.disagreements(by_name[own], by_name[other], mine) if own and other else []
     report.write(here.folder, scores, told)
     wandb_comparison.send(here, recipe, scores, told)
-
-
-def _is_baseline(one: Scored, recipe: Recipe) -> bool:
-    primary = recipe.compare.primary
-    return primary is not None and one.name == primary.baseline

@@ -167,6 +167,7 @@ def _compared(
     asked = primary or like
     alpha, margin = (asked.alpha, asked.margin) if asked else (EXPLORATORY_ALPHA, EXPLORATORY_MARGIN)
     found = paired.of(a.tallies[metric], b.tallies[metric], material.clusters, alpha=alpha)
+    judged = paired.judged(found, margin)
     return {
         "a": a.name,
         "b": b.name,
@@ -183,8 +184,8 @@ def _compared(
         "discordant": found.discordant,
         "mde": found.mde,
         "family": "primary" if primary else "exploratory",
-        "judged": paired.judged(found, margin),
-        "rows_to_decide": paired.rows_to_decide(found, margin),
+        "judged": judged,
+        "rows_to_decide": paired.rows_to_decide(found, margin) if judged == "undecided" else None,
     }
 
 

@@ -147,7 +147,7 @@ def _quality(facts: Facts) -> tuple[Reason | None, list[str]]:
     if primary is None:
         why = {one["name"]: one["why"] for one in facts.scores["not_run"]}.get(plan["baseline"], "it was not run")
         told = f"Quality against {plan['baseline']} was not measured ({why})."
-        return None, [f"{told} Then the verdict rests on it: {plan['metric']}, margin {plan['margin']:.1%}."]
+        return None, [f"{told} It is what decides, by {in_words(plan['metric'])} and a margin of {plan['margin']:.1%}."]
     baseline = facts.scores["systems"][primary["b"]]
     word = {
         "superior": "is better than",
@@ -210,14 +210,14 @@ def _cost(facts: Facts) -> Reason | None:
     }
     name = plan["baseline"] if plan and plan["baseline"] in real else next(iter(real), None)
     if not cost["owned"]["measured"]:
-        return Reason("cost", f"What owning costs was not measured: {cost['owned']['why_not']}.", None, None)
+        return Reason("cost", f"What owning costs was not measured: {cost['owned']['why_not']}.", None, "not measured")
     if name is None:
-        return Reason("cost", "No closed model with a price was run, so there is no break-even.", None, None)
+        return Reason("cost", "No closed model with a price was run, so there is no break-even.", None, "no price")
     point, volume = real[name]["break_even"], cost["inputs"]["monthly_requests"]
     if point["never"]:
         return Reason("cost", f"Owning never breaks even against {name}: {point['why']}.", "closed", "never")
     if point["first_requests"] is None:
-        return Reason("cost", f"Break-even against {name} is {point['why']}.", None, None)
+        return Reason("cost", f"Break-even against {name} is {point['why']}.", None, "withheld")
     row = next(line for line in real[name]["monthly"] if line["of_recipe"])
     cheaper = row["owned_usd"] < row["closed_usd"]
     says = (
@@ -249,10 +249,8 @@ def _engineering(facts: Facts) -> Reason:
 def _prompt_changes(facts: Facts) -> Reason:
     times, seconds = facts.recipe.decide.prompt_changes_per_month, facts.scores["training_seconds"]
     spent = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
-    says = (
-        f"The prompt changes {times:g} times a month; each change is a training of {spent} on this hardware and a new "
-        "comparison."
-    )
+    often = "never" if not times else "once a month" if times == 1 else f"{times:g} times a month"
+    says = f"The prompt changes {often}; each change is a training of {spent} on this hardware and a new comparison."
     return Reason("prompt changes", says, "closed" if times > 8 else None, f"{times:g}")
 
 
@@ -261,7 +259,7 @@ def _router(facts: Facts) -> Reason | None:
     if policy is None:
         return None
     if policy.threshold is None or policy.coverage is None or policy.accuracy is None:
-        return Reason("routing", f"No part of the traffic can be given to it alone: {policy.why_none}.", None, None)
+        return Reason("routing", f"No part of the traffic can be given to it alone: {policy.why_none}.", None, "none")
     says = (
         f"Above a confidence of {policy.threshold:.2f} it answers {policy.coverage:.0%} of the traffic alone, and "
         f"{policy.accuracy:.1%} of that right ({policy.calibration_rows:,} calibration rows): at least "
@@ -272,9 +270,11 @@ def _router(facts: Facts) -> Reason | None:
 
 def _left_open(facts: Facts, choice: Choice, costs: Reason | None) -> list[str]:
     """What was not run, and what that leaves open."""
-    found = [f"{one['title']} was not run: {one['why']}." for one in facts.scores["not_run"]]
+    plan = facts.scores["plan"]
+    others = [one for one in facts.scores["not_run"] if plan is None or one["name"] != plan["baseline"]]
+    found = [f"{one['title']} was not run: {one['why']}." for one in others]
     if choice == "inconclusive" and (costs is None or costs.speaks_for is None):
-        found.append(f"Cost: {costs.says if costs else 'nothing is known of it.'}")
+        found.append("Whether owning would pay: one of its two sides has no cost, see Cost.")
     return found
 
 

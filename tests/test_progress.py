@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracking import files, metrics
+from tracking import bars, files, metrics
 from tracking.bars import in_time
-from train import curve, header, progress
+from train import curve, header
 from train.progress import Recorder, bar
 
 FACTS = header.Facts(
