@@ -80,7 +80,7 @@ check: lint types ## Lint, types, all tests, and files made from code
 	@$(VENV) -m recipes.schema --check
 	@$(TESTS)
 
-bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | serving | data_prep | coverage | kills, ARGS="--only banking77"
+bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | serving | data_prep | coverage | scoring | kills, ARGS="--only banking77"
 	@$(VENV) -m bench.$(BENCH) $(ARGS)
 
 schema: setup ## Write recipes/.schema.json, which editors read

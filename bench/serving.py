@@ -22,7 +22,6 @@ from typing import Any
 from bench import machine
 from recipes import command
 from recipes.errors import StageError
-from recipes.load import load
 from serve import plan, probe, stay
 from serve.engine import Address, Engine, free_port
 from serve.plan import Served
@@ -40,8 +39,7 @@ def main() -> int:
     command.add_run(parser)
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON goes")
     arguments = parser.parse_intermixed_args()
-    loaded = load(arguments.recipe, arguments.set, arguments.hardware)
-    here = run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run)
+    loaded, here = run.of_call(arguments)
     forms = [which for which in ("adapter", "merged") if (here.folder / which).is_dir()]
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:

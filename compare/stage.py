@@ -16,7 +16,7 @@ from compare.gathered import Place
 from compare.systems import NotRun, System
 from recipes import command
 from recipes.errors import RecipeError
-from recipes.load import Loaded, load
+from recipes.load import Loaded
 from recipes.schema import Recipe
 from tracking import files, run
 from tracking.run import Run
@@ -28,8 +28,7 @@ SECTIONS = ("compare", "cost", "decide", "route", "privacy", "serve")
 
 def main(arguments: argparse.Namespace) -> int:
     """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
-    loaded = load(arguments.recipe, arguments.set, arguments.hardware)
-    here = run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run)
+    loaded, here = run.of_call(arguments)
     recipe = asked_now(loaded, here)
     chosen = systems.of(recipe, here)
     missing = systems.not_run(chosen, recipe)

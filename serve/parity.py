@@ -12,7 +12,6 @@ from typing import Any
 
 from recipes import command
 from recipes.errors import StageError
-from recipes.load import load
 from recipes.schema_verdict import Serve
 from serve import plan, probe, stay, table
 from serve.engine import Address, Engine, free_port
@@ -37,8 +36,7 @@ def main() -> int:
     parser = command.parser("serve.parity", "Compare what vLLM answers with what was trained, for every exported form.")
     command.add_run(parser)
     arguments = parser.parse_intermixed_args()
-    loaded = load(arguments.recipe, arguments.set, arguments.hardware)
-    here = run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run)
+    loaded, here = run.of_call(arguments)
     serve, trained = loaded.recipe.serve, here.recipe()
     wanted = serve.model if "model" in serve.model_fields_set or not trained.lora.unservable else "merged"
     forms = [Served(loaded.name, here, trained, which) for which in exported(here, wanted, trained.lora.unservable)]

@@ -10,9 +10,11 @@ import pytest
 from serve import engine, plan, wire
 from serve.engine import Address, Engine
 from serve.plan import Served
+from tasks import KINDS
 from tests import serving
 from tracking import dashboard, files, wandb_comparison
 from tracking.run import Run
+from train import worker
 
 pytestmark = pytest.mark.slow
 
@@ -113,9 +115,9 @@ def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
 def test_every_panel_of_the_dashboard_reads_a_field_that_there_is(runs: Path, small_recipe: Path) -> None:
     here = run_in(runs)
     logged = {name for row in files.read_jsonl(here.folder / "metrics.jsonl") for name in row}
-    scores = files.read_json(here.folder / "scores.json")
-    there = logged | set(wandb_comparison.summary(scores))
-    recipe = here.recipe()
+    scores, recipe = files.read_json(here.folder / "scores.json"), here.recipe()
+    trained = worker.headline(KINDS[recipe.task.kind], here.stage("train")["metrics"]["validation"])
+    there = logged | set(trained) | set(wandb_comparison.summary(scores))
     for title, panels in dashboard.sections(recipe).items():
         for panel in panels:
             assert set(panel.fields) <= there, (title, panel.title)

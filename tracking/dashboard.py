@@ -30,8 +30,9 @@ class Panel:
 
 
 def sections(recipe: Recipe) -> dict[str, list[Panel]]:
-    """Returns the panels of each section: lines read metrics.jsonl, bars the summary of a comparison."""
+    """Returns the panels of each section: lines read metrics.jsonl, bars the summary of a training or a comparison."""
     metrics = METRICS[recipe.task.kind]
+    while_training = [Panel(in_words(metric), [f"validation/{metric}"]) for metric in metrics]
     compared = (TUNED, BASE, LINEAR) if recipe.task.kind != "preference" else (TUNED, BASE)
     return {
         "Training": [
@@ -44,7 +45,12 @@ def sections(recipe: Recipe) -> dict[str, list[Panel]]:
             Panel("Tokens a second, computed and saved", ["tokens_per_second", "tokens_saved_per_second"]),
             Panel("Peak memory (bytes)", ["peak_memory_bytes"]),
         ],
-        "Validation": [Panel(in_words(metric), [f"validation/{metric}"]) for metric in metrics],
+        **({"Validation while training": while_training} if recipe.train.eval_strategy != "no" else {}),
+        "Validation": [
+            Panel(f"Validation {in_words(metric)}", [f"validation/{metric}", f"validation/untuned_{metric}"], "bars")
+            for metric in metrics
+            if metric != "reward_accuracy"
+        ],
         "Comparison": [
             Panel(f"Test {in_words(metric)}", [f"test/{name}/{metric}" for name in compared], "bars")
             for metric in metrics

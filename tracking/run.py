@@ -7,6 +7,7 @@ runs/classifier/20261121T093000Z-x4fd/manifest.json
   "metrics": {"validation": {"tuned": {"accuracy": 0.87, ...}, "base": {...}}}}}}
 """
 
+import argparse
 import fcntl
 import io
 import os
@@ -21,6 +22,7 @@ from typing import Any, Literal
 from ruamel.yaml import YAML
 
 from recipes.errors import RecipeError, StageError
+from recipes.load import Loaded, load
 from recipes.schema import Recipe
 from tracking import files
 
@@ -99,6 +101,13 @@ def find(parent: Path, run_id: str | None) -> Run:
     names = sorted(path.parent.name for path in parent.glob("*/manifest.json") if not path.parent.is_symlink())
     there = f"there are {', '.join(names)}" if names else "there are none"
     raise RecipeError(f"RUN={run_id}: no such run below {parent}; {there}")
+
+
+def of_call(arguments: argparse.Namespace) -> tuple[Loaded, Run]:
+    """Returns the recipe that a command names, and the trained run that it goes on with. Raises RecipeError where there
+    is none."""
+    loaded = load(arguments.recipe, arguments.set, arguments.hardware)
+    return loaded, find(runs_folder(arguments.runs) / loaded.name, arguments.run)
 
 
 def start(run: Run, stage: str, inputs: Mapping[str, str]) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 from recipes import command
 from recipes.errors import RecipeError, StageError
-from recipes.load import load
 from recipes.schema import Recipe
 from tracking import files, run
 from tracking.run import Run
@@ -29,8 +28,7 @@ def main() -> int:
     parser = command.parser("train.export", "Merge the trained adapter into its base, and quantize the merged model.")
     command.add_run(parser)
     arguments = parser.parse_intermixed_args()
-    loaded = load(arguments.recipe, arguments.set, arguments.hardware)
-    here = run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run)
+    loaded, here = run.of_call(arguments)
     # What was trained is the run's to say, what becomes of it the recipe's as it is now.
     recipe = here.recipe().model_copy(update={"export": loaded.recipe.export})
     if recipe.export.replay_nf4 and recipe.model.quantization != "nf4":
