@@ -84,7 +84,7 @@ class Asking:
     def collect(self, budget: Budget | None = None, price: Priced | None = None) -> Collected:
         """Returns the answers, with progress: those that are known, and the others once they were asked for."""
         system = self.system
-        with bars.bar("answered", len(self.questions)) as advance:
+        with bars.bar("answered", len(self.questions), shown=self.missing() > 0) as advance:
             done = 0
 
             def on_answer(answer: Answered) -> None:

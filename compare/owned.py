@@ -16,7 +16,7 @@ from compare import questions
 from compare.answers import Collected, Question
 from compare.gathered import Asking, Gathered, Place, told
 from compare.systems import System
-from recipes.errors import RecipeError, StageError
+from recipes.errors import GateError, RecipeError
 from recipes.schema_compare import TUNED
 from serve import plan, stay, wire
 from serve.engine import Address, Engine, Plan, free_port
@@ -29,7 +29,7 @@ NOWHERE = Address("127.0.0.1", 1)
 
 
 def served(place: Place, together: Sequence[System]) -> dict[str, Gathered]:
-    """Returns what the systems that one process serves answered, by name. Raises StageError where that process serves
+    """Returns what the systems that one process serves answered, by name. Raises GateError where that process serves
     something else than was trained."""
     asked = _plan(place, together[0])
     prepared = [_asked(place, system) for system in together]
@@ -48,7 +48,7 @@ def served(place: Place, together: Sequence[System]) -> dict[str, Gathered]:
 
 @contextmanager
 def running(place: Place, system: System) -> Iterator[tuple[Plan, Address]]:
-    """Yields what serves a system, up and held to what was trained. Raises StageError where it answers otherwise."""
+    """Yields what serves a system, up and held to what was trained. Raises GateError where it answers otherwise."""
     asked = _plan(place, system)
     if problem := plan.memory_problem(asked, environment.available_memory_bytes()):
         raise RecipeError(problem)
@@ -75,10 +75,10 @@ def cut_short(system: System, prompts: int) -> list[str]:
 
 
 def _hold(place: Place, one: Served, address: Address) -> None:
-    """Raises StageError where the server does not answer what was trained."""
+    """Raises GateError where the server does not answer what was trained."""
     parity = place.recipe.serve.parity
     if failures := stay.checked(one, address, None, place.recipe.serve).failures(parity):
-        raise StageError(f"what is served is not what was trained, and is not compared: {'; '.join(failures)}")
+        raise GateError(f"not compared: what answers is not what was trained: {'; '.join(failures)}")
 
 
 def _gathered(place: Place, asking: Asking, notes: Sequence[str]) -> Gathered:

@@ -186,8 +186,10 @@ def _linear(facts: Facts) -> Reason | None:
     one, tuned = facts.value(best), facts.value("tuned")
     title, metric = facts.scores["systems"][best]["title"], in_words(facts.metric)
     if one >= tuned:
+        margin = facts.scores["plan"]["margin"] if facts.scores["plan"] else 0.0
+        word = "better" if one > tuned + margin else "as well"
         says = (
-            f"{title} does as well: {metric} {one:.1%} against {tuned:.1%} of the tuned model. It needs no GPU, costs "
+            f"{title} does {word}: {metric} {one:.1%} against {tuned:.1%} of the tuned model. It needs no GPU, costs "
             "next to nothing and answers in a millisecond: take it first."
         )
         return Reason("linear", says, None, f"{one:.1%}")

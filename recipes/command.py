@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from recipes.errors import RecipeError, StageError
+from recipes.errors import GateError, RecipeError, StageError
 
 DONE, FAILED, WRONG, GATE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -45,6 +45,9 @@ def run(stage: Callable[[], int]) -> NoReturn:
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(WRONG)
+    except GateError as error:
+        print(f"gate      {error}", file=sys.stderr)
+        sys.exit(GATE)
     except StageError as error:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(FAILED)

@@ -1,4 +1,4 @@
-"""The two ways in which a stage ends badly and says so in words. Apart, so that --help imports no more than this."""
+"""The ways in which a stage ends badly and says so in words. Apart, so that --help imports no more than this."""
 
 
 class RecipeError(Exception):
@@ -7,3 +7,7 @@ class RecipeError(Exception):
 
 class StageError(Exception):
     """A stage failed though recipe and call are right: told without a traceback, exit code 1."""
+
+
+class GateError(StageError):
+    """A stage would go on with what is not as it must be, and does not: told without a traceback, exit code 3."""
