@@ -15,7 +15,7 @@ from compare.gathered import Gathered, Place
 from compare.material import Material
 from compare.predictions import Answer
 from compare.systems import System
-from recipes.errors import StageError
+from recipes.errors import RecipeError, StageError
 from serve import wire
 from serve.engine import Address, Plan
 from tasks import render
@@ -27,7 +27,12 @@ Likelihoods = list[dict[str, float]]
 
 def everything(place: Place, systems: Sequence[System]) -> list[Gathered]:
     """Returns how the tuned model and its base judge the pairs of the test set. Raises StageError where a server
-    fails."""
+    fails, and RecipeError where vLLM cannot tell it here."""
+    if place.recipe.accelerate.use_cpu and systems[0].which == "adapter":
+        raise RecipeError(
+            "serve.model: on a CPU vLLM (0.32) cannot tell how probable a text is to an adapter; compare it merged: "
+            "SET=serve.model=merged, after `make export`"
+        )
     pairs = _pairs(place)
     found = {one.name: _asked(place, one, pairs) for one in systems}
     reference = next(found[one.name] for one in systems if one.kind == "base")
