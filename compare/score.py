@@ -70,7 +70,7 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
         "n_train": len(material.train) if system.kind in ("tuned", "linear", "nearest") else None,
         "metrics": {name: _interval(tally, clusters, alpha) for name, tally in one.tallies.items()},
         "slices": _slices(one, material, alpha),
-        "per_part": score.get("per_class") or score.get("per_field") or score.get("per_part") or {},
+        "per_part": score.get("per_class") or score.get("per_field") or {},
         "validity": _validity(one),
         "invalid": dict(problems.most_common()),
         "errors": dict(Counter(_kind(answer.error) for answer in got.test if answer.error).most_common()),

@@ -279,3 +279,13 @@ def test_both_files_are_written_whatever_a_model_has_answered(tmp_path: Path) ->
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "\0" not in text and "half a character ?" in text
     assert "half a character" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_kind_without_labels_and_fields_has_a_report_too() -> None:
+    """Generations and preferences have neither parts with an F1, nor a confusion, nor always a confidence."""
+    told = example_scores.scores()
+    for one in told["systems"].values():
+        one |= {"per_part": {}, "slices": {}, "calibration": None}
+    told |= {"confusion": {}, "task": {**told["task"], "kind": "generation", "parts": "groups of rows"}}
+    page = report.html(told, example_scores.disagreements())
+    assert "Which labels are hard?" not in page and "How good is each system?" in page
