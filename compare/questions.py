@@ -41,7 +41,7 @@ def conversations(system: System, material: Material, rows: Rows) -> list[list[d
 def fitting(asked: Sequence[Request], tokenizer: Any, recipe: Recipe, longest_answer: int) -> tuple[list[Request], int]:
     """Returns the requests with as many examples left out, the least similar first, as `serve.max_model_len` asks for,
     and how many requests lost some."""
-    room, cut = recipe.serve.max_model_len - longest_answer, 0
+    room = recipe.serve.max_model_len - longest_answer
     found = list(asked)
     todo = list(range(len(found)))
     while todo:

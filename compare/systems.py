@@ -14,6 +14,7 @@ from typing import Literal
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_compare import BASE, ENCODER, LINEAR, TUNED, Baseline
+from serve.plan import forms_of
 from tracking.run import Run
 
 Kind = Literal["tuned", "base", "linear", "nearest", "closed", "file"]
@@ -64,15 +65,8 @@ def of(recipe: Recipe, here: Run) -> list[System]:
     return found + [_closed(one) for one in recipe.compare.baselines]
 
 
-def exported(here: Run, unservable: bool) -> list[str]:
-    """Returns the forms of a run that are on disk."""
-    found = ["adapter"] if (here.folder / "adapter").is_dir() and not unservable else []
-    found += ["merged"] if (here.folder / "merged").is_dir() else []
-    return found + [f"quantized/{path.name}" for path in sorted((here.folder / "quantized").glob("[!.]*"))]
-
-
 def _tuned(recipe: Recipe, here: Run) -> list[System]:
-    there, which, forms = exported(here, bool(recipe.lora.unservable)), recipe.serve.model, recipe.compare.forms
+    there, which, forms = forms_of(here, recipe), recipe.serve.model, recipe.compare.forms
     asked = there if forms == "all" else [] if forms == "served" else list(forms)
     if missing := [form for form in [which, *asked] if form not in there]:
         raise RecipeError(

@@ -12,6 +12,7 @@ from typing import Any
 
 from recipes import command
 from recipes.errors import StageError
+from recipes.schema import Recipe
 from recipes.schema_verdict import Serve
 from serve import plan, probe, stay, table
 from serve.engine import Address, Engine, free_port
@@ -39,7 +40,7 @@ def main() -> int:
     loaded, here = run.of_call(arguments)
     serve, trained = loaded.recipe.serve, here.recipe()
     wanted = serve.model if "model" in serve.model_fields_set or not trained.lora.unservable else "merged"
-    forms = [Served(loaded.name, here, trained, which) for which in exported(here, wanted, trained.lora.unservable)]
+    forms = [Served(loaded.name, here, trained, which) for which in exported(here, wanted, trained)]
     print(f"parity    {loaded.name}: {', '.join(one.which for one in forms)} of run {here.id}", file=sys.stderr)
     if arguments.dry_run:
         return command.DONE
@@ -47,11 +48,9 @@ def main() -> int:
         return compared(loaded.name, here, forms, wanted, serve)
 
 
-def exported(here: run.Run, wanted: str, unservable: str | None) -> list[str]:
+def exported(here: run.Run, wanted: str, trained: Recipe) -> list[str]:
     """Returns the forms of a run that there are, the one that is served first. Raises StageError without that one."""
-    found = [] if unservable else ["adapter"]
-    found += ["merged"] if (here.folder / "merged").is_dir() else []
-    found += [f"quantized/{path.name}" for path in sorted((here.folder / "quantized").glob("*")) if path.is_dir()]
+    found = plan.forms_of(here, trained)
     if wanted not in found:
         raise StageError(f"run {here.id} has no {wanted}: `make export RECIPE={here.recipe_name}` writes it")
     return sorted(found, key=lambda which: which != wanted)

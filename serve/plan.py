@@ -46,6 +46,13 @@ class Served:
         return files.read_json(self.folder / "prompt.json")  # type: ignore[no-any-return]
 
 
+def forms_of(run: Run, recipe: Recipe) -> list[str]:
+    """Returns the forms of a run that are on disk and can be served."""
+    found = [] if recipe.lora.unservable else ["adapter"]
+    found += ["merged"] if (run.folder / "merged").is_dir() else []
+    return found + [f"quantized/{path.name}" for path in sorted((run.folder / "quantized").glob("[!.]*"))]
+
+
 def of(served: Sequence[Served], serve: Serve) -> Plan:
     """Returns what one process serves. Raises RecipeError naming everything that stands against it."""
     adapters = [one for one in served if one.which == "adapter"]
