@@ -95,7 +95,7 @@ def made(rows: int, labels: int, clusters: bool) -> tuple[Material, list[Gathere
             for row in test
         ]
         gathered.append(Gathered(System(name, "tuned" if name == "tuned" else "closed", name), answers))
-    return Material(classification, spec, {"task": {"kind": "classification"}}, [], [], test, 0), gathered
+    return Material(classification, spec, {"task": {"kind": "classification"}}, [], [], test), gathered
 
 
 if __name__ == "__main__":

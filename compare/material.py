@@ -28,8 +28,6 @@ class Material:
     train: Rows
     calibration: Rows
     test: Rows
-    leaked: int
-    """Test rows that say the same as a row of another split: 0, or nothing is compared."""
 
     @property
     def answers(self) -> list[str]:
@@ -77,7 +75,7 @@ def of(here: Run) -> Material:
                 f"{len(same)} rows of {name} say the same as a test row, first {same[0]}: a score would flatter; "
                 "prepare the data anew (`make data`)"
             )
-    return Material(module, spec, prompt, rows["train"], rows["calibration"], rows["test"], 0)
+    return Material(module, spec, prompt, rows["train"], rows["calibration"], rows["test"])
 
 
 def of_validation(here: Run) -> Material:
@@ -85,7 +83,7 @@ def of_validation(here: Run) -> Material:
     prompt = files.read_json(here.folder / "adapter" / "prompt.json")
     module, spec = spec_of(prompt["task"])
     rows = {name: _rows(here.folder / "data" / f"{name}.jsonl") for name in ("train", "validation")}
-    return Material(module, spec, prompt, rows["train"], [], rows["validation"], 0)
+    return Material(module, spec, prompt, rows["train"], [], rows["validation"])
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
