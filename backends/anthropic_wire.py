@@ -116,6 +116,15 @@ async def send(client: "Client", backend: Backend, request: Request) -> Received
     return received(message, backend, request)
 
 
+async def shutdown_date(client: "Client", backend: Backend) -> str | None:
+    """Returns the day when the model will be shut down, None where none is announced. Raises the SDK's errors."""
+    from anthropic import AsyncAnthropic
+
+    assert isinstance(client, AsyncAnthropic), "clouds have no list of models on this wire"
+    retires = (await client.models.retrieve(backend.model)).retires_at
+    return retires.date().isoformat() if retires else None
+
+
 def received(message: "Message", backend: Backend, request: Request) -> Received:
     """Returns what a message says. Raises ValueError, AttributeError or TypeError where it is none."""
     text, usage = "".join(block.text for block in message.content if block.type == "text"), message.usage

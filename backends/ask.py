@@ -111,6 +111,21 @@ def ask(
     return [found[request.id] for request in requests]
 
 
+def shutdown_date(backend: Backend) -> str | None:
+    """Returns the day (ISO 8601) when the provider will shut the model down, None where it announces none, does not
+    say, or does not answer. A cloud, which has dates of its own, is not asked."""
+    if backend.cloud:
+        return None
+    wire = WIRES[backend.wire]
+
+    async def asked() -> str | Failed | None:
+        async with wire.client(backend) as client:
+            return await attempted(backend, wire.shutdown_date(client, backend), backend.timeout_seconds)
+
+    found = asyncio.run(asked())
+    return found if isinstance(found, str) else None
+
+
 def request_sha256(backend: Backend, request: Request) -> str:
     """Returns the digest of what is sent and to where: equal for requests that are equal to the byte."""
     where = [backend.wire, backend.cloud or backend.base_url]

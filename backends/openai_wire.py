@@ -63,6 +63,11 @@ async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Rec
     return received(completion, backend, request)
 
 
+async def shutdown_date(client: "AsyncOpenAI", backend: Backend) -> str | None:
+    """Returns the day when the model will be shut down, None where none is announced. Raises the SDK's errors."""
+    return (await client.models.retrieve(backend.model)).shutdown_date
+
+
 def received(completion: "ChatCompletion", backend: Backend, request: Request) -> Received:
     """Returns what a completion says. Raises ValueError, AttributeError or TypeError where it is none."""
     if not completion.choices:

@@ -11,9 +11,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.cases import Case
+from bench.cases import CASES, Case
 
 Result = dict[str, Any]
+KEY = ("shape", "batch_size", "quantization")
 NAMES = {
     "insource": "insource",
     "trl": "TRL",
@@ -58,7 +59,7 @@ def carried(case: Case, at_16: Result) -> Result:
 
 
 def _key(case: Case) -> Result:
-    return {"shape": case.shape, "batch_size": case.batch_size, "quantization": case.quantization}
+    return {name: getattr(case, name) for name in KEY}
 
 
 def compared(results: Sequence[Result], systems: Sequence[str]) -> list[Result]:
@@ -184,7 +185,12 @@ def _by_labels(ours: Sequence[Result], ran: Sequence[Result]) -> Table:
 
 def same(one: Result, other: Result) -> bool:
     """Returns whether two results are of one case."""
-    return all(one[name] == other[name] for name in ("shape", "batch_size", "quantization"))
+    return place(one) == place(other)
+
+
+def place(one: Result) -> int:
+    """Returns which of the cases a result is of."""
+    return [_key(case) for case in CASES].index({name: one[name] for name in KEY})
 
 
 def figure(value: float | None, written: str) -> str:

@@ -66,8 +66,8 @@ def main() -> int:
             results += measure(bench, case, asked.banking77, results)
             say(f"done      {time.monotonic() - began:.0f} s")
             # After every case, so that what was measured stays when the rest is interrupted.
-            asked.results.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(asked.results, results)
+            if path := asked.results or (None if asked.quick else RESULTS):
+                write(path, results)
     table.show(results)
     return command.DONE
 
@@ -84,8 +84,16 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model", choices=materials.MODELS, help="what is timed (27M; 4B on a GPU)")
     made.add_argument("--full", action="store_true", help="time peers at every batch size (hours on a CPU)")
     made.add_argument("--quick", action="store_true", help="a tiny model and few updates, to see that it runs")
-    made.add_argument("--results", type=Path, default=RESULTS, help="where the JSON goes")
+    made.add_argument("--results", type=Path, help=f"where the JSON goes ({RESULTS.name}; --quick: nowhere)")
     return made
+
+
+def write(path: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Writes what was measured; what the file says of other cases stays."""
+    old = files.read_json(path) if path.exists() else []
+    every = [one for one in old if not any(table.same(one, new) for new in results)] + list(results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, sorted(every, key=table.place))
 
 
 def measure(bench: Bench, case: Case, banking77: Path, before: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

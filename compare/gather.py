@@ -34,10 +34,15 @@ def everything(place: Place, systems: Sequence[System]) -> list[Gathered]:
 
 
 def servers(systems: Sequence[System]) -> list[list[System]]:
-    """Returns the systems that vLLM has to serve, those together that one process serves: each form, and the base."""
+    """Returns the systems that vLLM has to serve, those together that one process serves: the base goes with an adapter
+    that it bears, and each other form is alone."""
     tuned = [[one] for one in systems if one.kind == "tuned"]
     base = [one for one in systems if one.kind == "base"]
-    return [*tuned, base] if base else tuned
+    bearing = next((together for together in tuned if together[0].which == "adapter"), None)
+    if bearing is None:
+        return [*tuned, base] if base else tuned
+    bearing += base
+    return tuned
 
 
 def learnt(place: Place, system: System) -> Gathered:

@@ -15,7 +15,7 @@ from compare.prices import Priced
 from compare.spend import Budget
 from compare.systems import System
 from recipes.schema import Recipe
-from tracking import bars
+from tracking import bars, files
 from tracking.run import Run
 
 
@@ -37,6 +37,8 @@ class Gathered:
     rate: Mapping[str, Any] | None = None
     """What the server did a second: requests_per_second, tokens_per_second, concurrency, hardware, n, measured."""
     price: Priced | None = None
+    shutdown_date: str | None = None
+    """The day, ISO 8601, when the provider will shut the model down, where it says so."""
     notes: Sequence[str] = ()
     """What was done otherwise than one would expect."""
 
@@ -103,6 +105,17 @@ class Asking:
                 on_answer=on_answer,
                 say=lambda told: print(f"batch     {system.name}: {told}", file=sys.stderr, flush=True),
             )
+
+
+def remembered(path: Path, of: Any, fresh: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Returns what is fresh, once it is on disk, or else what was on disk `of` the same; None where nothing was."""
+    which = files.digest(of)
+    if fresh is not None:
+        files.write_json(path, {"of": which, **fresh})
+    if not path.exists():
+        return None
+    known: dict[str, Any] = files.read_json(path)
+    return known if known["of"] == which else None
 
 
 def told(asking: Asking, found: Collected, place: Place, **more: Any) -> Gathered:

@@ -8,13 +8,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from backends.exchange import Backend
 from compare import questions
 from compare.answers import Collected, Question
-from compare.gathered import Asking, Gathered, Place, told
+from compare.gathered import Asking, Gathered, Place, remembered, told
 from compare.systems import System
 from recipes.errors import GateError, RecipeError
 from recipes.schema_compare import TUNED
@@ -35,14 +34,19 @@ def served(place: Place, together: Sequence[System]) -> dict[str, Gathered]:
     prepared = [_asked(place, system) for system in together]
     notes = [cut_short(system, cut) for system, (_, cut) in zip(together, prepared, strict=True)]
     asking = [
-        Asking(system, _backend(place, asked, NOWHERE), _identity(place, system, asked), every, place.journal(system))
+        Asking(
+            system,
+            _backend(place, asked, system, NOWHERE),
+            _identity(place, system, asked),
+            every,
+            place.journal(system),
+        )
         for system, (every, _) in zip(together, prepared, strict=True)
     ]
     if not any(one.missing() for one in asking):
         return {one.system.name: _gathered(place, one, more) for one, more in zip(asking, notes, strict=True)}
     with running(place, together[0]) as (_, address):
-        backend = _backend(place, asked, address)
-        here = [replace(one, backend=backend) for one in asking]
+        here = [replace(one, backend=_backend(place, asked, one.system, address)) for one in asking]
         return {one.system.name: _gathered(place, one, more) for one, more in zip(here, notes, strict=True)}
 
 
@@ -105,11 +109,11 @@ def _asked(place: Place, system: System) -> tuple[list[Question], int]:
     return [Question(one.id, 0, one) for one in asked], cut
 
 
-def _backend(place: Place, asked: Plan, address: Address) -> Backend:
+def _backend(place: Place, asked: Plan, system: System, address: Address) -> Backend:
     constrained = place.recipe.serve.structured_output and place.material.prompt["grammar"]
     return Backend(
         wire="openai",
-        model=next(iter(asked.adapters), asked.name),
+        model=place.name if system.which else asked.name,
         base_url=wire.base_url(address),
         structured="grammar" if constrained else "none",
         log_probabilities=True,
@@ -131,13 +135,11 @@ def _identity(place: Place, system: System, asked: Plan) -> list[Any]:
 
 def _rate(place: Place, asking: Asking, found: Collected) -> Mapping[str, Any] | None:
     """What the server did a second, measured now or when these answers were asked for."""
-    path: Path = asking.journal.with_suffix(".rate.json")
-    which = files.digest([asking.identity, asking.backend.concurrency])
+    rate = None
     if found.asked >= LEAST_MEASURED and found.complete:
         new = [one for one in found.answers.values() if not one.reused]
         tokens = sum((one.input_tokens or 0) + (one.output_tokens or 0) for one in new)
         rate = {
-            "of": which,
             "requests_per_second": found.asked / found.wall_seconds,
             "tokens_per_second": tokens / found.wall_seconds,
             "concurrency": asking.backend.concurrency,
@@ -145,8 +147,4 @@ def _rate(place: Place, asking: Asking, found: Collected) -> Mapping[str, Any] |
             "hardware": environment.machine(place.recipe),
             "measured": run.now(),
         }
-        files.write_json(path, rate)
-    if not path.exists():
-        return None
-    known: dict[str, Any] = files.read_json(path)
-    return known if known["of"] == which else None
+    return remembered(asking.journal.with_suffix(".rate.json"), [asking.identity, asking.backend.concurrency], rate)

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from backends.ask import shutdown_date
 from backends.exchange import NO_KEY, Backend
 from compare import prices, questions
-from compare.answers import Question
-from compare.gathered import Asking, Gathered, Place, told
+from compare.answers import Collected, Question
+from compare.gathered import Asking, Gathered, Place, remembered, told
 from compare.material import Material
 from compare.predictions import Answer
 from compare.spend import Budget
 from compare.systems import System
 from recipes.errors import RecipeError
 from recipes.schema_compare import Baseline
+from tracking import run
 
 WIRES = {"openai": "openai", "azure": "openai", "anthropic": "anthropic", "bedrock": "anthropic", "vertex": "anthropic"}
 CLOUDS = ("azure", "bedrock", "vertex")
@@ -37,8 +39,16 @@ def everyone(place: Place, systems: Sequence[System]) -> dict[str, Gathered]:
         before = one.known_usd()
         answers = one.collect(budget if price else None, price)
         usd = before + answers.spent_usd if price else None
-        found[one.system.name] = told(one, answers, place, spent_usd=usd, price=price)
+        ends = _shutdown_date(one, answers)
+        found[one.system.name] = told(one, answers, place, spent_usd=usd, price=price, shutdown_date=ends)
     return found
+
+
+def _shutdown_date(asking: Asking, found: Collected) -> str | None:
+    """Returns when the provider will shut the model down: as it says now, or as it said when it was last asked."""
+    said = {"shutdown_date": shutdown_date(asking.backend), "asked": run.now()} if found.asked else None
+    known = remembered(asking.journal.with_suffix(".model.json"), [asking.identity, asking.backend.model], said)
+    return known["shutdown_date"] if known else None
 
 
 def asked(place: Place, system: System) -> Asking:

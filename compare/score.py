@@ -84,7 +84,7 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
         "cost_usd": got.spent_usd,
         **_costs(one),
         "repeats": _repeats(one, material),
-        "shutdown_date": None,
+        "shutdown_date": got.shutdown_date,
     }
 
 

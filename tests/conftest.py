@@ -1,7 +1,9 @@
 """What tests share: the pocket model, a small recipe on disk, and the commands as a user types them."""
 
 import csv
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -53,10 +55,27 @@ def sroie() -> Path:
     return REAL_DATA / "sroie"
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Returns a folder that one of the processes that run tests side by side makes, for all of them."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (made := folder.with_suffix(".made")).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe on 400 synthetic tickets: small enough to train in seconds."""
-    folder = tmp_path_factory.mktemp("small")
+    return made_once(tmp_path_factory, "small", _write_small_recipe) / "small.yaml"
+
+
+def _write_small_recipe(folder: Path) -> None:
     with (folder / "tickets.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["message", "queue", "customer"])
@@ -73,7 +92,6 @@ train: {max_steps: 6, logging_steps: 2, save_steps: 2}
 """,
         encoding="utf-8",
     )
-    return folder / "small.yaml"
 
 
 @pytest.fixture

@@ -102,6 +102,8 @@ class Provider:
     seen: list[tuple[str, dict[str, str], Json]] = field(default_factory=list)
     """Path, headers and body of every request but those of batches."""
 
+    shutdown: str | None = None
+    """The day when its models are shut down, as its list of models says."""
     batches: list[Batch] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     ended: bool = True
@@ -342,11 +344,21 @@ def application(provider: Provider) -> web.Application:
     async def anthropic(request: web.Request) -> web.StreamResponse:
         return await provider.complete(request, message)
 
+    async def model(request: web.Request) -> web.Response:
+        """In the words of both wires, which have this address in common."""
+        name, day = request.match_info["model"], provider.shutdown
+        if name == "unknown":
+            return web.json_response({"error": {"message": "no such model"}}, status=404)
+        retires = {"lifecycle": "deprecated", "retires_at": f"{day}T00:00:00Z"} if day else {"lifecycle": "active"}
+        kind = {"object": "model", "type": "model", "owned_by": "nobody", "created": 1, "display_name": name}
+        return web.json_response({"id": name, **kind, "shutdown_date": day, **retires})
+
     app = web.Application(client_max_size=2**30)
     app.add_routes(openai_routes(provider))
     app.add_routes(anthropic_routes(provider))
     app.add_routes(
         [
+            web.get("/v1/models/{model}", model),
             web.post("/v1/chat/completions", openai),
             web.post("/v1/messages", anthropic),
             web.post("/openai/deployments/{model}/chat/completions", openai),

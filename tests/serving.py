@@ -1,6 +1,7 @@
 """What tests of serving share: a small trained run, and the command as it stays and serves."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,11 +10,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.conftest import ROOT
+import pytest
+
+from tests.conftest import ROOT, made_once
 
 TRAINED = ("train.max_steps=2", "train.save_steps=2")
 # A server that a neighbour slows takes longer than the 30 s that it takes alone.
 PATIENCE_SECONDS = 400
+
+
+def exported(factory: pytest.TempPathFactory, recipe: Path, into: str) -> Path:
+    """Returns a folder of runs of its own with one trained, merged and quantized: a copy of one that all share."""
+
+    def make(folder: Path) -> None:
+        for words in (("train", *TRAINED), ("train.export",)):
+            answer = call(folder, words[0], recipe, *words[1:])
+            assert answer.returncode == 0, answer.stderr
+
+    shared = made_once(factory, "exported", make)
+    return shutil.copytree(shared, factory.mktemp(into) / "runs", symlinks=True)
 
 
 def call(runs: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -69,6 +69,18 @@ def test_of_a_faulty_providers_answers_none_is_lost_and_none_paid_for_twice(path
     assert [one.key for one in journal.read(path)] != [] and len(journal.read(path)) == rows
 
 
+@pytest.mark.parametrize("wire", ["openai", "anthropic"])
+def test_the_day_when_a_model_is_shut_down_is_asked_for(wire: Wire) -> None:
+    provider = Provider()
+    with running(provider) as address:
+        asked = backend(address, wire)
+        assert asking.shutdown_date(asked) is None
+        provider.shutdown = "2027-01-31"
+        assert asking.shutdown_date(asked) == "2027-01-31"
+        assert asking.shutdown_date(replace(asked, model="unknown")) is None
+    assert asking.shutdown_date(asked) is None, "nobody is there"
+
+
 @pytest.mark.parametrize("rows", [400, pytest.param(FULL, marks=pytest.mark.slow)])
 def test_killed_in_the_middle_and_run_again_it_has_the_same_answers(tmp_path: Path, rows: int) -> None:
     path, provider = tmp_path / "killed.jsonl", Provider(faults=0.2, delay_seconds=0.02)

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import table
+from bench import table, training
 from bench.cases import CASES, Case
 from bench.peers.watch import rows_seen
 from bench.shapes import SHAPES, Shape, shape, tokens
 from recipes.errors import RecipeError
 from tests.conftest import Command
+from tracking import files
 from train import batches
 from train.packing import Pack, Row
 
@@ -120,6 +121,14 @@ def test_systems_are_compared_with_trl_in_the_order_of_the_case() -> None:
     assert trl["times_trl"] == 1.0
     assert "loss_from_trl" not in bfd, "other updates than TRL's cannot have its losses"
     assert unsloth["not_run"] == "Unsloth needs a GPU"
+
+
+def test_a_case_that_is_measured_anew_leaves_the_others_as_they_were(tmp_path: Path) -> None:
+    path, other = tmp_path / "training.json", result("trl", 1.0, []) | {"shape": "labels_12"}
+    training.write(path, [other, result("trl", 2.0, []), result("insource", 3.0, [])])
+    training.write(path, [result("insource", 4.0, [])])
+    found = [(one["shape"], one["system"], one["examples_per_second"]) for one in files.read_json(path)]
+    assert found == [("banking77", "insource", 4.0), ("labels_12", "trl", 1.0)]
 
 
 def test_the_length_of_the_rows_that_were_timed_does_not_move_the_rate() -> None:

@@ -1,6 +1,7 @@
 """The whole comparison on a small trained run, with closed models that a second real vLLM stands in for."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,12 @@ from train import worker
 
 pytestmark = pytest.mark.slow
 
-EXPORTED = ("export.quantize=none",)
-
 
 @pytest.fixture(scope="module")
 def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs with one trained and merged."""
-    folder = tmp_path_factory.mktemp("compare") / "runs"
-    for words in (("train", *serving.TRAINED), ("train.export", *EXPORTED)):
-        answer = serving.call(folder, words[0], small_recipe, *words[1:])
-        assert answer.returncode == 0, answer.stderr
+    """A folder of runs with one trained, and merged beside it."""
+    folder = serving.exported(tmp_path_factory, small_recipe, "compare")
+    shutil.rmtree(run_in(folder).folder / "quantized")
     return folder
 
 
@@ -88,6 +85,9 @@ def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
         one = scores["systems"][name]
         assert one["stand_in"] and "stand-in" in one["title"] and one["answered"] == n
         assert one["validity"]["label"] == 1 and one["latency"]["n"] == n and one["repeats"]["rows"] == 50
+    assert answer.stderr.count("vllm      starting") == 2, (
+        "the adapter and its base by one server, the merged by another"
+    )
     # The same model, greedy, held to the same labels by a schema and by a grammar.
     assert scores["agreement"]["tuned | merged"] > 0.9
     assert scores["not_run"][0]["name"] == "openai:gpt-6-luna" and "OPENAI_API_KEY" in scores["not_run"][0]["why"]

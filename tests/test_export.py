@@ -16,7 +16,7 @@ import torch
 from recipes.errors import RecipeError
 from recipes.load import POCKET, load
 from tests.conftest import ROOT
-from tests.serving import TRAINED, call, settings
+from tests.serving import call, exported, settings
 from tracking import files
 from tracking.run import Run
 from train import quantize
@@ -24,14 +24,8 @@ from train import quantize
 
 @pytest.fixture(scope="module")
 def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs with one trained, and exported."""
-    folder = tmp_path_factory.mktemp("runs")
-    answer = call(folder, "train", small_recipe, *TRAINED)
-    assert answer.returncode == 0, answer.stderr
-    answer = call(folder, "train.export", small_recipe)
-    assert answer.returncode == 0, answer.stderr
-    assert "merged" in answer.stdout and "quantized/int8" in answer.stdout
-    return folder
+    """A folder of runs with one trained, merged and quantized."""
+    return exported(tmp_path_factory, small_recipe, "export")
 
 
 @pytest.fixture

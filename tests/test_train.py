@@ -149,9 +149,7 @@ def test_two_processes_have_the_losses_of_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("recipe", "told"), [("summarizer", "ROUGE-L"), ("preference", "preference accuracy"), ("extractor", "field F1")]
-)
+@pytest.mark.parametrize(("recipe", "told"), [("summarizer", "ROUGE-L"), ("preference", "preference accuracy")])
 def test_the_other_kinds_train_too(recipe: str, told: str, tmp_path: Path) -> None:
     settings = load(recipe).recipe
     path = Path(str(settings.data.source.path))
