@@ -125,9 +125,9 @@ def told(asking: Asking, found: Collected, place: Place, **more: Any) -> Gathere
     test, calibration = place.material.test, place.material.calibration
     return Gathered(
         asking.system,
-        test=[_answer(found, row["id"], 0) for row in test],
-        calibration=[_answer(found, row["id"], 0) for row in calibration if (row["id"], 0) in asked],
-        again=[_answer(found, row["id"], 1) for row in test if (row["id"], 1) in asked],
+        test=[answer_of(found, row["id"]) for row in test],
+        calibration=[answer_of(found, row["id"]) for row in calibration if (row["id"], 0) in asked],
+        again=[answer_of(found, row["id"], 1) for row in test if (row["id"], 1) in asked],
         complete=found.complete,
         why_incomplete=found.why_incomplete,
         reused=found.reused,
@@ -137,7 +137,8 @@ def told(asking: Asking, found: Collected, place: Place, **more: Any) -> Gathere
     )
 
 
-def _answer(found: Collected, row: str, repeat: int) -> Answer:
+def answer_of(found: Collected, row: str, repeat: int = 0) -> Answer:
+    """Returns what was answered to a row."""
     one = found.answers.get((row, repeat))
     if one is None:
         return Answer(row, None, error="not asked")

@@ -3,15 +3,17 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from backends.ask import shutdown_date
 from backends.exchange import NO_KEY, Backend
-from compare import prices, questions
+from compare import instructions, prices, questions
 from compare.answers import Collected, Question
 from compare.gathered import Asking, Gathered, Place, remembered, told
-from compare.material import Material
+from compare.material import Material, Rows
 from compare.predictions import Answer
 from compare.spend import Budget
 from compare.systems import System
@@ -26,22 +28,33 @@ CLOUDS = ("azure", "bedrock", "vertex")
 def everyone(place: Place, systems: Sequence[System]) -> dict[str, Gathered]:
     """Returns what each provider answered, by name, one after the other within one budget: what was spent on answers
     of earlier invocations that still count is a part of it. Raises RecipeError where nobody knows a price."""
-    asking = [(one, prices.of(_baseline(one))) for one in (asked(place, system) for system in systems)]
-    spent = sum(one.known_usd() for one, price in asking if price)
+    priced = [(one, prices.of(_baseline(one))) for one in systems]
+    spent = sum(known.known_usd() for one, price in priced if price for known in _everything(place, one))
     budget = Budget(place.recipe.compare.budget_usd, spent)
     found = {}
-    for one, price in asking:
-        if price is None and not one.system.stand_in:
+    for system, price in priced:
+        if price is None and not system.stand_in:
             raise RecipeError(
-                f"compare.baselines: nobody knows what {one.system.name} costs, so compare.budget_usd could not be "
+                f"compare.baselines: nobody knows what {system.name} costs, so compare.budget_usd could not be "
                 "kept; give it price: {input_usd_per_million: ..., output_usd_per_million: ...}"
             )
+        mine = budget if price else None
+        chosen = instructions.chosen(place, system, partial(_asking, place), mine, price)
+        one = asked(place, chosen.system)
         before = one.known_usd()
-        answers = one.collect(budget if price else None, price)
-        usd = before + answers.spent_usd if price else None
+        answers = one.collect(mine, price)
+        usd = chosen.spent_usd + before + answers.spent_usd if price else None
         ends = _shutdown_date(one, answers)
-        found[one.system.name] = told(one, answers, place, spent_usd=usd, price=price, shutdown_date=ends)
+        found[system.name] = told(
+            one, answers, place, spent_usd=usd, price=price, shutdown_date=ends, notes=chosen.notes
+        )
     return found
+
+
+def _everything(place: Place, system: System) -> list[Asking]:
+    """Everything that a provider may be asked, or was by an earlier invocation: with any of its instructions."""
+    tests = [asked(place, one) for one in instructions.variants(system)]
+    return tests + instructions.trials(place, system, partial(_asking, place))
 
 
 def _shutdown_date(asking: Asking, found: Collected) -> str | None:
@@ -53,15 +66,19 @@ def _shutdown_date(asking: Asking, found: Collected) -> str | None:
 
 def asked(place: Place, system: System) -> Asking:
     """Returns everything that a provider is asked: the test rows, and the first of them a second time."""
-    every = [Question(one.id, 0, one) for one in questions.requests(system, place.material, place.material.test)]
-    every += [Question(one.id, 1, one.request) for one in every[: place.recipe.compare.repeat_rows]]
+    once = _asking(place, system, place.material, place.material.test)
+    again = [Question(one.id, 1, one.request) for one in once.questions[: place.recipe.compare.repeat_rows]]
+    return replace(once, questions=[*once.questions, *again])
+
+
+def _asking(place: Place, system: System, material: Material, rows: Rows) -> Asking:
     baseline = _baseline(system)
+    every = [Question(one.id, 0, one) for one in questions.requests(system, material, rows)]
     identity = [baseline.provider, baseline.base_url]
-    return Asking(system, remote(baseline, place.material), identity, every, place.journal(system))
+    return Asking(system, remote(baseline, material), identity, every, place.journal(system))
 
 
-def _baseline(asking: Asking | System) -> Baseline:
-    system = asking.system if isinstance(asking, Asking) else asking
+def _baseline(system: System) -> Baseline:
     assert system.baseline is not None
     return system.baseline
 

@@ -28,9 +28,10 @@ def requests(system: System, material: Material, rows: Rows) -> list[Request]:
 
 def conversations(system: System, material: Material, rows: Rows) -> list[list[dict[str, str]]]:
     """Returns the messages for each row, up to the answer."""
-    spec = material.spec
-    if system.baseline is not None and system.baseline.instruction:
-        spec = dataclasses.replace(spec, instruction=system.baseline.instruction)
+    spec, baseline = material.spec, system.baseline
+    if baseline is not None and baseline.instruction:
+        assert isinstance(baseline.instruction, str), "instructions.py has not chosen among several yet"
+        spec = dataclasses.replace(spec, instruction=baseline.instruction)
     examples = linear.nearest(material.train, rows, system.shots)
     return [
         shots.messages(material.module, spec, [material.train[at] for at in chosen], row["input"])

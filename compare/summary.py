@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compare import material, prices, questions
+from compare import instructions, material, prices, questions, words
 from compare.answers import Question
 from compare.spend import estimate
 from compare.systems import System
@@ -13,19 +13,25 @@ from tasks import in_words
 from tracking import files
 from tracking.run import Run
 
+LINES = 10
+
 
 def lines(here: Run, scores: Mapping[str, Any]) -> list[str]:
     """Returns the ten lines that a comparison ends with."""
     metric = scores["plan"]["metric"] if scores["plan"] else scores["task"]["metrics"][0]
     best_first = sorted(scores["systems"].values(), key=lambda one: -one["metrics"][metric]["value"])
-    found = [f"verdict   {scores['verdict']['choice'].upper()}: {scores['verdict']['headline']}"]
-    found += [_line(one, metric) for one in best_first[:6]]
+    first = [f"verdict   {scores['verdict']['choice'].upper()}: {scores['verdict']['headline']}"]
+    if linear := words.linear_as_good(scores):
+        first.append(f"linear    {linear.says}")
+    last = []
     if told := scores["systems"]["tuned"]["latency"]:
         figures = f"p50 {told['p50_seconds']:.2f} s, p95 {told['p95_seconds']:.2f} s"
-        found.append(f"latency   {figures} of the tuned model, {told['concurrency']} requests at a time")
+        last.append(f"latency   {figures} of the tuned model, {told['concurrency']} requests at a time")
     if scores["not_run"]:
-        found.append(f"not run   {', '.join(one['name'] for one in scores['not_run'])}")
-    return [*found[:9], f"report    {os.path.relpath(here.folder / 'report.html')}"]
+        last.append(f"not run   {', '.join(one['name'] for one in scores['not_run'])}")
+    last.append(f"report    {os.path.relpath(here.folder / 'report.html')}")
+    room = LINES - len(first) - len(last)
+    return [*first, *(_line(one, metric) for one in best_first[:room]), *last]
 
 
 def _line(one: Mapping[str, Any], metric: str) -> str:
@@ -47,9 +53,11 @@ def estimated(here: Run, recipe: Recipe, running: Sequence[System]) -> list[str]
         if price is None:
             lines.append(f"cost      {one.name}: not known")
             continue
-        asked = [Question(request.id, 0, request) for request in questions.requests(one, mine, mine.test)]
+        first, *more = instructions.variants(one)
+        asked = [Question(request.id, 0, request) for request in questions.requests(first, mine, mine.test)]
         reckoned = estimate(asked, price, one.baseline.mode == "batch")
-        times = (rows + min(rows, recipe.compare.repeat_rows)) / max(1, len(asked))
+        to_choose = min(len(asked), recipe.compare.choose_rows) * (1 + len(more)) if more else 0
+        times = (rows + min(rows, recipe.compare.repeat_rows) + to_choose) / max(1, len(asked))
         told = f"about ${reckoned.expected_usd * times:,.2f}, at most ${reckoned.upper_usd * times:,.2f}"
         lines.append(f"cost      {one.name}: {told}")
     return [*lines, f"budget    ${recipe.compare.budget_usd:,.2f} (compare.budget_usd)"]

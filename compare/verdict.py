@@ -189,8 +189,8 @@ def _linear(facts: Facts) -> Reason | None:
         margin = facts.scores["plan"]["margin"] if facts.scores["plan"] else 0.0
         word = "better" if one > tuned + margin else "as well"
         says = (
-            f"{title} does {word}: {metric} {one:.1%} against {tuned:.1%} of the tuned model. It needs no GPU, costs "
-            "next to nothing and answers in a millisecond: take it first."
+            f"{title} does {word}: {metric} {one:.1%} against {tuned:.1%} of the tuned model. It needs no GPU and "
+            "costs next to nothing: take it first."
         )
         return Reason("linear", says, None, f"{one:.1%}")
     return Reason("linear", f"{title} reaches {metric} {one:.1%}, the tuned model {tuned:.1%}.", None, f"{one:.1%}")

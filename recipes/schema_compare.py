@@ -33,6 +33,9 @@ KEYS = {
 """The environment variable with a provider's key; None: its SDK finds the credentials by itself, or needs none."""
 
 
+Instruction = Annotated[str, Field(min_length=10)]
+
+
 class Primary(Section):
     """The one comparison that decides, fixed before the test is opened."""
 
@@ -76,8 +79,8 @@ class Baseline(Section):
     shots: Annotated[int, Field(ge=0, le=100)] = 0
     """Examples in the prompt: for each row those of train that are most like it."""
     mode: Literal["live", "batch"] = "live"
-    instruction: Annotated[str, Field(min_length=10)] | None = None
-    """Its own instruction, chosen on validation; else the task's."""
+    instruction: Instruction | Annotated[list[Instruction], Field(min_length=2)] | None = None
+    """Its own instead of the task's; of several, the one that it answers validation rows best with."""
     structured_output: bool = True
     """Whether it is held to the output schema by what the provider has for that."""
     temperature: NotNegative | None = 0.0
@@ -141,6 +144,8 @@ class Compare(Section):
     """A sentence encoder (a folder or a name on the hub) under a linear model, as a further baseline."""
     concurrency: Count = 32
     """Requests that are on their way at once to a server of ours, at which its latency is measured."""
+    choose_rows: Count = 100
+    """Validation rows that a closed model is asked with each of its instructions, where it has several."""
     repeat_rows: Annotated[int, Field(ge=0)] = 50
     """Test rows that a closed model is asked twice, to see how much its answers vary; 0: none."""
 
