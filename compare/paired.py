@@ -59,8 +59,9 @@ def of(
     """Returns the difference a - b of one metric on the same rows.
 
     Shares of independent rows: exact McNemar, and Bonett and Price's interval. Anything else: a permutation test that
-    swaps a and b within a row, or within a whole cluster, and the BCa interval of the paired difference. Swapping a and
-    b turns the signs and changes nothing else. Raises ValueError where a and b are not one metric of the same rows.
+    swaps a and b within a row, or within a whole cluster, and the BCa interval of the paired difference, which holds 0
+    where the test finds no difference. Swapping a and b turns the signs and changes nothing else. Raises ValueError
+    where a and b are not one metric of the same rows.
     """
     if not a.n or a.rows.shape != b.rows.shape or a.value is not b.value:
         raise ValueError(f"tallies of {a.rows.shape} and {b.rows.shape} are not one metric of the same rows")
@@ -169,12 +170,16 @@ def _resampled(
         resampled = bootstrapped(pairs, difference, resamples, draws)
         low, high = bca(delta, resampled, jackknifed(pairs, difference), pairs.counts, quantile(alpha, pairs.n))
         error = float(np.std(resampled)) * sqrt(pairs.n / (pairs.n - 1))
+    p_value = _p_value(changes, pairs.total, difference, permutations, tosses)
+    if p_value > alpha:
+        # Resamples of a few units that differ, all to one side, hardly ever reach 0; the exact test knows how few.
+        low, high = min(low, 0.0), max(high, 0.0)
     return Difference(
         n=a.n,
         delta=delta,
         low=low,
         high=high,
-        p_value=_p_value(changes, pairs.total, difference, permutations, tosses),
+        p_value=p_value,
         test="paired permutation" if numbers is None else "paired permutation by cluster",
         alpha=alpha,
         discordant=None,

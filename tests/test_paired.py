@@ -88,6 +88,15 @@ def test_the_permutation_test_is_fishers_of_darwins_maize() -> None:
     assert found.p_value == pytest.approx(2 * 863 / 32_768, abs=0.006)
 
 
+def test_a_few_rows_that_differ_all_to_one_side_are_no_proof() -> None:
+    # Four of 280 rows, each a little better: one in eight of all signs does as much.
+    better = tally.of_scores([0.9] * 4 + [0.8] * 276)
+    found = paired.of(better, tally.of_scores([0.6, 0.7, 0.75, 0.8] + [0.8] * 276))
+    assert found.p_value == pytest.approx(2 / 16, abs=0.02)
+    assert found.low <= 0 < found.delta < found.high
+    assert paired.judged(found, margin=0.02) == "non-inferior"
+
+
 def test_clusters_with_one_discordant_row_each_are_mcnemars() -> None:
     # A concordant row beside each of 40 discordant ones changes neither test.
     a, b = table(40, 27, 13, 0)
