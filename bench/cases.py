@@ -56,7 +56,7 @@ CASES = (
             batch_size=batch,
             systems=("insource", "trl"),
             timed_updates=1,
-            repeats=3 if batch > 16 else 1,
+            repeats=2 if batch > 16 else 1,
             quality=False,
             carried=("trl",) if batch > 16 else (),
         )

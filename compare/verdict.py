@@ -184,7 +184,8 @@ def _linear(facts: Facts) -> Reason | None:
         return None
     best = max(names, key=facts.value)
     one, tuned = facts.value(best), facts.value("tuned")
-    title, metric = facts.scores["systems"][best]["title"], in_words(facts.metric)
+    called, metric = str(facts.scores["systems"][best]["title"]), in_words(facts.metric)
+    title = called[0].upper() + called[1:]
     if one >= tuned:
         margin = facts.scores["plan"]["margin"] if facts.scores["plan"] else 0.0
         word = "better" if one > tuned + margin else "as well"
