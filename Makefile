@@ -15,6 +15,8 @@ VENV     := .venv/bin/python
 # A process a core, and one thread each: threads of several processes would wait for each other.
 TESTS    := OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 export HARDWARE RUNS FRESH RUN FORCE REGISTRY
+# Without bytecode, as container images often set it, every process would compile torch and vLLM anew: 10 to 15 s each.
+unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help setup doctor run data train export serve parity compare dashboard deploy rollback gateway lint types test test-all check bench lock schema
 
