@@ -12,8 +12,10 @@ BENCH    ?= training
 ARGS     ?=
 PYTHON   ?= python3
 VENV     := .venv/bin/python
-# A process a core, and one thread each: threads of several processes would wait for each other.
-TESTS    := OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+# One thread each, since threads of several processes would wait for each other; a process more than cores, since many
+# tests wait for servers.
+WORKERS  := $(shell echo $$(($$(nproc) + 1)))
+TESTS    := OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 export HARDWARE RUNS FRESH RUN FORCE REGISTRY
 # Without bytecode, as container images often set it, every process would compile torch and vLLM anew: 10 to 15 s each.
 unexport PYTHONDONTWRITEBYTECODE

@@ -50,8 +50,9 @@ def right(found: Collected) -> bool:
     return all(one.output == label(f"row {int(row[1:])}") for (row, _), one in found.answers.items())
 
 
-@pytest.mark.parametrize("wire", ["openai", "anthropic"])
-@pytest.mark.parametrize("rows", [300, pytest.param(FULL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("wire", "rows"), [("openai", 300), ("anthropic", 300), pytest.param("openai", FULL, marks=pytest.mark.slow)]
+)
 def test_of_a_faulty_providers_answers_none_is_lost_and_none_paid_for_twice(path: Path, wire: Wire, rows: int) -> None:
     provider, budget, price = Provider(faults=0.2), Budget(10.0), Price()
     with running(provider) as address:

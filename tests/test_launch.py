@@ -35,6 +35,9 @@ while not got:
     time.sleep(0.05)
 time.sleep(1.0)
 (folder / f"got{rank}").write_text(" ".join(got))
+# Workers end together, after their last checkpoint; torch's launcher would send SIGTERM to one that is left alone.
+while rank == 0 and len(list(folder.glob("got*"))) < int(os.environ.get("WORLD_SIZE", 1)):
+    time.sleep(0.05)
 sys.exit(int(sys.argv[2]) if rank == 0 else 0)
 """
 WATCH = "import os, sys; from train import launch; from train.ranks import LAUNCHER\n"
