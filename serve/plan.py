@@ -17,7 +17,7 @@ from recipes.schema import Recipe
 from recipes.schema_verdict import Serve
 from serve import servable
 from serve.engine import Address, Plan
-from tracking import files
+from tracking import environment, files
 from tracking.run import Run
 
 API_KEY = "INSOURCE_API_KEY"
@@ -102,6 +102,8 @@ def _problems(served: Served) -> list[str]:
         return [f"{served.name}: {told}" for told in servable.of_adapter(served.folder, base_folder(served.recipe))]
     if not served.folder.is_dir():
         return [f"{served.name}: there is no {served.folder}; `make export RECIPE={served.name}` writes it"]
+    if served.which == "quantized/w4a16" and served.recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
+        return [f"{served.name}: vLLM has no kernel for w4a16 on this CPU, which lacks AVX-512; take quantized/int8"]
     return [f"{served.name}: {told}" for told in servable.of_model(served.folder)]
 
 

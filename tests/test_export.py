@@ -17,7 +17,7 @@ from recipes.errors import RecipeError
 from recipes.load import POCKET, load
 from tests.conftest import ROOT
 from tests.serving import call, exported, settings
-from tracking import files
+from tracking import environment, files
 from tracking.run import Run
 from train import quantize
 
@@ -151,12 +151,16 @@ def test_no_run_is_told_with_what_would_do(small_recipe: Path, tmp_path: Path) -
     assert answer.returncode == 2 and "no finished run" in answer.stderr and "make train RECIPE=small" in answer.stderr
 
 
-def test_what_the_hardware_cannot_do_is_refused() -> None:
+def test_what_the_hardware_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def schemes(*overrides: str) -> list[str]:
         return quantize.schemes(load("classifier", overrides, "cpu").recipe)
 
     assert schemes() == ["int8"] and schemes("export.quantize=none") == []
+    monkeypatch.setattr(environment, "cpu_serves_w4a16", lambda: True)
     assert schemes("export.quantize=[w4a16, int8, int8]") == ["w4a16", "int8"]
+    monkeypatch.setattr(environment, "cpu_serves_w4a16", lambda: False)
+    with pytest.raises(RecipeError, match="w4a16 needs a GPU or a CPU with AVX-512"):
+        schemes("export.quantize=[w4a16]")
     with pytest.raises(RecipeError, match=r"fp8 needs a GPU of compute capability 8\.9 .* serves on a CPU; take int8"):
         schemes("export.quantize=[fp8]")
 

@@ -73,6 +73,11 @@ def cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def cpu_serves_w4a16() -> bool:
+    """Returns whether vLLM has a kernel for 4-bit weights on this processor: its build for AVX2 has none."""
+    return "avx512f" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+
+
 def memory_bytes() -> int:
     """Returns the memory that this machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

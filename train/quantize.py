@@ -2,7 +2,8 @@
 
 int8    W8A8   weights to 8 bits a channel, activations to 8 bits a token while it runs; CPUs and GPUs
 fp8     W8A8   the same in 8-bit floating point; GPUs of compute capability 8.9 and newer
-w4a16   W4A16  weights to 4 bits in groups of 128 (64 or 32 where a layer is no multiple), activations untouched
+w4a16   W4A16  weights to 4 bits in groups of 128 (64 or 32 where a layer is no multiple), activations untouched;
+               GPUs, and CPUs with AVX-512
 
 Without calibration the scales come from the weights alone. With `export.calibration_rows` llm-compressor fits them on
 rows of train, in an environment of its own (calibrate.py).
@@ -15,7 +16,7 @@ from typing import Any
 
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
-from tracking import files
+from tracking import environment, files
 from tracking.run import Run
 from train import adapter, calibrate, merge
 
@@ -37,6 +38,10 @@ def schemes(recipe: Recipe) -> list[str]:
         here = "this machine serves on a CPU" if capability is None else f"this GPU has {capability}"
         raise RecipeError(
             f"export.quantize: fp8 needs a GPU of compute capability {FP8_CAPABILITY} or newer, and {here}; take int8"
+        )
+    if "w4a16" in asked and recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
+        raise RecipeError(
+            "export.quantize: w4a16 needs a GPU or a CPU with AVX-512: vLLM has no kernel for it on this one; take int8"
         )
     return list(dict.fromkeys(asked))
 
