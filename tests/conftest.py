@@ -27,7 +27,10 @@ if os.environ.get("CI"):
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts files with slow tests first: on several cores the last file to end decides how long all take."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    slow = Counter[Path]()
+    for item in items:
+        if mark := item.get_closest_marker("slow"):
+            slow[item.path] += mark.kwargs.get("minutes", 1)
     items.sort(key=lambda item: -slow[item.path])
 
 

@@ -65,6 +65,7 @@ def asked(runs: Path, address: str) -> list[str]:
     return [f"compare.baselines=[{', '.join(baselines)}]", f"compare.primary={primary}", "compare.base_shots=1"]
 
 
+@pytest.mark.slow(minutes=5)
 def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
     runs: Path, small_recipe: Path, stand_in: str
 ) -> None:

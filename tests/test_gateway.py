@@ -40,7 +40,7 @@ def deploy(runs: Path, recipe: Path, run: Run) -> str:
     return registry.version_of(run.folder / "adapter")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=5)
 def test_a_version_is_deployed_and_rolled_back_under_load(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
     first, second = trained(runs)
     one = deploy(runs, small_recipe, first)

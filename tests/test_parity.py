@@ -8,7 +8,7 @@ from tests import serving
 from tracking import files
 from tracking.run import Run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(minutes=4)
 
 
 @pytest.fixture(scope="module")

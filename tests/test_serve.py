@@ -29,6 +29,7 @@ def run_in(runs: Path) -> Run:
     return Run((runs / "small" / "latest").resolve())
 
 
+@pytest.mark.slow(minutes=3)
 def test_it_serves_curl_and_both_sdks_and_comes_back_when_its_engine_dies(
     runs: Path, small_recipe: Path, tmp_path: Path
 ) -> None:
