@@ -36,13 +36,9 @@ def everything(place: Place, systems: Sequence[System]) -> list[Gathered]:
 def servers(systems: Sequence[System]) -> list[list[System]]:
     """Returns the systems that vLLM has to serve, those together that one process serves: the base goes with an adapter
     that it bears, and each other form is alone."""
-    tuned = [[one] for one in systems if one.kind == "tuned"]
-    base = [one for one in systems if one.kind == "base"]
-    bearing = next((together for together in tuned if together[0].which == "adapter"), None)
-    if bearing is None:
-        return [*tuned, base] if base else tuned
-    bearing += base
-    return tuned
+    tuned, base = ([one for one in systems if one.kind == kind] for kind in ("tuned", "base"))
+    found = [[one, *base] if one.which == "adapter" else [one] for one in tuned]
+    return [*found, base] if base and all(one.which != "adapter" for one in tuned) else found
 
 
 def learnt(place: Place, system: System) -> Gathered:

@@ -45,8 +45,8 @@ def trials(place: Place, system: System, asked: Asked) -> list[Asking]:
     candidates = variants(system)
     if len(candidates) == 1:
         return []
-    mine = material.of_validation(place.here)
-    return [asked(one, mine, mine.test[: place.recipe.compare.choose_rows]) for one in candidates]
+    mine = _tried_on(place)
+    return [asked(one, mine, mine.test) for one in candidates]
 
 
 def chosen(place: Place, system: System, asked: Asked, budget: Budget | None, price: Priced | None) -> Chosen:
@@ -56,8 +56,7 @@ def chosen(place: Place, system: System, asked: Asked, budget: Budget | None, pr
         return Chosen(candidates[0])
     compare = place.recipe.compare
     metric = compare.primary.metric if compare.primary else METRICS[place.recipe.task.kind][0]
-    mine = material.of_validation(place.here)
-    rows = mine.test[: compare.choose_rows]
+    mine = _tried_on(place)
     usd, values = 0.0, list[float]()
     for one in asking:
         before = one.known_usd()
@@ -66,9 +65,14 @@ def chosen(place: Place, system: System, asked: Asked, budget: Budget | None, pr
         if not found.complete:
             told = f"{system.title}: its first instruction was taken: choosing among them was not ended"
             return Chosen(candidates[0], [f"{told} ({found.why_incomplete})"], usd)
-        parsed = [predictions.read(mine, answer_of(found, row["id"])) for row in rows]
-        values.append(mine.module.score(mine.spec, [row["target"] for row in rows], parsed)[metric])
+        parsed = [predictions.read(mine, answer_of(found, row["id"])) for row in mine.test]
+        values.append(mine.module.score(mine.spec, [row["target"] for row in mine.test], parsed)[metric])
     best = values.index(max(values))
-    told = f"{system.title}: instruction {best + 1} of {len(values)}, chosen on {len(rows)} validation rows"
+    told = f"{system.title}: instruction {best + 1} of {len(values)}, chosen on {len(mine.test)} validation rows"
     figures = ", ".join(f"{value:.1%}" for value in values)
     return Chosen(candidates[best], [f"{told} ({in_words(metric)} {figures})"], usd)
+
+
+def _tried_on(place: Place) -> Material:
+    mine = material.of_validation(place.here)
+    return dataclasses.replace(mine, test=mine.test[: place.recipe.compare.choose_rows])
