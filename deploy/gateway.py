@@ -94,7 +94,9 @@ class Gateway:
 
     async def revive(self) -> None:
         """Starts vLLM again after it has died, with the versions that answered."""
-        self.door.engine = None
+        asking, self.door.engine = self.door.engine, None
+        if asking:
+            await asking.close()
         say(f"vllm      died, {self.vllm.why()}")
         await asyncio.to_thread(self.vllm.stop)
         await self.up()

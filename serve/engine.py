@@ -31,6 +31,8 @@ from tracking import children
 
 MODULE = "vllm.entrypoints.openai.api_server"
 FEW_CORES = 4
+# vLLM's name for it, "uni", is overruled on a CPU: there its workers are apart, to be bound to the cores of their memory.
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.25
 _SHOWN_LINES = 12
@@ -95,6 +97,9 @@ def command(plan: Plan, address: Address) -> list[str]:
     if plan.use_cpu:
         # vLLM's own 128 tokens there: a prefix is cached in whole blocks, and what is left of it is computed each time.
         asked += ["--kv-cache-memory-bytes", str(int(plan.serve.cpu_cache_gib * 2**30)), "--block-size", "32"]
+        if len(os.sched_getaffinity(0)) <= FEW_CORES:
+            # One start of Python less, and all cores compute; vLLM's own way keeps one of them free.
+            asked += ["--distributed-executor-backend", ONE_PROCESS]
     else:
         asked += ["--gpu-memory-utilization", str(plan.serve.gpu_memory_utilization)]
     if plan.adapters or plan.runtime_adapters:
@@ -112,9 +117,6 @@ def settings(plan: Plan, api_key: str | None) -> dict[str, str]:
     told = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
     if Path(plan.model).is_dir():
         told["HF_HUB_OFFLINE"] = "1"
-    if plan.use_cpu and (plan.adapters or plan.runtime_adapters) and len(os.sched_getaffinity(0)) <= FEW_CORES:
-        # By itself vLLM keeps one core of few for what is not computing; adapters on a CPU are all computing.
-        told["VLLM_CPU_NUM_OF_RESERVED_CPU"] = os.environ.get("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
     if plan.runtime_adapters:
         told["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if api_key:

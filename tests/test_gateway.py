@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,14 @@ def test_a_version_is_deployed_and_rolled_back_under_load(runs: Path, small_reci
         answers = asyncio.run(asked(port, prompt, 8))
         assert {(status, version) for status, version, _ in answers} == {(200, one)}
 
+        for child in serving.below(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        serving.wait_for(log, "vllm      died, ", process)
+        refusals, answer = asyncio.run(patiently(port, prompt))
+        assert set(refusals) == {(503, True)}
+        assert (answer[0], answer[1]) == (200, one)
+
         children = serving.below(process.pid)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
@@ -115,16 +125,35 @@ async def asked(port: int, prompt: dict[str, Any], count: int) -> list[tuple[int
         return await asyncio.gather(*(ask(asking, prompt, f"message {number}") for number in range(count)))
 
 
+async def patiently(port: int, prompt: dict[str, Any]) -> tuple[list[tuple[int, bool]], tuple[int, str, str]]:
+    """Asks until there is an answer. Returns the refusals, as (status, whether it says when to ask again), and it."""
+    refusals = []
+    async with session(port) as asking:
+        for _ in range(serving.PATIENCE_SECONDS):
+            async with asking.get("/health") as health:
+                ready = health.status == 200
+            async with asking.post("/v1/chat/completions", json=body(prompt, "message")) as answer:
+                if answer.status != 200:
+                    refusals.append((answer.status, int(answer.headers.get("Retry-After", 0)) > 0))
+            if ready:
+                break
+            await asyncio.sleep(1)
+        return refusals, await ask(asking, prompt, "message")
+
+
 def session(port: int) -> ClientSession:
     return ClientSession(f"http://127.0.0.1:{port}", headers={"Authorization": "Bearer secret"})
 
 
 async def ask(asking: ClientSession, prompt: dict[str, Any], text: str) -> tuple[int, str, str]:
-    content = prompt["messages"][0]["content"].replace("{input}", text)
-    body = {"model": "small", "messages": [{"role": "user", "content": content}],
-            "structured_outputs": {"grammar": prompt["grammar"]}}  # fmt: skip
-    async with asking.post("/v1/chat/completions", json=body) as answer:
+    async with asking.post("/v1/chat/completions", json=body(prompt, text)) as answer:
         said = await answer.json()
         assert answer.status != 200 or said["model"] == "small"
         label = said["choices"][0]["message"]["content"] if answer.status == 200 else str(said)
         return answer.status, answer.headers.get("X-Insource-Version", ""), label
+
+
+def body(prompt: dict[str, Any], text: str) -> dict[str, Any]:
+    content = prompt["messages"][0]["content"].replace("{input}", text)
+    asked = {"model": "small", "messages": [{"role": "user", "content": content}]}
+    return asked | {"structured_outputs": {"grammar": prompt["grammar"]}}
