@@ -31,7 +31,7 @@ from tracking import children
 
 MODULE = "vllm.entrypoints.openai.api_server"
 FEW_CORES = 4
-# vLLM's name for it, "uni", is overruled on a CPU: there its workers are apart, to be bound to the cores of their memory.
+# vLLM's own name for it, "uni", is overruled on a CPU, where its workers are apart so that each has its cores.
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.25
