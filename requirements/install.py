@@ -1,5 +1,8 @@
 """`make setup`: installs the lock into `.venv` with plain pip; does nothing where it is installed already.
 
+pip installs one package after the other and spends most of its time unpacking: as many pips as there are cores each
+install a part of the lock, which share nothing because the lock is complete and nothing is resolved.
+
 Needs Python 3.11 to 3.13 and nothing else. The stamp in `.venv` holds the digest of what was installed and is written
 last, so that a set-up that was interrupted goes on when it is called again.
 """
@@ -7,9 +10,11 @@ last, so that a set-up that was interrupted goes on when it is called again.
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from pathlib import Path
@@ -18,6 +23,7 @@ HERE = Path(__file__).parent
 VENV = HERE.parent / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "insource.json"
+MOST_PIPS = 4
 
 
 def main() -> None:
@@ -35,21 +41,38 @@ def main() -> None:
     if not PYTHON.exists():
         venv.create(VENV, with_pip=True)
     STAMP.unlink(missing_ok=True)
+    builds = []
     if asked == "cpu" and (build := torch_cpu_build()):
-        install([build])
+        builds.append(build)
         locks.remove("torch.txt")
     elif asked == "cpu":
         say("setup     pip has no CPU build of torch here that the lock knows; the CUDA build runs too, and is larger")
         locks.append("cuda.txt")
-    install([word for lock in locks for word in ("-r", str(HERE / lock))])
+    install(builds, [pin for lock in locks for pin in pins((HERE / lock).read_text(encoding="utf-8"))])
     STAMP.write_text(json.dumps(wanted), encoding="utf-8")
     say(f"setup     done in {time.monotonic() - began:.0f} s")
 
 
-def install(what: list[str]) -> None:
+def pins(lock: str) -> list[str]:
+    """Returns the requirements of a lock, each with its hashes."""
+    return re.findall(r"^[A-Za-z0-9].*(?:\n[ \t]+.*)*", lock, re.MULTILINE)
+
+
+def install(builds: list[str], wanted: list[str]) -> None:
     """Installs with pip: nothing is resolved, the lock is complete; nothing is compiled that is never imported."""
-    asked = [PYTHON, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile", "--disable-pip-version-check", *what]
-    if subprocess.run(asked, check=False).returncode:
+    asked = [PYTHON, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile", "--disable-pip-version-check"]
+    parts = min(MOST_PIPS, len(os.sched_getaffinity(0)))
+    with tempfile.TemporaryDirectory() as folder:
+        pips = [subprocess.Popen([*asked, build]) for build in builds]
+        for number in range(parts):
+            part = Path(folder) / f"{number}.txt"
+            part.write_text("\n".join(wanted[number::parts]) + "\n", encoding="utf-8")
+            pips.append(subprocess.Popen([*asked, "-r", str(part)]))
+        try:
+            ended = [pip.wait() for pip in pips]
+        except KeyboardInterrupt:  # which the terminal has told them too
+            ended = [pip.wait() or 1 for pip in pips]
+    if any(ended):
         sys.exit("error: pip could not install the lock, as it says above; `make setup` goes on from here")
 
 
