@@ -1,6 +1,7 @@
 """What a newcomer meets first: the Makefile, the README, the locks."""
 
 import re
+import runpy
 import subprocess
 import tomllib
 
@@ -39,6 +40,14 @@ def test_the_locks_hold_every_dependency_by_hash_and_no_address() -> None:
         assert all("--hash=sha256:" in pin for pin in pins if "==" in pin)
     assert "\ntorch==2.13" in (ROOT / "requirements" / "torch.txt").read_text(encoding="utf-8")
     assert "torchvision" not in (ROOT / "requirements" / "cpu.txt").read_text(encoding="utf-8")
+
+
+def test_what_pips_install_side_by_side_is_the_whole_lock() -> None:
+    installing = runpy.run_path(str(ROOT / "requirements" / "install.py"))
+    for lock in (ROOT / "requirements").glob("*.txt"):
+        text = lock.read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+        assert "\n".join(installing["pins"](text)).splitlines() == lines, lock.name
 
 
 def test_every_direct_dependency_is_explained() -> None:
