@@ -5,8 +5,8 @@ benchmark client, at 1, 8, 32 and 128 requests at a time; it writes bench/result
     adapter  on               grammar             32         41.7    0.74 s   0.91 s   1.02 s
 
 Adapter against merged model, prefix caching on against off, with the output constraint and without. The requests are
-rows of train, asked as clients ask them, and no server is asked a row twice: it would have it in its cache, and real
-messages have in common what they open with.
+rows of train, asked as clients ask them, and none is measured twice on a server: it would have it in its cache, and
+real messages have in common what they open with.
 """
 
 import json
