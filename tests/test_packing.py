@@ -316,14 +316,23 @@ def test_halving_a_pack_keeps_all_its_rows() -> None:
 
 
 @given(st.integers(0, 900), st.lists(st.integers(1, 700), min_size=1, max_size=40))
-def test_blocks_hold_whole_rows_one_behind_the_other(prefix: int, lengths: list[int]) -> None:
-    found = attention.blocks_of(prefix, lengths)
-    assert found is not None and found.spans[0][0] == prefix
-    edges = {prefix + sum(lengths[:at]) for at in range(len(lengths) + 1)}
-    assert [end for _, end in found.spans[:-1]] == [start for start, _ in found.spans[1:]]
-    assert {at for span in found.spans for at in span} <= edges and found.spans[-1][1] == max(edges)
-    longest = max(max(lengths), attention.BLOCK_TOKENS)
-    assert all(0 < end - start <= longest for start, end in found.spans)
+def test_blocks_hold_whole_rows_one_behind_the_other(prefix: int, rows: list[int]) -> None:
+    found = attention.lengths(prefix, rows)
+    assert found is not None and sum(found) == sum(rows)
+    assert {sum(found[:at]) for at in range(len(found))} <= {sum(rows[:at]) for at in range(len(rows))}
+    assert all(0 < tokens <= max([*rows, attention.BLOCK_TOKENS]) for tokens in found)
+
+
+def test_the_masks_of_blocks_are_what_the_dense_mask_shows() -> None:
+    unit = torch.tensor([0] * 9 + [1] * 6 + [2] * 8 + [3] * 5)
+    branch = torch.tensor([0] * 9 + [0, 0, 1, 1, 2, 2] + [1] * 8 + [0, 1, 1, 2, 2])
+    dense, start, shown = batches.dense_mask(unit, branch), 9, 0
+    for mask in batches.masks_of(unit, branch, 9, [14, 5]):
+        end = start + mask.shape[2]
+        columns = [*range(9), *range(start, end)]
+        assert torch.equal(mask, dense[:, :, start:end, columns])
+        start, shown = end, shown + int(mask.sum())
+    assert start == 28 and shown == dense[:, :, 9:].sum(), "no more is seen in the dense mask"
 
 
 @pytest.mark.slow

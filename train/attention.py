@@ -5,8 +5,8 @@
 
 A dense mask has each token of a pack look at all others, the hidden ones too, which at 64 rows costs more than all
 matrices of the model. Here rows stand in blocks of some hundred tokens; a block looks at the prefix and itself, through
-the same mask, so that the result is the same sum over what is seen. PyTorch's FlexAttention does that on GPUs, and has
-no backward pass on a CPU.
+the mask of its own tokens, so that the result is the same sum over what is seen. PyTorch's FlexAttention does that on
+GPUs, and has no backward pass on a CPU.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,21 +35,26 @@ class Blocks:
     """The tokens of a pack, cut between rows."""
 
     prefix: int
-    spans: tuple[tuple[int, int], ...]
-    """First token of each block, and the one behind its last."""
+    """Its tokens, 0 where nothing is shared."""
+    masks: tuple[Any, ...]
+    """What each block sees, [1, 1, B, prefix + B]: the prefix, and what it may of itself. Blocks stand in order."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """How many tokens the prefix and each block have."""
+        return [self.prefix, *(mask.shape[2] for mask in self.masks)]
 
 
-def blocks_of(prefix: int, row_tokens: Sequence[int]) -> Blocks | None:
-    """Returns blocks of whole rows of these lengths behind a prefix, None where a dense mask is as quick."""
+def lengths(prefix: int, row_tokens: Sequence[int]) -> list[int] | None:
+    """Returns how many tokens blocks of whole rows of these lengths have, None where a dense mask is as quick."""
     if prefix + sum(row_tokens) < LEAST_TOKENS:
         return None
-    spans, start, end = [], prefix, prefix
+    found = [0]
     for tokens in row_tokens:
-        if end > start and end + tokens - start > BLOCK_TOKENS:
-            spans.append((start, end))
-            start = end
-        end += tokens
-    return Blocks(prefix, (*spans, (start, end)))
+        if found[-1] and found[-1] + tokens > BLOCK_TOKENS:
+            found.append(0)
+        found[-1] += tokens
+    return found
 
 
 _blocks: Blocks | None = None
@@ -72,27 +77,28 @@ def attending(config: Any, batch: "Batch") -> Iterator[None]:
 
 
 def _register() -> None:
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+    # As attention alone: transformers builds no mask for what it knows none of.
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(BLOCKS, by_blocks)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(BLOCKS, sdpa_mask)
 
 
 def by_blocks(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **given: Any) -> tuple[Any, None]:
-    """Returns what SDPA returns for a pack's mask [1, 1, T, T]; query, key and value are [1, heads, T, width]."""
+    """Returns what SDPA returns for the pack's mask; query, key and value are [1, heads, T, width].
+
+    Raises RuntimeError outside of `attending`, where nothing says what is seen.
+    """
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
 
     if _blocks is None:
-        return sdpa(module, query, key, value, attention_mask, **given)  # type: ignore[no-any-return]
-    prefix, found = _blocks.prefix, []
-    if prefix:
-        opening = (one[:, :, :prefix] for one in (query, key, value))
-        found.append(sdpa(module, *opening, None, **given)[0])  # without a mask it is causal
-    for start, end in _blocks.spans:
-        keys, values = (torch.cat([one[:, :, :prefix], one[:, :, start:end]], dim=2) for one in (key, value))
-        rows = attention_mask[:, :, start:end]
-        seen = torch.cat([rows[..., :prefix], rows[..., start:end]], dim=3)
-        found.append(sdpa(module, query[:, :, start:end], keys, values, seen, **given)[0])
+        raise RuntimeError(f"{BLOCKS} attends to the blocks of a pack, and there is none")
+    # Split once: the gradient of a slice is as long as the pack, and there are as many as blocks.
+    queries, keys, values = (one.split(_blocks.tokens, dim=2) for one in (query, key, value))
+    found = []
+    if _blocks.prefix:
+        found.append(sdpa(module, queries[0], keys[0], values[0], None, **given)[0])  # without a mask it is causal
+    for rows, key_rows, value_rows, mask in zip(queries[1:], keys[1:], values[1:], _blocks.masks, strict=True):
+        seen = (torch.cat([keys[0], key_rows], dim=2), torch.cat([values[0], value_rows], dim=2))
+        found.append(sdpa(module, rows, *seen, mask, **given)[0])
     return torch.cat(found, dim=1), None

@@ -10,10 +10,11 @@ The two answers of a preference pair are two branches behind one prompt: tokens 
 and their own branch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from train.attention import BLOCKS, Blocks, Implementation, blocks_of
+from train.attention import BLOCKS, Blocks, Implementation, lengths
 from train.packing import Kind, Pack, Row
 
 IGNORE = -100
@@ -122,7 +123,7 @@ def _masked(pack: Pack, device: Any, attention: Implementation, pad: int) -> Bat
             sequences += [answers + max(0, branch - 1)] * len(piece)
         answers += len(row.completions)
     flex = attention == "flex_attention" and len(ids) >= FLEX_TOKENS
-    blocks = blocks_of(prefix, [row.own_tokens(prefix) for row in pack.rows]) if attention == BLOCKS else None
+    blocks = lengths(prefix, [row.own_tokens(prefix) for row in pack.rows]) if attention == BLOCKS else None
     if flex:
         # Lengths in few sizes, or every pack would be compiled anew. What is filled in is a row that nobody sees.
         fill = -len(ids) % FLEX_BLOCK
@@ -130,12 +131,27 @@ def _masked(pack: Pack, device: Any, attention: Implementation, pad: int) -> Bat
         positions, sequences = positions + [0] * fill, sequences + [0] * fill
         units, branches = units + [-1] * fill, branches + [0] * fill
     unit_of, branch_of = torch.tensor(units, device=device), torch.tensor(branches, device=device)
-    inputs = {
-        "position_ids": torch.tensor([positions], device=device),
-        "attention_mask": block_mask(unit_of, branch_of) if flex else dense_mask(unit_of, branch_of),
-    }
-    made = _tensors(device, [ids], [labels], [sequences], pack.rows, inputs)
-    return replace(made, attention="flex_attention" if flex else BLOCKS if blocks else "sdpa", blocks=blocks)
+    made = _tensors(
+        device,
+        [ids],
+        [labels],
+        [sequences],
+        pack.rows,
+        {"position_ids": torch.tensor([positions], device=device)},
+    )
+    if blocks:
+        return replace(made, attention=BLOCKS, blocks=Blocks(prefix, masks_of(unit_of, branch_of, prefix, blocks)))
+    made.inputs["attention_mask"] = block_mask(unit_of, branch_of) if flex else dense_mask(unit_of, branch_of)
+    return replace(made, attention="flex_attention") if flex else made
+
+
+def masks_of(unit: Any, branch: Any, prefix: int, lengths: Sequence[int]) -> tuple[Any, ...]:
+    """Returns the rows of the dense mask that belong to blocks of these lengths behind the prefix, each [1, 1, B,
+    prefix + B]: the columns of other blocks, which it does not see, are left out."""
+    import torch
+
+    own = zip(unit[prefix:].split(lengths), branch[prefix:].split(lengths), strict=True)
+    return tuple(torch.nn.functional.pad(dense_mask(*tokens), (prefix, 0), value=True) for tokens in own)
 
 
 def dense_mask(unit: Any, branch: Any) -> Any:

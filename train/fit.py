@@ -8,7 +8,7 @@ from typing import Any
 from recipes.schema import Recipe
 from tracking import metrics
 from tracking.run import Run
-from train import checkpoints, order, processes
+from train import checkpoints, memory, order, processes
 from train.interrupt import Wish
 from train.lesson import Lesson
 
@@ -42,6 +42,8 @@ def fit(
     from train.callbacks import GoOn, SaveEvery, StopWhenAsked
     from train.progress import Recorder, bar
 
+    if recipe.accelerate.use_cpu:
+        memory.keep_freed()
     folder, record = run.folder / "checkpoints", run.folder / "metrics.jsonl"
     resume = _go_on_from(run, announce)
     done = checkpoints.step(resume) if resume else 0
