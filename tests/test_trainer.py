@@ -181,6 +181,34 @@ def test_short_of_memory_packs_are_halved_and_the_updates_stay_the_same(tmp_path
     torch.testing.assert_close(limited, free, rtol=1e-3, atol=1e-4)
 
 
+FREED = """
+import resource, sys
+import torch
+from train import memory
+
+if sys.argv[1:]:
+    memory.keep_freed()
+def pass_():
+    torch.ones(16 * 2**20).add_(1)  # 64 MiB, freed at once
+for _ in range(8):
+    pass_()  # until the heap has grown to what passes need
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    pass_()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_what_a_pass_has_freed_is_not_taken_from_the_system_again() -> None:
+    def faults(*words: str) -> int:
+        asked = [sys.executable, "-c", FREED, *words]
+        return int(subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+    taken, kept = faults(), faults("keep")
+    assert taken > 1000, "malloc keeps it by itself: train/memory.py has nothing to do"
+    assert kept < taken / 10
+
+
 def test_the_loss_of_pairs_is_that_of_trl(tiny: Path, tmp_path: Path) -> None:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
