@@ -96,8 +96,9 @@ def test_the_memory_of_a_pack_is_estimated_near_what_autograd_keeps(kind: str, c
     counted = sum(one.untyped_storage().nbytes() for one in kept.values())
     text = model.config.get_text_config()
     # The estimate has a layer in flight (two with checkpointing), the boolean mask and the logits besides what is kept.
-    estimated = header.estimate(model, pack_tokens=tokens, answer_tokens=answers, checkpointing=checkpointing).pack
-    layer = header.estimate(model, pack_tokens=tokens, answer_tokens=answers, checkpointing=False).pack / 7
+    pack = {"pack_tokens": tokens, "answer_tokens": answers, "mask_pairs": tokens * tokens}
+    estimated = header.estimate(model, **pack, checkpointing=checkpointing).pack
+    layer = header.estimate(model, **pack, checkpointing=False).pack / 7
     expected = estimated - (2 if checkpointing else 1) * layer - answers * text.vocab_size * 8
     assert counted / 1.5 < expected < counted * 1.5
 

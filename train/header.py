@@ -153,7 +153,7 @@ def estimate(
     *,
     pack_tokens: int,
     answer_tokens: int,
-    masked: bool = True,
+    mask_pairs: int,
     checkpointing: bool = False,
     optim: str = "adamw_torch",
     compute_bytes: int = 4,
@@ -161,15 +161,15 @@ def estimate(
 ) -> Memory:
     """Returns what training this model (base and adapter) with packs of so many tokens will hold at most.
 
-    `pack_tokens` and `answer_tokens` are those of the longest pack, its padding included; `masked` is whether it is one
-    sequence with a mask (shared_prefix). `compute_bytes` is 2 for bfloat16; `shards` is over how many processes the
-    weights are spread (FSDP). What a GPU's allocator wastes is not in it, nor what FlexAttention saves.
+    `pack_tokens` and `answer_tokens` are those of the longest pack, its padding included; `mask_pairs` is of how many
+    pairs of tokens its mask speaks, 0 without one. `compute_bytes` is 2 for bfloat16; `shards` is over how many
+    processes the weights are spread (FSDP). What a GPU's allocator wastes is not in it, nor what FlexAttention saves.
     """
     trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
     adapter = trainable * (2 * FLOAT32 + MOMENT_BYTES.get(optim, 2 * FLOAT32))
     held = weight_bytes(model)
     text = model.config.get_text_config()
-    pack = _pack_bytes(text, pack_tokens, answer_tokens, masked, checkpointing, compute_bytes)
+    pack = _pack_bytes(text, pack_tokens, answer_tokens, mask_pairs, checkpointing, compute_bytes)
     return Memory(held // shards, adapter // shards, pack, pack_tokens, _process_bytes(model, held, pack))
 
 
@@ -187,18 +187,16 @@ def weight_bytes(model: Any) -> int:
     return sum(tensors.values())
 
 
-def _pack_bytes(
-    text: Any, tokens: int, answer_tokens: int, masked: bool, checkpointing: bool, compute_bytes: int
-) -> int:
+def _pack_bytes(text: Any, tokens: int, answer_tokens: int, mask: int, checkpointing: bool, compute_bytes: int) -> int:
     """The bytes that a pack needs for its backward pass.
 
     Counted as in Korthikanti et al. (arXiv:2205.05198, section 4), for a layer with RMSNorm, a gated MLP and LoRA on
     all linear layers. Kept for each token of a layer: what the linear layers read and what attention looks at (4 hidden
     + 4 attention), gate, up and their two products (4 intermediate), and the two residuals that the norms read in
-    float32 (8 bytes x hidden). SDPA turns a boolean mask into numbers, T x T, and keeps them for each layer; separate
-    rows need none. With checkpointing a layer keeps its input alone and is computed again, one at a time. Gradients in
-    flight are as large as one layer more. Logits exist for answer tokens alone: once computed, twice in float32 for
-    the softmax and its gradient.
+    float32 (8 bytes x hidden). SDPA turns a boolean mask into numbers, one for each pair, and keeps them for each
+    layer; separate rows need none. With checkpointing a layer keeps its input alone and is computed again, one at a
+    time. Gradients in flight are as large as one layer more. Logits exist for answer tokens alone: once computed, twice
+    in float32 for the softmax and its gradient.
     """
     hidden, layers = text.hidden_size, text.num_hidden_layers
     heads = text.num_attention_heads
@@ -207,7 +205,6 @@ def _pack_bytes(
     if experts := getattr(text, "num_experts_per_tok", None):
         intermediate = experts * getattr(text, "moe_intermediate_size", intermediate)
     layer = tokens * (4 * compute_bytes * (hidden + attention + intermediate) + 2 * FLOAT32 * hidden)
-    mask = tokens * tokens if masked else 0
     layer += mask * compute_bytes
     kept = layers * tokens * hidden * compute_bytes + layer if checkpointing else layers * layer
     logits = answer_tokens * text.vocab_size * (compute_bytes + 2 * FLOAT32)

@@ -108,10 +108,13 @@ class Cost:
 
     def of(self, prefix: int, own: float) -> float:
         """Returns the cost of a pack with `own` tokens behind its prefix."""
-        pairs = (prefix + own) ** 2
-        if self.block_tokens is not None:
-            pairs = prefix**2 / 2 + own * (prefix + min(own, self.block_tokens))
-        return self.pass_tokens + prefix + own + pairs / self.quadratic_tokens
+        return self.pass_tokens + prefix + own + self.pairs(prefix, own) / self.quadratic_tokens
+
+    def pairs(self, prefix: int, own: float) -> float:
+        """Returns how many pairs of tokens are looked at in such a pack."""
+        if self.block_tokens is None:
+            return (prefix + own) ** 2
+        return prefix**2 / 2 + own * (prefix + min(own, self.block_tokens))
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,8 @@ class Tokens:
     longest_pack: int
     longest_pack_answers: int
     """Answer tokens of the longest pack."""
+    longest_pack_pairs: int
+    """Pairs of tokens that its mask speaks of; 0 for packing without a mask of ours."""
 
 
 def tokens_of(shares: Shares, at_most: int = 200) -> Tokens:
@@ -240,11 +245,12 @@ def tokens_of(shares: Shares, at_most: int = 200) -> Tokens:
     found = [shares[at] for at in range(updates * shares.processes)]
     packs = [pack for share in found for pack in share.packs]
     firsts = found[:: shares.processes]
-    longest = max(packs, key=lambda pack: pack.tokens)
+    longest, plan = max(packs, key=lambda pack: pack.tokens), shares.plan
     return Tokens(
         sum(share.separate_tokens for share in firsts) / updates,
         sum(share.computed_tokens for share in firsts) / updates,
         len(packs) / updates,
         longest.tokens,
         sum(row.answer_tokens for row in longest.rows),
+        int(plan.cost.pairs(longest.prefix, longest.tokens - longest.prefix)) if plan.kind == "shared_prefix" else 0,
     )

@@ -163,7 +163,7 @@ def facts(recipe: Recipe, run: Run, model: Any, lesson: Lesson, validation_rows:
         model,
         pack_tokens=tokens.longest_pack,
         answer_tokens=tokens.longest_pack_answers,
-        masked=lesson.plan.kind == "shared_prefix",
+        mask_pairs=tokens.longest_pack_pairs,
         checkpointing=train.gradient_checkpointing,
         optim=train.optim,
         compute_bytes=4 if recipe.accelerate.use_cpu else 2,
