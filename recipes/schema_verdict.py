@@ -42,7 +42,7 @@ class Serve(Section):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     max_model_len: Count = 2048
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 on a GPU, float32 on a CPU, as in training."""
+    """auto: bfloat16 on a GPU, float32 on a CPU, as in training, but for int8 on a CPU with AMX (bfloat16)."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the GPU's memory that vLLM takes for weights and cache."""
     cpu_cache_gib: Positive = 1.0

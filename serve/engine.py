@@ -27,7 +27,7 @@ from typing import IO
 
 from recipes.errors import RecipeError, StageError
 from recipes.schema_verdict import Serve
-from tracking import children
+from tracking import children, environment
 
 MODULE = "vllm.entrypoints.openai.api_server"
 FEW_CORES = 4
@@ -62,7 +62,8 @@ class Plan:
         """Returns the type that it computes in."""
         if self.serve.dtype != "auto":
             return self.serve.dtype
-        return "float32" if self.use_cpu else "bfloat16"
+        int8 = Path(self.model).parts[-2:] == ("quantized", "int8")
+        return "float32" if self.use_cpu and not (int8 and environment.cpu_has_amx()) else "bfloat16"
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,8 @@ def _problems(served: Served) -> list[str]:
         return [f"{served.name}: there is no {served.folder}; `make export RECIPE={served.name}` writes it"]
     if served.which == "quantized/w4a16" and served.recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
         return [f"{served.name}: vLLM has no kernel for w4a16 on this CPU, which lacks AVX-512; take quantized/int8"]
+    if served.which == "quantized/int8" and served.recipe.serve.dtype == "float32" and environment.cpu_has_amx():
+        return [f"{served.name}: vLLM's int8 kernel for CPUs with AMX takes no float32: leave serve.dtype=auto"]
     return [f"{served.name}: {told}" for told in servable.of_model(served.folder)]
 
 

@@ -16,7 +16,7 @@ from recipes.schema_verdict import Serve
 from serve import plan, servable
 from serve.engine import Address, Plan, command, settings
 from tasks import classification, render
-from tracking import files
+from tracking import environment, files
 from train import adapter, base
 
 SPEC = classification.Spec("Say what the user wants.", {"find_bus": "", "get_weather": ""})
@@ -153,6 +153,16 @@ def test_weights_take_more_memory_than_there_is() -> None:
     assert plan.memory_problem(asked, 4 * 2**30) is None
     told = plan.memory_problem(asked, 2**30)
     assert told is not None and "not enough memory" in told and "serve.cpu_cache_gib" in told
+
+
+@pytest.mark.parametrize(("amx", "dtypes"), [(True, ["float32", "bfloat16"]), (False, ["float32", "float32"])])
+def test_int8_is_computed_in_what_the_kernel_for_this_cpu_takes(
+    amx: bool, dtypes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "cpu_has_amx", lambda: amx)
+    folders = ("run/merged", "run/quantized/int8")
+    assert [Plan(one, "small", Serve(), use_cpu=True).dtype for one in folders] == dtypes
+    assert Plan("run/quantized/int8", "small", Serve(dtype="float16"), use_cpu=True).dtype == "float16"
 
 
 def test_an_open_address_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,11 @@ def cpu_serves_w4a16() -> bool:
     return "avx512f" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
 
 
+def cpu_has_amx() -> bool:
+    """Returns whether vLLM multiplies int8 by this CPU's AMX tiles: that kernel takes bfloat16 and no float32."""
+    return "amx_tile" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+
+
 def memory_bytes() -> int:
     """Returns the memory that this machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
