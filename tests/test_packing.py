@@ -317,7 +317,7 @@ def test_halving_a_pack_keeps_all_its_rows() -> None:
 
 @given(st.integers(0, 900), st.lists(st.integers(1, 700), min_size=1, max_size=40))
 def test_blocks_hold_whole_rows_one_behind_the_other(prefix: int, rows: list[int]) -> None:
-    found = attention.lengths(prefix, rows)
+    found = attention.block_lengths(prefix, rows)
     assert found is not None and sum(found) == sum(rows)
     assert {sum(found[:at]) for at in range(len(found))} <= {sum(rows[:at]) for at in range(len(rows))}
     assert all(0 < tokens <= max([*rows, attention.BLOCK_TOKENS]) for tokens in found)

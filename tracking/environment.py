@@ -69,18 +69,21 @@ def machine(recipe: Recipe) -> str:
 
 def cpu_has_bfloat16() -> bool:
     """Returns whether the processor multiplies bfloat16 itself; where it does not, float32 is faster."""
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
 
 
 def cpu_serves_w4a16() -> bool:
     """Returns whether vLLM has a kernel for 4-bit weights on this processor: its build for AVX2 has none."""
-    return "avx512f" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    return "avx512f" in _cpu_flags()
 
 
 def cpu_has_amx() -> bool:
     """Returns whether vLLM multiplies int8 by this CPU's AMX tiles: that kernel takes bfloat16 and no float32."""
-    return "amx_tile" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    return "amx_tile" in _cpu_flags()
+
+
+def _cpu_flags() -> set[str]:
+    return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
 
 
 def memory_bytes() -> int:

@@ -45,7 +45,7 @@ class Blocks:
         return [self.prefix, *(mask.shape[2] for mask in self.masks)]
 
 
-def lengths(prefix: int, row_tokens: Sequence[int]) -> list[int] | None:
+def block_lengths(prefix: int, row_tokens: Sequence[int]) -> list[int] | None:
     """Returns how many tokens blocks of whole rows of these lengths have, None where a dense mask is as quick."""
     if prefix + sum(row_tokens) < LEAST_TOKENS:
         return None

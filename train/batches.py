@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from train.attention import BLOCKS, Blocks, Implementation, lengths
+from train.attention import BLOCKS, Blocks, Implementation, block_lengths
 from train.packing import Kind, Pack, Row
 
 IGNORE = -100
@@ -123,7 +123,7 @@ def _masked(pack: Pack, device: Any, attention: Implementation, pad: int) -> Bat
             sequences += [answers + max(0, branch - 1)] * len(piece)
         answers += len(row.completions)
     flex = attention == "flex_attention" and len(ids) >= FLEX_TOKENS
-    blocks = lengths(prefix, [row.own_tokens(prefix) for row in pack.rows]) if attention == BLOCKS else None
+    blocks = block_lengths(prefix, [row.own_tokens(prefix) for row in pack.rows]) if attention == BLOCKS else None
     if flex:
         # Lengths in few sizes, or every pack would be compiled anew. What is filled in is a row that nobody sees.
         fill = -len(ids) % FLEX_BLOCK
@@ -131,14 +131,8 @@ def _masked(pack: Pack, device: Any, attention: Implementation, pad: int) -> Bat
         positions, sequences = positions + [0] * fill, sequences + [0] * fill
         units, branches = units + [-1] * fill, branches + [0] * fill
     unit_of, branch_of = torch.tensor(units, device=device), torch.tensor(branches, device=device)
-    made = _tensors(
-        device,
-        [ids],
-        [labels],
-        [sequences],
-        pack.rows,
-        {"position_ids": torch.tensor([positions], device=device)},
-    )
+    told = {"position_ids": torch.tensor([positions], device=device)}
+    made = _tensors(device, [ids], [labels], [sequences], pack.rows, told)
     if blocks:
         return replace(made, attention=BLOCKS, blocks=Blocks(prefix, masks_of(unit_of, branch_of, prefix, blocks)))
     made.inputs["attention_mask"] = block_mask(unit_of, branch_of) if flex else dense_mask(unit_of, branch_of)
