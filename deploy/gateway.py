@@ -169,10 +169,11 @@ def of_version(place: Path, version: str) -> Served:
 
 def not_beside(running: engine.Plan, served: Served) -> str | None:
     """Returns why a version cannot be loaded into the vLLM that runs, None where it can."""
-    if told := servable.of_adapter(served.folder, plan.base_folder(served.recipe)):
+    if told := plan.adapter_problems(served, running.serve):
         return "; ".join(told)
-    if served.recipe.model.base != running.model:
-        return f"its base is {served.recipe.model.base}, and {running.model} is served; start the gateway again"
+    model, _ = plan.base_of(served, running.serve)
+    if model != running.model:
+        return f"its base is {model}, and {running.model} is served; start the gateway again"
     if (rank := servable.max_lora_rank({served.name: served.folder})) > running.max_lora_rank:
         return f"its rank needs {rank}, and vLLM was started for {running.max_lora_rank}; start the gateway again"
     return None

@@ -43,7 +43,7 @@ def filled_in(recipe: "Recipe") -> dict[str, Any]:
         found["eval_steps"] = train.save_steps
     if found:
         changes["train"] = train.model_copy(update=found)
-    if recipe.lora.unservable and "model" not in serve.model_fields_set:
+    if recipe.lora.unservable and serve.model == "auto":
         changes["serve"] = serve.model_copy(update={"model": "merged"})
     return changes
 
@@ -107,8 +107,5 @@ def _with_adapter(recipe: "Recipe") -> Found:
         yield key, f"{told}, the base; set true, or model.quantization: none"
     if lora.use_dora and quantization == "int8":
         yield ("lora", "use_dora"), "PEFT trains DoRA on no int8 weights; set model.quantization: nf4 or none"
-    if lora.takes_from_base and recipe.export.replay_nf4:
-        told = f"{lora.init_lora_weights} was not trained against the base as NF4 rounds it; set false"
-        yield ("export", "replay_nf4"), told
-    if lora.unservable and recipe.serve.model == "adapter" and "model" in recipe.serve.model_fields_set:
+    if lora.unservable and recipe.serve.model == "adapter":
         yield ("serve", "model"), f"lora.{lora.unservable}; set merged, or leave it out"

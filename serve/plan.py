@@ -1,13 +1,15 @@
 """From recipes and their runs to what one vLLM process serves, with everything that can be wrong found before.
 
-adapter          the base as it was published, with the adapter beside it; several recipes may share the base
+adapter          the base that it was trained on, with the adapter beside it; several recipes may share the base
 merged           a whole model, which `make export` wrote
 quantized/int8   the same, quantized
+
+The base is what quantization left of it in training (`serve.base: trained`, tracking/bases.py) or the published one.
 """
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from recipes.schema import Recipe
 from recipes.schema_verdict import Serve
 from serve import servable
 from serve.engine import Address, Plan
-from tracking import environment, files
+from tracking import bases, environment, files
 from tracking.run import Run
 
 API_KEY = "INSOURCE_API_KEY"
@@ -53,14 +55,54 @@ def forms_of(run: Run, recipe: Recipe) -> list[str]:
     return found + [f"quantized/{path.name}" for path in sorted((run.folder / "quantized").glob("[!.]*"))]
 
 
+def candidates(run: Run, recipe: Recipe, serve: Serve, shared: bool = False) -> list[str]:
+    """Returns the forms that may be served, the first choice first: the one that the recipe names, or for `auto` all.
+
+    auto takes the adapter where several recipes share a server and on a GPU; on a CPU the merged model, which answers 3
+    to 5 times as fast there. Adapter and merged model are the same weights; a quantized form is the last choice. Raises
+    RecipeError where nothing of it is on disk.
+    """
+    there = forms_of(run, recipe)
+    if serve.model == "auto":
+        first = ["merged", "adapter"] if recipe.accelerate.use_cpu and not shared else ["adapter", "merged"]
+        wanted = [form for form in first if form in there] + [form for form in there if form not in first]
+        wanted = [form for form in wanted if form == "adapter"] if shared else wanted
+    else:
+        wanted = [form for form in there if form == serve.model]
+    if not wanted:
+        form = "adapter to share a server" if shared else serve.model.replace("auto", "form that can be served")
+        raise RecipeError(
+            f"run {run.id} has no {form}; it has {', '.join(there) or 'none'}. "
+            f"`make export RECIPE={run.recipe_name}` writes merged and quantized models"
+        )
+    return wanted
+
+
+def same_weights(served: Served, serve: Serve) -> bool:
+    """Returns whether what is served has the weights that were trained, so that the same answers are due from it.
+
+    Not so: quantized forms, what is built on the published base although training had a quantized one, and LLM.int8,
+    which rounds activations too while it trains.
+    """
+    if served.which.startswith("quantized"):
+        return False
+    quantization = served.recipe.model.quantization
+    return quantization == "none" or (quantization == "nf4" and trained_base(served, serve) is not None)
+
+
+def trained_base(served: Served, serve: Serve) -> Mapping[str, Any] | None:
+    """Returns the record of the base that this is served on as training had it, None for the published one."""
+    return bases.trained(served.prompt) if serve.base == "trained" else None
+
+
 def of(served: Sequence[Served], serve: Serve) -> Plan:
     """Returns what one process serves. Raises RecipeError naming everything that stands against it."""
     adapters = [one for one in served if one.which == "adapter"]
     if len(adapters) < len(served) and len(served) > 1:
         told = ", ".join(f"{one.name} ({one.which})" for one in served)
         raise RecipeError(f"several recipes can share one server as adapters alone; asked for {told}")
-    problems = [problem for one in served for problem in _problems(one)]
-    if not problems and len({str(base_folder(one.recipe) or one.recipe.model.base) for one in served}) > 1:
+    problems = [problem for one in served for problem in _problems(one, serve)]
+    if not problems and len({base_of(one, serve)[0] for one in served}) > 1:
         told = ", ".join(f"{one.name}: {one.recipe.model.base}" for one in served)
         problems.append(f"recipes that share a server share their base; {told}")
     if not problems and len({one.prompt["chat_template_sha256"] for one in served}) > 1:
@@ -72,12 +114,13 @@ def of(served: Sequence[Served], serve: Serve) -> Plan:
         template = first.folder / "chat_template.jinja"
         return Plan(str(first.folder), first.name, serve, use_cpu, chat_template=template)
     folders = {one.name: one.folder for one in adapters}
+    model, revision = base_of(first, serve)
     return Plan(
-        model=first.recipe.model.base,
+        model=model,
         name=base_name(first.prompt),
         serve=serve,
         use_cpu=use_cpu,
-        revision=first.recipe.model.revision or first.prompt["base"]["commit"],
+        revision=revision,
         chat_template=first.folder / "chat_template.jinja",
         adapters=folders,
         max_lora_rank=servable.max_lora_rank(folders),
@@ -86,27 +129,67 @@ def of(served: Sequence[Served], serve: Serve) -> Plan:
 
 def of_base(served: Served, serve: Serve) -> Plan:
     """Returns what serves the untuned base of a run, under the chat template that the run was trained with."""
-    recipe, prompt = served.recipe, files.read_json(served.run.folder / "adapter" / "prompt.json")
+    adapter = replace(served, which="adapter")
+    model, revision = base_of(adapter, serve)
     return Plan(
-        model=recipe.model.base,
-        name=base_name(prompt),
+        model=model,
+        name=base_name(adapter.prompt),
         serve=serve,
-        use_cpu=recipe.accelerate.use_cpu,
-        revision=recipe.model.revision or prompt["base"]["commit"],
-        chat_template=served.run.folder / "adapter" / "chat_template.jinja",
+        use_cpu=served.recipe.accelerate.use_cpu,
+        revision=revision,
+        chat_template=adapter.folder / "chat_template.jinja",
     )
 
 
-def _problems(served: Served) -> list[str]:
+def base_of(served: Served, serve: Serve) -> tuple[str, str | None]:
+    """Returns the base of an adapter as vLLM loads it: a folder or a name on the hub, and the revision there."""
+    if trained := trained_base(served, serve):
+        return str(bases.store(served.run.folder) / trained["digest"]), None
+    return served.recipe.model.base, served.recipe.model.revision or served.prompt["base"]["commit"]
+
+
+def adapter_problems(served: Served, serve: Serve) -> list[str]:
+    """Returns what stands against serving an adapter, its base included, each with what to do."""
+    if not (served.folder / "prompt.json").is_file():
+        return servable.of_adapter(served.folder, None, {})
+    trained = trained_base(served, serve)
+    if trained is None:
+        return servable.of_adapter(
+            served.folder, base_folder(served.recipe), served.prompt["base"].get("sha256") or {}
+        )
+    path = bases.find(served.run.folder, trained["digest"])
+    if path is None:
+        return [
+            f"there is no {bases.store(served.run.folder) / trained['digest']}, the base that the adapter was trained "
+            "on; `make export` writes it again, or take SET=serve.base=published"
+        ]
+    return servable.of_adapter(served.folder, path, trained["sha256"])
+
+
+def _problems(served: Served, serve: Serve) -> list[str]:
     if served.which == "adapter":
-        return [f"{served.name}: {told}" for told in servable.of_adapter(served.folder, base_folder(served.recipe))]
+        return [f"{served.name}: {told}" for told in adapter_problems(served, serve)]
     if not served.folder.is_dir():
         return [f"{served.name}: there is no {served.folder}; `make export RECIPE={served.name}` writes it"]
+    if told := _other_base(served, serve):
+        return [f"{served.name}: {told}"]
     if served.which == "quantized/w4a16" and served.recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
         return [f"{served.name}: vLLM has no kernel for w4a16 on this CPU, which lacks AVX-512; take quantized/int8"]
     if served.which == "quantized/int8" and served.recipe.serve.dtype == "float32" and environment.cpu_has_amx():
         return [f"{served.name}: vLLM's int8 kernel for CPUs with AMX takes no float32: leave serve.dtype=auto"]
     return [f"{served.name}: {told}" for told in servable.of_model(served.folder)]
+
+
+def _other_base(served: Served, serve: Serve) -> str | None:
+    """Why a merged or quantized model is not of the base that serving is asked to build on, None where it is."""
+    path = served.folder / "export.json"
+    made_on = files.read_json(path).get("base", "published") if path.is_file() else "published"
+    trained = trained_base(served, serve)
+    wanted = trained["digest"] if trained else "published"
+    if made_on == wanted:
+        return None
+    shown = "the published base" if made_on == "published" else "the base as it was trained on"
+    return f"{served.which} was made of {shown}, and serve.base is {serve.base}; `make export` makes it anew"
 
 
 def base_name(prompt: Mapping[str, Any]) -> str:
@@ -138,9 +221,7 @@ def memory_problem(plan: Plan, available_bytes: int) -> str | None:
     folder = Path(plan.model)
     if not plan.use_cpu or not folder.is_dir():
         return None
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    # Stored in 2 bytes, or quantized to fewer; float32 takes 4 of each that is not quantized.
-    weights = stored * 2 if plan.dtype == "float32" and "quantized" not in folder.parts else stored
+    weights = servable.weight_bytes(folder, 4 if plan.dtype == "float32" else 2)
     needed = weights + int(plan.serve.cpu_cache_gib * 2**30)
     if needed <= available_bytes:
         return None

@@ -20,19 +20,20 @@ from tracking import digests, files
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _AGAIN = "train again (FRESH=1), or copy the folder again"
 _EXPORT_AGAIN = "`make export` writes it anew"
+_FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _LAYER = re.compile(r"^base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])\.weight$")
 
 
-def of_adapter(folder: Path, base: Path | None) -> list[str]:
-    """Returns what stands against serving an adapter, each with what to do; `base`: the folder of its base, None where
-    it comes from the hub."""
+def of_adapter(folder: Path, base: Path | None, hashes: Mapping[str, str]) -> list[str]:
+    """Returns what stands against serving an adapter, each with what to do; `base`: the folder of the base that it is
+    served on, None where that comes from the hub; `hashes`: what the files of that base were in training."""
     found = list(_of_folder(folder, "adapter_model.safetensors", _AGAIN))
     if found:
         return found
     found += _of_prompt(folder)
     config = files.read_json(folder / "adapter_config.json")
     found += _of_config(config)
-    found += _of_base(folder, base)
+    found += _of_base(folder, base, hashes)
     return found
 
 
@@ -106,6 +107,21 @@ def cut_short(path: Path) -> str | None:
     return None
 
 
+def weight_bytes(folder: Path, bytes_a_number: int) -> int:
+    """Returns the memory that the weights of a folder take once loaded: floating-point tensors in numbers of so many
+    bytes, quantized ones as they are stored."""
+    found = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        for name, one in header.items():
+            if name != "__metadata__":
+                start, end = one["data_offsets"]
+                stored = _FLOAT_BYTES.get(one["dtype"])
+                found += (end - start) * bytes_a_number // stored if stored else end - start
+    return found
+
+
 def shapes(folder: Path) -> dict[str, list[int]]:
     """Returns {tensor: shape} of all safetensors files in a folder, from their headers alone."""
     found: dict[str, list[int]] = {}
@@ -144,17 +160,15 @@ def _of_config(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"adapter_config.json: modules_to_save, which vLLM does not serve; {merged}"
 
 
-def _of_base(folder: Path, base: Path | None) -> Iterator[str]:
+def _of_base(folder: Path, base: Path | None, hashes: Mapping[str, str]) -> Iterator[str]:
     """Problems of a base that is not the one that the adapter was trained on."""
-    told = files.read_json(folder / "prompt.json").get("base", {})
     if base is None:
         return
-    wanted: dict[str, str] = told.get("sha256") or {}
     there = digests.of_base(base)
-    other = sorted(name for name in wanted if there.get(name) != wanted[name])
+    other = sorted(name for name in hashes if there.get(name) != hashes[name])
     shape = next(_misfits(shapes(folder), shapes(base)), None)
     if shape:
-        name = told.get("name")
+        name = files.read_json(folder / "prompt.json").get("base", {}).get("name")
         yield f"the base {base} is not the one of this adapter ({name}): {shape}; set model.base to that one"
     elif other:
         yield (

@@ -9,7 +9,7 @@ from tracking import files
 
 # Raised when the same recipe and bytes would be prepared or trained into something else.
 DATA_VERSION = 2
-TRAIN_VERSION = 3
+TRAIN_VERSION = 4
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja")
 

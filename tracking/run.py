@@ -28,6 +28,9 @@ from tracking import files
 
 SCHEMA_VERSION = 1
 
+# Keys that older versions wrote into recipe.yaml, and that mean nothing now.
+REMOVED_KEYS = (("export", "replay_nf4"),)
+
 State = Literal["running", "done", "failed", "interrupted"]
 
 
@@ -56,7 +59,10 @@ class Run:
 
     def recipe(self) -> Recipe:
         """Returns the resolved recipe of this run."""
-        return Recipe.model_validate(YAML(typ="safe").load((self.folder / "recipe.yaml").read_text(encoding="utf-8")))
+        values = YAML(typ="safe").load((self.folder / "recipe.yaml").read_text(encoding="utf-8"))
+        for section, key in REMOVED_KEYS:
+            values.get(section, {}).pop(key, None)
+        return Recipe.model_validate(values)
 
 
 def runs_folder(given: str | None) -> Path:

@@ -39,8 +39,7 @@ def export(
 ) -> Path:
     """Returns the adapter folder of the run, written whole: weights, tokenizer, prompt, reference answers and card.
 
-    `answers` are those of the trained weights to the rows of `probed`; those of the adapter on the base as it is served
-    are made here, from the files.
+    `answers` are those of the trained weights to the rows of `probed`.
     """
     with files.whole_folder(run.folder / "adapter") as folder:
         _save(model, recipe, folder)
@@ -50,10 +49,7 @@ def export(
         # A pickle has no place in what is deployed.
         for pickled in (*folder.glob("*.bin"), *folder.glob("*.pt")):
             pickled.unlink()
-        served = None
-        if not recipe.lora.unservable and recipe.model.quantization != "none":
-            served = references.on_serving_base(recipe, folder, probed)
-        references.write(folder, references.lines(probed.rows, probed.prompts, answers, served))
+        references.write(folder, references.lines(probed.rows, probed.prompts, answers))
         files.write_sums(folder)
     return run.folder / "adapter"
 
@@ -76,18 +72,24 @@ def base_name(recipe: Recipe) -> str:
     return "pocket/model" if recipe.model.base == str(POCKET) else recipe.model.base
 
 
-def base_of(recipe: Recipe, commit: str | None) -> dict[str, Any]:
-    """Returns which base the adapter belongs to: its name with its commit on the hub, or the hashes of its files."""
+def base_of(recipe: Recipe, commit: str | None, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns which base the adapter belongs to: its name with its commit on the hub, or the hashes of its files; under
+    "trained" the record of what quantization left of it (`bases.record`), None where it was trained on as published."""
     folder = Path(recipe.model.base)
     found = digests.of_base(folder) if folder.is_dir() else None
-    return {"name": base_name(recipe), "commit": None if found else commit, "sha256": found}
+    return {"name": base_name(recipe), "commit": None if found else commit, "sha256": found, "trained": trained}
 
 
 def prompt(
-    recipe: Recipe, tokenizer: Any, spec: Any, max_answer_tokens: int, commit: str | None = None
+    recipe: Recipe,
+    tokenizer: Any,
+    spec: Any,
+    max_answer_tokens: int,
+    commit: str | None = None,
+    trained_base: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns prompt.json: the messages with a place for the input, the task, the constraint and the limit of the
-    answer, the template's hash, and the base (`commit`: of its repository on the hub)."""
+    answer, the template's hash, and the base (`commit`: of its repository on the hub; see `base_of`)."""
     module = KINDS[recipe.task.kind]
     return {
         "schema_version": 1,
@@ -98,7 +100,7 @@ def prompt(
         "stop": tokenizer.eos_token,
         "max_answer_tokens": max_answer_tokens,
         "chat_template_sha256": render.template_sha256(tokenizer),
-        "base": base_of(recipe, commit),
+        "base": base_of(recipe, commit, trained_base),
     }
 
 

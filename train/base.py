@@ -1,9 +1,10 @@
-"""The base model as it is trained against: quantized weights, LoRA on top.
+"""The base model as it is loaded: published or quantized weights, and LoRA on top; dequantize.py says which to train on.
 
 model = base_model(recipe)                                     every process loads its own, on its own device
 model = with_adapter(model, recipe.lora, recipe.train.seed)    PeftModel, the adapter in float32
 """
 
+import logging
 import os
 import warnings
 from typing import Any
@@ -26,6 +27,7 @@ def base_model(recipe: Recipe, attn_implementation: str = "sdpa") -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     transformers.utils.logging.disable_progress_bar()
+    set_aside_missing_kernel()
     on_gpu = torch.cuda.is_available() and not recipe.accelerate.use_cpu
     dtype = torch.bfloat16 if on_gpu else torch.float32
     # FSDP shards floating-point numbers alone: packed 4-bit weights pass for them.
@@ -55,6 +57,21 @@ def base_model(recipe: Recipe, attn_implementation: str = "sdpa") -> Any:
         raise RecipeError(render.not_found(recipe.model, error)) from None
     keep_weights_in_place(model)
     return model.eval()
+
+
+def set_aside_missing_kernel() -> None:
+    """Drops one warning of bitsandbytes 0.50 on CPUs with AVX512_BF16: that the package `kernels` is not installed.
+
+    It is left out on purpose, because with it bitsandbytes looks for a hub at import. The filter takes that one
+    message and leaves every other one of the logger.
+    """
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    if _other_than_missing_kernel not in logger.filters:
+        logger.addFilter(_other_than_missing_kernel)
+
+
+def _other_than_missing_kernel(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward from kernels-community")
 
 
 def keep_weights_in_place(model: Any) -> None:

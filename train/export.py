@@ -21,7 +21,7 @@ from train import merge, quantize
 from train.launch import QUIET
 
 # Raised when the same adapter would be exported into something else.
-VERSION = 1
+VERSION = 2
 
 
 def main() -> int:
@@ -30,12 +30,7 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     loaded, here = run.of_call(arguments)
     # What was trained is the run's to say, what becomes of it the recipe's as it is now.
-    recipe = here.recipe().model_copy(update={"export": loaded.recipe.export})
-    if recipe.export.replay_nf4 and recipe.model.quantization != "nf4":
-        raise RecipeError(
-            f"export.replay_nf4: run {here.id} was not trained on NF4 weights (model.quantization: "
-            f"{recipe.model.quantization}); set false"
-        )
+    recipe = here.recipe().model_copy(update={"export": loaded.recipe.export, "serve": loaded.recipe.serve})
     schemes = quantize.schemes(recipe)
     if schemes and not recipe.export.merge:
         raise RecipeError("export.merge: quantize takes the merged model; set merge: true, or quantize: none")
@@ -74,7 +69,7 @@ def planned(here: Run, recipe: Recipe, schemes: Sequence[str]) -> list[Form]:
     made_of = {
         "version": VERSION,
         "adapter": files.sha256(here.folder / "adapter" / files.SUMS),
-        "replay_nf4": recipe.export.replay_nf4,
+        "base": merge.onto(here, recipe),
         "max_shard_size": recipe.export.max_shard_size,
     }
     found = []

@@ -19,7 +19,7 @@ from recipes import command
 from recipes.errors import RecipeError, StageError
 from recipes.schema import Recipe
 from tasks import KINDS, render
-from tracking import files, metrics, weights_and_biases
+from tracking import bases, files, metrics, weights_and_biases
 from tracking import run as runs
 from tracking.run import Run
 from train import (
@@ -27,6 +27,7 @@ from train import (
     base,
     checkpoints,
     curve,
+    dequantize,
     disk,
     header,
     interrupt,
@@ -70,7 +71,7 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
 
     tokenizer = render.tokenizer_of(recipe.model)
     rows = lesson.learnt(task, spec, tokenizer, train_rows)
-    model = base.base_model(recipe)
+    model, kept = dequantize.load(recipe, bases.store(run.folder), told)
     preflight.check(rows, tokenizer, recipe, model.config)
     plan = lesson.planned(recipe, rows, model.config, told)
 
@@ -99,7 +100,8 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     scores = {"tuned": asked.score(tuned, untuned), "base": asked.score(untuned, untuned)}
     with disk.told_when_full(run.folder / "adapter"):
         commit = getattr(model.config, "_commit_hash", None)
-        prompt = adapter.prompt(recipe, tokenizer, spec, decoded.max_answer_tokens, commit)
+        trained_base = bases.record(kept, kept.name) if kept else None
+        prompt = adapter.prompt(recipe, tokenizer, spec, decoded.max_answer_tokens, commit, trained_base)
         folder = adapter.export(run, recipe, model, tokenizer, prompt, scores, probed, answers)
         picture = run.folder / "learning_curve.png"
         curve.draw(run.folder / "metrics.jsonl", picture, f"{run.recipe_name}  {run.id}", trained.get("best_step"))
