@@ -18,9 +18,9 @@ import numpy as np
 
 from bench import machine
 from bench.two_systems import CLUSTER, METRICS, RIGHT, drawn, loss_of
-from compare import intervals, paired
-from compare.intervals import SAME, Interval
-from compare.paired import Difference
+from insource.stats import intervals, paired
+from insource.stats.intervals import SAME, Interval
+from insource.stats.paired import Difference
 from recipes import command
 from recipes.errors import StageError
 from tracking import files

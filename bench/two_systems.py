@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tasks import tally
-from tasks.tally import Array, Tally
+from insource.stats import metric_stats
+from insource.stats.metric_stats import Array, Tally
 
 LABELS, CLUSTER = 10, 5
 FREQUENCY: Array = 1 / np.arange(1, LABELS + 1) / np.sum(1 / np.arange(1, LABELS + 1))
@@ -63,8 +63,10 @@ def true_macro_f1(right: Array) -> float:
 
 
 METRICS = (
-    Metric("accuracy", lambda wanted, said: tally.of_scores((wanted == said).tolist()), true_accuracy),
-    Metric("macro-F1", lambda wanted, said: tally.of_labels(wanted.tolist(), said.tolist(), LABELS), true_macro_f1),
+    Metric("accuracy", lambda wanted, said: metric_stats.of_scores((wanted == said).tolist()), true_accuracy),
+    Metric(
+        "macro-F1", lambda wanted, said: metric_stats.of_labels(wanted.tolist(), said.tolist(), LABELS), true_macro_f1
+    ),
 )
 
 

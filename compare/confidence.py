@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from math import exp
 from typing import Any
 
-from compare import calibration, predictions
-from compare.calibration import Platt
+from compare import predictions
 from compare.gathered import Gathered
 from compare.material import Material
 from compare.predictions import Answer
+from insource.stats import calibration
+from insource.stats.calibration import Platt
 from recipes.schema_clashes import METRICS
 from tracking import files
 from tracking.run import Run

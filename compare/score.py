@@ -1,7 +1,7 @@
 """From answers to scores.json: each system's metrics with their intervals, and the paired differences.
 
-Every figure here is made of the tallies of the task (`tasks/tally.py`), so that its interval, its difference to another
-system and its value on a slice are of one kind.
+Every figure here is made of the tallies of the task (`insource/stats/metric_stats.py`), so that its interval, its
+difference to another system and its value on a slice are of one kind.
 """
 
 from collections import Counter
@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.exchange import Usage
-from compare import confidence, intervals, paired, predictions
+from compare import confidence, predictions
 from compare.gathered import Gathered
 from compare.material import Material
 from compare.predictions import Predictions
+from insource.stats import intervals, paired
+from insource.stats.metric_stats import Tally
 from recipes.schema_compare import Primary
-from tasks.tally import Tally
 
 LATENCIES = (50, 95, 99)
 EXPLORATORY_ALPHA, EXPLORATORY_MARGIN = 0.05, 0.02

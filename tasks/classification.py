@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from insource.stats import metric_stats
+from insource.stats.metric_stats import Tally
 from recipes.schema import Recipe
 from recipes.schema_data import Task
-from tasks import tally
 from tasks.given import Given, UnusableRowError, cell
 from tasks.parsed import Parsed
-from tasks.tally import Tally
 from tasks.text import clean, label_key
 
 # What `weakest` tells of, and by which figure.
@@ -157,7 +157,7 @@ def tallies(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> di
     wanted = [numbers[target] for target in targets]
     given = [-1 if one.problem is not None else numbers[one.value] for one in answers]
     right = [float(a == b) for a, b in zip(wanted, given, strict=True)]
-    return {"accuracy": tally.of_scores(right), "macro_f1": tally.of_labels(wanted, given, len(numbers))}
+    return {"accuracy": metric_stats.of_scores(right), "macro_f1": metric_stats.of_labels(wanted, given, len(numbers))}
 
 
 def headline(score: Mapping[str, Any]) -> dict[str, float]:

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from insource.stats import metric_stats
+from insource.stats.metric_stats import Tally
 from recipes.schema import Recipe
 from recipes.schema_data import Task
 from recipes.schema_fields import nullable
-from tasks import tally
 from tasks.fields import RULES, Field, canonical, check, effective, in_words, json_text, literal, rule
 from tasks.given import Given, UnusableRowError, cell
 from tasks.parsed import Parsed
-from tasks.tally import Tally
 from tasks.values import normalize
 
 # What `weakest` tells of, and by which figure.
@@ -259,9 +259,9 @@ def _tallies(rows: Sequence[Mapping[str, Counter[str]]], answers: Sequence[Parse
         [float(sum(count[of] for count in row.values())) for row in rows] for of in ("right", "said", "n")
     )
     return {
-        "exact_match": tally.of_scores([float(a and b) for a, b in zip(same, valid, strict=True)]),
-        "field_f1": tally.of_parts(right, said, wanted),
-        "schema_valid": tally.of_scores(valid),
+        "exact_match": metric_stats.of_scores([float(a and b) for a, b in zip(same, valid, strict=True)]),
+        "field_f1": metric_stats.of_parts(right, said, wanted),
+        "schema_valid": metric_stats.of_scores(valid),
     }
 
 

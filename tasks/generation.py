@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from insource.stats import metric_stats
+from insource.stats.metric_stats import Tally
 from recipes.schema import Recipe
 from recipes.schema_data import Task
-from tasks import tally
 from tasks.given import Given, cell, free_text
 from tasks.parsed import Parsed
-from tasks.tally import Tally
 from tasks.text import clean, duplicate_key
 
 # What `weakest` tells of, and by which figure.
@@ -164,7 +164,7 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict
 def tallies(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict[str, Tally]:
     """Returns rouge_l, chrf and exact_match as sums over rows, of which any resample can be computed."""
     scores = row_scores(spec, targets, answers)
-    return {name: tally.of_scores([one[name] for one in scores]) for name in ("rouge_l", "chrf", "exact_match")}
+    return {name: metric_stats.of_scores([one[name] for one in scores]) for name in ("rouge_l", "chrf", "exact_match")}
 
 
 def headline(score: Mapping[str, Any]) -> dict[str, float]:

@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from insource.stats import metric_stats
+from insource.stats.metric_stats import Tally
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
-from tasks import tally
 
 # Asked in the words of a generation: Spec, specify and messages are its own.
 from tasks.generation import EMPTY
@@ -25,7 +26,6 @@ from tasks.generation import messages as messages
 from tasks.generation import specify as specify
 from tasks.given import Given, UnusableRowError, asked, cell, free_text, messages_of
 from tasks.parsed import Parsed
-from tasks.tally import Tally
 from tasks.text import clean
 
 # What `weakest` tells of, and by which figure.
@@ -183,7 +183,7 @@ def tallies(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[
     the answers have a reward."""
     scores = row_scores(spec, targets, answers)
     names = ("preference_accuracy", "reward_accuracy") if _tuned(answers) else ("preference_accuracy",)
-    return {name: tally.of_scores([one[name] for one in scores]) for name in names}
+    return {name: metric_stats.of_scores([one[name] for one in scores]) for name in names}
 
 
 def headline(score: Mapping[str, Any]) -> dict[str, float]:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compare import calibration
-from compare.calibration import Platt
+from insource.stats import calibration
+from insource.stats.calibration import Platt
 
 
 def test_the_scale_that_made_the_answers_is_found_again() -> None:

@@ -12,10 +12,9 @@ from scipy import stats
 from scipy.sparse import csr_array
 
 from bench import coverage, two_systems
-from compare import intervals
-from compare.resample import Units, bootstrapped, jackknifed, numbered, swapped, units_of
-from tasks import tally
-from tasks.tally import Array, Tally
+from insource.stats import intervals, metric_stats
+from insource.stats.metric_stats import Array, Tally
+from insource.stats.resampling import Units, bootstrapped, jackknifed, numbered, swapped, units_of
 
 # Efron and Tibshirani 1993, An Introduction to the Bootstrap, table 14.1: the spatial test data, A.
 SPATIAL = [48, 36, 20, 29, 42, 42, 20, 42, 22, 41, 45, 14, 6, 0, 33, 28, 34, 4, 32, 24, 47, 41, 24, 26, 30, 41]
@@ -47,7 +46,7 @@ def answers(n: int, labels: int = 7, seed: int = 1) -> tuple[list[int], list[int
 )
 def test_wilson_is_as_newcombe_published_it(right: int, n: int, low: float, high: float) -> None:
     # Newcombe 1998, Statistics in Medicine 17, 857-872, table I, method 3.
-    found = intervals.of(tally.of_scores([1.0] * right + [0.0] * (n - right)))
+    found = intervals.of(metric_stats.of_scores([1.0] * right + [0.0] * (n - right)))
     assert found.method == "Wilson" and found.value == right / n
     assert found.low == pytest.approx(low, abs=5e-5) and found.high == pytest.approx(high, abs=5e-5)
 
@@ -67,7 +66,7 @@ def test_bca_is_as_efron_and_tibshirani_published_it() -> None:
 
 def test_bca_is_scipys() -> None:
     values = rng().gamma(1.5, size=300)
-    ours = intervals.of(tally.of_scores(values.tolist()), resamples=10_000)
+    ours = intervals.of(metric_stats.of_scores(values.tolist()), resamples=10_000)
     theirs = stats.bootstrap((values,), np.mean, n_resamples=9999, method="BCa", rng=rng()).confidence_interval
     assert ours.method == "BCa bootstrap"
     assert [ours.low, ours.high] == pytest.approx([theirs.low, theirs.high], abs=0.06 * (theirs.high - theirs.low))
@@ -83,8 +82,8 @@ def test_few_units_get_the_quantile_of_students_t(units: int) -> None:
 def test_a_row_that_stands_five_times_in_its_cluster_counts_once() -> None:
     once = rng().beta(4, 1, size=120)
     clusters: list[str | None] = [str(number) for number in range(120) for _ in range(5)]
-    alone = intervals.of(tally.of_scores(once.tolist()))
-    five = tally.of_scores(np.repeat(once, 5).tolist())
+    alone = intervals.of(metric_stats.of_scores(once.tolist()))
+    five = metric_stats.of_scores(np.repeat(once, 5).tolist())
     together, as_if_independent = intervals.of(five, clusters), intervals.of(five)
     assert together.method == "BCa bootstrap by cluster" and together.value == pytest.approx(alone.value)
     width, plain, naive = (one.high - one.low for one in (together, alone, as_if_independent))
@@ -93,7 +92,7 @@ def test_a_row_that_stands_five_times_in_its_cluster_counts_once() -> None:
 
 
 def test_rows_without_a_group_are_clusters_of_their_own() -> None:
-    right = tally.of_scores([1.0] * 30 + [0.0] * 6)
+    right = metric_stats.of_scores([1.0] * 30 + [0.0] * 6)
     assert intervals.of(right, [None] * 36) == intervals.of(right)
     assert intervals.of(right, [str(at) for at in range(36)]) == intervals.of(right)
     assert numbered(["a", None, "a", None], 4).tolist() == [0, 1, 0, 2]  # type: ignore[union-attr]
@@ -101,26 +100,26 @@ def test_rows_without_a_group_are_clusters_of_their_own() -> None:
 
 def test_where_every_cluster_is_right_the_interval_is_that_of_as_many_rows() -> None:
     clusters: list[str | None] = [str(at // 5) for at in range(100)]
-    found = intervals.of(tally.of_scores([1.0] * 100), clusters)
+    found = intervals.of(metric_stats.of_scores([1.0] * 100), clusters)
     assert found.method == "Wilson by cluster"
     assert (found.low, found.high) == intervals.wilson(1.0, 20, 0.05)
 
 
 def test_equal_scores_are_both_ends() -> None:
-    found = intervals.of(tally.of_scores([0.25] * 12))
+    found = intervals.of(metric_stats.of_scores([0.25] * 12))
     assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
 
 
 def test_one_cluster_alone_tells_nothing_and_does_not_fail() -> None:
-    found = intervals.of(tally.of_scores([0.25, 0.5]), ["a", "a"])
+    found = intervals.of(metric_stats.of_scores([0.25, 0.5]), ["a", "a"])
     assert (found.low, found.high) == (0.375, 0.375)
 
 
 def test_no_rows_and_too_few_clusters_are_refused() -> None:
     with pytest.raises(ValueError, match="no rows"):
-        intervals.of(tally.of_scores([]))
+        intervals.of(metric_stats.of_scores([]))
     with pytest.raises(ValueError, match="1 clusters are given for 2 rows"):
-        intervals.of(tally.of_scores([0.5, 1.0]), ["a"])
+        intervals.of(metric_stats.of_scores([0.5, 1.0]), ["a"])
 
 
 @settings(deadline=None)
@@ -128,7 +127,7 @@ def test_no_rows_and_too_few_clusters_are_refused() -> None:
 def test_an_interval_holds_its_value(values: list[float], size: int, alpha: float) -> None:
     clusters: list[str | None] = [str(at // size) for at in range(len(values))]
     for one in (
-        intervals.of(tally.of_scores(values), groups, alpha=alpha, resamples=99) for groups in (None, clusters)
+        intervals.of(metric_stats.of_scores(values), groups, alpha=alpha, resamples=99) for groups in (None, clusters)
     ):
         assert min(values) - 1e-9 <= one.low <= one.value <= one.high <= max(values) + 1e-9 or "Wilson" in one.method
         assert 0 <= one.low <= one.value <= one.high <= 1
@@ -140,16 +139,16 @@ def test_the_order_of_rows_means_nothing(values: list[float], size: int, random:
     clusters: list[str | None] = [str(at // size) for at in range(len(values))]
     order = list(range(len(values)))
     random.shuffle(order)
-    turned = tally.of_scores([values[at] for at in order])
+    turned = metric_stats.of_scores([values[at] for at in order])
     for before, after in ((None, None), (clusters, [clusters[at] for at in order])):
-        one, other = intervals.of(tally.of_scores(values), before), intervals.of(turned, after)
+        one, other = intervals.of(metric_stats.of_scores(values), before), intervals.of(turned, after)
         assert [one.low, one.high] == pytest.approx([other.low, other.high], abs=1e-12)
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 3)), min_size=2, max_size=60), st.integers(1, 5))
 def test_cells_stand_for_their_rows(pairs: list[tuple[int, int]], size: int) -> None:
-    found = tally.of_labels([wanted for wanted, _ in pairs], [said for _, said in pairs], 4)
+    found = metric_stats.of_labels([wanted for wanted, _ in pairs], [said for _, said in pairs], 4)
     numbers = numbered([str(at // size) for at in range(len(pairs))], len(pairs))
     dense = found.rows.toarray()
     for rows in (found.rows, dense):
@@ -167,7 +166,7 @@ def test_cells_stand_for_their_rows(pairs: list[tuple[int, int]], size: int) -> 
 
 def test_cells_are_drawn_as_units_are() -> None:
     wanted, said = answers(3000, labels=3)
-    found = tally.of_labels(wanted, said, 3)
+    found = metric_stats.of_labels(wanted, said, 3)
     cells = units_of(found.rows)
     one_by_one = Units(found.rows, np.ones(found.n, dtype=np.int64))
     assert cells.by_cell and not one_by_one.by_cell
@@ -194,7 +193,7 @@ def test_sparse_rows_are_equal_whatever_the_order_and_the_zeros_they_are_stored_
 
 
 def test_memory_does_not_grow_with_rows_times_resamples() -> None:
-    many = tally.of_scores(rng().random(60_000).tolist())
+    many = metric_stats.of_scores(rng().random(60_000).tolist())
     tracemalloc.start()
     intervals.of(many, resamples=300)
     peak = tracemalloc.get_traced_memory()[1]

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from compare import intervals, linear
+from compare import linear
 from data_prep import prepare
+from insource.stats import intervals, metric_stats
 from recipes.load import load
-from tasks import tally
 from tracking import files
 
 
@@ -25,7 +25,7 @@ def test_on_banking77_it_reaches_what_others_have_measured(banking77: Path, tmp_
     assert len(test) == 3080
     found = linear.guesses(train, test, [one["target"] for one in train], labelled=True)
     right = [float(guess.output == one["target"]) for guess, one in zip(found, test, strict=True)]
-    value = intervals.of(tally.of_scores(right))
+    value = intervals.of(metric_stats.of_scores(right))
     assert 0.90 <= value.value <= 0.92
     assert value.method == "Wilson" and value.high - value.low == pytest.approx(0.0202, abs=0.002)
     assert all(guess.log_probability is not None and guess.log_probability <= 0 for guess in found)

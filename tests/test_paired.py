@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compare import paired
-from compare.paired import Difference
-from tasks import tally
-from tasks.tally import Tally
+from insource.stats import metric_stats, paired
+from insource.stats.metric_stats import Tally
+from insource.stats.paired import Difference
 
 # Darwin's maize, crossed minus self-fertilised, in eighths of an inch (Fisher 1935, The Design of Experiments).
 DARWIN = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
@@ -21,12 +20,12 @@ DARWIN = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
 def table(both: int, only_a: int, only_b: int, neither: int) -> tuple[Tally, Tally]:
     a = [1.0] * (both + only_a) + [0.0] * (only_b + neither)
     b = [1.0] * both + [0.0] * only_a + [1.0] * only_b + [0.0] * neither
-    return tally.of_scores(a), tally.of_scores(b)
+    return metric_stats.of_scores(a), metric_stats.of_scores(b)
 
 
 def labels(pairs: list[tuple[int, int, int]]) -> tuple[Tally, Tally]:
     wanted, a, b = zip(*pairs, strict=True)
-    return tally.of_labels(wanted, a, 4), tally.of_labels(wanted, b, 4)
+    return metric_stats.of_labels(wanted, a, 4), metric_stats.of_labels(wanted, b, 4)
 
 
 answered = st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 3), st.integers(-1, 3)), min_size=2, max_size=60)
@@ -80,8 +79,8 @@ def test_a_paired_test_sees_what_an_unpaired_one_does_not() -> None:
 
 def test_the_permutation_test_is_fishers_of_darwins_maize() -> None:
     # 863 of the 32,768 signs give as much or more: 0.0263, and twice that on both sides.
-    crossed = tally.of_scores([100 + one / 2 for one in DARWIN])
-    selfed = tally.of_scores([100 - one / 2 for one in DARWIN])
+    crossed = metric_stats.of_scores([100 + one / 2 for one in DARWIN])
+    selfed = metric_stats.of_scores([100 - one / 2 for one in DARWIN])
     found = paired.of(crossed, selfed, permutations=20_000)
     assert (found.test, found.discordant) == ("paired permutation", None)
     assert found.delta == pytest.approx(314 / 15)
@@ -90,8 +89,8 @@ def test_the_permutation_test_is_fishers_of_darwins_maize() -> None:
 
 def test_a_few_rows_that_differ_all_to_one_side_are_no_proof() -> None:
     # Four of 280 rows, each a little better: one in eight of all signs does as much.
-    better = tally.of_scores([0.9] * 4 + [0.8] * 276)
-    found = paired.of(better, tally.of_scores([0.6, 0.7, 0.75, 0.8] + [0.8] * 276))
+    better = metric_stats.of_scores([0.9] * 4 + [0.8] * 276)
+    found = paired.of(better, metric_stats.of_scores([0.6, 0.7, 0.75, 0.8] + [0.8] * 276))
     assert found.p_value == pytest.approx(2 / 16, abs=0.02)
     assert found.low <= 0 < found.delta < found.high
     assert paired.judged(found, margin=0.02) == "non-inferior"
@@ -131,9 +130,9 @@ def test_the_detectable_difference_is_that_of_the_rows_seen() -> None:
 
 @pytest.mark.parametrize("rows", [10, 400])
 def test_systems_that_answer_alike_are_not_proven_equal_by_few_rows(rows: int) -> None:
-    same, scores = tally.of_scores([1.0] * rows), tally.of_scores([0.5] * rows)
+    same, scores = metric_stats.of_scores([1.0] * rows), metric_stats.of_scores([0.5] * rows)
     clusters: list[str | None] = [str(at // 2) for at in range(2 * rows)]
-    two_each = tally.of_scores([1.0] * 2 * rows)
+    two_each = metric_stats.of_scores([1.0] * 2 * rows)
     for found in (paired.of(same, same), paired.of(scores, scores), paired.of(two_each, two_each, clusters)):
         assert found.delta == 0 and found.p_value == 1 and found.low == -found.high < 0
         assert paired.judged(found, 0.02) == ("undecided" if rows == 10 else "non-inferior")
@@ -173,8 +172,8 @@ def test_rows_that_would_decide() -> None:
 
 
 def test_tallies_of_other_rows_or_metrics_are_refused() -> None:
-    ten, eleven = tally.of_scores([1.0] * 10), tally.of_scores([1.0] * 11)
-    for other in (eleven, tally.of_labels([0] * 10, [0] * 10, 2), Tally(ten.rows, tally.micro_f1)):
+    ten, eleven = metric_stats.of_scores([1.0] * 10), metric_stats.of_scores([1.0] * 11)
+    for other in (eleven, metric_stats.of_labels([0] * 10, [0] * 10, 2), Tally(ten.rows, metric_stats.micro_f1)):
         with pytest.raises(ValueError, match="not one metric of the same rows"):
             paired.of(ten, other)
 
@@ -182,7 +181,7 @@ def test_tallies_of_other_rows_or_metrics_are_refused() -> None:
 @settings(deadline=None)
 @given(answered, st.integers(1, 4))
 def test_swapping_the_systems_turns_the_signs(pairs: list[tuple[int, int, int]], size: int) -> None:
-    right = [tally.of_scores([float(one[0] == one[at]) for one in pairs]) for at in (1, 2)]
+    right = [metric_stats.of_scores([float(one[0] == one[at]) for one in pairs]) for at in (1, 2)]
     for (a, b), clusters in product((labels(pairs), right), (None, [str(at // size) for at in range(len(pairs))])):
         if a.figure() == b.figure():
             continue

@@ -12,9 +12,19 @@ from typing import Literal
 
 import numpy as np
 
-from compare.intervals import ALPHA, RESAMPLES, SAME, SEED, bca, quantile
-from compare.resample import Counts, Units, beside, bootstrapped, jackknifed, not_zero, numbered, swapped, units_of
-from tasks.tally import Array, Tally
+from insource.stats.intervals import ALPHA, RESAMPLES, SAME, SEED, bca, quantile
+from insource.stats.metric_stats import Array, Tally
+from insource.stats.resampling import (
+    Counts,
+    Units,
+    beside,
+    bootstrapped,
+    jackknifed,
+    not_zero,
+    numbered,
+    swapped,
+    units_of,
+)
 
 Judged = Literal["superior", "non-inferior", "worse", "undecided"]
 PERMUTATIONS = 10_000

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.tally import Array
+from insource.stats.metric_stats import Array
 
 Value = Callable[[Array], Array]
 """Sums (b, k) -> the figure of each, (b,)."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compare.intervals import ALPHA, wilson
+from insource.stats.intervals import ALPHA, wilson
 
 # Probabilities are held this far from 0 and 1, where their logit has no end.
 NEAREST = 1e-9

@@ -11,8 +11,8 @@ from math import sqrt
 
 import numpy as np
 
-from compare.resample import Counts, bootstrapped, jackknifed, numbered, units_of
-from tasks.tally import Array, Tally
+from insource.stats.metric_stats import Array, Tally
+from insource.stats.resampling import Counts, bootstrapped, jackknifed, numbered, units_of
 
 ALPHA, RESAMPLES, SEED = 0.05, 2000, 17
 # Closer than this, two figures differ by rounding alone.

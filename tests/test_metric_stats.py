@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
+from insource.stats import metric_stats
 from recipes.schema_data import Task
-from tasks import KINDS, classification, extraction, shots, tally
+from tasks import KINDS, classification, extraction, shots
 from tasks.parsed import Parsed
 
 LABELS = ["a", "b", "c", "d"]
@@ -36,10 +37,10 @@ def test_accuracy_and_macro_f1_are_scikit_learns(rows: list[tuple[str, str | Non
 @given(ROWS, st.integers(0, 2**31))
 def test_a_resample_is_the_sum_of_its_rows(rows: list[tuple[str, str | None]], seed: int) -> None:
     targets, given_ = [LABELS.index(row[0]) for row in rows], [LABELS.index(row[1]) if row[1] else -1 for row in rows]
-    whole = tally.of_labels(targets, given_, len(LABELS))
+    whole = metric_stats.of_labels(targets, given_, len(LABELS))
     drawn = np.random.default_rng(seed).integers(0, len(rows), len(rows))
     counts = np.bincount(drawn, minlength=len(rows)).astype(float)
-    again = tally.of_labels([targets[at] for at in drawn], [given_[at] for at in drawn], len(LABELS))
+    again = metric_stats.of_labels([targets[at] for at in drawn], [given_[at] for at in drawn], len(LABELS))
     assert whole.value((whole.rows.T @ counts).reshape(1, -1))[0] == pytest.approx(again.figure())
 
 
@@ -54,10 +55,10 @@ def test_field_f1_counts_values_of_all_rows_together() -> None:
 
 
 def test_shares_are_known_as_such() -> None:
-    assert tally.of_scores([1.0, 0.0]).proportion
-    assert not tally.of_scores([0.5, 1.0]).proportion
-    assert not tally.of_parts([1.0], [1.0], [1.0]).proportion
-    assert not tally.of_labels([0], [0], 2).proportion
+    assert metric_stats.of_scores([1.0, 0.0]).proportion
+    assert not metric_stats.of_scores([0.5, 1.0]).proportion
+    assert not metric_stats.of_parts([1.0], [1.0], [1.0]).proportion
+    assert not metric_stats.of_labels([0], [0], 2).proportion
 
 
 def test_examples_stand_before_the_row_as_turns() -> None:

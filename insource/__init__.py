@@ -1,0 +1,1 @@
+"""The library that all stages use; it imports no stage."""
