@@ -54,7 +54,7 @@ def measured(rows: int, labels: int, clusters: bool) -> dict[str, Any]:
     began = time.perf_counter()
     every = [score.scored(one, material, None) for one in gathered]
     told = [score.system_json(one, material, PRIMARY, fitted=False) for one in every]
-    compared = score.comparisons(every, material, PRIMARY)
+    compared = score.comparisons(every, PRIMARY)
     score.agreement(every)
     score.confusion(every, material)
     score.disagreements(every[0], every[1], material)

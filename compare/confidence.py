@@ -21,19 +21,17 @@ from tracking.run import Run
 AS_TOLD = "nothing: as the system tells it"
 
 
-def scale(here: Run, material: Material, which: str) -> Platt | None:
+def scale(here: Run, material: Material) -> Platt | None:
     """Returns the scale of the tuned model, None where its references are all right or all wrong, or there are none."""
-    folder = here.folder / (which if which == "merged" else "adapter")
-    path = folder / "reference.jsonl"
+    path = here.folder / "adapter" / "reference.jsonl"
     if material.module.OBJECTIVE == "prefer" or not path.exists():
         return None
     rows = {row["id"]: row for row in files.read_jsonl(here.folder / "data" / "validation.jsonl")}
     told = [one for one in files.read_jsonl(path) if one["id"] in rows]
-    answered = [one.get("served", one) for one in told]
-    answers = [Answer(one["id"], found["answer"]) for one, found in zip(told, answered, strict=True)]
+    answers = [Answer(one["id"], one["answer"]) for one in told]
     found = predictions.of(material, [rows[one.id] for one in answers], answers)
     right = [bool(value) for value in right_of(found, material)]
-    return calibration.fitted([one["log_probability"] for one in answered], right)
+    return calibration.fitted([one["log_probability"] for one in told], right)
 
 
 def of(one: Gathered, fitted: Platt | None, answers: Sequence[Answer]) -> list[float | None]:

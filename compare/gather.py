@@ -10,15 +10,22 @@ from collections.abc import Sequence
 from compare import linear, owned, preferences, providers
 from compare.gathered import Gathered, Place
 from compare.predictions import Answer
-from compare.systems import System
-from recipes.schema_compare import ENCODER
+from compare.systems import NotRun, System, in_its_place
+from compare.systems import failed as failed_to_serve
+from recipes.errors import RecipeError, StageError
+from recipes.schema_compare import ENCODER, TUNED
+from tracking import run
 
 
-def everything(place: Place, systems: Sequence[System]) -> list[Gathered]:
-    """Returns what each system answered, in their order. Raises StageError where a server of ours fails, or serves
-    something else than was trained."""
+def everything(place: Place, systems: Sequence[System]) -> tuple[list[Gathered], list[NotRun]]:
+    """Returns what each system answered, in their order, and what could not be served.
+
+    Where `serve.model: auto` leaves a choice and the tuned model cannot be served in the form that comes first, the
+    next form takes its place. Raises StageError where nothing that the recipe would serve can be, or where it is
+    something else than was trained.
+    """
     if place.material.module.OBJECTIVE == "prefer":
-        return preferences.everything(place, systems)
+        return preferences.everything(place, systems), []
     place.answers.mkdir(exist_ok=True)
     found: dict[str, Gathered] = {}
     for one in systems:
@@ -28,14 +35,48 @@ def everything(place: Place, systems: Sequence[System]) -> list[Gathered]:
             found[one.name] = providers.given(place, one)
     asked = [one for one in systems if one.kind == "closed"]
     found |= providers.everyone(place, asked)
-    for together in servers(systems):
-        found |= owned.served(place, together)
-    return [found[one.name] for one in systems]
+    served, failed = everything_served(place, systems)
+    found |= {one.system.name: one for one in served}
+    last = [one.name for one in systems if one.name in found]
+    return [found[name] for name in last], failed
+
+
+def everything_served(place: Place, systems: Sequence[System]) -> tuple[list[Gathered], list[NotRun]]:
+    """Returns what the systems answered that vLLM has to serve, the tuned model first, and what could not be served."""
+    found: dict[str, Gathered] = {}
+    failed: list[NotRun] = []
+    todo = servers(systems)
+    while todo:
+        together = todo.pop(0)
+        try:
+            found |= owned.served(place, together)
+        except (RecipeError, StageError) as error:
+            first, *others = together
+            following = next((one for group in todo for one in group if one.kind == "tuned"), None)
+            if first.name == TUNED and (place.recipe.serve.model != "auto" or following is None):
+                raise
+            failed.append(failed_system(place, first, error, following))
+            rest = [one for group in [others, *todo] for one in group]
+            if first.name == TUNED and following and following.which:
+                todo = servers(in_its_place(rest, following.which))
+            else:
+                todo = servers([one for one in rest if one.kind in ("tuned", "base")])
+    return list(found.values()), failed
+
+
+def failed_system(place: Place, system: System, error: Exception, following: System | None) -> NotRun:
+    """Returns what is reported of a system that could not be served; says and records it."""
+    told = f"{system.title} could not be served: {error}"
+    if system.name == TUNED and following:
+        told += f"; {following.title} is compared in its place"
+    print(f"fallback  {told}", file=sys.stderr, flush=True)
+    run.fallback(place.here, "compare", told)
+    return failed_to_serve(system, str(error))
 
 
 def servers(systems: Sequence[System]) -> list[list[System]]:
     """Returns the systems that vLLM has to serve, those together that one process serves: the base goes with an adapter
-    that it bears, and each other form is alone."""
+    that it bears, and each other form has a process of its own."""
     tuned, base = ([one for one in systems if one.kind == kind] for kind in ("tuned", "base"))
     found = [[one, *base] if one.which == "adapter" else [one] for one in tuned]
     return [*found, base] if base and all(one.which != "adapter" for one in tuned) else found

@@ -25,6 +25,7 @@ class Gathered:
 
     system: System
     test: Sequence[Answer]
+    """Of all test rows in their order, or of those that the system was asked."""
     calibration: Sequence[Answer] = ()
     again: Sequence[Answer] = ()
     """Answers to the first rows of the test set, asked a second time."""
@@ -119,13 +120,13 @@ def remembered(path: Path, of: Any, fresh: Mapping[str, Any] | None) -> Mapping[
 
 
 def told(asking: Asking, found: Collected, place: Place, **more: Any) -> Gathered:
-    """Returns what was collected as the answers to the test rows, to the calibration rows, and to rows asked again;
-    `more` is whatever else is known of the system."""
+    """Returns what was collected as the answers to the test rows that were asked, to the calibration rows, and to rows
+    asked again; `more` is whatever else is known of the system."""
     asked = {(one.id, one.repeat) for one in asking.questions}
     test, calibration = place.material.test, place.material.calibration
     return Gathered(
         asking.system,
-        test=[answer_of(found, row["id"]) for row in test],
+        test=[answer_of(found, row["id"]) for row in test if (row["id"], 0) in asked],
         calibration=[answer_of(found, row["id"]) for row in calibration if (row["id"], 0) in asked],
         again=[answer_of(found, row["id"], 1) for row in test if (row["id"], 1) in asked],
         complete=found.complete,

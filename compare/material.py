@@ -1,5 +1,6 @@
 """What systems are compared on: the task as the model learnt it, and the rows of each split."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,8 +38,7 @@ class Material:
     @property
     def clusters(self) -> list[str | None] | None:
         """Returns the group of each test row, None where rows have none."""
-        groups = [row.get("group") for row in self.test]
-        return groups if any(group is not None for group in groups) else None
+        return clusters_of(self.test)
 
     @property
     def n_clusters(self) -> int | None:
@@ -48,6 +48,23 @@ class Material:
         counted = Counter(self.clusters)
         alone = counted.pop(None, 0)
         return len(counted) + alone
+
+
+def clusters_of(rows: Rows) -> list[str | None] | None:
+    """Returns the group of each row, None where rows have none."""
+    groups = [row.get("group") for row in rows]
+    return groups if any(group is not None for group in groups) else None
+
+
+def explored(rows: Rows, most: int) -> Rows:
+    """Returns so many of the rows, in their order: those whose ids have the smallest hashes, which is a random choice
+    that is the same for all systems and for every repetition."""
+    if len(rows) <= most:
+        return rows
+    chosen = {
+        row["id"] for row in sorted(rows, key=lambda row: hashlib.sha256(str(row["id"]).encode()).digest())[:most]
+    }
+    return [row for row in rows if row["id"] in chosen]
 
 
 def test_sha256(here: Run) -> str:

@@ -1,7 +1,8 @@
 """Systems that a vLLM of ours serves: every form of the tuned model, and its untuned base.
 
-A server is started when the first answer is missing, and not at all where all are on disk. What it serves is held to
-what was trained before it is compared, as `make serve` does.
+A server is started when the first answer is missing, and not at all where all are on disk. The tuned model is held to
+what was trained before it is compared: other prompt ids, or the same weights answering otherwise, end the comparison. A
+lower score of other weights is a result, and is reported.
 """
 
 import sys
@@ -10,14 +11,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from backends.exchange import Backend
-from compare import questions
+from backends.exchange import Backend, Received, Usage
+from compare import material, questions
 from compare.answers import Collected, Question
 from compare.gathered import Asking, Gathered, Place, remembered, told
-from compare.systems import System
-from recipes.errors import GateError, RecipeError
+from compare.material import Rows
+from compare.systems import System, explores
+from recipes.errors import GateError, RecipeError, StageError
 from recipes.schema_compare import TUNED
-from serve import plan, stay, wire
+from serve import plan, probe, stay, wire
 from serve.engine import Address, Engine, Plan, free_port
 from serve.plan import Served
 from tracking import environment, files, run
@@ -32,7 +34,10 @@ def served(place: Place, together: Sequence[System]) -> dict[str, Gathered]:
     something else than was trained."""
     asked = _plan(place, together[0])
     prepared = [_asked(place, system) for system in together]
-    notes = [cut_short(system, cut) for system, (_, cut) in zip(together, prepared, strict=True)]
+    notes = [
+        [*cut_short(system, cut), *asked_less(place, system)]
+        for system, (_, cut) in zip(together, prepared, strict=True)
+    ]
     asking = [
         Asking(
             system,
@@ -60,7 +65,7 @@ def running(place: Place, system: System) -> Iterator[tuple[Plan, Address]]:
     with stay.stopped_at_the_end(vllm):
         stay.started(vllm)
         if system.name == TUNED and place.material.module.OBJECTIVE == "imitate":
-            _hold(place, _served(place, system), vllm.address)
+            _hold(place, system, asked, vllm.address)
         yield asked, vllm.address
 
 
@@ -78,11 +83,45 @@ def cut_short(system: System, prompts: int) -> list[str]:
     return [f"{system.title}: {prompts:,} prompts have fewer examples, to fit serve.max_model_len"] if prompts else []
 
 
-def _hold(place: Place, one: Served, address: Address) -> None:
-    """Raises GateError where the server does not answer what was trained."""
-    parity = place.recipe.serve.parity
-    if failures := stay.checked(one, address, None, place.recipe.serve).failures(parity):
-        raise GateError(f"not compared: what answers is not what was trained: {'; '.join(failures)}")
+def asked_less(place: Place, system: System) -> list[str]:
+    """Returns what to tell of a system that is asked a part of the test rows."""
+    rows, every = _rows(place, system), place.material.test
+    if len(rows) == len(every):
+        return []
+    return [f"{system.title}: asked {len(rows):,} of {len(every):,} test rows (compare.explore_rows), it only explores"]
+
+
+def _rows(place: Place, system: System) -> Rows:
+    """The test rows that a system is asked."""
+    rows = place.material.test
+    return material.explored(rows, place.recipe.compare.explore_rows) if explores(system, place.recipe) else rows
+
+
+def _hold(place: Place, system: System, asked: Plan, address: Address) -> None:
+    """Raises GateError where the server does not answer what was trained. Its answers to the validation rows are kept
+    as all others are, so that a comparison that goes on after an interruption does not ask for them again."""
+    serve, one = place.recipe.serve, _served(place, system)
+    probed = probe.of(one, serve.parity.start_rows, serve)
+    questions_asked = [Question(request.id, 0, request) for request in probe.requests(probed)]
+    backend, identity = _backend(place, asked, system, address), _identity(place, system, asked)
+    collected = Asking(system, backend, identity, questions_asked, place.journal(system)).collect().answers
+    answers = [collected[question.id, 0] for question in questions_asked]
+    if unanswered := [answer for answer in answers if answer.output is None]:
+        raise StageError(
+            f"{len(unanswered)} of {len(answers)} validation rows were not answered; the first, {unanswered[0].id}: "
+            f"{unanswered[0].error}"
+        )
+    known = [
+        Received(answer.output or "", answer.model_id or "", Usage(), answer.finish_reason or "stop")
+        for answer in answers
+    ]
+    found = probe.measure(probed, address, None, probe.ways(probed, serve)[:1], known)
+    stay.tell(one.name, found)
+    if mismatches := found.mismatches(serve.parity):
+        raise GateError(f"not compared: what answers is not what was trained: {'; '.join(mismatches)}")
+    for loss in found.losses(serve.parity):
+        print(f"parity    {loss}; it is compared all the same", file=sys.stderr, flush=True)
+        run.fallback(place.here, "compare", loss)
 
 
 def _gathered(place: Place, asking: Asking, notes: Sequence[str]) -> Gathered:
@@ -95,17 +134,17 @@ def _gathered(place: Place, asking: Asking, notes: Sequence[str]) -> Gathered:
 
 
 def _asked(place: Place, system: System) -> tuple[list[Question], int]:
-    """What a server of ours is asked: the test rows, the tuned model the calibration rows too. And how many prompts
-    lost examples."""
-    material, cut = place.material, 0
-    asked = questions.requests(system, material, material.test)
+    """What a server of ours is asked: test rows, the tuned model the calibration rows too. And how many prompts lost
+    examples."""
+    compared, cut = place.material, 0
+    asked = questions.requests(system, compared, _rows(place, system))
     if system.shots:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(place.here.folder / "adapter")
-        asked, cut = questions.fitting(asked, tokenizer, place.recipe, int(material.prompt["max_answer_tokens"]))
+        asked, cut = questions.fitting(asked, tokenizer, place.recipe, int(compared.prompt["max_answer_tokens"]))
     if system.name == TUNED:
-        asked = [*asked, *questions.requests(system, material, material.calibration)]
+        asked = [*asked, *questions.requests(system, compared, compared.calibration)]
     return [Question(one.id, 0, one) for one in asked], cut
 
 

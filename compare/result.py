@@ -67,7 +67,7 @@ def scores_json(
         "plan": plan_json(primary, opened),
         "systems": found,
         "not_run": [{"name": one.name, "title": one.title, "why": one.why} for one in missing],
-        "comparisons": score.comparisons(every, mine, primary),
+        "comparisons": score.comparisons(every, primary),
         "agreement": score.agreement(every),
         "confusion": score.confusion(every, mine),
         "cost": costs(here, recipe, mine, every).json(),

@@ -1,7 +1,8 @@
 """From answers to scores.json: each system's metrics with their intervals, and the paired differences.
 
-Every figure here is made of the tallies of the task (`insource/stats/metric_stats.py`), so that its interval, its
-difference to another system and its value on a slice are of one kind.
+Every figure here is made of the sums of the task's metrics (`insource/stats/metric_stats.py`), so that its interval, its
+difference to another system and its value on a slice are of one kind. A system that only explores is asked a part of
+the test rows: its figures are of these, and it is compared with another on the rows that both answered.
 """
 
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 from backends.exchange import Usage
 from compare import confidence, predictions
 from compare.gathered import Gathered
-from compare.material import Material
+from compare.material import Material, Rows, clusters_of
 from compare.predictions import Predictions
 from insource.stats import intervals, paired
 from insource.stats.metric_stats import Tally
@@ -29,6 +30,8 @@ class Scored:
     """A system with what its answers are worth."""
 
     gathered: Gathered
+    rows: Rows
+    """The test rows that it was asked."""
     found: Predictions
     tallies: Mapping[str, Tally]
     confidences: Sequence[float | None]
@@ -42,18 +45,26 @@ class Scored:
 
 def scored(one: Gathered, material: Material, fitted: Any) -> Scored:
     """Returns a system's answers to the test rows, scored."""
-    found = predictions.of(material, material.test, one.test)
-    targets = [row["target"] for row in material.test]
+    asked = {answer.id for answer in one.test}
+    rows = [row for row in material.test if row["id"] in asked]
+    found = predictions.of(material, rows, one.test)
+    targets = [row["target"] for row in rows]
     tallies = material.module.tallies(material.spec, targets, found.parsed)
     told = confidence.of(one, fitted, one.test)
-    return Scored(one, found, tallies, told, confidence.right_of(found, material))
+    return Scored(one, rows, found, tallies, told, confidence.right_of(found, material))
+
+
+def shared(a: Scored, b: Scored) -> list[tuple[int, int]]:
+    """Returns the positions, in a and in b, of the rows that both were asked, in the order of the test set."""
+    at = {row["id"]: position for position, row in enumerate(b.rows)}
+    return [(position, at[row["id"]]) for position, row in enumerate(a.rows) if row["id"] in at]
 
 
 def system_json(one: Scored, material: Material, primary: Primary | None, fitted: bool) -> dict[str, Any]:
     """Returns what scores.json says of a system."""
-    got, system, clusters = one.gathered, one.gathered.system, material.clusters
+    got, system, clusters = one.gathered, one.gathered.system, clusters_of(one.rows)
     alpha = primary.alpha if primary else EXPLORATORY_ALPHA
-    targets = [row["target"] for row in material.test]
+    targets = [row["target"] for row in one.rows]
     score = material.module.score(material.spec, targets, list(one.found.parsed))
     problems = Counter(parsed.problem for parsed in one.found.parsed if parsed.problem)
     tuned = fitted and system.kind == "tuned"
@@ -89,16 +100,16 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
     }
 
 
-def comparisons(every: Sequence[Scored], material: Material, primary: Primary | None) -> list[dict[str, Any]]:
+def comparisons(every: Sequence[Scored], primary: Primary | None) -> list[dict[str, Any]]:
     """Returns the paired differences: the planned one, and of the tuned model to every other system by every metric,
     their p-values adjusted for their number (Holm)."""
     by_name = {one.name: one for one in every}
     found = []
     if primary and primary.system in by_name and primary.baseline in by_name:
-        found.append(_compared(by_name[primary.system], by_name[primary.baseline], primary.metric, material, primary))
+        found.append(_compared(by_name[primary.system], by_name[primary.baseline], primary.metric, primary))
     tuned, others = every[0], every[1:]
     explored = [
-        _compared(tuned, other, metric, material, None, primary)
+        _compared(tuned, other, metric, None, primary)
         for other in others
         for metric in tuned.tallies
         if metric in other.tallies
@@ -109,12 +120,12 @@ def comparisons(every: Sequence[Scored], material: Material, primary: Primary | 
 
 
 def agreement(every: Sequence[Scored]) -> dict[str, float]:
-    """Returns the share of rows that the tuned model and another system read alike."""
+    """Returns the share of rows, of those that both were asked, that the tuned model and another system read alike."""
     tuned = every[0]
     return {
         f"{tuned.name} | {other.name}": _share(
             a.value == b.value and a.problem is None and b.problem is None
-            for a, b in zip(tuned.found.parsed, other.found.parsed, strict=True)
+            for a, b in ((tuned.found.parsed[at], other.found.parsed[there]) for at, there in shared(tuned, other))
         )
         for other in every[1:]
     }
@@ -130,7 +141,8 @@ def confusion(every: Sequence[Scored], material: Material) -> dict[str, Any]:
     found = {}
     for one in every:
         counts = [[0] * (len(labels) + 1) for _ in labels]
-        for target, parsed in zip(targets, one.found.parsed, strict=True):
+        for row, parsed in zip(one.rows, one.found.parsed, strict=True):
+            target = row["target"]
             counts[at[target]][len(labels) if parsed.problem else at[parsed.value]] += 1
         found[one.name] = {"labels": [*labels, "(no valid answer)"], "counts": counts}
     return found
@@ -139,8 +151,8 @@ def confusion(every: Sequence[Scored], material: Material) -> dict[str, Any]:
 def disagreements(a: Scored, b: Scored, material: Material, most: int = 500) -> list[dict[str, Any]]:
     """Returns the rows that two systems answer otherwise, those first that one of them alone has right."""
     found = []
-    for at, row in enumerate(material.test):
-        first, second = a.found.parsed[at], b.found.parsed[at]
+    for at, there in shared(a, b):
+        row, first, second = a.rows[at], a.found.parsed[at], b.found.parsed[there]
         if first.problem is None and second.problem is None and first.value == second.value:
             continue
         found.append(
@@ -148,8 +160,8 @@ def disagreements(a: Scored, b: Scored, material: Material, most: int = 500) -> 
                 "id": row["id"],
                 "input": row["input"]["text"],
                 "target": material.module.answer(material.spec, row["target"]),
-                "answers": {one.name: _shown(one, at) for one in (a, b)},
-                "right": {one.name: bool(one.right[at]) for one in (a, b)},
+                "answers": {one.name: _shown(one, where) for one, where in ((a, at), (b, there))},
+                "right": {one.name: bool(one.right[where]) for one, where in ((a, at), (b, there))},
                 "confidence": a.confidences[at],
             }
         )
@@ -163,11 +175,15 @@ def _shown(one: Scored, at: int) -> str:
 
 
 def _compared(
-    a: Scored, b: Scored, metric: str, material: Material, primary: Primary | None, like: Primary | None = None
+    a: Scored, b: Scored, metric: str, primary: Primary | None, like: Primary | None = None
 ) -> dict[str, Any]:
     asked = primary or like
     alpha, margin = (asked.alpha, asked.margin) if asked else (EXPLORATORY_ALPHA, EXPLORATORY_MARGIN)
-    found = paired.of(a.tallies[metric], b.tallies[metric], material.clusters, alpha=alpha)
+    positions = shared(a, b)
+    clusters = clusters_of([a.rows[at] for at, _ in positions])
+    first = a.tallies[metric].at([at for at, _ in positions])
+    second = b.tallies[metric].at([there for _, there in positions])
+    found = paired.of(first, second, clusters, alpha=alpha)
     judged = paired.judged(found, margin)
     return {
         "a": a.name,
@@ -197,13 +213,13 @@ def _interval(tally: Tally, clusters: Any, alpha: float) -> dict[str, Any]:
 
 def _slices(one: Scored, material: Material, alpha: float) -> dict[str, dict[str, Any]]:
     parts: dict[str, dict[str, list[int]]] = {}
-    for at, row in enumerate(material.test):
+    for at, row in enumerate(one.rows):
         for name, value in row.get("slices", {}).items():
             parts.setdefault(name, {}).setdefault(str(value).lower(), []).append(at)
-    clusters = material.clusters
+    clusters = clusters_of(one.rows)
 
     def of(mine: list[int]) -> dict[str, Any]:
-        targets, parsed = [material.test[at]["target"] for at in mine], [one.found.parsed[at] for at in mine]
+        targets, parsed = [one.rows[at]["target"] for at in mine], [one.found.parsed[at] for at in mine]
         tallies = material.module.tallies(material.spec, targets, parsed)
         groups = [clusters[at] for at in mine] if clusters else None
         return {
@@ -282,7 +298,7 @@ def _repeats(one: Scored, material: Material) -> dict[str, Any] | None:
     again = one.gathered.again
     if not again:
         return None
-    first = {row["id"]: parsed for row, parsed in zip(material.test, one.found.parsed, strict=True)}
+    first = {row["id"]: parsed for row, parsed in zip(one.rows, one.found.parsed, strict=True)}
     read = [(first[answer.id], predictions.read(material, answer)) for answer in again]
     return {"rows": len(read), "same": _share(a.value == b.value and a.problem == b.problem for a, b in read)}
 

@@ -15,14 +15,14 @@ from compare import verdict as verdicts
 from compare.gathered import Place
 from compare.systems import NotRun, System
 from recipes import command
-from recipes.errors import RecipeError
+from recipes.errors import RecipeError, StageError
 from recipes.load import Loaded
 from recipes.schema import Recipe
 from tracking import files, run
 from tracking.run import Run
 
 # Raised when the same answers would be compared into something else.
-VERSION = 1
+VERSION = 2
 SECTIONS = ("compare", "cost", "decide", "route", "privacy", "serve")
 
 
@@ -55,11 +55,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def asked_now(loaded: Loaded, here: Run) -> Recipe:
     """Returns the recipe of the run with what the recipe says now of serving, comparing and deciding."""
-    now, trained = loaded.recipe, here.recipe()
-    serve = now.serve
-    if "model" not in serve.model_fields_set and trained.lora.unservable:
-        serve = serve.model_copy(update={"model": "merged"})
-    return trained.model_copy(update={name: getattr(now, name) for name in SECTIONS} | {"serve": serve})
+    return here.recipe().model_copy(update={name: getattr(loaded.recipe, name) for name in SECTIONS})
 
 
 def check_plan(recipe: Recipe, chosen: Sequence[System]) -> None:
@@ -70,6 +66,14 @@ def check_plan(recipe: Recipe, chosen: Sequence[System]) -> None:
     for key in ("system", "baseline"):
         if (name := getattr(primary, key)) not in names:
             raise RecipeError(f"compare.primary.{key}: given {name!r}, there are {', '.join(names)}")
+
+
+def check_planned_served(recipe: Recipe, failed: Sequence[NotRun]) -> None:
+    """Raises StageError where a system of the plan could not be served."""
+    primary = recipe.compare.primary
+    for one in failed:
+        if primary and one.name in (primary.system, primary.baseline):
+            raise StageError(f"compare.primary: {one.title} {one.why}")
 
 
 def heading(loaded: Loaded, here: Run, running: Sequence[System], missing: Sequence[NotRun]) -> list[str]:
@@ -102,12 +106,13 @@ def compared(
     )
     mine = material.of(here)
     place = Place(here, name, recipe, mine)
-    gathered = gather.everything(place, running)
-    fitted = confidence.scale(here, mine, recipe.serve.model)
+    gathered, failed = gather.everything(place, running)
+    check_planned_served(recipe, failed)
+    fitted = confidence.scale(here, mine)
     print(f"scoring   {len(gathered)} systems on {len(mine.test):,} rows", file=sys.stderr, flush=True)
     every = [score.scored(one, mine, fitted) for one in gathered]
     policy = result.routed(gathered[0], mine, fitted, recipe)
-    scores = result.scores_json(here, recipe, mine, every, missing, opened, sha256, fitted is not None)
+    scores = result.scores_json(here, recipe, mine, every, [*missing, *failed], opened, sha256, fitted is not None)
     scores["verdict"] = verdicts.of(verdicts.Facts(recipe, scores, policy)).json()
     result.write(here, mine, every, scores, policy, recipe)
     return scores

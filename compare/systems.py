@@ -1,6 +1,6 @@
 """What is compared: the tuned model in its forms, its untuned base, linear models, closed models, answers one has.
 
-tuned          the form that the recipe serves           adapter merged int8   the other exported forms
+tuned          the form that serve.model chooses         adapter merged int8   the other exported forms
 base           the base before training, no examples     base:3-shot           with the most similar train rows
 tfidf          a linear model                            encoder               the same on a sentence encoder
 openai:gpt...  each baseline of the recipe, by its name
@@ -14,7 +14,7 @@ from typing import Literal
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_compare import BASE, ENCODER, LINEAR, TUNED, Baseline
-from serve.plan import forms_of
+from serve import plan
 from tracking.run import Run
 
 Kind = Literal["tuned", "base", "linear", "nearest", "closed", "file"]
@@ -66,19 +66,46 @@ def of(recipe: Recipe, here: Run) -> list[System]:
 
 
 def _tuned(recipe: Recipe, here: Run) -> list[System]:
-    there, which, forms = forms_of(here, recipe), recipe.serve.model, recipe.compare.forms
+    there, forms = plan.forms_of(here, recipe), recipe.compare.forms
+    which, *_ = plan.candidates(here, recipe, recipe.serve)
     asked = there if forms == "all" else [] if forms == "served" else list(forms)
-    if missing := [form for form in [which, *asked] if form not in there]:
+    if missing := [form for form in asked if form not in there]:
         raise RecipeError(
             f"run {here.id} has no {missing[0]}, which is to be compared; it has {', '.join(there) or 'nothing'}. "
             f"`make export RECIPE={here.recipe_name}` writes merged and quantized models"
         )
     others = [form for form in asked if form != which] if recipe.task.kind != "preference" else []
-    shown = {form: form.removeprefix("quantized/") for form in [which, *others]}
     return [
-        System(TUNED, "tuned", f"tuned ({shown[which]})", which),
-        *(System(shown[form], "tuned", f"tuned ({shown[form]})", form) for form in others),
+        System(TUNED, "tuned", _title(which), which),
+        *(System(_short(form), "tuned", _title(form), form) for form in others),
     ]
+
+
+def in_its_place(systems: Sequence[System], which: str) -> list[System]:
+    """Returns the systems with another form as the tuned model, in the place of one that cannot be served."""
+    tuned = System(TUNED, "tuned", _title(which), which)
+    return [tuned, *(one for one in systems if one.name not in (TUNED, _short(which)))]
+
+
+def failed(system: System, why: str) -> NotRun:
+    """Returns what is reported of a form of the tuned model, or of its base, that could not be served."""
+    return NotRun(_short(system.which) if system.which else system.name, system.title, f"could not be served: {why}")
+
+
+def explores(system: System, recipe: Recipe) -> bool:
+    """Returns whether a system that a server of ours answers for is only explored: it is neither what the recipe would
+    serve nor named by the plan, and is asked `compare.explore_rows` test rows."""
+    primary = recipe.compare.primary
+    planned = {primary.system, primary.baseline} if primary else set()
+    return system.kind in ("tuned", "base") and system.name != TUNED and system.name not in planned
+
+
+def _short(which: str) -> str:
+    return which.removeprefix("quantized/")
+
+
+def _title(which: str) -> str:
+    return f"tuned ({_short(which)})"
 
 
 def _closed(baseline: Baseline) -> System:

@@ -5,6 +5,7 @@ registry/classifier/versions/3f2a90c17b5e44d0/adapter/     as training wrote it;
                                               version.json {"run_id": ..., "recipe": ..., "promoted": ...}
 registry/classifier/current -> versions/3f2a90c17b5e44d0   replaced in one step
 registry/classifier/history.jsonl  {"at", "action": "deploy", "from", "to", "run_id", "forced", "overridden": [...]}
+registry/.bases/9f2c41a07be6d835/  the base that versions were trained on (tracking/bases.py), named by its digest
 
 The folder may lie on a disk that several machines share; REGISTRY says where.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.errors import RecipeError, StageError
-from tracking import files
+from tracking import bases, files
 from tracking.run import Run, now
 
 CURRENT = "current"
@@ -64,7 +65,8 @@ def promote(place: Path, run: Run, overridden: list[str]) -> str:
             with files.whole_folder(target) as aside:
                 shutil.copytree(run.folder / "adapter", aside / "adapter")
                 shutil.copyfile(run.folder / "recipe.yaml", aside / "recipe.yaml")
-                about = {"run_id": run.id, "recipe": run.recipe_name, "promoted": now()}
+                base = keep_base(place, run)
+                about = {"run_id": run.id, "recipe": run.recipe_name, "promoted": now(), "base": base}
                 files.write_json(aside / "version.json", about)
                 if told := files.changed(aside / "adapter"):
                     raise StageError(f"the adapter of run {run.id} is not as training wrote it: {'; '.join(told)}")
@@ -72,6 +74,27 @@ def promote(place: Path, run: Run, overridden: list[str]) -> str:
             place, version, {"action": "deploy", "run_id": run.id, "forced": bool(overridden), "overridden": overridden}
         )
     return version
+
+
+def keep_base(place: Path, run: Run) -> dict[str, Any] | None:
+    """Returns the record of the base that a run was trained on, copied beside the versions; None for a published base.
+
+    Raises StageError where it is not there as a whole.
+    """
+    record = bases.trained(files.read_json(run.folder / "adapter" / "prompt.json"))
+    if record is None:
+        return None
+    target = place.parent / bases.BASES / record["digest"]
+    if not (target / files.SUMS).is_file():
+        source = bases.find(run.folder, record["digest"])
+        told = files.changed(source) if source else ["it is not there"]
+        if source is None or told:
+            raise StageError(
+                f"the base that run {run.id} was trained on, {bases.store(run.folder) / record['digest']}, is not as "
+                f"training wrote it: {'; '.join(told)}; `make export RECIPE={run.recipe_name}` writes it again"
+            )
+        bases.copy(source, target)
+    return dict(record)
 
 
 def roll_back(place: Path, to: str | None) -> tuple[str, str]:

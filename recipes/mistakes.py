@@ -17,7 +17,11 @@ from recipes.section import ClashError
 Key = tuple[str | int, ...]
 
 # Upstream's keys that a recipe has no use for, by section, with the reason.
-NOT_TAKEN = {"lora": LORA_NOT_TAKEN, "train": TRAIN_NOT_TAKEN}
+NOT_TAKEN = {
+    "lora": LORA_NOT_TAKEN,
+    "train": TRAIN_NOT_TAKEN,
+    "export": {"replay_nf4": "the merged model is made of the base as quantization left it (serve.base: trained)"},
+}
 
 MISSING = "is missing, and there is no default"
 BOUNDS = {

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from recipes import command
-from recipes.errors import StageError
-from recipes.schema import Recipe
 from recipes.schema_verdict import Serve
 from serve import plan, probe, stay, table
 from serve.engine import Address, Engine, free_port
@@ -39,21 +37,14 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     loaded, here = run.of_call(arguments)
     serve, trained = loaded.recipe.serve, here.recipe()
-    wanted = serve.model if "model" in serve.model_fields_set or not trained.lora.unservable else "merged"
-    forms = [Served(loaded.name, here, trained, which) for which in exported(here, wanted, trained)]
+    wanted, *_ = plan.candidates(here, trained, serve)
+    others = [which for which in plan.forms_of(here, trained) if which != wanted]
+    forms = [Served(loaded.name, here, trained, which) for which in [wanted, *others]]
     print(f"parity    {loaded.name}: {', '.join(one.which for one in forms)} of run {here.id}", file=sys.stderr)
     if arguments.dry_run:
         return command.DONE
     with run.locked(here):
         return compared(loaded.name, here, forms, wanted, serve)
-
-
-def exported(here: run.Run, wanted: str, trained: Recipe) -> list[str]:
-    """Returns the forms of a run that there are, the one that is served first. Raises StageError without that one."""
-    found = plan.forms_of(here, trained)
-    if wanted not in found:
-        raise StageError(f"run {here.id} has no {wanted}: `make export RECIPE={here.recipe_name}` writes it")
-    return sorted(found, key=lambda which: which != wanted)
 
 
 def compared(name: str, here: run.Run, forms: Sequence[Served], wanted: str, serve: Serve) -> int:
@@ -96,7 +87,7 @@ def measure(served: Served, serve: Serve, whole: bool) -> Measured:
     vllm = Engine(plan.of([served], serve), address, log_of(served))
     with stay.stopped_at_the_end(vllm):
         seconds = stay.started(vllm)
-        probed = probe.of(served, serve.parity.rows)
+        probed = probe.of(served, serve.parity.rows, serve)
         ways = probe.ways(probed, serve)
         found = probe.measure(probed, address, None, ways if whole else ways[:1])
         print(f"parity    {served.which}: {table.lines(served.name, found)[0]}", file=sys.stderr, flush=True)
@@ -108,9 +99,7 @@ def repeated(probed: Probe, address: Address, way: Any) -> list[dict[str, Any]]:
     """Returns in how many rows the answer is another than one at a time, asked again at each concurrency."""
     probed = probed.first(probe.ASIDE_ROWS)
     answers = {
-        at_once: [
-            probe.text_of(reply) for reply in probe.answered(probed, probe.backend(probed, address, None, way, at_once))
-        ]
+        at_once: [one.output for one in probe.answered(probed, probe.backend(probed, address, None, way, at_once))]
         for at_once in CONCURRENCIES
     }
     alone = answers[CONCURRENCIES[0]]

@@ -154,9 +154,7 @@ def adapter_problems(served: Served, serve: Serve) -> list[str]:
         return servable.of_adapter(served.folder, None, {})
     trained = trained_base(served, serve)
     if trained is None:
-        return servable.of_adapter(
-            served.folder, base_folder(served.recipe), served.prompt["base"].get("sha256") or {}
-        )
+        return servable.of_adapter(served.folder, base_folder(served.recipe), served.prompt["base"].get("sha256") or {})
     path = bases.find(served.run.folder, trained["digest"])
     if path is None:
         return [

@@ -1,10 +1,11 @@
 """Is what a server answers what was trained? Two questions, never mixed.
 
-Same weights   the answers of the same weights in transformers (reference.jsonl) and in vLLM must be equal, but for a
-               share of rows that the recipe allows; a row that differs comes with its margin: how much more probable
-               the reference's closest token was than the next best
-Other weights  the adapter on the unquantized base, a merged or a quantized model against the weights that were trained:
-               judged by the task's score on the same rows, with an interval of the difference
+Same weights   adapter and merged model on the base that was trained on: the answers of the trained weights in
+               transformers (adapter/reference.jsonl) and in vLLM must be equal, but for a share of rows that the recipe
+               allows; a row that differs comes with its margin: how much more probable the reference's closest token
+               was than the next best
+Other weights  a quantized model, or anything on the published base, against the weights that were trained: judged by
+               the task's score on the same rows, with an interval of the difference
 
 And before both: the server must read the token ids that were trained on.
 """
@@ -15,13 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from backends.ask import ask
-from backends.exchange import Backend, Constraint, Reply, Request, Structured
+from backends.exchange import Backend, Constraint, Received, Request, Structured
 from recipes.errors import StageError
 from recipes.schema_clashes import METRICS
 from recipes.schema_verdict import Parity, Serve
 from serve import wire
 from serve.engine import Address
-from serve.plan import Served
+from serve.plan import Served, same_weights
 from tasks import spec_of
 from tasks.parsed import UNFINISHED, Parsed
 from tracking import files
@@ -42,14 +43,14 @@ class Probe:
     served: Served
     prompt: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
-    references: Sequence[Mapping[str, Any]]
     trained: Sequence[Mapping[str, Any]]
     """The lines of adapter/reference.jsonl: what the weights that were trained answer."""
+    same_weights: bool
+    """Whether what is served has those weights, so that the same answers are due."""
 
     def first(self, rows: int) -> "Probe":
         """Returns the same with the first rows alone."""
-        kept = {name: getattr(self, name)[:rows] for name in ("rows", "references", "trained")}
-        return replace(self, **kept)
+        return replace(self, rows=self.rows[:rows], trained=self.trained[:rows])
 
     @property
     def metric(self) -> str:
@@ -116,13 +117,18 @@ class Found:
     prompt_ids_equal: float
     first_other_prompt: str | None
     same: Same | None
-    """None for quantized weights, which transformers does not compute in the same way."""
+    """None for other weights than those that were trained."""
     other: Difference
     valid: Mapping[Structured, tuple[float, int]]
     """Share of answers that the task can read, and of how many, by how they were constrained."""
 
     def failures(self, parity: Parity) -> list[str]:
         """Returns what is below the recipe's floors: nothing where this may be served."""
+        return self.mismatches(parity) + self.losses(parity)
+
+    def mismatches(self, parity: Parity) -> list[str]:
+        """Returns why this is something else than was trained: other prompt ids, or the same weights answering
+        otherwise. Nothing can be said of the trained model by its answers then."""
         found = []
         if self.prompt_ids_equal < 1:
             found.append(
@@ -134,26 +140,28 @@ class Found:
                 f"vLLM answers {self.same.agreement:.1%} of {self.same.n} rows as transformers does with the same "
                 f"weights, and serve.parity.same_weights asks for {parity.same_weights:.1%}; {_first(self.same.flips)}"
             )
-        if self.other.judged(parity.score_drop) == "worse":
-            found.append(
+        return found
+
+    def losses(self, parity: Parity) -> list[str]:
+        """Returns what the score of other weights loses beyond the recipe's floor."""
+        if self.same is None and self.other.judged(parity.score_drop) == "worse":
+            return [
                 f"{self.other.metric} is {-self.other.difference:.1%} below that of the trained weights "
                 f"({self.other.value:.1%} against {self.other.trained:.1%} of {self.other.n} rows, at least "
                 f"{-self.other.high:.1%} with 95% confidence), and serve.parity.score_drop allows "
                 f"{parity.score_drop:.1%}"
-            )
-        return found
+            ]
+        return []
 
 
-def of(served: Served, rows: int) -> Probe:
+def of(served: Served, rows: int, serve: Serve) -> Probe:
     """Returns the rows that a served model is asked. Raises StageError where reference answers are missing."""
     trained = _references(served.run.folder / "adapter" / "reference.jsonl", rows)
-    references = trained
-    if served.which == "merged":
-        references = _references(served.folder / "reference.jsonl", rows)
     by_id = {row["id"]: row for row in files.read_jsonl(served.run.folder / "data" / "validation.jsonl")}
     if missing := [one["id"] for one in trained if one["id"] not in by_id]:
         raise StageError(f"validation.jsonl has no row {missing[0]}, which adapter/reference.jsonl answers")
-    return Probe(served, served.prompt, [by_id[one["id"]] for one in trained], references, trained)
+    rows_asked = [by_id[one["id"]] for one in trained]
+    return Probe(served, served.prompt, rows_asked, trained, same_weights(served, serve))
 
 
 def ways(probe: Probe, serve: Serve) -> list[Structured]:
@@ -166,14 +174,21 @@ def ways(probe: Probe, serve: Serve) -> list[Structured]:
     return found
 
 
-def measure(probe: Probe, address: Address, api_key: str | None, ways: Sequence[Structured]) -> Found:
-    """Returns what parity found of a server. `ways` are how answers are constrained, the way that decides first.
+def measure(
+    probe: Probe,
+    address: Address,
+    api_key: str | None,
+    ways: Sequence[Structured],
+    known: Sequence[Received] | None = None,
+) -> Found:
+    """Returns what parity found of a server. `ways` are how answers are constrained, the way that decides first;
+    `known` are its answers to the rows by that way, where it has given them already.
 
     Raises StageError where a request was not answered.
     """
     ids = asyncio.run(wire.prompt_ids(address, api_key, probe.served.name, conversations(probe)))
     other = [one["id"] for one, found in zip(probe.trained, ids, strict=True) if one["prompt_ids"] != found]
-    deciding = answered(probe, backend(probe, address, api_key, ways[0]))
+    deciding = known if known is not None else answered(probe, backend(probe, address, api_key, ways[0]))
     valid = {ways[0]: _valid(probe, deciding)}
     for way in ways[1:]:
         aside = probe.first(ASIDE_ROWS)
@@ -183,7 +198,7 @@ def measure(probe: Probe, address: Address, api_key: str | None, ways: Sequence[
         n=len(ids),
         prompt_ids_equal=1 - len(other) / len(ids),
         first_other_prompt=other[0] if other else None,
-        same=None if probe.served.which.startswith("quantized") else _same(probe, deciding),
+        same=_same(probe, deciding) if probe.same_weights else None,
         other=_difference(probe, deciding),
         valid=valid,
     )
@@ -205,19 +220,23 @@ def backend(
     )
 
 
-def answered(probe: Probe, backend: Backend) -> list[Reply]:
-    """Returns the server's reply to each row. Raises StageError where one was not answered."""
-    constraint = Constraint(probe.prompt["grammar"], probe.prompt["output_schema"])
-    requests = [
-        Request(row["id"], messages, probe.prompt["max_answer_tokens"], constraint)
-        for row, messages in zip(probe.rows, conversations(probe), strict=True)
-    ]
-    found = ask(backend, requests)
+def answered(probe: Probe, backend: Backend) -> list[Received]:
+    """Returns the server's answer to each row. Raises StageError where one was not answered."""
+    found = ask(backend, requests(probe))
     if failed := [one for one in found if one.received is None]:
         raise StageError(
             f"{len(failed)} of {len(found)} requests were not answered; the first, {failed[0].id}: {failed[0].error}"
         )
-    return found
+    return [one.received for one in found if one.received]
+
+
+def requests(probe: Probe) -> list[Request]:
+    """Returns the request for each row."""
+    constraint = Constraint(probe.prompt["grammar"], probe.prompt["output_schema"])
+    return [
+        Request(row["id"], messages, probe.prompt["max_answer_tokens"], constraint)
+        for row, messages in zip(probe.rows, conversations(probe), strict=True)
+    ]
 
 
 def conversations(probe: Probe) -> list[list[dict[str, str]]]:
@@ -226,42 +245,32 @@ def conversations(probe: Probe) -> list[list[dict[str, str]]]:
     return [module.messages(spec, row["input"]) for row in probe.rows]
 
 
-def text_of(reply: Reply) -> str:
-    """Returns the text of a reply that was answered."""
-    return reply.received.output if reply.received else ""
-
-
 def _references(path: Any, rows: int) -> list[dict[str, Any]]:
     if not path.is_file():
         raise StageError(f"there is no {path}, to which a server is held; train again (FRESH=1)")
     return list(files.read_jsonl(path))[:rows]
 
 
-def _same(probe: Probe, replies: Sequence[Reply]) -> Same:
-    flips = []
-    for reference, reply in zip(probe.references, replies, strict=True):
-        expected = reference.get("served", reference)
-        if expected["answer"] != text_of(reply):
-            flips.append(Flip(reference["id"], expected["answer"], text_of(reply), expected["margin"]))
-    return Same(len(replies), 1 - len(flips) / len(replies), flips)
-
-
-def _read(probe: Probe, replies: Sequence[Reply]) -> list[Parsed]:
-    return [
-        probe.parsed(one.received.output, one.received.finish_reason == "stop")
-        if one.received
-        else Parsed(None, "none")
-        for one in replies
+def _same(probe: Probe, answers: Sequence[Received]) -> Same:
+    flips = [
+        Flip(expected["id"], expected["answer"], answer.output, expected["margin"])
+        for expected, answer in zip(probe.trained, answers, strict=True)
+        if expected["answer"] != answer.output
     ]
+    return Same(len(answers), 1 - len(flips) / len(answers), flips)
 
 
-def _valid(probe: Probe, replies: Sequence[Reply]) -> tuple[float, int]:
-    read = _read(probe, replies)
+def _read(probe: Probe, answers: Sequence[Received]) -> list[Parsed]:
+    return [probe.parsed(one.output, one.finish_reason == "stop") for one in answers]
+
+
+def _valid(probe: Probe, answers: Sequence[Received]) -> tuple[float, int]:
+    read = _read(probe, answers)
     return sum(one.problem is None for one in read) / len(read), len(read)
 
 
-def _difference(probe: Probe, replies: Sequence[Reply]) -> Difference:
-    now = [probe.score(row, parsed) for row, parsed in zip(probe.rows, _read(probe, replies), strict=True)]
+def _difference(probe: Probe, answers: Sequence[Received]) -> Difference:
+    now = [probe.score(row, parsed) for row, parsed in zip(probe.rows, _read(probe, answers), strict=True)]
     then = [probe.score(row, probe.parsed(one["answer"])) for row, one in zip(probe.rows, probe.trained, strict=True)]
     differences = [a - b for a, b in zip(now, then, strict=True)]
     low, high = interval(differences)

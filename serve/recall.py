@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession
 
 ROWS = 64
+# On another base than the one that was trained on, answers may differ, and `make parity` has judged by how much before
+# it was deployed; an adapter that is not applied at all gives next to none of its reference answers.
+OTHER_WEIGHTS = 0.5
 
 
 def agreement(served: Served, name: str, address: Address, api_key: str | None = None) -> float:
@@ -34,7 +37,7 @@ async def _agreement(
 ) -> float:
     async with wire.session(address, api_key) as asking:
         answers = await asyncio.gather(*(_answer(asking, one["prompt_ids"], prompt, name) for one in references))
-    wanted = [one.get("served", one)["answer"] for one in references]
+    wanted = [one["answer"] for one in references]
     equal: list[bool] = [a == b for a, b in zip(answers, wanted, strict=True)]
     return sum(equal) / len(equal)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from recipes import command
-from recipes.errors import RecipeError, StageError
+from recipes.errors import GateError, RecipeError, StageError
 from recipes.load import Loaded, load
 from recipes.schema_verdict import Serve
 from serve import engine, plan, probe, table
@@ -26,50 +26,65 @@ _WATCH_SECONDS = 1.0
 
 def main(arguments: argparse.Namespace) -> int:
     """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
-    served, loaded = chosen(arguments)
+    choices, loaded = chosen(arguments)
     serve = loaded.recipe.serve
     address = Address(serve.host, serve.port)
-    asked, key = plan.of(served, serve), plan.key_for(address)
+    key = plan.key_for(address)
     if arguments.dry_run:
-        print(shown(asked, address, key is not None))
+        print(shown(plan.of(choices[0], serve), address, key is not None))
         return command.DONE
+    for served, following in zip(choices, [*choices[1:], None], strict=True):
+        try:
+            served_until_stopped(served, serve, address, key)
+            break
+        except (RecipeError, StageError) as error:
+            if following is None:
+                raise
+            fall_back(served[0], following[0].which, error, "serve")
+    return command.INTERRUPTED
+
+
+def served_until_stopped(served: Sequence[Served], serve: Serve, address: Address, key: str | None) -> None:
+    """Returns never, where nothing fails. Raises RecipeError where this cannot be served here, StageError where vLLM
+    ends, and GateError where what answers is not what was trained."""
+    asked = plan.of(served, serve)
     if told := plan.memory_problem(asked, environment.available_memory_bytes()):
         raise RecipeError(told)
     vllm = Engine(asked, address, served[0].run.folder / "serve.log", key)
     with stopped_at_the_end(vllm):
         seconds = started(vllm)
         found = [(one, checked(one, vllm.address, key, serve)) for one in served]
-        failures = [(one.name, told) for one, here in found for told in here.failures(serve.parity)]
+        failures = [f"{one.name}: {told}" for one, here in found for told in here.failures(serve.parity)]
         if failures:
-            for name, told in failures:
-                print(f"parity    {name}: {told}", file=sys.stderr)
-            print("gate      not served: what answers is not what was trained", file=sys.stderr)
-            return command.GATE
+            raise GateError(f"not served: what answers is not what was trained: {'; '.join(failures)}")
         print(*ready(served, address, seconds, key is not None), sep="\n", flush=True)
         watch(vllm)
-    return command.INTERRUPTED
 
 
-def chosen(arguments: argparse.Namespace) -> tuple[list[Served], Loaded]:
-    """Returns what is to be served, and the first recipe, which says how: where, with which memory, by which floors."""
+def fall_back(served: Served, following: str, error: Exception, stage: str) -> None:
+    """Says, and records with the run, that the next form is taken in the place of one that cannot be served."""
+    told = f"serve.model: {served.which} cannot be served, {following} is taken: {error}"
+    print(f"fallback  {told}", file=sys.stderr, flush=True)
+    run.fallback(served.run, stage, told)
+
+
+def chosen(arguments: argparse.Namespace) -> tuple[list[list[Served]], Loaded]:
+    """Returns what is to be served, the first choice first where one recipe may be served in several forms, and the
+    first recipe, which says how: where, with which memory, by which floors."""
     names = [arguments.recipe, *(word for word in arguments.set if "=" not in word)]
     overrides = [word for word in arguments.set if "=" in word]
-    found: list[Served] = []
-    first: Loaded | None = None
-    for name in names:
-        loaded = load(name, overrides, arguments.hardware)
-        first = first or loaded
+    if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
+        raise RecipeError(f"{twice} stands there twice; each recipe once")
+    found: list[list[Served]] = []
+    every = [load(name, overrides, arguments.hardware) for name in names]
+    for loaded in every:
         here = run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run)
         trained = here.recipe()
-        which = loaded.recipe.serve.model
-        if "model" not in loaded.recipe.serve.model_fields_set and trained.lora.unservable:
-            which = "merged"
-        if any(one.name == loaded.name for one in found):
-            raise RecipeError(f"{loaded.name} stands there twice; each recipe once")
-        found.append(Served(loaded.name, here, trained, which))
-        print(f"serve     {loaded.name}: {which} of run {here.id}", file=sys.stderr)
-    assert first is not None
-    return found, first
+        forms = plan.candidates(here, trained, loaded.recipe.serve, shared=len(names) > 1)
+        found.append([Served(loaded.name, here, trained, which) for which in forms])
+        print(f"serve     {loaded.name}: {forms[0]} of run {here.id}", file=sys.stderr)
+    alone = found[0] if len(found) == 1 else []
+    return [[one] for one in alone] or [[forms[0] for forms in found]], every[0]
 
 
 def shown(asked: engine.Plan, address: Address, with_key: bool) -> str:
@@ -99,11 +114,16 @@ def started(vllm: Engine, say: Callable[[str], None] = lambda line: print(line, 
 
 def checked(served: Served, address: Address, key: str | None, serve: Serve) -> probe.Found:
     """Returns what parity finds of a served model, and says it."""
-    probed = probe.of(served, serve.parity.start_rows)
+    probed = probe.of(served, serve.parity.start_rows, serve)
     found = probe.measure(probed, address, key, probe.ways(probed, serve)[:1])
-    for line in table.lines(served.name, found):
-        print(f"parity    {line}", file=sys.stderr, flush=True)
+    tell(served.name, found)
     return found
+
+
+def tell(name: str, found: probe.Found) -> None:
+    """Prints what parity found of a served model."""
+    for line in table.lines(name, found):
+        print(f"parity    {line}", file=sys.stderr, flush=True)
 
 
 def ready(served: Sequence[Served], address: Address, seconds: float, with_key: bool) -> list[str]:

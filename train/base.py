@@ -1,4 +1,4 @@
-"""The base model as it is loaded: published or quantized weights, and LoRA on top; dequantize.py says which to train on.
+"""The base model as it is loaded, published or quantized, and LoRA on top. dequantize.py chooses what is trained on.
 
 model = base_model(recipe)                                     every process loads its own, on its own device
 model = with_adapter(model, recipe.lora, recipe.train.seed)    PeftModel, the adapter in float32

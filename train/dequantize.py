@@ -118,7 +118,10 @@ def _written(recipe: Recipe, model: Any, path: Path, size: int, announce: Announ
         with files.whole_folder(path) as folder:
             _save(model, folder, recipe)
             about = {"version": VERSION, "base": _about(recipe, model), "quantization": recipe.model.quantization}
-            about |= {"dtype": str(model.dtype).removeprefix("torch."), "bitsandbytes": metadata.version("bitsandbytes")}
+            about |= {
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "bitsandbytes": metadata.version("bitsandbytes"),
+            }
             files.write_json(folder / bases.ABOUT, about)
             files.write_sums(folder)
     return path

@@ -19,7 +19,8 @@ from typing import Any
 from recipes.errors import StageError
 from recipes.schema import Recipe
 from tasks import render
-from tracking import bases, files, run as runs
+from tracking import bases, files
+from tracking import run as runs
 from tracking.run import Run
 from train import adapter, base, dequantize
 

@@ -9,7 +9,7 @@ the answers nor the task.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,10 @@ class Tally:
     def proportion(self) -> bool:
         """Returns whether the metric is a share: the mean of rows that are right (1) or wrong (0)."""
         return self.value is mean and not np.any(self.rows[:, 0] % 1) and float(np.max(self.rows, initial=0)) <= 1
+
+    def at(self, rows: Sequence[int]) -> "Tally":
+        """Returns the same metric of some of the rows, by their numbers."""
+        return replace(self, rows=self.rows[np.asarray(rows, dtype=np.int64)])
 
     def figure(self) -> float:
         """Returns the metric of all rows."""
