@@ -37,6 +37,9 @@ class Gathered:
     concurrency: int | None = None
     rate: Mapping[str, Any] | None = None
     """What the server did a second: requests_per_second, tokens_per_second, concurrency, hardware, n, measured."""
+    parity: Mapping[str, Any] | None = None
+    """How what was served answered the validation rows, against the trained weights: n, prompt_ids_equal, agreement
+    (None for other weights), difference, ci_low, ci_high."""
     price: Priced | None = None
     shutdown_date: str | None = None
     """The day, ISO 8601, when the provider will shut the model down, where it says so."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from backends.exchange import Backend, Received, Usage
@@ -117,11 +118,31 @@ def _hold(place: Place, system: System, asked: Plan, address: Address) -> None:
     ]
     found = probe.measure(probed, address, None, probe.ways(probed, serve)[:1], known)
     stay.tell(one.name, found)
+    remembered(_parity_file(place, system), identity, parity_json(found))
     if mismatches := found.mismatches(serve.parity):
         raise GateError(f"not compared: what answers is not what was trained: {'; '.join(mismatches)}")
     for loss in found.losses(serve.parity):
         print(f"parity    {loss}; it is compared all the same", file=sys.stderr, flush=True)
         run.fallback(place.here, "compare", loss)
+
+
+def parity_json(found: probe.Found) -> dict[str, Any]:
+    """Returns what scores.json says of how a server answered the validation rows."""
+    return {
+        "n": found.n,
+        "prompt_ids_equal": found.prompt_ids_equal,
+        "agreement": found.same.agreement if found.same else None,
+        "metric": found.other.metric,
+        "trained": found.other.trained,
+        "served": found.other.value,
+        "difference": found.other.difference,
+        "ci_low": found.other.low,
+        "ci_high": found.other.high,
+    }
+
+
+def _parity_file(place: Place, system: System) -> Path:
+    return place.journal(system).with_suffix(".parity.json")
 
 
 def _gathered(place: Place, asking: Asking, notes: Sequence[str]) -> Gathered:
@@ -130,7 +151,8 @@ def _gathered(place: Place, asking: Asking, notes: Sequence[str]) -> Gathered:
     if found.asked:
         speed = f", {rate['requests_per_second']:.1f} requests/s" if rate else ""
         print(f"asked     {asking.system.title}: {found.asked:,} requests{speed}", file=sys.stderr, flush=True)
-    return told(asking, found, place, rate=rate, notes=notes)
+    parity = remembered(_parity_file(place, asking.system), asking.identity, None)
+    return told(asking, found, place, rate=rate, parity=parity, notes=notes)
 
 
 def _asked(place: Place, system: System) -> tuple[list[Question], int]:

@@ -115,6 +115,7 @@ def _shown(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> dict[s
         "STAGES": words.STAGES,
         "named": words.titles(scores),
         "linear": words.linear_as_good(scores),
+        "served_as_trained": words.served_as_trained(scores),
         "reasons": words.reasons(scores),
         "primary": words.primary(scores),
         "incomplete": words.incomplete(scores),

@@ -162,6 +162,7 @@ def _integrity(scores: Scores) -> list[str]:
         "test.jsonl, sha256": told["test_sha256"],
         "openings of the test": "; ".join(f"{one['opened']} by {one['run']}" for one in told["openings"]) or "none",
         "test rows also in train": told["leaked_rows"],
+        "served as trained": words.served_as_trained(scores),
         "answers reused from before": told["cache_hits"],
         "retries": told["retries"],
         "fallbacks": "; ".join(told["fallbacks"]) or "none",

@@ -1,6 +1,6 @@
 """From answers to scores.json: each system's metrics with their intervals, and the paired differences.
 
-Every figure here is made of the sums of the task's metrics (`insource/stats/metric_stats.py`), so that its interval, its
+Every figure here is made of the sums of the task's metrics (insource/stats/metric_stats.py), so that its interval, its
 difference to another system and its value on a slice are of one kind. A system that only explores is asked a part of
 the test rows: its figures are of these, and it is compared with another on the rows that both answered.
 """
@@ -89,6 +89,7 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
         "calibration": confidence.reliability(one.confidences, one.right, tuned),
         "latency": _latency(got),
         "throughput": dict(got.rate) if got.rate else None,
+        "parity": dict(got.parity) if got.parity else None,
         "tokens": _tokens(got),
         "retries": got.retries,
         "reused": got.reused,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import floor, log10
 from typing import Any
 
+from recipes.schema_compare import TUNED
 from tasks import in_words
 
 Scores = Mapping[str, Any]
@@ -147,6 +148,20 @@ def pair(scores: Scores) -> tuple[str | None, str | None]:
     others = [name for name, one in systems.items() if one["kind"] != "tuned"]
     ranks = ("closed", "file", "linear", "nearest", "base")
     return own, min(others, key=lambda name: ranks.index(systems[name]["kind"]), default=None)
+
+
+def served_as_trained(scores: Scores) -> str:
+    """Returns how what was served answered the validation rows, beside the weights that were trained."""
+    told = scores["systems"].get(TUNED, {}).get("parity")
+    if told is None:
+        return "not checked in this comparison"
+    if told["agreement"] is not None:
+        return f"{percent(told['agreement'])} of {many(told['n'], 'validation row')} answered as the trained weights do"
+    between_told = f"{told['difference']:+.1%} ({told['ci_low']:+.1%} to {told['ci_high']:+.1%})"
+    return (
+        f"other weights than were trained: {in_words(told['metric'])} {percent(told['served'])} against "
+        f"{percent(told['trained'])} of {many(told['n'], 'validation row')}, {between_told}"
+    )
 
 
 def value_of(scores: Scores, name: str | None) -> float | None:

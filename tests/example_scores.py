@@ -136,6 +136,7 @@ def _system(name: str, share: float, labels: list[str]) -> Json:
             "p99_seconds": 5.1 * speed,
             "concurrency": 32 if served else 8,
         },
+        "parity": None,
         "throughput": {
             "requests_per_second": 20.0,
             "tokens_per_second": 4800.0,

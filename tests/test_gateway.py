@@ -91,7 +91,7 @@ def broken(adapter: Path) -> None:
     """Makes the references of an adapter answers that it does not give."""
     lines = list(files.read_jsonl(adapter / "reference.jsonl"))
     for line in lines:
-        line["served"]["answer"] = "no label at all"
+        line["answer"] = "no label at all"
     (adapter / "reference.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (adapter / files.SUMS).unlink()
     files.write_sums(adapter)

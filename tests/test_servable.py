@@ -42,7 +42,8 @@ def folder(trained: Path, tmp_path: Path) -> Path:
 
 
 def problems(folder: Path, base: Path = POCKET) -> str:
-    return "\n".join(servable.of_adapter(folder, base))
+    hashes = files.read_json(folder / "prompt.json")["base"]["sha256"]
+    return "\n".join(servable.of_adapter(folder, base, hashes))
 
 
 def resummed(folder: Path) -> None:

@@ -74,6 +74,11 @@ def cpu_has_bfloat16() -> bool:
 
 def cpu_serves_w4a16() -> bool:
     """Returns whether vLLM has a kernel for 4-bit weights on this processor: its build for AVX2 has none."""
+    return cpu_has_avx512()
+
+
+def cpu_has_avx512() -> bool:
+    """Returns whether the processor has AVX-512."""
     return "avx512f" in _cpu_flags()
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from recipes.schema import Recipe
 from tasks import render
 from tracking import bases, digests, environment, files
-from train import base, processes, variants
+from train import base, processes
 
 # Raised when the same base would be dequantized into something else.
 VERSION = 1
@@ -40,7 +40,7 @@ def load(recipe: Recipe, store: Path, announce: Announce) -> tuple[Any, Path | N
     """
     if recipe.model.quantization == "none":
         return base.base_model(recipe), None
-    if variants.begun_on_weights(recipe.lora):
+    if recipe.lora.takes_from_base:
         model = base.base_model(recipe)
         announce(
             f"lora.init_lora_weights: {recipe.lora.init_lora_weights} changes the base that it is trained on; the "
