@@ -251,7 +251,7 @@ def test_the_metrics_that_choose_a_checkpoint_are_those_that_tasks_compute() -> 
             "set model.quantization: nf4 or int8",
         ),
         ("lora: {use_dora: true}\nmodel: {base: b, quantization: int8}", "set model.quantization: nf4 or none"),
-        ("lora: {init_lora_weights: pissa}\nexport: {replay_nf4: true}", "export.replay_nf4: pissa was not trained"),
+        ("export: {replay_nf4: true}", "export.replay_nf4: not taken: the merged model is made of the base"),
         ("lora: {loftq_config: {loftq_iter: 2}}", "goes with init_lora_weights: loftq"),
         ("lora: {use_dora: true, init_lora_weights: pissa}", "keep one of them"),
         ("lora: {layers_to_transform: [0, 1]}", "goes with target_modules as a list of names"),

@@ -27,6 +27,7 @@ def trained(tmp_path: Path) -> Callable[[str], Run]:
         here = run.create(tmp_path / "runs" / "classifier", RECIPE, "digest", {}, data)
         (here.folder / "adapter").mkdir()
         (here.folder / "adapter" / "adapter_model.safetensors").write_text(weights, encoding="utf-8")
+        files.write_json(here.folder / "adapter" / "prompt.json", {"base": {"name": "some/model", "commit": "abc"}})
         files.write_sums(here.folder / "adapter")
         run.start(here, "train", {})
         run.end(here, "train", "done", "done")

@@ -42,7 +42,8 @@ def folder(trained: Path, tmp_path: Path) -> Path:
 
 
 def problems(folder: Path, base: Path = POCKET) -> str:
-    hashes = files.read_json(folder / "prompt.json")["base"]["sha256"]
+    prompt = folder / "prompt.json"
+    hashes = files.read_json(prompt)["base"]["sha256"] if prompt.exists() else {}
     return "\n".join(servable.of_adapter(folder, base, hashes))
 
 
