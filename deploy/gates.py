@@ -1,5 +1,8 @@
 """What has to be true of a run before its adapter is deployed."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from recipes.schema import Recipe
 from tracking import files
 from tracking.run import Run
@@ -18,9 +21,14 @@ def closed(run: Run, recipe: Recipe) -> list[str]:
         found.append(f"parity was not measured, so nothing tells whether vLLM answers what was trained; {again}")
     elif parity["inputs"].get(f"adapter/{files.SUMS}") != sums:
         found.append(f"parity was measured on another adapter than this one; {again}")
-    elif not parity["metrics"].get("passed"):
-        found.append(f"parity failed: {parity['exit_reason']}")
+    elif not _adapter_passed(parity["metrics"]):
+        found.append(f"parity of the adapter failed: {parity['exit_reason']}")
     compare = run.stage("compare")
     if compare and not compare["metrics"].get("passed", False):
         found.append(f"the comparison's gate says no: {compare['exit_reason']}")
     return found
+
+
+def _adapter_passed(metrics: Mapping[str, Any]) -> bool:
+    """Whether the adapter passed, whichever form the recipe serves; older records tell of the served form alone."""
+    return bool(metrics.get("forms_passed", {}).get("adapter", metrics.get("passed")))

@@ -67,9 +67,13 @@ def compared(name: str, here: run.Run, forms: Sequence[Served], wanted: str, ser
     text = table.markdown(name, report, founds, serve.parity)
     files.write_text(here.folder / "parity.md", text)
     agreement = {one.which: one.same.agreement for one in founds if one.same}
-    figures = {"prompt_ids_equal": min(one.prompt_ids_equal for one in founds), "label_agreement": agreement}
+    figures: dict[str, Any] = {
+        "prompt_ids_equal": min(one.prompt_ids_equal for one in founds),
+        "label_agreement": agreement,
+    }
     outputs = [here.folder / "parity.json", here.folder / "parity.md"]
     reason = "; ".join(failures) or "done"
+    figures["forms_passed"] = {one.which: not one.failures(serve.parity) for one in founds}
     run.end(here, "parity", "failed" if failures else "done", reason, outputs, passed=not failures, **figures)
     print(text)
     for told in failures:
