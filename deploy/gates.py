@@ -21,14 +21,17 @@ def closed(run: Run, recipe: Recipe) -> list[str]:
         found.append(f"parity was not measured, so nothing tells whether vLLM answers what was trained; {again}")
     elif parity["inputs"].get(f"adapter/{files.SUMS}") != sums:
         found.append(f"parity was measured on another adapter than this one; {again}")
-    elif not _adapter_passed(parity["metrics"]):
-        found.append(f"parity of the adapter failed: {parity['exit_reason']}")
+    elif told := _adapter_failure(parity):
+        found.append(f"parity of the adapter failed: {told}")
     compare = run.stage("compare")
     if compare and not compare["metrics"].get("passed", False):
         found.append(f"the comparison's gate says no: {compare['exit_reason']}")
     return found
 
 
-def _adapter_passed(metrics: Mapping[str, Any]) -> bool:
-    """Whether the adapter passed, whichever form the recipe serves; older records tell of the served form alone."""
-    return bool(metrics.get("forms_passed", {}).get("adapter", metrics.get("passed")))
+def _adapter_failure(parity: Mapping[str, Any]) -> str | None:
+    """Why the adapter failed parity, whichever form the recipe serves; older records tell of the served form alone."""
+    metrics = parity["metrics"]
+    if "form_failures" in metrics:
+        return "; ".join(metrics["form_failures"].get("adapter", ["it was not measured"])) or None
+    return None if metrics.get("passed") else str(parity["exit_reason"])

@@ -73,7 +73,7 @@ def compared(name: str, here: run.Run, forms: Sequence[Served], wanted: str, ser
     }
     outputs = [here.folder / "parity.json", here.folder / "parity.md"]
     reason = "; ".join(failures) or "done"
-    figures["forms_passed"] = {one.which: not one.failures(serve.parity) for one in founds}
+    figures["form_failures"] = {one.which: one.failures(serve.parity) for one in founds}
     run.end(here, "parity", "failed" if failures else "done", reason, outputs, passed=not failures, **figures)
     print(text)
     for told in failures:

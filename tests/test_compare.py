@@ -75,7 +75,7 @@ def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
     here = run_in(runs)
     scores = files.read_json(here.folder / "scores.json")
     n = scores["task"]["n_test"]
-    names = ["tuned", "merged", "base", "base:1-shot", "tfidf", "through openai", "through anthropic", "what we have"]
+    names = ["tuned", "adapter", "base", "base:1-shot", "tfidf", "through openai", "through anthropic", "what we have"]
     assert list(scores["systems"]) == names
     for name, one in scores["systems"].items():
         assert one["n"] == n and one["complete"] is (name != "what we have"), name
@@ -89,8 +89,11 @@ def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
     assert answer.stderr.count("vllm      starting") == 2, (
         "the adapter and its base by one server, the merged by another"
     )
+    # On a CPU the merged model is served; it has the weights that were trained.
+    assert scores["systems"]["tuned"]["title"] == "tuned (merged)"
+    assert scores["systems"]["tuned"]["parity"]["agreement"] >= 0.99
     # The same model, greedy, held to the same labels by a schema and by a grammar.
-    assert scores["agreement"]["tuned | merged"] > 0.9
+    assert scores["agreement"]["tuned | adapter"] > 0.9
     assert scores["not_run"][0]["name"] == "openai:gpt-6-luna" and "OPENAI_API_KEY" in scores["not_run"][0]["why"]
     assert scores["verdict"]["choice"] == "inconclusive" and scores["plan"]["confirmatory"]
     assert (here.folder / "report.html").stat().st_size > 20_000
@@ -111,6 +114,30 @@ def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
     assert changed.returncode == 0, changed.stderr
     explored = files.read_json(here.folder / "scores.json")
     assert not explored["plan"]["confirmatory"] and "margin was 0.02" in explored["plan"]["why_not"]
+
+
+def test_a_form_that_cannot_be_served_gives_way_and_other_weights_are_compared(runs: Path, small_recipe: Path) -> None:
+    # The merged model is made of the base that was trained on, and the recipe asks for the published one.
+    words = ("serve.base=published", "compare.primary=null", "compare.base_shots=0", "compare.explore_rows=50")
+    answer = serving.call(runs, "compare", small_recipe, *words)
+    assert answer.returncode == 0, answer.stderr
+    here = run_in(runs)
+    scores = files.read_json(here.folder / "scores.json")
+    assert (
+        "fallback  tuned (merged) could not be served" in answer.stderr and "serve.base is published" in answer.stderr
+    )
+    assert any("tuned (adapter) is compared in its place" in told for told in here.stage("compare")["fallbacks"])
+    assert [one["name"] for one in scores["not_run"]] == ["merged"]
+    tuned = scores["systems"]["tuned"]
+    assert tuned["title"] == "tuned (adapter)" and tuned["n"] == scores["task"]["n_test"]
+    # What is lost on other weights is shown with its interval, and stops nothing.
+    parity = tuned["parity"]
+    assert parity["agreement"] is None and parity["ci_low"] <= parity["difference"] <= parity["ci_high"]
+    assert "other weights than were trained" in (here.folder / "report.md").read_text(encoding="utf-8")
+    # What only explores is asked a part of the rows, and compared on those.
+    assert scores["systems"]["base"]["n"] == 50 < tuned["n"]
+    assert {one["n"] for one in scores["comparisons"] if one["b"] == "base"} == {50}
+    assert any("untuned base: asked 50 of" in told for told in scores["integrity"]["fallbacks"])
 
 
 def test_every_panel_of_the_dashboard_reads_a_field_that_there_is(runs: Path, small_recipe: Path) -> None:

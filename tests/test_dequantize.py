@@ -1,5 +1,6 @@
 """The base as quantization left it: the same weights, written once, whole or not at all, and found by serving."""
 
+import logging
 import os
 import shutil
 import signal
@@ -189,3 +190,14 @@ def test_large_dequantized_weights_stay_quantized_in_training(tmp_path: Path, mo
     assert model.is_quantized and folder is not None
     # And again, with the folder there: a run that goes on computes as before.
     assert dequantize.load(recipe(), tmp_path, print)[0].is_quantized
+
+
+def test_one_warning_of_a_missing_kernel_is_set_aside_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    base.set_aside_missing_kernel()
+    base.set_aside_missing_kernel()
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    assert len(logger.filters) == 1
+    with caplog.at_level(logging.WARNING):
+        logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please", "No module")
+        logger.warning("another warning")
+    assert [record.getMessage() for record in caplog.records] == ["another warning"]

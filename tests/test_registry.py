@@ -114,7 +114,7 @@ def test_the_gates(trained: Callable[[str], Run]) -> None:
     passed(here)
     assert gates.closed(here, RECIPE) == []
     passed(here, False)
-    assert gates.closed(here, RECIPE) == ["parity failed: answers differ"]
+    assert gates.closed(here, RECIPE) == ["parity of the adapter failed: answers differ"]
     passed(here)
     (here.folder / "adapter" / files.SUMS).write_text("", encoding="utf-8")
     (told,) = gates.closed(here, RECIPE)

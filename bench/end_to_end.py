@@ -1,0 +1,122 @@
+"""How long `make run` takes, beside an earlier build: `python -m bench.end_to_end --before CHECKOUT --runs 3`.
+
+Runs train, export and compare of a recipe in both checkouts in turns, each time in a fresh folder of runs and with the
+same Python, prints the timeline of both and writes bench/results/end_to_end.json. Set-up is not part of it, and nothing
+else may run beside it.
+
+    | build | train | export | compare | all |
+    | before | 332 s | 24 s | 530 s | 886 s |
+    | now    | 285 s | 15 s | 190 s | 490 s |      medians; now / before 0.55
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.data_prep import cpu
+from tracking import environment
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results" / "end_to_end.json"
+STAGES = ("train", "train.export", "compare")
+# Lines of the console that begin or end a piece of work.
+EVENTS = re.compile(
+    r"^(data|base|untuned|training|tuned|adapter|export|test|fitting|vllm|parity|asked|scoring|verdict)\b"
+)
+
+
+def run(checkout: Path, recipe: str, runs: Path) -> dict[str, Any]:
+    """Returns the seconds of each stage and the timeline of one run from train to verdict. Raises RuntimeError where a
+    stage fails."""
+    variables = {**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1"}
+    began = time.monotonic()
+    stages: dict[str, float] = {}
+    timeline: list[Any] = []
+    for stage in STAGES:
+        at = time.monotonic()
+        asked = [sys.executable, "-m", stage, recipe, "--hardware", "cpu"]
+        process = subprocess.Popen(
+            asked, cwd=checkout, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert process.stdout is not None
+        last: list[str] = []
+        for line in process.stdout:
+            last = [*last[-20:], line]
+            if EVENTS.match(line) and not _repeats(timeline, line):
+                timeline.append([round(time.monotonic() - began, 1), line.rstrip()[:110]])
+        if process.wait():
+            raise RuntimeError(f"{stage} in {checkout} ended with {process.returncode}:\n{''.join(last)}")
+        stages[stage] = round(time.monotonic() - at, 1)
+    return {"seconds": round(time.monotonic() - began, 1), "stages": stages, "timeline": timeline}
+
+
+def _repeats(timeline: Sequence[Any], line: str) -> bool:
+    """Whether a line only says how far the piece of work of the line before has come."""
+    word = line.split()[0]
+    progress = re.match(r"\w+ +[\d,]+/", line)
+    return bool(progress and timeline and timeline[-1][1].split()[0] == word and not line.rstrip().endswith(" s"))
+
+
+def table(builds: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Returns medians of each build, a line each."""
+    lines = ["| build | " + " | ".join(STAGES) + " | all |", "|" + "---|" * (len(STAGES) + 2)]
+    for name, measured in builds.items():
+        stages = [f"{statistics.median(one['stages'][stage] for one in measured):.0f} s" for stage in STAGES]
+        lines.append(
+            f"| {name} | {' | '.join(stages)} | {statistics.median(one['seconds'] for one in measured):.0f} s |"
+        )
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench.end_to_end", description="How long `make run` takes in two builds.")
+    parser.add_argument("--before", type=Path, required=True, help="a checkout of the earlier build")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--recipe", default="classifier")
+    arguments = parser.parse_args()
+    checkouts = {"before": arguments.before.resolve(), "now": ROOT}
+    builds: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
+    for number in range(arguments.runs):
+        for name, checkout in checkouts.items():
+            print(f"bench     {name}, run {number + 1} of {arguments.runs}", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory(prefix="insource-end-to-end-") as folder:
+                builds[name].append(run(checkout, arguments.recipe, Path(folder)))
+            _write(builds, checkouts, arguments)
+    print(*table(builds), sep="\n")
+    for name, measured in builds.items():
+        print(f"\n{name}:", *(f"{at:7.1f} s  {line}" for at, line in measured[-1]["timeline"]), sep="\n")
+    return 0
+
+
+def _write(builds: Mapping[str, Any], checkouts: Mapping[str, Path], arguments: argparse.Namespace) -> None:
+    medians = {name: statistics.median(one["seconds"] for one in told) for name, told in builds.items() if told}
+    result = {
+        "command": f"python -m bench.end_to_end --before CHECKOUT --runs {arguments.runs} --recipe {arguments.recipe}",
+        "commits": {name: _commit(path) for name, path in checkouts.items()},
+        "machine": cpu(),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "versions": environment.versions(),
+        "median_seconds": medians,
+        "now_over_before": round(medians["now"] / medians["before"], 3) if len(medians) == 2 else None,
+        "runs": builds,
+    }
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _commit(checkout: Path) -> str:
+    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
+    return answer.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
