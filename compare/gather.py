@@ -52,7 +52,8 @@ def everything_served(place: Place, systems: Sequence[System]) -> tuple[list[Gat
             found |= owned.served(place, together)
         except (RecipeError, StageError) as error:
             first, *others = together
-            following = next((one for group in todo for one in group if one.kind == "tuned"), None)
+            forms = [one for group in todo for one in group if one.kind == "tuned"]
+            following = next((one for one in forms if owned.may_follow(place, one, error)), None)
             if first.name == TUNED and (place.recipe.serve.model != "auto" or following is None):
                 raise
             failed.append(failed_system(place, first, error, following))

@@ -79,6 +79,11 @@ def _served(place: Place, system: System) -> Served:
     return Served(place.name, place.here, place.recipe, system.which or "adapter")
 
 
+def may_follow(place: Place, system: System, error: Exception) -> bool:
+    """Returns whether a form of the tuned model may take the place of one that could not be served."""
+    return stay.may_follow(_served(place, system), place.recipe.serve, error)
+
+
 def cut_short(system: System, prompts: int) -> list[str]:
     """Returns what to tell of prompts that lost examples."""
     return [f"{system.title}: {prompts:,} prompts have fewer examples, to fit serve.max_model_len"] if prompts else []

@@ -169,7 +169,7 @@ def _problems(served: Served, serve: Serve) -> list[str]:
         return [f"{served.name}: {told}" for told in adapter_problems(served, serve)]
     if not served.folder.is_dir():
         return [f"{served.name}: there is no {served.folder}; `make export RECIPE={served.name}` writes it"]
-    if told := _other_base(served, serve):
+    if told := _made_of_other(served, serve):
         return [f"{served.name}: {told}"]
     if served.which == "quantized/w4a16" and served.recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
         return [f"{served.name}: vLLM has no kernel for w4a16 on this CPU, which lacks AVX-512; take quantized/int8"]
@@ -178,13 +178,14 @@ def _problems(served: Served, serve: Serve) -> list[str]:
     return [f"{served.name}: {told}" for told in servable.of_model(served.folder)]
 
 
-def _other_base(served: Served, serve: Serve) -> str | None:
-    """Why a merged or quantized model is not of the base that serving is asked to build on, None where it is."""
+def _made_of_other(served: Served, serve: Serve) -> str | None:
+    """Why a merged or quantized model is not of this adapter on the base that is asked for, None where it is."""
     path = served.folder / "export.json"
-    made_on = files.read_json(path).get("base", "published") if path.is_file() else "published"
-    trained = trained_base(served, serve)
-    wanted = trained["digest"] if trained else "published"
-    if made_on == wanted:
+    made_of = files.read_json(path) if path.is_file() else {}
+    if made_of.get("adapter") != files.sha256(served.run.folder / "adapter" / files.SUMS):
+        return f"{served.which} was made of another adapter than the run has now; `make export` makes it anew"
+    trained, made_on = trained_base(served, serve), made_of.get("base", "published")
+    if made_on == (trained["digest"] if trained else "published"):
         return None
     shown = "the published base" if made_on == "published" else "the base as it was trained on"
     return f"{served.which} was made of {shown}, and serve.base is {serve.base}; `make export` makes it anew"

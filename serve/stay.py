@@ -33,15 +33,22 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(shown(plan.of(choices[0], serve), address, key is not None))
         return command.DONE
-    for served, following in zip(choices, [*choices[1:], None], strict=True):
+    while choices:
+        served, *choices = choices
         try:
             served_until_stopped(served, serve, address, key)
-            break
         except (RecipeError, StageError) as error:
-            if following is None:
+            choices = [one for one in choices if may_follow(one[0], serve, error)]
+            if not choices:
                 raise
-            fall_back(served[0], following[0].which, error, "serve")
+            fall_back(served[0], choices[0][0].which, error)
     return command.INTERRUPTED
+
+
+def may_follow(served: Served, serve: Serve, error: Exception) -> bool:
+    """Returns whether a form may be served in the place of one that failed. Where that one answered otherwise than was
+    trained, a form of other weights is none: nothing would show that it is made of what was trained."""
+    return not isinstance(error, GateError) or plan.same_weights(served, serve)
 
 
 def served_until_stopped(served: Sequence[Served], serve: Serve, address: Address, key: str | None) -> None:
@@ -61,11 +68,11 @@ def served_until_stopped(served: Sequence[Served], serve: Serve, address: Addres
         watch(vllm)
 
 
-def fall_back(served: Served, following: str, error: Exception, stage: str) -> None:
+def fall_back(served: Served, following: str, error: Exception) -> None:
     """Says, and records with the run, that the next form is taken in the place of one that cannot be served."""
     told = f"serve.model: {served.which} cannot be served, {following} is taken: {error}"
     print(f"fallback  {told}", file=sys.stderr, flush=True)
-    run.fallback(served.run, stage, told)
+    run.fallback(served.run, "serve", told)
 
 
 def chosen(arguments: argparse.Namespace) -> tuple[list[list[Served]], Loaded]:

@@ -107,13 +107,22 @@ def test_answers_that_are_not_the_trained_ones_close_the_gate(runs: Path, small_
         for path, data in kept.items():
             path.write_bytes(data)
     assert answer.returncode == 3, answer.stderr
+    # The merged model is of the adapter that was, and no quantized form takes the place of answers that are other ones.
+    assert "merged was made of another adapter" in answer.stderr
     assert "serve.parity.same_weights asks for 99.0%" in answer.stderr
     assert "where transformers answers" in answer.stderr and "not served" in answer.stderr
     assert "ready" not in answer.stdout
 
 
 def test_what_kills_the_server_is_told_in_its_own_words(runs: Path, small_recipe: Path) -> None:
-    answer = serving.call(runs, "serve", small_recipe, "serve.max_model_len=999999", f"serve.port={engine.free_port()}")
+    answer = serving.call(
+        runs,
+        "serve",
+        small_recipe,
+        "serve.model=adapter",
+        "serve.max_model_len=999999",
+        f"serve.port={engine.free_port()}",
+    )
     assert answer.returncode == 1
     assert "vLLM ended while it started" in answer.stderr and "max_model_len" in answer.stderr
     assert "Traceback" not in answer.stderr and "serve.log" in answer.stderr
