@@ -26,7 +26,7 @@ class Parity(Section):
 
     rows: Count = 500
     """Validation rows that `make parity` asks for, as far as there are so many."""
-    start_rows: Count = 128
+    start_rows: Count = 500
     """The same, each time that the server is started."""
     same_weights: Share = 0.99
     """Share of equal answers of the same weights in transformers and in vLLM."""
