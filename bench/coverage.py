@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench import machine
-from bench.two_systems import CLUSTER, METRICS, RIGHT, drawn, loss_of
+from bench.two_systems import CLUSTER, METRICS, RIGHT, Metric, drawn, loss_of
 from insource.stats import intervals, paired
 from insource.stats.intervals import SAME, Interval
 from insource.stats.paired import Difference
@@ -47,6 +47,9 @@ def main() -> int:
     made = argparse.ArgumentParser(prog="python -m bench.coverage", description="Simulate the coverage of intervals.")
     made.add_argument("--sets", type=int, default=1000, help="test sets for each n, with and without clusters")
     made.add_argument("--quick", action="store_true", help="100 sets and 500 resamples, and nothing written")
+    made.add_argument(
+        "--only", choices=[metric.name for metric in METRICS], help="this metric; the file keeps the other"
+    )
     made.add_argument("--write-docs", action="store_true", help="put the last results into docs/statistics.md and end")
     asked = made.parse_args()
     if asked.write_docs:
@@ -54,18 +57,22 @@ def main() -> int:
         return command.DONE
     sets, resamples = (100, 500) if asked.quick else (asked.sets, intervals.RESAMPLES)
     about = {
-        "command": f"python -m bench.coverage {'--quick' if asked.quick else f'--sets {sets}'}",
+        "command": f"python -m bench.coverage {'--quick' if asked.quick else f'--sets {sets}'}"
+        + (f" --only {asked.only}" if asked.only else ""),
         "resamples": resamples,
         "hardware": machine.hardware(on_gpu=False),
         "date": machine.today(),
     }
+    metrics = [metric for metric in METRICS if asked.only in (None, metric.name)]
     results: list[Row] = []
     for clustered in (False, True):
         for n in ROWS:
             began = time.monotonic()
-            results += [{**row, **about} for row in simulated(n, clustered, sets, resamples)]
+            results += [{**row, **about} for row in simulated(n, clustered, sets, resamples, metrics=metrics)]
             told = f"{n} rows{' in clusters' if clustered else ''}: {time.monotonic() - began:.0f} s"
             print(told, file=sys.stderr, flush=True)
+    if asked.only and not asked.quick:
+        results = merged(files.read_json(RESULTS), results)
     print(tables(results))
     broken = [row for row in results if not as_promised(row)]
     for row in broken:
@@ -76,7 +83,24 @@ def main() -> int:
     return command.FAILED if broken and not asked.quick else command.DONE
 
 
-def simulated(n: int, clustered: bool, sets: int, resamples: int = intervals.RESAMPLES, seed: int = 1) -> list[Row]:
+def merged(before: Sequence[Row], now: Sequence[Row]) -> list[Row]:
+    """Returns the rows of an earlier file, in their order, each replaced where it was measured again."""
+
+    def key(row: Row) -> tuple[Any, ...]:
+        return row["figure"], row["truth"] < 0, row["n"], row["clusters"]
+
+    again = {key(row): row for row in now}
+    return [again.get(key(row), row) for row in before]
+
+
+def simulated(
+    n: int,
+    clustered: bool,
+    sets: int,
+    resamples: int = intervals.RESAMPLES,
+    seed: int = 1,
+    metrics: Sequence[Metric] = METRICS,
+) -> list[Row]:
     """Returns a row for each figure of so many test sets: the metrics, and their differences where there is none and
     where it is just the margin."""
     loss = {metric.name: loss_of(metric, MARGIN) for metric in METRICS}
@@ -85,7 +109,7 @@ def simulated(n: int, clustered: bool, sets: int, resamples: int = intervals.RES
     for number in range(sets):
         rng = np.random.default_rng([seed, n, clustered, number])
         found = drawn(n, clustered, [0.0, *loss.values()], rng)
-        for metric in METRICS:
+        for metric in metrics:
             how: dict[str, Any] = {"alpha": ALPHA, "resamples": resamples, "seed": number}
             one = metric.tally(found.wanted, found.system)
             single.setdefault(metric.name, []).append(intervals.of(one, found.clusters, **how))
@@ -95,7 +119,7 @@ def simulated(n: int, clustered: bool, sets: int, resamples: int = intervals.RES
                 double.setdefault((metric.name, truth), []).append(seen)
     same: Row = {"n": n, "clusters": n // CLUSTER if clustered else None, "sets": sets}
     rows: list[Row] = []
-    for metric in METRICS:
+    for metric in metrics:
         truth = metric.truth(RIGHT)
         rows.append({"figure": metric.name, "method": single[metric.name][0].method, **same})
         rows[-1].update(coverage(truth, single[metric.name]))
@@ -145,7 +169,8 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
     """Returns the results as two Markdown tables."""
     first = results[0]
     lines = [
-        f"{first['sets']:,} sets each, {first['resamples']:,} resamples, {first['date']}, `{first['command']}`.",
+        f"{first['sets']:,} sets each, {first['resamples']:,} resamples.",
+        *[f"Measured {date} by `{command}`." for date, command in dict.fromkeys(_measured(row) for row in results)],
         f"In bold: outside {LEAST:.0%} to {MOST:.0%}. The simulation's own error is {error(first['sets']):.1%} (two",
         "standard errors).",
         "",
@@ -174,6 +199,10 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
             told = " | ".join(f"{found[name]:.1%}" for name in FALSE)
             lines.append(f"| {figure} | {n:,} | {clusters or '-'} | {told} |")
     return "\n".join(lines)
+
+
+def _measured(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["date"], row["command"]
 
 
 def write_docs() -> None:

@@ -140,9 +140,9 @@ def parity_json(found: probe.Found) -> dict[str, Any]:
         "metric": found.other.metric,
         "trained": found.other.trained,
         "served": found.other.value,
-        "difference": found.other.difference,
-        "ci_low": found.other.low,
-        "ci_high": found.other.high,
+        "difference": found.other.difference.delta,
+        "ci_low": found.other.difference.low,
+        "ci_high": found.other.difference.high,
     }
 
 

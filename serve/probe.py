@@ -13,10 +13,12 @@ And before both: the server must read the token ids that were trained on.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from backends.ask import ask
 from backends.exchange import Backend, Constraint, Received, Request, Structured
+from insource.stats import metric_stats, paired
+from insource.stats.paired import Difference, Judged
 from recipes.errors import StageError
 from recipes.schema_clashes import METRICS
 from recipes.schema_verdict import Parity, Serve
@@ -27,13 +29,10 @@ from tasks import spec_of
 from tasks.parsed import UNFINISHED, Parsed
 from tracking import files
 
-RESAMPLES = 2000
-LEVEL = 0.95
+ALPHA = 0.05
 CONCURRENCY = 64
 # What does not decide is asked of fewer rows.
 ASIDE_ROWS = 100
-
-Judged = Literal["as good", "undecided", "worse"]
 
 
 @dataclass(frozen=True)
@@ -89,23 +88,17 @@ class Same:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ScoreDifference:
     """The score of what is served minus that of the weights that were trained, on the same rows."""
 
     metric: str
-    n: int
     value: float
     trained: float
-    difference: float
-    low: float
-    high: float
-    """Ends of the interval of the difference, at LEVEL."""
+    difference: Difference
 
     def judged(self, allowed_drop: float) -> Judged:
-        """Returns whether less is lost than allowed, more, or whether these rows cannot tell."""
-        if self.high < -allowed_drop:
-            return "worse"
-        return "as good" if self.low >= -allowed_drop else "undecided"
+        """Returns what the interval of the difference says, with the allowed drop as margin."""
+        return paired.judged(self.difference, allowed_drop)
 
 
 @dataclass(frozen=True)
@@ -118,7 +111,7 @@ class Found:
     first_other_prompt: str | None
     same: Same | None
     """None for other weights than those that were trained."""
-    other: Difference
+    other: ScoreDifference
     valid: Mapping[Structured, tuple[float, int]]
     """Share of answers that the task can read, and of how many, by how they were constrained."""
 
@@ -146,9 +139,9 @@ class Found:
         """Returns what the score of other weights loses beyond the recipe's floor."""
         if self.same is None and self.other.judged(parity.score_drop) == "worse":
             return [
-                f"{self.other.metric} is {-self.other.difference:.1%} below that of the trained weights "
-                f"({self.other.value:.1%} against {self.other.trained:.1%} of {self.other.n} rows, at least "
-                f"{-self.other.high:.1%} with 95% confidence), and serve.parity.score_drop allows "
+                f"{self.other.metric} is {-self.other.difference.delta:.1%} below that of the trained weights "
+                f"({self.other.value:.1%} against {self.other.trained:.1%} of {self.other.difference.n} rows, at least "
+                f"{-self.other.difference.high:.1%} with 95% confidence), and serve.parity.score_drop allows "
                 f"{parity.score_drop:.1%}"
             ]
         return []
@@ -269,33 +262,13 @@ def _valid(probe: Probe, answers: Sequence[Received]) -> tuple[float, int]:
     return sum(one.problem is None for one in read) / len(read), len(read)
 
 
-def _difference(probe: Probe, answers: Sequence[Received]) -> Difference:
+def _difference(probe: Probe, answers: Sequence[Received]) -> ScoreDifference:
     now = [probe.score(row, parsed) for row, parsed in zip(probe.rows, _read(probe, answers), strict=True)]
     then = [probe.score(row, probe.parsed(one["answer"])) for row, one in zip(probe.rows, probe.trained, strict=True)]
-    differences = [a - b for a, b in zip(now, then, strict=True)]
-    low, high = interval(differences)
-    n = len(now)
-    return Difference(probe.metric, n, sum(now) / n, sum(then) / n, sum(differences) / n, low, high)
-
-
-def interval(values: Sequence[float], seed: int = 17) -> tuple[float, float]:
-    """Returns the ends of the bias-corrected and accelerated bootstrap interval of a mean (Efron 1987), at LEVEL.
-
-    Where all values are the same there is nothing to resample: both ends are that value.
-    """
-    import numpy
-    from scipy.stats import bootstrap
-
-    if len(set(values)) == 1:
-        return values[0], values[0]
-    found = bootstrap(
-        (numpy.asarray(values),),
-        numpy.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=LEVEL,
-        rng=numpy.random.default_rng(seed),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    served, trained = metric_stats.of_scores(now), metric_stats.of_scores(then)
+    # Few rows change, often all to one side: no interval that assumes a distribution holds for them.
+    found = paired.of(served, trained, alpha=ALPHA, distribution_free=True)
+    return ScoreDifference(probe.metric, served.figure(), trained.figure(), found)
 
 
 def _first(flips: Sequence[Flip]) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from insource.stats.paired import Difference
 from recipes.schema_verdict import Parity
 from serve.probe import Found, Same
 from tasks import in_words
@@ -13,13 +14,13 @@ _FLIPS = 5
 
 def lines(name: str, found: Found) -> list[str]:
     """Returns what was found of one served model, for the terminal."""
-    other = found.other
+    other, seen = found.other, found.other.difference
     told = [f"{name}: {found.prompt_ids_equal:.1%} of {found.n} prompts read as trained"]
     if found.same:
         told.append(f"{found.same.agreement:.1%} of answers as transformers gives them with these weights")
     told.append(
         f"{in_words(other.metric)} {other.value:.1%}, trained weights {other.trained:.1%} "
-        f"(difference {other.difference:+.1%}, 95% interval {other.low:+.1%} to {other.high:+.1%})"
+        f"(difference {seen.delta:+.1%}, 95% interval {seen.low:+.1%} to {seen.high:+.1%})"
     )
     return ["; ".join(told)]
 
@@ -29,7 +30,7 @@ def markdown(name: str, report: Mapping[str, Any], founds: Sequence[Found], pari
     metric = in_words(founds[0].other.metric)
     rows = [
         f"| {one.which} | {one.prompt_ids_equal:.1%} | {_agreement(one.same)} | {one.other.value:.1%} | "
-        f"{one.other.difference:+.1%} ({one.other.low:+.1%} to {one.other.high:+.1%}) | "
+        f"{_interval(one.other.difference)} | "
         f"{one.other.judged(parity.score_drop)} | {report['start_seconds'][one.which]:.0f} s |"
         for one in founds
     ]
@@ -51,8 +52,8 @@ def markdown(name: str, report: Mapping[str, Any], founds: Sequence[Found], pari
 |---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-Judged: *worse* where surely more than {parity.score_drop:.1%} is lost (serve.parity.score_drop), *undecided* where
-{founds[0].n} rows cannot tell.
+Judged by the interval: *worse* where all of it is more than {parity.score_drop:.1%} below (serve.parity.score_drop),
+*non-inferior* where none of it is, *superior* where all of it is above 0, else *undecided*.
 
 | served | constraint | answers that the task can read |
 |---|---|---|
@@ -66,6 +67,10 @@ Judged: *worse* where surely more than {parity.score_drop:.1%} is lost (serve.pa
 
 {repeated or "Not asked again."}
 """
+
+
+def _interval(difference: Difference) -> str:
+    return f"{difference.delta:+.1%} ({difference.low:+.1%} to {difference.high:+.1%})"
 
 
 def _agreement(same: Same | None) -> str:

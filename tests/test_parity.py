@@ -28,7 +28,7 @@ def test_the_parity_table_has_every_form_and_lets_the_adapter_be_deployed(runs: 
     for which in ("adapter", "merged"):
         assert forms[which]["same"]["agreement"] >= 0.99
         assert all(flip["margin"] is not None for flip in forms[which]["same"]["flips"])
-    assert forms["quantized/int8"]["same"] is None and forms["quantized/int8"]["other"]["n"] == 24
+    assert forms["quantized/int8"]["same"] is None and forms["quantized/int8"]["other"]["difference"]["n"] == 24
     assert all(one["valid"]["grammar"] == [1, 24] for one in forms.values())
     assert "none" in forms["merged"]["valid"] and report["repeated"][0]["concurrency"] == 64
     stage = here.stage("parity")

@@ -1,7 +1,7 @@
 """The difference of two systems on the same rows: its interval, its test, and what these rows could have shown.
 
 a right in 912 of 1,000 rows, b in 887; a alone right in 60, b alone in 35
-  -> delta 0.025, 0.006 to 0.044, p 0.013 (exact McNemar), smallest detectable difference 0.027
+  -> delta 0.025, 0.005 to 0.045, p 0.013 (exact McNemar), smallest detectable difference 0.027
 margin 0.02 -> superior: the whole interval is above 0
 """
 
@@ -12,8 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+from insource.stats.bounded_mean import mean_interval, share_interval
 from insource.stats.intervals import ALPHA, RESAMPLES, SAME, SEED, bca, quantile
-from insource.stats.metric_stats import Array, Tally
+from insource.stats.metric_stats import Array, Tally, mean
 from insource.stats.resampling import (
     Counts,
     Units,
@@ -65,24 +66,40 @@ def of(
     resamples: int = RESAMPLES,
     permutations: int = PERMUTATIONS,
     seed: int = SEED,
+    distribution_free: bool = False,
 ) -> Difference:
     """Returns the difference a - b of one metric on the same rows.
 
-    Shares of independent rows: exact McNemar, and Bonett and Price's interval. Anything else: a permutation test that
-    swaps a and b within a row, or within a whole cluster, and the BCa interval of the paired difference, which holds 0
-    where the test finds no difference. Swapping a and b turns the signs and changes nothing else. Raises ValueError
-    where a and b are not one metric of the same rows.
+    Shares of independent rows: the exact McNemar test, and Gaffke's interval (bounded_mean.py), which excludes 0
+    exactly where the test rejects. Anything else: a permutation test that swaps a and b within a row, or within a whole
+    cluster, and the BCa interval of the paired difference, which contains 0 where the test does not reject.
+    With `distribution_free`, a mean of scores from 0 to 1 of independent rows has Gaffke's interval too, whatever their
+    distribution. Swapping a and b turns the signs and changes nothing else. Raises ValueError where a and b are not one
+    metric of the same rows, or where `distribution_free` is given for scores outside 0 to 1.
     """
     if not a.n or a.rows.shape != b.rows.shape or a.value is not b.value:
         raise ValueError(f"tallies of {a.rows.shape} and {b.rows.shape} are not one metric of the same rows")
     if a.figure() < b.figure():
         # One order for both, so that both draw the same resamples.
-        other = of(b, a, clusters, alpha=alpha, resamples=resamples, permutations=permutations, seed=seed)
+        other = of(
+            b,
+            a,
+            clusters,
+            alpha=alpha,
+            resamples=resamples,
+            permutations=permutations,
+            seed=seed,
+            distribution_free=distribution_free,
+        )
         return replace(other, delta=-other.delta, low=0.0 - other.high, high=0.0 - other.low)
     numbers, shares = numbered(clusters, a.n), a.proportion and b.proportion
     if shares and numbers is None:
         return _of_shares(a, b, alpha)
     found = _resampled(a, b, numbers, alpha, resamples, permutations, seed)
+    if distribution_free and numbers is None and a.value is mean:
+        rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[2])
+        low, high = mean_interval(a.rows[:, 0] - b.rows[:, 0], alpha, rng)
+        found = replace(found, low=min(low, found.delta), high=max(high, found.delta))
     return replace(found, discordant=sum(_alone(a, b))) if shares else found
 
 
@@ -122,28 +139,12 @@ def expected_mde(n: int, discordance: float, alpha: float = ALPHA, power: float 
     return _reach(alpha, power) * sqrt(discordance / n)
 
 
-def bonett_price(only_a: int, only_b: int, n: int, alpha: float) -> tuple[float, float, float]:
-    """Returns low, high and the standard error of the difference of two shares of the same n rows.
-
-    only_a, only_b: rows that a, or b, alone has right. Wald's interval with one row more of each (Bonett and Price
-    2012, J. Educational and Behavioral Statistics 37, 479-488), recommended by Fagerland, Lydersen and Laake (2014,
-    Statistics in Medicine 33, 2850-2875).
-    """
-    from scipy.special import ndtri
-
-    share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
-    error = sqrt((share_a + share_b - (share_a - share_b) ** 2) / (n + 2))
-    reach = -float(ndtri(alpha / 2)) * error
-    delta = (only_a - only_b) / n
-    low, high = share_a - share_b - reach, share_a - share_b + reach
-    return max(-1.0, min(low, delta)), min(1.0, max(high, delta)), error
-
-
 def _of_shares(a: Tally, b: Tally, alpha: float) -> Difference:
     from statsmodels.stats.contingency_tables import mcnemar
 
     n, (only_a, only_b) = a.n, _alone(a, b)
-    low, high, error = bonett_price(only_a, only_b, n, alpha)
+    low, high = share_interval(only_a, only_b, n, alpha)
+    error = _share_error(only_a, only_b, n)
     # The test reads nothing but the corners in which the two differ.
     p_value = float(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue) if only_a + only_b else 1.0
     return Difference(
@@ -174,7 +175,7 @@ def _resampled(
     changes = _changes(pairs, columns)
     if changes.n == 0 or pairs.n == 1:
         # No draw can differ from these rows, which is no proof that rows to come cannot: as of shares.
-        low, high, error = bonett_price(0, 0, pairs.n, alpha)
+        (low, high), error = share_interval(0, 0, pairs.n, alpha), _share_error(0, 0, pairs.n)
         low, high = max(min(-1.0, delta), delta + low), min(max(1.0, delta), delta + high)
     else:
         resampled = bootstrapped(pairs, difference, resamples, draws)
@@ -220,6 +221,13 @@ def _p_value(
 def _alone(a: Tally, b: Tally) -> tuple[int, int]:
     """Returns the rows that a alone has right, and those of b."""
     return int(np.sum(a.rows[:, 0] > b.rows[:, 0])), int(np.sum(a.rows[:, 0] < b.rows[:, 0]))
+
+
+def _share_error(only_a: int, only_b: int, n: int) -> float:
+    """Returns the standard error of a difference of shares, with one row more for each (Bonett and Price 2012,
+    J. Educational and Behavioral Statistics 37, 479-488), so that it is not 0 without discordant rows."""
+    share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    return sqrt((share_a + share_b - (share_a - share_b) ** 2) / (n + 2))
 
 
 def _reach(alpha: float, power: float) -> float:

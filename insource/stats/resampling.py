@@ -87,7 +87,7 @@ def bootstrapped(units: Units, value: Value, resamples: int, rng: np.random.Gene
     found = np.empty(resamples)
     # Where each unit is drawn by itself: the cell of each.
     of_unit = None if units.by_cell else np.repeat(np.arange(cells), units.counts)
-    for some in _parts(resamples, max(units.sums.shape[1], cells if of_unit is None else n)):
+    for some in chunks(resamples, max(units.sums.shape[1], cells if of_unit is None else n)):
         draws = some.stop - some.start
         if of_unit is None:
             times = rng.multinomial(n, units.counts / n, size=draws).astype(np.float64)
@@ -107,7 +107,7 @@ def swapped(changes: Units, value: Value, permutations: int, rng: np.random.Gene
     cells, n = len(changes.counts), changes.n
     found = np.empty(permutations)
     first = np.cumsum(changes.counts) - changes.counts
-    for some in _parts(permutations, max(changes.sums.shape[1], cells if changes.by_cell else n)):
+    for some in chunks(permutations, max(changes.sums.shape[1], cells if changes.by_cell else n)):
         draws = some.stop - some.start
         if changes.by_cell:
             times = rng.binomial(changes.counts, 0.5, size=(draws, cells)).astype(np.float64)
@@ -123,7 +123,7 @@ def swapped(changes: Units, value: Value, permutations: int, rng: np.random.Gene
 def jackknifed(units: Units, value: Value) -> Array:
     """Returns the figure without one unit of each cell, (m,). There must be two units at least."""
     total, found = units.total, np.empty(len(units.counts))
-    for some in _parts(len(units.counts), units.sums.shape[1]):
+    for some in chunks(len(units.counts), units.sums.shape[1]):
         found[some] = value(total - _dense(units.sums[some]))
     return found
 
@@ -165,7 +165,7 @@ def _keys(rows: Any) -> list[bytes]:
     return [columns[8 * a : 8 * b] + counts[8 * a : 8 * b] for a, b in pairwise(plain.indptr.tolist())]
 
 
-def _parts(rows: int, width: int) -> Iterator[slice]:
+def chunks(rows: int, width: int) -> Iterator[slice]:
     """Yields slices of `rows` rows of which each has at most MOST numbers, or one row."""
     step = max(1, MOST // max(width, 1))
     for start in range(0, rows, step):

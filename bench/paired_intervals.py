@@ -1,0 +1,83 @@
+"""Intervals of a paired difference that the parity check does not use, for bench.parity_check to compare.
+
+16 rows lost, 6 won of 161 -> a drop of 0.0054 to 0.1240 (Tango), 0.0032 to 0.1195 (Bonett and Price)
+"""
+
+from math import sqrt
+
+import numpy as np
+
+from insource.stats.intervals import bca
+from insource.stats.metric_stats import Array, mean
+from insource.stats.resampling import bootstrapped, jackknifed, swapped, units_of
+
+ALPHA, Z, RESAMPLES = 0.05, 1.959964, 2_000
+
+
+def bca_of(differences: Array, rng: np.random.Generator, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """Returns the interval that the check had before: the plain BCa bootstrap of the mean of differences (n,)."""
+    if np.ptp(differences) == 0:
+        return float(differences[0]), float(differences[0])
+    units = units_of(np.column_stack([differences, np.ones_like(differences)]))
+    resampled = bootstrapped(units, mean, resamples, rng)
+    return bca(float(differences.mean()), resampled, jackknifed(units, mean), units.counts, Z)
+
+
+def flipped(differences: Array, drop: float, flips: int, rng: np.random.Generator) -> float:
+    """Returns the one-sided p-value of "the mean is at least -drop", of flipping the signs of differences around it."""
+    away = differences + drop
+    units = units_of(np.column_stack([away, np.ones_like(away)]))
+    sums = away.sum() - 2 * swapped(units, lambda summed: summed[:, 0], flips, rng)
+    return (1 + int(np.sum(sums <= away.sum() + 1e-12))) / (1 + flips)
+
+
+def tango(lost: int, won: int, n: int, correction: float = 0.0) -> tuple[float, float]:
+    """Returns the score interval of the drop (Tango 1998, Statistics in Medicine 17, 891-908).
+
+    correction: rows that are taken from the distance, for continuity.
+    """
+
+    def low(one: int, other: int) -> float:
+        from scipy.optimize import brentq
+
+        def score(delta: float) -> float:
+            b = (2 * n - one + other) * delta - one - other
+            share = (sqrt(b * b + 8 * n * other * delta * (1 - delta)) - b) / (4 * n) if delta < 1 else 0.0
+            spread = sqrt(max(n * (2 * max(share, 0.0) + delta * (1 - delta)), 1e-300))
+            return (one - other - n * delta - correction) / spread - Z
+
+        return float(brentq(score, -1 + 1e-9, (one - other) / n, xtol=1e-10)) if one - other > -n else -1.0
+
+    return low(lost, won), -low(won, lost)
+
+
+def bonett_price(lost: int, won: int, n: int) -> tuple[float, float]:
+    """Returns Wald's interval of the drop with one row more for each (Bonett and Price 2012, J. Educational and
+    Behavioral Statistics 37, 479-488)."""
+    one, other = (lost + 1) / (n + 2), (won + 1) / (n + 2)
+    reach = Z * sqrt((one + other - (one - other) ** 2) / (n + 2))
+    return one - other - reach, one - other + reach
+
+
+def fay_lumbard(lost: int, won: int, n: int) -> float:
+    """Returns the low end of the drop, of two beta distributions that are combined (Fay and Lumbard 2021)."""
+    from scipy.optimize import brentq
+    from scipy.special import betainc, betaincinv
+
+    if lost == 0:
+        return -1.0
+    middles, both = (np.arange(1000) + 0.5) / 1000, lost + won
+    weights = [betaincinv(both, n - both + 1, middles)]
+    weights += [betaincinv(both + 1, n - both, middles) if both < n else np.ones(1)]
+
+    def below(drop: float) -> float:
+        parts = [np.mean(betainc(lost, won + 1, np.clip((1 + drop / one) / 2, 0, 1))) for one in weights]
+        return float(max(parts)) - ALPHA / 2
+
+    return float(brentq(below, -1, 1))
+
+
+def bca_of_shares(lost: int, won: int, n: int) -> float:
+    """Returns the high end of served minus trained that the check had before, with its seed."""
+    differences = np.repeat([-1.0, 1.0, 0.0], [lost, won, n - lost - won])
+    return bca_of(differences, np.random.default_rng(17))[1]

@@ -1,0 +1,185 @@
+"""How often the parity check says "worse": `python -m bench.parity_check` writes bench/results/parity_check.json.
+
+    scores   n    discordant   true drop   insource   BCa bootstrap, as before
+    0 or 1   500  1%           1%          0.2%       8.9%
+    0 or 1   500  3%           2%          16.8%      30.1%
+
+Of scores 0 and 1 the rates are computed, not simulated: which counts of lost and won rows a method calls "worse", and
+how probable these counts are. Of other scores they are simulated, with seeds. "Worse" means that the whole 95% interval
+of served minus trained is below minus `score_drop`.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import machine
+from bench.paired_intervals import ALPHA, bca_of, bca_of_shares, bonett_price, fay_lumbard, flipped, tango
+from bench.row_scores import SCENARIOS, changes
+from insource.stats.bounded_mean import mean_interval, share_interval
+from recipes import command
+from recipes.errors import StageError
+from tracking import files
+
+RESULTS = Path(__file__).parent / "results" / "parity_check.json"
+DOCS = machine.ROOT / "docs" / "statistics.md"
+BEGIN, END = "<!-- parity_check:begin -->", "<!-- parity_check:end -->"
+
+SCORE_DROP = 0.01
+ROWS, DISCORDANT, DROPS = (64, 128, 500), (0.01, 0.03, 0.10), (0.0, 0.01, 0.02)
+# What is allowed, by true drop: half of ALPHA at score_drop itself.
+ALLOWED = {0.0: 0.005, 0.01: 0.025}
+DRAWS = 1_000
+OURS, BEFORE = "insource", "BCa bootstrap, as before"
+
+Row = dict[str, Any]
+Upper = Callable[[int, int, int], float]
+"""Lost, won and all rows -> the high end of the interval of served minus trained."""
+
+
+def main() -> int:
+    made = argparse.ArgumentParser(prog="python -m bench.parity_check", description="Error rates of the parity check.")
+    made.add_argument(
+        "--sets", type=int, default=1000, help="simulated sets of rows for each n, kind of change and drop"
+    )
+    made.add_argument("--write-docs", action="store_true", help="put the last results into docs/statistics.md and end")
+    arguments = made.parse_args()
+    if arguments.write_docs:
+        write_docs()
+        return command.DONE
+    about = {
+        "command": f"python -m bench.parity_check --sets {arguments.sets}",
+        "hardware": machine.hardware(on_gpu=False),
+        "date": machine.today(),
+    }
+    results: list[Row] = []
+    for n in ROWS:
+        began = time.monotonic()
+        results += [{**row, **about} for row in [*computed(n), *simulated(n, arguments.sets)]]
+        print(f"{n} rows: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    RESULTS.parent.mkdir(exist_ok=True)
+    files.write_json(RESULTS, results)
+    print(tables(results))
+    broken = [row for row in results if not as_promised(row)]
+    for row in broken:
+        print(f"above the allowed rate: {row}", file=sys.stderr)
+    return command.FAILED if broken else command.DONE
+
+
+def computed(n: int) -> Iterator[Row]:
+    """Yields the rates of "worse" of scores 0 and 1: one row for each discordant share and true drop."""
+    most_won = _most_won(n)
+    least = {name: least_lost(upper, n, most_won) for name, upper in METHODS.items()}
+    for discordant in DISCORDANT:
+        for drop in DROPS:
+            if drop <= discordant:
+                rates = {name: rate(counts, n, discordant, drop) for name, counts in least.items()}
+                yield {"scores": "0 or 1", "n": n, "discordant": discordant, "drop": drop, "sets": None, "worse": rates}
+
+
+def least_lost(upper: Upper, n: int, most_won: int) -> list[int]:
+    """Returns for 0, 1, ... `most_won` won rows how many rows must be lost until the check says "worse"."""
+    found: list[int] = []
+    for won in range(most_won + 1):
+        below, least = found[-1] - 1 if found else 0, n - won + 1
+        while least - below > 1:
+            lost = min((below + least) // 2, below + 16)
+            if upper(lost, won, n) < -SCORE_DROP:
+                least = lost
+            else:
+                below = lost
+        found.append(least)
+    return found
+
+
+def rate(least: Sequence[int], n: int, discordant: float, drop: float) -> float:
+    """Returns how probable it is that rows are lost as often as least[won] says, won and lost being multinomial."""
+    from scipy.stats import binom
+
+    lost, won = (discordant + drop) / 2, (discordant - drop) / 2
+    counts = np.arange(len(least))
+    enough = binom.sf(np.asarray(least) - 1, n - counts, lost / (1 - won))
+    return float(binom.pmf(counts, n, won) @ enough)
+
+
+def simulated(n: int, sets: int, seed: int = 1) -> Iterator[Row]:
+    """Yields the rates of "worse" of other scores: one row for each kind of change and true drop."""
+    for kind in SCENARIOS:
+        for drop in DROPS:
+            counts = dict.fromkeys((OURS, BEFORE, "sign flips"), 0)
+            for number in range(sets):
+                rng = np.random.default_rng([seed, n, SCENARIOS.index(kind), round(1000 * drop), number])
+                differences = changes(kind, n, drop, rng)
+                counts[OURS] += mean_interval(differences, ALPHA, rng, DRAWS)[1] < -SCORE_DROP
+                counts[BEFORE] += bca_of(differences, rng, DRAWS)[1] < -SCORE_DROP
+                counts["sign flips"] += flipped(differences, SCORE_DROP, DRAWS, rng) <= ALPHA / 2
+            rates = {name: count / sets for name, count in counts.items()}
+            yield {"scores": kind, "n": n, "discordant": None, "drop": drop, "sets": sets, "worse": rates}
+
+
+METHODS: Mapping[str, Upper] = {
+    OURS: lambda lost, won, n: share_interval(won, lost, n, ALPHA)[1],
+    BEFORE: bca_of_shares,
+    "Bonett and Price": lambda lost, won, n: -bonett_price(lost, won, n)[0],
+    "Tango": lambda lost, won, n: -tango(lost, won, n)[0],
+    "Tango, continuity corrected": lambda lost, won, n: -tango(lost, won, n, 1.0)[0],
+    "Fay and Lumbard": lambda lost, won, n: -fay_lumbard(lost, won, n),
+}
+
+
+def as_promised(row: Mapping[str, Any]) -> bool:
+    """Returns whether the check says "worse" no oftener than allowed, but for three standard errors of a simulation."""
+    allowed = ALLOWED.get(row["drop"], 1.0)
+    error = 3 * sqrt(allowed * (1 - allowed) / row["sets"]) if row["sets"] else 0.0
+    return bool(row["worse"][OURS] <= allowed + error)
+
+
+def tables(results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the results as two Markdown tables, what is above the allowed rate in bold."""
+    first = results[0]
+    lines = [f"{first['hardware']}, {first['date']}, `{first['command']}`. In bold: above the allowed rate."]
+    for exact in (True, False):
+        rows = [row for row in results if (row["sets"] is None) == exact]
+        heads = ["n", "discordant" if exact else "scores", "true drop", "allowed", *rows[0]["worse"]]
+        lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for row in rows:
+            allowed = ALLOWED.get(row["drop"])
+            which = f"{row['discordant']:.0%}" if exact else row["scores"]
+            told = [f"{row['n']}", which, f"{row['drop']:.0%}", "-" if allowed is None else f"{allowed:.1%}"]
+            told += [_cell(share, allowed, row["sets"]) for share in row["worse"].values()]
+            lines.append(f"| {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+def write_docs() -> None:
+    """Writes the last results into docs/statistics.md. Raises StageError where they, or their place, are missing."""
+    if not RESULTS.exists():
+        raise StageError(f"there is no bench/results/{RESULTS.name}; run python -m bench.parity_check first")
+    before, begin, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise StageError(f"docs/{DOCS.name} has no place for the tables; write {BEGIN} and {END} where they belong")
+    files.write_text(DOCS, f"{before}{begin}\n{tables(files.read_json(RESULTS))}\n{end}{after}")
+
+
+def _cell(share: float, allowed: float | None, sets: int | None) -> str:
+    error = 3 * sqrt(allowed * (1 - allowed) / sets) if allowed and sets else 0.0
+    told = f"{share:.1%}" if share >= 0.0005 or share == 0 else f"{share:.2%}"
+    return f"**{told}**" if allowed is not None and share > allowed + error else told
+
+
+def _most_won(n: int) -> int:
+    """Returns how many won rows practically never occur at the largest discordant share."""
+    from scipy.stats import binom
+
+    return int(binom.isf(1e-9, n, max(DISCORDANT) / 2))
+
+
+if __name__ == "__main__":
+    command.run(main)

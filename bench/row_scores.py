@@ -1,0 +1,35 @@
+"""Differences of row scores from -1 to 1 whose true mean is known, for bench.parity_check.
+
+    lost entirely   0 0 0 -0.81 0 0 ...    a few rows lose all of their score, the others keep it
+
+The rows are SYNTHETIC. A score before the change is drawn from a beta distribution with mean 0.8.
+"""
+
+import numpy as np
+
+from insource.stats.metric_stats import Array
+
+SCENARIOS = ("lost entirely", "lost and won", "many small changes", "many small losses, rare gains")
+BEFORE = (8.0, 2.0)
+WON, CHANGED, SPREAD, SMALL, RARE = 0.02, 0.3, 0.15, 0.5, 0.004
+
+
+def changes(kind: str, n: int, drop: float, rng: np.random.Generator) -> Array:
+    """Returns n differences, served minus trained, whose true mean is -drop.
+
+    lost entirely                  a row's whole score, in drop / 0.8 of rows
+    lost and won                   the same, and as much lost as won in 2% of rows each
+    many small changes             30% of rows, normal with a standard deviation of 0.15
+    many small losses, rare gains  half of all rows lose a little, 0.4% gain 1. Raises ValueError for another kind.
+    """
+    drawn, before = rng.random(n), rng.beta(*BEFORE, n)
+    lost = drop / (BEFORE[0] / sum(BEFORE))
+    if kind == "lost entirely":
+        return np.where(drawn < lost, -before, 0.0)
+    if kind == "lost and won":
+        return np.where(drawn < WON + lost, -before, np.where(drawn < 2 * WON + lost, before, 0.0))
+    if kind == "many small changes":
+        return np.where(drawn < CHANGED, np.clip(rng.normal(-drop / CHANGED, SPREAD, n), -1, 1), 0.0)
+    if kind == "many small losses, rare gains":
+        return np.where(drawn < RARE, 1.0, np.where(drawn < RARE + SMALL, -(drop + RARE) / SMALL, 0.0))
+    raise ValueError(f"there is no kind of change {kind!r}; give one of {', '.join(SCENARIOS)}")
