@@ -118,6 +118,10 @@ def settings(plan: Plan, api_key: str | None) -> dict[str, str]:
     told = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
     if Path(plan.model).is_dir():
         told["HF_HUB_OFFLINE"] = "1"
+    if plan.use_cpu and plan.serve.enforce_eager:
+        # vLLM 0.32 compiles its ranking of log-probabilities all the same: that needs a C++ compiler, seconds of the
+        # first request, and fails under ATEN_CPU_CAPABILITY=default, for which torch 2.13 writes C++ that is none.
+        told["TORCH_COMPILE_DISABLE"] = "1"
     if plan.runtime_adapters:
         told["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if api_key:
