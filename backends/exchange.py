@@ -13,6 +13,7 @@ from recipes.addresses import host_of, is_loopback
 
 Messages = Sequence[Mapping[str, str]]
 Wire = Literal["openai", "anthropic"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Structured = Literal["grammar", "json_schema", "none"]
 Cloud = Literal["azure", "bedrock", "vertex"]
 Heard = Callable[[int, Mapping[str, str]], None]
@@ -34,7 +35,13 @@ class Backend:
     """How the output constraint is sent: as a grammar (vLLM), as a JSON Schema (all of them), or not at all."""
     log_probabilities: bool = False
     temperature: float | None = 0.0
-    """None: not sent, for models that take none."""
+    """0 is the rule for servers of our own. None: not sent, the rule for closed models."""
+    effort: Effort | None = None
+    """How much the model is to think; none: not at all. None: not sent, the provider's default holds."""
+    closed: bool = False
+    """Whether it is a provider's, of which nothing is assumed that the table of model families does not state."""
+    left_out: tuple[str, ...] = ()
+    """Parameters that the provider refused by name, which are therefore not sent."""
     timeout_seconds: float = 60.0
     """Of one attempt."""
     retries: int = 4

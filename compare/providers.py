@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from backends import model_families
 from backends.ask import shutdown_date
 from backends.exchange import NO_KEY, Backend
+from backends.model_families import UNKNOWN, Family
 from compare import instructions, prices, questions
 from compare.answers import Collected, Question
 from compare.gathered import Asking, Gathered, Place, remembered, told
@@ -21,7 +23,6 @@ from recipes.errors import RecipeError
 from recipes.schema_compare import Baseline
 from tracking import run
 
-WIRES = {"openai": "openai", "azure": "openai", "anthropic": "anthropic", "bedrock": "anthropic", "vertex": "anthropic"}
 CLOUDS = ("azure", "bedrock", "vertex")
 
 
@@ -83,21 +84,39 @@ def _baseline(system: System) -> Baseline:
     return system.baseline
 
 
-def remote(baseline: Baseline, material: Material) -> Backend:
-    """Returns how a baseline of the recipe is asked."""
-    schema = material.prompt["output_schema"]
+def remote(baseline: Baseline, material: Material, left_out: tuple[str, ...] = ()) -> Backend:
+    """Returns how a baseline of the recipe is asked, without the parameters that its provider refused. Raises
+    RecipeError where its model family does not take what the recipe sets."""
+    schema, wire = material.prompt["output_schema"], questions.WIRES[baseline.provider]
+    _check(baseline, model_families.of(wire, baseline.model or ""))
     return Backend(
-        wire=WIRES[baseline.provider],  # type: ignore[arg-type]
+        wire=wire,
         model=baseline.model or "",
         base_url=baseline.base_url,
         api_key=(os.environ.get(baseline.key_env) if baseline.key_env else None) or NO_KEY,
         cloud=baseline.provider if baseline.provider in CLOUDS else None,  # type: ignore[arg-type]
         structured="json_schema" if baseline.structured_output and schema else "none",
         temperature=baseline.temperature,
+        effort=baseline.effort,
+        closed=True,
+        left_out=left_out,
         timeout_seconds=baseline.timeout_seconds,
         retries=baseline.retries,
         concurrency=baseline.concurrency,
     )
+
+
+def _check(baseline: Baseline, family: Family) -> None:
+    where = f"compare.baselines: {baseline.called}"
+    if baseline.effort is not None and family is not UNKNOWN and baseline.effort not in family.efforts:
+        allowed = f"{family.name} takes {', '.join(family.efforts) or 'no effort'}"
+        raise RecipeError(f"{where}: effort: given {baseline.effort}, {allowed} ({family.source})")
+    if baseline.temperature is not None and not family.takes_temperature(baseline.effort):
+        may = ' unless effort is "none"' if family.sampling == "without_reasoning" else ""
+        raise RecipeError(
+            f"{where}: temperature: given {baseline.temperature:g}, but {family.name} takes none{may} "
+            f"({family.source}); leave it out"
+        )
 
 
 def given(place: Place, system: System) -> Gathered:

@@ -83,10 +83,13 @@ class Baseline(Section):
     """Its own instead of the task's; of several, the one that it answers validation rows best with."""
     structured_output: bool = True
     """Whether it is held to the output schema by what the provider has for that."""
-    temperature: NotNegative | None = 0.0
-    """null: not sent, for models that take none."""
+    temperature: NotNegative | None = None
+    """null: not sent. Most closed models of 2026 refuse any sampling parameter (backends/model_families.py)."""
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    """How much the model is to think before it answers; none: not at all. null: not sent, the provider's default."""
     max_output_tokens: Count | None = None
-    """Reasoning included. By default four times the longest answer of training, at least 256."""
+    """Thinking included. By default four times the longest answer of training, at least 256, and beside that room to
+    think where the model thinks (1,024 to 65,536 tokens by effort)."""
     concurrency: Count = 8
     timeout_seconds: Positive = 60.0
     retries: Annotated[int, Field(ge=0, le=20)] = 6
