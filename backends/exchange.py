@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from recipes.addresses import host_of, is_loopback
 
 Messages = Sequence[Mapping[str, str]]
-Wire = Literal["openai", "anthropic"]
+Wire = Literal["openai", "anthropic", "decisions", "systemone"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Structured = Literal["grammar", "json_schema", "none"]
 Cloud = Literal["azure", "bedrock", "vertex"]
@@ -70,6 +70,17 @@ class Constraint:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """A question with fixed answers, for endpoints that decide instead of writing."""
+
+    instruction: str
+    labels: Sequence[tuple[str, str]]
+    """Each with what it means, "" where that is not said."""
+    text: str
+    """Of the row."""
+
+
+@dataclass(frozen=True)
 class Request:
     """One question."""
 
@@ -77,6 +88,8 @@ class Request:
     messages: Messages
     max_tokens: int
     constraint: Constraint = Constraint()
+    choices: Choices | None = None
+    """In the place of messages and constraint, where the wire takes those."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,8 @@ class Received:
     """stop, length, refusal, or what else the provider says."""
     log_probability: float | None = None
     """Of the whole answer, natural logarithm; None where the provider does not tell."""
+    probabilities: Mapping[str, float] | None = None
+    """Of every label, from endpoints that decide instead of writing."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,8 @@ class Reply:
     """One for each attempt; none where the request was never sent."""
     again: bool = False
     """Without an answer: whether the cause may have gone another day. False where it lies in the question itself."""
+    refused: bool = False
+    """Whether it was refused for how it was asked, which says nothing of the model."""
 
 
 class Purse(Protocol):

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.exchange import Usage
-from compare import confidence, intervals, paired, predictions
+from compare import completeness, confidence, intervals, paired, predictions
 from compare.gathered import Gathered
 from compare.material import Material
 from compare.predictions import Predictions
 from recipes.schema_compare import Primary
+from tasks.parsed import Parsed
 from tasks.tally import Tally
 
 LATENCIES = (50, 95, 99)
@@ -33,6 +34,13 @@ class Scored:
     confidences: Sequence[float | None]
     right: Sequence[float]
     """Of each row, 1 or 0."""
+    counted: Sequence[int]
+    """The rows that were put to the system, by their number: all of them but in an INCOMPLETE system."""
+
+    @property
+    def parsed(self) -> list[Parsed]:
+        """Returns the answers to the rows that count, as the task reads them."""
+        return [self.found.parsed[at] for at in self.counted]
 
     @property
     def name(self) -> str:
@@ -42,20 +50,31 @@ class Scored:
 def scored(one: Gathered, material: Material, fitted: Any) -> Scored:
     """Returns a system's answers to the test rows, scored."""
     found = predictions.of(material, material.test, one.test)
-    targets = [row["target"] for row in material.test]
-    tallies = material.module.tallies(material.spec, targets, found.parsed)
+    counted = [at for at, answer in enumerate(one.test) if not answer.not_asked]
     told = confidence.of(one, fitted, one.test)
-    return Scored(one, found, tallies, told, confidence.right_of(found, material))
+    right = confidence.right_of(found, material)
+    return Scored(one, found, _tallies(found, material, counted), told, right, counted)
+
+
+def _tallies(found: Predictions, material: Material, rows: Sequence[int]) -> Mapping[str, Tally]:
+    targets = [material.test[at]["target"] for at in rows]
+    tallies: Mapping[str, Tally] = material.module.tallies(material.spec, targets, [found.parsed[at] for at in rows])
+    return tallies
+
+
+def _clusters(material: Material, rows: Sequence[int]) -> list[str | None] | None:
+    clusters = material.clusters
+    return [clusters[at] for at in rows] if clusters else None
 
 
 def system_json(one: Scored, material: Material, primary: Primary | None, fitted: bool) -> dict[str, Any]:
     """Returns what scores.json says of a system."""
-    got, system, clusters = one.gathered, one.gathered.system, material.clusters
+    got, system, clusters = one.gathered, one.gathered.system, _clusters(material, one.counted)
     alpha = primary.alpha if primary else EXPLORATORY_ALPHA
-    targets = [row["target"] for row in material.test]
-    score = material.module.score(material.spec, targets, list(one.found.parsed))
-    problems = Counter(parsed.problem for parsed in one.found.parsed if parsed.problem)
-    tuned = fitted and system.kind == "tuned"
+    targets = [material.test[at]["target"] for at in one.counted]
+    score = material.module.score(material.spec, targets, one.parsed)
+    problems = Counter(parsed.problem for parsed in one.parsed if parsed.problem)
+    on_a_scale = fitted if system.kind == "tuned" else got.scale is not None
     return {
         "kind": system.kind,
         "title": system.title,
@@ -65,6 +84,7 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
         "role": _role(system.name, primary),
         "n": len(got.test),
         "answered": sum(answer.output is not None for answer in got.test),
+        "rows": completeness.rows(got.test, one.found.parsed),
         "complete": got.complete,
         "why_incomplete": got.why_incomplete,
         "n_train": len(material.train) if system.kind in ("tuned", "linear", "nearest") else None,
@@ -74,7 +94,7 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
         "validity": _validity(one),
         "invalid": dict(problems.most_common()),
         "errors": dict(Counter(_kind(answer.error) for answer in got.test if answer.error).most_common()),
-        "calibration": confidence.reliability(one.confidences, one.right, tuned),
+        "calibration": confidence.reliability(one.confidences, one.right, on_a_scale),
         "latency": _latency(got),
         "throughput": dict(got.rate) if got.rate else None,
         "tokens": _tokens(got),
@@ -113,7 +133,8 @@ def agreement(every: Sequence[Scored]) -> dict[str, float]:
     return {
         f"{tuned.name} | {other.name}": _share(
             a.value == b.value and a.problem is None and b.problem is None
-            for a, b in zip(tuned.found.parsed, other.found.parsed, strict=True)
+            for at in _both(tuned, other)
+            for a, b in [(tuned.found.parsed[at], other.found.parsed[at])]
         )
         for other in every[1:]
     }
@@ -129,8 +150,8 @@ def confusion(every: Sequence[Scored], material: Material) -> dict[str, Any]:
     found = {}
     for one in every:
         counts = [[0] * (len(labels) + 1) for _ in labels]
-        for target, parsed in zip(targets, one.found.parsed, strict=True):
-            counts[at[target]][len(labels) if parsed.problem else at[parsed.value]] += 1
+        for row, parsed in zip(one.counted, one.parsed, strict=True):
+            counts[at[targets[row]]][len(labels) if parsed.problem else at[parsed.value]] += 1
         found[one.name] = {"labels": [*labels, "(no valid answer)"], "counts": counts}
     return found
 
@@ -138,7 +159,8 @@ def confusion(every: Sequence[Scored], material: Material) -> dict[str, Any]:
 def disagreements(a: Scored, b: Scored, material: Material, most: int = 500) -> list[dict[str, Any]]:
     """Returns the rows that two systems answer otherwise, those first that one of them alone has right."""
     found = []
-    for at, row in enumerate(material.test):
+    for at in _both(a, b):
+        row = material.test[at]
         first, second = a.found.parsed[at], b.found.parsed[at]
         if first.problem is None and second.problem is None and first.value == second.value:
             continue
@@ -156,6 +178,11 @@ def disagreements(a: Scored, b: Scored, material: Material, most: int = 500) -> 
     return found[:most]
 
 
+def _both(a: Scored, b: Scored) -> list[int]:
+    """The rows that were put to both systems."""
+    return sorted({*a.counted} & {*b.counted})
+
+
 def _shown(one: Scored, at: int) -> str:
     answer = one.found.answers[at]
     return answer.output if answer.output is not None else f"(no answer: {answer.error or 'unknown'})"
@@ -166,7 +193,11 @@ def _compared(
 ) -> dict[str, Any]:
     asked = primary or like
     alpha, margin = (asked.alpha, asked.margin) if asked else (EXPLORATORY_ALPHA, EXPLORATORY_MARGIN)
-    found = paired.of(a.tallies[metric], b.tallies[metric], material.clusters, alpha=alpha)
+    rows = _both(a, b)
+    first, second = (
+        one.tallies if len(rows) == len(one.counted) else _tallies(one.found, material, rows) for one in (a, b)
+    )
+    found = paired.of(first[metric], second[metric], _clusters(material, rows), alpha=alpha)
     judged = paired.judged(found, margin)
     return {
         "a": a.name,
@@ -196,8 +227,8 @@ def _interval(tally: Tally, clusters: Any, alpha: float) -> dict[str, Any]:
 
 def _slices(one: Scored, material: Material, alpha: float) -> dict[str, dict[str, Any]]:
     parts: dict[str, dict[str, list[int]]] = {}
-    for at, row in enumerate(material.test):
-        for name, value in row.get("slices", {}).items():
+    for at in one.counted:
+        for name, value in material.test[at].get("slices", {}).items():
             parts.setdefault(name, {}).setdefault(str(value).lower(), []).append(at)
     clusters = material.clusters
 
@@ -217,9 +248,9 @@ def _slices(one: Scored, material: Material, alpha: float) -> dict[str, dict[str
 
 
 def _validity(one: Scored) -> dict[str, float]:
-    came = [predictions.stages(parsed.problem) for parsed in one.found.parsed]
+    came = [predictions.stages(parsed.problem) for parsed in one.parsed]
     parse, schema, label = (_share(stage[at] for stage in came) for at in range(3))
-    return {"parse": parse, "schema": schema, "label": label, "right": _share(bool(value) for value in one.right)}
+    return {"parse": parse, "schema": schema, "label": label, "right": _share(one.right[at] for at in one.counted)}
 
 
 def _latency(got: Gathered) -> dict[str, Any] | None:
@@ -270,7 +301,7 @@ def _costs(one: Scored) -> dict[str, float | None]:
         each = sum(got.price.usd(use) for use in told) / len(told)
         has_batch = got.price.batch_input_usd_per_million is not None
         batch = sum(got.price.usd(use, batch=True) for use in told) / len(told) if has_batch else None
-    right = _share(bool(value) for value in one.right)
+    right = _share(one.right[at] for at in one.counted)
     return dict(
         zip(names, (1000 * each, 1000 * each / right if right else None, 1000 * batch if batch else None), strict=True)
     )
@@ -278,7 +309,7 @@ def _costs(one: Scored) -> dict[str, float | None]:
 
 def _repeats(one: Scored, material: Material) -> dict[str, Any] | None:
     """How many answers are the same when the same rows are asked again."""
-    again = one.gathered.again
+    again = [answer for answer in one.gathered.again if not answer.not_asked]
     if not again:
         return None
     first = {row["id"]: parsed for row, parsed in zip(material.test, one.found.parsed, strict=True)}

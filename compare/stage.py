@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compare import confidence, gather, material, plan, result, score, summary, systems
+from compare import completeness, confidence, first_request, gather, material, plan, result, score, summary, systems
 from compare import verdict as verdicts
 from compare.gathered import Place
 from compare.systems import NotRun, System
@@ -94,6 +94,7 @@ def compared(
     here: Run, name: str, recipe: Recipe, running: Sequence[System], missing: Sequence[NotRun]
 ) -> dict[str, Any]:
     """Asks, scores and decides. Returns scores.json, which is written with everything else."""
+    running, refused = first_request.of_all(first_request.place_of(here, name, recipe), running)
     sha256 = material.test_sha256(here)
     opened = plan.open_test(here, recipe.compare.primary, sha256)
     print(
@@ -102,7 +103,7 @@ def compared(
     )
     mine = material.of(here)
     place = Place(here, name, recipe, mine)
-    gathered = gather.everything(place, running)
+    gathered, missing = completeness.split(gather.everything(place, running), [*missing, *refused])
     fitted = confidence.scale(here, mine, recipe.serve.model)
     print(f"scoring   {len(gathered)} systems on {len(mine.test):,} rows", file=sys.stderr, flush=True)
     every = [score.scored(one, mine, fitted) for one in gathered]
