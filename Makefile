@@ -20,7 +20,7 @@ export HARDWARE RUNS FRESH RUN FORCE REGISTRY
 # Without bytecode, as container images often set it, every process would compile torch and vLLM anew: 10 to 15 s each.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor run data train export serve parity compare dashboard deploy rollback gateway lint types test test-all check bench lock schema
+.PHONY: help setup doctor run data train export serve parity compare dashboard deploy rollback gateway models lint types test test-all check bench lock schema
 
 help: ## What one can type
 	@echo 'make TARGET [RECIPE=classifier] [SET="train.learning_rate=1e-4 ..."] [HARDWARE=cpu|gpu|multi-gpu|multi-node] [FRESH=1]'
@@ -61,8 +61,12 @@ rollback: setup ## Make the version before the deployed one the deployed one (TO
 gateway: setup ## Serve what is deployed, behind one door, without a gap when that changes
 	@$(VENV) -m deploy.gateway $(RECIPE) $(SET)
 
-doctor: setup ## What this machine has, and what will therefore run
+doctor: setup ## What this machine has; with RECIPE=... each of its closed baselines is asked one train row
 	@$(VENV) -m tracking.doctor
+	@$(if $(filter file default undefined,$(firstword $(origin RECIPE))),,$(VENV) -m compare.first_request $(RECIPE) $(SET))
+
+models: setup ## Closed models that the SDKs and genai-prices know: prices, batches, long prompts, shutdown days (ARGS="luna haiku")
+	@$(VENV) -m compare.models $(ARGS)
 
 setup: ## Install the lock into .venv; nothing where it is installed
 	@$(PYTHON) requirements/install.py

@@ -11,8 +11,9 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from backends import refusals
 from backends.anthropic_wire import body, received
-from backends.ask import Failed, unreadable
+from backends.ask import Failed, refused, unreadable
 from backends.exchange import Backend, Received, Request
 
 if TYPE_CHECKING:
@@ -21,8 +22,15 @@ if TYPE_CHECKING:
 
 # Our clock may differ from theirs, and creating may be tried for a while.
 CLOCKS_DIFFER, TRIED_FOR = timedelta(minutes=5), timedelta(minutes=15)
-# What the question itself is to blame for; any other error may have gone another day.
-_FINAL = ("invalid_request_error", "request_too_large")
+# What each error of a batch would be as the answer to a live request; any other may have gone another day.
+_STATUS = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+}
 
 
 async def create(client: "AsyncAnthropic", backend: Backend, name: str, requests: Sequence[Request]) -> str:
@@ -79,9 +87,10 @@ def _outcome(result: dict[str, Any], backend: Backend, asked: Request) -> Receiv
             return received(Message.construct(**result["message"]), backend, asked)
         if result["type"] != "errored":
             return Failed(f"{result['type']} in its batch", again=False, another_day=True)
-        error = result["error"]["error"]
-        told = f"{error['type']}: {error['message']}"
-        return Failed(told, again=False, another_day=error["type"] not in _FINAL)
+        refusal = refusals.read(result["error"])
+        if status := _STATUS.get(refusal.code):
+            return refused(status, refusal)
+        return Failed(f"{refusal.code}: {refusal.message}", again=False, another_day=True)
     except (ValueError, LookupError, AttributeError, TypeError) as problem:
         return unreadable(problem)
 

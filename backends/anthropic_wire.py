@@ -5,8 +5,9 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from backends import model_families
 from backends.exchange import NO_KEY, Backend, Heard, Received, Request, Usage
-from backends.schemas import unwrapped, wrapped
+from backends.schemas import fitting, unwrapped, wrapped
 from recipes.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -15,7 +16,21 @@ if TYPE_CHECKING:
 
     Client = AsyncAnthropic | AsyncAnthropicBedrock | AsyncAnthropicVertex
 
-_FINISHED = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+_FINISHED = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+}
+# Always given to the SDK, which would else take ANTHROPIC_BASE_URL of the environment for Anthropic.
+ADDRESS = "https://api.anthropic.com"
+# What a request can do without, by the names that a refusal gives it.
+OPTIONAL = {
+    "temperature": ("temperature",),
+    "effort": ("output_config.effort", "effort"),
+    "thinking": ("thinking",),
+    "format": ("output_config.format", "output_format"),
+}
 _GOOGLE_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 
@@ -35,7 +50,7 @@ def client(backend: Backend, heard: Heard | None = None) -> "Client":
 
     http = DefaultAsyncHttpxClient(**backend.transport, event_hooks={"response": [hear]})
     settings: dict[str, Any] = {"timeout": backend.timeout_seconds, "max_retries": 0, "http_client": http}
-    settings["base_url"] = backend.base_url
+    settings["base_url"] = backend.base_url or (None if backend.cloud else ADDRESS)
     try:
         if backend.cloud == "bedrock":
             return AsyncAnthropicBedrock(**_on_bedrock(backend), **settings)
@@ -91,7 +106,8 @@ def _extra(library: str, backend: Backend) -> Any:
 
 
 def body(backend: Backend, request: Request) -> dict[str, Any]:
-    """Returns the request as it is sent; the constraint goes as a JSON Schema, which is all that this wire knows."""
+    """Returns the request as it is sent; the constraint goes as a JSON Schema, which is all that this wire has. Effort
+    none turns thinking off."""
     system = "\n\n".join(message["content"] for message in request.messages if message["role"] == "system")
     asked: dict[str, Any] = {
         "model": backend.model,
@@ -100,12 +116,25 @@ def body(backend: Backend, request: Request) -> dict[str, Any]:
     }
     if system:
         asked["system"] = system
-    if backend.temperature is not None:
+    if backend.temperature is not None and "temperature" not in backend.left_out:
         asked["temperature"] = backend.temperature
-    if backend.structured == "json_schema" and request.constraint.json_schema is not None:
-        schema = wrapped(request.constraint.json_schema)
-        asked["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+    if backend.effort == "none" and "thinking" not in backend.left_out:
+        asked["thinking"] = {"type": "disabled"}
+    if output := _output_config(backend, request):
+        asked["output_config"] = output
     return asked
+
+
+def _output_config(backend: Backend, request: Request) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if backend.effort not in (None, "none") and "effort" not in backend.left_out:
+        found["effort"] = backend.effort
+    constrained = backend.structured == "json_schema" and request.constraint.json_schema is not None
+    if constrained and "format" not in backend.left_out:
+        keywords = model_families.schema_keywords(backend)
+        schema = fitting(wrapped(request.constraint.json_schema or {}), keywords, one_type=True)
+        found["format"] = {"type": "json_schema", "schema": schema}
+    return found
 
 
 async def send(client: "Client", backend: Backend, request: Request) -> Received:
@@ -138,7 +167,13 @@ def received(message: "Message", backend: Backend, request: Request) -> Received
         usage=Usage(
             input_tokens=usage.input_tokens + cached + (usage.cache_creation_input_tokens or 0),
             output_tokens=usage.output_tokens,
+            reasoning_tokens=_thinking_tokens(usage),
             cached_tokens=usage.cache_read_input_tokens,
         ),
         finish_reason=_FINISHED.get(message.stop_reason or "", message.stop_reason or "unknown"),
     )
+
+
+def _thinking_tokens(usage: Any) -> int | None:
+    details = usage.output_tokens_details
+    return details.thinking_tokens if details else None

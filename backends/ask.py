@@ -7,7 +7,7 @@
 Asked again, up to `backend.retries` times: no connection, no answer in time, 408, 409, 429, 5xx, and an answer cut
 short. What a server says of when to come back (Retry-After) is heeded, by all requests to it (pace.py). Anything else
 is final: to ask a second time would not help, or would be a second throw of the dice. An empty answer and a refusal
-are answers.
+are answers. A request that is refused for how it was asked (refusals.py) is neither: its reply says `refused`.
 """
 
 import asyncio
@@ -18,16 +18,20 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
-from backends import anthropic_wire, openai_wire
+from backends import anthropic_wire, decisions_wire, openai_wire, refusals, systemone_wire
 from backends.exchange import Backend, Purse, Received, Reply, Request, Wire
 from backends.pace import BUSY, Pace, retry_after_seconds
+from backends.refusals import Refusal
 from tracking import files
 
 T = TypeVar("T")
-WIRES: Mapping[Wire, ModuleType] = {"openai": openai_wire, "anthropic": anthropic_wire}
+WIRES: Mapping[Wire, ModuleType] = {
+    "openai": openai_wire,
+    "anthropic": anthropic_wire,
+    "decisions": decisions_wire,
+    "systemone": systemone_wire,
+}
 AGAIN = (408, 409, 429)
-# Key, account, or name of the model: no use to ask again at once, but nothing that the question is to blame for.
-ANOTHER_DAY = (401, 402, 403, 404)
 FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 0.5, 8.0
 # Of timeout_seconds, for all of an attempt; a single wait for the wire has one.
 LIMITS_AN_ATTEMPT = 3
@@ -51,6 +55,8 @@ class Failed:
     """What the server asks to wait before it is asked again."""
     busy: bool = False
     """Whether it was refused because too much is asked."""
+    refused: bool = False
+    """Whether it was refused for how it was asked: by key, account, model or parameters, and not by what it says."""
 
 
 NOT_SENT = Failed("not sent", again=False, another_day=True)
@@ -163,7 +169,7 @@ async def _reply(asking: _Asking, request: Request) -> Reply:
     sha256, spent = request_sha256(backend, request), time.monotonic() - began if latencies else 0.0
     if isinstance(found, Received):
         return Reply(request.id, sha256, found, None, spent, tuple(latencies))
-    return Reply(request.id, sha256, None, found.error, spent, tuple(latencies), found.another_day)
+    return Reply(request.id, sha256, None, found.error, spent, tuple(latencies), found.another_day, found.refused)
 
 
 def _too_long(backend: Backend, found: Received | Failed, wait: float) -> Failed:
@@ -212,7 +218,7 @@ async def attempted(backend: Backend, call: Awaitable[T], within_seconds: float 
         told = f"no connection: {cause!s:.{_SHOWN_CHARACTERS}}" if str(cause) else f"no connection: {cause!r}"
         return Failed(told, again=True, another_day=True, unsure=_was_sent(error))
     except (openai.APIStatusError, anthropic.APIStatusError) as error:
-        return refused(error.status_code, error.message, error.response.headers)
+        return refused(error.status_code, refusals.read(error.body, error.message), error.response.headers)
     except (openai.OpenAIError, anthropic.AnthropicError, ValueError, LookupError, AttributeError, TypeError) as error:
         return unreadable(error)
 
@@ -229,15 +235,17 @@ def _was_sent(error: Exception) -> bool:
     return type(error.__cause__).__name__ not in _NEVER_SENT
 
 
-def refused(status: int, message: str, headers: Mapping[str, str] | None = None) -> Failed:
+def refused(status: int, refusal: Refusal, headers: Mapping[str, str] | None = None) -> Failed:
     """Returns what an HTTP error means for the request."""
-    again = status in AGAIN or status >= 500
+    again, how_asked = status in AGAIN or status >= 500, refusals.how_asked(status, refusal)
+    named = f" ({refusal.param})" if refusal.param and refusal.param not in refusal.message else ""
     return Failed(
-        error=f"HTTP {status}: {message}"[:_SHOWN_CHARACTERS],
+        error=f"HTTP {status}: {refusal.message}"[:_SHOWN_CHARACTERS] + named,
         again=again,
-        another_day=again or status in ANOTHER_DAY,
+        another_day=again or how_asked,
         wait_seconds=retry_after_seconds(headers or {}),
         busy=status in BUSY,
+        refused=how_asked,
     )
 
 

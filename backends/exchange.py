@@ -12,7 +12,8 @@ from typing import Any, Literal, Protocol
 from recipes.addresses import host_of, is_loopback
 
 Messages = Sequence[Mapping[str, str]]
-Wire = Literal["openai", "anthropic"]
+Wire = Literal["openai", "anthropic", "decisions", "systemone"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Structured = Literal["grammar", "json_schema", "none"]
 Cloud = Literal["azure", "bedrock", "vertex"]
 Heard = Callable[[int, Mapping[str, str]], None]
@@ -34,7 +35,13 @@ class Backend:
     """How the output constraint is sent: as a grammar (vLLM), as a JSON Schema (all of them), or not at all."""
     log_probabilities: bool = False
     temperature: float | None = 0.0
-    """None: not sent, for models that take none."""
+    """0 is the rule for servers of our own. None: not sent, the rule for closed models."""
+    effort: Effort | None = None
+    """How much the model is to think; none: not at all. None: not sent, the provider's default holds."""
+    closed: bool = False
+    """Whether it is a provider's, of which nothing is assumed that the table of model families does not state."""
+    left_out: tuple[str, ...] = ()
+    """Parameters that the provider refused by name, which are therefore not sent."""
     timeout_seconds: float = 60.0
     """Of one attempt."""
     retries: int = 4
@@ -63,6 +70,17 @@ class Constraint:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """A question with fixed answers, for endpoints that decide instead of writing."""
+
+    instruction: str
+    labels: Sequence[tuple[str, str]]
+    """Each with what it means, "" where that is not said."""
+    text: str
+    """Of the row."""
+
+
+@dataclass(frozen=True)
 class Request:
     """One question."""
 
@@ -70,6 +88,8 @@ class Request:
     messages: Messages
     max_tokens: int
     constraint: Constraint = Constraint()
+    choices: Choices | None = None
+    """In the place of messages and constraint, where the wire takes those."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,8 @@ class Received:
     """stop, length, refusal, or what else the provider says."""
     log_probability: float | None = None
     """Of the whole answer, natural logarithm; None where the provider does not tell."""
+    probabilities: Mapping[str, float] | None = None
+    """Of every label, from endpoints that decide instead of writing."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +135,8 @@ class Reply:
     """One for each attempt; none where the request was never sent."""
     again: bool = False
     """Without an answer: whether the cause may have gone another day. False where it lies in the question itself."""
+    refused: bool = False
+    """Whether it was refused for how it was asked, which says nothing of the model."""
 
 
 class Purse(Protocol):

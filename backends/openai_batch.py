@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from backends import refusals
 from backends.ask import Failed, refused, unreadable
 from backends.exchange import Backend, Received, Request
 from backends.openai_wire import body, received
@@ -96,9 +97,7 @@ def _outcome(row: dict[str, Any], backend: Backend, asked: Request) -> Received 
             told = f"{error['code']}: {error['message']}" if error else "neither an answer nor an error"
             return Failed(told, again=False, another_day=True)
         if response["status_code"] != 200:
-            told = response["body"]
-            told = told["error"]["message"] if isinstance(told, dict) and "message" in told.get("error", {}) else told
-            return refused(response["status_code"], str(told))
+            return refused(response["status_code"], refusals.read(response["body"]))
         return received(ChatCompletion.construct(**response["body"]), backend, asked)
     except (ValueError, LookupError, AttributeError, TypeError) as problem:
         return unreadable(problem)

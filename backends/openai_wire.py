@@ -2,13 +2,24 @@
 
 from typing import TYPE_CHECKING, Any
 
+from backends import model_families
 from backends.exchange import NO_KEY, Backend, Heard, Received, Request, Usage
-from backends.schemas import unwrapped, wrapped
+from backends.schemas import fitting, unwrapped, wrapped
 from recipes.errors import RecipeError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletion
+
+# Always given to the SDK, which would else take OPENAI_BASE_URL of the environment for OpenAI.
+ADDRESS = "https://api.openai.com/v1"
+# What a request can do without, by the name that a refusal gives it.
+OPTIONAL = {
+    "temperature": ("temperature",),
+    "reasoning_effort": ("reasoning_effort", "reasoning.effort"),
+    "logprobs": ("logprobs",),
+    "response_format": ("response_format",),
+}
 
 
 def client(backend: Backend, heard: Heard | None = None) -> "AsyncOpenAI":
@@ -27,7 +38,7 @@ def client(backend: Backend, heard: Heard | None = None) -> "AsyncOpenAI":
     http = DefaultAsyncHttpxClient(**backend.transport, event_hooks={"response": [hear]})
     settings: dict[str, Any] = {"timeout": backend.timeout_seconds, "max_retries": 0, "http_client": http}
     if backend.cloud != "azure":
-        return AsyncOpenAI(api_key=backend.api_key, base_url=backend.base_url, **settings)
+        return AsyncOpenAI(api_key=backend.api_key, base_url=backend.base_url or ADDRESS, **settings)
     key = None if backend.api_key == NO_KEY else backend.api_key
     try:
         return AsyncAzureOpenAI(azure_endpoint=backend.base_url or "", api_key=key, **settings)
@@ -36,7 +47,8 @@ def client(backend: Backend, heard: Heard | None = None) -> "AsyncOpenAI":
 
 
 def body(backend: Backend, request: Request) -> dict[str, Any]:
-    """Returns the request as it is sent."""
+    """Returns the request as it is sent: of the optional parameters those that the recipe sets, and none that the
+    provider refused."""
     asked: dict[str, Any] = {
         "model": backend.model,
         "messages": [dict(message) for message in request.messages],
@@ -44,15 +56,18 @@ def body(backend: Backend, request: Request) -> dict[str, Any]:
     }
     if backend.temperature is not None:
         asked["temperature"] = backend.temperature
+    if backend.effort is not None:
+        asked["reasoning_effort"] = backend.effort
     if backend.log_probabilities:
         asked["logprobs"] = True
     constraint = request.constraint
     if backend.structured == "grammar" and constraint.grammar is not None:
         asked["structured_outputs"] = {"grammar": constraint.grammar}
     if backend.structured == "json_schema" and constraint.json_schema is not None:
-        schema = {"name": "answer", "strict": True, "schema": wrapped(constraint.json_schema)}
+        keywords = model_families.schema_keywords(backend)
+        schema = {"name": "answer", "strict": True, "schema": fitting(wrapped(constraint.json_schema), keywords)}
         asked["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return asked
+    return {name: value for name, value in asked.items() if name not in backend.left_out}
 
 
 async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Received:

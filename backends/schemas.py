@@ -2,13 +2,25 @@
 
 {"type": "string", "enum": ["a", "b"]}   goes as   {"type": "object", "properties": {"answer": {...}}, ...}
 {"answer": "a"}                          comes back as   a
+{"type": "string", "maxLength": 20}      goes as   {"type": "string", "description": "at most 20 characters"}
+
+What moves into the description is still checked: the task's parser reads every answer by the whole schema.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 ANSWER = "answer"
+ABOUT = ("description", "title")
+IN_WORDS = {
+    "maxLength": "at most {} characters",
+    "minLength": "at least {} characters",
+    "maxItems": "at most {} entries",
+    "minItems": "at least {} entries",
+    "minimum": "at least {}",
+    "maximum": "at most {}",
+}
 
 
 def wrapped(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,3 +45,41 @@ def unwrapped(schema: Mapping[str, Any], text: str) -> str:
         return text
     answer = found.get(ANSWER) if isinstance(found, dict) and len(found) == 1 else None
     return answer if isinstance(answer, str) else text
+
+
+def fitting(schema: Mapping[str, Any], keywords: Collection[str] | None, one_type: bool = False) -> dict[str, Any]:
+    """Returns a schema in the keywords that a provider takes (None: in all), the others as words of the description.
+
+    `one_type`: a list of types becomes anyOf, and an enum has no type beside it, as Anthropic's own helper writes it
+    (anthropic.lib._parse._transform.transform_schema leaves such a schema as it is).
+    """
+    if keywords is None:
+        return dict(schema)
+    kept, moved = dict[str, Any](), list[str]()
+    for key, value in schema.items():
+        if key in ("properties", "$defs"):
+            kept[key] = {name: fitting(one, keywords, one_type) for name, one in value.items()}
+        elif key in ("items", "additionalProperties") and isinstance(value, Mapping):
+            kept[key] = fitting(value, keywords, one_type)
+        elif key in ("anyOf", "allOf") and key in keywords:
+            kept[key] = [fitting(one, keywords, one_type) for one in value]
+        elif key in keywords or key in ABOUT:
+            kept[key] = value
+        else:
+            moved.append(IN_WORDS.get(key, key + ": {}").format(value))
+    if moved:
+        about = ", ".join(moved)
+        kept["description"] = f"{kept['description']} ({about})" if kept.get("description") else about
+    return _one_type(kept) if one_type else kept
+
+
+def _one_type(schema: dict[str, Any]) -> dict[str, Any]:
+    kinds = schema.get("type")
+    if "enum" in schema or "const" in schema:
+        schema.pop("type", None)
+    elif isinstance(kinds, list):
+        about = {key: schema.pop(key) for key in ABOUT if key in schema}
+        of_a_kind = {key: value for key, value in schema.items() if key != "type"}
+        null = [{"type": "null"}] if "null" in kinds else []
+        return {"anyOf": [*({"type": one, **of_a_kind} for one in kinds if one != "null"), *null], **about}
+    return schema

@@ -7,10 +7,13 @@ Collected(answers={("T000017", 0): Answered(...), ...}, complete=True, why_incom
 An answer is used again for the same request to the byte: who is asked (`identity`), the whole body with model, prompt
 and parameters, and the number of the repeat. Rows whose requests are the same share one answer.
 
-Errors are answers too, and count as wrong. Those that may pass (no connection, no answer in time, 429, 5xx, what cannot
-be read; a key or a model's name that is refused) are asked for again by the next invocation; what the question is to
-blame for (other 4xx) is not. What was on its way when a process was killed is asked again, as nobody knows of it: to a
-live model that is at most `backend.concurrency` calls, and in a batch none.
+Errors are answers too, and count as wrong, but for requests that were refused for how they were asked (key, account,
+model, parameters: backends/refusals.py): these make the system INCOMPLETE. They and errors that may pass (no
+connection, no answer in time, 429, 5xx, what cannot be read) are asked for again by the next invocation; what the row
+is to blame for (too long, filtered) is not.
+
+What was on its way when a process was killed is asked again, as nobody knows of it: to a live model that is at most
+`backend.concurrency` calls, and in a batch none.
 """
 
 import asyncio
@@ -43,8 +46,8 @@ class Collected:
     answers: Mapping[tuple[str, int], Answered]
     """By the row's id and the repeat; those are missing that were never asked."""
     complete: bool
-    """Whether every question was asked to its end. Errors do not make it incomplete, they are wrong answers; that
-    errors of a batch may pass does, because nothing was asked a second time there."""
+    """Whether every question was asked to its end. Errors do not make it incomplete, they are wrong answers; requests
+    refused for how they were asked do, and errors of a batch that may pass, where nothing was asked a second time."""
     why_incomplete: str | None
     asked: int
     """Questions that were asked here, once or several times."""
@@ -121,6 +124,8 @@ def collect(
         wall_seconds = time.monotonic() - began
     if purse is not None and purse.empty and budget is not None:
         why = f"the next call could exceed budget_usd {budget.limit_usd:g}"
+    if refused := [one for one in a_round.answers.values() if one.refused]:
+        why = f"{len(refused):,} refused for how they were asked, the last: {refused[-1].error}"
     reused = sum(one.reused for one in a_round.answers.values())
     return Collected(
         answers=a_round.answers,
@@ -145,6 +150,13 @@ def missing(backend: Backend, identity: Any, questions: Sequence[Question], jour
     return len(unanswered(backend, identity, questions, journal))
 
 
+def last(backend: Backend, identity: Any, question: Question, journal: Path) -> Answered | None:
+    """Returns what became of a question when it was last asked, an error that may pass included; None where it was
+    never asked."""
+    key = key_of(identity, WIRES[backend.wire].body(backend, question.request), question.repeat)
+    return {row.key: row for row in journals.read(journal)}.get(key)
+
+
 def known_usd(backend: Backend, identity: Any, questions: Sequence[Question], journal: Path) -> float:
     """Returns what was paid, or may have been paid, for these questions by earlier invocations."""
     rows = {row.key: row for row in journals.read(journal)}
@@ -165,6 +177,7 @@ def row_of(
     usd: float | None = None,
     unsure_usd: float = 0.0,
     batch: bool = False,
+    refused: bool = False,
     latency_seconds: float | None = None,
     attempt_latencies_seconds: tuple[float, ...] = (),
 ) -> Answered:
@@ -191,6 +204,8 @@ def row_of(
         unsure_usd=unsure_usd,
         batch=batch,
         asked=asked,
+        refused=refused,
+        probabilities=received.probabilities if received else None,
     )
 
 
@@ -242,7 +257,7 @@ async def _live(a_round: Round) -> tuple[int, str | None]:
                     stopped.append(reply.error or "")
                     continue
                 retries += len(reply.attempt_latencies_seconds) - 1
-                in_a_row = in_a_row + 1 if reply.again else 0
+                in_a_row = in_a_row + 1 if reply.again or reply.refused else 0
                 if in_a_row == STOP_AFTER:
                     stopped.append(f"{STOP_AFTER} requests in succession brought no answer, the last: {reply.error}")
                 rows.put_nowait(_row(a_round, reply))
@@ -277,7 +292,8 @@ def _row(a_round: Round, reply: Reply) -> Answered:
         received,
         asked=now(),
         error=reply.error,
-        final=not reply.again,
+        final=not (reply.again or reply.refused),
+        refused=reply.refused,
         usd=purse.usd(received) if purse and received else None,
         unsure_usd=purse.unsure_usd.pop(reply.id, 0.0) if purse else 0.0,
         latency_seconds=reply.latency_seconds,

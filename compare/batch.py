@@ -220,7 +220,7 @@ def _keep(a_round: Round, pending: Pending, outcomes: Mapping[str, Received | Fa
         outcome = outcomes.get(key, LEFT_OUT)
         received, failed = (outcome, None) if isinstance(outcome, Received) else (None, outcome)
         usd, unsure_usd = _paid(a_round, key, received)
-        again = failed is not None and failed.another_day
+        again = failed is not None and (failed.another_day or failed.refused)
         lost += again
         rows.append(
             row_of(
@@ -234,6 +234,7 @@ def _keep(a_round: Round, pending: Pending, outcomes: Mapping[str, Received | Fa
                 usd=usd,
                 unsure_usd=unsure_usd,
                 batch=True,
+                refused=failed is not None and failed.refused,
             )
         )
     a_round.journal.append(rows)

@@ -1,7 +1,8 @@
 """How sure each answer is: the probability of the path that was decoded, on a scale fitted on validation rows.
 
 The scale of the tuned model is fitted on its reference answers, which training left beside the weights; nothing is
-asked for it. What other systems say of themselves is taken as they say it.
+asked for it. That of an endpoint that decides is fitted on validation rows that it is asked for this. What other
+systems say of themselves is taken as they say it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from compare import predictions
 from compare.gathered import Gathered
-from compare.material import Material
+from compare.material import Material, Rows
 from compare.predictions import Answer
 from insource.stats import calibration
 from insource.stats.calibration import Platt
@@ -36,7 +37,18 @@ def scale(here: Run, material: Material) -> Platt | None:
 
 def of(one: Gathered, fitted: Platt | None, answers: Sequence[Answer]) -> list[float | None]:
     """Returns the confidence of each answer, None where nothing tells it."""
-    return [_confidence(answer, fitted if one.system.kind == "tuned" else None) for answer in answers]
+    return [_confidence(answer, fitted if one.system.kind == "tuned" else one.scale) for answer in answers]
+
+
+def scale_of(material: Material, rows: Rows, answers: Sequence[Answer]) -> Platt | None:
+    """Returns the scale of a system by its answers to validation rows, None where they are all right or all wrong, or
+    tell no probability."""
+    told = [(row, one) for row, one in zip(rows, answers, strict=True) if one.log_probability is not None]
+    if not told:
+        return None
+    found = predictions.of(material, [row for row, _ in told], [one for _, one in told])
+    likely = [one.log_probability for _, one in told if one.log_probability is not None]
+    return calibration.fitted(likely, [bool(value) for value in right_of(found, material)])
 
 
 def right_of(found: predictions.Predictions, material: Material) -> list[float]:

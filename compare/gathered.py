@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backends.exchange import Backend
 from compare import answers, predictions
@@ -17,6 +17,9 @@ from compare.systems import System
 from recipes.schema import Recipe
 from tracking import bars, files
 from tracking.run import Run
+
+if TYPE_CHECKING:
+    from insource.stats.calibration import Platt
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Gathered:
     price: Priced | None = None
     shutdown_date: str | None = None
     """The day, ISO 8601, when the provider will shut the model down, where it says so."""
+    scale: "Platt | None" = None
+    """Of its own probabilities, fitted on validation rows, where a provider was asked those."""
     notes: Sequence[str] = ()
     """What was done otherwise than one would expect."""
 
@@ -145,7 +150,7 @@ def answer_of(found: Collected, row: str, repeat: int = 0) -> Answer:
     """Returns what was answered to a row."""
     one = found.answers.get((row, repeat))
     if one is None:
-        return Answer(row, None, error="not asked")
+        return Answer(row, None, error="not asked", not_asked=True)
     return Answer(
         id=row,
         output=one.output,
@@ -162,4 +167,6 @@ def answer_of(found: Collected, row: str, repeat: int = 0) -> Answer:
         reused=one.reused,
         cost_usd=one.usd,
         error=one.error,
+        probabilities=one.probabilities,
+        not_asked=one.refused,
     )

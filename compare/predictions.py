@@ -4,7 +4,7 @@
  "output": "delivery_delay", "parsed": "delivery_delay", "parse_ok": true, "schema_ok": true, "label_ok": true,
  "scores": {"accuracy": 1.0}, "confidence": 0.97, "input_tokens": 231, "output_tokens": 5, "reasoning_tokens": null,
  "cached_tokens": 208, "latency_seconds": 0.041, "attempt_latencies_seconds": [0.041], "reused": false,
- "cost_usd": null, "error": null}
+ "cost_usd": null, "error": null, "probabilities": null, "not_asked": false}
 
 Three things are told apart: whether an answer can be read at all (parse), whether it has the form that was asked for
 (schema), and whether it is among what may be answered (label). A row that was not answered is wrong in all of them.
@@ -48,6 +48,11 @@ class Answer:
     error: str | None = None
     confidence: float | None = None
     """Where the system tells its own."""
+    probabilities: Mapping[str, float] | None = None
+    """Of every label, where the system tells them."""
+    not_asked: bool = False
+    """Never put to the model: not sent, or refused for how it was asked. Such a row is no wrong answer; it makes the
+    system INCOMPLETE."""
 
 
 @dataclass(frozen=True)

@@ -107,13 +107,16 @@ class Priced:
 def of(baseline: Baseline, at: datetime | None = None) -> Priced | None:
     """Returns what a closed model costs; None where nobody knows: a model or an address that the list does not have, a
     stand-in on this machine or answers from a file, unless the recipe gives a price. `at`: the day, today by default.
+
+    genai-prices 0.2.3 lists what a model's chat completions cost, and OpenAI's decisions nowhere: they need a price.
     """
     if baseline.price is not None:
         return given(baseline.price)
-    if baseline.model is None or baseline.loopback:
+    if baseline.model is None or baseline.loopback or baseline.api == "decisions":
         return None
     if baseline.base_url is not None and baseline.provider != "azure":
-        return listed(baseline.model, {"provider_api_url": baseline.base_url}, at)
+        where = {"provider_api_url": baseline.base_url}
+        return listed(baseline.model, where, at, writes=not baseline.decides)
     return listed(baseline.model, {"provider_id": LISTED_AS[baseline.provider]}, at)
 
 
@@ -133,9 +136,10 @@ def given(price: Price) -> Priced:
     )
 
 
-def listed(model: str, where: Mapping[str, str], at: datetime | None = None) -> Priced | None:
+def listed(model: str, where: Mapping[str, str], at: datetime | None = None, writes: bool = True) -> Priced | None:
     """Returns the price as genai-prices lists it, None where it does not. Where it changes with the time of day: that
-    of the dearest hour, because a budget must hold at any."""
+    of the dearest hour, because a budget must hold at any. `writes`: whether the model writes; one that decides is
+    listed without a price of output, which it has none of."""
     from genai_prices import Usage as Asked
     from genai_prices import calc_price
 
@@ -144,12 +148,14 @@ def listed(model: str, where: Mapping[str, str], at: datetime | None = None) -> 
         found = calc_price(Asked(input_tokens=1, output_tokens=1), model, genai_request_timestamp=now, **where)
     except LookupError:
         return None
-    if found.model_price.input_mtok is None or found.model_price.output_mtok is None:
+    if found.model_price.input_mtok is None or (writes and found.model_price.output_mtok is None):
         return None
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
     day = {_all_lengths(found, midnight + timedelta(minutes=minutes)) for minutes in range(0, 24 * 60, 30)}
     dearest = max(day, key=lambda one: one.input_usd_per_million + one.output_usd_per_million)
     note = f"{found.provider.id}/{found.model.id} on {now:%Y-%m-%d}"
+    if found.model_price.output_mtok is None:
+        note += "; no price of output is listed"
     if len(day) > 1:
         note += "; at the dearest time of the day"
     if dearest.beyond is not None:
@@ -181,6 +187,8 @@ def _one_length(found: Any, moment: datetime, tokens: int, end: int | None, beyo
     from genai_prices import Usage as Asked
 
     def asked(context: Mapping[str, str] | None, **usage: int) -> Any:
+        if found.model_price.output_mtok is None:
+            usage.pop("output_tokens", None)
         request = Asked(input_tokens=tokens, **usage)
         return found.model.calc_price(request, found.provider, genai_request_timestamp=moment, price_context=context)
 

@@ -8,36 +8,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from backends import model_families
 from backends.ask import shutdown_date
 from backends.exchange import NO_KEY, Backend
-from compare import instructions, prices, questions
+from backends.model_families import UNKNOWN, Family
+from compare import confidence, instructions, prices, questions
 from compare.answers import Collected, Question
-from compare.gathered import Asking, Gathered, Place, remembered, told
-from compare.material import Material, Rows
+from compare.gathered import Asking, Gathered, Place, answer_of, remembered, told
+from compare.material import Material, Rows, of_validation
 from compare.predictions import Answer
+from compare.prices import Priced
 from compare.spend import Budget
 from compare.systems import System
+from insource.stats.calibration import Platt
 from recipes.errors import RecipeError
 from recipes.schema_compare import Baseline
 from tracking import run
 
-WIRES = {"openai": "openai", "azure": "openai", "anthropic": "anthropic", "bedrock": "anthropic", "vertex": "anthropic"}
 CLOUDS = ("azure", "bedrock", "vertex")
 
 
 def everyone(place: Place, systems: Sequence[System]) -> dict[str, Gathered]:
     """Returns what each provider answered, by name, one after the other within one budget: what was spent on answers
-    of earlier invocations that still count is a part of it. Raises RecipeError where nobody knows a price."""
-    priced = [(one, prices.of(_baseline(one))) for one in systems]
-    spent = sum(known.known_usd() for one, price in priced if price for known in _everything(place, one))
+    of earlier invocations that still count is a part of it. Raises RecipeError where a price is unknown."""
+    with_price = priced(systems)
+    spent = sum(known.known_usd() for one, price in with_price if price for known in _everything(place, one))
     budget = Budget(place.recipe.compare.budget_usd, spent)
     found = {}
-    for system, price in priced:
-        if price is None and not system.stand_in:
-            raise RecipeError(
-                f"compare.baselines: nobody knows what {system.name} costs, so compare.budget_usd could not be "
-                "kept; give it price: {input_usd_per_million: ..., output_usd_per_million: ...}"
-            )
+    for system, price in with_price:
         mine = budget if price else None
         chosen = instructions.chosen(place, system, partial(_asking, place), mine, price)
         one = asked(place, chosen.system)
@@ -45,16 +43,29 @@ def everyone(place: Place, systems: Sequence[System]) -> dict[str, Gathered]:
         answers = one.collect(mine, price)
         usd = chosen.spent_usd + before + answers.spent_usd if price else None
         ends = _shutdown_date(one, answers)
-        found[system.name] = told(
-            one, answers, place, spent_usd=usd, price=price, shutdown_date=ends, notes=chosen.notes
-        )
+        left_out = [f"{system.title}: asked without {name}, which its provider refuses" for name in system.left_out]
+        more = {"price": price, "shutdown_date": ends, "notes": [*chosen.notes, *left_out]}
+        found[system.name] = told(one, answers, place, spent_usd=usd, scale=_scale(place, system, answers), **more)
+    return found
+
+
+def priced(systems: Sequence[System]) -> list[tuple[System, Priced | None]]:
+    """Returns systems with their price, None for a stand-in on this machine. Raises RecipeError where a provider's
+    price is unknown."""
+    found = [(one, prices.of(_baseline(one))) for one in systems]
+    for system, price in found:
+        if price is None and not system.stand_in:
+            raise RecipeError(
+                f"compare.baselines: nobody knows what {system.name} costs, so compare.budget_usd could not be "
+                "kept; give it price: {input_usd_per_million: ..., output_usd_per_million: ...}"
+            )
     return found
 
 
 def _everything(place: Place, system: System) -> list[Asking]:
     """Everything that a provider may be asked, or was by an earlier invocation: with any of its instructions."""
     tests = [asked(place, one) for one in instructions.variants(system)]
-    return tests + instructions.trials(place, system, partial(_asking, place))
+    return [first(place, system), *tests, *instructions.trials(place, system, partial(_asking, place))]
 
 
 def _shutdown_date(asking: Asking, found: Collected) -> str | None:
@@ -64,18 +75,43 @@ def _shutdown_date(asking: Asking, found: Collected) -> str | None:
     return known["shutdown_date"] if known else None
 
 
+def first(place: Place, system: System) -> Asking:
+    """Returns the first request to a provider: one train row, live whatever the mode is."""
+    one = instructions.variants(system)[0]
+    live = replace(one, baseline=_baseline(one).model_copy(update={"mode": "live"}))
+    asking = _asking(place, live, place.material, place.material.train[:1])
+    return replace(asking, journal=asking.journal.with_suffix(".first.jsonl"))
+
+
 def asked(place: Place, system: System) -> Asking:
-    """Returns everything that a provider is asked: the test rows, and the first of them a second time."""
+    """Returns everything that a provider is asked: the test rows, and the first of them a second time; one that decides
+    also the validation rows that its scale is fitted on, and the calibration rows."""
     once = _asking(place, system, place.material, place.material.test)
     again = [Question(one.id, 1, one.request) for one in once.questions[: place.recipe.compare.repeat_rows]]
-    return replace(once, questions=[*once.questions, *again])
+    known: list[Question] = []
+    if _baseline(system).decides:
+        rows = [*_for_a_scale(place), *place.material.calibration]
+        known = list(_asking(place, system, place.material, rows).questions)
+    return replace(once, questions=[*once.questions, *again, *known])
+
+
+def _for_a_scale(place: Place) -> Rows:
+    """The validation rows that an endpoint that decides is asked, so that its probabilities can be put on a scale."""
+    return of_validation(place.here).test[: place.recipe.compare.calibrate_rows]
+
+
+def _scale(place: Place, system: System, found: Collected) -> Platt | None:
+    if not _baseline(system).decides:
+        return None
+    rows = _for_a_scale(place)
+    return confidence.scale_of(place.material, rows, [answer_of(found, row["id"]) for row in rows])
 
 
 def _asking(place: Place, system: System, material: Material, rows: Rows) -> Asking:
     baseline = _baseline(system)
     every = [Question(one.id, 0, one) for one in questions.requests(system, material, rows)]
     identity = [baseline.provider, baseline.base_url]
-    return Asking(system, remote(baseline, material), identity, every, place.journal(system))
+    return Asking(system, remote(baseline, material, system.left_out), identity, every, place.journal(system))
 
 
 def _baseline(system: System) -> Baseline:
@@ -83,21 +119,39 @@ def _baseline(system: System) -> Baseline:
     return system.baseline
 
 
-def remote(baseline: Baseline, material: Material) -> Backend:
-    """Returns how a baseline of the recipe is asked."""
-    schema = material.prompt["output_schema"]
+def remote(baseline: Baseline, material: Material, left_out: tuple[str, ...] = ()) -> Backend:
+    """Returns how a baseline of the recipe is asked, without the parameters that its provider refused. Raises
+    RecipeError where its model family does not take what the recipe sets."""
+    schema, wire = material.prompt["output_schema"], questions.wire_of(baseline)
+    _check(baseline, model_families.of(wire, baseline.model or ""))
     return Backend(
-        wire=WIRES[baseline.provider],  # type: ignore[arg-type]
+        wire=wire,
         model=baseline.model or "",
         base_url=baseline.base_url,
         api_key=(os.environ.get(baseline.key_env) if baseline.key_env else None) or NO_KEY,
         cloud=baseline.provider if baseline.provider in CLOUDS else None,  # type: ignore[arg-type]
-        structured="json_schema" if baseline.structured_output and schema else "none",
+        structured="json_schema" if baseline.structured_output and schema and not baseline.decides else "none",
         temperature=baseline.temperature,
+        effort=baseline.effort,
+        closed=True,
+        left_out=left_out,
         timeout_seconds=baseline.timeout_seconds,
         retries=baseline.retries,
         concurrency=baseline.concurrency,
     )
+
+
+def _check(baseline: Baseline, family: Family) -> None:
+    where = f"compare.baselines: {baseline.called}"
+    if baseline.effort is not None and family is not UNKNOWN and baseline.effort not in family.efforts:
+        allowed = f"{family.name} takes {', '.join(family.efforts) or 'no effort'}"
+        raise RecipeError(f"{where}: effort: given {baseline.effort}, {allowed} ({family.source})")
+    if baseline.temperature is not None and not family.takes_temperature(baseline.effort):
+        may = ' unless effort is "none"' if family.sampling == "without_reasoning" else ""
+        raise RecipeError(
+            f"{where}: temperature: given {baseline.temperature:g}, but {family.name} takes none{may} "
+            f"({family.source}); leave it out"
+        )
 
 
 def given(place: Place, system: System) -> Gathered:

@@ -1,29 +1,58 @@
 """What each system is asked for a row: the task's own prompt, for some with examples in front."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from backends.exchange import Constraint, Request
+from backends import model_families
+from backends.exchange import Choices, Constraint, Request, Wire
 from compare import linear
 from compare.material import Material, Rows
 from compare.systems import System
 from recipes.schema import Recipe
+from recipes.schema_compare import Baseline
 from tasks import render, shots
 
-# Answers of a closed model: other tokenizers, and room to reason.
+# Answers of a closed model: other tokenizers.
 TIMES_LONGER, LEAST_TOKENS = 4, 256
+WIRES: Mapping[str, Wire] = {
+    "openai": "openai",
+    "azure": "openai",
+    "anthropic": "anthropic",
+    "bedrock": "anthropic",
+    "vertex": "anthropic",
+}
 
 
 def requests(system: System, material: Material, rows: Rows) -> list[Request]:
     """Returns the request for each row."""
     baseline, prompt = system.baseline, material.prompt
+    if baseline is not None and baseline.decides:
+        return [_decision(baseline, material, row) for row in rows]
     constraint, most = Constraint(prompt["grammar"], prompt["output_schema"]), int(prompt["max_answer_tokens"])
     if baseline is not None:
-        most = baseline.max_output_tokens or max(LEAST_TOKENS, TIMES_LONGER * most)
+        most = baseline.max_output_tokens or max(LEAST_TOKENS, TIMES_LONGER * most) + room_for_thinking(baseline)
         constraint = dataclasses.replace(constraint, grammar=None)
     asked = conversations(system, material, rows)
     return [Request(row["id"], one, most, constraint) for row, one in zip(rows, asked, strict=True)]
+
+
+def room_for_thinking(baseline: Baseline) -> int:
+    """Returns the output tokens that a closed model gets for thinking, beside those for its answer."""
+    return model_families.of(wire_of(baseline), baseline.model or "").room_for_thinking(baseline.effort)
+
+
+def wire_of(baseline: Baseline) -> Wire:
+    """Returns the wire that a baseline speaks."""
+    return WIRES[baseline.provider] if baseline.api == "chat" else baseline.api
+
+
+def _decision(baseline: Baseline, material: Material, row: Mapping[str, Any]) -> Request:
+    """The row as a question with the labels as its answers: nothing is written, so no token of output is set aside."""
+    labels = tuple(material.spec.labels.items())
+    instruction = baseline.instruction or material.spec.instruction
+    assert isinstance(instruction, str), "instructions.py has not chosen among several yet"
+    return Request(row["id"], (), 0, choices=Choices(instruction, labels, row["input"]["text"]))
 
 
 def conversations(system: System, material: Material, rows: Rows) -> list[list[dict[str, str]]]:

@@ -1,6 +1,7 @@
 """What a comparison leaves on disk: scores.json, routing.json, predictions/, report.html and report.md."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -42,7 +43,12 @@ def scores_json(
     """Returns scores.json without the verdict."""
     primary = recipe.compare.primary
     found = {one.name: score.system_json(one, mine, primary, fitted) for one in every}
+    for one in every[1:]:
+        # What an endpoint that decides could keep by itself, by the same rule as the tuned model.
+        by_itself = routed(one.gathered, mine, None, recipe).json() if one.gathered.scale else None
+        found[one.name]["routing"] = by_itself
     incomplete = [f"{name}: {one['why_incomplete']}" for name, one in found.items() if not one["complete"]]
+    incomplete += [f"{one.name}: {one.why}" for one in missing if one.incomplete]
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": here.id,
@@ -66,7 +72,7 @@ def scores_json(
         "training_seconds": training_seconds(here),
         "plan": plan_json(primary, opened),
         "systems": found,
-        "not_run": [{"name": one.name, "title": one.title, "why": one.why} for one in missing],
+        "not_run": [asdict(one) for one in missing],
         "comparisons": score.comparisons(every, primary),
         "agreement": score.agreement(every),
         "confusion": score.confusion(every, mine),

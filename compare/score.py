@@ -8,16 +8,18 @@ the test rows: its figures are of these, and it is compared with another on the 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from backends.exchange import Usage
-from compare import confidence, predictions
+from compare import completeness, confidence, predictions
 from compare.gathered import Gathered
 from compare.material import Material, Rows, clusters_of
 from compare.predictions import Predictions
 from insource.stats import intervals, paired
 from insource.stats.metric_stats import Tally
 from recipes.schema_compare import Primary
+from tasks.parsed import Parsed
 
 LATENCIES = (50, 95, 99)
 EXPLORATORY_ALPHA, EXPLORATORY_MARGIN = 0.05, 0.02
@@ -31,12 +33,25 @@ class Scored:
 
     gathered: Gathered
     rows: Rows
-    """The test rows that it was asked."""
+    """The test rows that it was to answer: all of them, or a part where it only explores."""
     found: Predictions
     tallies: Mapping[str, Tally]
+    """Of the rows that count."""
     confidences: Sequence[float | None]
     right: Sequence[float]
     """Of each row, 1 or 0."""
+    counted: Sequence[int]
+    """The positions of the rows that were put to the system: all of them but in an INCOMPLETE system."""
+
+    @cached_property
+    def counted_rows(self) -> Rows:
+        """Returns the rows that count."""
+        return [self.rows[at] for at in self.counted]
+
+    @cached_property
+    def parsed(self) -> list[Parsed]:
+        """Returns the answers to the rows that count, as the task reads them."""
+        return [self.found.parsed[at] for at in self.counted]
 
     @property
     def name(self) -> str:
@@ -48,26 +63,28 @@ def scored(one: Gathered, material: Material, fitted: Any) -> Scored:
     asked = {answer.id for answer in one.test}
     rows = [row for row in material.test if row["id"] in asked]
     found = predictions.of(material, rows, one.test)
-    targets = [row["target"] for row in rows]
-    tallies = material.module.tallies(material.spec, targets, found.parsed)
+    counted = [at for at, answer in enumerate(one.test) if not answer.not_asked]
+    targets = [rows[at]["target"] for at in counted]
+    tallies = material.module.tallies(material.spec, targets, [found.parsed[at] for at in counted])
     told = confidence.of(one, fitted, one.test)
-    return Scored(one, rows, found, tallies, told, confidence.right_of(found, material))
+    return Scored(one, rows, found, tallies, told, confidence.right_of(found, material), counted)
 
 
 def shared(a: Scored, b: Scored) -> list[tuple[int, int]]:
-    """Returns the positions, in a and in b, of the rows that both were asked, in the order of the test set."""
-    at = {row["id"]: position for position, row in enumerate(b.rows)}
-    return [(position, at[row["id"]]) for position, row in enumerate(a.rows) if row["id"] in at]
+    """Returns the positions, among the rows of a and of b that count, of the rows that both have, in their order."""
+    there = {b.rows[at]["id"]: position for position, at in enumerate(b.counted)}
+    ids = [a.rows[at]["id"] for at in a.counted]
+    return [(position, there[row]) for position, row in enumerate(ids) if row in there]
 
 
 def system_json(one: Scored, material: Material, primary: Primary | None, fitted: bool) -> dict[str, Any]:
     """Returns what scores.json says of a system."""
-    got, system, clusters = one.gathered, one.gathered.system, clusters_of(one.rows)
+    got, system, clusters = one.gathered, one.gathered.system, clusters_of(one.counted_rows)
     alpha = primary.alpha if primary else EXPLORATORY_ALPHA
-    targets = [row["target"] for row in one.rows]
-    score = material.module.score(material.spec, targets, list(one.found.parsed))
-    problems = Counter(parsed.problem for parsed in one.found.parsed if parsed.problem)
-    tuned = fitted and system.kind == "tuned"
+    targets = [row["target"] for row in one.counted_rows]
+    score = material.module.score(material.spec, targets, one.parsed)
+    problems = Counter(parsed.problem for parsed in one.parsed if parsed.problem)
+    on_a_scale = fitted if system.kind == "tuned" else got.scale is not None
     return {
         "kind": system.kind,
         "title": system.title,
@@ -77,6 +94,7 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
         "role": _role(system.name, primary),
         "n": len(got.test),
         "answered": sum(answer.output is not None for answer in got.test),
+        "rows": completeness.rows(got.test, one.found.parsed),
         "complete": got.complete,
         "why_incomplete": got.why_incomplete,
         "n_train": len(material.train) if system.kind in ("tuned", "linear", "nearest") else None,
@@ -86,7 +104,7 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
         "validity": _validity(one),
         "invalid": dict(problems.most_common()),
         "errors": dict(Counter(_kind(answer.error) for answer in got.test if answer.error).most_common()),
-        "calibration": confidence.reliability(one.confidences, one.right, tuned),
+        "calibration": confidence.reliability(one.confidences, one.right, on_a_scale),
         "latency": _latency(got),
         "throughput": dict(got.rate) if got.rate else None,
         "parity": dict(got.parity) if got.parity else None,
@@ -126,7 +144,8 @@ def agreement(every: Sequence[Scored]) -> dict[str, float]:
     return {
         f"{tuned.name} | {other.name}": _share(
             a.value == b.value and a.problem is None and b.problem is None
-            for a, b in ((tuned.found.parsed[at], other.found.parsed[there]) for at, there in shared(tuned, other))
+            for at, there in shared(tuned, other)
+            for a, b in [(tuned.parsed[at], other.parsed[there])]
         )
         for other in every[1:]
     }
@@ -142,9 +161,8 @@ def confusion(every: Sequence[Scored], material: Material) -> dict[str, Any]:
     found = {}
     for one in every:
         counts = [[0] * (len(labels) + 1) for _ in labels]
-        for row, parsed in zip(one.rows, one.found.parsed, strict=True):
-            target = row["target"]
-            counts[at[target]][len(labels) if parsed.problem else at[parsed.value]] += 1
+        for row, parsed in zip(one.counted_rows, one.parsed, strict=True):
+            counts[at[row["target"]]][len(labels) if parsed.problem else at[parsed.value]] += 1
         found[one.name] = {"labels": [*labels, "(no valid answer)"], "counts": counts}
     return found
 
@@ -152,7 +170,8 @@ def confusion(every: Sequence[Scored], material: Material) -> dict[str, Any]:
 def disagreements(a: Scored, b: Scored, material: Material, most: int = 500) -> list[dict[str, Any]]:
     """Returns the rows that two systems answer otherwise, those first that one of them alone has right."""
     found = []
-    for at, there in shared(a, b):
+    for position_a, position_b in shared(a, b):
+        at, there = a.counted[position_a], b.counted[position_b]
         row, first, second = a.rows[at], a.found.parsed[at], b.found.parsed[there]
         if first.problem is None and second.problem is None and first.value == second.value:
             continue
@@ -181,7 +200,7 @@ def _compared(
     asked = primary or like
     alpha, margin = (asked.alpha, asked.margin) if asked else (EXPLORATORY_ALPHA, EXPLORATORY_MARGIN)
     positions = shared(a, b)
-    clusters = clusters_of([a.rows[at] for at, _ in positions])
+    clusters = clusters_of([a.counted_rows[at] for at, _ in positions])
     first = a.tallies[metric].at([at for at, _ in positions])
     second = b.tallies[metric].at([there for _, there in positions])
     found = paired.of(first, second, clusters, alpha=alpha)
@@ -214,13 +233,14 @@ def _interval(tally: Tally, clusters: Any, alpha: float) -> dict[str, Any]:
 
 def _slices(one: Scored, material: Material, alpha: float) -> dict[str, dict[str, Any]]:
     parts: dict[str, dict[str, list[int]]] = {}
-    for at, row in enumerate(one.rows):
+    rows, every = one.counted_rows, one.parsed
+    for at, row in enumerate(rows):
         for name, value in row.get("slices", {}).items():
             parts.setdefault(name, {}).setdefault(str(value).lower(), []).append(at)
-    clusters = clusters_of(one.rows)
+    clusters = clusters_of(rows)
 
     def of(mine: list[int]) -> dict[str, Any]:
-        targets, parsed = [one.rows[at]["target"] for at in mine], [one.found.parsed[at] for at in mine]
+        targets, parsed = [rows[at]["target"] for at in mine], [every[at] for at in mine]
         tallies = material.module.tallies(material.spec, targets, parsed)
         groups = [clusters[at] for at in mine] if clusters else None
         return {
@@ -235,9 +255,9 @@ def _slices(one: Scored, material: Material, alpha: float) -> dict[str, dict[str
 
 
 def _validity(one: Scored) -> dict[str, float]:
-    came = [predictions.stages(parsed.problem) for parsed in one.found.parsed]
+    came = [predictions.stages(parsed.problem) for parsed in one.parsed]
     parse, schema, label = (_share(stage[at] for stage in came) for at in range(3))
-    return {"parse": parse, "schema": schema, "label": label, "right": _share(bool(value) for value in one.right)}
+    return {"parse": parse, "schema": schema, "label": label, "right": _share(one.right[at] for at in one.counted)}
 
 
 def _latency(got: Gathered) -> dict[str, Any] | None:
@@ -288,7 +308,7 @@ def _costs(one: Scored) -> dict[str, float | None]:
         each = sum(got.price.usd(use) for use in told) / len(told)
         has_batch = got.price.batch_input_usd_per_million is not None
         batch = sum(got.price.usd(use, batch=True) for use in told) / len(told) if has_batch else None
-    right = _share(bool(value) for value in one.right)
+    right = _share(one.right[at] for at in one.counted)
     return dict(
         zip(names, (1000 * each, 1000 * each / right if right else None, 1000 * batch if batch else None), strict=True)
     )
@@ -296,7 +316,7 @@ def _costs(one: Scored) -> dict[str, float | None]:
 
 def _repeats(one: Scored, material: Material) -> dict[str, Any] | None:
     """How many answers are the same when the same rows are asked again."""
-    again = one.gathered.again
+    again = [answer for answer in one.gathered.again if not answer.not_asked]
     if not again:
         return None
     first = {row["id"]: parsed for row, parsed in zip(one.rows, one.found.parsed, strict=True)}

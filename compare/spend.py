@@ -13,8 +13,8 @@ import asyncio
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 from backends.exchange import Received, Request, Usage
 from compare.journal import Question
@@ -186,5 +186,7 @@ def estimate(questions: Iterable[Question], price: Price, batch: bool = False) -
 
 def input_bytes(request: Request) -> int:
     """Returns the length of what the provider reads of a request, as JSON: a little longer than the text in it."""
-    sent = [[dict(message) for message in request.messages], request.constraint.json_schema]
+    sent: Any = [[dict(message) for message in request.messages], request.constraint.json_schema]
+    if request.choices is not None:
+        sent = asdict(request.choices)
     return len(json.dumps(sent, ensure_ascii=False).encode("utf-8", "surrogatepass"))

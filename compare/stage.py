@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compare import confidence, gather, material, plan, result, score, summary, systems
+from compare import completeness, confidence, first_request, gather, material, plan, result, score, summary, systems
 from compare import verdict as verdicts
 from compare.gathered import Place
 from compare.systems import NotRun, System
@@ -98,6 +98,7 @@ def compared(
     here: Run, name: str, recipe: Recipe, running: Sequence[System], missing: Sequence[NotRun]
 ) -> dict[str, Any]:
     """Asks, scores and decides. Returns scores.json, which is written with everything else."""
+    running, refused = first_request.of_all(first_request.place_of(here, name, recipe), running)
     sha256 = material.test_sha256(here)
     opened = plan.open_test(here, recipe.compare.primary, sha256)
     print(
@@ -108,11 +109,12 @@ def compared(
     place = Place(here, name, recipe, mine)
     gathered, failed = gather.everything(place, running)
     check_planned_served(recipe, failed)
+    gathered, missing = completeness.split(gathered, [*missing, *refused, *failed])
     fitted = confidence.scale(here, mine)
     print(f"scoring   {len(gathered)} systems on {len(mine.test):,} rows", file=sys.stderr, flush=True)
     every = [score.scored(one, mine, fitted) for one in gathered]
     policy = result.routed(gathered[0], mine, fitted, recipe)
-    scores = result.scores_json(here, recipe, mine, every, [*missing, *failed], opened, sha256, fitted is not None)
+    scores = result.scores_json(here, recipe, mine, every, missing, opened, sha256, fitted is not None)
     scores["verdict"] = verdicts.of(verdicts.Facts(recipe, scores, policy)).json()
     result.write(here, mine, every, scores, policy, recipe)
     return scores

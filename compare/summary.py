@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compare import instructions, material, prices, questions, words
+from compare import first_request, instructions, prices, questions, words
 from compare.answers import Question
 from compare.spend import estimate
 from compare.systems import System
@@ -44,11 +44,13 @@ def estimated(here: Run, recipe: Recipe, running: Sequence[System]) -> list[str]
     """Returns what each closed system would be asked and would cost, by validation rows: the test stays shut."""
     data = files.read_json(here.folder / "data" / "data.json")
     rows = int(data["rows"]["written"]["test"])
-    mine = material.of_validation(here)
+    place = first_request.place_of(here, here.recipe_name, recipe)
+    mine = place.material
     lines = [f"would ask {rows:,} test rows of {', '.join(one.name for one in running)}"]
     for one in running:
         if one.baseline is None or one.kind != "closed":
             continue
+        lines += [f"body      {one.name}, its first request (a train row):", first_request.body(place, one)]
         price = prices.of(one.baseline)
         if price is None:
             lines.append(f"cost      {one.name}: not known")

@@ -32,6 +32,8 @@ class System:
     """tuned: the exported form, adapter, merged or quantized/<scheme>."""
     shots: int = 0
     baseline: Baseline | None = None
+    left_out: tuple[str, ...] = ()
+    """Parameters that its provider refused at the first request, and that are therefore not sent."""
 
     @property
     def stand_in(self) -> bool:
@@ -46,6 +48,8 @@ class NotRun:
     name: str
     title: str
     why: str
+    incomplete: bool = False
+    """Whether it was tried, and refused: the next comparison tries it again."""
 
 
 def of(recipe: Recipe, here: Run) -> list[System]:

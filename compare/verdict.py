@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from compare import completeness
 from compare.route import Policy
 from recipes.schema import Recipe
 from tasks import in_words
@@ -94,7 +95,7 @@ def of(facts: Facts) -> Verdict:
     linear, costs = _linear(facts), _cost(facts)
     asked = [_privacy(facts), costs, _structure(facts), _engineering(facts), _prompt_changes(facts)]
     routed = _router(facts)
-    reasons = [one for one in (linear, quality, *asked, routed) if one is not None]
+    reasons = [one for one in (_not_answered(facts), linear, quality, *asked, routed) if one is not None]
     choice, why = _choice(facts, quality, costs, routed)
     return Verdict(choice, _headline(choice, why, facts), reasons, [*open_questions, *_left_open(facts, choice, costs)])
 
@@ -107,7 +108,8 @@ def _choice(facts: Facts, quality: Reason | None, costs: Reason | None, routed: 
     if not may_leave:
         return "open", "the data may not leave, so a closed model is no choice"
     if quality is None or (judged := _judged(facts)) is None:
-        return "inconclusive", "no closed model was compared by the plan"
+        refused = _not_answered(facts)
+        return "inconclusive", refused.says.rstrip(".") if refused else "no closed model was compared by the plan"
     if not decide.operations_owner:
         return "closed", "nobody would look after a model of one's own"
     hybrid = routed is not None and routed.speaks_for == "hybrid"
@@ -135,8 +137,15 @@ def _judged(facts: Facts) -> str | None:
     if primary is None or plan is None or not plan["confirmatory"]:
         return None
     baseline = facts.scores["systems"][primary["b"]]
-    decides = baseline["kind"] in ("closed", "file") and not baseline["stand_in"] and baseline["complete"]
+    decides = baseline["kind"] in ("closed", "file") and not baseline["stand_in"] and completeness.enough(baseline)
     return str(primary["judged"]) if decides else None
+
+
+def _not_answered(facts: Facts) -> Reason | None:
+    """Why the verdict cannot rest on the planned baseline, where that was tried and not really answered."""
+    plan = facts.scores["plan"]
+    why = completeness.why_not(facts.scores, plan["baseline"] if plan else None)
+    return Reason("completeness", f"{why}.", None, "INCOMPLETE") if why else None
 
 
 def _quality(facts: Facts) -> tuple[Reason | None, list[str]]:

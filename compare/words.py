@@ -116,6 +116,13 @@ def metric_name(metric: str) -> str:
     return in_words(metric)
 
 
+def ends(system: Mapping[str, Any]) -> str:
+    """Returns what became of the rows that are no plain answers: 3 refused, 12 cut; "" where there are none."""
+    told = system.get("rows") or {}
+    shown = ("refused", "malformed", "cut", "failed", "not_asked")
+    return ", ".join(f"{told[kind]:,} {kind.replace('_', ' ')}" for kind in shown if told.get(kind))
+
+
 def title(system: Mapping[str, Any]) -> str:
     """Returns what a system is called in every table; a stand-in is always called one."""
     given: str = system["title"]

@@ -71,6 +71,10 @@ def _with_plan(recipe: "Recipe") -> Found:
     if primary is not None and primary.metric not in METRICS[kind]:
         told = f"given {primary.metric!r}, allowed for kind {kind}: {', '.join(METRICS[kind])}"
         yield ("compare", "primary", "metric"), told
+    for at, baseline in enumerate(recipe.compare.baselines):
+        if baseline.decides and kind != "classification":
+            told = f"given {baseline.api}, which chooses among labels, and kind is {kind}; set chat"
+            yield ("compare", "baselines", str(at), "api"), told
 
 
 def _with_hardware(recipe: "Recipe") -> Found:

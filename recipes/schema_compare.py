@@ -3,6 +3,8 @@
 compare:
   primary: {system: tuned, baseline: "openai:gpt-6-luna", metric: accuracy, margin: 0.02, alpha: 0.05}
   baselines:
+    - {provider: openai, api: decisions, model: gpt-6-luna,
+       price: {input_usd_per_million: 0.1, output_usd_per_million: 0, date: 2026-10-10}}
     - {provider: openai, model: gpt-6-luna}
     - {provider: anthropic, model: claude-haiku-5-5, shots: 5}
     - {provider: openai, model: mistral-large, base_url: "https://api.example.com/v1", api_key_env: EXAMPLE_KEY,
@@ -69,6 +71,9 @@ class Baseline(Section):
 
     provider: Literal["openai", "anthropic", "azure", "bedrock", "vertex", "file"]
     model: Name | None = None
+    api: Literal["chat", "decisions", "systemone"] = "chat"
+    """decisions: OpenAI's endpoint that chooses among labels and gives the probability of each, for classification.
+    systemone: the same by the wire of TypeSafe's Jev, at base_url."""
     base_url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
     """Of a provider that speaks the wire of OpenAI or Anthropic; for azure, the resource's own address."""
     api_key_env: Name | None = None
@@ -83,10 +88,13 @@ class Baseline(Section):
     """Its own instead of the task's; of several, the one that it answers validation rows best with."""
     structured_output: bool = True
     """Whether it is held to the output schema by what the provider has for that."""
-    temperature: NotNegative | None = 0.0
-    """null: not sent, for models that take none."""
+    temperature: NotNegative | None = None
+    """null: not sent. Most closed models of 2026 refuse any sampling parameter (backends/model_families.py)."""
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    """How much the model is to think before it answers; none: not at all. null: not sent, the provider's default."""
     max_output_tokens: Count | None = None
-    """Reasoning included. By default four times the longest answer of training, at least 256."""
+    """Thinking included. By default four times the longest answer of training, at least 256, and beside that room to
+    think where the model thinks (1,024 to 65,536 tokens by effort)."""
     concurrency: Count = 8
     timeout_seconds: Positive = 60.0
     retries: Annotated[int, Field(ge=0, le=20)] = 6
@@ -102,16 +110,38 @@ class Baseline(Section):
             raise ValueError("provider azure takes base_url, the address of the resource")
         if self.provider in ("bedrock", "vertex") and self.base_url is not None:
             raise ValueError(f"provider {self.provider} takes no base_url: its SDK knows the address by the region")
+        if self.decides:
+            self._what_a_decision_takes()
         if self.mode == "batch" and self.provider not in ("openai", "anthropic"):
             raise ValueError(f"provider {self.provider} has no batches here; set mode: live")
         if self.called in BUILT_IN:
             raise ValueError(f"name {self.called} belongs to a system that every comparison has; choose another")
         return self
 
+    def _what_a_decision_takes(self) -> None:
+        """Raises ValueError for what an endpoint that decides has no place for."""
+        if self.provider != "openai":
+            raise ValueError(f"api: {self.api} takes provider: openai (with base_url for another host)")
+        if self.api == "systemone" and self.base_url is None:
+            raise ValueError("api: systemone takes base_url, up to what stands before /systemone")
+        if self.mode == "batch":
+            raise ValueError(f"api: {self.api} has no batches (OpenAI's take other endpoints alone); set mode: live")
+        if self.shots:
+            raise ValueError(f"api: {self.api} takes no examples; leave shots out, or set api: chat")
+        for key in ("temperature", "effort", "max_output_tokens"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"api: {self.api} writes nothing, so it takes no {key}; leave it out")
+
+    @property
+    def decides(self) -> bool:
+        """Returns whether it chooses among labels instead of writing."""
+        return self.api != "chat"
+
     @property
     def called(self) -> str:
-        """Returns its name in the report: `name`, else provider:model."""
-        return self.name or (f"{self.provider}:{self.model}" if self.model else "file")
+        """Returns its name in the report: `name`, else provider:model, and the api where it is not chat."""
+        api = f":{self.api}" if self.decides else ""
+        return self.name or (f"{self.provider}:{self.model}{api}" if self.model else "file")
 
     @property
     def host(self) -> str | None:
@@ -126,7 +156,9 @@ class Baseline(Section):
     @property
     def key_env(self) -> str | None:
         """Returns the environment variable with its key, None where it needs none that we would have to know."""
-        return self.api_key_env or (None if self.loopback else KEYS[self.provider])
+        if self.api_key_env or self.loopback:
+            return self.api_key_env
+        return "TYPESAFE_API_KEY" if self.api == "systemone" else KEYS[self.provider]
 
 
 class Compare(Section):
@@ -149,6 +181,9 @@ class Compare(Section):
     """Requests that are on their way at once to a server of ours, at which its latency is measured."""
     choose_rows: Count = 100
     """Validation rows that a closed model is asked with each of its instructions, where it has several."""
+    calibrate_rows: Annotated[int, Field(ge=0)] = 300
+    """Validation rows that an endpoint with `api: decisions` or `systemone` is asked, to put its probabilities on a
+    scale as the tuned model's are; 0: they are taken as it tells them."""
     repeat_rows: Annotated[int, Field(ge=0)] = 50
     """Test rows that a closed model is asked twice, to see how much its answers vary; 0: none."""
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from backends import ask as asking
-from backends.exchange import Backend, Constraint, Request, Usage, Wire
+from backends.exchange import Backend, Choices, Constraint, Request, Usage, Wire
 from compare import answers
 from compare.answers import Collected, Question
 from tests.conftest import ROOT
 
 IDENTITY = ["openai", "a provider on loopback"]
-ENUM = {"type": "string", "enum": ["late", "lost", "broken"]}
+ENUM: dict[str, Any] = {"type": "string", "enum": ["late", "lost", "broken"]}
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,30 @@ def question(row: str, prompt: str, max_tokens: int = 16, repeat: int = 0) -> Qu
     return Question(row, repeat, Request(row, messages, max_tokens, Constraint(None, ENUM)))
 
 
+MODELS = {"anthropic": "claude-haiku-5-5", "systemone": "jev-1.14.0"}
+DECIDE: tuple[Wire, ...] = ("decisions", "systemone")
+
+
 def backend(address: str, wire: Wire = "openai", **changes: Any) -> Backend:
-    base_url = f"{address}/v1" if wire == "openai" else address
-    usual = Backend(wire, "classifier", base_url, api_key="secret", timeout_seconds=2.0, retries=8, concurrency=16)
-    return replace(usual, **changes)
+    base_url = address if wire == "anthropic" else f"{address}/v1"
+    model = MODELS.get(wire, "gpt-6-luna")
+    usual = Backend(wire, model, base_url, api_key="secret", timeout_seconds=2.0, retries=8, concurrency=16)
+    return replace(usual, temperature=None, closed=True, **changes)
+
+
+def decisions(asked: list[Question]) -> list[Question]:
+    """The same questions for an endpoint that decides."""
+    labels = tuple((label, "") for label in ENUM["enum"])
+    return [
+        replace(one, request=replace(one.request, choices=Choices("Say what happened.", labels,
+                                                                  str(one.request.messages[-1]["content"]))))
+        for one in asked
+    ]  # fmt: skip
 
 
 def collect(address: str, journal: Path, asked: list[Question], wire: Wire = "openai", **changes: Any) -> Collected:
     settings: dict[str, Any] = {"budget": None, "price": Price(), "poll_seconds": 0.02, **changes}
+    asked = decisions(asked) if wire in DECIDE else asked
     who = settings.pop("backend", None) or backend(address, wire)
     return answers.collect(who, settings.pop("identity", IDENTITY), asked, journal, **settings)
 

@@ -1,4 +1,5 @@
-"""A provider on loopback that speaks both wires, batches included, and behaves as badly as one wants.
+"""A provider on loopback that speaks every wire, batches included: strict as the real ones (provider_rules.py), and
+behaving as badly as one wants.
 
     provider = Provider(faults=0.2)
     with running(provider) as address:
@@ -21,10 +22,16 @@ from typing import Any
 
 from aiohttp import web
 
+from tests import provider_rules
+
 LABELS = ("late", "lost", "broken")
 # As often as they stand here; a timeout costs a test seconds.
 KINDS = ("429",) * 6 + ("500",) * 4 + ("reset",) * 3 + ("timeout",) + ("truncated",) * 3 + ("text",) * 3
 SLOW_SECONDS = 60.0
+# As a status of `refuse`: a 400 for what the row says.
+ABOUT_THE_ROW = -400
+# Of requests in a batch, which were signed when that was made.
+SIGNED = {"authorization": "Bearer secret", "anthropic-version": "2026-10-21"}
 Json = dict[str, Any]
 
 
@@ -38,12 +45,15 @@ def number(text: str) -> int:
 
 
 def prompt_of(body: Json) -> str:
-    return str(body["messages"][-1]["content"])
+    told = body["messages"][-1]["content"] if "messages" in body else body.get("input", body.get("state"))
+    return str(told)
 
 
 def tokens(body: Json) -> tuple[int, int]:
-    """What is charged for an answer: tokens read and written."""
-    return max(1, len(json.dumps(body["messages"])) // 4), 3
+    """What is charged for an answer: tokens read and written. Who decides writes nothing."""
+    if "messages" in body:
+        return max(1, len(json.dumps(body["messages"])) // 4), 3
+    return max(1, len(json.dumps(body)) // 4), 0
 
 
 def completion(body: Json, text: str) -> Json:
@@ -72,6 +82,40 @@ def message(body: Json, text: str) -> Json:
     }
 
 
+def spread(labels: list[str], text: str) -> dict[str, float]:
+    """A probability for every label, most of it for one."""
+    return {one: 0.9 if one == text else 0.1 / (len(labels) - 1) for one in labels}
+
+
+def decision(body: Json, text: str) -> Json:
+    (question,) = body["questions"]
+    chances = spread([one["value"] for one in question["choices"]], text)
+    usage = {"input_tokens": tokens(body)[0], "output_tokens": 0, "total_tokens": tokens(body)[0]}
+    usage |= {"input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0}}  # type: ignore[dict-item]
+    usage |= {"output_tokens_details": {"reasoning_tokens": 0}}  # type: ignore[dict-item]
+    told = [{"value": value, "probability": chance} for value, chance in chances.items()]
+    answer: Json = {"type": "choice", "name": None, "choice": text, "confidence": 0.8, "probabilities": told}
+    if text not in chances:
+        answer = {"type": "refusal", "name": None}
+    return {"model": body["model"], "answers": [answer], "usage": usage}
+
+
+def systemone(body: Json, text: str) -> Json:
+    ((name, question),) = body["questions"].items()
+    chances = spread([*question["criteria"]], text)
+    answer = {"type": "choice", "choice": text, "probabilities": chances, "confidence": 0.8}
+    usage = {"input_tokens": tokens(body)[0], "output_tokens": 0}
+    return {"model": body["model"], "answers": {name: answer}, "usage": usage}
+
+
+ANSWERS: dict[str, Callable[[Json, str], Json]] = {
+    "chat": completion,
+    "messages": message,
+    "decisions": decision,
+    "systemone": systemone,
+}
+
+
 @dataclass
 class Batch:
     id: str
@@ -92,6 +136,12 @@ class Provider:
     """Prompt, and how often it came before -> HTTP status and headers of a refusal."""
     headers: dict[str, str] = field(default_factory=dict)
     """Of every answer."""
+    picky: tuple[str, ...] = ()
+    """Parameters that it refuses from every model, by their name."""
+    bodies: dict[str, Callable[[Json, str], Json]] = field(default_factory=dict)
+    """By API, in the place of ANSWERS: what an answer looks like."""
+    broken_rules: Counter[str] = field(default_factory=Counter)
+    """Refusals by the rules of the API, by their sentence."""
 
     attempts: Counter[str] = field(default_factory=Counter)
     delivered: Counter[str] = field(default_factory=Counter)
@@ -125,16 +175,34 @@ class Provider:
         self.charged.append(tokens(body))
         return self.answer(prompt_of(body))
 
-    async def complete(self, request: web.Request, answer: Callable[[Json, str], Json]) -> web.StreamResponse:
-        body = await request.json()
+    def strictly(self, api: str, headers: Any, body: Json) -> provider_rules.Refused | None:
+        """Returns how the API would refuse a request."""
+        refused = provider_rules.refusal(api, headers, body)
+        for name in (name for name in self.picky if name in body):
+            told = f"Unsupported parameter: '{name}' is not supported with this model."
+            refused = provider_rules.Refused(400, told, name, "unsupported_parameter")
+        if refused:
+            self.broken_rules[refused.message] += 1
+        return refused
+
+    async def complete(
+        self, request: web.Request, api: str, answer: Callable[[Json, str], Json] | None = None
+    ) -> web.StreamResponse:
+        body, answer = await request.json(), answer or self.bodies.get(api, ANSWERS[api])
         prompt = prompt_of(body)
         before = self.attempts[prompt]
         self.attempts[prompt] += 1
         self.seen.append((request.path, dict(request.headers), body))
+        # A cloud names the model in the address.
+        named = {"model": request.match_info.get("model", "deployed"), **body}
+        if broken := self.strictly(api, request.headers, named):
+            return web.json_response(broken.body(api), status=broken.status)
         if self.delay_seconds:
             await asyncio.sleep(self.delay_seconds)
         if refused := self.refuse(prompt, before):
-            return web.json_response(error("refused"), status=refused[0], headers=refused[1])
+            told = error(*FILTERED) if refused[0] == ABOUT_THE_ROW else error("refused")
+            status = 400 if refused[0] == ABOUT_THE_ROW else refused[0]
+            return web.json_response(told, status=status, headers=refused[1])
         if kind := self.fault(prompt, before):
             self.met[kind] += 1
             return await self.go_wrong(kind, request, body, answer)
@@ -197,8 +265,13 @@ class Provider:
         return newest[:2], len(newest) > 2
 
 
-def error(told: str) -> Json:
-    return {"type": "error", "error": {"type": "api_error", "message": told, "code": None}}
+def error(told: str, code: str | None = None) -> Json:
+    kind = "invalid_request_error" if code else "api_error"
+    return {"type": "error", "error": {"type": kind, "message": told, "code": code}}
+
+
+# What is about the row: OpenAI's code, and what Anthropic says, who has none.
+FILTERED = ("This prompt was flagged by the content filter", "content_filter")
 
 
 def openai_batch(provider: Provider, batch: Batch) -> Json:
@@ -231,8 +304,10 @@ def openai_results(provider: Provider, batch: Batch) -> tuple[str, str]:
         row: Json = {"id": f"r{at}", "custom_id": custom_id, "response": None, "error": None}
         if provider.unanswered(at):
             failed.append({**row, "error": {"code": f"batch_{provider.end_state}", "message": "too late"}})
+        elif broken := provider.strictly("chat", SIGNED, body):
+            failed.append({**row, "response": {"status_code": broken.status, "body": broken.body("chat")}})
         elif provider.batch_refuse(prompt_of(body)):
-            failed.append({**row, "response": {"status_code": 400, "body": error("a bad question")}})
+            failed.append({**row, "response": {"status_code": 400, "body": error(*FILTERED)}})
         else:
             told = completion(body, provider.answer(prompt_of(body)))
             answered.append({**row, "response": {"status_code": 200, "request_id": "q", "body": told}})
@@ -278,7 +353,9 @@ def openai_routes(provider: Provider) -> list[web.RouteDef]:
         asked = await request.json()
         lines = provider.files[asked["input_file_id"]].decode().split("\n")
         rows = [json.loads(line) for line in lines if line]
-        assert {row["url"] for row in rows} == {asked["endpoint"]} == {"/v1/chat/completions"}
+        size = len(provider.files[asked["input_file_id"]])
+        if broken := provider_rules.openai_batch(asked, rows, size):
+            return web.json_response(broken.body("chat"), status=broken.status)
         requests = [(row["custom_id"], row["body"]) for row in rows]
         name = f"batch_{len(provider.batches)}"
         batch = Batch(name, requests, datetime.now(UTC), asked.get("metadata"), asked["input_file_id"])
@@ -305,6 +382,8 @@ def openai_routes(provider: Provider) -> list[web.RouteDef]:
 def anthropic_routes(provider: Provider) -> list[web.RouteDef]:
     async def create(request: web.Request) -> web.Response:
         asked = (await request.json())["requests"]
+        if broken := provider_rules.anthropic_batch(asked):
+            return web.json_response(broken.body("messages"), status=broken.status)
         requests = [(one["custom_id"], one["params"]) for one in asked]
         batch = Batch(f"msgbatch_{len(provider.batches)}", requests, datetime.now(UTC))
         return await provider.made(batch, anthropic_batch(provider, batch))
@@ -323,8 +402,10 @@ def anthropic_routes(provider: Provider) -> list[web.RouteDef]:
             result: Json = {"type": "succeeded", "message": message(body, provider.answer(prompt_of(body)))}
             if provider.unanswered(at):
                 result = {"type": "expired" if provider.end_state == "expired" else "canceled"}
+            elif broken := provider.strictly("messages", SIGNED, body):
+                result = {"type": "errored", "error": broken.body("messages")}
             elif provider.batch_refuse(prompt_of(body)):
-                told = {"type": "invalid_request_error", "message": "a bad question"}
+                told = {"type": "invalid_request_error", "message": FILTERED[0]}
                 result = {"type": "errored", "error": {"type": "error", "error": told}}
             lines.append(json.dumps({"custom_id": custom_id, "result": result}))
         return web.Response(body="\n".join(lines[::-1]).encode(), content_type="application/x-jsonl")
@@ -338,11 +419,11 @@ def anthropic_routes(provider: Provider) -> list[web.RouteDef]:
 
 
 def application(provider: Provider) -> web.Application:
-    async def openai(request: web.Request) -> web.StreamResponse:
-        return await provider.complete(request, completion)
+    def api(name: str) -> Callable[[web.Request], Any]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            return await provider.complete(request, name)
 
-    async def anthropic(request: web.Request) -> web.StreamResponse:
-        return await provider.complete(request, message)
+        return handle
 
     async def model(request: web.Request) -> web.Response:
         """In the words of both wires, which have this address in common."""
@@ -359,11 +440,13 @@ def application(provider: Provider) -> web.Application:
     app.add_routes(
         [
             web.get("/v1/models/{model}", model),
-            web.post("/v1/chat/completions", openai),
-            web.post("/v1/messages", anthropic),
-            web.post("/openai/deployments/{model}/chat/completions", openai),
-            web.post("/model/{model}/invoke", anthropic),
-            web.post("/projects/{project}/locations/{region}/publishers/anthropic/models/{call}", anthropic),
+            web.post("/v1/chat/completions", api("chat")),
+            web.post("/v1/messages", api("messages")),
+            web.post("/v1/decisions", api("decisions")),
+            web.post("/v1/systemone", api("systemone")),
+            web.post("/openai/deployments/{model}/chat/completions", api("chat")),
+            web.post("/model/{model}/invoke", api("messages")),
+            web.post("/projects/{project}/locations/{region}/publishers/anthropic/models/{call}", api("messages")),
         ]
     )
     return app

@@ -13,6 +13,7 @@ from backends.exchange import Wire
 from compare import batch, journal
 from compare.spend import Budget
 from recipes.errors import RecipeError, StageError
+from tests import provider_rules
 from tests.collecting import Price, backend, collect, killed, outputs, questions
 from tests.faulty_provider import Batch, Provider, label, running
 
@@ -162,7 +163,7 @@ def test_a_bad_question_in_a_batch_is_wrong_for_good(path: Path, address: str, p
     found = collect(address, path, questions(ROWS), wire, mode="batch")
     assert found.complete
     (bad,) = [one for one in found.answers.values() if one.error]
-    assert bad.id == "T000003" and bad.final and "a bad question" in (bad.error or "")
+    assert bad.id == "T000003" and bad.final and "flagged by the content filter" in (bad.error or "")
     assert collect(address, path, questions(ROWS), wire, mode="batch").reused == ROWS
 
 
@@ -229,3 +230,33 @@ def test_answers_that_are_no_longer_asked_for_are_kept_all_the_same(
     assert found.complete and found.asked == ROWS and len(provider.batches) == 2
     assert budget.spent_usd == pytest.approx(journal.spent_usd(path))
     assert collect(address, path, questions(ROWS), mode="batch").reused == ROWS
+
+
+@both
+@pytest.mark.slow
+def test_3080_rows_are_asked_once_in_a_batch_though_the_process_is_killed(
+    path: Path, address: str, provider: Provider, wire: Wire
+) -> None:
+    provider.ended = False
+    killed(address, path, wire, "batch", 3080, when=lambda: bool((pending(path) or {}).get("id")))
+    provider.ended = True
+    found = collect(address, path, questions(3080), wire, mode="batch", budget=Budget(50))
+    assert found.complete and len(provider.batches) == 1 and not provider.broken_rules
+    assert outputs(found) == {(f"T{at:06}", 0): label(f"row {at}") for at in range(3080)}
+    assert len(journal.read(path)) == 3080
+
+
+@both
+def test_requests_of_a_batch_that_were_refused_for_how_they_were_asked_are_no_wrong_answers(
+    path: Path, address: str, provider: Provider, wire: Wire
+) -> None:
+    old = replace(backend(address, wire), temperature=0.0)
+    found = collect(address, path, questions(ROWS), wire, mode="batch", backend=old)
+    assert not found.complete and all(one.refused and not one.final for one in found.answers.values())
+    assert f"{ROWS} refused for how they were asked, the last: HTTP 400: " in (found.why_incomplete or "")
+    assert collect(address, path, questions(ROWS), wire, mode="batch").complete
+
+
+def test_an_endpoint_that_decides_has_no_batches() -> None:
+    refused = provider_rules.openai_batch({"endpoint": "/v1/decisions", "completion_window": "24h"}, [], 0)
+    assert refused is not None and refused.status == 400

@@ -1,0 +1,72 @@
+"""What a refusal is about: the row, or how every row is asked.
+
+400 "temperature: Extra inputs are not permitted"       how it is asked: says nothing of the model
+401, 402, 403, 404, 422                                 how it is asked: key, account, name of the model
+400 "prompt is too long: 210000 tokens > 200000"        the row: the model cannot answer it, which is a wrong answer
+400 code content_filter                                 the row: a refusal, which is a wrong answer
+
+A reason that is not known to be about the row counts as the other: nobody is judged by it.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+HOW_ASKED = (400, 401, 402, 403, 404, 405, 422)
+# Codes of OpenAI and Azure, types of Anthropic.
+_OF_THE_ROW = frozenset(
+    ("context_length_exceeded", "string_above_max_length", "content_filter", "content_policy_violation",
+     "invalid_prompt", "request_too_large")
+)  # fmt: skip
+_ROW_IN_WORDS = re.compile(
+    r"context (length|window|limit)|prompt is too long|input is too long|too many (input )?tokens|string too long|"
+    r"content (filter|management|policy)|usage polic|flagged",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a provider answers where it does not answer."""
+
+    message: str
+    code: str = ""
+    """The error's code, or its type where it has none."""
+    param: str = ""
+    """The parameter that it names, where it names one in a field of its own."""
+
+    @property
+    def about_the_row(self) -> bool:
+        """Returns whether the reason lies in what this one row says."""
+        return self.code in _OF_THE_ROW or _ROW_IN_WORDS.search(self.message) is not None
+
+
+def read(body: object, otherwise: str = "") -> Refusal:
+    """Returns the refusal in the body of an answer: {"error": {...}} or that error itself; else the words given."""
+    found: Any = body
+    while isinstance(found, Mapping) and isinstance(found.get("error"), Mapping):
+        found = found["error"]
+    if not isinstance(found, Mapping) or not isinstance(found.get("message"), str):
+        return Refusal(otherwise or str(body))
+    code = found.get("code") or found.get("type") or ""
+    return Refusal(found["message"], str(code), str(found.get("param") or ""))
+
+
+def how_asked(status: int, refusal: Refusal) -> bool:
+    """Returns whether a row was refused for how it was asked, and not for what it says."""
+    return status in HOW_ASKED and not refusal.about_the_row
+
+
+def parameter(error: str, optional: Mapping[str, Collection[str]]) -> str | None:
+    """Returns which optional parameter a 400 names first, None where it names none. `optional`: by parameter, the
+    names that a provider gives it."""
+    if not error.startswith("HTTP 400"):
+        return None
+    found = [
+        (match.start(), -len(name), parameter)
+        for parameter, names in optional.items()
+        for name in names
+        if (match := re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", error))
+    ]
+    return min(found)[2] if found else None

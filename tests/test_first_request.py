@@ -1,0 +1,220 @@
+"""Every closed model is asked one train row first: what is refused there judges nobody."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends import ask as asking
+from compare import completeness, first_request, providers, score, summary, systems
+from compare.gathered import Gathered, Place
+from compare.predictions import Answer
+from recipes.errors import RecipeError
+from recipes.load import load
+from recipes.schema import Recipe
+from tests.closed_place import at_the_sdks_own_address, place
+from tests.faulty_provider import Provider, running
+from tracking import files
+
+ANSWERS = {
+    "classification": "late",
+    "extraction": json.dumps({"kind": "order"}),
+    "generation": "The parcel is late; the customer wants it sent again.",
+}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+
+
+@pytest.fixture
+def provider() -> Provider:
+    return Provider()
+
+
+@pytest.fixture
+def address(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with running(provider) as address:
+        at_the_sdks_own_address(monkeypatch, address)
+        yield address
+
+
+def target(recipe: Recipe) -> Any:
+    """A target that a row of the recipe could have."""
+    task = recipe.task
+    if task.kind == "classification":
+        return next(iter(task.labels)) if isinstance(task.labels, dict) else "late"
+    if task.kind == "generation":
+        return ANSWERS["generation"]
+    fields = (task.json_schema or {})["properties"]
+    needed = (task.json_schema or {}).get("required", ())
+    return {name: (one.get("enum", ["x"])[0] if name in needed else None) for name, one in fields.items()}
+
+
+def made(name: str, folder: Path, tokenizer: Any, *words: str, **compare: Any) -> Place:
+    recipe = load(name, words, "gpu").recipe
+    wanted = target(recipe)
+    rows = {
+        split: [
+            {"id": f"{split}{at}", "input": {"text": f"{split} {at}"}, "target": wanted} for at in range(count)
+        ]
+        for split, count in (("train", 6), ("validation", 8), ("calibration", 4), ("test", 10))
+    }  # fmt: skip
+    return place(folder, recipe, tokenizer, rows, ("late", "lost"), **compare)
+
+
+def closed(here: Place) -> list[systems.System]:
+    return [systems._closed(one) for one in here.recipe.compare.baselines]
+
+
+@pytest.mark.parametrize("name", ["classifier", "banking77", "extractor", "sroie", "summarizer"])
+def test_the_shipped_recipes_unchanged_are_answered_by_strict_providers_on_every_row(
+    name: str, tmp_path: Path, tokenizer: Any, provider: Provider, address: str
+) -> None:
+    here = made(name, tmp_path, tokenizer)
+    right = target(here.recipe)
+    provider.answer = lambda prompt: right if isinstance(right, str) else json.dumps(right)
+    asked, refused = first_request.of_all(here, closed(here))
+    assert not refused and len(asked) == len(here.recipe.compare.baselines)
+    # Nothing of the test set was shown to anybody yet.
+    assert not any("test" in prompt for prompt in provider.attempts)
+    found = providers.everyone(here, asked)
+    for one in found.values():
+        assert one.complete and all(answer.error is None for answer in one.test), one.system.name
+        mine = score.system_json(score.scored(one, here.material, None), here.material, None, False)
+        assert mine["rows"] == dict.fromkeys(completeness.KINDS, 0) | {"answered": 10}, one.system.name
+        assert one.spent_usd is not None and one.spent_usd > 0 and not one.notes
+    assert not provider.broken_rules
+    before = provider.attempts.total()
+    first_request.of_all(here, closed(here))
+    assert provider.attempts.total() == before, "called again it asks for nothing"
+
+
+def test_a_parameter_refused_by_name_is_left_out_once_told_and_remembered(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    price = {"input_usd_per_million": 1, "output_usd_per_million": 2}
+    one = {"provider": "openai", "model": "gateway-model", "temperature": 0, "effort": "low", "price": price}
+    here = made("classifier", tmp_path, tokenizer, baselines=[one], primary=None)
+    provider.picky, provider.answer = ("temperature", "reasoning_effort"), lambda prompt: "billing_dispute"
+    asked, refused = first_request.of_all(here, closed(here))
+    assert not refused and set(asked[0].left_out) == {"temperature", "reasoning_effort"}
+    assert (
+        provider.attempts.total() == 3
+        and "left out  temperature, which openai:gateway-model refuses: HTTP 400" in capsys.readouterr().err
+    )
+    found = providers.everyone(here, asked)["openai:gateway-model"]
+    assert found.complete and sum("asked without" in note for note in found.notes) == 2
+    assert not any("temperature" in body for _, _, body in provider.seen[3:])
+    first_request.of_all(here, closed(here))
+    assert provider.broken_rules.total() == 2, "what was refused is remembered"
+    assert len(provider.seen) == 3 + 10 * 2
+
+
+def test_a_refused_first_request_leaves_the_test_unasked_and_the_verdict_says_so_first(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str
+) -> None:
+    here = made("classifier", tmp_path, tokenizer)
+    provider.refuse = lambda prompt, before: (401, {})
+    asked, refused = first_request.of_all(here, closed(here))
+    assert not asked and [one.incomplete for one in refused] == [True] * 3
+    assert all(one.why == "INCOMPLETE: its first request: HTTP 401: refused" for one in refused)
+    assert not any("test" in prompt for prompt in provider.attempts)
+
+
+def test_without_a_price_or_with_what_a_family_does_not_take_nobody_is_asked(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str
+) -> None:
+    good = {"provider": "anthropic", "model": "claude-haiku-5-5"}
+    for bad, told in (
+        (
+            {"provider": "openai", "api": "decisions", "model": "gpt-6-luna"},
+            "nobody knows what openai:gpt-6-luna:decis",
+        ),
+        ({"provider": "openai", "model": "gpt-6-luna", "temperature": 0}, "takes none unless effort"),
+    ):
+        folder = tmp_path / str(bad.get("api"))
+        folder.mkdir()
+        here = made("classifier", folder, tokenizer, baselines=[bad, good], primary=None)
+        with pytest.raises(RecipeError, match=told):
+            first_request.of_all(here, closed(here))
+    assert not provider.seen
+
+
+def test_too_many_labels_for_an_endpoint_that_decides_are_refused_in_words(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str
+) -> None:
+    labels = {f"label_{at}": "" for at in range(256)}
+    recipe = load("classifier", (), "gpu").recipe
+    recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"labels": labels})})
+    rows = [{"id": f"r{at}", "input": {"text": f"text {at}"}, "target": "label_0"} for at in range(4)]
+    splits = {
+        name: [{**row, "id": name + row["id"], "input": {"text": name}} for row in rows] for name in ("train", "test")
+    }
+    here = place(tmp_path, recipe, tokenizer, splits, primary=None)
+    with pytest.raises(RecipeError, match=r"api: decisions takes 2 to 255 labels, and the task has 256; .* api: chat"):
+        first_request.of_all(here, closed(here))
+    assert not provider.seen
+
+
+def test_the_dry_run_shows_the_body_and_sends_nothing(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str
+) -> None:
+    here = made("extractor", tmp_path, tokenizer)
+    files.write_json(here.here.folder / "data" / "data.json", {"rows": {"written": {"test": 10}}})
+    told = "\n".join(summary.estimated(here.here, here.recipe, closed(here)))
+    assert not provider.seen and "train 0" in told and "test 0" not in told
+    bodies = [json.loads(one) for one in re.findall(r"^\{.*?^\}", told, re.MULTILINE | re.DOTALL)]
+    assert [body["model"] for body in bodies] == ["gpt-6-luna", "claude-haiku-5-5"]
+    assert all("temperature" not in body for body in bodies)
+
+
+def revoked_after(provider: Provider, answers: int) -> None:
+    provider.refuse = lambda prompt, before: (401, {}) if provider.delivered.total() >= answers else None
+
+
+def test_rows_that_were_refused_for_how_they_were_asked_are_never_wrong(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str
+) -> None:
+    here = made("classifier", tmp_path, tokenizer, repeat_rows=0)
+    provider.answer = lambda prompt: "billing_dispute"
+    chat = closed(here)[1]
+    revoked_after(provider, 6)
+    found = providers.everyone(here, [chat])[chat.name]
+    told = score.system_json(score.scored(found, here.material, None), here.material, None, False)
+    assert told["rows"]["answered"] == 6 and told["rows"]["not_asked"] == 4 and not told["complete"]
+    # Of the rows that were put to it all are right: the others are not counted at all.
+    assert told["metrics"]["accuracy"]["value"] == 1.0 and told["validity"]["label"] == 1.0
+    assert "HTTP 401" in told["why_incomplete"] and not completeness.enough(told)
+    tuned = Gathered(
+        systems.System("tuned", "tuned", "tuned"), [Answer(one.id, "billing_dispute") for one in found.test]
+    )
+    every = [score.scored(one, here.material, None) for one in (tuned, found)]
+    (paired,) = [one for one in score.comparisons(every, here.material, None) if one["metric"] == "accuracy"]
+    assert paired["n"] == 6 and paired["delta"] == 0, "compared on the rows that were put to both"
+
+
+def test_a_system_that_was_never_answered_is_not_run_and_no_figure() -> None:
+    tuned = Gathered(systems.System("tuned", "tuned", "tuned"), [])
+    why = "asked 36 of 60: 36 refused for how they were asked, the last: HTTP 400: no"
+    other = systems.System("openai:x", "closed", "openai:x")
+    refused = Gathered(other, [Answer("T1", None, not_asked=True)], complete=False, why_incomplete=why)
+    asked, missing = completeness.split([tuned, refused], [])
+    assert asked == [tuned] and missing[0].incomplete and missing[0].why == f"INCOMPLETE: {why}"
+
+
+def test_cut_and_failed_rows_count_and_a_verdict_needs_99_of_100_answered() -> None:
+    told = {
+        "complete": True,
+        "rows": dict.fromkeys(completeness.KINDS, 0) | {"answered": 980, "malformed": 9, "refused": 2},
+    }
+    told["rows"]["cut"] = 9
+    assert completeness.share(told["rows"]) == pytest.approx(0.991) and completeness.enough(told)
+    told["rows"] |= {"cut": 40}
+    assert not completeness.enough(told)
+    scores = {"not_run": [], "systems": {"x": {**told, "title": "x"}}}
+    assert "really answered 96.1% of the rows (40 cut)" in (completeness.why_not(scores, "x") or "")
