@@ -7,10 +7,10 @@ Collected(answers={("T000017", 0): Answered(...), ...}, complete=True, why_incom
 An answer is used again for the same request to the byte: who is asked (`identity`), the whole body with model, prompt
 and parameters, and the number of the repeat. Rows whose requests are the same share one answer.
 
-Errors are answers too, and count as wrong. Those that may pass (no connection, no answer in time, 429, 5xx, what cannot
-be read; a key or a model's name that is refused) are asked for again by the next invocation; what the question is to
-blame for (other 4xx) is not. What was on its way when a process was killed is asked again, as nobody knows of it: to a
-live model that is at most `backend.concurrency` calls, and in a batch none.
+Errors are answers too, and count as wrong. Those that may pass (no connection, no answer in time, 408, 409, 429, 5xx,
+what cannot be read; 401, 402, 403, 404: key, account or name of the model) are asked for again by the next invocation;
+what the question is to blame for (other 4xx) is not. What was on its way when a process was killed is asked again, as
+nobody knows of it: to a live model that is at most `backend.concurrency` calls, and in a batch none.
 """
 
 import asyncio

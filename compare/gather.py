@@ -7,7 +7,7 @@ was, and one that is repeated asks for nothing that it knows.
 import sys
 from collections.abc import Sequence
 
-from compare import linear, owned, preferences, providers
+from compare import answers_file, linear, owned, preferences, providers
 from compare.gathered import Gathered, Place
 from compare.predictions import Answer
 from compare.systems import System
@@ -16,7 +16,7 @@ from recipes.schema_compare import ENCODER
 
 def everything(place: Place, systems: Sequence[System]) -> list[Gathered]:
     """Returns what each system answered, in their order. Raises StageError where a server of ours fails, or serves
-    something else than was trained."""
+    something else than was trained: providers come last, so that nobody was paid by then."""
     if place.material.module.OBJECTIVE == "prefer":
         return preferences.everything(place, systems)
     place.answers.mkdir(exist_ok=True)
@@ -25,11 +25,10 @@ def everything(place: Place, systems: Sequence[System]) -> list[Gathered]:
         if one.kind in ("linear", "nearest"):
             found[one.name] = learnt(place, one)
         elif one.kind == "file":
-            found[one.name] = providers.given(place, one)
-    asked = [one for one in systems if one.kind == "closed"]
-    found |= providers.everyone(place, asked)
+            found[one.name] = providers.given(place, one, answers_file.rules_of(place.recipe))
     for together in servers(systems):
         found |= owned.served(place, together)
+    found |= providers.everyone(place, [one for one in systems if one.kind == "closed"])
     return [found[one.name] for one in systems]
 
 
