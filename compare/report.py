@@ -116,6 +116,8 @@ def _shown(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> dict[s
         "named": words.titles(scores),
         "linear": words.linear_as_good(scores),
         "reasons": words.reasons(scores),
+        "questions": words.questions(scores),
+        "counted": words.counted(scores),
         "primary": words.primary(scores),
         "incomplete": words.incomplete(scores),
         "quality": views.quality(scores),
