@@ -9,8 +9,8 @@ and parameters, and the number of the repeat. Rows whose requests are the same s
 
 Errors are answers too, and count as wrong, but for requests that were refused for how they were asked (key, account,
 model, parameters: backends/refusals.py): these make the system INCOMPLETE. They and errors that may pass (no
-connection, no answer in time, 429, 5xx, what cannot be read) are asked for again by the next invocation; what the row
-is to blame for (too long, filtered) is not.
+connection, no answer in time, 408, 409, 429, 5xx, what cannot be read) are asked for again by the next invocation; what
+the row is to blame for (too long, filtered) is not.
 
 What was on its way when a process was killed is asked again, as nobody knows of it: to a live model that is at most
 `backend.concurrency` calls, and in a batch none.

@@ -56,7 +56,8 @@ class Owned:
 
 @dataclass(frozen=True)
 class Closed:
-    """What a request to a closed model costs: the mean over the test set. None: not known."""
+    """What a request to a closed model, or to one whose answers one has, costs: the mean over the test set. None: not
+    known."""
 
     name: str
     usd_per_request: float | None
@@ -111,6 +112,13 @@ def closed(name: str, price: Priced | None, usages: Iterable[Usage]) -> Closed:
         sum(price.usd(one, batch=True) for one in told) / len(told) if batch else None,
         sum(price.usd(replace(one, cached_tokens=one.input_tokens)) for one in told) / len(told) if cached else None,
     )
+
+
+def paid(name: str, usd: Sequence[float]) -> Closed:
+    """Returns what a request costs on average where each answer tells its own cost (cost_usd of a file of answers)."""
+    if not usd:
+        return Closed(name, None, why_not="no answer tells its cost_usd, and the recipe gives no price (price)")
+    return Closed(name, sum(usd) / len(usd))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ was, and one that is repeated asks for nothing that it knows.
 import sys
 from collections.abc import Sequence
 
-from compare import linear, owned, preferences, providers
+from compare import answers_file, linear, owned, preferences, providers
 from compare.gathered import Gathered, Place
 from compare.predictions import Answer
 from compare.systems import NotRun, System, in_its_place
@@ -22,7 +22,7 @@ def everything(place: Place, systems: Sequence[System]) -> tuple[list[Gathered],
 
     Where `serve.model: auto` leaves a choice and the tuned model cannot be served in the form that comes first, the
     next form takes its place. Raises StageError where nothing that the recipe would serve can be, or where it is
-    something else than was trained.
+    something else than was trained: providers come last, so that nobody was paid by then.
     """
     if place.material.module.OBJECTIVE == "prefer":
         return preferences.everything(place, systems), []
@@ -32,11 +32,10 @@ def everything(place: Place, systems: Sequence[System]) -> tuple[list[Gathered],
         if one.kind in ("linear", "nearest"):
             found[one.name] = learnt(place, one)
         elif one.kind == "file":
-            found[one.name] = providers.given(place, one)
-    asked = [one for one in systems if one.kind == "closed"]
-    found |= providers.everyone(place, asked)
+            found[one.name] = providers.given(place, one, answers_file.rules_of(place.recipe))
     served, failed = everything_served(place, systems)
     found |= {one.system.name: one for one in served}
+    found |= providers.everyone(place, [one for one in systems if one.kind == "closed"])
     last = [one.name for one in systems if one.name in found]
     return [found[name] for name in last], failed
 

@@ -8,7 +8,7 @@ Priced(input_usd_per_million=0.1, output_usd_per_million=0.5, cached_input_usd_p
 The list bears no date of its own: its version dates it. `note` says for which day it was asked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -118,6 +118,17 @@ def of(baseline: Baseline, at: datetime | None = None) -> Priced | None:
         where = {"provider_api_url": baseline.base_url}
         return listed(baseline.model, where, at, writes=not baseline.decides)
     return listed(baseline.model, {"provider_id": LISTED_AS[baseline.provider]}, at)
+
+
+def unknown(baselines: Iterable[Baseline]) -> list[str]:
+    """Returns a message for each closed model whose price is unknown, so that compare.budget_usd could not be kept. A
+    stand-in on this machine needs no price."""
+    return [
+        f"compare.baselines: the price of {one.called} is unknown, so compare.budget_usd could not be kept; give it "
+        "price: {input_usd_per_million: ..., output_usd_per_million: ...}"
+        for one in baselines
+        if not one.loopback and of(one) is None
+    ]
 
 
 def given(price: Price) -> Priced:

@@ -1,22 +1,19 @@
 """Systems that others answer for: providers, who are asked within the budget, and answers that the user has already."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from backends import model_families
 from backends.ask import shutdown_date
 from backends.exchange import NO_KEY, Backend
 from backends.model_families import UNKNOWN, Family
-from compare import confidence, instructions, prices, questions
+from compare import answers_file, confidence, instructions, prices, questions
 from compare.answers import Collected, Question
+from compare.answers_file import AS_BY_DEFAULT, Rules
 from compare.gathered import Asking, Gathered, Place, answer_of, remembered, told
 from compare.material import Material, Rows, of_validation
-from compare.predictions import Answer
 from compare.prices import Priced
 from compare.spend import Budget
 from compare.systems import System
@@ -30,7 +27,8 @@ CLOUDS = ("azure", "bedrock", "vertex")
 
 def everyone(place: Place, systems: Sequence[System]) -> dict[str, Gathered]:
     """Returns what each provider answered, by name, one after the other within one budget: what was spent on answers
-    of earlier invocations that still count is a part of it. Raises RecipeError where a price is unknown."""
+    of earlier invocations that still count is a part of it. Raises RecipeError, before anybody is asked, where a price
+    is unknown."""
     with_price = priced(systems)
     spent = sum(known.known_usd() for one, price in with_price if price for known in _everything(place, one))
     budget = Budget(place.recipe.compare.budget_usd, spent)
@@ -52,14 +50,9 @@ def everyone(place: Place, systems: Sequence[System]) -> dict[str, Gathered]:
 def priced(systems: Sequence[System]) -> list[tuple[System, Priced | None]]:
     """Returns systems with their price, None for a stand-in on this machine. Raises RecipeError where a provider's
     price is unknown."""
-    found = [(one, prices.of(_baseline(one))) for one in systems]
-    for system, price in found:
-        if price is None and not system.stand_in:
-            raise RecipeError(
-                f"compare.baselines: nobody knows what {system.name} costs, so compare.budget_usd could not be "
-                "kept; give it price: {input_usd_per_million: ..., output_usd_per_million: ...}"
-            )
-    return found
+    if mistakes := prices.unknown(_baseline(one) for one in systems):
+        raise RecipeError("\n".join(mistakes))
+    return [(one, prices.of(_baseline(one))) for one in systems]
 
 
 def _everything(place: Place, system: System) -> list[Asking]:
@@ -154,40 +147,9 @@ def _check(baseline: Baseline, family: Family) -> None:
         )
 
 
-def given(place: Place, system: System) -> Gathered:
+def given(place: Place, system: System, rules: Rules = AS_BY_DEFAULT) -> Gathered:
     """Returns the answers in a file that the user has. Raises RecipeError naming the line that cannot be used."""
-    assert system.baseline is not None and system.baseline.path is not None
-    path, known = Path(system.baseline.path), dict[str, dict[str, Any]]()
-    if not path.is_file():
-        raise RecipeError(f"compare.baselines: there is no file {path}")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            known[str(row["id"])] = {**row, "output": _text(row["output"])}
-        except (ValueError, TypeError, KeyError):
-            raise RecipeError(
-                f'{path}:{number}: needs a JSON object with "id" and "output", given {line[:80]}'
-            ) from None
-    figures = ("input_tokens", "output_tokens", "latency_seconds", "cost_usd", "confidence")
-    found, missing = [], 0
-    for row in place.material.test:
-        one = known.get(row["id"])
-        missing += one is None
-        kept = {name: one[name] for name in figures if isinstance(one.get(name), int | float)} if one else {}
-        model = str(one.get("model_id", system.name)) if one else system.name
-        found.append(Answer(row["id"], one["output"] if one else None, model_id=model, **kept))
-    if missing == len(found):
-        raise RecipeError(
-            f"{path} answers none of the {len(found):,} test rows: its ids must be those of data/test.jsonl"
-        )
-    why = f"{path.name} answers {len(found) - missing:,} of {len(found):,} test rows" if missing else None
-    return Gathered(system, found, complete=not missing, why_incomplete=why)
-
-
-def _text(output: Any) -> str:
-    """An answer as text: a record may stand there as an object."""
-    if output is None:
-        raise ValueError("no output")
-    return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+    baseline = _baseline(system)
+    file = answers_file.read(baseline, rules)
+    found, why, notes = answers_file.matched(file, system.name, place.material, rules)
+    return Gathered(system, found, complete=why is None, why_incomplete=why, price=prices.of(baseline), notes=notes)

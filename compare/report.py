@@ -118,6 +118,8 @@ def _shown(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> dict[s
         "linear": words.linear_as_good(scores),
         "served_as_trained": words.served_as_trained(scores),
         "reasons": words.reasons(scores),
+        "questions": words.questions(scores),
+        "counted": words.counted(scores),
         "primary": words.primary(scores),
         "incomplete": words.incomplete(scores),
         "quality": views.quality(scores),

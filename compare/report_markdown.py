@@ -60,6 +60,10 @@ def _verdict(scores: Scores) -> list[str]:
         f"- {plain(one['says'])}" + (f" ({plain(one['figure'])})" if one["figure"] is not None else "")
         for one in words.reasons(scores)
     ]
+    asked = [
+        f"- **{plain(one['for'])}**, {plain(one['question'])} {plain(one['figure'])}: {plain(one['says'])}"
+        for one in words.questions(scores)
+    ]
     undecided = [f"- {plain(one)}" for one in verdict["undecided"]]
     return [
         f"# {plain(scores['recipe'])}: comparison",
@@ -67,6 +71,7 @@ def _verdict(scores: Scores) -> list[str]:
         *([f"**Note:** {plain(linear.says)}"] if linear else []),
         meta,
         *(["\n".join(reasons)] if reasons else []),
+        *([f"The questions beside quality: {plain(words.counted(scores))}.", "\n".join(asked)] if asked else []),
         *(["What stays undecided:", "\n".join(undecided)] if undecided else []),
     ]
 

@@ -118,12 +118,14 @@ def costs(here: Run, recipe: Recipe, mine: Material, every: Sequence[Scored]) ->
         why_not=why or (None if rate else "too few requests were asked at once to measure its throughput"),
         right=sum(tuned.right) / len(tuned.right),
     )
-    closed = [
-        cost.closed(one.name, one.gathered.price, score.usages(one.gathered))
-        for one in every
-        if one.gathered.system.kind == "closed" and (one.gathered.price or not one.gathered.system.stand_in)
-    ]
+    closed = [score.closed_cost(one) for one in every if _has_a_price(one.gathered)]
     return cost.Cost(recipe.cost, owned, closed)
+
+
+def _has_a_price(one: Gathered) -> bool:
+    """Whether somebody is paid for its answers, whether or not the price is known here; a stand-in has one only if the
+    recipe says so."""
+    return one.system.kind == "file" or (one.system.kind == "closed" and bool(one.price or not one.system.stand_in))
 
 
 def is_pocket(mine: Material) -> bool:

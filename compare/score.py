@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from backends.exchange import Usage
-from compare import completeness, confidence, predictions
+from compare import completeness, confidence, cost, predictions
 from compare.gathered import Gathered
 from compare.material import Material, Rows, clusters_of
 from compare.predictions import Predictions
@@ -288,6 +288,23 @@ def usages(got: Gathered) -> list[Usage]:
     ]
 
 
+def closed_cost(one: Scored) -> cost.Closed:
+    """Returns what a request to a system costs that is paid by the request."""
+    told = told_usd(one.gathered)
+    if told is not None:
+        return cost.paid(one.name, told)
+    return cost.closed(one.name, one.gathered.price, usages(one.gathered))
+
+
+def told_usd(got: Gathered) -> list[float] | None:
+    """Returns what the requests of a file of answers cost as its lines tell it (cost_usd); None where a price and
+    tokens tell it, and of every other system."""
+    counted = any(one.input_tokens is not None and one.output_tokens is not None for one in usages(got))
+    if got.system.kind != "file" or (got.price is not None and counted):
+        return None
+    return [answer.cost_usd for answer in got.test if answer.cost_usd is not None]
+
+
 def tokens_per_request(got: Gathered) -> float:
     """Returns the mean of tokens read and written, 0 where nothing counted them."""
     told = [(one.input_tokens or 0) + (one.output_tokens or 0) for one in usages(got)]
@@ -295,23 +312,15 @@ def tokens_per_request(got: Gathered) -> float:
 
 
 def _costs(one: Scored) -> dict[str, float | None]:
-    """USD a thousand requests, and a thousand right answers, at the list price; and in batches."""
-    got = one.gathered
-    names = ("cost_usd_per_1k", "cost_usd_per_1k_right", "cost_usd_per_1k_batch")
-    told = [use for use in usages(got) if use.input_tokens is not None and use.output_tokens is not None]
-    if got.price is None or not told:
-        given = [answer.cost_usd for answer in got.test if answer.cost_usd is not None]
-        if got.system.kind != "file" or not given:
-            return dict.fromkeys(names)
-        each, batch = sum(given) / len(given), None
-    else:
-        each = sum(got.price.usd(use) for use in told) / len(told)
-        has_batch = got.price.batch_input_usd_per_million is not None
-        batch = sum(got.price.usd(use, batch=True) for use in told) / len(told) if has_batch else None
+    """USD a thousand requests, and a thousand right answers, at the list price or as answers tell it; in batches."""
+    found = closed_cost(one)
+    each, batch = found.usd_per_request, found.usd_per_request_batch
     right = _share(one.right[at] for at in one.counted)
-    return dict(
-        zip(names, (1000 * each, 1000 * each / right if right else None, 1000 * batch if batch else None), strict=True)
-    )
+    return {
+        "cost_usd_per_1k": None if each is None else 1000 * each,
+        "cost_usd_per_1k_right": 1000 * each / right if each is not None and right else None,
+        "cost_usd_per_1k_batch": None if batch is None else 1000 * batch,
+    }
 
 
 def _repeats(one: Scored, material: Material) -> dict[str, Any] | None:

@@ -1,4 +1,5 @@
-"""The comparison from top to bottom: plan into the ledger, test opened, every system asked, scores, verdict, report.
+"""The comparison from top to bottom: what can be known beforehand is checked, plan into the ledger, test opened, every
+system asked, scores, verdict, report.
 
 Writes predictions/, scores.json, routing.json, report.html and report.md into the run folder. Called again it asks for
 nothing that it knows, and says `unchanged` where nothing else is new.
@@ -10,7 +11,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compare import completeness, confidence, first_request, gather, material, plan, result, score, summary, systems
+from compare import (
+    completeness,
+    confidence,
+    first_request,
+    gather,
+    material,
+    plan,
+    preflight,
+    result,
+    score,
+    summary,
+    systems,
+)
 from compare import verdict as verdicts
 from compare.gathered import Place
 from compare.systems import NotRun, System
@@ -37,6 +50,7 @@ def main(arguments: argparse.Namespace) -> int:
     running = [one for one in chosen if one.name not in left_out]
     for line in heading(loaded, here, running, missing):
         print(line, file=sys.stderr)
+    preflight.check(recipe, running)
     if arguments.dry_run:
         print(*summary.estimated(here, recipe, running), sep="\n")
         return command.DONE

@@ -23,6 +23,7 @@ def lines(here: Run, scores: Mapping[str, Any]) -> list[str]:
     first = [f"verdict   {scores['verdict']['choice'].upper()}: {scores['verdict']['headline']}"]
     if linear := words.linear_as_good(scores):
         first.append(f"linear    {linear.says}")
+    first.append(f"questions {words.counted(scores)}")
     last = []
     if told := scores["systems"]["tuned"]["latency"]:
         figures = f"p50 {told['p50_seconds']:.2f} s, p95 {told['p95_seconds']:.2f} s"

@@ -212,9 +212,26 @@ def linear_as_good(scores: Scores) -> Linear | None:
 
 
 def reasons(scores: Scores) -> list[Mapping[str, Any]]:
-    """Returns the verdict's reasons, but for the one that stands under the headline."""
+    """Returns the verdict's reasons, but for the one that stands under the headline and for the five questions."""
     first = linear_as_good(scores)
-    return [one for at, one in enumerate(scores["verdict"]["reasons"]) if not first or at != first.reason]
+    every = enumerate(scores["verdict"]["reasons"])
+    return [one for at, one in every if not one.get("question") and (not first or at != first.reason)]
+
+
+def questions(scores: Scores) -> list[Mapping[str, Any]]:
+    """Returns the verdict's answers to the five questions; none of a scores.json that was written before they were."""
+    return [one for one in scores["verdict"]["reasons"] if one.get("question")]
+
+
+def counted(scores: Scores) -> str:
+    """Returns for whom the five questions speak: 1 open (cost), 1 closed (prompt changes), 3 neutral."""
+    asked = questions(scores)
+    told = []
+    for voice in ("open", "closed", "neutral"):
+        about = [one["about"] for one in asked if one["for"] == voice]
+        named = f" ({', '.join(about)})" if about and voice != "neutral" else ""
+        told.append(f"{len(about)} {voice}{named}")
+    return ", ".join(told)
 
 
 def primary(scores: Scores) -> Mapping[str, Any] | None:

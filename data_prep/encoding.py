@@ -158,10 +158,11 @@ def refusing(name: str) -> Iterator[None]:
         raise RecipeError(f"{name}: the file cannot be read ({error.strerror or error})") from None
 
 
-def detect(file: SourceFile, encoding: str) -> Text:
+def detect(file: SourceFile, encoding: str, key: str = "data.source.encoding") -> Text:
     """Returns how to decode the file: by `encoding`, or where that is "auto", as the bytes themselves say.
 
-    Raises RecipeError with the line of the first byte that does not fit.
+    `key` is the recipe's key of the encoding, for messages. Raises RecipeError with the line of the first byte that
+    does not fit.
     """
     with refusing(file.name):
         if file.path.stat().st_size == 0:
@@ -176,12 +177,12 @@ def detect(file: SourceFile, encoding: str) -> Text:
         if encoding == "auto":
             codec, errors = MARKS.get(mark) or _by_zeros(head), "surrogatepass"
         else:
-            codec, errors = _checked(encoding), "strict"
-        scan = _scan(file, codec, errors)
+            codec, errors = _checked(encoding, key), "strict"
+        scan = _scan(file, codec, errors, key)
         if scan.broken is not None:
             if encoding != "auto" or codec != "utf-8" or mark:
-                raise _undecodable(file, scan, f"not {codec.upper()}", "set data.source.encoding to what it is")
-            return _guessed(file, scan)
+                raise _undecodable(file, scan, f"not {codec.upper()}", f"set {key} to what it is")
+            return _guessed(file, scan, key)
     # The codec utf-16 swallows the mark, all others hand it out.
     bom = scan.marked or (bool(mark) and codec in ("utf-16", "utf-32"))
     if scan.characters == scan.marked:
@@ -229,11 +230,11 @@ def _head(file: SourceFile) -> bytes:
         return b""  # the scan says how far it comes
 
 
-def _checked(encoding: str) -> str:
+def _checked(encoding: str, key: str) -> str:
     try:
         io.TextIOWrapper(io.BytesIO(), encoding=encoding).detach()
     except LookupError:
-        raise RecipeError(f"data.source.encoding: {encoding} is not an encoding of text; try utf-8 or cp1252") from None
+        raise RecipeError(f"{key}: {encoding} is not an encoding of text; try utf-8 or cp1252") from None
     return codecs.lookup(encoding).name.removesuffix("-sig")
 
 
@@ -259,7 +260,7 @@ def blocks(file: SourceFile, scan: Scan) -> Iterator[bytes]:
             ) from None
 
 
-def _scan(file: SourceFile, codec: str, errors: str) -> Scan:
+def _scan(file: SourceFile, codec: str, errors: str, key: str) -> Scan:
     scan = Scan()
     decoder = codecs.getincrementaldecoder(codec)(errors)
     try:
@@ -273,20 +274,20 @@ def _scan(file: SourceFile, codec: str, errors: str) -> Scan:
         at_end = error.reason in ("unexpected end of data", "truncated data")
         scan.broken = error.object[error.start], at_end
     except UnicodeError as error:  # some codecs name no byte
-        raise RecipeError(f"{file.name}:{scan.line}: not {codec.upper()} ({error}); set data.source.encoding") from None
+        raise RecipeError(f"{file.name}:{scan.line}: not {codec.upper()} ({error}); set {key}") from None
     return scan
 
 
-def _guessed(file: SourceFile, broken: Scan) -> Text:
+def _guessed(file: SourceFile, broken: Scan, key: str) -> Text:
     """latin-1 or cp1252, if the text looks like it; any bytes at all could be read as these, hence the doubt."""
     western = _western(blocks(file, broken))
     if western is None or western == "utf-8" or (broken.broken and broken.broken[1]):
         if western == "utf-8":
-            why, what = "not UTF-8, though the rest is UTF-8", "mend those characters, or set data.source.encoding"
+            why, what = "not UTF-8, though the rest is UTF-8", f"mend those characters, or set {key}"
         else:
-            why, what = "not UTF-8, and not surely anything else", "set data.source.encoding, such as cp1252 or cp1251"
+            why, what = "not UTF-8, and not surely anything else", f"set {key}, such as cp1252 or cp1251"
         raise _undecodable(file, broken, why, what)
-    return Text(western, "cp1252", "strict", guessed=True, bom=False, scan=_scan(file, "cp1252", "strict"))
+    return Text(western, "cp1252", "strict", guessed=True, bom=False, scan=_scan(file, "cp1252", "strict", key))
 
 
 def _western(pieces: Iterator[bytes]) -> str | None:

@@ -30,6 +30,7 @@ from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS
 from tasks import KINDS
+from tasks.classification import by_key
 from tasks.text import label_key
 from tracking import digests, files
 from tracking.run import now
@@ -172,7 +173,7 @@ def spellings(table: Table, recipe: Recipe) -> dict[str, str]:
     for written, _ in sorted(table.targets.items(), key=lambda item: (-item[1], item[0])):
         same.setdefault(label_key(written), []).append(written)
     if listed != "auto":
-        known = {label_key(label): label for label in listed}
+        known = by_key(listed)
         return {one: one if one in listed else known[key] for key, written in same.items() for one in written}
     return {one: written[0] for written in same.values() for one in written}
 

@@ -80,6 +80,8 @@ class Baseline(Section):
     """The environment variable with the key; by default the provider's own. Keys never stand in a recipe."""
     path: Name | None = None
     """For provider file: JSONL with {"id", "output"} a line, and what else is known of the answer."""
+    encoding: Name = "auto"
+    """For provider file: the encoding of the file; auto: as its bytes say."""
     name: Name | None = None
     shots: Annotated[int, Field(ge=0, le=100)] = 0
     """Examples in the prompt: for each row those of train that are most like it."""
@@ -106,6 +108,8 @@ class Baseline(Section):
             raise ValueError("provider file takes path (and name), not model or base_url")
         if self.provider != "file" and (self.model is None or self.path is not None):
             raise ValueError(f"provider {self.provider} takes model, not path")
+        if self.provider != "file" and self.encoding != "auto":
+            raise ValueError(f"provider {self.provider} takes no encoding: that is for provider file")
         if self.provider == "azure" and self.base_url is None:
             raise ValueError("provider azure takes base_url, the address of the resource")
         if self.provider in ("bedrock", "vertex") and self.base_url is not None:

@@ -8,7 +8,7 @@
 All that is the same for every row comes first, so that it can be computed once: see train/packing.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -97,6 +97,24 @@ def target_text(target: str, recipe: Recipe, hide: Callable[[str], str]) -> str:
 def target_of(text: str) -> str:
     """Returns the target behind its text."""
     return text
+
+
+def by_key(labels: Iterable[str]) -> dict[str, str]:
+    """Returns {label_key: label}: the label that another spelling of it stands for."""
+    return {label_key(label): label for label in labels}
+
+
+def given_answers(spec: Spec, normalize_labels: bool) -> Callable[[Any], str]:
+    """Returns what reads an answer that a person has as data preparation reads a label of the source: clean, and with
+    `normalize_labels` in any spelling of a label. What is no label stays as it stands there."""
+    known = by_key(spec.labels) if normalize_labels else {}
+
+    def one(value: Any) -> str:
+        text = cell(value)
+        label = clean(text)
+        return label if label in spec.labels else known.get(label_key(label), text)
+
+    return one
 
 
 def comparable(text: str, recipe: Recipe) -> str:

@@ -12,6 +12,7 @@ spelling as an answer, and a field that the recipe's schema does not require may
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +144,19 @@ def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
     except ValueError as error:
         raise UnusableRowError("bad_record", str(error)) from None
     return answer(spec, found)
+
+
+def given_answers(spec: Spec, normalize_labels: bool) -> Callable[[Any], str]:
+    """Returns what reads an answer that a person has. A record that stands there as an object is read as data
+    preparation reads one of the source; text, and an object that does not fit the schema, stays as it stands there."""
+
+    def one(value: Any) -> str:
+        if isinstance(value, dict):
+            with suppress(ValueError):
+                return answer(spec, record(spec, value))
+        return cell(value)
+
+    return one
 
 
 def target_of(text: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from backends import ask as asking
 from backends import schemas
 from backends.ask import ask, replies, request_sha256, retry_after_seconds
 from backends.exchange import Backend, Constraint, Reply, Request, Wire
+from compare import answers
 
 ENUM = {"type": "string", "enum": ["late", "lost"]}
 QUESTION = Request("T1", [{"role": "user", "content": "where is it?"}], 16, Constraint('root ::= "late"', ENUM))
@@ -172,6 +173,13 @@ def test_what_may_pass_is_asked_again_and_every_attempt_is_timed(status: int) ->
         reply = one(openai(address))
     assert reply.received is not None and reply.error is None
     assert len(reply.attempt_latencies_seconds) == 3
+
+
+def test_the_documentation_names_the_statuses_that_are_asked_again() -> None:
+    for status in asking.AGAIN:
+        assert str(status) in (asking.__doc__ or "") and str(status) in (answers.__doc__ or "")
+    for status in asking.ANOTHER_DAY:
+        assert str(status) in (answers.__doc__ or "")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])

@@ -231,6 +231,8 @@ def test_the_metrics_that_choose_a_checkpoint_are_those_that_tasks_compute() -> 
         ("train: {optim: lomo}", "given 'lomo', allowed: adamw_torch"),
         ("train: {class_weight: balanced, balanced_sampling: true}", "evens out the classes as class_weight"),
         ("train: {beta: 0.3}", "belongs to preference tuning"),
+        ("cost: {gpu_usd_per_hour: .inf}", "cost.gpu_usd_per_hour: given inf, allowed: a finite number"),
+        ("compare: {baselines: [{provider: openai, model: m, encoding: cp1252}]}", "takes no encoding"),
         ("train: {per_device_train_batch_size: 4}", "not taken: set batch_size"),
         ("train: {bf16: true}", "not taken: set accelerate.mixed_precision"),
         ("train: {batch_size: 2}\naccelerate: {distributed_type: MULTI_GPU, num_processes: 4}", "set at least 4"),

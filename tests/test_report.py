@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compare import report, report_markdown, views, words
+from compare import criteria, report, report_markdown, summary, views, words
 from tests import example_scores
 from tests.example_scores import CLOSED, HACK, IMAGE, SECOND, TUNED
+from tracking.run import Run
 
 VOID = {"meta", "br", "wbr", "input"}
 
@@ -85,6 +86,23 @@ def test_the_verdict_comes_first_and_every_reason_has_its_figure(page: Page) -> 
         assert one["says"] in page.words["reasons"]
         assert (one["figure"] or "") in page.words["reasons"]
     assert verdict["undecided"][0] in page.words["reasons"]
+
+
+def test_the_five_questions_are_counted_and_each_has_its_answer_and_its_figure(page: Page) -> None:
+    scores = example_scores.scores()
+    counted = "1 open (prompt changes), 1 closed (cost), 3 neutral"
+    text = report_markdown.markdown(scores)
+    assert f"{counted}." in page.paragraphs and counted in text.replace("\\", "")
+    asked = words.questions(scores)
+    assert [one["about"] for one in asked] == list(criteria.ASKED)
+    for one in asked:
+        told = one["for"] if one["for"] == "neutral" else f"speaks for {one['for']}"
+        assert f"{one['question']} {one['says']}" in page.paragraphs
+        assert f"{one['about']}, {told}" in page.words["reasons"] and one["figure"] in page.words["reasons"]
+        assert f"- **{one['for']}**, {one['question']} " in text
+        assert page.words["reasons"].count(one["says"]) == 1, "told once"
+    first = [line for line in summary.lines(Run(Path("run")), scores) if line.startswith("questions ")]
+    assert first == [f"questions {counted}"]
 
 
 def test_every_system_stands_in_the_main_table_with_its_figure_and_interval(page: Page) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compare import plan, route, systems, verdict
+from compare import plan, route, rule, systems, verdict
 from compare.route import Policy
 from recipes.errors import RecipeError, StageError
 from recipes.load import load
@@ -106,10 +106,75 @@ def test_undecided_tells_how_many_rows_would_decide() -> None:
     assert any("9,000 test rows" in line for line in decided(scores("undecided")).undecided)
 
 
-def test_each_of_the_five_questions_has_its_reason_with_a_number() -> None:
-    told = decided(scores()).reasons
-    assert {"privacy", "cost", "structured output", "engineering", "prompt changes"} <= {one.about for one in told}
-    assert all(one.figure is not None for one in told if one.about != "routing")
+def test_each_of_the_five_questions_has_a_voice_and_a_figure_and_is_counted() -> None:
+    told = decided(scores())
+    asked = [one for one in told.reasons if one.question]
+    assert [one.about for one in asked] == list(rule.QUESTIONS)
+    assert all(one.figure and one.speaks_for in ("open", "closed", "neutral") for one in asked)
+    assert told.json()["count"] == {"open": 1, "closed": 0, "neutral": 4}
+
+
+def voice(about: str, found: dict[str, Any], *asked: str) -> str | None:
+    return next(one.speaks_for for one in decided(found, NO_ROUTE, *asked).reasons if one.about == about)
+
+
+@pytest.mark.parametrize(
+    ("needed", "tuned", "closed", "expected"),
+    [
+        ("required", 1.0, 0.98, "open"),
+        ("required", 0.98, 1.0, "closed"),
+        ("required", 1.0, 0.99, "neutral"),
+        ("required", 0.95, 0.97, "neutral"),
+        ("useful", 0.97, 0.95, "open"),
+        ("useful", 0.95, 0.97, "closed"),
+        ("useful", 0.972, 0.97, "neutral"),
+        ("'no'", 1.0, 0.5, "neutral"),
+    ],
+)
+def test_who_alone_delivers_the_form_has_its_voice(needed: str, tuned: float, closed: float, expected: str) -> None:
+    found = scores()
+    for name, share in ((TUNED, tuned), (CLOSED, closed)):
+        found["systems"][name]["validity"]["label"] = share
+    words = f"decide.structured_output={needed}"
+    assert voice("structured output", found, words) == expected
+    if needed == "required" and expected != "neutral":
+        assert decided(found, NO_ROUTE, words).choice == expected
+    found["systems"][CLOSED]["stand_in"] = True
+    assert voice("structured output", found, words) == "neutral"
+
+
+@pytest.mark.parametrize(("times", "expected"), [(0, "open"), (1, "neutral"), (8, "neutral"), (9, "closed")])
+def test_how_often_the_prompt_changes_has_a_voice(times: int, expected: str) -> None:
+    assert voice("prompt changes", scores(), f"decide.prompt_changes_per_month={times}") == expected
+
+
+@pytest.mark.parametrize(
+    ("owned", "closed", "expected"),
+    [(3100, 6200, "open"), (3100, 6000, "neutral"), (3100, 1700, "neutral"), (3100, 1500, "closed")],
+)
+def test_engineering_speaks_where_its_share_does_not_matter(owned: float, closed: float, expected: str) -> None:
+    """An engineer of $3,000 a month: twice that, and half of it."""
+    found = scores()
+    row = next(line for line in found["cost"]["systems"][CLOSED]["monthly"] if line["of_recipe"])
+    row |= {"owned_usd": float(owned), "closed_usd": float(closed)}
+    assert voice("engineering", found) == expected
+    assert voice("engineering", found, "decide.operations_owner=false") == "closed"
+
+
+def test_two_questions_outvote_a_cost_that_speaks_alone() -> None:
+    found = scores()
+    found["systems"][TUNED]["validity"]["label"] = 0.9
+    words = ("decide.structured_output=useful", "decide.prompt_changes_per_month=20")
+    told = decided(found, NO_ROUTE, *words)
+    assert told.choice == "closed" and "2 of the other questions speak against owning" in told.headline
+    assert decided(found, NO_ROUTE, words[0]).choice == "open", "one alone does not"
+
+
+def test_the_cost_of_another_model_than_the_planned_one_decides_nothing() -> None:
+    found = scores()
+    del found["cost"]["systems"][CLOSED]
+    told = decided(found)
+    assert voice("cost", found) == "neutral" and told.choice == "inconclusive"
 
 
 def test_a_baseline_that_was_not_run_leaves_the_verdict_open_and_says_why() -> None:

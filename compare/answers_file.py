@@ -1,0 +1,202 @@
+"""Answers that the user has already: a JSONL file to one answer for each test row.
+
+in   {"id": "T000017", "output": "Delivery-Delay", "input_tokens": 231, "output_tokens": 5, "cost_usd": 0.0004}
+     {"id": "T000018", "output": null}
+out  Answer("T000017", "delivery_delay", input_tokens=231, output_tokens=5, cost_usd=0.0004)
+     Answer("T000018", "", finish_reason="refusal")
+
+The bytes are read as those of a data file are (data_prep/encoding.py), ids and labels as data preparation reads those
+of the source. Nothing is guessed: two answers with one id, or a figure that is no finite number, are an error.
+"""
+
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compare.material import Material
+from compare.predictions import Answer
+from data_prep.encoding import Text, detect, has_half, lines
+from data_prep.source_row import SourceFile
+from data_prep.sources import COMPRESSIONS
+from recipes.errors import RecipeError
+from recipes.schema import Recipe
+from recipes.schema_compare import Baseline
+from tasks import privacy
+from tasks.given import cell
+
+TOKENS = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens")
+AMOUNTS = ("latency_seconds", "cost_usd")
+SHARES = ("confidence",)
+# A figure beyond it is none that anybody measured, and a whole number may be too large for a float.
+MOST = 1e15
+SHOWN_CHARACTERS = 80
+KEY = "encoding of this baseline (compare.baselines)"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How data preparation read the ids and labels that the file repeats."""
+
+    normalize_labels: bool = True
+    """Whether spellings of one label are one label (data.normalize_labels)."""
+    redact: Collection[str] = ()
+    """Kinds of personal data that are replaced (privacy.redact)."""
+
+
+AS_BY_DEFAULT = Rules()
+
+
+@dataclass(frozen=True)
+class Line:
+    """One answer of the file."""
+
+    number: int
+    output: Any
+    """Text, or a record as an object; None: a refusal."""
+    model_id: str | None
+    figures: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class AnswersFile:
+    """A file that was read whole."""
+
+    path: Path
+    by_id: Mapping[str, Line]
+    guessed_encoding: str | None
+    """The encoding, where the bytes do not say it for sure."""
+
+
+def rules_of(recipe: Recipe) -> Rules:
+    """Returns the rules by which a recipe's data were prepared."""
+    return Rules(recipe.data.normalize_labels, recipe.privacy.redact)
+
+
+def read(baseline: Baseline, rules: Rules) -> AnswersFile:
+    """Returns the answers of a baseline's file. Raises RecipeError naming file, line, id and key of what is wrong."""
+    assert baseline.path is not None
+    path = Path(baseline.path)
+    if not path.is_file():
+        raise RecipeError(f"compare.baselines: there is no file {path}")
+    file = SourceFile("answers", path, str(path), "jsonl", COMPRESSIONS.get(path.suffix.lower()))
+    text = detect(file, baseline.encoding, KEY)
+    found: dict[str, Line] = {}
+    for number, line in _numbered(file, text):
+        where = f"{path}:{number}"
+        row_id, one = _line(where, number, line, rules)
+        if (other := found.get(row_id)) is not None:
+            raise RecipeError(
+                f"{where}: id {row_id!r} stands in line {other.number} already; a row has one answer: keep one of them"
+            )
+        found[row_id] = one
+    return AnswersFile(path, found, text.encoding if text.guessed else None)
+
+
+def matched(
+    file: AnswersFile, name: str, material: Material, rules: Rules
+) -> tuple[list[Answer], str | None, list[str]]:
+    """Returns an answer for each test row, why they are not complete (None where they are), and notes on how they were
+    read. Raises RecipeError where no id is that of a test row."""
+    spelt = material.module.given_answers(material.spec, rules.normalize_labels)
+    found, respelt = [], 0
+    for row in material.test:
+        line = file.by_id.get(row["id"])
+        output = None if line is None else "" if line.output is None else spelt(line.output)
+        if line is not None and isinstance(line.output, str):
+            respelt += output != line.output and output != line.output.strip()
+        found.append(_answer(row["id"], line, output, name, rules))
+    there = sum(row["id"] in file.by_id for row in material.test)
+    told = f"{file.path.name} answers {there:,} of {len(found):,} test rows"
+    others = f", and has {len(file.by_id) - there:,} ids that are none of them"
+    if not there:
+        raise RecipeError(
+            f"{file.path} answers none of the {len(found):,} test rows: its ids must be those of data/test.jsonl"
+        )
+    notes = []
+    if file.guessed_encoding:
+        notes.append(f"{name}: {file.path.name} is not UTF-8: read as {file.guessed_encoding}; set encoding to be sure")
+    if respelt:
+        notes.append(f"{name}: {respelt:,} answers in another spelling of a label, read as data preparation reads it")
+    return found, None if there == len(found) else told + (others if len(file.by_id) > there else ""), notes
+
+
+def _answer(row: str, line: Line | None, output: str | None, name: str, rules: Rules) -> Answer:
+    if line is None or output is None:
+        return Answer(row, None, model_id=name, error="not in the file")
+    if rules.redact:
+        output = privacy.redact(output, rules.redact).text
+    reason = "refusal" if line.output is None else "stop"
+    return Answer(row, output, finish_reason=reason, model_id=line.model_id or name, **line.figures)
+
+
+def _numbered(file: SourceFile, text: Text) -> Iterable[tuple[int, str]]:
+    """Yields the lines that are not blank. A bare carriage return ends one only where nothing else does; U+2028, NEL
+    and the like never do."""
+    newline = "\r" if set(text.scan.line_ends) == {"cr"} else "\n"
+    for number, line in enumerate(lines(file, text, newline), 1):
+        if line.strip():
+            yield number, line
+
+
+def _line(where: str, number: int, line: str, rules: Rules) -> tuple[str, Line]:
+    """Returns the id and the answer of one line."""
+    needs = f'{where}: needs a JSON object with "id" and "output"'
+    try:
+        row = json.loads(line, object_pairs_hook=_once)
+    except _TwiceError as error:
+        raise RecipeError(f"{where}: key {error.args[0]!r} stands there twice; keep one of them") from None
+    except (ValueError, RecursionError):
+        raise RecipeError(f"{needs}, given {line.strip()[:SHOWN_CHARACTERS]}") from None
+    if not isinstance(row, dict) or "id" not in row or "output" not in row:
+        raise RecipeError(f"{needs}, given {line.strip()[:SHOWN_CHARACTERS]}")
+    row_id = _id(where, row["id"], rules)
+    told = f"{where}: id {row_id!r}"
+    if has_half(json.dumps([row_id, row["output"]], ensure_ascii=False)):
+        raise RecipeError(f"{told}: output holds half of a surrogate pair, which is no character; replace it")
+    model = row.get("model_id")
+    if model is not None and not isinstance(model, str):
+        raise RecipeError(f"{told}: model_id is {model!r}; give text, or leave it out")
+    figures = {name: _figure(told, name, row[name]) for name in (*TOKENS, *AMOUNTS, *SHARES) if name in row}
+    return row_id, Line(number, row["output"], model, {name: one for name, one in figures.items() if one is not None})
+
+
+def _id(where: str, given: Any, rules: Rules) -> str:
+    """Returns an id as data preparation writes it: a number as text, personal data in it as pseudonyms."""
+    usable = isinstance(given, str | int | float) and not isinstance(given, bool)
+    row_id = cell(given).strip() if usable else ""
+    if not row_id or (isinstance(given, float) and not math.isfinite(given)):
+        raise RecipeError(f"{where}: id is {given!r}; give the id of a test row, text or a number")
+    return privacy.pseudonym(row_id, rules.redact)
+
+
+def _figure(where: str, name: str, given: Any) -> int | float | None:
+    """Returns a figure, None where the file says that it is not known (null)."""
+    if given is None:
+        return None
+    needs, most, whole = "a number of at least 0", MOST, name in TOKENS
+    if whole:
+        needs = "a whole number of at least 0"
+    elif name in SHARES:
+        needs, most = "a number from 0 to 1", 1.0
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    # NaN is in no range.
+    if not number or not 0 <= given <= most or (whole and given != int(given)):
+        shown = repr(given) if number else cell(given)
+        raise RecipeError(f"{where}: {name} is {shown[:SHOWN_CHARACTERS]}; give {needs}, or null where it is not known")
+    return int(given) if whole else float(given)
+
+
+class _TwiceError(Exception):
+    """A key that an object has twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _TwiceError(name)
+        found[name] = value
+    return found

@@ -1,0 +1,89 @@
+"""The rule of the verdict: from quality, the router and the five questions to a choice; in words: docs/comparing.md.
+
+Position(tuned_complete=True, quality="non-inferior", routable=False, owner=True, form_required=True,
+         voices={"privacy": "neutral", "cost": "open", "structured output": "neutral", "engineering": "neutral",
+                 "prompt changes": "closed"})
+"open", "it is as good, and cheaper at this volume"            one voice each: the cost decides a tie
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Choice = Literal["open", "closed", "hybrid", "inconclusive"]
+Voice = Literal["open", "closed", "neutral"]
+Quality = Literal["superior", "non-inferior", "undecided", "worse"]
+
+PRIVACY, COST, STRUCTURE, ENGINEERING, PROMPTS = QUESTIONS = (
+    "privacy",
+    "cost",
+    "structured output",
+    "engineering",
+    "prompt changes",
+)
+COUNTED = (COST, STRUCTURE, ENGINEERING, PROMPTS)
+"""Those that are counted where quality is as good; privacy decides before."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """All that the choice depends on."""
+
+    tuned_complete: bool
+    """Whether the tuned model was asked every row."""
+    quality: Quality | None
+    """How the planned comparison ended; None where it decides nothing."""
+    routable: bool
+    """Whether the router keeps its target on enough of the traffic."""
+    owner: bool
+    """Whether somebody would run the owned model."""
+    form_required: bool
+    """Whether structured output is required, and not only useful."""
+    voices: Mapping[str, Voice]
+    """Of each of QUESTIONS."""
+
+
+def chosen(of: Position) -> tuple[Choice, str]:
+    """Returns the choice and, in a few words, what decided it."""
+    if not of.tuned_complete:
+        return "inconclusive", "the tuned model was not asked every row"
+    if of.voices[PRIVACY] == "open":
+        return "open", "the data may not leave, so a closed model is no choice"
+    if of.quality is None:
+        return "inconclusive", "no closed model was compared by the plan"
+    if not of.owner:
+        return "closed", "nobody would look after a model of one's own"
+    if of.quality == "worse":
+        if of.routable:
+            return "hybrid", "it is worse than the baseline, but keeps the target on part of the traffic"
+        return "closed", "it is worse than the baseline by more than the margin"
+    if of.quality == "undecided":
+        if of.routable:
+            return (
+                "hybrid",
+                "the rows do not show that it is as good overall, but it keeps the target on part of the traffic",
+            )
+        return "inconclusive", "the rows do not show whether it is as good"
+    return _by_questions(of, "it is better" if of.quality == "superior" else "it is as good")
+
+
+def _by_questions(of: Position, quality: str) -> tuple[Choice, str]:
+    """The choice between two models of which the owned one is as good."""
+    structure, cost = of.voices[STRUCTURE], of.voices[COST]
+    if of.form_required and structure == "open":
+        return "open", f"{quality}, and its answers alone have the form that is required"
+    if of.form_required and structure == "closed":
+        return "closed", f"{quality}, but the closed model's answers alone have the form that is required"
+    if cost == "neutral":
+        return "inconclusive", f"{quality}, but what one of the two costs was not measured"
+    counted = Counter(of.voices[one] for one in COUNTED)
+    # As many for as against: the cost decides.
+    choice: Literal["open", "closed"] = cost
+    if counted["open"] != counted["closed"]:
+        choice = "open" if counted["open"] > counted["closed"] else "closed"
+    if choice == cost:
+        return choice, f"{quality}, " + {"open": "and cheaper", "closed": "but dearer"}[cost] + " at this volume"
+    price, side = ("dearer", "for") if choice == "open" else ("cheaper", "against")
+    others = f"{counted[choice]} of the other questions speak {side} owning"
+    return choice, f"{quality} and {price} at this volume, but {others}"

@@ -1,0 +1,73 @@
+"""What is checked of all baselines before anybody is paid and before the test set is read."""
+
+from pathlib import Path
+
+import pytest
+
+from compare import preflight, systems
+from recipes.errors import RecipeError
+from recipes.load import load
+from recipes.schema import Recipe
+from tests import serving
+from tests.faulty_provider import Provider, running
+from tests.test_providers import Made
+from tests.test_providers import place as place
+
+PRICE = "{input_usd_per_million: 1, output_usd_per_million: 1}"
+
+
+def recipe(*baselines: str) -> Recipe:
+    return load("classifier", (f"compare.baselines=[{', '.join(baselines)}]",), "cpu").recipe
+
+
+def check(asked: Recipe) -> None:
+    chosen = [systems._closed(one) for one in asked.compare.baselines]
+    left_out = {one.name for one in systems.not_run(chosen, asked)}
+    preflight.check(asked, [one for one in chosen if one.name not in left_out])
+
+
+def test_everything_that_would_end_the_comparison_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"id": "r0", "output": "a"}\n{"id": "r0", "output": "b"}\n', encoding="utf-8")
+    asked = recipe(
+        "{provider: openai, model: gpt-6-luna}",
+        "{provider: openai, model: nobody-lists-this}",
+        "{provider: openai, model: nor-this, base_url: 'https://models.example.org/v1', name: elsewhere}",
+        "{provider: openai, model: a-stand-in, base_url: 'http://127.0.0.1:9/v1'}",
+        f"{{provider: file, path: '{path}', name: today}}",
+        f"{{provider: file, path: '{tmp_path / 'none.jsonl'}', name: lost}}",
+    )
+    with pytest.raises(RecipeError) as error:
+        check(asked)
+    told = str(error.value).splitlines()
+    assert len(told) == 4
+    assert "the price of openai:nobody-lists-this is unknown" in told[0] and "give it price: {input_usd" in told[0]
+    assert "the price of elsewhere is unknown" in told[1]
+    assert "twice.jsonl:2: id 'r0' stands in line 1 already" in told[2]
+    assert "there is no file" in told[3]
+
+
+def test_nothing_is_wrong_with_what_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a key nobody is asked, so that nobody needs a price."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    check(recipe("{provider: openai, model: nobody-lists-this}"))
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_a_comparison_that_cannot_end_does_not_begin(place: Made, options: tuple[str, ...]) -> None:
+    """The first baseline has a price and answers; the second has none: nobody is asked, and the test set stays shut."""
+    here, provider = place().here, Provider()
+    with running(provider) as address:
+        priced = f"{{provider: openai, model: m, base_url: '{address}/v1', name: first, price: {PRICE}}}"
+        unpriced = (
+            "{provider: openai, model: m, base_url: 'https://models.invalid/v1', name: second, api_key_env: PATH}"
+        )
+        words = [f"compare.baselines=[{priced}, {unpriced}]", "compare.primary.baseline=first", "compare.budget_usd=5"]
+        told = serving.call(here.folder.parents[1], "compare", "classifier", *words, "--run", here.id, *options)
+    assert told.returncode == 2, told.stderr
+    assert "error: compare.baselines: the price of second is unknown" in told.stderr and "Traceback" not in told.stderr
+    assert not provider.attempts
+    assert not (here.folder.parent / "ledger.jsonl").exists() and here.stage("compare") == {}
