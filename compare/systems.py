@@ -69,6 +69,11 @@ def of(recipe: Recipe, here: Run) -> list[System]:
     return found + [_closed(one) for one in recipe.compare.baselines]
 
 
+def closed(recipe: Recipe) -> list[System]:
+    """Returns the closed models of a comparison, whether they can be asked here or not."""
+    return [one for one in map(_closed, recipe.compare.baselines) if one.kind == "closed"]
+
+
 def _tuned(recipe: Recipe, here: Run) -> list[System]:
     there, forms = plan.forms_of(here, recipe), recipe.compare.forms
     which, *_ = plan.candidates(here, recipe, recipe.serve)

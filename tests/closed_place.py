@@ -24,7 +24,7 @@ def place(
 ) -> Place:
     """Returns a comparison of these rows by split; the words change `compare:`."""
     data = folder / "data"
-    data.mkdir(exist_ok=True)
+    data.mkdir(parents=True, exist_ok=True)
     for split, mine in rows.items():
         (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mine), encoding="utf-8")
     told = recipe.model_copy(update={"compare": Compare.model_validate(recipe.compare.model_dump() | compare)})

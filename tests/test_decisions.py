@@ -111,7 +111,7 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
 ) -> None:
     provider, address = stand_in
     here = comparison(tmp_path, tokenizer, rows, address, api)
-    system = systems._closed(here.recipe.compare.baselines[0])
+    system = systems.closed(here.recipe)[0]
     assert system.stand_in and "stand-in on this machine" in system.title
     provider.charged.clear()
     found = providers.everyone(here, [system])["decides"]
@@ -157,7 +157,7 @@ def test_all_rows_are_asked_once_whatever_goes_wrong_and_calibration_is_within_t
     provider = StandIn(linear, faults=0.2)
     with running(provider) as address:
         here = comparison(tmp_path, tokenizer, rows, address)
-        system = systems._closed(here.recipe.compare.baselines[0])
+        system = systems.closed(here.recipe)[0]
         found = providers.everyone(here, [system])["decides"]
         again = providers.everyone(here, [system])["decides"]
     # 300 test rows, 20 of them twice, 200 for the scale, 250 for routing.

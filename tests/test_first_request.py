@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backends import ask as asking
-from compare import completeness, first_request, providers, score, summary, systems
+from compare import completeness, first_request, providers, score, stage, summary, systems
 from compare.gathered import Gathered, Place
 from compare.predictions import Answer
 from recipes.errors import RecipeError
@@ -17,7 +17,7 @@ from recipes.load import load
 from recipes.schema import Recipe
 from tests.closed_place import at_the_sdks_own_address, place
 from tests.faulty_provider import Provider, running
-from tracking import files
+from tracking import files, run
 
 ANSWERS = {
     "classification": "late",
@@ -68,7 +68,7 @@ def made(name: str, folder: Path, tokenizer: Any, *words: str, **compare: Any) -
 
 
 def closed(here: Place) -> list[systems.System]:
-    return [systems._closed(one) for one in here.recipe.compare.baselines]
+    return systems.closed(here.recipe)
 
 
 @pytest.mark.parametrize("name", ["classifier", "banking77", "extractor", "sroie", "summarizer"])
@@ -218,3 +218,75 @@ def test_cut_and_failed_rows_count_and_a_verdict_needs_99_of_100_answered() -> N
     assert not completeness.enough(told)
     scores = {"not_run": [], "systems": {"x": {**told, "title": "x"}}}
     assert "really answered 96.1% of the rows (40 cut)" in (completeness.why_not(scores, "x") or "")
+
+
+def compared(here: Place, running: list[systems.System]) -> dict[str, Any]:
+    """The comparison as `make compare` makes it, where a linear model stands in the place of the tuned one."""
+    data = here.here.folder / "data"
+    files.write_json(data / "data.json", {"sha256": {"test.jsonl": files.sha256(data / "test.jsonl")}})
+    run.start(here.here, "compare", {})
+    tuned = systems.System("tuned", "linear", "tuned (here a linear model)")
+    return stage.compared(here.here, "mine", here.recipe, [tuned, *running], [])
+
+
+def two_labels(folder: Path, tokenizer: Any, **compare: Any) -> Place:
+    recipe = load("classifier", (), "gpu").recipe
+    labels = ("billing_dispute", "refund_status")
+    rows = {
+        split: [
+            {"id": f"{split}{at}", "input": {"text": f"{split} {at}: {labels[at % 2]}"}, "target": labels[at % 2]}
+            for at in range(count)
+        ]
+        for split, count in (("train", 20), ("validation", 8), ("calibration", 4), ("test", 60))
+    }
+    return place(folder, recipe, tokenizer, rows, **compare)
+
+
+def test_refused_on_every_request_it_ends_inconclusive_with_that_reason_first_and_exit_code_0(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = two_labels(tmp_path, tokenizer)
+    provider.refuse = lambda prompt, before: (400, {})
+    scores = compared(here, closed(here))
+    assert list(scores["systems"]) == ["tuned"], "nobody got 0% for it"
+    assert [one["why"] for one in scores["not_run"]] == ["INCOMPLETE: its first request: HTTP 400: refused"] * 3
+    assert scores["verdict"]["choice"] == "inconclusive" and scores["verdict"]["reasons"][0]["about"] == "completeness"
+    assert "openai:gpt-6-luna:decisions is INCOMPLETE: its first request: HTTP 400" in scores["verdict"]["headline"]
+    assert len(scores["integrity"]["incomplete"]) == 3, "the next comparison tries again"
+    assert not any("test" in prompt for prompt in provider.attempts)
+    assert stage.conclude(here.here, here.recipe, scores) == 0
+    assert capsys.readouterr().out.startswith(
+        "verdict   INCONCLUSIVE: Not decided yet: openai:gpt-6-luna:decisions is INC"
+    )
+    report = (here.here.folder / "report.html").read_text(encoding="utf-8")
+    assert "INCOMPLETE" in report and "against 0.0%" not in report
+
+
+def test_refused_in_the_middle_it_is_incomplete_and_what_it_answered_is_scored_by_itself(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str
+) -> None:
+    here = two_labels(tmp_path, tokenizer, repeat_rows=0, calibrate_rows=0, primary={"baseline": "openai:gpt-6-luna"})
+    provider.answer = lambda prompt: prompt.rsplit(": ")[-1]
+    revoked_after(provider, 31)
+    scores = compared(here, closed(here)[1:2])
+    told = scores["systems"]["openai:gpt-6-luna"]
+    assert told["rows"]["answered"] == 30 and told["rows"]["not_asked"] == 30 and not told["complete"]
+    assert told["metrics"]["accuracy"]["value"] == 1.0 and scores["comparisons"][0]["n"] == 30
+    assert scores["verdict"]["choice"] == "inconclusive"
+    assert "HTTP 401: refused" in scores["verdict"]["reasons"][0]["says"]
+    assert stage.conclude(here.here, here.recipe, scores) == 0
+
+
+def test_make_doctor_asks_each_baseline_one_train_row_and_says_which_do_not_answer(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = two_labels(tmp_path, tokenizer)
+    provider.answer = lambda prompt: "refund_status"
+    assert first_request.checked("mine", here.here, here.recipe) == 0
+    assert provider.attempts.total() == 3
+    told = capsys.readouterr().err
+    assert told.count("asked     ") == 3 and "model claude-haiku-5-5-20261101" in told
+    other = two_labels(tmp_path / "other", tokenizer)
+    provider.refuse = lambda prompt, before: (403, {})
+    assert first_request.checked("mine", other.here, other.recipe) == 3
+    assert capsys.readouterr().err.count("refused   ") == 3

@@ -76,6 +76,29 @@ def test_an_incomplete_baseline_never_decides() -> None:
     assert told.choice == "inconclusive" and any("asked 812 of 3,080" in line for line in told.undecided)
 
 
+def test_a_baseline_that_was_refused_is_the_first_reason_and_nothing_is_said_of_its_quality() -> None:
+    found = scores("superior")
+    why = "INCOMPLETE: its first request: HTTP 400: temperature: Extra inputs are not permitted"
+    del found["systems"][CLOSED]
+    found["comparisons"] = [one for one in found["comparisons"] if CLOSED not in (one["a"], one["b"])]
+    found["not_run"].append({"name": CLOSED, "title": CLOSED, "why": why, "incomplete": True})
+    told = decided(found)
+    assert told.choice == "inconclusive" and why in told.headline
+    assert told.reasons[0].about == "completeness" and why in told.reasons[0].says
+    assert not any(one.about == "quality" for one in told.reasons)
+
+
+def test_a_baseline_that_answered_less_than_99_of_100_rows_never_decides() -> None:
+    found = scores("superior")
+    ends = {"answered": 1980, "refused": 0, "cut": 100, "malformed": 0, "failed": 0, "not_asked": 0}
+    found["systems"][CLOSED]["rows"] = ends
+    told = decided(found)
+    assert told.choice == "inconclusive" and told.reasons[0].about == "completeness"
+    assert "really answered 95.2% of the rows (100 cut)" in told.reasons[0].says
+    ends |= {"answered": 2078, "cut": 2}
+    assert decided(found).choice == "open"
+
+
 def test_a_plan_that_was_changed_after_the_opening_never_decides() -> None:
     found = scores("superior")
     found["plan"] |= {"confirmatory": False, "why_not": "the plan was changed after the test set was opened"}
