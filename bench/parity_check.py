@@ -83,14 +83,14 @@ def computed(n: int) -> Iterator[Row]:
                 yield {"scores": "0 or 1", "n": n, "discordant": discordant, "drop": drop, "sets": None, "worse": rates}
 
 
-def least_lost(upper: Upper, n: int, most_won: int) -> list[int]:
+def least_lost(upper: Upper, n: int, most_won: int, score_drop: float = SCORE_DROP) -> list[int]:
     """Returns for 0, 1, ... `most_won` won rows how many rows must be lost until the check says "worse"."""
     found: list[int] = []
     for won in range(most_won + 1):
         below, least = found[-1] - 1 if found else 0, n - won + 1
         while least - below > 1:
             lost = min((below + least) // 2, below + 16)
-            if upper(lost, won, n) < -SCORE_DROP:
+            if upper(lost, won, n) < -score_drop:
                 least = lost
             else:
                 below = lost

@@ -91,6 +91,16 @@ def test_the_check_says_worse_as_rarely_as_allowed(n: int) -> None:
     assert any(before) == (n < 500)
 
 
+@pytest.mark.parametrize(("n", "score_drop"), [(30, 0.05), (128, 0.01), (200, 0.02)])
+def test_other_shares_and_drops_are_not_called_worse_more_often_than_alpha_allows(n: int, score_drop: float) -> None:
+    least = parity_check.least_lost(parity_check.METHODS[parity_check.OURS], n, n // 2, score_drop)
+    for discordant in (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6):
+        at_0 = parity_check.rate(least, n, discordant, 0.0)
+        if discordant >= score_drop:
+            assert at_0 <= parity_check.rate(least, n, discordant, score_drop) <= 0.025
+        assert (n, discordant) != (128, 0.2) or at_0 == pytest.approx(0.0077, abs=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["lost entirely", "many small losses, rare gains"])
 def test_lost_rows_of_other_scores_are_not_called_worse_too_often(kind: str) -> None:
     found = [row for row in parity_check.simulated(64, 200, seed=2) if row["scores"] == kind and row["drop"] == 0.01]
