@@ -88,6 +88,8 @@ class Request:
     messages: Messages
     max_tokens: int
     constraint: Constraint = Constraint()
+    thinking_tokens: int = 0
+    """Of max_tokens, the room that is left for thinking."""
     choices: Choices | None = None
     """In the place of messages and constraint, where the wire takes those."""
 

@@ -30,16 +30,22 @@ def requests(system: System, material: Material, rows: Rows) -> list[Request]:
     if baseline is not None and baseline.decides:
         return [_decision(baseline, material, row) for row in rows]
     constraint, most = Constraint(prompt["grammar"], prompt["output_schema"]), int(prompt["max_answer_tokens"])
+    room = 0
     if baseline is not None:
-        most = baseline.max_output_tokens or max(LEAST_TOKENS, TIMES_LONGER * most) + room_for_thinking(baseline)
+        room = 0 if baseline.max_output_tokens else room_for_thinking(baseline)
+        most = baseline.max_output_tokens or max(LEAST_TOKENS, TIMES_LONGER * most) + room
         constraint = dataclasses.replace(constraint, grammar=None)
     asked = conversations(system, material, rows)
-    return [Request(row["id"], one, most, constraint) for row, one in zip(rows, asked, strict=True)]
+    return [Request(row["id"], one, most, constraint, room) for row, one in zip(rows, asked, strict=True)]
 
 
 def room_for_thinking(baseline: Baseline) -> int:
-    """Returns the output tokens that a closed model gets for thinking, beside those for its answer."""
-    return model_families.of(wire_of(baseline), baseline.model or "").room_for_thinking(baseline.effort)
+    """Returns the output tokens that a closed model gets for thinking, beside those for its answer. An unknown model on
+    this machine gets none: its context may be too short for it."""
+    family = model_families.of(wire_of(baseline), baseline.model or "")
+    if family is model_families.UNKNOWN and baseline.loopback and baseline.effort is None:
+        return 0
+    return family.room_for_thinking(baseline.effort)
 
 
 def wire_of(baseline: Baseline) -> Wire:

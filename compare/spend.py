@@ -26,6 +26,8 @@ MARGIN = 1.5
 # For the expected cost alone: of English text, and of answers where the limit is four times the longest known one.
 BYTES_A_TOKEN = 4.0
 SHARE_OF_LIMIT_WRITTEN = 0.25
+# Of the room for thinking. A guess: no provider publishes how much a model thinks about a short question.
+SHARE_OF_ROOM_THOUGHT = 0.05
 
 
 class Price(Protocol):
@@ -176,7 +178,10 @@ def estimate(questions: Iterable[Question], price: Price, batch: bool = False) -
         request = question.request
         usual = Usage(
             input_tokens=round(input_bytes(request) / BYTES_A_TOKEN) + TEMPLATE_TOKENS,
-            output_tokens=round(request.max_tokens * SHARE_OF_LIMIT_WRITTEN),
+            output_tokens=round(
+                (request.max_tokens - request.thinking_tokens) * SHARE_OF_LIMIT_WRITTEN
+                + request.thinking_tokens * SHARE_OF_ROOM_THOUGHT
+            ),
         )
         requests += 1
         upper += price.most_usd(reckoning.most_tokens(request), request.max_tokens, batch=batch)

@@ -60,7 +60,9 @@ def estimated(here: Run, recipe: Recipe, running: Sequence[System]) -> list[str]
         asked = [Question(request.id, 0, request) for request in questions.requests(first, mine, mine.test)]
         reckoned = estimate(asked, price, one.baseline.mode == "batch")
         to_choose = min(len(asked), recipe.compare.choose_rows) * (1 + len(more)) if more else 0
-        times = (rows + min(rows, recipe.compare.repeat_rows) + to_choose) / max(1, len(asked))
+        for_a_scale = recipe.compare.calibrate_rows + int(data["rows"]["written"].get("calibration", 0))
+        more_rows = to_choose + (for_a_scale if one.baseline.decides else 0)
+        times = (rows + min(rows, recipe.compare.repeat_rows) + more_rows) / max(1, len(asked))
         told = f"about ${reckoned.expected_usd * times:,.2f}, at most ${reckoned.upper_usd * times:,.2f}"
         lines.append(f"cost      {one.name}: {told}")
     return [*lines, f"budget    ${recipe.compare.budget_usd:,.2f} (compare.budget_usd)"]

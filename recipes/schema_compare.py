@@ -4,7 +4,7 @@ compare:
   primary: {system: tuned, baseline: "openai:gpt-6-luna", metric: accuracy, margin: 0.02, alpha: 0.05}
   baselines:
     - {provider: openai, api: decisions, model: gpt-6-luna,
-       price: {input_usd_per_million: 0.1, output_usd_per_million: 0, date: 2026-10-10}}
+       price: {input_usd_per_million: 0.1, output_usd_per_million: 0, date: "2026-10-10"}}
     - {provider: openai, model: gpt-6-luna}
     - {provider: anthropic, model: claude-haiku-5-5, shots: 5}
     - {provider: openai, model: mistral-large, base_url: "https://api.example.com/v1", api_key_env: EXAMPLE_KEY,

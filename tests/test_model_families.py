@@ -68,6 +68,12 @@ def test_the_output_limit_leaves_room_to_think_where_a_model_thinks(model: str, 
     assert questions.room_for_thinking(Baseline(provider=provider, model=model, effort=effort)) == room
 
 
+def test_an_unknown_model_on_this_machine_gets_no_room_that_its_context_may_lack() -> None:
+    here = Baseline(provider="openai", model="our-own", base_url="http://127.0.0.1:8000/v1")
+    assert questions.room_for_thinking(here) == 0
+    assert questions.room_for_thinking(here.model_copy(update={"effort": "low"})) == 4096
+
+
 def test_effort_goes_where_each_wire_has_it() -> None:
     assert sent(Baseline(provider="openai", model="gpt-6-luna", effort="low"))["reasoning_effort"] == "low"
     body = sent(Baseline(provider="anthropic", model="claude-haiku-5-5", effort="low"))
