@@ -1,8 +1,8 @@
 """How often the parity check says "worse": `python -m bench.parity_check` writes bench/results/parity_check.json.
 
     scores   n    discordant   true drop   insource   BCa bootstrap, as before
-    0 or 1   500  1%           1%          0.2%       8.9%
-    0 or 1   500  3%           2%          16.8%      30.1%
+    0 or 1   500  1%           1%          0.2%       1.3%
+    0 or 1   500  3%           2%          16.8%      26.4%
 
 Of scores 0 and 1 the rates are computed, not simulated: which counts of lost and won rows a method calls "worse", and
 how probable these counts are. Of other scores they are simulated, with seeds. "Worse" means that the whole 95% interval

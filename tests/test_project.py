@@ -63,3 +63,11 @@ def test_the_doctor_names_keys_and_never_shows_them(python) -> None:  # type: ig
     assert "OPENAI_API_KEY" in answer.stdout
     assert "0123456789" not in answer.stdout
     assert "pocket" in answer.stdout
+
+
+def test_the_library_imports_no_stage() -> None:
+    modules = sorted((ROOT / "insource").rglob("*.py"))
+    assert len(modules) >= 8
+    for module in modules:
+        imported = set(re.findall(r"^\s*(?:from|import) (\w+)", module.read_text(encoding="utf-8"), re.MULTILINE))
+        assert not imported & {"data_prep", "train", "serve", "compare", "deploy"}, module
