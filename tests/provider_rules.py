@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 Json = dict[str, Any]
@@ -56,6 +57,22 @@ def refusal(api: str, headers: Headers, body: Json) -> Refused | None:
 
 # What several rules ask
 
+
+@cache
+def _fields(api: str) -> frozenset[str]:
+    """The fields of a request, as the SDK's types have them."""
+    from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
+    from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
+    from openai.types.decision_create_params import DecisionCreateParams
+
+    types: dict[str, Any] = {
+        "chat": CompletionCreateParamsNonStreaming,
+        "messages": MessageCreateParamsNonStreaming,
+        "decisions": DecisionCreateParams,
+    }
+    return frozenset(get_type_hints(types[api]))
+
+
 THINKS = re.compile(r"^(gpt-[56]|o[134])(?!.*-chat)")
 FAMILIES_OF_EFFORT = (
     (re.compile(r"^gpt-(6|5\.[2-6])"), ("none", "low", "medium", "high", "xhigh", "max"), "medium"),
@@ -95,9 +112,7 @@ def _known_model(headers: Headers, body: Json) -> Refused | None:
 
 
 def _chat_fields(headers: Headers, body: Json) -> Refused | None:
-    from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming as Taken
-
-    extra = sorted(body.keys() - get_type_hints(Taken).keys())
+    extra = sorted(body.keys() - _fields("chat"))
     return Refused(400, f"Unknown parameter: '{extra[0]}'.", extra[0], "unknown_parameter") if extra else None
 
 
@@ -195,10 +210,7 @@ def _messages_version(headers: Headers, body: Json) -> Refused | None:
 
 
 def _messages_fields(headers: Headers, body: Json) -> Refused | None:
-    from anthropic.types.message_create_params import MessageCreateParamsNonStreaming as Taken
-
-    known = get_type_hints(Taken).keys() | {"anthropic_version", "temperature", "top_p", "top_k"}
-    extra = sorted(body.keys() - known)
+    extra = sorted(body.keys() - _fields("messages") - {"anthropic_version", "temperature", "top_p", "top_k"})
     return Refused(400, f"{extra[0]}: Extra inputs are not permitted") if extra else None
 
 
@@ -262,9 +274,7 @@ def _messages_schema(headers: Headers, body: Json) -> Refused | None:
 
 
 def _decision_fields(headers: Headers, body: Json) -> Refused | None:
-    from openai.types.decision_create_params import DecisionCreateParams as Taken
-
-    if extra := sorted(body.keys() - get_type_hints(Taken).keys()):
+    if extra := sorted(body.keys() - _fields("decisions")):
         return Refused(400, f"Unknown parameter: '{extra[0]}'.", extra[0], "unknown_parameter")
     if body.get("model") != "gpt-6-luna":
         return Refused(400, f"The model `{body.get('model')}` is not supported by this endpoint.", "model")
