@@ -224,7 +224,9 @@ def test_a_file_for_other_rows_or_for_some_of_them(tmp_path: Path) -> None:
 def costs(found: Gathered) -> tuple[float | None, float | None]:
     """USD a request, and a thousand requests as the table of systems has it."""
     of = material()
-    scored = score.Scored(found, predictions.of(of, of.test, found.test), {}, [], [1.0] * len(found.test))
+    n = len(found.test)
+    read = predictions.of(of, of.test, found.test)
+    scored = score.Scored(found, of.test, read, {}, [], [1.0] * n, range(n))
     return score.closed_cost(scored).usd_per_request, score._costs(scored)["cost_usd_per_1k"]
 
 

@@ -133,7 +133,7 @@ def test_without_a_price_or_with_what_a_family_does_not_take_nobody_is_asked(
     for bad, told in (
         (
             {"provider": "openai", "api": "decisions", "model": "gpt-6-luna"},
-            "nobody knows what openai:gpt-6-luna:decis",
+            "the price of openai:gpt-6-luna:decisions is unknown",
         ),
         ({"provider": "openai", "model": "gpt-6-luna", "temperature": 0}, "takes none unless effort"),
     ):
@@ -194,7 +194,7 @@ def test_rows_that_were_refused_for_how_they_were_asked_are_never_wrong(
         systems.System("tuned", "tuned", "tuned"), [Answer(one.id, "billing_dispute") for one in found.test]
     )
     every = [score.scored(one, here.material, None) for one in (tuned, found)]
-    (paired,) = [one for one in score.comparisons(every, here.material, None) if one["metric"] == "accuracy"]
+    (paired,) = [one for one in score.comparisons(every, None) if one["metric"] == "accuracy"]
     assert paired["n"] == 6 and paired["delta"] == 0, "compared on the rows that were put to both"
 
 
