@@ -97,6 +97,7 @@ def comparison(folder: Path, tokenizer: Any, rows: Any, address: str, api: str =
         "api": api,
         "model": model,
         "base_url": f"{address}/v1",
+        "timeout_seconds": 1.0,
         "name": "decides",
         "price": PRICE,
     }
