@@ -17,7 +17,7 @@ from recipes.schema_verdict import Serve
 from serve import engine, plan, probe, table
 from serve.engine import Address, Engine
 from serve.plan import Served
-from tracking import environment, run
+from tracking import environment, identity, run
 
 # An engine that dies more often than this is not started again.
 RESTARTS, WITHIN_SECONDS = 3, 600.0
@@ -57,7 +57,7 @@ def chosen(arguments: argparse.Namespace) -> tuple[list[Served], Loaded]:
     found: list[Served] = []
     first: Loaded | None = None
     for name in names:
-        loaded = load(name, overrides, arguments.hardware)
+        loaded = identity.named(load(name, overrides, arguments.hardware), run.runs_folder(arguments.runs))
         first = first or loaded
         here = run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run)
         trained = here.recipe()

@@ -15,11 +15,12 @@ from typing import Any
 
 from recipes.schema import Recipe
 from recipes.schema_data import Task
+from tasks import labels as spelling
 from tasks import tally
-from tasks.given import Given, UnusableRowError, cell
+from tasks.given import Given, UnusableRowError, label_of, text_of
 from tasks.parsed import Parsed
 from tasks.tally import Tally
-from tasks.text import clean, label_key
+from tasks.text import clean
 
 # What `weakest` tells of, and by which figure.
 PARTS, PARTS_BY = "labels", "F1"
@@ -74,7 +75,8 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
 def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
     """Returns the text and the label of a source row, as they stand there."""
     columns = recipe.data.columns
-    return Given("", cell(values.get(columns.text)), cell(values.get(columns.label)))
+    label = label_of(values.get(columns.label), columns.label)
+    return Given("", text_of(values.get(columns.text), columns.text), label)
 
 
 def target_text(target: str, recipe: Recipe, hide: Callable[[str], str]) -> str:
@@ -83,14 +85,12 @@ def target_text(target: str, recipe: Recipe, hide: Callable[[str], str]) -> str:
     Raises UnusableRowError where it is empty, or not among those that the recipe lists.
     """
     label, listed = clean(target), recipe.task.labels
-    if not label:
+    if not spelling.clean_label(label):
         raise UnusableRowError("no_label", "the label is empty")
-    if listed != "auto" and label not in listed:
-        same = [one for one in listed if label_key(one) == label_key(label)]
-        if not (same and recipe.data.normalize_labels):
-            near = get_close_matches(label, list(listed), 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UnusableRowError("unknown_label", f"{label!r} is not among task.labels{hint}")
+    if listed != "auto" and spelling.find(label, listed, recipe.data.normalize_labels) is None:
+        near = get_close_matches(label, list(listed), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UnusableRowError("unknown_label", f"{spelling.shown(label)} is not among task.labels{hint}")
     return label
 
 
@@ -101,7 +101,8 @@ def target_of(text: str) -> str:
 
 def comparable(text: str, recipe: Recipe) -> str:
     """Returns what equal targets share: spellings of one label are one label."""
-    return label_key(text) if recipe.data.normalize_labels else text
+    listed = recipe.task.labels
+    return spelling.identity(text, None if listed == "auto" else listed, recipe.data.normalize_labels)
 
 
 def subject(key: str, text: str) -> str:
@@ -120,9 +121,9 @@ def output_schema(spec: Spec) -> dict[str, Any]:
 
 
 def parse(spec: Spec, output: str) -> Parsed:
-    """Returns the label that the output is, or problem not_a_label. White space around it is forgiven, nothing else."""
-    label = output.strip()
-    return Parsed(label) if label in spec.labels else Parsed(None, "not_a_label")
+    """Returns the label that the output stands for, by the rule that holds for the data, or problem not_a_label."""
+    label = spelling.find(output.strip(), spec.labels)
+    return Parsed(None, "not_a_label") if label is None else Parsed(label)
 
 
 def score(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from recipes.schema_data import Task
 from recipes.schema_fields import nullable
 from tasks import tally
 from tasks.fields import RULES, Field, canonical, check, effective, in_words, json_text, literal, rule
-from tasks.given import Given, UnusableRowError, cell
+from tasks.given import Given, UnusableRowError, text_of
 from tasks.parsed import Parsed
 from tasks.tally import Tally
 from tasks.values import normalize
@@ -113,7 +113,7 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
 def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
     """Returns the text and the record of a source row, as they stand there."""
     columns, schema = recipe.data.columns, recipe.task.json_schema
-    text = cell(values.get(columns.text))
+    text = text_of(values.get(columns.text), columns.text)
     if columns.target is not None:
         return Given("", text, values.get(columns.target))
     fields: Any = (schema or {})["properties"]
@@ -151,8 +151,10 @@ def target_of(text: str) -> dict[str, Any]:
 
 
 def comparable(text: str, recipe: Recipe) -> str:
-    """Returns what equal targets share: their one spelling."""
-    return text
+    """Returns what equal targets share: the values as they are scored, after the normalizers, lists in any order."""
+    spec = specify(recipe.task, {})
+    target = json.loads(text)
+    return json_text({name: _compared(spec, name, target) for name in spec.fields})
 
 
 def subject(key: str, text: str) -> str:
