@@ -8,6 +8,7 @@ import numpy as np
 
 from data_prep import deduplicate, near, split
 from data_prep.deduplicate import REASONS, TEST, TRAIN, Left
+from data_prep.lengths import Room
 from data_prep.rows import Rejected, slice_columns
 from data_prep.split import Assigned
 from data_prep.table import Array, Table, target_hash
@@ -32,6 +33,8 @@ class Prepared:
     """{label as the source writes it: label that it stands for}."""
     descriptions: dict[str, str]
     unusable: list[Rejected]
+    room: Room
+    """What a served model can take."""
 
     @property
     def written(self) -> dict[str, Array]:
@@ -132,6 +135,12 @@ def tokens(prepared: Prepared) -> dict[str, Any]:
         "longest": int(counted.max()),
         "median": int(np.median(counted)),
         "over_max_length": {name: int((lengths[mine] > limit).sum()) for name, mine in prepared.written.items()},
+        "served": {
+            "tokens": prepared.room.tokens,
+            "limit": prepared.room.key,
+            "for_the_answer": prepared.room.answer,
+            "test_rows_that_do_not_fit": int((prepared.written["test"] & ~prepared.room.fits(prepared.table)).sum()),
+        },
         "histogram": {
             "edges": edges.tolist(),
             **{name: np.histogram(lengths[mine], edges)[0].tolist() for name, mine in prepared.written.items()},

@@ -186,6 +186,7 @@ def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Arra
         "found": np.array([sum(1 << privacy.KINDS.index(kind) for kind in row.found) for row in rows], np.uint8),
         "characters": np.array([len(row.text) for row in rows], np.int32),
         "tokens": np.full(len(rows), -1, np.int32),
+        "answer_tokens": np.zeros(len(rows), np.int32),
     }
 
 

@@ -51,7 +51,7 @@ def splits_of(
                 if recipe.data.slices:
                     written["slices"] = _slices(row, seen, recipe)
                     for name, value in written["slices"].items():
-                        counted[name].setdefault(str(value).lower(), Counter())[SPLITS[split]] += 1
+                        counted[name].setdefault(_shown(value), Counter())[SPLITS[split]] += 1
                 files[split].write(json.dumps(written, ensure_ascii=False) + "\n")
     return {name: {value: dict(counts) for value, counts in sorted(one.items())} for name, one in counted.items()}
 
@@ -72,7 +72,11 @@ def _dropped(row: int, table: Table, splits: Array, left: Left) -> Rejected:
         "conflict": f"says the same as {who}, with another answer",
         "duplicate": f"says the same as {who}, with the same answer",
         "too_long": f"{table.columns['tokens'][row]} tokens, more than train.max_length",
+        "too_long_to_serve": f"{table.columns['tokens'][row]} tokens, more than serve.max_model_len",
+        "not_before_test": f"not before {who}, the oldest test row with a time",
     }.get(reason, f"says the same as {who}")
+    if reason.startswith("group_in_"):
+        detail = f"of one group with {who}"
     if reason.startswith("near_"):
         detail = f"{left.similarity[row]:.2f} like {who}"
     file, line = table.files[table.columns["file"][row]], int(table.columns["line"][row])
@@ -92,6 +96,11 @@ def _slices(row: Mapping[str, Any], seen: Mapping[str, set[str]], recipe: Recipe
         name: _comparable(name, value, recipe) not in seen[name] if name in seen else value
         for name, value in own.items()
     }
+
+
+def _shown(value: str | bool) -> str:
+    """A slice's value as data.json names it: true and false as JSON has them, a text as it is written."""
+    return value if isinstance(value, str) else str(value).lower()
 
 
 def _values_in_train(table: Table, splits: Array, left: Left, recipe: Recipe) -> dict[str, set[str]]:

@@ -13,6 +13,7 @@ The folder may lie on a disk that several machines share; REGISTRY says where.
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -143,7 +144,7 @@ def point(place: Path, version: str, about: Mapping[str, Any]) -> None:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    aside = place / f".{CURRENT}.{os.getpid()}"
+    aside = place / f".{CURRENT}.{secrets.token_hex(4)}"
     aside.unlink(missing_ok=True)
     aside.symlink_to(Path("versions") / version)
     aside.replace(place / CURRENT)

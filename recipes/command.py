@@ -4,12 +4,24 @@
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from recipes.errors import GateError, RecipeError, StageError
+
+ELSEWHERE = "RUNS=<folder> (or --runs) keeps runs elsewhere"
+HINTS = {
+    errno.ENOSPC: f"free some space, or {ELSEWHERE}",
+    errno.EDQUOT: f"free some space, or {ELSEWHERE}",
+    errno.EROFS: ELSEWHERE,
+    errno.EACCES: f"give this user the right to, or {ELSEWHERE}",
+    errno.EPERM: f"give this user the right to, or {ELSEWHERE}",
+    errno.ENOTDIR: f"a file lies where a folder is needed; {ELSEWHERE}",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
 
 DONE, FAILED, WRONG, GATE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -38,6 +50,14 @@ def add_run(made: argparse.ArgumentParser) -> None:
     )
 
 
+def in_words(error: OSError) -> str:
+    """Returns what the operating system refused, for which file, and what would help."""
+    what = error.strerror or str(error) or type(error).__name__
+    where = f"{error.filename}: " if error.filename else ""
+    hint = HINTS.get(error.errno or 0)
+    return f"{where}{what}" + (f"; {hint}" if hint else "")
+
+
 def run(stage: Callable[[], int]) -> NoReturn:
     """Calls a stage's main and exits with its code; mistakes and failures are told in words."""
     try:
@@ -50,6 +70,13 @@ def run(stage: Callable[[], int]) -> NoReturn:
         sys.exit(GATE)
     except StageError as error:
         print(f"failed: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+    except BrokenPipeError:
+        # Whoever read the output has gone: nothing is left to be told, at the end of the interpreter neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+    except OSError as error:
+        print(f"failed: {in_words(error)}", file=sys.stderr)
         sys.exit(FAILED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -13,6 +13,7 @@ from typing import Any
 
 SCALARS = ("string", "number", "integer", "boolean")
 ABOUT = ("title", "description")
+LIMITS = ("maxLength", "maxItems")
 AT_TOP = (*ABOUT, "$schema", "type", "properties", "required", "additionalProperties")
 
 
@@ -37,6 +38,19 @@ def check(json_schema: Mapping[str, Any]) -> None:
         if not name.strip() or not name.isprintable():
             raise ValueError(f"properties: {name!r} is no name that can stand in one line of a prompt")
         _check_field(field, f"properties.{name}")
+
+
+def with_whole_limits(json_schema: Any) -> Any:
+    """Returns the schema with maxLength and maxItems as whole numbers: JSON Schema takes 30.0 for 30, a grammar does
+    not."""
+    if isinstance(json_schema, list):
+        return [with_whole_limits(one) for one in json_schema]
+    if not isinstance(json_schema, dict):
+        return json_schema
+    return {
+        key: int(one) if key in LIMITS and isinstance(one, float) else with_whole_limits(one)
+        for key, one in json_schema.items()
+    }
 
 
 def check_normalizers(normalizers: Collection[str], json_schema: Mapping[str, Any]) -> None:

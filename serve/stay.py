@@ -17,7 +17,7 @@ from recipes.schema_verdict import Serve
 from serve import engine, plan, probe, table
 from serve.engine import Address, Engine
 from serve.plan import Served
-from tracking import environment, run
+from tracking import environment, identity, run
 
 # An engine that dies more often than this is not started again.
 RESTARTS, WITHIN_SECONDS = 3, 600.0
@@ -83,7 +83,8 @@ def chosen(arguments: argparse.Namespace) -> tuple[list[list[Served]], Loaded]:
     if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
         raise RecipeError(f"{twice} stands there twice; each recipe once")
     found: list[list[Served]] = []
-    every = [load(name, overrides, arguments.hardware) for name in names]
+    runs = run.runs_folder(arguments.runs)
+    every = [identity.named(load(name, overrides, arguments.hardware), runs) for name in names]
     for loaded in every:
         here = run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run)
         trained = here.recipe()

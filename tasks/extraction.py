@@ -22,7 +22,7 @@ from recipes.schema import Recipe
 from recipes.schema_data import Task
 from recipes.schema_fields import nullable
 from tasks.fields import RULES, Field, canonical, check, effective, in_words, json_text, literal, rule
-from tasks.given import Given, UnusableRowError, cell
+from tasks.given import Given, UnusableRowError, cell, text_of
 from tasks.parsed import Parsed
 from tasks.values import normalize
 
@@ -114,7 +114,7 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
 def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
     """Returns the text and the record of a source row, as they stand there."""
     columns, schema = recipe.data.columns, recipe.task.json_schema
-    text = cell(values.get(columns.text))
+    text = text_of(values.get(columns.text), columns.text)
     if columns.target is not None:
         return Given("", text, values.get(columns.target))
     fields: Any = (schema or {})["properties"]
@@ -165,8 +165,10 @@ def target_of(text: str) -> dict[str, Any]:
 
 
 def comparable(text: str, recipe: Recipe) -> str:
-    """Returns what equal targets share: their one spelling."""
-    return text
+    """Returns what equal targets share: the values as they are scored, after the normalizers, lists in any order."""
+    spec = specify(recipe.task, {})
+    target = json.loads(text)
+    return json_text({name: _compared(spec, name, target) for name in spec.fields})
 
 
 def subject(key: str, text: str) -> str:

@@ -5,6 +5,7 @@ template, and parity compares the ids.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,11 @@ from recipes.errors import RecipeError
 from recipes.schema_train import Model
 
 Messages = list[dict[str, str]]
+
+# An answer may take more tokens than any in train, and by other tokens than the tokenizer's own; what ends sooner
+# costs nothing.
+ANSWER_ROOM = 1.5
+LEAST_ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,11 @@ def examples(tokenizer: Any, conversations: Sequence[Messages], answers: Sequenc
             )
         found.append(Example(prompt, _up_to_stop(tokenizer, ids[len(prompt) :])))
     return found
+
+
+def max_answer_tokens(longest: int) -> int:
+    """Returns how many tokens an answer may have, where the longest that is learnt has so many, its stop token too."""
+    return max(LEAST_ANSWER_TOKENS, math.ceil(ANSWER_ROOM * longest))
 
 
 def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:

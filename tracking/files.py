@@ -1,8 +1,11 @@
 """Files that are either whole or not there, and their hashes."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +17,15 @@ SUMS = "SHA256SUMS"
 
 def write_text(path: Path, text: str) -> None:
     """Writes the file aside, flushes it to disk and renames it into place."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with aside.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -72,25 +78,67 @@ def changed(folder: Path) -> list[str]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, keep: bool = False) -> Iterator[Path]:
     """Yields an empty folder beside `path` that takes its place when the block ends well, and is removed if not.
 
-    What a process left that was killed at this is removed first.
+    With `keep`, a folder that another process has put there in the meantime stays: for what is the same whoever makes
+    it. What a process left that was killed at this is removed first: whoever works at such a folder holds a lock on it,
+    and in two containers that share a disk a process id says nothing.
     """
     for left in path.parent.glob(f".{path.name}.*"):
-        if not Path("/proc", left.name.rpartition(".")[2]).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+        _remove_if_left(left)
+    with _locked_folder(path) as aside:
+        try:
+            yield aside
+            for file in aside.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+            if not (keep and path.exists()):
+                if path.exists():
+                    shutil.rmtree(path)
+                _take_place(aside, path, keep)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _take_place(aside: Path, path: Path, keep: bool) -> None:
     try:
-        yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        if path.exists():
-            shutil.rmtree(path)
         aside.rename(path)
+    except OSError as error:
+        # Another process came first, between the look and the step.
+        if not keep or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+
+
+@contextmanager
+def _locked_folder(path: Path) -> Iterator[Path]:
+    """Makes a folder beside `path`, under a name of its own, and holds a lock on it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        aside.mkdir()
+        opened = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX)
+            # Before the lock was held, another process may have taken the folder for one that was left.
+            if aside.exists():
+                yield aside
+                return
+        finally:
+            os.close(opened)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Removes a folder that no process holds a lock on."""
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return  # gone already, or a file that is being written
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        pass
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        os.close(opened)
