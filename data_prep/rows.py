@@ -88,9 +88,12 @@ def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
     if columns.messages is not None:
         needed["data.columns.messages"] = columns.messages
     else:
-        needed |= {"data.columns.text": columns.text, **answer}
+        several = len(columns.texts) > 1
+        texts = {f"data.columns.text{f'[{at}]' if several else ''}": name for at, name in enumerate(columns.texts)}
+        needed |= {**texts, **answer}
     if split in ("all", "train"):
         needed |= {"data.split.group": recipe.data.split.group, "data.split.time": recipe.data.split.time}
+    needed |= {f"data.where.{column}": column for column in recipe.data.where}
     fields = fields_of(recipe)
     needed |= {f"data.slices.{name}": column for name, column in slice_columns(recipe).items() if column not in fields}
     return {key: column for key, column in needed.items() if column is not None}

@@ -66,7 +66,7 @@ class Table:
     """(split or "all", field, state) of the fields of records (rows.py)."""
 
     def __len__(self) -> int:
-        return len(self.columns["line"])
+        return len(self.columns.get("line", ()))
 
     @cached_property
     def texts(self) -> Texts:
