@@ -27,7 +27,7 @@ from tasks import KINDS, privacy
 from tasks.chat import conversation
 from tasks.extraction import given_record
 from tasks.given import UnusableRowError, cell, check_characters
-from tasks.text import clean
+from tasks.text import UNSEEN, clean
 
 PLACES = ("verbatim", "rewrapped", "elsewhere")
 # Of the columns that a file has, how many are shown, and of each how much.
@@ -152,8 +152,8 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     messages = recipe.data.columns.messages
     given = task.given(values, recipe) if messages is None else conversation(values.get(messages), messages)
     raw, text = given.text, clean(given.text)
-    if not text:
-        raise UnusableRowError("no_text", "the text is empty")
+    if not UNSEEN.sub("", text).strip():
+        raise UnusableRowError("no_text", "the text is empty" + (", but for invisible characters" if text else ""))
     check_characters("text", text)
     check_characters("answer", given.target if isinstance(given.target, str) else json.dumps(given.target))
     found = {one.kind for one in privacy.find(text)}
