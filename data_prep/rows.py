@@ -152,7 +152,7 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     messages = recipe.data.columns.messages
     given = task.given(values, recipe) if messages is None else conversation(values.get(messages), messages)
     raw, text = given.text, clean(given.text)
-    if not UNSEEN.sub("", text).strip():
+    if not (text if text.isascii() else UNSEEN.sub("", text).strip()):
         raise UnusableRowError("no_text", "the text is empty" + (", but for invisible characters" if text else ""))
     check_characters("text", text)
     check_characters("answer", given.target if isinstance(given.target, str) else json.dumps(given.target))

@@ -36,6 +36,7 @@ _SIGNS = re.compile(
     rf"|-(?<=[a-f]-)(?<!\w[a-f]-)(?![{_DASH}\w])|!="
 )
 _NOT_WORDS = re.compile(r"[^\w]+|_+")
+_SIGN_OR_MARK = re.compile(r"[^\w ]|_")
 _QUOTED = re.compile(r"(?:^|(?<=[\r\n]))[\s>]*>")
 # What _SIGNS found, until the other punctuation is gone. NFKC leaves none of these in a text.
 _SAVED = {"-": "\uff0d", ".": "\uff0e", "#": "\uff03", "!=": "\u2260"}
@@ -64,7 +65,7 @@ def split_key(key: str) -> str:
 
     Keys once held no more than these. So rows stay in the splits that they had before keys knew signs and marks.
     """
-    return _NOT_WORDS.sub(" ", key).strip() or key
+    return _NOT_WORDS.sub(" ", key).strip() or key if _SIGN_OR_MARK.search(key) else key
 
 
 def label_key(label: str) -> str:
