@@ -87,6 +87,7 @@ def check(prepared: Prepared, rows: dict[str, Any], replaced: Sequence[str]) -> 
             keys = "".join(f"\n  {line}" for line in _hints(reasons, prepared.recipe, replaced))
             raise RecipeError(f"no rows are left for {name}: {rows['read']} were read{why}; see data.split{keys}")
     accounted = sum(rows["written"].values()) + sum(rows["rejected"].values()) + sum(rows["dropped"].values())
+    accounted += rows["filtered"]
     if accounted != rows["read"]:
         raise AssertionError(f"rows read {rows['read']} != written + rejected + dropped {accounted}")
     return torn
@@ -105,6 +106,8 @@ def _of_labels(prepared: Prepared) -> dict[str, tuple[int, dict[str, int], Count
     nothing = (0, dict.fromkeys(SPLITS, 0), Counter[str]())
     found = dict.fromkeys(prepared.descriptions, nothing)
     for at, one in enumerate(hashes.tolist()):
+        if one not in known:  # a rare label, left out
+            continue
         reasons = Counter({reason: int(gone[number, at]) for number, reason in enumerate(REASONS) if number})
         found[known[one]] = (int(read[at]), {name: int(written[name][at]) for name in SPLITS}, +reasons)
     return found

@@ -20,12 +20,14 @@ def summary(report: dict[str, Any], state: str) -> str:
     rows = report["rows"]
     written = ", ".join(f"{name} {count:,}" for name, count in rows["written"].items())
     lines = [f"data      {state}: {rows['read']:,} rows read; {written}"]
+    if rows["filtered"]:
+        lines.append(f"          {rows['filtered']:,} rows are not those that data.where asks for")
     left = {**rows["dropped"], **rows["rejected"]}
     if left:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in left.items())
         lines.append(f"          {sum(left.values()):,} left out ({reasons}): rejected.jsonl says which and why")
     lines += [f"          {line}" for line in (*_sources(report), *_limits(report))]
-    lines += [f"          {line}" for line in report["not_learnable"][:MOST]]
+    lines += [f"          {line}" for line in (*report["rare_labels"], *report["not_learnable"][:MOST])]
     lines += merged(report["labels"])
     doubted = _doubts(report["suspects"])
     found = {kind: one["rows"] for kind, one in report["personal_data"].items() if one["rows"] and not one["redacted"]}

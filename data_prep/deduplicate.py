@@ -44,6 +44,7 @@ REASONS = (
     "group_in_calibration",
     "not_before_test",
     "too_long_to_serve",
+    "rare_label",
 )
 
 

@@ -71,6 +71,8 @@ def shingles(key: str, kind: str) -> set[str]:
     if unit == "word":
         found = words(key)
         return {" ".join(found[at : at + n]) for at in range(len(found) - n + 1)} or {key}
+    if key.isascii():
+        return {key[at : at + n] for at in range(len(key) - n + 1)} or {key}
     shingled: set[str] = set()
     for run, dense in runs(key):
         length = max(2, n // 2) if dense else n

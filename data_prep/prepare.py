@@ -25,6 +25,7 @@ from data_prep import (
     balance,
     describe,
     lengths,
+    rare,
     read,
     report,
     sources,
@@ -38,6 +39,7 @@ from data_prep.deduplicate import Left, deduplicate
 from data_prep.rows import Rejected, check_columns, needed_columns
 from data_prep.source_row import SourceFile, SourceRow
 from data_prep.table import Table, Writer
+from data_prep.where import matches
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS
@@ -85,22 +87,23 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
         work = aside / ".work"
         with spread.over(_processes(recipe, found)) as pool:
             with steps("read and clean"):
-                table, unusable, read_from = _read(found, hashes, recipe, work, pool)
+                table, unusable, read_from, filtered = _read(found, hashes, recipe, work, pool)
             _check_ids(table)
             with steps("split"):
                 assigned = split.assign(table, recipe.data.split, {file.split for file in found})
             with steps("deduplicate"):
+                labels = spellings(table, recipe)
                 left, straddling = Left.none(len(table)), straddle.find(table, assigned.splits, recipe.data.split)
+                labels, rare_labels = rare.settle(table, labels, recipe, left)
                 if recipe.data.split.straddling == "drop":
                     straddle.leave(straddling, left)
                 deduplicate(table, assigned.splits, recipe, pool, left)
-        labels = spellings(table, recipe)
         balance.check_labels(labels, table)
         about = descriptions(labels, recipe)
         with steps("count tokens"):
             lengths.count(table, recipe, about, left)
             room = lengths.drop_too_long(table, assigned.splits, recipe, left)
-        prepared = describe.Prepared(recipe, table, assigned, left, labels, about, unusable, room)
+        prepared = describe.Prepared(recipe, table, assigned, left, labels, about, unusable, room, filtered)
         counted = describe.rows(prepared)
         not_learnable = balance.check(prepared, counted, replaced)
         with steps("doubt labels"):
@@ -119,6 +122,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
             "left_out": sources.left_out(recipe.data.source),
             "rows": counted,
             **describe.findings(prepared),
+            "rare_labels": rare_labels,
             "not_learnable": not_learnable,
             "straddling": {reason: len(rows) for reason, (rows, _) in straddling.items()},
             "slices": describe.slices(prepared, slices),
@@ -140,9 +144,11 @@ def _processes(recipe: Recipe, found: list[SourceFile]) -> int:
 
 def _read(
     found: list[SourceFile], hashes: list[str], recipe: Recipe, work: Path, pool: spread.Spread
-) -> tuple[Table, list[Rejected], list[dict[str, Any]]]:
-    """Reads all files into a table. Returns it, the rows that cannot be used, and what each file was found to be."""
+) -> tuple[Table, list[Rejected], list[dict[str, Any]], int]:
+    """Reads all files into a table. Returns it, the rows that cannot be used, what each file was found to be, and how
+    many rows are not those that data.where asks for."""
     unusable: list[Rejected] = []
+    filtered = 0
     told = []
     with Writer(work, recipe) as writer:
         for file, sha256 in zip(found, hashes, strict=True):
@@ -152,6 +158,7 @@ def _read(
             unusable += writer.add(file.name, given, counter, pool)
             if not counter.rows:
                 raise RecipeError(f"{file.name}: there are no rows below the header")
+            filtered += counter.filtered
             size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
             counts = {"rows_read": counter.rows, "detected": about}
             told.append({"split": file.split, "file": file.name, "sha256": sha256, **size, **counts})
@@ -160,23 +167,30 @@ def _read(
                 print(f"data      {guess}", file=sys.stderr)
         table = writer.table()
     balance.check_rejected(unusable, len(table) + len(unusable), recipe)
-    return table, unusable, told
+    if filtered and not len(table):
+        raise RecipeError(
+            f"data.where: none of {filtered} rows is among those asked for; compare it with the values there"
+        )
+    return table, unusable, told, filtered
 
 
 class _Counted:
     """The rows of a file, counted as they pass, the columns of the first readable one checked."""
 
     def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe) -> None:
-        self.rows, self._source, self._file, self._recipe = 0, rows, file, recipe
+        self.rows, self.filtered, self._source, self._file, self._recipe = 0, 0, rows, file, recipe
 
     def __iter__(self) -> Iterator[SourceRow]:
-        unchecked = True
+        unchecked, where = True, self._recipe.data.where
         for row in self._source:
             if unchecked and not row.problem:
                 check_columns(str(self._file.path), self._file.split, row.values, self._recipe)
                 unchecked = False
             self.rows += 1
-            yield row
+            if where and not row.problem and not matches(row.values, where):
+                self.filtered += 1
+            else:
+                yield row
 
 
 def spellings(table: Table, recipe: Recipe) -> dict[str, str]:

@@ -106,6 +106,7 @@ def segments(parts: Mapping[str, int], whole: int) -> list[View]:
 def flow(rows: Mapping[str, Any]) -> View:
     """Returns where the rows read went: the written ones by split, the others by reason, the most frequent first."""
     gone = {**rows["dropped"], **rows["rejected"]}
+    gone |= {"filtered": rows["filtered"]} if rows["filtered"] else {}
     gone = dict(sorted(gone.items(), key=lambda item: -item[1]))
     out, written = sum(gone.values()), sum(rows["written"].values())
     return {

@@ -27,7 +27,7 @@ from tasks import KINDS, privacy
 from tasks.chat import conversation
 from tasks.extraction import given_record
 from tasks.given import UnusableRowError, cell, check_characters
-from tasks.text import clean
+from tasks.text import UNSEEN, clean
 
 PLACES = ("verbatim", "rewrapped", "elsewhere")
 # Of the columns that a file has, how many are shown, and of each how much.
@@ -88,9 +88,12 @@ def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
     if columns.messages is not None:
         needed["data.columns.messages"] = columns.messages
     else:
-        needed |= {"data.columns.text": columns.text, **answer}
+        several = len(columns.texts) > 1
+        texts = {f"data.columns.text{f'[{at}]' if several else ''}": name for at, name in enumerate(columns.texts)}
+        needed |= {**texts, **answer}
     if split in ("all", "train"):
         needed |= {"data.split.group": recipe.data.split.group, "data.split.time": recipe.data.split.time}
+    needed |= {f"data.where.{column}": column for column in recipe.data.where}
     fields = fields_of(recipe)
     needed |= {f"data.slices.{name}": column for name, column in slice_columns(recipe).items() if column not in fields}
     return {key: column for key, column in needed.items() if column is not None}
@@ -149,8 +152,8 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     messages = recipe.data.columns.messages
     given = task.given(values, recipe) if messages is None else conversation(values.get(messages), messages)
     raw, text = given.text, clean(given.text)
-    if not text:
-        raise UnusableRowError("no_text", "the text is empty")
+    if not (text if text.isascii() else UNSEEN.sub("", text).strip()):
+        raise UnusableRowError("no_text", "the text is empty" + (", but for invisible characters" if text else ""))
     check_characters("text", text)
     check_characters("answer", given.target if isinstance(given.target, str) else json.dumps(given.target))
     found = {one.kind for one in privacy.find(text)}

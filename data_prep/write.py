@@ -73,6 +73,7 @@ def _dropped(row: int, table: Table, splits: Array, left: Left) -> Rejected:
         "duplicate": f"says the same as {who}, with the same answer",
         "too_long": f"{table.columns['tokens'][row]} tokens, more than train.max_length",
         "too_long_to_serve": f"{table.columns['tokens'][row]} tokens, more than serve.max_model_len",
+        "rare_label": "its label has fewer rows than data.rare_labels.min_rows",
         "not_before_test": f"not before {who}, the oldest test row with a time",
     }.get(reason, f"says the same as {who}")
     if reason.startswith("group_in_"):

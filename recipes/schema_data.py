@@ -141,8 +141,9 @@ class Source(Section):
 class Columns(Section):
     """Which column of the source holds what."""
 
-    text: Name = "text"
-    """The input. preference: text or a list of messages; `chosen` where the prompt stands inside both conversations."""
+    text: Name | Annotated[list[Name], Field(min_length=1)] = "text"
+    """The input; several columns are joined by `separator`, empty ones left out. preference: text or a list of
+    messages; `chosen` where the prompt stands inside both conversations."""
     label: Name = "label"
     """classification: the column of the label."""
     target: Name | None = None
@@ -154,8 +155,15 @@ class Columns(Section):
     """preference: the worse answer, in the same form."""
     messages: Name | None = None
     """A column of chat messages, in place of text and answer: the last assistant turn is the answer."""
+    separator: str = "\n\n"
+    """What stands between the texts of several columns."""
     id: Name | None = None
     """A column of unique row ids; without it, ids are made from the file and the row number."""
+
+    @property
+    def texts(self) -> list[str]:
+        """Returns the columns of the input."""
+        return [self.text] if isinstance(self.text, str) else list(self.text)
 
 
 class Split(Section):
@@ -189,6 +197,16 @@ class Split(Section):
         return self
 
 
+class RareLabels(Section):
+    """What becomes of labels that are found in the rows and have few of them."""
+
+    min_rows: Annotated[int, Field(ge=2)]
+    do: Literal["drop", "other", "fail"]
+    """drop: their rows leave; other: they become one label; fail: the stage stops and names them."""
+    other: Name = "other"
+    """With do: other, the name of that label."""
+
+
 class Deduplicate(Section):
     """Which rows count as the same."""
 
@@ -214,6 +232,11 @@ class Data(Section):
 
     source: Source
     columns: Columns = Columns()
+    where: dict[Name, str | int | float | bool | list[str | int | float | bool | None] | None] = {}
+    """Which rows are meant: {column: value, or list of values}, all of them; null is an empty cell. The others are
+    counted and are otherwise not there."""
+    rare_labels: RareLabels | None = None
+    """classification with labels: auto: what becomes of labels with few rows."""
     split: Split = Split()
     deduplicate: Deduplicate = Deduplicate()
     conflicts: Literal["drop", "majority", "fail"] = "drop"

@@ -18,7 +18,7 @@ from insource.stats.metric_stats import Tally
 from recipes.schema import Recipe
 from recipes.schema_data import Task
 from tasks import labels as spelling
-from tasks.given import Given, UnusableRowError, cell, label_of, text_of
+from tasks.given import Given, UnusableRowError, cell, input_of, label_of
 from tasks.parsed import Parsed
 from tasks.text import clean
 
@@ -76,7 +76,7 @@ def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
     """Returns the text and the label of a source row, as they stand there."""
     columns = recipe.data.columns
     label = label_of(values.get(columns.label), columns.label)
-    return Given("", text_of(values.get(columns.text), columns.text), label)
+    return Given("", input_of(values, columns), label)
 
 
 def target_text(target: str, recipe: Recipe, hide: Callable[[str], str]) -> str:

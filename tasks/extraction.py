@@ -22,7 +22,7 @@ from recipes.schema import Recipe
 from recipes.schema_data import Task
 from recipes.schema_fields import nullable
 from tasks.fields import RULES, Field, canonical, check, effective, in_words, json_text, literal, rule
-from tasks.given import Given, UnusableRowError, cell, text_of
+from tasks.given import Given, UnusableRowError, cell, input_of
 from tasks.parsed import Parsed
 from tasks.values import normalize
 
@@ -114,7 +114,7 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
 def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
     """Returns the text and the record of a source row, as they stand there."""
     columns, schema = recipe.data.columns, recipe.task.json_schema
-    text = text_of(values.get(columns.text), columns.text)
+    text = input_of(values, columns)
     if columns.target is not None:
         return Given("", text, values.get(columns.target))
     fields: Any = (schema or {})["properties"]

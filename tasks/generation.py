@@ -17,7 +17,7 @@ from insource.stats import metric_stats
 from insource.stats.metric_stats import Tally
 from recipes.schema import Recipe
 from recipes.schema_data import Task
-from tasks.given import Given, cell, free_text, text_of
+from tasks.given import Given, cell, free_text, input_of
 from tasks.parsed import Parsed
 from tasks.text import clean, duplicate_key
 from tasks.words import words
@@ -65,7 +65,7 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
 def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
     """Returns the text and the answer of a source row, as they stand there."""
     columns = recipe.data.columns
-    return Given("", text_of(values.get(columns.text), columns.text), values.get(columns.target or "target"))
+    return Given("", input_of(values, columns), values.get(columns.target or "target"))
 
 
 def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:

@@ -5,9 +5,11 @@ out  Given("", "my parcel is late", "delivery_delay")
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from recipes.schema_data import Columns
 from tasks.text import clean
 
 
@@ -42,6 +44,12 @@ def text_of(value: object, column: str) -> str:
         hint = "data.columns.messages reads chats" if chat else "name a column that holds text"
         raise UnusableRowError("bad_text", f"column {column!r} holds {_kind(value)}, and a text is needed; {hint}")
     return cell(value)
+
+
+def input_of(values: Mapping[str, Any], columns: Columns) -> str:
+    """Returns the input of a row: the text of its column, or those of several, empty ones left out."""
+    texts = [text_of(values.get(column), column) for column in columns.texts]
+    return texts[0] if len(texts) == 1 else columns.separator.join(text for text in texts if text.strip())
 
 
 def label_of(value: object, column: str) -> str:

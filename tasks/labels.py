@@ -13,6 +13,7 @@ from tasks.text import UNSEEN, clean, label_key
 _key = lru_cache(maxsize=65536)(label_key)
 
 
+@lru_cache(maxsize=65536)
 def clean_label(label: str) -> str:
     """Returns the label without white space at its edges and without characters that show nothing."""
     return clean(UNSEEN.sub("", label))

@@ -25,7 +25,7 @@ from tasks.generation import EMPTY
 from tasks.generation import Spec as Spec
 from tasks.generation import messages as messages
 from tasks.generation import specify as specify
-from tasks.given import Given, UnusableRowError, free_text, text_of
+from tasks.given import Given, UnusableRowError, free_text, input_of
 from tasks.parsed import Parsed
 from tasks.text import clean
 
@@ -75,16 +75,17 @@ def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
     columns = recipe.data.columns
     names = (columns.chosen, columns.rejected)
     sides: list[Any] = [values.get(name) for name in names]
-    prompt = values.get(columns.text)
-    inside = columns.text in names
+    column = columns.text if isinstance(columns.text, str) else ""
+    prompt = values.get(column)
+    inside = column in names
     talks = _talks(sides, names, inside)
     if talks:
         sides = [answer_of(talk[-1]) for talk in talks]
         prompt = talks[0][:-1] or (None if inside else prompt)
     if isinstance(prompt, list):
-        system, text = asked(prompt if talks and talks[0][:-1] else messages_of(prompt, columns.text))
+        system, text = asked(prompt if talks and talks[0][:-1] else messages_of(prompt, column))
     else:
-        system, text = "", text_of(prompt, columns.text)
+        system, text = "", "" if inside else input_of(values, columns)
     _check_prompt(text, sides)
     return Given(system, text, dict(zip(SIDES, sides, strict=True)))
 

@@ -35,6 +35,8 @@ _SIGNS = re.compile(
     rf"[{_DASH}](?<![\w.].)(?=\.?\d)|\.(?<![\w.]\.)(?=\d)|#(?<=[^\W\d_]#)(?!\w)"
     rf"|-(?<=[a-f]-)(?<!\w[a-f]-)(?![{_DASH}\w])|!="
 )
+_NOT_WORDS = re.compile(r"[^\w]+|_+")
+_SIGN_OR_MARK = re.compile(r"[^\w ]|_")
 _QUOTED = re.compile(r"(?:^|(?<=[\r\n]))[\s>]*>")
 # What _SIGNS found, until the other punctuation is gone. NFKC leaves none of these in a text.
 _SAVED = {"-": "\uff0d", ".": "\uff0e", "#": "\uff03", "!=": "\u2260"}
@@ -50,11 +52,20 @@ def clean(text: str) -> str:
 def duplicate_key(text: str) -> str:
     """Returns what two texts share that say the same but for case, punctuation and spacing (see DUPLICATE_KEY).
 
-    A text of punctuation alone is its own key: "?" and "!" are not the same message.
+    A text of punctuation alone, or of invisible characters, is its own key: "?" and "!" are not the same message.
     """
     folded = _folded(text)
     plain = _QUOTED.sub(" ", folded) if ">" in folded else folded
-    return " ".join(_SIGNS.sub(_saved, plain).translate(_KEPT).split()) or " ".join(folded.split())
+    key = " ".join(_SIGNS.sub(_saved, plain).translate(_KEPT).split()) or " ".join(folded.split())
+    return key or " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def split_key(key: str) -> str:
+    """Returns what decides where the rows of a duplicate key go: its letters and digits.
+
+    Keys once held no more than these. So rows stay in the splits that they had before keys knew signs and marks.
+    """
+    return _NOT_WORDS.sub(" ", key).strip() or key if _SIGN_OR_MARK.search(key) else key
 
 
 def label_key(label: str) -> str:

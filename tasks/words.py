@@ -26,7 +26,7 @@ _SIGNS = frozenset("-+<>=$%#.")
 def words(key: str) -> list[str]:
     """Returns the words of a duplicate key, each character of a script without spaces as one; ASCII signs are none,
     unless there is nothing else."""
-    found = _WORD.findall(key) if _HAS_UNSPACED.search(key) else key.split()
+    found = key.split() if key.isascii() or not _HAS_UNSPACED.search(key) else _WORD.findall(key)
     return [word for word in found if word not in _SIGNS] or found
 
 

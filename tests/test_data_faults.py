@@ -160,6 +160,7 @@ def test_json_columns_of_parquet_are_what_they_hold(tmp_path: Path) -> None:
     ("row", "told"),
     [
         ({"text": "hello", "label": ["a", "b"]}, "bad_label: column 'label' holds a list, and a row has one label"),
+        ({"text": "\u200b\ufeff", "label": "a"}, "no_text: the text is empty, but for invisible characters"),
         ({"text": "hello", "label": {"name": "a"}}, "bad_label: column 'label' holds an object"),
         ({"text": {"body": "hello"}, "label": "a"}, "bad_text: column 'text' holds an object"),
         ({"text": ["hello", "again"], "label": "a"}, "bad_text: column 'text' holds a list"),

@@ -1,10 +1,13 @@
 """Text identity: what two texts share that say the same, in every script, and what near-duplicates are made of."""
 
+import re
+import unicodedata
+
 import pytest
 
 from data_prep import near
 from data_prep.suspects import terms
-from tasks.text import duplicate_key
+from tasks.text import duplicate_key, split_key
 from tasks.words import words
 
 
@@ -46,6 +49,20 @@ def test_texts_that_a_sign_tells_apart_have_keys_of_their_own(one: str, other: s
 )
 def test_texts_that_say_the_same_have_one_key(one: str, other: str) -> None:
     assert duplicate_key(one) == duplicate_key(other)
+
+
+def test_a_text_of_which_nothing_is_seen_has_a_key_and_words() -> None:
+    assert duplicate_key("\u00ad") != duplicate_key("\u200b") != ""
+    assert words(duplicate_key("<")) == ["<"]
+
+
+@pytest.mark.parametrize(
+    "text", ["-5% of \u20ac90!", "I write C# and C++", "great \U0001f44d", "\u0915\u093e\u0932", "a_b"]
+)
+def test_rows_go_where_their_letters_and_digits_send_them(text: str) -> None:
+    # What keys were before they held signs and marks: splits of data that is prepared anew stay as they were.
+    before = re.sub(r"[^\w]+|_+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    assert split_key(duplicate_key(text)) == before
 
 
 def test_words_are_characters_where_a_script_puts_no_spaces_and_no_ascii_signs() -> None:

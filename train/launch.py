@@ -40,14 +40,15 @@ LAST_SECONDS = 10.0
 def main(arguments: argparse.Namespace) -> int:
     """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
     runs = run.runs_folder(arguments.runs)
-    named = identity.named if arguments.dry_run else identity.claimed
-    loaded = named(load(arguments.recipe, arguments.set, arguments.hardware), runs)
+    given = load(arguments.recipe, arguments.set, arguments.hardware)
+    loaded = identity.named(given, runs)
     for line in heading(loaded):
         print(line, file=sys.stderr)
     if arguments.dry_run:
         print(run.to_yaml(loaded.recipe), end="")
         return command.DONE
     _on_hand(loaded.recipe)
+    loaded = identity.claimed(given, runs)
     # Until there is a worker to pass it on to, a SIGTERM is what Ctrl-C is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parent = runs / loaded.name
