@@ -219,6 +219,6 @@ def _check_ids(table: Table) -> None:
     if len(twice):
         row, other = int(order[twice[0] + 1]), int(order[twice[0]])
         raise RecipeError(
-            f"{table.place(row)}: id {table.texts.value('id', row)!r} stands at {table.place(other)} already; "
-            "ids must differ, or leave data.columns.id out"
+            f"{table.place(row)}: id {spelling.shown(table.texts.value('id', row))} stands at {table.place(other)} "
+            "already; ids must differ, or leave data.columns.id out"
         )

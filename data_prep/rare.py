@@ -12,7 +12,7 @@ from data_prep.table import Table, target_hash
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import RareLabels
-from tasks.labels import shown
+from tasks.labels import clean_label, find, shown
 
 # Labels that a message names.
 MOST = 10
@@ -39,9 +39,12 @@ def settle(table: Table, labels: dict[str, str], recipe: Recipe, left: Left) -> 
     if settings.do == "drop":
         left.drop(mine, "rare_label")
         return {written: label for written, label in labels.items() if label not in rare}, [f"{told}: left out"]
-    table.columns["target"][mine] = target_hash(settings.other, recipe)
-    together = {written: settings.other if label in rare else label for written, label in labels.items()}
-    return together, [f"{told}: now {shown(settings.other)}"]
+    # A label of that name may be there already, however it is spelt.
+    common = [label for label in counts if label not in rare]
+    other = find(settings.other, common, recipe.data.normalize_labels) or clean_label(settings.other)
+    table.columns["target"][mine] = target_hash(other, recipe)
+    together = {written: other if label in rare else label for written, label in labels.items()}
+    return together, [f"{told}: now {shown(other)}"]
 
 
 def _told(rare: list[str], counts: Counter[str], settings: RareLabels) -> str:

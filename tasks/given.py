@@ -4,6 +4,7 @@ in   {"message": "my parcel is late", "queue": "delivery_delay"}
 out  Given("", "my parcel is late", "delivery_delay")
 """
 
+import ast
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,12 +55,22 @@ def input_of(values: Mapping[str, Any], columns: Columns) -> str:
 
 def label_of(value: object, column: str) -> str:
     """Returns the label of a column. Raises UnusableRowError over a list or an object: that is no label."""
-    if isinstance(value, list):
+    if _is_list(value):
         several = "for several labels a row, take kind extraction with an array of an enum"
         raise UnusableRowError("bad_label", f"column {column!r} holds a list, and a row has one label; {several}")
     if isinstance(value, dict):
         raise UnusableRowError("bad_label", f"column {column!r} holds an object, and a label is a text")
     return cell(value)
+
+
+def _is_list(value: object) -> bool:
+    """Whether a value is a list, also as tables write one: ["a", "b"] or ['a', 'b']."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return isinstance(value, list)
+    try:
+        return isinstance(ast.literal_eval(value.strip()), list)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
 
 
 def _kind(value: object) -> str:

@@ -6,9 +6,8 @@ import unicodedata
 import pytest
 
 from data_prep import near
-from data_prep.suspects import terms
 from tasks.text import duplicate_key, split_key
-from tasks.words import words
+from tasks.words import terms, words
 
 
 @pytest.mark.parametrize(
