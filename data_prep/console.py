@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from data_prep.sources import split_named
 from tasks.labels import shown
 
 # Lines of one kind that are shown.
@@ -43,6 +44,9 @@ def _sources(report: Mapping[str, Any]) -> list[str]:
     if given:
         named = ", ".join(f"{one['file']} is {one['split']}" for one in given[:MOST])
         lines.append(f"given splits are kept: {named}{', ...' if len(given) > MOST else ''}")
+    elif len({split_named(one["file"]) for one in report["sources"]} - {None}) > 1:
+        named = ", ".join(one["file"] for one in report["sources"][:MOST])
+        lines.append(f"{named}{', ...' if len(report['sources']) > MOST else ''} are mixed, and split anew")
     if left := report["left_out"]:
         more = f" and {len(left) - MOST} more" if len(left) > MOST else ""
         lines.append(f"not read, for their kind or because they are hidden: {', '.join(left[:MOST])}{more}")

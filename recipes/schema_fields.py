@@ -5,7 +5,7 @@
         "buyer": {"type": "string", "maxLength": 40}, "codes": {"type": "array", "maxItems": 5, "items": {...}}}}
 
 A keyword is allowed where the output constraint enforces it (`tasks/extraction.py`): what a recipe asks for and nothing
-holds the model to would count against the model.
+holds the model to would count against the model. `ordered: true` says that the order of an array's entries counts.
 """
 
 from collections.abc import Collection, Mapping
@@ -65,7 +65,9 @@ def _check_field(field: Any, at: str) -> None:
         raise ValueError(f"{at}: not supported: {field!r} instead of a type; give type or enum")
     kinds = _kinds(field)
     if kinds == ["array"]:
-        _only(field, (*ABOUT, "type", "items", "maxItems"), at)
+        _only(field, (*ABOUT, "type", "items", "maxItems", "ordered"), at)
+        if not isinstance(field.get("ordered", False), bool):
+            raise ValueError(f"{at}.ordered: given {field['ordered']!r}, allowed: true or false")
         if not field.get("maxItems"):
             raise ValueError(f"{at}: an array needs maxItems of at least 1, so that every answer ends")
         items = field.get("items")
