@@ -27,8 +27,7 @@ def summary(report: dict[str, Any], state: str) -> str:
     if left:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in left.items())
         lines.append(f"          {sum(left.values()):,} left out ({reasons}): rejected.jsonl says which and why")
-    lines += [f"          {line}" for line in (*_sources(report), *_limits(report))]
-    lines += [f"          {line}" for line in (*report["rare_labels"], *report["not_learnable"][:MOST])]
+    lines += [f"          {line}" for line in notes(report)]
     lines += merged(report["labels"])
     doubted = _doubts(report["suspects"])
     found = {kind: one["rows"] for kind, one in report["personal_data"].items() if one["rows"] and not one["redacted"]}
@@ -36,6 +35,12 @@ def summary(report: dict[str, Any], state: str) -> str:
     if doubted or personal:
         lines.append(f"          {', '.join(doubted + personal)}")
     return "\n".join(lines)
+
+
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each thing that was decided over rows: which files are splits, what straddles them, by which
+    limits rows left, what became of rare labels, which labels cannot be learnt."""
+    return [*_sources(report), *_limits(report), *report["rare_labels"], *report["not_learnable"][:MOST]]
 
 
 def _sources(report: Mapping[str, Any]) -> list[str]:

@@ -67,12 +67,13 @@ def rejected(path: Path, unusable: Iterable[Rejected], table: Table, splits: Arr
 
 def _dropped(row: int, table: Table, splits: Array, left: Left) -> Rejected:
     reason, other = REASONS[left.reason[row]], int(left.other[row])
+    prompt = table.columns["tokens"][row] - table.columns["answer_tokens"][row]
     who = f"{table.texts.value('id', other)} in {SPLITS[splits[other]]}" if other >= 0 else ""
     detail = {
         "conflict": f"says the same as {who}, with another answer",
         "duplicate": f"says the same as {who}, with the same answer",
         "too_long": f"{table.columns['tokens'][row]} tokens, more than train.max_length",
-        "too_long_to_serve": f"{table.columns['tokens'][row]} tokens, more than serve.max_model_len",
+        "too_long_to_serve": f"{prompt} tokens, and with the longest answer more than a served model takes",
         "rare_label": "its label has fewer rows than data.rare_labels.min_rows",
         "not_before_test": f"not before {who}, the oldest test row with a time",
     }.get(reason, f"says the same as {who}")
