@@ -165,7 +165,8 @@ def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Arra
     """What is kept in memory of each row. Every array has one entry a row."""
     seed = recipe.data.split.seed
     task = KINDS[recipe.task.kind]
-    targets = [task.comparable(row.target, recipe) for row in rows]
+    same = {target: task.comparable(target, recipe) for target in {row.target for row in rows}}
+    targets = [same[row.target] for row in rows]
     subjects = (task.subject(key, target) for key, target in zip(keys, targets, strict=True))
     units = [split_key(key) if row.group is None else row.group for row, key in zip(rows, keys, strict=True)]
     contents = ("\x1f".join((row.text, row.target, row.group or "")) for row in rows)

@@ -359,6 +359,10 @@ def test_pairs_of_whole_conversations_as_texts_are_split_at_their_last_answer(tm
             {"prompt": "why? Sorry about that, it is on its way.", "chosen": "Sorry about that, it is on its way.",
              "rejected": "no"}, "prompt", "the prompt ends in one of the answers",
         ),
+        (
+            {"prompt": [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "So."}],
+             "chosen": "So. ", "rejected": "no"}, "prompt", "the prompt ends in one of the answers",
+        ),
     ],
 )  # fmt: skip
 def test_a_pair_whose_prompt_holds_the_answer_is_refused(tmp_path: Path, row: Any, text: str, told: str) -> None:
