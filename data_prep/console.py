@@ -55,6 +55,10 @@ def _sources(report: Mapping[str, Any]) -> list[str]:
     if left := report["left_out"]:
         more = f" and {len(left) - MOST} more" if len(left) > MOST else ""
         lines.append(f"not read, for their kind or because they are hidden: {', '.join(left[:MOST])}{more}")
+    for one in given:
+        if lacks := one["lacks"]:
+            columns = " and ".join(map(repr, lacks))
+            lines.append(f"{one['file']} has no column {columns}: whether train rows straddle it is not known")
     for reason, rows in report["straddling"].items():
         told = "left out" if reason in report["rows"]["dropped"] else "kept; data.split.straddling=drop leaves them out"
         lines.append(f"{rows:,} train rows {STRADDLING[reason]} ({told})")

@@ -118,6 +118,13 @@ def test_groups_that_straddle_given_splits_are_counted_told_and_by_choice_left_o
     assert not {row["group"] for row in splits["train"]} & {row["group"] for row in splits["test"]}
 
 
+def test_a_given_file_without_groups_is_told_of(tmp_path: Path) -> None:
+    put(tmp_path / "train.jsonl", [{**row, "who": f"c{n % 20}"} for n, row in enumerate(labelled(160))])
+    put(tmp_path / "test.jsonl", labelled(200)[160:])
+    _, report = prepared(tmp_path, "{source: {train: train.jsonl, test: test.jsonl}, split: {group: who}}")
+    assert "test.jsonl has no column 'who': whether train rows straddle it is not known" in console.summary(report, "x")
+
+
 def test_train_rows_that_are_not_older_than_a_given_test_are_counted_and_by_choice_left_out(tmp_path: Path) -> None:
     put(tmp_path / "train.jsonl", [{**row, "at": f"2026-01-{1 + n // 8:02d}"} for n, row in enumerate(labelled(160))])
     put(tmp_path / "test.jsonl", [{**row, "at": "2026-01-15"} for row in labelled(180)[160:]])
