@@ -48,7 +48,7 @@ _SIGNS = re.compile(
 _NOT_WORDS = re.compile(r"[^\w]+|_+")
 _SIGN_OR_MARK = re.compile(r"[^\w ]|_")
 # The marks of a quoted mail, unless what follows is a number: "> 5 days".
-_QUOTED = re.compile(r"(?:^|(?<=[\r\n]))[\s>]*>(?![ \t>]*[-+.\d$\u20ac\u00a3\u00a5\u2212])")
+_QUOTED = re.compile(r"(?:^|(?<=[\r\n]))[\s>]*>(?![ \t>]*[-+\u2212]?[$\u20ac\u00a3\u00a5]?\.?\d)")
 # What _SIGNS found, until the other punctuation is gone. NFKC leaves none of these in a text but the smileys.
 _SAVED = {"-": "\uff0d", ".": "\uff0e", "#": "\uff03", "!=": "\u2260", "*": "\uff0a", "/": "\uff0f", "^": "\uff3e",
           "\u2044": "\uff0f", ")": "\u263a", "(": "\u2639"}  # fmt: skip
@@ -86,12 +86,12 @@ def label_key(label: str) -> str:
     A hyphen or an underscore between two words is a space. Every other mark stays: -1 is not 1, A- is not A, C++ is not
     C. Quotation marks and dashes are the ones of the keyboard. A label of separators alone is its own key.
     """
-    folded = _DASHES.sub("-", _folded(label.translate(_STRAIGHT)))
+    folded = _DASHES.sub("-", _folded(label.replace("\u00b4", "'")).translate(_STRAIGHT))
     spaced = " ".join(_UNDERSCORES.sub(" ", folded).split())
     return _HYPHENS.sub(" ", spaced) or folded
 
 
-_STRAIGHT = str.maketrans("\u2018\u2019\u201b\u02bc\u00b4\u201c\u201d\u201e\u201f", "'" * 5 + '"' * 4)
+_STRAIGHT = str.maketrans("\u2018\u2019\u201b\u02bc\u201c\u201d\u201e\u201f", "'" * 4 + '"' * 4)
 _UNDERSCORES = re.compile(r"(?<=[^\s_])_+(?=[^\s_])|(?<=\s)_+(?=\s)")
 _HYPHENS = re.compile(r"(?<=[^\s-])-(?=[^\s-])| (?:- )+|(?<=[^\W\d])--+(?=[^\W\d])")
 

@@ -201,6 +201,16 @@ def test_an_oserror_of_a_stage_is_a_line_and_not_a_traceback(error: OSError, tol
     assert told in capsys.readouterr().err  # type: ignore[attr-defined]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_an_output_that_cannot_be_written_is_told_in_words(tmp_path: Path) -> None:
+    recipe_in(tmp_path / "acme")
+    asked = [sys.executable, "-m", "data_prep", str(tmp_path / "acme" / "tickets.yaml"), "--dry-run"]
+    with Path("/dev/full").open("w") as full:
+        answer = subprocess.run(asked, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert answer.returncode == command.FAILED
+    assert answer.stderr.splitlines()[-1].startswith("failed: No space left on device; free some space")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists() or os.geteuid() != 0, reason="needs mount")
 def test_a_full_disk_while_preparing_is_told_and_leaves_nothing(tmp_path: Path, python: Command) -> None:
     recipe_in(tmp_path / "acme", rows=4000)

@@ -79,7 +79,7 @@ def test_hwu64_rows_of_one_status_and_intents_of_few_rows(tmp_path: Path) -> Non
         intent = "cooking_recipe" if n % 60 == 7 else ("set", "query", "remove")[n % 3]
         status = ("", "", "", "IRR", "MOD")[n % 5]
         annotated = f"{text} [time : 5 pm]"
-        rows.append([n % 12, n, intent, status, annotated, "", text, f"{text}?"])
+        rows.append([n % 80, n, intent, status, annotated, "", text, f"{text}?"])
     write_csv(tmp_path / "annotated.csv", [head, *rows], delimiter=";")
     splits, report = prepared(
         tmp_path,
