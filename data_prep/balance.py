@@ -31,9 +31,15 @@ KEYS = {
 }
 
 
-def check_rejected(rejected: list[Rejected], rows_read: int, recipe: Recipe) -> None:
-    """Raises RecipeError where more rows than data.max_rejected cannot be used: the reasons, and the first places."""
-    if len(rejected) <= recipe.data.max_rejected * rows_read:
+def check_rejected(rejected: list[Rejected], usable: int, filtered: int, recipe: Recipe) -> None:
+    """Raises RecipeError where none of the rows that data.where asks for can be used, or more than data.max_rejected of
+    them cannot: the reasons, and the first places."""
+    rows_read = usable + len(rejected)
+    if filtered and not rows_read:
+        raise RecipeError(
+            f"data.where: none of {filtered} rows is among those asked for; compare it with the values there"
+        )
+    if usable and len(rejected) <= recipe.data.max_rejected * rows_read:
         return
     reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(row.reason for row in rejected).most_common())
     lines = [f"  {row.file}:{row.line}  {row.reason}: {row.detail}" for row in rejected[:5]]
@@ -81,7 +87,7 @@ def check(prepared: Prepared, rows: dict[str, Any], replaced: Sequence[str]) -> 
         raise RecipeError("\n".join([f"labels with too few rows{some}:", *mistakes[:MOST], *hints, merge]))
     for name in ("train", "validation", "test"):
         if not rows["written"][name]:
-            reasons = Counter(rows["dropped"])
+            reasons = Counter(rows["dropped"]) + Counter(rows["rejected"])
             why = f" ({_told(reasons)})" if reasons else ""
             keys = "".join(f"\n  {line}" for line in _hints(reasons, prepared, replaced))
             raise RecipeError(f"no rows are left for {name}: {rows['read']} were read{why}; see data.split{keys}")

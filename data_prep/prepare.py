@@ -166,11 +166,7 @@ def _read(
                 guess = f"{file.name} is no UTF-8: read as {about['encoding']}; data.source.encoding says it for sure"
                 print(f"data      {guess}", file=sys.stderr)
         table = writer.table()
-    balance.check_rejected(unusable, len(table) + len(unusable), recipe)
-    if filtered and not len(table):
-        raise RecipeError(
-            f"data.where: none of {filtered} rows is among those asked for; compare it with the values there"
-        )
+    balance.check_rejected(unusable, len(table), filtered, recipe)
     return table, unusable, told, filtered
 
 

@@ -252,6 +252,15 @@ def test_rows_that_no_served_model_could_be_asked_leave_and_those_of_test_are_co
     assert f"{served['test_rows_that_do_not_fit']} test rows are more than serve.max_model_len" in told
 
 
+@pytest.mark.parametrize("more", ["", ", split: {time: at}"])
+def test_a_source_of_which_no_row_can_be_used_is_refused_however_many_may_be_rejected(
+    tmp_path: Path, more: str
+) -> None:
+    put(tmp_path / "rows.jsonl", [{**row, "label": "", "at": "2026-01-01"} for row in labelled(30)])
+    told = refused(tmp_path, f"{{source: {{path: rows.jsonl}}, max_rejected: 0.99{more}}}")
+    assert "30 of 30 rows cannot be used (no_label 30)" in told
+
+
 def test_what_the_base_can_look_at_is_a_limit_too(tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(POCKET, base, ignore=shutil.ignore_patterns("*.safetensors"))
