@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from recipes import command
-from recipes.errors import RecipeError, StageError
+from recipes.errors import RecipeError
 from recipes.load import RECIPES, Loaded
 from tracking import files
 
@@ -90,16 +90,22 @@ def _other_owner(folder: Path, loaded: Loaded) -> str | None:
 def _same_data(folder: Path, loaded: Loaded) -> bool | None:
     """Whether data that were prepared here are those of the recipe; None where that cannot be told."""
     reports = (files.read_json(path) for path in folder.glob(".data/*/data.json"))
-    kept = [{(one["split"], one["sha256"]) for one in report["sources"]} for report in reports]
-    if not kept:
+    # Plain files alone: what `datasets` saved has one hash for several.
+    plain = (report["sources"] for report in reports if all("bytes" in one for one in report["sources"]))
+    kept = [{one["sha256"] for one in sources} for sources in plain]
+    there = [path for paths in loaded.recipe.data.source.given.values() for one in paths for path in _files(one)]
+    if not kept or not there:
         return None
-    from data_prep import sources  # late: it imports this package
+    mine = {files.sha256(path) for path in there}
+    return any(one <= mine for one in kept)
 
-    source = loaded.recipe.data.source
-    try:
-        return {(file.split, sources.sha256(file, source)) for file in sources.find(source)} in kept
-    except (RecipeError, StageError):
-        return None
+
+def _files(given: str) -> list[Path]:
+    """The files behind a path of a recipe: itself, those of a folder, or those of a pattern."""
+    path = Path(given)
+    paths = [path] if path.exists() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    every = (one.rglob("*") if one.is_dir() else [one] for one in paths)
+    return [one for several in every for one in several if one.is_file()]
 
 
 def _free_name(loaded: Loaded, parent: Path) -> str:
