@@ -13,7 +13,7 @@ import hashlib
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def _same_data(folder: Path, loaded: Loaded) -> bool | None:
 def _files(given: str) -> list[Path]:
     """The files behind a path of a recipe: itself, those of a folder, or those of a pattern."""
     path = Path(given)
-    paths = [path] if path.exists() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    paths: Iterable[Path] = [path] if path.exists() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
     every = (one.rglob("*") if one.is_dir() else [one] for one in paths)
     return [one for several in every for one in several if one.is_file()]
 
