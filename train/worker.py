@@ -61,6 +61,8 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     train_rows, validation_rows = rows_of(run, "train", hashes), rows_of(run, "validation", hashes)
     task = KINDS[recipe.task.kind]
     spec = task.specify(recipe.task, labels_of(run))
+    if hasattr(spec, "normalize_labels"):
+        spec = replace(spec, normalize_labels=recipe.data.normalize_labels)
     told = teller(run)
 
     tokenizer = render.tokenizer_of(recipe.model)
