@@ -215,17 +215,23 @@ def key_for(address: Address) -> str | None:
     return key
 
 
-def memory_problem(plan: Plan, available_bytes: int) -> str | None:
-    """Returns why a model does not fit into the main memory that is free, None where it does or nobody can tell."""
+def memory_needed(plan: Plan) -> int | None:
+    """Returns the bytes of main memory that weights and cache take on a CPU, None where nobody can tell."""
     folder = Path(plan.model)
     if not plan.use_cpu or not folder.is_dir():
         return None
     weights = servable.weight_bytes(folder, 4 if plan.dtype == "float32" else 2)
-    needed = weights + int(plan.serve.cpu_cache_gib * 2**30)
-    if needed <= available_bytes:
+    return weights + int(plan.serve.cpu_cache_gib * 2**30)
+
+
+def memory_problem(plan: Plan, available_bytes: int) -> str | None:
+    """Returns why a model does not fit into the main memory that is free, None where it does or nobody can tell."""
+    needed = memory_needed(plan)
+    if needed is None or needed <= available_bytes:
         return None
+    cache = int(plan.serve.cpu_cache_gib * 2**30)
     return (
-        f"not enough memory: weights ({weights / 2**30:.1f} GiB in {plan.dtype}) and cache "
+        f"not enough memory: weights ({(needed - cache) / 2**30:.1f} GiB in {plan.dtype}) and cache "
         f"({plan.serve.cpu_cache_gib:g} GiB) need {needed / 2**30:.1f} GiB, and {available_bytes / 2**30:.1f} GiB are "
         "free; take serve.model=quantized/int8, serve.dtype=bfloat16 or a smaller serve.cpu_cache_gib"
     )

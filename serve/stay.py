@@ -7,8 +7,9 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from recipes import command
 from recipes.errors import GateError, RecipeError, StageError
@@ -101,13 +102,24 @@ def shown(asked: engine.Plan, address: Address, with_key: bool) -> str:
     return " ".join([*variables, shlex.join(engine.command(asked, address))])
 
 
-def started(vllm: Engine, say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)) -> float:
+def started(vllm: Engine) -> float:
     """Starts vLLM and waits for it, with progress. Returns the seconds that it took."""
+    begin(vllm)
+    return wait(vllm)
+
+
+def begin(vllm: Engine) -> None:
+    """Starts vLLM, and says so. Raises RecipeError where its port is taken."""
+    print(f"vllm      starting {vllm.plan.name}, log {os.path.relpath(vllm.log)}", file=sys.stderr, flush=True)
+    vllm.start()
+
+
+def wait(vllm: Engine) -> float:
+    """Waits for vLLM with progress. Returns the seconds since its start. Raises StageError where it ends or takes too
+    long."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    say(f"vllm      starting {vllm.plan.name}, log {os.path.relpath(vllm.log)}")
-    vllm.start()
     with console.status("starting", spinner="dots") as status:
 
         def show(seconds: float, line: str) -> None:
@@ -115,7 +127,7 @@ def started(vllm: Engine, say: Callable[[str], None] = lambda line: print(line, 
             status.update(f"{seconds:3.0f} s  {line[:room]}", spinner_style="dim")
 
         seconds = vllm.wait_ready(show)
-    say(f"vllm      up after {seconds:.0f} s")
+    print(f"vllm      {vllm.plan.name} up after {seconds:.0f} s", file=sys.stderr, flush=True)
     return seconds
 
 
@@ -169,9 +181,16 @@ def watch(vllm: Engine) -> None:
         print(f"ready     again after {started(vllm):.0f} s", flush=True)
 
 
+class Stoppable(Protocol):
+    """An engine, or several."""
+
+    def stop(self) -> None:
+        """Ends what was started."""
+
+
 @contextmanager
-def stopped_at_the_end(vllm: Engine) -> Iterator[None]:
-    """Stops the engine however the block ends; SIGTERM and a lost terminal end it as Ctrl-C does."""
+def stopped_at_the_end(vllm: Stoppable) -> Iterator[None]:
+    """Stops engines however the block ends; SIGTERM and a lost terminal end it as Ctrl-C does."""
     before = {one: signal.signal(one, signal.default_int_handler) for one in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
