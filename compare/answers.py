@@ -159,10 +159,10 @@ def last(backend: Backend, identity: Any, question: Question, journal: Path) -> 
 
 def known_usd(backend: Backend, identity: Any, questions: Sequence[Question], journal: Path) -> float:
     """Returns what was paid, or may have been paid, for these questions by earlier invocations."""
-    rows = {row.key: row for row in journals.read(journal)}
     body = WIRES[backend.wire].body
     keys = {key_of(identity, body(backend, one.request), one.repeat) for one in questions}
-    return sum((row.usd or 0.0) + row.unsure_usd for key, row in rows.items() if key in keys)
+    # Every line of a question, not only the last: each attempt that another invocation repeated may have been paid for.
+    return sum((row.usd or 0.0) + row.unsure_usd for row in journals.read(journal) if row.key in keys)
 
 
 def row_of(

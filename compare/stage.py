@@ -50,7 +50,7 @@ def main(arguments: argparse.Namespace) -> int:
     running = [one for one in chosen if one.name not in left_out]
     for line in heading(loaded, here, running, missing):
         print(line, file=sys.stderr)
-    preflight.check(recipe, running)
+    preflight.check(first_request.place_of(here, loaded.name, recipe), running)
     if arguments.dry_run:
         print(*summary.estimated(here, recipe, running), sep="\n")
         return command.DONE
