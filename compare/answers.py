@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backends.ask import WIRES, replies
-from backends.exchange import Backend, Received, Reply, Request, Usage
+from backends.exchange import Backend, Reply, Request
 from compare import journal as journals
 from compare.journal import Answered as Answered
 from compare.journal import Journal, key_of
@@ -165,50 +165,6 @@ def known_usd(backend: Backend, identity: Any, questions: Sequence[Question], jo
     return sum((row.usd or 0.0) + row.unsure_usd for row in journals.read(journal) if row.key in keys)
 
 
-def row_of(
-    question: Question,
-    key: str,
-    request_sha256: str,
-    received: Received | None,
-    *,
-    asked: str,
-    error: str | None = None,
-    final: bool = True,
-    usd: float | None = None,
-    unsure_usd: float = 0.0,
-    batch: bool = False,
-    refused: bool = False,
-    latency_seconds: float | None = None,
-    attempt_latencies_seconds: tuple[float, ...] = (),
-) -> Answered:
-    """Returns the line of the journal for what became of a question."""
-    usage = received.usage if received else Usage()
-    return Answered(
-        key=key,
-        id=question.id,
-        repeat=question.repeat,
-        request_sha256=request_sha256,
-        output=received.output if received else None,
-        model_id=received.model_id if received else None,
-        finish_reason=received.finish_reason if received else None,
-        log_probability=received.log_probability if received else None,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-        cached_tokens=usage.cached_tokens,
-        latency_seconds=latency_seconds,
-        attempt_latencies_seconds=attempt_latencies_seconds,
-        error=error,
-        final=final,
-        usd=usd,
-        unsure_usd=unsure_usd,
-        batch=batch,
-        asked=asked,
-        refused=refused,
-        probabilities=received.probabilities if received else None,
-    )
-
-
 def _sorted(
     backend: Backend, identity: Any, questions: Sequence[Question], rows: Mapping[str, Answered]
 ) -> tuple[list[tuple[Question, Answered]], dict[str, list[Question]]]:
@@ -285,7 +241,7 @@ async def _write(a_round: Round, rows: asyncio.Queue[Answered | None]) -> None:
 
 def _row(a_round: Round, reply: Reply) -> Answered:
     purse, received = a_round.purse, reply.received
-    return row_of(
+    return journals.row_of(
         a_round.waiting[reply.id][0],
         reply.id,
         reply.request_sha256,

@@ -277,7 +277,7 @@ def test_a_provider_that_wants_to_be_left_alone_is(path: Path, address: str, pro
 
 
 def row(number: int) -> Answered:
-    return answers.row_of(question(f"T{number}", "?"), f"{number:064}", "9f2c", None, asked="2026-11-21T10:00:00Z")
+    return journal.row_of(question(f"T{number}", "?"), f"{number:064}", "9f2c", None, asked="2026-11-21T10:00:00Z")
 
 
 def written(path: Path, rows: int) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backends import ask as asking
-from compare import completeness, first_request, providers, score, stage, summary, systems
+from compare import comparisons, completeness, first_request, providers, score, stage, summary, systems
 from compare.gathered import Gathered, Place
 from compare.predictions import Answer
 from recipes.errors import RecipeError
@@ -194,7 +194,7 @@ def test_rows_that_were_refused_for_how_they_were_asked_are_never_wrong(
         systems.System("tuned", "tuned", "tuned"), [Answer(one.id, "billing_dispute") for one in found.test]
     )
     every = [score.scored(one, here.material, None) for one in (tuned, found)]
-    (paired,) = [one for one in score.comparisons(every, None) if one["metric"] == "accuracy"]
+    (paired,) = [one for one in comparisons.paired_differences(every, None) if one["metric"] == "accuracy"]
     assert paired["n"] == 6 and paired["delta"] == 0, "compared on the rows that were put to both"
 
 
