@@ -88,7 +88,7 @@ class Baseline(Section):
     """The environment variable with the key; by default the provider's own, at the provider's own address alone: for a
     base_url on another host, name one. Keys never stand in a recipe."""
     path: Name | None = None
-    """For provider file: JSONL with {"id", "output"} a line, and what else is known of the answer."""
+    """For provider file: JSONL, CSV, TSV, JSON or Parquet with id and output, and what else is known of the answer."""
     encoding: Name = "auto"
     """For provider file: the encoding of the file; auto: as its bytes say."""
     name: Name | None = None
