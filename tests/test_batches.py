@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from compare import batch, journal
 from compare.spend import Budget
 from recipes.errors import RecipeError, StageError
 from tests import provider_rules
-from tests.collecting import Price, backend, collect, killed, outputs, questions
+from tests.collecting import Price, backend, collect, killed, outputs, pending, questions
 from tests.faulty_provider import Batch, Provider, label, running
 
 ROWS = 120
@@ -42,12 +41,6 @@ def provider() -> Provider:
 def address(provider: Provider) -> Iterator[str]:
     with running(provider) as address:
         yield address
-
-
-def pending(path: Path) -> dict[str, Any] | None:
-    """What stands in the file of the batch that is on its way."""
-    file = path.with_suffix(".batch.json")
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 @both
