@@ -8,7 +8,7 @@ from aiohttp import web
 
 from tests import provider_rules
 from tests.faulty_provider import FILTERED, SIGNED, Batch, Json, Provider, completion, error, message, prompt_of
-from tests.provider_rules import Refused
+from tests.provider_checks import Refused
 
 REVOKED = Refused(401, "The API key was revoked.")
 

@@ -23,6 +23,7 @@ from typing import Any
 from aiohttp import web
 
 from tests import provider_rules
+from tests.provider_checks import Refused
 
 LABELS = ("late", "lost", "broken")
 # As often as they stand here; a timeout costs a test seconds.
@@ -190,12 +191,12 @@ class Provider:
         self.charged.append(tokens(body))
         return self.answer(prompt_of(body))
 
-    def strictly(self, api: str, headers: Any, body: Json) -> provider_rules.Refused | None:
+    def strictly(self, api: str, headers: Any, body: Json) -> Refused | None:
         """Returns how the API would refuse a request."""
         refused = provider_rules.refusal(api, headers, body)
         for name in (name for name in self.picky if name in body):
             told = f"Unsupported parameter: '{name}' is not supported with this model."
-            refused = provider_rules.Refused(400, told, name, "unsupported_parameter")
+            refused = Refused(400, told, name, "unsupported_parameter")
         if refused:
             self.broken_rules[refused.message] += 1
         return refused
