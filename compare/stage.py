@@ -113,6 +113,9 @@ def compared(
 ) -> dict[str, Any]:
     """Asks, scores and decides. Returns scores.json, which is written with everything else."""
     running, refused = first_request.of_all(first_request.place_of(here, name, recipe), running)
+    for one in running:
+        for name in one.left_out:
+            run.fallback(here, "compare", f"{one.title}: asked without {name}, which its provider refuses")
     sha256 = material.test_sha256(here)
     opened = plan.open_test(here, recipe.compare.primary, sha256)
     print(
