@@ -33,7 +33,7 @@ def endpoint(drift: float = 0.0, mixed_up: bool = False) -> Provider:
         for at, question in enumerate(body["questions"]):
             text = texts[at - 1] if mixed_up else texts[at]
             (one,) = decision({**body, "input": text, "questions": [question]}, label(text))["answers"]
-            for chance in one["probabilities"]:
+            for chance in one.get("probabilities", []):
                 chance["probability"] += -drift * at if chance["value"] == one["choice"] else drift * at / 2
             told.append(one)
         return {**decision({**body, "questions": body["questions"][:1]}, label("")), "answers": told}
