@@ -11,6 +11,7 @@ figure that is NaN is to be named with its key.
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,11 +107,11 @@ def _number(text: str) -> int | float | str | None:
     if not text.strip():
         return None
     # Python reads 1_000 as a number, and nobody who writes a table does.
-    for kind in (int, float) if "_" not in text else ():
-        try:
-            return kind(text)
-        except ValueError:
-            continue
+    if "_" not in text:
+        with suppress(ValueError):
+            return int(text)
+        with suppress(ValueError):
+            return float(text)
     return text
 
 

@@ -9,10 +9,11 @@ is checked here ends the comparison. Nothing here is sent to anybody; the first 
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from backends.ask import WIRES
 from backends.exchange import Backend
-from compare import answers_file, prices, providers
+from compare import answers_file, instructions, prices, providers, questions
 from compare.gathered import Place
 from compare.systems import System
 from recipes.errors import RecipeError
@@ -60,8 +61,10 @@ def unaskable(place: Place, running: Sequence[System]) -> Iterator[str]:
             continue
         try:
             backend = providers.remote(one.baseline, place.material, one.left_out)
-            question = providers.first(place, one).questions[0]
-            WIRES[backend.wire].body(backend, question.request)
+            # Examples change nothing of this, and to look for them takes a while.
+            plain = replace(instructions.variants(one)[0], shots=0)
+            (request,) = questions.requests(plain, place.material, place.material.train[:1])
+            WIRES[backend.wire].body(backend, request)
             asyncio.run(_client(backend))
         except RecipeError as error:
             told = str(error)

@@ -137,7 +137,9 @@ def test_too_many_labels_for_an_endpoint_that_decides_are_refused_in_words(
         name: [{**row, "id": name + row["id"], "input": {"text": name}} for row in rows] for name in ("train", "test")
     }
     here = place(tmp_path, recipe, tokenizer, splits, primary=None)
-    with pytest.raises(RecipeError, match=r"api: decisions takes 2 to 255 labels, and the task has 256; .* api: chat"):
+    with pytest.raises(
+        RecipeError, match=r"api: decisions takes 2 to 255 labels, and the task has 256 \(openai .*\); .* api: chat"
+    ):
         first_request.of_all(here, closed(here))
     assert not provider.seen
 
