@@ -43,6 +43,8 @@ class First:
         """Returns what the console shows."""
         if self.answer is None or self.why_not:
             return f"refused   {self.system.name}: {self.why_not}"
+        if self.answer.error:
+            return f"asked     {self.system.name}: takes requests, and refuses this train row for what it says"
         told = f"asked     {self.system.name}: answers, model {self.answer.model_id}"
         if self.answer.input_tokens is not None:
             told += f", {self.answer.input_tokens:,} tokens read, {self.answer.output_tokens or 0:,} written"
@@ -87,7 +89,8 @@ def ask(place: Place, system: System, budget: Budget) -> First:
                 return First(system, None, found.why_incomplete or "not asked")
         refused = refusals.parameter(answer.error or "", optional)
         if refused is None or refused in system.left_out:
-            return First(system, answer, answer.error)
+            # What is final lies in the row: too long, or filtered. The next row may be neither.
+            return First(system, answer, None if answer.final else answer.error)
         print(f"left out  {refused}, which {system.name} refuses: {answer.error}", file=sys.stderr, flush=True)
         system = replace(system, left_out=(*system.left_out, refused))
 

@@ -14,7 +14,7 @@ from compare import first_request, stage
 from recipes.errors import RecipeError
 from recipes.load import load
 from tests.closed_place import at_the_sdks_own_address, closed, compared, made, place, right_answers, two_labels
-from tests.faulty_provider import Json, Provider, completion, message, running
+from tests.faulty_provider import ABOUT_THE_ROW, Json, Provider, completion, message, running
 from tests.test_first_request import WITH_CLOSED
 
 CHAT = "openai:gpt-6-luna"
@@ -118,6 +118,17 @@ def test_a_rate_limit_that_outlasts_all_attempts_is_no_refusal_of_the_model(
     provider.refuse = lambda prompt, before: None
     again = compared(here, closed(here))["systems"][CHAT]
     assert again["rows"]["answered"] == 60 and again["reused"] == 54
+
+
+def test_a_first_row_that_is_filtered_says_nothing_of_the_others(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = one_baseline(tmp_path, tokenizer)
+    provider.answer = last_word
+    provider.refuse = lambda prompt, before: (ABOUT_THE_ROW, {}) if "train 0: " in prompt else None
+    told = compared(here, closed(here))["systems"][CHAT]
+    assert "takes requests, and refuses this train row for what it says" in capsys.readouterr().err
+    assert told["complete"] and told["rows"]["answered"] == 60
 
 
 def cut_chat(body: Json, text: str) -> Json:
