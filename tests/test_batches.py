@@ -233,7 +233,8 @@ def test_3080_rows_are_asked_once_in_a_batch_though_the_process_is_killed(
     provider.ended = False
     killed(address, path, wire, "batch", 3080, when=lambda: bool((pending(path) or {}).get("id")))
     provider.ended = True
-    found = collect(address, path, questions(3080), wire, mode="batch", budget=Budget(50))
+    patient = backend(address, wire, timeout_seconds=60.0)
+    found = collect(address, path, questions(3080), wire, mode="batch", budget=Budget(50), backend=patient)
     assert found.complete and len(provider.batches) == 1 and not provider.broken_rules
     assert outputs(found) == {(f"T{at:06}", 0): label(f"row {at}") for at in range(3080)}
     assert len(journal.read(path)) == 3080
