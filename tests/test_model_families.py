@@ -111,7 +111,7 @@ def test_log_probabilities_are_asked_for_where_the_family_tells_them(model: str,
 
 def test_a_model_that_is_not_known_is_not_asked_in_batches() -> None:
     sent(Baseline(provider="openai", model="gpt-6-luna", mode="batch"))
-    with pytest.raises(RecipeError, match="not known that model-of-2028 is served in batches .*; set mode: live"):
+    with pytest.raises(RecipeError, match=r"not known that model-of-2028 is served in batches .*; set mode: live"):
         sent(Baseline(provider="openai", model="model-of-2028", mode="batch"))
 
 
