@@ -159,7 +159,7 @@ def test_answers_that_the_output_limit_cuts_are_told_apart_from_wrong_ones(
     assert scores["systems"][name]["invalid"] == {"unfinished": 60}
     assert scores["verdict"]["choice"] == "inconclusive"
     assert "really answered 0.0% of the rows (60 cut)" in scores["verdict"]["reasons"][0]["says"]
-    assert "60 cut" in (here.here.folder / "report.md").read_text(encoding="utf-8")
+    assert "0 of 60 (60 cut)" in (here.here.folder / "report.md").read_text(encoding="utf-8")
     assert "60 cut" in (here.here.folder / "report.html").read_text(encoding="utf-8")
 
 
