@@ -139,8 +139,8 @@ def main(arguments: argparse.Namespace) -> int:
     loaded, here = run.of_call(arguments)
     place = first_request.place_of(here, loaded.name, asked_now(loaded, here))
     chosen = [one for one in systems.closed(place.recipe) if one.baseline and one.baseline.api == "decisions"]
-    for one in systems.not_run(chosen, place.recipe):
-        raise RecipeError(f"{one.title} cannot be asked: {one.why}")
+    if missing := systems.not_run(chosen, place.recipe):
+        raise RecipeError("\n".join(f"{one.title} cannot be asked: {one.why}" for one in missing))
     if not chosen:
         raise RecipeError(f"{loaded.name} has no baseline with api: decisions")
     preflight.check(place, chosen)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from backports import zstd
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compare import answers_file, predictions, prices, score
@@ -68,6 +68,7 @@ def refused(folder: Path, text: str | bytes, rules: Rules = AS_BY_DEFAULT, **bas
     return str(error.value)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(blacklist_categories=["Cs"])), st.sampled_from(["\n", "\r\n", "\r"]))
 def test_any_text_of_an_answer_is_one_line_of_the_file(tmp_path_factory: Any, text: str, end: str) -> None:
     """JSON escapes line feeds and carriage returns; what else Python calls a line end is a character like any other."""
