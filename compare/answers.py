@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backends.ask import WIRES, replies
-from backends.exchange import Backend, Received, Reply, Request, Usage
+from backends.exchange import Backend, Reply, Request
 from compare import journal as journals
 from compare.journal import Answered as Answered
 from compare.journal import Journal, key_of
@@ -159,54 +159,10 @@ def last(backend: Backend, identity: Any, question: Question, journal: Path) -> 
 
 def known_usd(backend: Backend, identity: Any, questions: Sequence[Question], journal: Path) -> float:
     """Returns what was paid, or may have been paid, for these questions by earlier invocations."""
-    rows = {row.key: row for row in journals.read(journal)}
     body = WIRES[backend.wire].body
     keys = {key_of(identity, body(backend, one.request), one.repeat) for one in questions}
-    return sum((row.usd or 0.0) + row.unsure_usd for key, row in rows.items() if key in keys)
-
-
-def row_of(
-    question: Question,
-    key: str,
-    request_sha256: str,
-    received: Received | None,
-    *,
-    asked: str,
-    error: str | None = None,
-    final: bool = True,
-    usd: float | None = None,
-    unsure_usd: float = 0.0,
-    batch: bool = False,
-    refused: bool = False,
-    latency_seconds: float | None = None,
-    attempt_latencies_seconds: tuple[float, ...] = (),
-) -> Answered:
-    """Returns the line of the journal for what became of a question."""
-    usage = received.usage if received else Usage()
-    return Answered(
-        key=key,
-        id=question.id,
-        repeat=question.repeat,
-        request_sha256=request_sha256,
-        output=received.output if received else None,
-        model_id=received.model_id if received else None,
-        finish_reason=received.finish_reason if received else None,
-        log_probability=received.log_probability if received else None,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-        cached_tokens=usage.cached_tokens,
-        latency_seconds=latency_seconds,
-        attempt_latencies_seconds=attempt_latencies_seconds,
-        error=error,
-        final=final,
-        usd=usd,
-        unsure_usd=unsure_usd,
-        batch=batch,
-        asked=asked,
-        refused=refused,
-        probabilities=received.probabilities if received else None,
-    )
+    # Every line of a question, not only the last: each attempt that another invocation repeated may have been paid for.
+    return sum((row.usd or 0.0) + row.unsure_usd for row in journals.read(journal) if row.key in keys)
 
 
 def _sorted(
@@ -285,7 +241,7 @@ async def _write(a_round: Round, rows: asyncio.Queue[Answered | None]) -> None:
 
 def _row(a_round: Round, reply: Reply) -> Answered:
     purse, received = a_round.purse, reply.received
-    return row_of(
+    return journals.row_of(
         a_round.waiting[reply.id][0],
         reply.id,
         reply.request_sha256,

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from backends.exchange import Request
+from backends.exchange import Received, Request, Usage
 from recipes.errors import StageError
 
 
@@ -139,6 +139,50 @@ def key_of(identity: Any, body: Mapping[str, Any], repeat: int) -> str:
     JSON that says who answers."""
     told = json.dumps([identity, body, repeat], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def row_of(
+    question: Question,
+    key: str,
+    request_sha256: str,
+    received: Received | None,
+    *,
+    asked: str,
+    error: str | None = None,
+    final: bool = True,
+    usd: float | None = None,
+    unsure_usd: float = 0.0,
+    batch: bool = False,
+    refused: bool = False,
+    latency_seconds: float | None = None,
+    attempt_latencies_seconds: tuple[float, ...] = (),
+) -> Answered:
+    """Returns the line of the journal for what became of a question."""
+    usage = received.usage if received else Usage()
+    return Answered(
+        key=key,
+        id=question.id,
+        repeat=question.repeat,
+        request_sha256=request_sha256,
+        output=received.output if received else None,
+        model_id=received.model_id if received else None,
+        finish_reason=received.finish_reason if received else None,
+        log_probability=received.log_probability if received else None,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        cached_tokens=usage.cached_tokens,
+        latency_seconds=latency_seconds,
+        attempt_latencies_seconds=attempt_latencies_seconds,
+        error=error,
+        final=final,
+        usd=usd,
+        unsure_usd=unsure_usd,
+        batch=batch,
+        asked=asked,
+        refused=refused,
+        probabilities=received.probabilities if received else None,
+    )
 
 
 def line_of(row: Answered) -> str:

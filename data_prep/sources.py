@@ -109,14 +109,14 @@ def _at(key: str, split: str, given: str) -> tuple[list[SourceFile], list[str]]:
 def _file(key: str, split: str, path: Path, name: str) -> SourceFile:
     if not path.is_file():
         raise RecipeError(f"{key}: {path} is neither a file nor a folder; write what it holds to a file")
-    known = _kind(path)
+    known = kind_of(path)
     if known is None:
         raise RecipeError(f"{key}: {path.name}: unknown kind of file {path.suffix!r}; known: {KNOWN}")
     return SourceFile(split, path, name, *known)
 
 
-def _kind(path: Path) -> tuple[str, str | None] | None:
-    """What the suffixes say: ("csv", "gz") of rows.csv.gz; None where they say nothing that can be read."""
+def kind_of(path: Path) -> tuple[str, str | None] | None:
+    """Returns what the suffixes say: ("csv", "gz") of rows.csv.gz; None where they say nothing that can be read."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
     if compression:
@@ -165,7 +165,7 @@ def _sorted_out(key: str, split: str, given: str, every: list[tuple[Path, str]])
     """Splits the files of a folder into those to read and the rest; a dot opens names that are not meant as data."""
     found, skipped = [], []
     for path, name in every:
-        if _kind(path) is None or path.name.startswith("."):
+        if kind_of(path) is None or path.name.startswith("."):
             skipped.append(name)
         elif path.is_symlink() and not path.exists():
             raise RecipeError(f"{key}: {name} is a link to {path.readlink()}, and there is nothing")

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from compare import batch, journal
 from compare.spend import Budget
 from recipes.errors import RecipeError, StageError
 from tests import provider_rules
-from tests.collecting import Price, backend, collect, killed, outputs, questions
+from tests.collecting import Price, backend, collect, killed, outputs, pending, questions
 from tests.faulty_provider import Batch, Provider, label, running
 
 ROWS = 120
@@ -42,12 +41,6 @@ def provider() -> Provider:
 def address(provider: Provider) -> Iterator[str]:
     with running(provider) as address:
         yield address
-
-
-def pending(path: Path) -> dict[str, Any] | None:
-    """What stands in the file of the batch that is on its way."""
-    file = path.with_suffix(".batch.json")
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 @both
@@ -240,7 +233,8 @@ def test_3080_rows_are_asked_once_in_a_batch_though_the_process_is_killed(
     provider.ended = False
     killed(address, path, wire, "batch", 3080, when=lambda: bool((pending(path) or {}).get("id")))
     provider.ended = True
-    found = collect(address, path, questions(3080), wire, mode="batch", budget=Budget(50))
+    patient = backend(address, wire, timeout_seconds=60.0)
+    found = collect(address, path, questions(3080), wire, mode="batch", budget=Budget(50), backend=patient)
     assert found.complete and len(provider.batches) == 1 and not provider.broken_rules
     assert outputs(found) == {(f"T{at:06}", 0): label(f"row {at}") for at in range(3080)}
     assert len(journal.read(path)) == 3080
