@@ -19,6 +19,8 @@ TESTS    := OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses $(WORKERS) --dist
 export HARDWARE RUNS FRESH RUN FORCE REGISTRY
 # Without bytecode, as container images often set it, every process would compile torch and vLLM anew: 10 to 15 s each.
 unexport PYTHONDONTWRITEBYTECODE
+# Modules come from the lock and from here, whatever the shell that calls make has before them.
+unexport PYTHONPATH
 .DEFAULT_GOAL := help
 .PHONY: help setup doctor run data train export serve parity compare dashboard deploy rollback gateway models lint types test test-all check bench lock schema
 
