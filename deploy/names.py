@@ -32,11 +32,17 @@ def fields(body: bytes) -> Fields:
 
 
 def value(told: Fields, key: str) -> Any:
-    """Returns a value that may be a text or a number, None where there is none or it is something else."""
+    """Returns a value that may be a text or a number, None where there is none or it is something else.
+
+    Raises ValueError for a text that is none, such as half a surrogate.
+    """
     raw = bytes(told[key]).lstrip() if key in told else b""
     if not raw or raw[:1] in b"[{":
         return None
-    return msgspec.json.decode(raw)
+    try:
+        return msgspec.json.decode(raw)
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from None
 
 
 def number(told: Fields, key: str) -> float | None:

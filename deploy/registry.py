@@ -121,7 +121,7 @@ def roll_back(place: Path, to: str | None) -> tuple[str, str]:
         wanted = to or before(place, here)
         if wanted is None:
             raise RecipeError(f"{here} is the only version that was ever deployed below {place}")
-        if not whole(place / "versions" / wanted):
+        if wanted not in {line["to"] for line in history(place)} or not whole(place / "versions" / wanted):
             there = ", ".join(sorted(path.name for path in (place / "versions").iterdir() if whole(path)))
             raise RecipeError(f"there is no whole version {wanted} below {place}; there are {there or 'none'}")
         about = files.read_json(place / "versions" / wanted / "version.json")

@@ -199,7 +199,7 @@ def test_what_the_registry_does_not_hold_is_not_gone_back_to(trained: Callable[[
     elsewhere = registry.promote(other, trained("two"), [])
     shutil.copytree(other / "versions" / elsewhere, place / "versions" / elsewhere)
     for to in (elsewhere, f"../../other/versions/{elsewhere}", "..", ""):
-        with pytest.raises(RecipeError, match="no whole version|only version"):
+        with pytest.raises(RecipeError, match=r"no whole version|only version"):
             registry.roll_back(place, to)
     assert registry.current(place) == version
 
