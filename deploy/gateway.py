@@ -38,6 +38,10 @@ STOP_SECONDS = 3.0
 """For vLLM to end, until it is killed."""
 
 
+class BrokeOffError(Exception):
+    """vLLM answers nothing, whatever it is asked."""
+
+
 class Gateway:
     """The door, the engine behind it, and which version of each model is loaded there."""
 
@@ -51,7 +55,7 @@ class Gateway:
         self._announced = False
         self._said = ""
         self._ended_workers: set[int] = set()
-        self._probe: asyncio.Task[None] | None = None
+        self._probe: asyncio.Task[bool] | None = None
         self._silent_since: float | None = None
 
     async def change_over(self) -> None:
@@ -63,13 +67,13 @@ class Gateway:
             try:
                 began = time.monotonic()
                 agreement = await self.load(place, wanted)
+            except BrokeOffError as error:
+                # No fault of the version: it is loaded when vLLM answers again.
+                self.say_once(f"vllm      broke off while {place.name}@{wanted} was loaded: {error}")
+                return
             except (StageError, RecipeError) as error:
                 self.refuse(place, wanted, error)
                 continue
-            except (ClientError, TimeoutError) as error:
-                # No fault of the version: it is loaded when vLLM answers again.
-                self.say_once(f"vllm      broke off while {place.name}@{wanted} was loaded: {type(error).__name__}")
-                return
             self.door.versions[place.name] = wanted
             seconds = time.monotonic() - began
             say(f"current   {place.name}@{wanted}: {agreement:.1%} of its reference answers, after {seconds:.1f} s")
@@ -97,17 +101,21 @@ class Gateway:
         """Loads a version beside the others. Returns the share of its reference answers that vLLM gives.
 
         Raises RecipeError where it cannot be served, StageError where vLLM does not load it or answers otherwise, and
-        aiohttp's ClientError where vLLM breaks off.
+        BrokeOffError where vLLM answers nothing any more.
         """
         served = await in_thread(of_version, place, version)
         if told := await in_thread(not_beside, self.vllm.plan, served):
             raise RecipeError(told)
-        name = f"{place.name}@{version}"
-        async with asyncio.timeout(LOAD_TIMES_LONGER * self.hang_seconds), wire.session(self.vllm.address) as asking:
-            if version not in self.loaded[place.name]:
-                await wire.load_adapter(asking, name, str(served.folder))
-                self.loaded[place.name].add(version)
-            agreement = await in_thread(_agreement, served, name, self.vllm.address)
+        try:
+            async with asyncio.timeout(LOAD_TIMES_LONGER * self.hang_seconds):
+                agreement = await self._loaded(served, version)
+        except (ClientError, TimeoutError) as error:
+            raise BrokeOffError(type(error).__name__) from None
+        except StageError as error:
+            # A refusal of one version is its own, if another one is answered.
+            if not await self.answers():
+                raise BrokeOffError(str(error)) from None
+            raise
         floor = self.parity if plan.same_weights(served, self.vllm.plan.serve) else recall.OTHER_WEIGHTS
         if agreement < floor:
             raise StageError(
@@ -115,6 +123,14 @@ class Gateway:
                 "(serve.parity.same_weights)"
             )
         return agreement
+
+    async def _loaded(self, served: Served, version: str) -> float:
+        name = f"{served.name}@{version}"
+        async with wire.session(self.vllm.address) as asking:
+            if version not in self.loaded[served.name]:
+                await wire.load_adapter(asking, name, str(served.folder))
+                self.loaded[served.name].add(version)
+            return await in_thread(_agreement, served, name, self.vllm.address)
 
     async def tidy(self) -> None:
         """Takes out versions that answer no more, once nothing is on its way to them."""
@@ -177,20 +193,26 @@ class Gateway:
             self._silent_since = None
         if now - heard > PROBE_SECONDS and (self._probe is None or self._probe.done()):
             self._silent_since = self._silent_since or now
-            self._probe = asyncio.create_task(self._ask_for_a_token())
+            self._probe = asyncio.create_task(self.answers())
         return now - self._silent_since if self._silent_since else 0.0
 
-    async def _ask_for_a_token(self) -> None:
-        """Asks a model for one token: the wire of vLLM answers `GET /health` although nothing computes any more."""
+    async def answers(self) -> bool:
+        """Returns whether vLLM gives a token within hang_seconds. Its wire answers `GET /health` although nothing
+        computes any more behind it."""
         names = ["@".join(one) for one in self.door.versions.items()] or [self.vllm.plan.name]
         body = {"model": names[0], "prompt": "a", "max_tokens": 1}
         try:
-            async with wire.session(self.vllm.address) as asking, asking.post("/v1/completions", json=body) as answer:
+            async with (
+                asyncio.timeout(self.hang_seconds),
+                wire.session(self.vllm.address) as asking,
+                asking.post("/v1/completions", json=body) as answer,
+            ):
                 await answer.read()
-                if answer.status < 500:
-                    self.door.heard()
         except (ClientError, TimeoutError):
-            await asyncio.sleep(POLL_SECONDS)
+            return False
+        if answer.status < 500:
+            self.door.heard()
+        return answer.status < 500
 
     async def revive(self, why: str) -> None:
         """Starts vLLM again, with the versions that answered. Raises StageError where it does not come up."""
@@ -221,8 +243,8 @@ class Gateway:
             if version := self.door.versions.get(place.name):
                 try:
                     await self.load(place, version)
-                except (ClientError, TimeoutError) as error:
-                    raise StageError(f"vLLM broke off while a version was loaded: {type(error).__name__}") from None
+                except BrokeOffError as error:
+                    raise StageError(f"vLLM broke off while {place.name}@{version} was loaded: {error}") from None
                 except (StageError, RecipeError) as error:
                     del self.door.versions[place.name]
                     self.refuse(place, version, error)
