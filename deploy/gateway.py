@@ -61,22 +61,20 @@ class Gateway:
     async def change_over(self) -> None:
         """Makes every model answer with the version that its registry folder says, one after the other."""
         for place in self.places:
-            wanted = await in_thread(self.wanted, place)
-            if wanted is None:
-                continue
-            try:
+            while wanted := await in_thread(self.wanted, place):
                 began = time.monotonic()
-                agreement = await self.load(place, wanted)
-            except BrokeOffError as error:
-                # No fault of the version: it is loaded when vLLM answers again.
-                self.say_once(f"vllm      broke off while {place.name}@{wanted} was loaded: {error}")
-                return
-            except (StageError, RecipeError) as error:
-                self.refuse(place, wanted, error)
-                continue
-            self.door.versions[place.name] = wanted
-            seconds = time.monotonic() - began
-            say(f"current   {place.name}@{wanted}: {agreement:.1%} of its reference answers, after {seconds:.1f} s")
+                try:
+                    agreement = await self.load(place, wanted)
+                except BrokeOffError as error:
+                    # No fault of the version: it is loaded when vLLM answers again.
+                    self.say_once(f"vllm      broke off while {place.name}@{wanted} was loaded: {error}")
+                    return
+                except (StageError, RecipeError) as error:
+                    self.refuse(place, wanted, error)
+                    continue
+                self.door.versions[place.name] = wanted
+                seconds = time.monotonic() - began
+                say(f"current   {place.name}@{wanted}: {agreement:.1%} of its reference answers, after {seconds:.1f} s")
 
     def wanted(self, place: Path) -> str | None:
         """Returns the version that is to answer next, None where the one that answers is right: the current version, or

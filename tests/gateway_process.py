@@ -145,8 +145,12 @@ class Place:
         try:
             yield Gateway(port, process, log, self.folder)
         finally:
-            process.kill()
-            process.wait()
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def safetensors(mark: str) -> bytes:

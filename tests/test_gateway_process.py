@@ -38,18 +38,15 @@ def test_versions_that_cannot_be_served_are_told_once_and_the_old_one_goes_on(pl
         assert "serve.of_a_later_day" in told and f"{one} goes on" in told
         other = place.deploy("other", answered="something else")
         assert "gives 0.0% of its reference answers" in gateway.says(f"refused   {NAME}@{other}: ")
-        cut = place.deploy("cut")
-        gateway.says(f"current   {NAME}@{cut}")
-        (place.registry / "versions" / one / "adapter" / "reference.jsonl").unlink()
-        place.will("end_at_unload")
+        (place.registry / "versions" / other / "adapter" / "prompt.json").write_text("{}", encoding="utf-8")
         two = place.deploy("two")
         gateway.says(f"current   {NAME}@{two}")
         assert version_of(gateway.answers()) == two
         assert gateway.text().count("refused   ") == 2
         with pytest.raises(RecipeError, match="no whole version"):
-            registry.roll_back(place.registry, one)
-        registry.roll_back(place.registry, other)  # whole, and refused before: deployed again, it is asked again
-        gateway.says(f"refused   {NAME}@{other}", times=2)
+            registry.roll_back(place.registry, other)
+        registry.roll_back(place.registry, newer)  # whole, and refused before: deployed again, it is looked at again
+        gateway.says(f"refused   {NAME}@{newer}", times=2)
         assert version_of(gateway.answers()) == two
 
 
