@@ -31,5 +31,5 @@ async def in_thread(function: Callable[..., _T], *given: object) -> _T:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(lambda: None if outcome.done() else put())
 
-    threading.Thread(target=work, name=f"aside-{function.__name__}", daemon=True).start()
+    threading.Thread(target=work, daemon=True).start()
     return await outcome
