@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from io import BytesIO
 
 from aiohttp import ClientError, ClientResponse, ClientSession, web
 
@@ -50,7 +51,7 @@ async def on(
     """
     answer: web.StreamResponse | None = None
     try:
-        async with engine.post(request.path, data=body, headers=_headers(request.headers)) as found:
+        async with engine.post(request.path, data=BytesIO(body), headers=_headers(request.headers)) as found:
             told = heard if found.status < 500 else _nothing  # the wire of vLLM outlives what computes behind it
             told()
             if _is_stream(found):

@@ -151,7 +151,8 @@ def whole(version: Path) -> bool:
     if not told or version_of(adapter) != version.name or files.changed(adapter):
         return False
     # Lines of older versions of insource have no hashes.
-    return told[-1].get("sha256", {}).items() <= hashes(version).items()
+    expected: dict[str, str] = told[-1].get("sha256", {})
+    return expected.items() <= hashes(version).items()
 
 
 def hashes(version: Path) -> dict[str, str]:

@@ -23,6 +23,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO
 
@@ -189,7 +190,7 @@ class Engine:
 
     def why(self) -> str:
         """Returns what the server said of its end, and where its log is."""
-        said = "\n".join(f"  {line}" for line in own_words(_end_of(self.log)))
+        said = "\n".join(f"  {line}" for line in own_words(_end_of(self.log)) or ["nothing"])
         return f"and said:\n{said}\n  The whole log: {os.path.relpath(self.log)}{hint(said)}"
 
     def stop(self) -> None:
@@ -294,7 +295,7 @@ def own_words(log: str) -> list[str]:
     # An error that is told on several lines, as pydantic does, has its reason on the second.
     errors = [
         f"{line} {following}" if re.search(r"error for \w+$", line) else line
-        for line, following in zip(lines, [*lines[1:], ""], strict=True)
+        for line, following in zip_longest(lines, lines[1:], fillvalue="")
         if re.match(r"(\w+\.)*\w*(Error|Exception)\b", line)
     ]
     # The first error is the cause, what follows it are its consequences in other processes.

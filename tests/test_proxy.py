@@ -47,7 +47,7 @@ async def door(
         await stream.write(b"data: [DONE]\n\n")
         return stream
 
-    app = web.Application()
+    app = web.Application(client_max_size=2**30)
     app.router.add_route("*", "/{path:.*}", answer)
     made = proxy.Door(api_key, limits)
     made.versions = {name: "v1", "extractor": "v7"}
@@ -236,7 +236,7 @@ def test_a_line_of_a_stream_may_be_long_but_not_without_end(monkeypatch: pytest.
                 line = 'data: {"model": "classifier@v1", "text": "' + "x" * (mib * 2**20) + '"}\n\n'
                 body = ASKED | {"raw": line, "type": "text/event-stream"}
                 try:
-                    answer = await client.post("/v1/completions", json=body)
+                    answer = await client.post("/v1/completions", data=io.BytesIO(json.dumps(body).encode()))
                     text = await answer.text()
                     assert whole and json.loads(text[len("data: ") :])["model"] == "classifier"
                 except ClientError:
