@@ -62,7 +62,9 @@ class Backend:
         machine, over plain http, where the proxy would read prompt and key, and where the data may not leave."""
         plain = (self.base_url or "").startswith("http://")
         direct = self.direct or plain or is_loopback(host_of(self.base_url))
-        return {"timeout": self.timeout_seconds, "follow_redirects": False, "trust_env": not direct}
+        told = {"timeout": self.timeout_seconds, "follow_redirects": False, "trust_env": not direct}
+        # Anthropic's client (2.12) mounts the proxies of the environment by itself, whatever trust_env says.
+        return told | ({"mounts": dict.fromkeys(("all://", "http://", "https://"))} if direct else {})
 
 
 @dataclass(frozen=True)
