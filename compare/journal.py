@@ -87,8 +87,9 @@ class Journal:
         """Writes lines and flushes them to disk. Raises StageError where they cannot be written."""
         lines = "".join(line_of(row) for row in rows)
         try:
-            self._file.write(lines.encode("utf-8", "surrogatepass"))
-            self._file.flush()
+            left = memoryview(lines.encode("utf-8", "surrogatepass"))
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise StageError(f"{self.path}: answers cannot be written: {error.strerror or error}") from None
@@ -102,7 +103,8 @@ def opened(path: Path) -> Iterator[Journal]:
     Raises StageError where another process holds it, and for a broken line that is not the last.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    # Unbuffered: closing a file writes its buffer once more, and on a full disk fails once more.
+    with path.open("ab+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

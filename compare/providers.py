@@ -106,7 +106,8 @@ def _asking(place: Place, system: System, material: Material, rows: Rows) -> Ask
     baseline = _baseline(system)
     every = [Question(one.id, 0, one) for one in questions.requests(system, material, rows)]
     identity = [baseline.provider, baseline.base_url]
-    return Asking(system, remote(baseline, material, system.left_out), identity, every, place.journal(system))
+    backend = replace(remote(baseline, material, system.left_out), direct=not place.recipe.privacy.data_may_leave)
+    return Asking(system, backend, identity, every, place.journal(system))
 
 
 def _baseline(system: System) -> Baseline:

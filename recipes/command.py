@@ -39,8 +39,10 @@ def add_run(made: argparse.ArgumentParser) -> None:
 
 
 def run(stage: Callable[[], int]) -> NoReturn:
-    """Calls a stage's main and exits with its code; mistakes and failures are told in words."""
+    """Calls a stage's main and exits with its code; mistakes and failures are told in words. What it writes belongs to
+    this user alone, since runs hold texts of the data: INSOURCE_UMASK (027, say) lets others read it."""
     try:
+        os.umask(_umask())
         sys.exit(stage())
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -54,3 +56,11 @@ def run(stage: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _umask() -> int:
+    given = os.environ.get("INSOURCE_UMASK") or "077"
+    try:
+        return int(given, 8) & 0o777
+    except ValueError:
+        raise RecipeError(f"INSOURCE_UMASK: given {given!r}, allowed: octal digits, such as 077 or 027") from None

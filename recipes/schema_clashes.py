@@ -8,12 +8,14 @@ And what one section leaves to another: the metric that chooses a checkpoint, an
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from recipes.optimization import of_bitsandbytes
 from recipes.schema_train import Train
 
 if TYPE_CHECKING:
     from recipes.schema import Recipe
+    from recipes.schema_compare import Baseline
 
 Found = Iterator[tuple[tuple[str, ...], str]]
 
@@ -75,6 +77,18 @@ def _with_plan(recipe: "Recipe") -> Found:
         if baseline.decides and kind != "classification":
             told = f"given {baseline.api}, which chooses among labels, and kind is {kind}; set chat"
             yield ("compare", "baselines", str(at), "api"), told
+        if wrong := _of_address(baseline, recipe.privacy.data_may_leave):
+            yield ("compare", "baselines", str(at), "base_url"), wrong
+
+
+def _of_address(baseline: "Baseline", data_may_leave: bool) -> str | None:
+    """Returns what stands against the address of a baseline, without the address: it may hold a secret."""
+    parts = urlsplit(baseline.base_url or "")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        return "holds a user, a password or a query, which logs and reports would copy; name the key in api_key_env"
+    if parts.scheme == "http" and not data_may_leave and not baseline.loopback:
+        return "would send rows over plain http to another machine, and privacy.data_may_leave is false; take https"
+    return None
 
 
 def _with_hardware(recipe: "Recipe") -> Found:

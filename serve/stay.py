@@ -168,12 +168,16 @@ def ready(served: Sequence[Served], address: Address, seconds: float, with_key: 
 def watch(vllm: Engine) -> None:
     """Returns never: starts the engine again where it dies. Raises StageError where it dies too often."""
     deaths: list[float] = []
+    ended: set[int] = set()
     while True:
         time.sleep(_WATCH_SECONDS)
-        if vllm.alive() and engine.workers_alive(vllm.pid):
-            continue
+        if vllm.alive():
+            # A child that ends as it should is there for a moment; twice is no moment.
+            before, ended = ended, engine.ended_workers(vllm.pid)
+            if not before & ended:
+                continue
         deaths = [at for at in deaths if at > time.monotonic() - WITHIN_SECONDS] + [time.monotonic()]
-        why = vllm.why()
+        ended, why = set(), vllm.why()
         vllm.stop()
         if len(deaths) > RESTARTS:
             raise StageError(f"vLLM has died {len(deaths)} times within {WITHIN_SECONDS / 60:.0f} minutes, {why}")
@@ -190,8 +194,10 @@ class Stoppable(Protocol):
 
 @contextmanager
 def stopped_at_the_end(vllm: Stoppable) -> Iterator[None]:
-    """Stops engines however the block ends; SIGTERM and a lost terminal end it as Ctrl-C does."""
-    before = {one: signal.signal(one, signal.default_int_handler) for one in (signal.SIGTERM, signal.SIGHUP)}
+    """Stops engines however the block ends; SIGTERM and a lost terminal end it as Ctrl-C does, and what was ignored
+    from the start stays ignored (nohup)."""
+    heeded = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
+    before = {one: signal.signal(one, signal.default_int_handler) for one in heeded}
     try:
         yield
     except KeyboardInterrupt:

@@ -4,7 +4,7 @@
     duplicate_key("Where is my card?!")         "where is my card"
     label_key("Refund-Status ")                 "refund status"
 
-Preparation, serving and the gateway clean an input alike, because the model must see in use what it saw in training.
+Preparation cleans. What serves does not: a client cleans what it sends, so that the model sees what it saw in training.
 """
 
 import re

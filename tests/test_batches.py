@@ -1,13 +1,16 @@
 """Batches through the real SDKs: half the price, and never made twice, whoever is killed when."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from backends import ask as asking
+from backends import batches
 from backends.exchange import Wire
 from compare import batch, journal
 from compare.spend import Budget
@@ -254,3 +257,18 @@ def test_requests_of_a_batch_that_were_refused_for_how_they_were_asked_are_no_wr
 def test_an_endpoint_that_decides_has_no_batches() -> None:
     refused = provider_rules.openai_batch({"endpoint": "/v1/decisions", "completion_window": "24h"}, [], 0)
     assert refused is not None and refused.status == 400
+
+
+@both
+@pytest.mark.parametrize("minutes", [-40, 0, 40])
+def test_a_batch_is_found_again_though_the_clocks_differ(address: str, wire: Wire, minutes: int) -> None:
+    async def ask() -> None:
+        one = backend(address, wire)
+        async with asking.WIRES[wire].client(one) as client:
+            asked = [replace(question.request, id=question.id) for question in questions(3)]
+            ids = [request.id for request in asked]
+            made = await batches.created(client, one, "name", datetime.now(UTC), asked)
+            ours = datetime.now(UTC) + timedelta(minutes=minutes)
+            assert await batches.found(client, one, "name", ours, ids) == made
+
+    asyncio.run(ask())

@@ -141,6 +141,8 @@ The sealed test set was not opened.
 - LoRA: {method(recipe.lora)}
 - Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
 - Serving: {serving(run, recipe)}
+- Not to be shared: `reference.jsonl` holds validation rows of the data as token ids, which anybody can decode. Remove
+  it before this folder goes to others.
 """
 
 
