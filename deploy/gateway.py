@@ -9,6 +9,7 @@ goes on answering. vLLM is started again when it dies; meanwhile the door answer
 
 import argparse
 import asyncio
+import hashlib
 import signal
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploy import proxy, registry
 from recipes import command
@@ -26,7 +28,11 @@ from recipes.schema_verdict import Serve
 from serve import engine, plan, recall, servable, stay, wire
 from serve.engine import Address, Engine
 from serve.plan import Served
+from tracking import files
 from tracking.run import Run
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
 
 POLL_SECONDS = 0.5
 LEAST_RANK = 64
@@ -72,16 +78,22 @@ class Gateway:
             if version not in self.loaded[place.name]:
                 await wire.load_adapter(asking, name, str(served.folder))
                 self.loaded[place.name].add(version)
+            if told := await asyncio.to_thread(recall.other_prompt, served, name, self.vllm.address):
+                await self._unload(asking, place.name, version)
+                raise StageError(f"vLLM reads other token ids for its prompts than were trained on, {told}")
             agreement = await asyncio.to_thread(recall.agreement, served, name, self.vllm.address)
             floor = self.parity if plan.same_weights(served, self.vllm.plan.serve) else recall.OTHER_WEIGHTS
             if agreement < floor:
-                await wire.unload_adapter(asking, name)
-                self.loaded[place.name].discard(version)
+                await self._unload(asking, place.name, version)
                 raise StageError(
                     f"vLLM gives {agreement:.1%} of its reference answers, and at least {floor:.1%} are due "
                     "(serve.parity.same_weights)"
                 )
         return agreement
+
+    async def _unload(self, asking: "ClientSession", model: str, version: str) -> None:
+        await wire.unload_adapter(asking, f"{model}@{version}")
+        self.loaded[model].discard(version)
 
     async def tidy(self) -> None:
         """Takes out versions that answer no more, once nothing is on its way to them."""
@@ -89,8 +101,7 @@ class Gateway:
             for name, versions in self.loaded.items():
                 for version in versions - {self.door.versions.get(name)}:
                     if self.door.on_their_way[f"{name}@{version}"] == 0:
-                        await wire.unload_adapter(asking, f"{name}@{version}")
-                        versions.discard(version)
+                        await self._unload(asking, name, version)
                         say(f"drained   {name}@{version}")
 
     async def revive(self) -> None:
@@ -175,6 +186,13 @@ def not_beside(running: engine.Plan, served: Served) -> str | None:
     model, _ = plan.base_of(served, running.serve)
     if model != running.model:
         return f"its base is {model}, and {running.model} is served; start the gateway again"
+    template = running.chat_template
+    if template and hashlib.sha256(template.read_bytes()).hexdigest() != served.prompt["chat_template_sha256"]:
+        return "its chat template is another than the one that is served; start the gateway again"
+    if running.tokenizer and served.prompt.get("stop") != files.read_json(running.tokenizer / "prompt.json").get(
+        "stop"
+    ):
+        return "its answers end in another stop token than those that are served; start the gateway again"
     if (rank := servable.max_lora_rank({served.name: served.folder})) > running.max_lora_rank:
         return f"its rank needs {rank}, and vLLM was started for {running.max_lora_rank}; start the gateway again"
     return None

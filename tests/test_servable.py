@@ -27,11 +27,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter folder as training writes it, untrained."""
     folder = tmp_path_factory.mktemp("trained") / "adapter"
     recipe = load("classifier", ["model.quantization=none"], "cpu").recipe
-    tokenizer = render.tokenizer_of(recipe.model)
+    rendering = render.rendering_of(recipe.model)
     config = LoraConfig(r=4, target_modules="all-linear", task_type=TaskType.CAUSAL_LM)
     get_peft_model(base.base_model(recipe), config).save_pretrained(folder, save_embedding_layers=False)
-    tokenizer.save_pretrained(folder)
-    files.write_json(folder / "prompt.json", adapter.prompt(recipe, tokenizer, SPEC, 64))
+    rendering.tokenizer.save_pretrained(folder)
+    files.write_json(folder / "prompt.json", adapter.prompt(recipe, rendering, SPEC, 64))
     files.write_sums(folder)
     return folder
 
