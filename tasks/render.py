@@ -151,8 +151,9 @@ def _rendering(model: Model, tokenizer: Any, pinned: Pinned, turn: Turn) -> Rend
     stop = written if model.stop == "auto" else _asked_stop(model, tokenizer, stops)
     if stop is None:
         raise RecipeError(
-            f"model.stop: the chat template of {model.base} writes nothing behind an answer that ends it; set "
-            f"model.stop to one of {', '.join(stops) or 'its special tokens'}"
+            f"model.stop: the chat template of {model.base} ends an answer with {turn.after[:40]!r}, and none of its "
+            f"stops ({', '.join(stops)}) stands there; set model.stop to one of {', '.join(stops)}, or to another "
+            "special token that the model has learnt to end an answer with"
         )
     how = None
     if stop != tokenizer.eos_token:

@@ -1,5 +1,6 @@
 """Every kind of chat template: what of it is taken, how it is pinned, where it stops, and why it is refused."""
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ REFUSED = [
     (kinds.ALWAYS_THINKS, "always thinks before it answers.*Instruct-2507"),
     (kinds.THINKS_AND_ANSWERS, "always thinks before it answers.*Nemotron-3-Nano"),
     (kinds.CHANNEL, "does not answer right behind its open prompt.*channel"),
-    (kinds.NO_STOP, "writes nothing behind an answer.*set model.stop to one of <|end|>"),
-    (kinds.FOREIGN_STOP, "writes nothing behind an answer that ends it.*<eos>"),
+    (kinds.NO_STOP, "none of its stops.*set model.stop to one of <|end|>"),
+    (kinds.FOREIGN_STOP, "ends an answer with '<end_of_turn>.n', and none of its stops .<eos>. stands there"),
 ]
 
 
@@ -95,16 +96,15 @@ def test_no_client_and_no_day_changes_a_pinned_prompt(
     assert saved.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False, **asked) != before
 
 
-def test_the_prologue_changes_nothing_else(tmp_path: Path) -> None:
-    """On the pinned day, with the same switch, the published template writes the same text."""
-    for kind in (kinds.HYBRID, kinds.THINKS_UNLESS_TOLD):
-        tokenizer = render.tokenizer_of(Model(base=str(folder_of(tmp_path, kind))))
-        pinned = tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
-        tokenizer.chat_template = "\n" + kind.template
-        published = tokenizer.apply_chat_template(
-            ASK, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        assert published == "\n" + pinned
+@pytest.mark.parametrize("first", ["", "\n", "  ", "\n\n  "])
+def test_the_prologue_changes_nothing_else(tmp_path: Path, first: str) -> None:
+    """With the same switch the published template writes the same text, white space at its beginning included."""
+    kind = replace(kinds.THINKS_UNLESS_TOLD, first=first + "{{ strftime_now('Year') }}")
+    tokenizer = render.tokenizer_of(Model(base=str(folder_of(tmp_path, kind))))
+    assert tokenizer.chat_template.endswith(kind.template)
+    pinned = tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
+    tokenizer.chat_template, off = kind.template, {"enable_thinking": False}
+    assert tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True, **off) == pinned
 
 
 def test_the_recipe_says_what_is_pinned_and_where_answers_stop(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_the_recipe_says_what_is_pinned_and_where_answers_stop(tmp_path: Path) -
             )
         )
     stopping = Model(base=str(folder_of(tmp_path, kinds.FOREIGN_STOP)), stop="<end_of_turn>")
-    assert render.tokenizer_of(stopping).eos_token == "<end_of_turn>"
+    assert render.tokenizer_of(stopping).eos_token == stopping.stop
     with pytest.raises(RecipeError, match=r"model.stop: '<\|nonsense\|>' is no special token.*<eos>"):
         render.rendering_of(stopping.model_copy(update={"stop": "<|nonsense|>"}))
 
@@ -177,7 +177,7 @@ def test_free_text_that_decodes_to_another_text_is_refused(tokenizer: Any) -> No
 
 
 def test_a_tokenizer_that_writes_a_space_before_words_learns_the_answer_without_it() -> None:
-    """As SentencePiece does: a word alone is another token than a word behind something, and the template says which."""
+    """As SentencePiece does: a word that stands alone is another token than the same word behind something."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -188,12 +188,10 @@ def test_a_tokenizer_that_writes_a_space_before_words_learns_the_answer_without_
     backend = Tokenizer(models.BPE({**words, **letters, **extra}, merges, unk_token="<unk>"))  # noqa: S106
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     backend.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
-    template = (
-        "{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %} {{ m.content }}</s>"
-    )
+    turns = "{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %} {{ m.content }}</s>{% endif %}"
     made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")  # noqa: S106
     made.add_special_tokens({"additional_special_tokens": ["[INST]", "[/INST]"]})
-    made.chat_template = template + "{% endif %}{% endfor %}"
+    made.chat_template = "{% for m in messages %}" + turns + "{% endfor %}"
     (example,) = render.examples(made, [[{"role": "user", "content": "when"}]], ["late"])
     assert made.convert_ids_to_tokens(example.completion_ids) == ["late", "</s>"]
     spec = classification.Spec("Say it.", {"late": "", "later": ""})
