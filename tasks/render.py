@@ -58,18 +58,22 @@ def rendering_of(model: Model) -> Rendering:
 
     Raises RecipeError where there is no tokenizer, or the base cannot be taught to answer at once.
     """
-    tokenizer, refused = published.tokenizer_of(model), None
+    tokenizer = published.tokenizer_of(model)
+    taken: list[tuple[Pinned, Turn]] = []
+    refused: list[RecipeError] = []
     for pinned in template.variants(tokenizer.chat_template, model.template, model.base):
         tokenizer.chat_template = pinned.template
         try:
-            turn = turns.of(tokenizer)
+            taken.append((pinned, turns.of(tokenizer)))
         except RecipeError as error:
-            # Of several reasons the first one counts: that of the template with its switch off.
-            refused = refused or error
-            continue
-        return _rendering(model, tokenizer, pinned, turn)
-    assert refused is not None  # there is always a variant
-    raise refused
+            refused.append(error)
+    if not taken:
+        # Of several reasons that of the template with its switch off.
+        raise refused[0]
+    # Of several ways the first one in which open and answered prompts agree.
+    pinned, turn = next((one for one in taken if one[1].continues), taken[0])
+    tokenizer.chat_template = pinned.template
+    return _rendering(model, tokenizer, pinned, turn)
 
 
 def saved_tokenizer(folder: str) -> Any:
@@ -97,16 +101,20 @@ def examples(tokenizer: Any, conversations: Sequence[Messages], answers: Sequenc
     ]
     texts = [str(one) for one in tokenizer.apply_chat_template(answered, tokenize=False)]
     prompts, whole = _encode(tokenizer, opened), _encode(tokenizer, texts)
-    special, stop = _special_tokens(tokenizer), tokenizer.eos_token_id
+    special, stop = _special_ids(tokenizer), tokenizer.eos_token_id
+    plains = [special.isdisjoint(ids) for ids in _encode(tokenizer, answers)]
+    written: dict[tuple[int, ...], str] = {}
     found = []
-    for open_text, text, prompt, ids, answer in zip(opened, texts, prompts, whole, answers, strict=True):
-        plain = not any(one in answer for one in special)
-        exact = plain and text.startswith(open_text + answer + tokenizer.eos_token) and ids[: len(prompt)] == prompt
-        if exact:
+    for open_text, text, prompt, ids, answer, plain in zip(opened, texts, prompts, whole, answers, plains, strict=True):
+        if plain and text.startswith(open_text + answer + tokenizer.eos_token) and ids[: len(prompt)] == prompt:
             completion = ids[len(prompt) : ids.index(stop, len(prompt)) + 1]
-        else:
-            completion = [*_answer_ids(tokenizer, open_text, prompt, answer, plain), stop]
-        found.append(Example(prompt, completion))
+            # Labels come again and again, behind the same tokens.
+            key = (*prompt[-CONTEXT_TOKENS:], *completion)
+            written[key] = written[key] if key in written else text_of(tokenizer, prompt, completion[:-1])
+            if written[key] == answer:
+                found.append(Example(prompt, completion))
+                continue
+        found.append(Example(prompt, [*_answer_ids(tokenizer, open_text, prompt, answer, plain), stop]))
     return found
 
 
@@ -169,7 +177,7 @@ def _rendering(model: Model, tokenizer: Any, pinned: Pinned, turn: Turn) -> Rend
 
 
 def _asked_stop(model: Model, tokenizer: Any, stops: Sequence[str]) -> str:
-    if model.stop in stops or model.stop in _special_tokens(tokenizer):
+    if model.stop in stops or tokenizer.get_vocab().get(model.stop) in _special_ids(tokenizer):
         return model.stop
     raise RecipeError(
         f"model.stop: {model.stop!r} is no special token of {model.base}; its answers can end in "
@@ -177,8 +185,8 @@ def _asked_stop(model: Model, tokenizer: Any, stops: Sequence[str]) -> str:
     )
 
 
-def _special_tokens(tokenizer: Any) -> list[str]:
-    return [one.content for one in tokenizer.added_tokens_decoder.values() if one.special]
+def _special_ids(tokenizer: Any) -> set[int]:
+    return {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def _opened(tokenizer: Any, conversations: Sequence[Messages]) -> list[str]:

@@ -22,6 +22,7 @@ from recipes.schema_train import Template
 # Names by which templates ask whether the model is to think first.
 SWITCHES = ("enable_thinking", "thinking")
 CLOCK = "strftime_now"
+UNSET = "not set"
 # The date of a template that prints today's, where the recipe gives none: a constant, so that training is repeatable.
 DATE = date(2026, 1, 1)
 
@@ -36,7 +37,7 @@ class Pinned:
 
 
 def variants(template: str, asked: Template, name: str) -> Iterator[Pinned]:
-    """Yields the template pinned as the recipe says, for `auto` the switch off and then, where that fails, not set.
+    """Yields the template pinned as the recipe says; for `auto` with the switch off, then with it not set.
 
     Raises RecipeError, naming the base `name`, where it is no template, or its date cannot be pinned.
     """
@@ -47,11 +48,13 @@ def variants(template: str, asked: Template, name: str) -> Iterator[Pinned]:
         day = DATE if asked.date == "auto" else date.fromisoformat(asked.date)
         clock, dated = _clock(tree, day, name), {"date": day.isoformat()}
     switches = [one for one in SWITCHES if one in read]
-    thinks = False if asked.enable_thinking == "auto" else asked.enable_thinking
-    if switches:
-        told = "".join(f"{{% set {one} = {str(thinks).lower()} %}}\n" for one in switches)
-        yield Pinned(told + clock + template, {**dict.fromkeys(switches, thinks), **dated})
-    if not switches or asked.enable_thinking == "auto":
+    choices = (False, UNSET) if asked.enable_thinking == "auto" else (asked.enable_thinking,)
+    for choice in choices if switches else ():
+        # No client can set what is pinned as not set: an attribute that an empty mapping lacks is undefined.
+        value = "{}.unset" if choice == UNSET else str(choice).lower()
+        prologue = "".join(f"{{% set {one} = {value} %}}\n" for one in switches)
+        yield Pinned(prologue + clock + template, {**dict.fromkeys(switches, choice), **dated})
+    if not switches:
         yield Pinned(clock + template, dated)
 
 

@@ -50,6 +50,7 @@ THINKS_UNLESS_TOLD = Kind(
     answered="<|assistant|>\n" + EMPTY_THOUGHT,
 )
 OTHER_SWITCH = Kind("Granite 3.3", asked="<|assistant|>\n{% if thinking %}<think>\n{% endif %}")
+DISAGREES_WHEN_OFF = Kind("MiniCPM 5", asked="<|assistant|>\n" + NO_THINKING + EMPTY_THOUGHT + "{% endif %}")
 STOP_OF_CONFIG = Kind("Gemma 3", end="<end_of_turn>\n", eos="<eos>", stops=("<eos>", "<end_of_turn>"))
 TODAY = Kind("Llama 3.2", first="Today: {{ strftime_now('%d %b %Y') }}\n")
 # Learnt with an own suffix.

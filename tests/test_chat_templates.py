@@ -23,6 +23,7 @@ TAKEN = [
     (kinds.HYBRID, {"enable_thinking": False}, "<|end|>", False),
     (kinds.THINKS_UNLESS_TOLD, {"enable_thinking": False}, "<|end|>", False),
     (kinds.OTHER_SWITCH, {"thinking": False}, "<|end|>", False),
+    (kinds.DISAGREES_WHEN_OFF, {"enable_thinking": "not set"}, "<|end|>", False),
     (kinds.STOP_OF_CONFIG, {}, "<end_of_turn>", False),
     (kinds.TODAY, {"date": "2026-01-01"}, "<|end|>", False),
     (kinds.SPACE_BEFORE, {}, "<|end|>", True),
@@ -70,7 +71,9 @@ def test_what_cannot_be_taught_to_answer_at_once_is_refused_without_weights(
         render.rendering_of(Model(base=str(folder)))
 
 
-@pytest.mark.parametrize("kind", [kinds.HYBRID, kinds.THINKS_UNLESS_TOLD, kinds.OTHER_SWITCH, kinds.TODAY])
+@pytest.mark.parametrize(
+    "kind", [kinds.HYBRID, kinds.THINKS_UNLESS_TOLD, kinds.DISAGREES_WHEN_OFF, kinds.OTHER_SWITCH, kinds.TODAY]
+)
 def test_no_client_and_no_day_changes_a_pinned_prompt(
     tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +91,7 @@ def test_no_client_and_no_day_changes_a_pinned_prompt(
     assert (folder / "adapter" / "chat_template.jinja").read_text(encoding="utf-8") == tokenizer.chat_template
     before = render.prompt_ids(saved, [ASK])[0]
     monkeypatch.setattr(clock, "datetime", Tomorrow)
-    asked = {"enable_thinking": True, "thinking": True}
+    asked = {"enable_thinking": kind == kinds.THINKS_UNLESS_TOLD, "thinking": True}
     after = saved.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False, **asked)
     assert before == after
     # The published template does change, or this test would show nothing.
