@@ -91,7 +91,7 @@ def test_no_client_and_no_day_changes_a_pinned_prompt(
     assert (folder / "adapter" / "chat_template.jinja").read_text(encoding="utf-8") == tokenizer.chat_template
     before = render.prompt_ids(saved, [ASK])[0]
     monkeypatch.setattr(clock, "datetime", Tomorrow)
-    asked = {"enable_thinking": kind == kinds.THINKS_UNLESS_TOLD, "thinking": True}
+    asked = {"enable_thinking": kind is not kinds.DISAGREES_WHEN_OFF, "thinking": True}
     after = saved.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False, **asked)
     assert before == after
     # The published template does change, or this test would show nothing.
