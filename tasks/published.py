@@ -31,8 +31,6 @@ def tokenizer_of(model: Model) -> Any:
             f"model.base: the tokenizer of {model.base} has no chat template; "
             "take an instruction-tuned model, or add chat_template.jinja to the folder"
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 

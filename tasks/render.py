@@ -168,6 +168,8 @@ def _rendering(model: Model, tokenizer: Any, pinned: Pinned, turn: Turn) -> Rend
         where = "model.stop" if model.stop != "auto" else "the chat template and the generation config"
         how = f"answers end in {stop!r}, not in the tokenizer's EOS {tokenizer.eos_token!r} ({where})"
         tokenizer.eos_token = stop
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = stop
     differs = None
     if not turn.continues:
         differs = f"its template begins an answer with {turn.answered[-40:]!r} and asks with {turn.asked[-40:]!r}"

@@ -190,7 +190,9 @@ def serving(run: Run, recipe: Recipe) -> str:
     return (
         f"`make serve RECIPE={run.recipe_name}` checks it and serves it. By hand, unchecked:\n"
         f"  `python -m vllm.entrypoints.openai.api_server --host 127.0.0.1 --model {base_name(recipe)} --enable-lora\n"
-        f"  --max-lora-rank {max_lora_rank(recipe.lora)} --lora-modules {run.recipe_name}=<this folder>`"
+        f"  --max-lora-rank {max_lora_rank(recipe.lora)} --lora-modules {run.recipe_name}=<this folder>\n"
+        "  --tokenizer <this folder> --chat-template <this folder>/chat_template.jinja --tokenizer-mode hf\n"
+        "  --generation-config <this folder>`"
     )
 
 
