@@ -131,7 +131,7 @@ def on_two_days() -> Iterator[None]:
     before: Any = clock.datetime
     try:
         yield
-        clock.datetime = Later  # type: ignore[misc]
+        clock.datetime = Later
         yield
     finally:
         clock.datetime = before

@@ -14,7 +14,6 @@ from recipes.errors import RecipeError
 from recipes.schema_train import Model
 
 DEFAULT = "default"
-TEKKEN = "tekken.json"
 GENERATION_CONFIG = "generation_config.json"
 
 
@@ -95,12 +94,7 @@ def _no_tokenizer(model: Model, error: Exception) -> str:
     names = _names(model)
     if names is None:
         return not_found(model, error)
-    if "tokenizer.json" not in names and TEKKEN in names:
-        return (
-            f"model.base: {model.base} has no tokenizer but {TEKKEN}, which knows no chat templates; take a "
-            "repository that has tokenizer.json and a chat template beside it"
-        )
-    if not names & {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt"}:
+    if not names & {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json"}:
         return (
             f"model.base: {model.base} has no tokenizer (no tokenizer.json); copy tokenizer.json, "
             "tokenizer_config.json and chat_template.jinja of the published model there"

@@ -155,8 +155,8 @@ def shared_prefix_length(sequences: Sequence[list[int]]) -> int:
 def _rendering(model: Model, tokenizer: Any, pinned: Pinned, turn: Turn) -> Rendering:
     """Returns the rendering with the stop found; the stop becomes the tokenizer's EOS. Raises RecipeError."""
     stops = published.stops(model, tokenizer)
-    written = turns.stop_of(turn, tokenizer, stops)
-    stop = written if model.stop == "auto" else _asked_stop(model, tokenizer, stops)
+    found = turns.stop_of(turn, tokenizer, stops)
+    stop = found if model.stop == "auto" else _asked_stop(model, tokenizer, stops)
     if stop is None:
         raise RecipeError(
             f"model.stop: the chat template of {model.base} ends an answer with {turn.after[:40]!r}, and none of its "
@@ -174,7 +174,8 @@ def _rendering(model: Model, tokenizer: Any, pinned: Pinned, turn: Turn) -> Rend
     if not turn.continues:
         differs = f"its template begins an answer with {turn.answered[-40:]!r} and asks with {turn.asked[-40:]!r}"
     elif not turn.after.startswith(stop):
-        differs = f"its template ends an answer with {turn.after[:40]!r} and not with {stop!r}"
+        written = f"writes {turn.after[:40]!r}" if turn.after.strip() else "writes nothing"
+        differs = f"its template {written} behind a last answer, where the stop {stop!r} is learnt"
     return Rendering(tokenizer, dict(pinned.values), differs, how)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,9 @@ def test_a_repository_of_mistral_with_tekken_json_has_its_ordinary_tokenizer(tmp
     assert render.tokenizer_of(Model(base=str(folder))).chat_template == kinds.PLAIN.template
     alone = tmp_path / "alone"
     alone.mkdir()
-    (alone / "tekken.json").write_text("{}", encoding="utf-8")
-    assert "has no tokenizer but tekken.json, which knows no chat templates" in refused(alone)
+    (real,) = (Path(str(files("mistral_common"))) / "data").glob("tekken_240911.json")
+    shutil.copyfile(real, alone / "tekken.json")
+    assert "has no chat template" in refused(alone) and "add chat_template.jinja" in refused(alone)
 
 
 def test_of_several_named_templates_the_default_is_taken_or_they_are_named(tmp_path: Path) -> None:
