@@ -155,8 +155,8 @@ def base_of(folder: Path, template: str, bos: str = "", eos: str = "", stops: st
 
 
 def reason(told: str, base: str, name: str) -> str:
-    """Returns an error without the temporary folder in it."""
-    return told.replace(base, name).removeprefix("model.base: ").replace("\n", " ")
+    """Returns the first sentence of an error, without key and base."""
+    return told.removeprefix("model.base: ").removeprefix(f"{base} ").replace(base, name).partition(". ")[0]
 
 
 def table(found: list[Found]) -> str:

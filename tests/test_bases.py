@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import chat_templates
 from recipes.errors import RecipeError
 from recipes.load import POCKET, load
 from recipes.schema_train import Model
@@ -69,3 +70,22 @@ def test_stops_are_the_eos_and_those_of_the_generation_config(tmp_path: Path) ->
     ids = tokenizer.convert_tokens_to_ids(["<end_of_turn>"])
     (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": ids}), encoding="utf-8")
     assert published.stops(model, tokenizer) == ["<eos>", "<end_of_turn>"]
+
+
+def test_the_census_of_templates_writes_its_table_into_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = []
+    for kind in (kinds.HYBRID, kinds.STOP_OF_CONFIG, kinds.SPACE_BEFORE, kinds.CHANNEL):
+        (tmp_path / f"{kind.model}.jinja").write_text(kind.template, encoding="utf-8")
+        lines.append("\t".join((kind.model, f"{kind.model}.jinja", "", kind.eos, " ".join(kind.stops))))
+    (tmp_path / "list.tsv").write_text("# name, file, bos, eos, stops\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{chat_templates.BEGIN}old\n{chat_templates.END}\nafter\n", encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["chat_templates", str(tmp_path / "list.tsv"), "--page", str(page)])
+    chat_templates.main()
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text and str(tmp_path) not in text
+    assert "4 templates: 2 as its template has it, 1 own suffix, 1 refused, 0 MISHANDLED." in text
+    assert "| Qwen3 hybrid | as its template has it | enable_thinking false | `<\\|end\\|>` |" in text
+    assert "| gpt-oss | refused |  |  |  | does not answer right behind its open prompt" in text
