@@ -54,7 +54,7 @@ class Found:
     taken: str
     pinned: str = ""
     stop: str = ""
-    asked: str = ""
+    generation_prompt: str = ""
     """The end of an open prompt."""
     why: str = ""
     """Why it is refused, or has an own suffix."""
@@ -93,19 +93,19 @@ def looked_at(columns: list[str], beside: Path) -> Found:
 def judged(name: str, rendering: Rendering, base: str) -> Found:
     """Returns how a template is taken that was not refused; what is learnt is held to constraint and text."""
     tokenizer = rendering.tokenizer
-    asked = classification.messages(LABELS, {"text": "my parcel is late"})
+    messages = classification.messages(LABELS, {"text": "my parcel is late"})
     pinned = ", ".join(f"{key} {str(value).lower()}" for key, value in rendering.pinned.items())
-    told = Found(
+    result = Found(
         name,
         OWN if rendering.differs else EXACT,
         pinned,
         tokenizer.eos_token,
-        tokenizer.decode(render.prompt_ids(tokenizer, [asked])[0][-24:])[-24:],
+        tokenizer.decode(render.prompt_ids(tokenizer, [messages])[0][-24:])[-24:],
         rendering.differs or "",
     )
     try:
         for task, spec in ((classification, LABELS), (generation, TEXT)):
-            examples = [render.examples(tokenizer, [asked] * len(ANSWERS), list(ANSWERS)) for _ in on_two_days()]
+            examples = [render.examples(tokenizer, [messages] * len(ANSWERS), list(ANSWERS)) for _ in on_two_days()]
             if examples[0] != examples[1]:
                 return Found(name, MISHANDLED, why="the prompt changes from day to day")
             rows = [
@@ -116,7 +116,7 @@ def judged(name: str, rendering: Rendering, base: str) -> Found:
             decodable.check(task, spec, targets, rows, tokenizer, len(tokenizer))
     except RecipeError as error:
         return Found(name, MISHANDLED, why=reason(str(error), base, name))
-    return told
+    return result
 
 
 def on_two_days() -> Iterator[None]:
@@ -154,9 +154,9 @@ def base_of(folder: Path, template: str, bos: str = "", eos: str = "", stops: st
     return folder
 
 
-def reason(told: str, base: str, name: str) -> str:
+def reason(error: str, base: str, name: str) -> str:
     """Returns the first sentence of an error, without key and base."""
-    return told.removeprefix("model.base: ").removeprefix(f"{base} ").replace(base, name).partition(". ")[0]
+    return error.removeprefix("model.base: ").removeprefix(f"{base} ").replace(base, name).partition(". ")[0]
 
 
 def table(found: list[Found]) -> str:
@@ -165,9 +165,12 @@ def table(found: list[Found]) -> str:
     lines = [f"{len(found)} templates: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()) + ".\n"]
     lines += ["| model | taken | pinned | stop | an open prompt ends in | why |", "|---|---|---|---|---|---|"]
     for one in found:
-        code = (f"`{shown(text)}`" if text else "" for text in (one.stop, repr(one.asked)[1:-1] if one.asked else ""))
-        stop, asked = code
-        lines.append(f"| {one.model} | {one.taken} | {one.pinned} | {stop} | {asked} | {shown(one.why)} |")
+        code = (
+            f"`{shown(text)}`" if text else ""
+            for text in (one.stop, repr(one.generation_prompt)[1:-1] if one.generation_prompt else "")
+        )
+        stop, generation_prompt = code
+        lines.append(f"| {one.model} | {one.taken} | {one.pinned} | {stop} | {generation_prompt} | {shown(one.why)} |")
     return "\n".join(lines) + "\n"
 
 

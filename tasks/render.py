@@ -30,7 +30,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Rendering:
-    """How a base is asked and how its answers end."""
+    """The prompt format of a base and the end of its answers."""
 
     tokenizer: Any
     """With the pinned template as its chat template, and the stop as its EOS token."""
@@ -43,8 +43,8 @@ class Rendering:
 
     def lines(self) -> list[str]:
         """Returns what is pinned, and how answers end, for the console."""
-        told = ", ".join(f"{name} {str(value).lower()}" for name, value in self.pinned.items())
-        lines = [f"template  pinned: {told} (model.template)"] if told else []
+        values = ", ".join(f"{name} {str(value).lower()}" for name, value in self.pinned.items())
+        lines = [f"template  pinned: {values} (model.template)"] if values else []
         return lines + ([f"stop      {self.stop_found}"] if self.stop_found else [])
 
 
@@ -54,7 +54,7 @@ def tokenizer_of(model: Model) -> Any:
 
 
 def rendering_of(model: Model) -> Rendering:
-    """Returns how a base model is asked: template pinned, stop found, by the recipe's model.template and model.stop.
+    """Returns the rendering of a base: template pinned, stop found, by the recipe's model.template and model.stop.
 
     Raises RecipeError where there is no tokenizer, or the base cannot be taught to answer at once.
     """
@@ -156,10 +156,10 @@ def _rendering(model: Model, tokenizer: Any, pinned: Pinned, turn: Turn) -> Rend
     """Returns the rendering with the stop found; the stop becomes the tokenizer's EOS. Raises RecipeError."""
     stops = published.stops(model, tokenizer)
     found = turns.stop_of(turn, tokenizer, stops)
-    stop = found if model.stop == "auto" else _asked_stop(model, tokenizer, stops)
+    stop = found if model.stop == "auto" else _stop_of_recipe(model, tokenizer, stops)
     if stop is None:
         raise RecipeError(
-            f"model.stop: the chat template of {model.base} ends an answer with {turn.after[:40]!r}, and none of its "
+            f"model.stop: the chat template of {model.base} ends an answer with {turn.end[:40]!r}, and none of its "
             f"stops ({', '.join(stops)}) stands there; set model.stop to one of {', '.join(stops)}, or to another "
             "special token that the model has learnt to end an answer with"
         )
@@ -172,14 +172,16 @@ def _rendering(model: Model, tokenizer: Any, pinned: Pinned, turn: Turn) -> Rend
         tokenizer.pad_token = stop
     differs = None
     if not turn.continues:
-        differs = f"its template begins an answer with {turn.answered[-40:]!r} and asks with {turn.asked[-40:]!r}"
-    elif not turn.after.startswith(stop):
-        written = f"writes {turn.after[:40]!r}" if turn.after.strip() else "writes nothing"
+        differs = (
+            f"its template begins an answer with {turn.lead[-40:]!r} and asks with {turn.generation_prompt[-40:]!r}"
+        )
+    elif not turn.end.startswith(stop):
+        written = f"writes {turn.end[:40]!r}" if turn.end.strip() else "writes nothing"
         differs = f"its template {written} behind a last answer, where the stop {stop!r} is learnt"
     return Rendering(tokenizer, dict(pinned.values), differs, how)
 
 
-def _asked_stop(model: Model, tokenizer: Any, stops: Sequence[str]) -> str:
+def _stop_of_recipe(model: Model, tokenizer: Any, stops: Sequence[str]) -> str:
     if model.stop in stops or tokenizer.get_vocab().get(model.stop) in _special_ids(tokenizer):
         return model.stop
     raise RecipeError(

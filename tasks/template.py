@@ -36,7 +36,7 @@ class Pinned:
     """Such as {"enable_thinking": False, "date": "2026-01-01"}; empty for a template that asks for neither."""
 
 
-def variants(template: str, asked: Template, name: str) -> Iterator[Pinned]:
+def variants(template: str, settings: Template, name: str) -> Iterator[Pinned]:
     """Yields the template pinned as the recipe says; for `auto` with the switch off, then with it not set.
 
     Raises RecipeError, naming the base `name`, where it is no template, or its date cannot be pinned.
@@ -45,10 +45,10 @@ def variants(template: str, asked: Template, name: str) -> Iterator[Pinned]:
     read = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
     clock, dated = "", {}
     if CLOCK in read:
-        day = DATE if asked.date == "auto" else date.fromisoformat(asked.date)
+        day = DATE if settings.date == "auto" else date.fromisoformat(settings.date)
         clock, dated = _clock(tree, day, name), {"date": day.isoformat()}
     switches = [one for one in SWITCHES if one in read]
-    choices = (False, UNSET) if asked.enable_thinking == "auto" else (asked.enable_thinking,)
+    choices = (False, UNSET) if settings.enable_thinking == "auto" else (settings.enable_thinking,)
     for choice in choices if switches else ():
         # No client can set what is pinned as not set: an attribute that an empty mapping lacks is undefined.
         value = "{}.unset" if choice == UNSET else str(choice).lower()

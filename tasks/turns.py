@@ -45,14 +45,14 @@ _SIBLINGS = {
 class Turn:
     """What a template writes around an answer."""
 
-    asked: str
-    """Before the answer, at the end of an open prompt."""
-    answered: str
-    """Before the answer, in an answered conversation."""
-    after: str
-    """Behind an answer that ends the conversation."""
-    following: str
-    """Behind an answer that another message follows; empty where the template takes no such conversation."""
+    generation_prompt: str
+    """Before an answer that is still to come: the end of an open prompt."""
+    lead: str
+    """Before the answer of an answered conversation."""
+    end: str
+    """After an answer that ends the conversation."""
+    next_message: str
+    """After an answer that another message follows; empty where the template takes no such conversation."""
     continues: bool
     """Whether the answered conversation goes on where the open prompt ends, with the answer."""
 
@@ -72,13 +72,12 @@ def of(tokenizer: Any) -> Turn:
         raise RecipeError(f"model.base: the chat template of {name} renders no plain conversation: {error}") from None
     if QUESTION not in opened or QUESTION not in whole or ANSWER not in whole:
         raise RecipeError(f"model.base: the chat template of {name} leaves the message or its answer out")
-    asked = opened.rpartition(QUESTION)[2]
-    before, _, after = whole.rpartition(ANSWER)
+    before, _, end = whole.rpartition(ANSWER)
     turn = Turn(
-        asked,
-        before.rpartition(QUESTION)[2],
-        after,
-        _following(tokenizer, answered),
+        generation_prompt=opened.rpartition(QUESTION)[2],
+        lead=before.rpartition(QUESTION)[2],
+        end=end,
+        next_message=_next_message(tokenizer, answered),
         continues=whole.startswith(opened + ANSWER),
     )
     _refuse(turn, name)
@@ -90,14 +89,14 @@ def stop_of(turn: Turn, tokenizer: Any, stops: Sequence[str]) -> str | None:
 
     Where nothing ends a last answer (GLM), the token that begins the following message does.
     """
-    for text in (turn.after, turn.following):
+    for text in (turn.end, turn.next_message):
         tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
         if found := next((one for one in tokens if one in stops), None):
             return str(found)
     return None
 
 
-def _following(tokenizer: Any, answered: list[dict[str, str]]) -> str:
+def _next_message(tokenizer: Any, answered: list[dict[str, str]]) -> str:
     try:
         longer = tokenizer.apply_chat_template([*answered, {"role": "user", "content": NEXT}], tokenize=False)
     except (TemplateError, TypeError, ValueError):
@@ -106,24 +105,24 @@ def _following(tokenizer: Any, answered: list[dict[str, str]]) -> str:
 
 
 def _refuse(turn: Turn, name: str) -> None:
-    """Raises RecipeError where an answer does not stand right behind the open prompt but for white space and empty
-    thoughts."""
-    if _thinks(turn.asked):
+    """Raises RecipeError where more than white space and empty thoughts separates an answer from the open prompt."""
+    prompt = turn.generation_prompt
+    if _thinks(prompt):
         raise RecipeError(
-            f"model.base: {name} always thinks before it answers: its open prompt ends in {turn.asked[-40:]!r}. "
-            f"Answers are learnt and decoded at once here; {_sibling(name)} without a thinking mode"
+            f"model.base: {name} always thinks before it answers: its open prompt ends in {prompt[-40:]!r}. "
+            f"Models are trained and decoded here to answer at once; {_sibling(name)} without a thinking mode"
         )
-    if not turn.continues and _outside_thoughts(turn.asked) != _outside_thoughts(turn.answered):
+    if not turn.continues and _outside_thoughts(prompt) != _outside_thoughts(turn.lead):
         raise RecipeError(
             f"model.base: {name} does not answer right behind its open prompt: its chat template ends that in "
-            f"{turn.asked[-40:]!r}, and begins an answer with {turn.answered[-60:]!r} (a channel, or a thought). "
-            f"Answers are learnt and decoded at once here; {_sibling(name)} without channels"
+            f"{prompt[-40:]!r}, and begins an answer with {turn.lead[-60:]!r} (a channel, or a thought). "
+            f"Models are trained and decoded here to answer at once; {_sibling(name)} without channels"
         )
 
 
-def _thinks(asked: str) -> bool:
+def _thinks(generation_prompt: str) -> bool:
     """Returns whether a thought is begun and not ended."""
-    opened, closed = ([one.start() for one in marks.finditer(asked)] for marks in (_OPEN, _CLOSE))
+    opened, closed = ([one.start() for one in marks.finditer(generation_prompt)] for marks in (_OPEN, _CLOSE))
     return max(opened, default=-1) > max(closed, default=-1)
 
 
