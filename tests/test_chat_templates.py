@@ -168,6 +168,12 @@ def test_what_the_constraint_forbids_is_refused_naming_row_token_and_template(
     assert "row T000017" in told and reason in told and tokenizer.name_or_path in told and "model.template" in told
 
 
+def test_a_tokenizer_of_another_model_is_refused(tokenizer: Any) -> None:
+    row = Row("T1", render.prompt_ids(tokenizer, [ASK])[0], ([tokenizer.eos_token_id],))
+    with pytest.raises(RecipeError, match="and the model has 8 tokens; tokenizer and config.json are not of one model"):
+        decodable.check(classification, SPEC, [{"target": "late_fee"}], [row], tokenizer, 8)
+
+
 def test_free_text_that_decodes_to_another_text_is_refused(tokenizer: Any) -> None:
     from tasks import generation
 

@@ -29,8 +29,16 @@ def check(
     """Returns nothing where every answer can be decoded; `rows` are those of `data` as token ids.
 
     Under a constraint it must accept the answer token by token, the stop last. Free text must be the answer, as a
-    server writes it behind the prompt. Raises RecipeError naming row, token and template.
+    server writes it behind the prompt. Raises RecipeError naming row, token and template, and where the tokenizer has
+    tokens that the model lacks.
     """
+    largest = max(max(row.prompt_ids + [one for ids in row.completions for one in ids]) for row in rows)
+    if largest >= vocabulary_size:
+        raise RecipeError(
+            f"model.base: the tokenizer of {tokenizer.name_or_path} writes token {largest} "
+            f"({tokenizer.convert_ids_to_tokens(largest)!r}), and the model has {vocabulary_size} tokens; tokenizer and "
+            "config.json are not of one model"
+        )
     grammar = task.grammar(spec)
     constraint = decode.compiled(tokenizer, vocabulary_size, grammar) if grammar else None
     known: set[tuple[int, ...]] = set()
