@@ -36,8 +36,8 @@ def check(
     if largest >= vocabulary_size:
         raise RecipeError(
             f"model.base: the tokenizer of {tokenizer.name_or_path} writes token {largest} "
-            f"({tokenizer.convert_ids_to_tokens(largest)!r}), and the model has {vocabulary_size} tokens; tokenizer and "
-            "config.json are not of one model"
+            f"({tokenizer.convert_ids_to_tokens(largest)!r}), and the model has {vocabulary_size} tokens: tokenizer "
+            "and config.json are not of one model"
         )
     grammar = task.grammar(spec)
     constraint = decode.compiled(tokenizer, vocabulary_size, grammar) if grammar else None
