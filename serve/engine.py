@@ -52,6 +52,8 @@ class Plan:
     use_cpu: bool
     revision: str | None = None
     chat_template: Path | None = None
+    tokenizer: Path | None = None
+    """The folder of the tokenizer and of the generation config of the training, where the model's own are others."""
     adapters: Mapping[str, Path] = field(default_factory=dict)
     """Adapters by their names in requests."""
     max_lora_rank: int = 0
@@ -92,8 +94,14 @@ def command(plan: Plan, address: Address) -> list[str]:
     asked += ["--revision", plan.revision] if plan.revision else []
     asked += ["--load-format", "safetensors", "--dtype", plan.dtype, "--max-model-len", str(plan.serve.max_model_len)]
     asked += ["--chat-template", str(plan.chat_template)] if plan.chat_template else []
-    # Who asks for nothing else gets the greedy answer, and not what the base's generation config says.
-    asked += ["--generation-config", "vllm", "--override-generation-config", json.dumps({"temperature": 0.0})]
+    asked += ["--tokenizer", str(plan.tokenizer)] if plan.tokenizer else []
+    # By itself vLLM would take Mistral's own tokenizer where tekken.json lies there, and renderers of its own for some
+    # models: neither reads the template.
+    asked += ["--tokenizer-mode", "hf"]
+    # vLLM stops at the tokenizer's EOS and at those of the generation config: with both from the training, at the
+    # trained stop alone. Who asks for nothing else gets the greedy answer, whatever the base's config says.
+    stops = plan.tokenizer if plan.tokenizer and (plan.tokenizer / "generation_config.json").is_file() else "vllm"
+    asked += ["--generation-config", str(stops), "--override-generation-config", json.dumps({"temperature": 0.0})]
     asked += ["--structured-outputs-config", json.dumps({"backend": "xgrammar"})]
     # Log-probabilities among what the constraint allows: those of the path that was taken.
     asked += ["--logprobs-mode", "processed_logprobs"]

@@ -105,8 +105,8 @@ def of(served: Sequence[Served], serve: Serve) -> Plan:
     if not problems and len({base_of(one, serve)[0] for one in served}) > 1:
         told = ", ".join(f"{one.name}: {one.recipe.model.base}" for one in served)
         problems.append(f"recipes that share a server share their base; {told}")
-    if not problems and len({one.prompt["chat_template_sha256"] for one in served}) > 1:
-        problems.append("recipes that share a server share their chat template; these have different ones")
+    if not problems and len({(one.prompt["chat_template_sha256"], one.prompt.get("stop")) for one in served}) > 1:
+        problems.append("recipes that share a server share chat template and stop token; these have different ones")
     if problems:
         raise RecipeError("this cannot be served:\n" + "\n".join(f"  {problem}" for problem in problems))
     first, use_cpu = served[0], served[0].recipe.accelerate.use_cpu
@@ -117,11 +117,12 @@ def of(served: Sequence[Served], serve: Serve) -> Plan:
     model, revision = base_of(first, serve)
     return Plan(
         model=model,
-        name=base_name(first.prompt),
+        name=_other_than(base_name(first.prompt), folders),
         serve=serve,
         use_cpu=use_cpu,
         revision=revision,
         chat_template=first.folder / "chat_template.jinja",
+        tokenizer=first.folder,
         adapters=folders,
         max_lora_rank=servable.max_lora_rank(folders),
     )
@@ -138,6 +139,7 @@ def of_base(served: Served, serve: Serve) -> Plan:
         use_cpu=served.recipe.accelerate.use_cpu,
         revision=revision,
         chat_template=adapter.folder / "chat_template.jinja",
+        tokenizer=adapter.folder,
     )
 
 
@@ -195,6 +197,13 @@ def base_name(prompt: Mapping[str, Any]) -> str:
     """Returns the name that the base bears in requests; a folder goes by its last part."""
     name = str(prompt["base"]["name"])
     return Path(name).name if Path(name).is_absolute() else name
+
+
+def _other_than(name: str, taken: Mapping[str, Path]) -> str:
+    """Returns the base's name, with an end where an adapter has it: vLLM refuses to start with one name for both."""
+    while name in taken:
+        name += "-base"
+    return name
 
 
 def base_folder(recipe: Recipe) -> Path | None:

@@ -15,7 +15,7 @@ from recipes import command
 from recipes.errors import GateError, RecipeError, StageError
 from recipes.load import Loaded, load
 from recipes.schema_verdict import Serve
-from serve import engine, plan, probe, table
+from serve import engine, plan, probe, recall, table
 from serve.engine import Address, Engine
 from serve.plan import Served
 from tracking import environment, run
@@ -66,7 +66,7 @@ def served_until_stopped(served: Sequence[Served], serve: Serve, address: Addres
         if failures:
             raise GateError(f"not served: what answers is not what was trained: {'; '.join(failures)}")
         print(*ready(served, address, seconds, key is not None), sep="\n", flush=True)
-        watch(vllm)
+        watch(vllm, served, key)
 
 
 def fall_back(served: Served, following: str, error: Exception) -> None:
@@ -165,8 +165,9 @@ def ready(served: Sequence[Served], address: Address, seconds: float, with_key: 
     ]
 
 
-def watch(vllm: Engine) -> None:
-    """Returns never: starts the engine again where it dies. Raises StageError where it dies too often."""
+def watch(vllm: Engine, served: Sequence[Served], key: str | None) -> None:
+    """Returns never: starts the engine again where it dies. Raises StageError where it dies too often, GateError where
+    it reads other prompts than were trained on once it is up again."""
     deaths: list[float] = []
     ended: set[int] = set()
     while True:
@@ -182,7 +183,11 @@ def watch(vllm: Engine) -> None:
         if len(deaths) > RESTARTS:
             raise StageError(f"vLLM has died {len(deaths)} times within {WITHIN_SECONDS / 60:.0f} minutes, {why}")
         print(f"vllm      died, {why}\nvllm      starting it again", file=sys.stderr, flush=True)
-        print(f"ready     again after {started(vllm):.0f} s", flush=True)
+        seconds = started(vllm)
+        for one in served:
+            if told := recall.other_prompt(one, one.name, vllm.address, key):
+                raise GateError(f"not served: {one.name} is asked otherwise than it was trained, {told}")
+        print(f"ready     again after {seconds:.0f} s", flush=True)
 
 
 class Stoppable(Protocol):

@@ -58,6 +58,15 @@ async def prompt_ids(
         return await asyncio.gather(*map(one, conversations))
 
 
+async def text_of(address: Address, api_key: str | None, model: str, ids: Sequence[int]) -> str:
+    """Returns the text of token ids as the server's own tokenizer writes it. Raises StageError where it refuses."""
+    asked = {"model": model, "tokens": list(ids)}
+    async with session(address, api_key) as asking, asking.post("/detokenize", json=asked) as answer:
+        if answer.status != 200:
+            raise StageError(f"/detokenize answers {answer.status}: {(await answer.text())[:300]}")
+        return str((await answer.json())["prompt"])
+
+
 async def load_adapter(asking: "ClientSession", name: str, folder: str) -> None:
     """Loads an adapter into a running server under a name that it does not have yet. Raises StageError."""
     async with asking.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder}) as answer:

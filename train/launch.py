@@ -19,12 +19,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from recipes import command, hardware
+from recipes import command, hardware, named_bases
 from recipes.errors import RecipeError, StageError
 from recipes.load import POCKET, Loaded, load
 from recipes.schema import Recipe
 from tasks import KINDS, in_figures
-from tracking import digests, environment, files, run
+from tracking import digests, environment, files, run, wheel_base
 from tracking.run import Run
 from train import machines
 from train.interrupt import ECHO_SECONDS
@@ -46,6 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(run.to_yaml(loaded.recipe), end="")
         return command.DONE
     _on_hand(loaded.recipe)
+    wheel_base.ensure(loaded.recipe.model.base)
     # Until there is a worker to pass it on to, a SIGTERM is what Ctrl-C is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parent = run.runs_folder(arguments.runs) / loaded.name
@@ -78,6 +79,8 @@ def heading(loaded: Loaded) -> list[str]:
         lines.append(
             "model     pocket, the tiny model of the project: it shows the pipeline, not what a real model can do"
         )
+    if loaded.recipe.model.base == str(named_bases.smollm2()):
+        lines.append("model     smollm2: SmolLM2-135M-Instruct, as GGUF's 4 bits (Q4_1) left it")
     lines += [f"          {told}" for told in loaded.replaced]
     accelerate, serve = loaded.recipe.accelerate, loaded.recipe.serve
     if accelerate.num_processes > 1:
