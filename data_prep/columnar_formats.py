@@ -18,6 +18,7 @@ from uuid import UUID
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep import features
 from data_prep.encoding import has_half, refusing
 from data_prep.source_row import About, BadRowError, SourceFile, SourceRow
 from recipes.errors import RecipeError, StageError
@@ -48,8 +49,17 @@ def splits(source: Source) -> list[str]:
 def _parquet(file: SourceFile, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
     table = pq.ParquetFile(file.path)
     about, wanted = _about(file, table.schema_arrow, columns)
+    meant = _meanings(features.of_schema(table.schema_arrow), wanted, about)
     batches = table.iter_batches(batch_size=BATCH_ROWS, columns=wanted)
-    return about, _rows(file, _closing(table, batches), {})
+    return about, _rows(file, _closing(table, batches), meant)
+
+
+def _meanings(description: dict[str, Any], wanted: list[str], about: About) -> dict[str, features.Meaning]:
+    """What the columns to be read mean, and which of them are numbers that stand for names, told in `about`."""
+    read = {name: one for name, one in description.items() if name in wanted}
+    if names := features.class_labels(read):
+        about["class_labels"] = names
+    return features.meanings(read)
 
 
 def _closing(table: Any, batches: Iterator[Any]) -> Iterator[Any]:
@@ -64,12 +74,9 @@ def _dataset(file: SourceFile, source: Source, columns: Collection[str]) -> tupl
     else:
         data = _datasets().load_from_disk(str(file.path), keep_in_memory=False)
     about, wanted = _about(file, data.features.arrow_schema, columns)
-    # A ClassLabel holds numbers, and what they mean: the names are what a model is to say.
-    names = {name: feature.names for name in wanted if hasattr(feature := data.features[name], "names")}
-    if names:
-        about["class_labels"] = sorted(names)
+    meant = _meanings(data.features.to_dict(), wanted, about)
     batches = data.select_columns(wanted).with_format("arrow").iter(BATCH_ROWS)
-    return about, _rows(file, batches, names)
+    return about, _rows(file, batches, meant)
 
 
 def _datasets() -> Any:
@@ -110,14 +117,14 @@ def _holds_bytes(kind: Any) -> bool:
     return "binary" in str(kind) and (not inside or any(map(_holds_bytes, inside)))
 
 
-def _rows(file: SourceFile, batches: Iterator[Any], class_names: dict[str, list[str]]) -> Iterator[SourceRow]:
+def _rows(file: SourceFile, batches: Iterator[Any], meant: dict[str, features.Meaning]) -> Iterator[SourceRow]:
     number = 0
     try:
         for batch in batches:
             for values in _values(batch):
                 number += 1
                 try:
-                    row = _row(values, class_names)
+                    row = _row(values, meant)
                 except BadRowError as error:
                     yield SourceRow(file.name, number, {}, str(error))
                 else:
@@ -144,17 +151,13 @@ def _one(row: Any) -> dict[str, Any] | BadRowError:
     return values
 
 
-def _row(values: dict[str, Any] | BadRowError, class_names: dict[str, list[str]]) -> dict[str, Any]:
+def _row(values: dict[str, Any] | BadRowError, meant: dict[str, features.Meaning]) -> dict[str, Any]:
     if isinstance(values, BadRowError):
         raise values
     row = {}
     for name, value in values.items():
-        if name in class_names and value is not None:
-            # -1 is how `datasets` writes that a row has no label.
-            row[name] = class_names[name][value] if 0 <= value < len(class_names[name]) else None
-            continue
         try:
-            row[name] = _json(value)
+            row[name] = _json(meant[name](value) if name in meant else value)
         except BadRowError as error:
             raise BadRowError(f"column {name!r} holds {error}") from None
     return row

@@ -19,6 +19,7 @@ from data_prep.table import Table
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS, Data
+from tasks.labels import shown
 
 Array = npt.NDArray[Any]
 
@@ -38,6 +39,12 @@ REASONS = (
     "near_validation",
     "near_duplicate",
     "too_long",
+    "group_in_test",
+    "group_in_validation",
+    "group_in_calibration",
+    "not_before_test",
+    "too_long_to_serve",
+    "rare_label",
 )
 
 
@@ -63,9 +70,8 @@ class Left:
         self.other[rows] = other
 
 
-def deduplicate(table: Table, splits: Array, recipe: Recipe, spread: Spread) -> Left:
-    """Returns which rows leave. Raises RecipeError on a conflict where data.conflicts is fail."""
-    left = Left.none(len(table))
+def deduplicate(table: Table, splits: Array, recipe: Recipe, spread: Spread, left: Left) -> None:
+    """Adds to `left` the rows that leave. Raises RecipeError on a conflict where data.conflicts is fail."""
     _across(table, splits, left)
     _conflicts(table, splits, left, recipe.data)
     _within(table, splits, left)
@@ -83,7 +89,6 @@ def deduplicate(table: Table, splits: Array, recipe: Recipe, spread: Spread) -> 
         reason = "near_duplicate" if split == "train" else f"near_{split}"
         left.drop(np.array([one.row]), reason, one.other)
         left.similarity[one.row] = one.similarity
-    return left
 
 
 def leaks(table: Table, splits: Array) -> dict[str, int]:
@@ -103,11 +108,9 @@ def leaks(table: Table, splits: Array) -> dict[str, int]:
 def _across(table: Table, splits: Array, left: Left) -> None:
     keys = table.columns["key"]
     for at, name in enumerate(PRECEDENCE[:-1]):
-        above, below = (
-            splits == SPLITS.index(name),
-            np.isin(splits, [SPLITS.index(one) for one in PRECEDENCE[at + 1 :]]),
-        )
-        rows = np.flatnonzero(above)
+        below = np.isin(splits, [SPLITS.index(one) for one in PRECEDENCE[at + 1 :]])
+        # A test row whose label is left out is not asked.
+        rows = np.flatnonzero((splits == SPLITS.index(name)) & left.stays)
         if not len(rows):
             continue
         rows = rows[np.lexsort((table.columns["order"][rows], keys[rows]))]
@@ -127,10 +130,11 @@ def _conflicts(table: Table, splits: Array, left: Left, data: Data) -> None:
         return
     if data.conflicts == "fail":
         same = rows[text == text[torn][0]]
-        bear = ", ".join(sorted({table.texts.value("target", int(row)) for row in same}))
+        bear = sorted({shown(table.texts.value("target", int(row))) for row in same})[:5]
+        places = [table.place(int(row)) for row in same[:3]]
         raise RecipeError(
-            f"{table.place(int(same[0]))}: {len(np.unique(text[torn]))} texts bear several labels, this one {bear}; "
-            "mend the rows, or set data.conflicts to drop or majority"
+            f"{', '.join(places)}: {len(np.unique(text[torn]))} texts bear several answers, this one "
+            f"{', '.join(bear)}; correct the rows, or set data.conflicts to drop or majority"
         )
     leaving = torn
     if data.conflicts == "majority":

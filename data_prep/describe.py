@@ -8,6 +8,7 @@ import numpy as np
 
 from data_prep import deduplicate, near, split
 from data_prep.deduplicate import REASONS, TEST, TRAIN, Left
+from data_prep.lengths import Room
 from data_prep.rows import Rejected, slice_columns
 from data_prep.split import Assigned
 from data_prep.table import Array, Table, target_hash
@@ -32,6 +33,10 @@ class Prepared:
     """{label as the source writes it: label that it stands for}."""
     descriptions: dict[str, str]
     unusable: list[Rejected]
+    room: Room
+    """What a served model can take."""
+    filtered: int = 0
+    """Rows that data.where does not ask for."""
 
     @property
     def written(self) -> dict[str, Array]:
@@ -43,7 +48,8 @@ def rows(prepared: Prepared) -> dict[str, Any]:
     """Returns how many rows were read, written, rejected and dropped, by split and by reason."""
     dropped = Counter(REASONS[reason] for reason in prepared.left.reason[~prepared.left.stays])
     return {
-        "read": len(prepared.table) + len(prepared.unusable),
+        "read": len(prepared.table) + len(prepared.unusable) + prepared.filtered,
+        "filtered": prepared.filtered,
         "written": {name: int(mine.sum()) for name, mine in prepared.written.items()},
         "rejected": dict(Counter(row.reason for row in prepared.unusable)),
         "dropped": dict(sorted(dropped.items())),
@@ -85,14 +91,14 @@ def labels(prepared: Prepared) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for label, about in prepared.descriptions.items():
         found[label] = {"description": about, **{name: written[name][rows_of.get(label, -1)] for name in SPLITS}}
-        spelt = {one: count for one, count in prepared.table.targets.items() if prepared.spellings[one] == label}
+        spelt = {one: count for one, count in prepared.table.targets.items() if prepared.spellings.get(one) == label}
         if set(spelt) - {label}:
             found[label]["spellings"] = spelt
     return found
 
 
 def _hash_of_label(prepared: Prepared) -> dict[str, int]:
-    return {label: target_hash(spelling, prepared.recipe) for spelling, label in prepared.spellings.items()}
+    return {label: target_hash(label, prepared.recipe) for label in set(prepared.spellings.values())}
 
 
 def fields(table: Table) -> dict[str, dict[str, dict[str, int]]]:
@@ -132,6 +138,12 @@ def tokens(prepared: Prepared) -> dict[str, Any]:
         "longest": int(counted.max()),
         "median": int(np.median(counted)),
         "over_max_length": {name: int((lengths[mine] > limit).sum()) for name, mine in prepared.written.items()},
+        "served": {
+            "tokens": prepared.room.tokens,
+            "limit": prepared.room.key,
+            "for_the_answer": prepared.room.answer,
+            "test_rows_that_do_not_fit": int((prepared.written["test"] & ~prepared.room.fits(prepared.table)).sum()),
+        },
         "histogram": {
             "edges": edges.tolist(),
             **{name: np.histogram(lengths[mine], edges)[0].tolist() for name, mine in prepared.written.items()},

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import IO, Any, cast
 
 # compression.zstd of Python 3.14, for the Pythons before it.
@@ -40,7 +41,11 @@ OTHER_FORMATS = {
     b"\x1f\x8b\x08": "gzip data",
     b"\x28\xb5\x2f\xfd": "Zstandard data",
     b"PAR1\x15": "Parquet",
+    b"<!doctype html": "an HTML page, such as the one that tells of an error or asks for a login",
+    b"<html": "an HTML page, such as the one that tells of an error or asks for a login",
 }
+# A pointer that stands for a file which Git LFS has not fetched (https://git-lfs.github.com/spec/v1).
+POINTER = b"version https://git-lfs.github.com/spec/"
 # What tells a Western European text of one byte a character from all else (see _western).
 JUDGED_BYTES = 1 << 20
 UTF8_CHARACTER = re.compile(rb"[\xc0-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
@@ -68,6 +73,13 @@ ALPHABETS = {
         "Nordic": "åäæéöøüà",
         "Dutch": "äéèëïöüêá",
     }.items()
+}
+# What most letters of a text in each of these are: kana and Han, Hangul, Han.
+EAST_ASIAN = {
+    "cp932": re.compile("[\u3000-\u30ff\u4e00-\u9fff\uff01-\uff5e]"),
+    "cp949": re.compile("[\uac00-\ud7af]"),
+    "gb18030": re.compile("[\u3000-\u303f\u4e00-\u9fff\uff01-\uff5e]"),
+    "big5": re.compile("[\u3000-\u303f\u4e00-\u9fff\uff01-\uff5e]"),
 }
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError)
 
@@ -158,6 +170,16 @@ def refusing(name: str) -> Iterator[None]:
         raise RecipeError(f"{name}: the file cannot be read ({error.strerror or error})") from None
 
 
+def check_fetched(file: SourceFile) -> None:
+    """Returns nothing where the file is there itself. Raises RecipeError where Git LFS left a pointer in its place."""
+    with refusing(file.name), file.path.open("rb") as stream:
+        if stream.read(len(POINTER)) == POINTER:
+            raise RecipeError(
+                f"{file.name}: this is a pointer of Git LFS, and its content was not fetched; run `git lfs pull` in "
+                "its repository, or download the file itself"
+            )
+
+
 def detect(file: SourceFile, encoding: str, key: str = "data.source.encoding") -> Text:
     """Returns how to decode the file: by `encoding`, or where that is "auto", as the bytes themselves say.
 
@@ -169,7 +191,7 @@ def detect(file: SourceFile, encoding: str, key: str = "data.source.encoding") -
             raise RecipeError(f"{file.name}: the file is empty")
         head = _head(file)
         for magic, what in OTHER_FORMATS.items():
-            if head.startswith(magic):
+            if head.lstrip().lower().startswith(magic.lower()):
                 raise RecipeError(
                     f"{file.name}: this is {what}, whatever its name says; rename it, or export it as CSV"
                 )
@@ -282,12 +304,36 @@ def _guessed(file: SourceFile, broken: Scan, key: str) -> Text:
     """latin-1 or cp1252, if the text looks like it; any bytes at all could be read as these, hence the doubt."""
     western = _western(blocks(file, broken))
     if western is None or western == "utf-8" or (broken.broken and broken.broken[1]):
-        if western == "utf-8":
-            why, what = "not UTF-8, though the rest is UTF-8", f"mend those characters, or set {key}"
+        if western == "utf-8" and _mostly_utf8(blocks(file, broken)):
+            why, what = "not UTF-8, though the rest is UTF-8", f"correct those characters, or set {key}"
         else:
-            why, what = "not UTF-8, and not surely anything else", f"set {key}, such as cp1252 or cp1251"
+            why = "not UTF-8, and not surely anything else"
+            what = f"set {key}, such as {' or '.join(_fitting(file, broken) or ['cp1252', 'cp1251'])}"
         raise _undecodable(file, broken, why, what)
     return Text(western, "cp1252", "strict", guessed=True, bom=False, scan=_scan(file, "cp1252", "strict", key))
+
+
+def _mostly_utf8(pieces: Iterator[bytes]) -> bool:
+    """Whether of the bytes above ASCII three in four are UTF-8; of GBK or Shift-JIS some are by chance."""
+    high = fitting = 0
+    for piece in pieces:
+        fitting += sum(map(len, UTF8_CHARACTER.findall(piece)))
+        high += len(piece.translate(None, bytes(range(128))))
+        if high > JUDGED_BYTES:
+            break
+    return fitting >= 0.75 * high
+
+
+def _fitting(file: SourceFile, broken: Scan) -> list[str]:
+    """The encodings of East Asia that the first MiB fits, the one that reads most letters of its own first."""
+    head = b"".join(islice(blocks(file, broken), 1))
+    head = head[: head.rfind(b"\n") + 1] or head
+    scores = {}
+    for codec, own in EAST_ASIAN.items():
+        with suppress(UnicodeDecodeError):
+            letters = [one for one in head.decode(codec) if one > "\x7f"]
+            scores[codec] = sum(bool(own.match(one)) for one in letters) / max(len(letters), 1)
+    return sorted((codec for codec, score in scores.items() if score >= 0.9), key=lambda codec: -scores[codec])[:2]
 
 
 def _western(pieces: Iterator[bytes]) -> str | None:

@@ -1,18 +1,23 @@
 """How many tokens each row is, by the base model's own tokenizer and chat template.
 
 A prompt is the same up to its input, so the opening is counted once and each row's own part by itself. Tokens may join
-across that seam: rows near the limit are therefore counted whole.
+across that seam: rows near a limit are therefore counted whole.
+
+Train rows are held against train.max_length, all others against what is served: the prompt and the longest answer that
+may be decoded must fit serve.max_model_len, and what the base can look at.
 """
 
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from data_prep.deduplicate import TRAIN, Left
+from data_prep.deduplicate import TEST, TRAIN, Left
 from data_prep.table import Array, Table
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
+from recipes.schema_train import Model
 from tasks import KINDS, render
 
 SEAM_TOKENS = 8
@@ -20,14 +25,33 @@ SEAM_TOKENS = 8
 INPUT = "\ue000input\ue001"
 
 
+@dataclass(frozen=True)
+class Room:
+    """What a served model can take: `tokens` in all, of which `answer` are kept for the answer; `key` says by what."""
+
+    tokens: int
+    answer: int
+    key: str
+
+    def fits(self, table: Table) -> Array:
+        """Returns which rows can be asked (bool); rows that were not counted can."""
+        prompts = table.columns["tokens"] - table.columns["answer_tokens"]
+        return (table.columns["tokens"] < 0) | (prompts + self.answer <= self.tokens)
+
+
 def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left) -> Array:
-    """Returns the tokens of each row that stays: prompt, answer (the longer of two) and stop token; -1 for others."""
+    """Returns the tokens of each row that stays: prompt, answer (the longer of two) and stop token; -1 for others.
+
+    Raises RecipeError where the prompt is too long before any input stands in it.
+    """
     task = KINDS[recipe.task.kind]
     spec = task.specify(recipe.task, labels)
     tokenizer = render.tokenizer_of(recipe.model)
     before, between, after = _seams(tokenizer, task.messages(spec, {"text": INPUT}))
     shared = sum(render.token_counts(tokenizer, [before, after]))
-    tokens = table.columns["tokens"]
+    _check_opening(shared, recipe, labels)
+    limits = np.array([recipe.train.max_length, recipe.serve.max_model_len])
+    tokens, answered = table.columns["tokens"], table.columns["answer_tokens"]
     for first, batch in table.texts.batches():
         rows = np.flatnonzero(left.stays[first : first + batch.num_rows])
         if not len(rows):
@@ -38,9 +62,9 @@ def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left) -> A
         # Labels are few and come again and again; other answers are as many as rows.
         different = list(dict.fromkeys(chain.from_iterable(answers)))
         counts = dict(zip(different, render.token_counts(tokenizer, different), strict=True))
-        longest = [max(counts[answer] for answer in mine) for mine in answers]
-        tokens[first + rows] = shared + own + np.array(longest, np.int32)
-        close = np.flatnonzero(np.abs(tokens[first + rows] - recipe.train.max_length) <= SEAM_TOKENS)
+        answered[first + rows] = [max(counts[answer] for answer in mine) for mine in answers]
+        tokens[first + rows] = shared + own + answered[first + rows]
+        close = np.flatnonzero((np.abs(tokens[first + rows, None] - limits) <= SEAM_TOKENS).any(axis=1))
         for at in close:
             conversation = task.messages(spec, {"text": texts[at]})
             examples = render.examples(tokenizer, [conversation] * len(answers[at]), answers[at])
@@ -48,10 +72,11 @@ def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left) -> A
     return tokens
 
 
-def drop_too_long(table: Table, splits: Array, recipe: Recipe, left: Left) -> None:
-    """Makes train rows over max_length leave, or stops the stage; held-out rows stay, for they count.
+def drop_too_long(table: Table, splits: Array, recipe: Recipe, left: Left) -> Room:
+    """Makes train rows over max_length leave, or stops the stage; and rows of validation and calibration that no served
+    model could be asked. Test rows stay, for they count. Returns what a served model can take.
 
-    Raises RecipeError naming the longest row where data.too_long is fail.
+    Raises RecipeError naming the longest train row where data.too_long is fail.
     """
     limit = recipe.train.max_length
     rows = np.flatnonzero((splits == TRAIN) & left.stays & (table.columns["tokens"] > limit))
@@ -62,6 +87,45 @@ def drop_too_long(table: Table, splits: Array, recipe: Recipe, left: Left) -> No
             f"this one {table.columns['tokens'][longest]}; raise train.max_length, or set data.too_long: drop"
         )
     left.drop(rows, "too_long")
+    room = room_of(table, splits, recipe, left)
+    left.drop(~np.isin(splits, (TRAIN, TEST)) & left.stays & ~room.fits(table), "too_long_to_serve")
+    return room
+
+
+def room_of(table: Table, splits: Array, recipe: Recipe, left: Left) -> Room:
+    """Returns what a served model can take, with the limit of answers that training will set."""
+    answers = table.columns["answer_tokens"][(splits == TRAIN) & left.stays]
+    answer = render.max_answer_tokens(int(answers.max(initial=0)) + 1)
+    tokens, key = recipe.serve.max_model_len, "serve.max_model_len"
+    if (context := _context_of(recipe.model)) is not None and context < tokens:
+        tokens, key = context, "what model.base can look at"
+    return Room(tokens, answer, key)
+
+
+def _context_of(model: Model) -> int | None:
+    """The tokens that a base can look at, by its config.json; None where that does not say, or is not there."""
+    from transformers import PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(model.base, revision=model.revision)
+    except OSError:
+        return None
+    found = config.get("text_config", config).get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
+def _check_opening(shared: int, recipe: Recipe, labels: dict[str, str]) -> None:
+    """Raises RecipeError where the part of the prompt that all rows share leaves no room for an input."""
+    holds = f"its instruction and {len(labels)} labels" if labels else "its instruction and fields"
+    for key, limit in (
+        ("train.max_length", recipe.train.max_length),
+        ("serve.max_model_len", recipe.serve.max_model_len),
+    ):
+        if shared >= limit:
+            raise RecipeError(
+                f"{key}: {limit} tokens, and the prompt has {shared} before any text stands in it ({holds}); "
+                f"raise {key} above that, or shorten the prompt"
+            )
 
 
 def _seams(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, str, str]:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from data_prep.spread import Spread
 from data_prep.texts import Texts
 from recipes.schema_data import SPLITS, Deduplicate
+from tasks.words import runs, words
 
 Array = npt.NDArray[Any]
 
@@ -61,12 +62,22 @@ def recall(threshold: float) -> float:
 
 
 def shingles(key: str, kind: str) -> set[str]:
-    """Returns the set of character n-grams or word n-grams of a key; a key shorter than that is its own shingle."""
+    """Returns the set of character n-grams or word n-grams of a key; a key shorter than that is its own shingle.
+
+    A character of Chinese, Japanese or Korean says as much as two or three letters: of these, n-grams are half as long
+    (two characters at least). A text that mixes scripts has the shingles of each of its runs.
+    """
     unit, n = kind[:-1], int(kind[-1])
-    if unit == "char":
+    if unit == "word":
+        found = words(key)
+        return {" ".join(found[at : at + n]) for at in range(len(found) - n + 1)} or {key}
+    if key.isascii():
         return {key[at : at + n] for at in range(len(key) - n + 1)} or {key}
-    words = key.split()
-    return {" ".join(words[at : at + n]) for at in range(len(words) - n + 1)} or {key}
+    shingled: set[str] = set()
+    for run, dense in runs(key):
+        length = max(2, n // 2) if dense else n
+        shingled |= {run[at : at + length] for at in range(len(run) - length + 1)} or {run}
+    return shingled or {key}
 
 
 def jaccard(one: set[str], other: set[str]) -> float:

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,17 +21,30 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import describe, lengths, read, report, sources, split, spread, suspects, write
-from data_prep.deduplicate import deduplicate
+from data_prep import (
+    balance,
+    describe,
+    lengths,
+    rare,
+    read,
+    report,
+    sources,
+    split,
+    spread,
+    straddle,
+    suspects,
+    write,
+)
+from data_prep.deduplicate import Left, deduplicate
 from data_prep.rows import Rejected, check_columns, needed_columns
 from data_prep.source_row import SourceFile, SourceRow
 from data_prep.table import Table, Writer
+from data_prep.where import matches
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS
 from tasks import KINDS
-from tasks.classification import by_key
-from tasks.text import label_key
+from tasks import labels as spelling
 from tracking import digests, files
 from tracking.run import now
 
@@ -55,10 +68,11 @@ class Steps:
             print(f"data      {name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
 
 
-def main(recipe: Recipe, runs: Path) -> tuple[Path, bool]:
+def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path, bool]:
     """Returns the folder of the prepared data and whether it was made now, because it was not there yet.
 
-    Raises RecipeError where the source cannot be used: then nothing is left behind.
+    `replaced` tells what hardware file and SET changed of the recipe, for messages about a key among them. Raises
+    RecipeError where the source cannot be used: then nothing is left behind.
     """
     if recipe.task.kind not in KINDS:
         raise RecipeError(f"task.kind: {recipe.task.kind} is not built yet; built: {', '.join(KINDS)}")
@@ -69,30 +83,35 @@ def main(recipe: Recipe, runs: Path) -> tuple[Path, bool]:
     if (folder / "data.json").exists():
         return folder, False
     started, steps = now(), Steps()
-    with files.whole_folder(folder) as aside:
+    with files.whole_folder(folder, keep=True) as aside:
         work = aside / ".work"
         with spread.over(_processes(recipe, found)) as pool:
             with steps("read and clean"):
-                table, unusable, read_from = _read(found, hashes, recipe, work, pool)
+                table, unusable, read_from, filtered = _read(found, hashes, recipe, work, pool)
             _check_ids(table)
             with steps("split"):
                 assigned = split.assign(table, recipe.data.split, {file.split for file in found})
             with steps("deduplicate"):
-                left = deduplicate(table, assigned.splits, recipe, pool)
-        labels = spellings(table, recipe)
+                labels = spellings(table, recipe)
+                left, straddling = Left.none(len(table)), straddle.find(table, assigned.splits, recipe.data.split)
+                labels, rare_labels = rare.settle(table, labels, recipe, left)
+                if recipe.data.split.straddling == "drop":
+                    straddle.leave(straddling, left)
+                deduplicate(table, assigned.splits, recipe, pool, left)
+        balance.check_labels(labels, table)
         about = descriptions(labels, recipe)
         with steps("count tokens"):
             lengths.count(table, recipe, about, left)
-            lengths.drop_too_long(table, assigned.splits, recipe, left)
-        prepared = describe.Prepared(recipe, table, assigned, left, labels, about, unusable)
+            room = lengths.drop_too_long(table, assigned.splits, recipe, left)
+        prepared = describe.Prepared(recipe, table, assigned, left, labels, about, unusable, room, filtered)
         counted = describe.rows(prepared)
-        _check_balance(prepared, counted)
+        not_learnable = balance.check(prepared, counted, replaced)
         with steps("doubt labels"):
-            doubtful, looked_at = suspects.find(table, assigned.splits, labels, left) if labels else ([], 0)
+            doubts = suspects.find(table, assigned.splits, labels, left) if labels else suspects.Doubts([])
         with steps("write"):
             slices = write.splits_of(aside, table, assigned.splits, left, recipe, labels)
             write.rejected(aside / "rejected.jsonl", unusable, table, assigned.splits, left)
-            suspects.write(aside / "suspects.csv", doubtful, table, assigned.splits)
+            suspects.write(aside / "suspects.csv", doubts.found, table, assigned.splits)
         told = {
             "schema_version": 2,
             "digest": digest,
@@ -103,11 +122,14 @@ def main(recipe: Recipe, runs: Path) -> tuple[Path, bool]:
             "left_out": sources.left_out(recipe.data.source),
             "rows": counted,
             **describe.findings(prepared),
+            "rare_labels": rare_labels,
+            "not_learnable": not_learnable,
+            "straddling": {reason: len(rows) for reason, (rows, _) in straddling.items()},
             "slices": describe.slices(prepared, slices),
-            "suspects": {"rows_looked_at": looked_at, "found": len(doubtful)},
+            "suspects": doubts.told(),
         }
         told["sha256"] = {path.name: files.sha256(path) for path in sorted(aside.iterdir()) if path.is_file()}
-        report.write(aside / "data.html", told, prepared, doubtful)
+        report.write(aside / "data.html", told, prepared, doubts.found)
         files.write_json(aside / "data.json", told)
         shutil.rmtree(work)
     return folder, True
@@ -122,9 +144,11 @@ def _processes(recipe: Recipe, found: list[SourceFile]) -> int:
 
 def _read(
     found: list[SourceFile], hashes: list[str], recipe: Recipe, work: Path, pool: spread.Spread
-) -> tuple[Table, list[Rejected], list[dict[str, Any]]]:
-    """Reads all files into a table. Returns it, the rows that cannot be used, and what each file was found to be."""
+) -> tuple[Table, list[Rejected], list[dict[str, Any]], int]:
+    """Reads all files into a table. Returns it, the rows that cannot be used, what each file was found to be, and how
+    many rows are not those that data.where asks for."""
     unusable: list[Rejected] = []
+    filtered = 0
     told = []
     with Writer(work, recipe) as writer:
         for file, sha256 in zip(found, hashes, strict=True):
@@ -134,31 +158,42 @@ def _read(
             unusable += writer.add(file.name, given, counter, pool)
             if not counter.rows:
                 raise RecipeError(f"{file.name}: there are no rows below the header")
+            filtered += counter.filtered
             size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
-            counts = {"rows_read": counter.rows, "detected": about}
+            counts = {"rows_read": counter.rows, "detected": about, "lacks": sorted(counter.lacks)}
             told.append({"split": file.split, "file": file.name, "sha256": sha256, **size, **counts})
             if about.get("encoding_guessed"):
                 guess = f"{file.name} is no UTF-8: read as {about['encoding']}; data.source.encoding says it for sure"
                 print(f"data      {guess}", file=sys.stderr)
         table = writer.table()
-    _check_rejected(unusable, len(table) + len(unusable), recipe)
-    return table, unusable, told
+    balance.check_rejected(unusable, len(table), filtered, recipe)
+    return table, unusable, told, filtered
 
 
 class _Counted:
-    """The rows of a file, counted as they pass, the columns of the first readable one checked."""
+    """The rows of a file, counted as they pass, the columns of the first readable one checked.
+
+    `lacks` names the columns of groups and times that no row of a given held-out file has: they are not needed there.
+    """
 
     def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe) -> None:
-        self.rows, self._source, self._file, self._recipe = 0, rows, file, recipe
+        self.rows, self.filtered, self._source, self._file, self._recipe = 0, 0, rows, file, recipe
+        split = recipe.data.split
+        self.lacks = {column for column in (split.group, split.time) if column is not None}
 
     def __iter__(self) -> Iterator[SourceRow]:
-        unchecked = True
+        unchecked, where = True, self._recipe.data.where
         for row in self._source:
             if unchecked and not row.problem:
                 check_columns(str(self._file.path), self._file.split, row.values, self._recipe)
                 unchecked = False
             self.rows += 1
-            yield row
+            if self.lacks:
+                self.lacks.difference_update(row.values)
+            if where and not row.problem and not matches(row.values, where):
+                self.filtered += 1
+            else:
+                yield row
 
 
 def spellings(table: Table, recipe: Recipe) -> dict[str, str]:
@@ -166,16 +201,10 @@ def spellings(table: Table, recipe: Recipe) -> dict[str, str]:
 
     That is the listed one where the recipe lists labels, and the most frequent spelling where it does not.
     """
-    listed = recipe.task.labels
-    if not recipe.data.normalize_labels:
-        return {written: written for written in table.targets}
-    same: dict[str, list[str]] = {}
-    for written, _ in sorted(table.targets.items(), key=lambda item: (-item[1], item[0])):
-        same.setdefault(label_key(written), []).append(written)
-    if listed != "auto":
-        known = by_key(listed)
-        return {one: one if one in listed else known[key] for key, written in same.items() for one in written}
-    return {one: written[0] for written in same.values() for one in written}
+    listed, fold = recipe.task.labels, recipe.data.normalize_labels
+    if listed == "auto":
+        return spelling.found(table.targets, fold)
+    return {written: spelling.find(written, listed, fold) or written for written in table.targets}
 
 
 def descriptions(labels: dict[str, str], recipe: Recipe) -> dict[str, str]:
@@ -186,17 +215,6 @@ def descriptions(labels: dict[str, str], recipe: Recipe) -> dict[str, str]:
     return dict(listed) if isinstance(listed, dict) else dict.fromkeys(listed, "")
 
 
-def _check_rejected(rejected: list[Rejected], rows_read: int, recipe: Recipe) -> None:
-    if len(rejected) <= recipe.data.max_rejected * rows_read:
-        return
-    lines = [f"  {row.file}:{row.line}  {row.reason}: {row.detail}" for row in rejected[:5]]
-    more = [f"  ... and {len(rejected) - 5} more"] if len(rejected) > 5 else []
-    raise RecipeError(
-        f"{len(rejected)} of {rows_read} rows cannot be used; data.max_rejected is {recipe.data.max_rejected:.2%}:\n"
-        + "\n".join(lines + more)
-    )
-
-
 def _check_ids(table: Table) -> None:
     ids = table.columns["id"]
     order = np.argsort(ids, kind="stable")
@@ -204,30 +222,6 @@ def _check_ids(table: Table) -> None:
     if len(twice):
         row, other = int(order[twice[0] + 1]), int(order[twice[0]])
         raise RecipeError(
-            f"{table.place(row)}: id {table.texts.value('id', row)!r} stands at {table.place(other)} already; "
-            "ids must differ, or leave data.columns.id out"
+            f"{table.place(row)}: id {spelling.shown(table.texts.value('id', row))} stands at {table.place(other)} "
+            "already; ids must differ, or leave data.columns.id out"
         )
-
-
-def _check_balance(prepared: describe.Prepared, rows: dict[str, Any]) -> None:
-    """Every label must be learnt from somewhere and asked about somewhere."""
-    mistakes = []
-    for label, counts in describe.labels(prepared).items():
-        total = sum(counts[name] for name in SPLITS)
-        if total < 2:
-            times = "does not occur" if total == 0 else "occurs once"
-            mistakes.append(f"  {label!r} {times}: a label needs rows to learn from and rows to be judged by")
-        elif counts["train"] == 0:
-            mistakes.append(f"  {label!r} has {total} rows and none of them fell to train: it cannot be learnt")
-    if mistakes:
-        hint = "  Merge the label into another, leave its rows out, or add rows."
-        if count := rows["dropped"].get("too_long"):
-            limit = prepared.recipe.train.max_length
-            hint = f"  {count} train rows left: they are longer than train.max_length ({limit} tokens); raise it."
-        raise RecipeError("\n".join(["labels with too few rows:", *mistakes, hint]))
-    for name in ("train", "validation", "test"):
-        if not rows["written"][name]:
-            raise RecipeError(f"no rows are left for {name}: {rows['read']} were read; see data.split")
-    accounted = sum(rows["written"].values()) + sum(rows["rejected"].values()) + sum(rows["dropped"].values())
-    if accounted != rows["read"]:
-        raise AssertionError(f"rows read {rows['read']} != written + rejected + dropped {accounted}")

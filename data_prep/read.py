@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 
 from data_prep import text_formats
+from data_prep.encoding import check_fetched
 from data_prep.source_row import About, SourceFile, SourceRow
 from recipes.schema_data import Source
 
@@ -14,6 +15,8 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Ab
     with its problem. Raises RecipeError where the file cannot be read as such, at once or, for what only shows further
     down, while the rows are read; StageError where the hub does not answer.
     """
+    if file.kind not in ("hub", "dataset"):
+        check_fetched(file)
     if file.kind in text_formats.FORMATS:
         return text_formats.read(file, source, columns)
     from data_prep import columnar_formats  # late: it imports Arrow

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
+from data_prep import console
 from data_prep.deduplicate import REASONS
 from data_prep.describe import Prepared
 from data_prep.rows import fields_of
@@ -58,6 +59,7 @@ def write(path: Path, told: Mapping[str, Any], prepared: Prepared, doubtful: lis
         pairs=pairs(prepared),
         suspects=[(one, about(one.row, prepared)) for one in doubtful[:SHOWN_SUSPECTS]],
         fields=fields(told, prepared),
+        notes=console.notes(told),
         slices={name: by_split(one["values"]) for name, one in told["slices"].items()},
     )
     # A file name may hold bytes that are no text.
@@ -106,6 +108,7 @@ def segments(parts: Mapping[str, int], whole: int) -> list[View]:
 def flow(rows: Mapping[str, Any]) -> View:
     """Returns where the rows read went: the written ones by split, the others by reason, the most frequent first."""
     gone = {**rows["dropped"], **rows["rejected"]}
+    gone |= {"filtered": rows["filtered"]} if rows["filtered"] else {}
     gone = dict(sorted(gone.items(), key=lambda item: -item[1]))
     out, written = sum(gone.values()), sum(rows["written"].values())
     return {

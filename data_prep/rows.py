@@ -9,24 +9,30 @@ after this module ever holds it.
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from data_prep.source_row import SourceRow
+from data_prep.text_formats import NO_HEADER, looks_like_names
+from data_prep.times import seconds_of
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import By
 from tasks import KINDS, privacy
+from tasks.chat import conversation
 from tasks.extraction import given_record
-from tasks.given import UnusableRowError, cell, check_characters, conversation
-from tasks.text import clean
+from tasks.given import UnusableRowError, cell, check_characters
+from tasks.text import UNSEEN, clean
 
+PLACES = ("verbatim", "rewrapped", "elsewhere")
+# Of the columns that a file has, how many are shown, and of each how much.
+SHOWN_COLUMNS, SHOWN_CHARACTERS = 20, 40
+MISSING_SHOWN = 6
 PLACEHOLDER = re.compile(r"\[[A-Z]+_[0-9]+\]")
 
 
@@ -83,9 +89,12 @@ def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
     if columns.messages is not None:
         needed["data.columns.messages"] = columns.messages
     else:
-        needed |= {"data.columns.text": columns.text, **answer}
+        several = len(columns.texts) > 1
+        texts = {f"data.columns.text{f'[{at}]' if several else ''}": name for at, name in enumerate(columns.texts)}
+        needed |= {**texts, **answer}
     if split in ("all", "train"):
         needed |= {"data.split.group": recipe.data.split.group, "data.split.time": recipe.data.split.time}
+    needed |= {f"data.where.{column}": column for column in recipe.data.where}
     fields = fields_of(recipe)
     needed |= {f"data.slices.{name}": column for name, column in slice_columns(recipe).items() if column not in fields}
     return {key: column for key, column in needed.items() if column is not None}
@@ -97,11 +106,19 @@ def check_columns(file: str, split: str, present: Collection[str], recipe: Recip
     for key, column in needed_columns(recipe, split).items():
         if column not in present:
             near = get_close_matches(column, list(present), 1)
-            missing.append(f"  {key}: there is no column {column!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            missing.append(f"  {key}: there is no column {column!r}{hint}")
     if missing:
-        raise RecipeError(
-            "\n".join([f"{file} lacks columns that the recipe names:", *missing, f"  It has: {', '.join(present)}"])
-        )
+        shown = [name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}..." for name in present]
+        more = f" and {len(shown) - SHOWN_COLUMNS} more" if len(shown) > SHOWN_COLUMNS else ""
+        unnamed = [f"  and {len(missing) - MISSING_SHOWN} more"] if len(missing) > MISSING_SHOWN else []
+        lines = [f"{file} lacks columns that the recipe names:", *missing[:MISSING_SHOWN], *unnamed]
+        lines.append(f"  It has: {', '.join(shown[:SHOWN_COLUMNS])}{more}")
+        if Path(file).suffix.lower() not in (".json", ".jsonl", ".ndjson", ".parquet") and not looks_like_names(
+            present
+        ):
+            lines.append(f"  Its first line does not look like names of columns: {NO_HEADER}.")
+        raise RecipeError("\n".join(lines))
 
 
 def slice_columns(recipe: Recipe) -> dict[str, str]:
@@ -137,8 +154,8 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     messages = recipe.data.columns.messages
     given = task.given(values, recipe) if messages is None else conversation(values.get(messages), messages)
     raw, text = given.text, clean(given.text)
-    if not text:
-        raise UnusableRowError("no_text", "the text is empty")
+    if not (text if text.isascii() else UNSEEN.sub("", text).strip()):
+        raise UnusableRowError("no_text", "the text is empty" + (", but for invisible characters" if text else ""))
     check_characters("text", text)
     check_characters("answer", given.target if isinstance(given.target, str) else json.dumps(given.target))
     found = {one.kind for one in privacy.find(text)}
@@ -156,7 +173,7 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
         target=target,
         group=group if group is None else privacy.pseudonym(group, kinds),
         slices={name: privacy.pseudonym(own.get(name, ""), kinds) for name in recipe.data.slices},
-        time=_time(cell(values.get(split.time)), split.time) if split.time and split.time in values else None,
+        time=seconds_of(cell(values.get(split.time)), split.time) if split.time and split.time in values else None,
         found=frozenset(found),
         system=given.system,
         raw=raw,
@@ -187,17 +204,30 @@ def _hiding(text: str, hidden: Mapping[str, str], kinds: Collection[str], found:
 
 
 def _states(given: Mapping[str, Any], record: Mapping[str, Any], text: str) -> dict[str, str]:
-    """Where the value of each field stands: a value that is not in the text cannot be copied from it."""
+    """Where the value of each field stands: a value that is not in the text cannot be copied from it.
+
+    A list stands where its entry stands that is hardest to find; a number also as the source writes it ("12.50").
+    """
     unwrapped = " ".join(text.split())
     states = {}
     for field, value in record.items():
-        if value is None:
+        entries, as_given = _entries(value), _entries(given.get(field))
+        if not entries:
             states[field] = "absent" if given.get(field) is None else "empty"
-        elif str(value) in text:
-            states[field] = "verbatim"
-        else:
-            states[field] = "rewrapped" if " ".join(str(value).split()) in unwrapped else "elsewhere"
+            continue
+        spellings = zip(entries, as_given if len(as_given) == len(entries) else entries, strict=True)
+        states[field] = max((_place({*map(str, pair)}, text, unwrapped) for pair in spellings), key=PLACES.index)
     return states
+
+
+def _entries(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _place(spellings: set[str], text: str, unwrapped: str) -> str:
+    if any(one in text for one in spellings):
+        return "verbatim"
+    return "rewrapped" if any(" ".join(one.split()) in unwrapped for one in spellings) else "elsewhere"
 
 
 def _redacted(hidden: Mapping[str, str], text: str) -> str:
@@ -213,21 +243,3 @@ def _own_values(values: Mapping[str, Any], target: Any, recipe: Recipe, hidden: 
         name: _redacted(hidden, cell(record.get(column) if column in fields else values.get(column))).strip()
         for name, column in slice_columns(recipe).items()
     }
-
-
-def _time(text: str, column: str | None) -> float:
-    """Seconds since 1970 of an ISO 8601 time, or of a number of seconds. Without a zone it is UTC."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        pass
-    else:
-        if math.isfinite(seconds):
-            return seconds
-    try:
-        found = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise UnusableRowError(
-            "bad_time", f"column {column!r} is neither an ISO 8601 time nor a number of seconds"
-        ) from None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()

@@ -8,6 +8,7 @@ out  SourceFile("all", exports/2024/may.csv.gz, "2024/may.csv.gz", "csv", "gz"),
 import glob
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,6 +30,9 @@ KINDS = {
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 KNOWN = f"{', '.join(KINDS)}, each of them but .parquet also as {' or '.join(COMPRESSIONS)}"
 
+# Folders beside data that hold copies, logs or leavings; so do those whose names open with a dot.
+HIDDEN = ("__MACOSX", "__pycache__", "_delta_log", "_temporary")
+
 # How data sets name their splits, and how we do.
 SPLIT_NAMES = {
     "train": "train",
@@ -39,6 +43,11 @@ SPLIT_NAMES = {
     "calibration": "calibration",
     "test": "test",
 }
+
+
+# Words in names of files: a held-out set, of which it is not plain for what.
+HELD_OUT = dict.fromkeys(("eval", "evaluation", "holdout", "heldout"), "held out")
+WORDS = {**SPLIT_NAMES, **HELD_OUT, "training": "train", "testing": "test"}
 
 
 def find(source: Source) -> list[SourceFile]:
@@ -62,7 +71,8 @@ def sha256(file: SourceFile, source: Source) -> str:
     try:
         if file.kind != "dataset":
             return files.sha256(file.path)
-        hashes = {path.relative_to(file.path).as_posix(): files.sha256(path) for path in _walk(file.path)}
+        every = [path for path in _walk(file.path) if not path.is_dir()]
+        hashes = {path.relative_to(file.path).as_posix(): files.sha256(path) for path in every}
     except OSError as error:
         raise RecipeError(
             f"{file.name}: the file cannot be read ({error.strerror}); give this user the right to"
@@ -83,7 +93,7 @@ def _look(source: Source) -> tuple[list[SourceFile], list[str]]:
         for number, given in enumerate(paths):
             key = "path" if source.path else f"paths[{number}]" if source.paths else split
             here, beside = _at(f"data.source.{key}", split, given)
-            found += here
+            found += _by_name(f"data.source.{key}", given, here) if source.path else here
             skipped += beside
     _refuse_twice(found)
     return _with_distinct_names(found), skipped
@@ -155,7 +165,10 @@ def _in_glob(key: str, split: str, pattern: str) -> tuple[list[SourceFile], list
     except ValueError as error:
         raise RecipeError(f"{key}: {pattern} is no pattern of paths ({error})") from None
     every = [(path, path.relative_to(root).as_posix()) for path in matched if not path.is_dir()]
-    found, skipped = _sorted_out(key, split, pattern, every)
+    # A hidden folder is looked into where the pattern names it, and nowhere else.
+    unasked = [one for one in every if any(_hidden(part) and part not in parts for part in Path(one[1]).parent.parts)]
+    found, skipped = _sorted_out(key, split, pattern, [one for one in every if one not in unasked])
+    skipped += [name for _, name in unasked]
     inside = {parent for file in found for parent in file.path.parents}
     folders = [path for path in matched if path.is_dir() and path not in inside]
     return found, skipped + [f"{path.relative_to(root).as_posix()}/" for path in folders if path != root]
@@ -165,7 +178,9 @@ def _sorted_out(key: str, split: str, given: str, every: list[tuple[Path, str]])
     """Splits the files of a folder into those to read and the rest; a dot opens names that are not meant as data."""
     found, skipped = [], []
     for path, name in every:
-        if kind_of(path) is None or path.name.startswith("."):
+        if path.is_dir():
+            skipped.append(f"{name}/")
+        elif kind_of(path) is None or path.name.startswith("."):
             skipped.append(name)
         elif path.is_symlink() and not path.exists():
             raise RecipeError(f"{key}: {name} is a link to {path.readlink()}, and there is nothing")
@@ -178,13 +193,18 @@ def _sorted_out(key: str, split: str, given: str, every: list[tuple[Path, str]])
 
 
 def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yields all that is not a folder, in order, through linked folders too, but in no circle."""
+    """Yields all that is not a folder, in order, through linked folders too, but in no circle; of hidden folders, which
+    hold copies and logs, their own paths alone."""
     above = (*above, folder.resolve())
     for path in sorted(folder.iterdir()):
-        if not path.is_dir():
+        if not path.is_dir() or _hidden(path.name):
             yield path
         elif path.resolve() not in above:
             yield from _walk(path, above)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in HIDDEN
 
 
 def _saved_splits(folder: Path) -> list[str] | None:
@@ -209,6 +229,37 @@ def _by_split(key: str, whole: str, splits: list[tuple[str, Path]]) -> tuple[lis
         raise RecipeError(f"{key}: {whole} has a split test and none named train; name the splits train and test")
     known = [SourceFile(SPLIT_NAMES[name], path, shown, kind) for name, path, shown in named if SPLIT_NAMES.get(name)]
     return known, [shown for name, _, shown in named if name not in SPLIT_NAMES]
+
+
+def _by_name(key: str, given: str, found: list[SourceFile]) -> list[SourceFile]:
+    """The files of a folder or a pattern as given splits, where their names say so: train.jsonl and test.jsonl.
+
+    Raises RecipeError where some are named test, or train and held-out, and it is not plain what the others are.
+    """
+    splits = [split_named(file.name) if file.kind != "dataset" else file.split for file in found]
+    if not ("test" in splits or {"train", "held out"} <= {*splits}) or len(found) < 2:
+        return found
+    if "train" in splits and not {None, "held out"} & {*splits}:
+        return [replace(file, split=split or "all") for file, split in zip(found, splits, strict=True)]
+    named = [f"{file.name} ({split or 'no split'})" for file, split in zip(found, splits, strict=True)]
+    raise RecipeError(
+        f"{key}: {given} holds files of given splits, as it seems, and it is not plain what each of them is: "
+        f"{', '.join(named[:5])}{', ...' if len(named) > 5 else ''}.\n"
+        "  To keep the given splits, write data.source: {train: ..., test: ...}; to mix all rows and split them anew, "
+        "data.source: {paths: [...]}"
+    )
+
+
+def split_named(name: str) -> str | None:
+    """Returns the split that a file's name opens or ends with (train-00000-of-00002, reviews_test), or its folder's;
+    "held out" where it is not plain for what, None where the name tells nothing."""
+    path = Path(name.lower())
+    words = [word for word in re.split(r"[^a-z]+", path.name.split(".")[0]) if word]
+    words = [word for word in words if word != "of"]
+    for word in (*words[:1], *words[-1:], *reversed(path.parent.parts)):
+        if word in WORDS:
+            return WORDS[word]
+    return None
 
 
 def _refuse_twice(found: list[SourceFile]) -> None:

@@ -4,8 +4,9 @@ A row's split does not depend on the other rows, so adding rows moves no old one
 same way. That is also how stratification is kept: a hash does not look at the label, so every label is spread alike,
 up to chance. data.json states how far off each split and each label is.
 
-By time, test is what happened from `data.split.cut` on. Without a cut it is the newest share, whose edge moves as newer
-rows come: data.json states it, to be written into the recipe.
+By time, test is what happened from `data.split.cut` on, and a hash spreads the rows before it: with a cut, newer rows
+move no old one either. Without a cut test is the newest share, whose edge moves as newer rows come, and old test rows
+fall to the other splits: data.json states the edge, to be written into the recipe.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.table import Table
+from data_prep.times import iso
 from recipes.errors import RecipeError
 from recipes.schema_data import SPLITS, Split
 
@@ -50,8 +52,9 @@ def assign(table: Table, split: Split, given: set[str]) -> Assigned:
         newest, cut = _newest(table.columns["time"], ours, split)
         splits[newest] = SPLITS.index("test")
         spread = ours & ~newest
-        # What is left is spread by hash, so that its shares are still shares of all rows.
-        position = position * (spread.sum() / ours.sum())
+        # Their shares are shares of all rows, and test is meant to have its own. How many rows there are does not
+        # enter: newer ones would move old ones from split to split.
+        position = position * (1 - split.test)
     low = 0.0
     for name, share in shares.items():
         if name == "test" and split.time is not None:
@@ -64,13 +67,12 @@ def assign(table: Table, split: Split, given: set[str]) -> Assigned:
 def _newest(times: Array, ours: Array, split: Split) -> tuple[Array, str]:
     """Returns which rows are test by time, and the time from which on they are."""
     if split.cut is not None:
-        try:
-            edge = datetime.fromisoformat(split.cut)
-        except ValueError:
+        edge = iso(split.cut)
+        if edge is None:
             raise RecipeError(
                 f"data.split.cut: {split.cut!r} is no ISO 8601 time, such as 2026-03-01 or 2026-03-01T12:00:00Z"
-            ) from None
-        seconds = (edge if edge.tzinfo else edge.replace(tzinfo=UTC)).timestamp()
+            )
+        seconds = edge
     else:
         oldest_first = np.sort(times[ours])
         seconds = float(oldest_first[int(len(oldest_first) * (1 - split.test))])

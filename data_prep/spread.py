@@ -3,10 +3,13 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import TypeVar
+
+from recipes.errors import StageError
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -43,5 +46,10 @@ def over(processes: int) -> Iterator[Spread]:
     executor = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
     try:
         yield Spread(processes, executor)
+    except BrokenProcessPool:
+        raise StageError(
+            f"one of {processes} processes that prepare the data was killed, as the system does when memory is short; "
+            "data.num_proc=1 takes least"
+        ) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

@@ -2,9 +2,11 @@
 
     suspects.csv   id,split,label,predicted,confidence,label_confidence,text
 
-A row is suspect where the model gives another label at least the confidence that it gives, on average, to rows which
-bear that other label (confident learning: Northcutt, Jiang, Chuang 2021, arXiv:1911.00068). Test rows are not looked
-at, and nothing is changed: a person decides. Texts that a spreadsheet would take for a formula open with a quote sign.
+The model sees words and pairs of words; of scripts without spaces, characters and pairs of characters. A row is suspect
+where the model gives another label at least the confidence that it gives, on average, to rows which bear that other
+label (confident learning: Northcutt, Jiang, Chuang 2021, arXiv:1911.00068). Where the model is no better than chance
+(its recall, averaged over the labels), nothing is listed: its doubts would mean nothing. Test rows are not looked at,
+and nothing is changed: a person decides. Texts that a spreadsheet would take for a formula open with a quote sign.
 """
 
 import csv
@@ -17,6 +19,7 @@ import numpy as np
 from data_prep.deduplicate import TEST, Left
 from data_prep.table import Array, Table
 from recipes.schema_data import SPLITS
+from tasks.words import terms
 
 FOLDS = 5
 # A linear model on more rows finds nothing new, and its features would fill memory.
@@ -36,8 +39,27 @@ class Suspect:
     label_confidence: float
 
 
-def find(table: Table, splits: Array, labels: dict[str, str], left: Left) -> tuple[list[Suspect], int]:
-    """Returns the suspects, most doubtful first, and how many rows were looked at.
+@dataclass(frozen=True)
+class Doubts:
+    """The suspects, most doubtful first, how many rows were looked at, and how good the model is that doubts them."""
+
+    found: list[Suspect]
+    rows_looked_at: int = 0
+    accuracy: float | None = None
+    """Share of the rows that the model, trained without them, gives their own label."""
+    recall: float | None = None
+    """The same, averaged over the labels; chance is 1 / labels."""
+    why_none: str = ""
+
+    def told(self) -> dict[str, Any]:
+        """Returns what data.json says of them."""
+        figures = {"accuracy": self.accuracy, "mean_recall": self.recall}
+        rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
+        return {"rows_looked_at": self.rows_looked_at, "found": len(self.found), **rounded, "why_none": self.why_none}
+
+
+def find(table: Table, splits: Array, labels: dict[str, str], left: Left) -> Doubts:
+    """Returns the rows whose label is doubted.
 
     `labels` gives for each spelling in the source the label it stands for. Of more than MOST_ROWS rows those with the
     lowest hash are looked at.
@@ -57,11 +79,15 @@ def find(table: Table, splits: Array, labels: dict[str, str], left: Left) -> tup
         features.append(_features(batch.column("text").take(mine).to_pylist()))
         at += len(mine)
     if len(rows) < 2 * FOLDS or len(names) < 2:
-        return [], 0
+        return Doubts([], why_none=f"fewer than {2 * FOLDS} rows, or a single label")
     confidence = _out_of_fold(features, given, table.columns["key"][rows], len(names))
+    accuracy, recall, least = _better_than_chance(confidence, given)
+    if recall < least:
+        why = f"the linear model is no better than chance (mean recall {recall:.2f} of {len(names)} labels)"
+        return Doubts([], len(rows), accuracy, recall, why)
     found = _confident_contradictions(confidence, given)
     doubtful = sorted(found, key=lambda one: confidence[one[0], given[one[0]]] - confidence[one])
-    return [
+    listed = [
         Suspect(
             int(rows[at]),
             names[given[at]],
@@ -70,7 +96,8 @@ def find(table: Table, splits: Array, labels: dict[str, str], left: Left) -> tup
             float(confidence[at, given[at]]),
         )
         for at, other in doubtful
-    ], len(rows)
+    ]
+    return Doubts(listed, len(rows), accuracy, recall)
 
 
 def write(path: Path, found: list[Suspect], table: Table, splits: Array) -> None:
@@ -92,8 +119,20 @@ def safe(text: str) -> str:
 def _features(texts: list[str]) -> Any:
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    # Hashed, so that no vocabulary is held; words and pairs of words.
-    return HashingVectorizer(ngram_range=(1, 2), n_features=2**18, alternate_sign=False, norm=None).transform(texts)
+    # Hashed, so that no vocabulary is held.
+    return HashingVectorizer(analyzer=terms, n_features=2**18, alternate_sign=False, norm=None).transform(texts)
+
+
+def _better_than_chance(confidence: Array, given: Array) -> tuple[float, float, float]:
+    """Returns accuracy, recall averaged over the labels that occur, and what that must reach: two standard errors above
+    what guessing has."""
+    right = confidence.argmax(axis=1) == given
+    totals = np.bincount(given, minlength=confidence.shape[1])
+    occurs = totals > 0
+    recalls = np.bincount(given, weights=right, minlength=confidence.shape[1])[occurs] / totals[occurs]
+    chance = 1 / occurs.sum()
+    error = np.sqrt((chance * (1 - chance) / totals[occurs]).sum()) / occurs.sum()
+    return float(right.mean()), float(recalls.mean()), float(chance + 2 * error)
 
 
 def _out_of_fold(features: list[Any], given: Array, keys: Array, classes: int) -> Array:

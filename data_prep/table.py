@@ -29,7 +29,7 @@ from data_prep.texts import SCHEMA, Texts
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS
 from tasks import KINDS, privacy
-from tasks.text import clean, duplicate_key
+from tasks.text import clean, duplicate_key, split_key
 
 Array = npt.NDArray[Any]
 
@@ -66,7 +66,7 @@ class Table:
     """(split or "all", field, state) of the fields of records (rows.py)."""
 
     def __len__(self) -> int:
-        return len(self.columns["line"])
+        return len(self.columns.get("line", ()))
 
     @cached_property
     def texts(self) -> Texts:
@@ -165,9 +165,10 @@ def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Arra
     """What is kept in memory of each row. Every array has one entry a row."""
     seed = recipe.data.split.seed
     task = KINDS[recipe.task.kind]
-    targets = [task.comparable(row.target, recipe) for row in rows]
+    same = {target: task.comparable(target, recipe) for target in {row.target for row in rows}}
+    targets = [same[row.target] for row in rows]
     subjects = (task.subject(key, target) for key, target in zip(keys, targets, strict=True))
-    units = [key if row.group is None else row.group for row, key in zip(rows, keys, strict=True)]
+    units = [split_key(key) if row.group is None else row.group for row, key in zip(rows, keys, strict=True)]
     contents = ("\x1f".join((row.text, row.target, row.group or "")) for row in rows)
     return {
         "line": np.array([row.line for row in rows], np.int64),
@@ -186,6 +187,7 @@ def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Arra
         "found": np.array([sum(1 << privacy.KINDS.index(kind) for kind in row.found) for row in rows], np.uint8),
         "characters": np.array([len(row.text) for row in rows], np.int32),
         "tokens": np.full(len(rows), -1, np.int32),
+        "answer_tokens": np.zeros(len(rows), np.int32),
     }
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from typing import Any
 
+from data_prep import json_layouts
 from data_prep.encoding import Text, detect, has_half, lines
 from data_prep.source_row import About, BadRowError, SourceFile, SourceRow
 from recipes.errors import RecipeError
@@ -23,6 +24,7 @@ from recipes.schema_data import Source
 
 FIELD_CHARACTERS = 10_000_000
 JSON_BYTES = 512 << 20
+NO_HEADER = "does the file lack a header? data.source.header names its columns, such as [label, title, text]"
 DELIMITERS = (",", ";", "\t", "|")
 TYPES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
@@ -54,20 +56,26 @@ def _csv(file: SourceFile, text: Text, source: Source, columns: Collection[str])
     csv.field_size_limit(FIELD_CHARACTERS)
     reader = _reader(content, delimiter, source.quotes, strict=True)
     rows = _numbered(file, reader, 1 if ordered else 0)
+    if source.header is not None:
+        return {"delimiter": delimiter, "columns": source.header}, _csv_rows(file, text, source.header, rows)
     header_line, header = next(rows, (1, []))
     if not any(name.strip() for name in header):
         raise RecipeError(f"{file.name}:{header_line}: the file has no header line; its first line names the columns")
     # A column without a name is the index that pandas writes, or a delimiter too many.
     named = [name if name.strip() else f"column {number}" for number, name in enumerate(header, start=1)]
     if len(set(named)) < len(named):
-        twice = sorted({name for name in named if named.count(name) > 1})
-        raise RecipeError(
-            f"{file.name}:{header_line}: column {', '.join(map(repr, twice))} stands there twice; rename one"
-        )
+        twice = ", ".join(repr(name[:40]) for name in sorted({name for name in named if named.count(name) > 1})[:5])
+        hint = f"; {NO_HEADER}" if not looks_like_names(named) else ""
+        raise RecipeError(f"{file.name}:{header_line}: column {twice} stands there twice; rename one{hint}")
     about: About = {"delimiter": delimiter, "columns": named}
     if named != header:
         about["unnamed_columns"] = [number for number, name in enumerate(header, start=1) if not name.strip()]
     return about, _csv_rows(file, text, named, rows)
+
+
+def looks_like_names(header: Collection[str]) -> bool:
+    """Returns whether the cells of a first line may be names of columns: short, and no numbers."""
+    return all(len(name) <= 60 and not re.fullmatch(r"[-+]?[0-9.,:/ -]+", name) for name in header)
 
 
 def _csv_rows(
@@ -171,11 +179,28 @@ def _json(file: SourceFile, text: Text, source: Source, columns: Collection[str]
     with _json_refused(file.name):
         start = _skip(whole, 0)
         if whole[start : start + 1] == "{":
-            key, start = _wrapped(file.name, whole, start)
+            if OBJECT_LINES.match(whole):
+                return {"json_lines": True}, _jsonl_rows(file, text)
+            array = _wrapped(file.name, whole, start)
+            if array is None:
+                return _laid_out(file.name, whole, columns)
+            key, start = array
             return {"array": key}, _json_rows(file, text, whole, start)
         if whole[start : start + 1] == "[":
             return {}, _json_rows(file, text, whole, start)
     raise RecipeError(f"{file.name}:1: JSON, but no array of objects; write [{{...}}, {{...}}], or JSONL")
+
+
+def _laid_out(name: str, whole: str, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+    """The rows of an object without an array of objects, all of them in memory."""
+    try:
+        value = _object_of(STRICT.decode(whole), may_hold_halves=True)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        raise RecipeError(f"{name}:1: {_told(error)}") from None
+    layout, rows = json_layouts.rows_of(name, value, columns)
+    return {"layout": layout}, (SourceRow(name, number, row) for number, row in enumerate(rows, start=1))
 
 
 def _json_rows(file: SourceFile, text: Text, whole: str, start: int) -> Iterator[SourceRow]:
@@ -193,8 +218,8 @@ def _json_rows(file: SourceFile, text: Text, whole: str, start: int) -> Iterator
             _check_end(whole, _skip(whole, end) + 1)
 
 
-def _wrapped(name: str, text: str, at: int) -> tuple[str, int]:
-    """The key of the one array of objects in the object at `at`, and where that array starts."""
+def _wrapped(name: str, text: str, at: int) -> tuple[str, int] | None:
+    """The key of the one array of objects in the object at `at`, and where that array starts; None: it has none."""
     arrays: list[tuple[str, int]] = []
     empty: list[tuple[str, int]] = []
     at = _skip(text, at + 1)
@@ -222,12 +247,12 @@ def _wrapped(name: str, text: str, at: int) -> tuple[str, int]:
             raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
     _check_end(text, at + 1)
     arrays = arrays or empty
-    if len(arrays) != 1:
-        names = f"several, {', '.join(repr(key) for key, _ in arrays)}" if arrays else "none"
+    if len(arrays) > 1:
+        names = ", ".join(repr(key[:40]) for key, _ in arrays[:10])
         raise RecipeError(
-            f"{name}:1: an object where one array of objects is looked for, and it has {names}; leave one"
+            f"{name}:1: an object where one array of objects is looked for, and it has several, {names}; leave one"
         )
-    return arrays[0]
+    return arrays[0] if arrays else None
 
 
 def _elements(text: str, at: int, decode: Callable[[str, int], tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
@@ -304,7 +329,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise BadRowError(f"key {twice!r} stands there twice")
+        raise BadRowError(f"key {twice[:40]!r} stands there twice")
     return values
 
 
@@ -320,6 +345,8 @@ def _no_number(name: str) -> Any:
 
 
 SPACE = re.compile(r"[ \t\n\r]*")
+# An object on the first line, and another on the next: lines of JSON, whatever the file's name says.
+OBJECT_LINES = re.compile(r"\s*\{[^\n]*\}[ \t\r]*\n\s*\{")
 STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_number)
 # Finds the end of a value that STRICT refused.
 LENIENT = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)

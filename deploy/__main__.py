@@ -7,8 +7,8 @@ from pathlib import Path
 
 from deploy import gates, registry
 from recipes import command
-from recipes.load import load
-from tracking import run, weights_and_biases
+from recipes.load import load, precedence
+from tracking import identity, run, weights_and_biases
 from tracking.run import Run
 
 
@@ -22,10 +22,13 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", default=forced, help="deploy though a gate says no; recorded")
     arguments = parser.parse_intermixed_args()
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
-    place = registry.folder(arguments.registry) / loaded.name
+    print("\n".join(precedence(loaded)), file=sys.stderr)
+    deployed, runs = registry.folder(arguments.registry), run.runs_folder(arguments.runs)
     if arguments.rollback:
-        return roll_back(place, arguments)
-    return promote(place, run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run), arguments)
+        return roll_back(deployed / identity.named(loaded, deployed).name, arguments)
+    here = run.find(runs / identity.named(loaded, runs).name, arguments.run)
+    name = identity.named if arguments.dry_run else identity.claimed
+    return promote(deployed / name(loaded, deployed).name, here, arguments)
 
 
 def promote(place: Path, here: Run, arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ the door answers 503 with Retry-After.
 """
 
 import asyncio
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,10 +24,11 @@ from deploy.supervise import POLL_SECONDS, serving, watched
 from deploy.versions import behind, candidates, not_beside, of_version
 from recipes import command
 from recipes.errors import RecipeError, StageError
-from recipes.load import load
+from recipes.load import load, precedence
 from serve import engine, plan, recall, stay, wire
 from serve.engine import Address, Engine
 from serve.plan import Served
+from tracking import identity
 
 __all__ = ["Gateway", "main", "serving", "watched"]
 
@@ -272,8 +274,9 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     names = [arguments.recipe, *(word for word in arguments.set if "=" not in word)]
     overrides = [word for word in arguments.set if "=" in word]
-    loaded = [load(name, overrides, arguments.hardware) for name in names]
     folder = registry.folder(arguments.registry)
+    loaded = [identity.named(load(name, overrides, arguments.hardware), folder) for name in names]
+    print("\n".join(precedence(loaded[0])), file=sys.stderr)
     places = [folder / one.name for one in loaded]
     serve = loaded[0].recipe.serve
     address = Address(serve.host, serve.port)

@@ -15,6 +15,7 @@ as the history tells. The folder may lie on a disk that several machines share; 
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -169,7 +170,7 @@ def point(place: Path, version: str, about: Mapping[str, Any]) -> None:
     with (place / "history.jsonl").open("ab+", buffering=0) as file:
         _append(file, json.dumps(line, ensure_ascii=False).encode() + b"\n")
         os.fsync(file.fileno())
-    aside = place / f".{CURRENT}.{os.getpid()}"
+    aside = place / f".{CURRENT}.{secrets.token_hex(4)}"
     aside.unlink(missing_ok=True)
     aside.symlink_to(Path("versions") / version)
     aside.replace(place / CURRENT)

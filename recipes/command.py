@@ -4,12 +4,24 @@
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from recipes.errors import GateError, RecipeError, StageError
+
+ELSEWHERE = "RUNS=<folder> (or --runs) keeps runs elsewhere"
+HINTS = {
+    errno.ENOSPC: f"free some space, or {ELSEWHERE}",
+    errno.EDQUOT: f"free some space, or {ELSEWHERE}",
+    errno.EROFS: ELSEWHERE,
+    errno.EACCES: f"give this user the right to, or {ELSEWHERE}",
+    errno.EPERM: f"give this user the right to, or {ELSEWHERE}",
+    errno.ENOTDIR: f"a file lies where a folder is needed; {ELSEWHERE}",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
 
 DONE, FAILED, WRONG, GATE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -38,12 +50,22 @@ def add_run(made: argparse.ArgumentParser) -> None:
     )
 
 
+def in_words(error: OSError) -> str:
+    """Returns what the operating system refused, for which file, and what would help."""
+    what = error.strerror or str(error) or type(error).__name__
+    where = f"{error.filename}: " if error.filename else ""
+    hint = HINTS.get(error.errno or 0)
+    return f"{where}{what}" + (f"; {hint}" if hint else "")
+
+
 def run(stage: Callable[[], int]) -> NoReturn:
     """Calls a stage's main and exits with its code; mistakes and failures are told in words. What it writes belongs to
     this user alone, since runs hold texts of the data: INSOURCE_UMASK (027, say) lets others read it."""
     try:
         os.umask(_umask())
-        sys.exit(stage())
+        code = stage()
+        sys.stdout.flush()
+        sys.exit(code)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(WRONG)
@@ -52,6 +74,12 @@ def run(stage: Callable[[], int]) -> NoReturn:
         sys.exit(GATE)
     except StageError as error:
         print(f"failed: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+    except OSError as error:
+        # A BrokenPipeError means that whoever read the output has gone, which is nothing to be told.
+        if not isinstance(error, BrokenPipeError):
+            print(f"failed: {in_words(error)}", file=sys.stderr)
+        _let_go_of_stdout()
         sys.exit(FAILED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -64,3 +92,11 @@ def _umask() -> int:
         return int(given, 8) & 0o777
     except ValueError:
         raise RecipeError(f"INSOURCE_UMASK: given {given!r}, allowed: octal digits, such as 077 or 027") from None
+
+
+def _let_go_of_stdout() -> None:
+    """Flushes stdout, or drops what it does not take: at its end the interpreter would print a traceback of that."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,6 +7,8 @@
 A mistake is reported with file, line, dotted key, what was given, what would do and the nearest right spelling.
 """
 
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ from recipes.schema import Recipe
 
 RECIPES = Path(__file__).parent
 POCKET = RECIPES.parent / "pocket" / "model"
+# W&B allows 128 characters, with what is added to a name.
+LONGEST_NAME = 100
 SOURCE_KEYS = ("path", "train", "validation", "calibration", "test")
 
 
@@ -86,7 +90,22 @@ def load(name_or_path: str, overrides: Sequence[str] = (), hardware_name: str | 
     if mistakes:
         raise RecipeError(_report(path, mistakes, tree.places | alone.places))
     recipe = Recipe.model_validate(tree.values)
-    return Loaded(_with_paths(recipe, tree.places, path), path.stem, path, hardware_name, reason, tuple(replaced))
+    return Loaded(_with_paths(recipe, tree.places, path), name_of(path), path, hardware_name, reason, tuple(replaced))
+
+
+def precedence(loaded: Loaded) -> list[str]:
+    """Returns the first lines of a stage: on which hardware, and each value of the recipe that is not in force."""
+    first = f"recipe    {loaded.name} on hardware {loaded.hardware}: {loaded.hardware_reason}"
+    return [first, *(f"          {told}" for told in loaded.replaced)]
+
+
+def name_of(path: Path) -> str:
+    """Returns the name of a recipe: its file's, in the letters that names of served models and W&B artifacts may have.
+
+    tickets.yaml: tickets; "my tickets.yaml": my-tickets; "tickets_lr=1e-4.yaml": tickets_lr-1e-4.
+    """
+    plain = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", plain).strip("-.")[:LONGEST_NAME] or "recipe"
 
 
 def find(name_or_path: str) -> Path:
@@ -260,7 +279,8 @@ def _lines(node: Any, key: Key = ()) -> Iterator[tuple[Key, int]]:
     """Yields the line (from 1) of every key and list entry below a ruamel node."""
     if isinstance(node, CommentedMap):
         for name, value in node.items():
-            yield (*key, name), node.lc.key(name)[0] + 1
+            # A key that `<<` merges in has its line where it was written first, and none here.
+            yield (*key, name), (node.lc.key(name)[0] if name in (node.lc.data or {}) else node.lc.line) + 1
             yield from _lines(value, (*key, name))
     elif isinstance(node, CommentedSeq):
         for at, value in enumerate(node):

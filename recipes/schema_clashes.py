@@ -52,6 +52,11 @@ def filled_in(recipe: "Recipe") -> dict[str, Any]:
 
 def _with_task(recipe: "Recipe") -> Found:
     task, train = recipe.task, recipe.train
+    if recipe.data.rare_labels is not None and (task.kind != "classification" or task.labels != "auto"):
+        yield (
+            ("data", "rare_labels"),
+            "settles labels that are found in the rows: kind classification, task.labels: auto",
+        )
     if task.kind != "classification":
         if train.class_weight is not None:
             yield ("train", "class_weight"), f"weighs labels, and kind is {task.kind}; leave it out"

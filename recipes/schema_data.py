@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from recipes import schema_fields
+from recipes import schema_fields, schema_labels
 from recipes.section import Count, Name, OpenShare, Section, Share
 
 SPLITS = ("train", "validation", "calibration", "test")
@@ -24,12 +24,25 @@ class Task(Section):
     normalizers: dict[Name, list[Literal["whitespace", "case", "punctuation", "amount", "date_dmy", "date_mdy"]]] = {}
     """extraction: what is evened out in a field before two values are compared; a field not named is compared as is."""
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels_as_text(cls, labels: Any) -> Any:
+        return schema_labels.as_text(labels)
+
+    @field_validator("labels")
+    @classmethod
+    def _can_be_answered(cls, labels: Any) -> Any:
+        if labels != "auto":
+            schema_labels.check(labels)
+        return labels
+
     @field_validator("json_schema")
     @classmethod
     def _can_be_held_to(cls, json_schema: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
-        if json_schema is not None:
-            schema_fields.check(json_schema)
-        return json_schema
+        if json_schema is None:
+            return None
+        schema_fields.check(json_schema)
+        return schema_fields.with_whole_limits(json_schema)  # type: ignore[no-any-return]
 
     @field_validator("normalizers")
     @classmethod
@@ -78,6 +91,8 @@ class Source(Section):
     """A Python codec name, or `auto`: UTF-8, UTF-16, CESU-8, or, said aloud, latin-1 and cp1252."""
     delimiter: Literal["auto"] | Annotated[str, Field(min_length=1, max_length=1)] = "auto"
     """What separates the columns of a CSV file."""
+    header: Annotated[list[Name], Field(min_length=1)] | None = None
+    """The names of the columns of CSV and TSV files that have no header line."""
     quotes: bool = True
     """Whether a double quote opens a quoted field in CSV and TSV; false: it is a character like any other."""
 
@@ -89,6 +104,13 @@ class Source(Section):
         except LookupError:
             raise ValueError(f"given {name!r}, allowed: auto or a codec of Python, such as utf-8, cp1252") from None
         return name
+
+    @field_validator("header")
+    @classmethod
+    def _names_differ(cls, header: list[str] | None) -> list[str] | None:
+        if header and (twice := sorted({name for name in header if header.count(name) > 1})):
+            raise ValueError(f"names must differ, and {', '.join(map(repr, twice))} stands there twice")
+        return header
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -119,8 +141,9 @@ class Source(Section):
 class Columns(Section):
     """Which column of the source holds what."""
 
-    text: Name = "text"
-    """The input. preference: text or a list of messages; `chosen` where the prompt stands inside both conversations."""
+    text: Name | Annotated[list[Name], Field(min_length=1)] = "text"
+    """The input; several columns are joined by `separator`, empty ones left out. preference: text or a list of
+    messages; `chosen` where the prompt stands inside both conversations."""
     label: Name = "label"
     """classification: the column of the label."""
     target: Name | None = None
@@ -132,8 +155,15 @@ class Columns(Section):
     """preference: the worse answer, in the same form."""
     messages: Name | None = None
     """A column of chat messages, in place of text and answer: the last assistant turn is the answer."""
+    separator: str = "\n\n"
+    """What stands between the texts of several columns."""
     id: Name | None = None
     """A column of unique row ids; without it, ids are made from the file and the row number."""
+
+    @property
+    def texts(self) -> list[str]:
+        """Returns the columns of the input."""
+        return [self.text] if isinstance(self.text, str) else list(self.text)
 
 
 class Split(Section):
@@ -150,6 +180,9 @@ class Split(Section):
     """A column of times (ISO 8601, or seconds since 1970): test is the newest rows."""
     cut: Name | None = None
     """The time from which on a row is test. Without it the newest `test` share is, and the cut moves as rows come."""
+    straddling: Literal["keep", "drop"] = "keep"
+    """What becomes of train rows whose group is in a given held-out split too, or whose time is not before given test
+    rows; either way they are counted."""
     seed: Annotated[int, Field(ge=0)] = 17
 
     @model_validator(mode="after")
@@ -162,6 +195,16 @@ class Split(Section):
         if self.cut is not None and self.time is None:
             raise ValueError("cut goes with time, the column that it cuts")
         return self
+
+
+class RareLabels(Section):
+    """What becomes of labels that are found in the rows and have few of them."""
+
+    min_rows: Annotated[int, Field(ge=2)]
+    do: Literal["drop", "other", "fail"]
+    """drop: their rows leave; other: they become one label; fail: the stage stops and names them."""
+    other: Name = "other"
+    """With do: other, the name of that label."""
 
 
 class Deduplicate(Section):
@@ -189,6 +232,11 @@ class Data(Section):
 
     source: Source
     columns: Columns = Columns()
+    where: dict[Name, str | int | float | bool | list[str | int | float | bool | None] | None] = {}
+    """Which rows are meant: {column: value, or list of values}, all of them; null is an empty cell. The others are
+    counted and are otherwise not there."""
+    rare_labels: RareLabels | None = None
+    """classification with labels: auto: what becomes of labels with few rows."""
     split: Split = Split()
     deduplicate: Deduplicate = Deduplicate()
     conflicts: Literal["drop", "majority", "fail"] = "drop"

@@ -5,7 +5,7 @@
         "buyer": {"type": "string", "maxLength": 40}, "codes": {"type": "array", "maxItems": 5, "items": {...}}}}
 
 A keyword is allowed where the output constraint enforces it (`tasks/extraction.py`): what a recipe asks for and nothing
-holds the model to would count against the model.
+holds the model to would count against the model. `ordered: true` says that the order of an array's entries counts.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,6 +13,7 @@ from typing import Any
 
 SCALARS = ("string", "number", "integer", "boolean")
 ABOUT = ("title", "description")
+LIMITS = ("maxLength", "maxItems")
 AT_TOP = (*ABOUT, "$schema", "type", "properties", "required", "additionalProperties")
 
 
@@ -39,6 +40,19 @@ def check(json_schema: Mapping[str, Any]) -> None:
         _check_field(field, f"properties.{name}")
 
 
+def with_whole_limits(json_schema: Any) -> Any:
+    """Returns the schema with maxLength and maxItems as whole numbers: JSON Schema takes 30.0 for 30, a grammar does
+    not."""
+    if isinstance(json_schema, list):
+        return [with_whole_limits(one) for one in json_schema]
+    if not isinstance(json_schema, dict):
+        return json_schema
+    return {
+        key: int(one) if key in LIMITS and isinstance(one, float) else with_whole_limits(one)
+        for key, one in json_schema.items()
+    }
+
+
 def check_normalizers(normalizers: Collection[str], json_schema: Mapping[str, Any]) -> None:
     """Returns nothing where all fields that are evened out exist. Raises ValueError naming those that do not."""
     fields = list(json_schema["properties"])
@@ -51,7 +65,9 @@ def _check_field(field: Any, at: str) -> None:
         raise ValueError(f"{at}: not supported: {field!r} instead of a type; give type or enum")
     kinds = _kinds(field)
     if kinds == ["array"]:
-        _only(field, (*ABOUT, "type", "items", "maxItems"), at)
+        _only(field, (*ABOUT, "type", "items", "maxItems", "ordered"), at)
+        if not isinstance(field.get("ordered", False), bool):
+            raise ValueError(f"{at}.ordered: given {field['ordered']!r}, allowed: true or false")
         if not field.get("maxItems"):
             raise ValueError(f"{at}: an array needs maxItems of at least 1, so that every answer ends")
         items = field.get("items")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from recipes.section import Count, Name, NotNegative, OpenShare, Positive, Section, Share
 
@@ -118,6 +118,16 @@ class Wandb(Section):
     entity: Name | None = None
     mode: Literal["auto", "online", "offline", "off"] = "auto"
     """auto: online if logged in, else offline."""
+
+    @field_validator("project", "entity")
+    @classmethod
+    def _taken_by_its_server(cls, name: str | None) -> str | None:
+        """W&B's own rule (wandb 0.31, Settings.validate_project); its server refuses the rest once training is done."""
+        if name is not None and (wrong := sorted(set(name) & set("/\\#?%:\r\n"))):
+            raise ValueError(f"given {name!r}, which holds {' '.join(map(repr, wrong))}; W&B takes no such name")
+        if name is not None and (len(name) > 128 or name != name.strip()):
+            raise ValueError(f"given {name[:40]!r} ({len(name)} characters), allowed: 1 to 128, no space at an edge")
+        return name
 
 
 class Tracking(Section):

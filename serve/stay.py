@@ -13,12 +13,12 @@ from typing import Protocol
 
 from recipes import command
 from recipes.errors import GateError, RecipeError, StageError
-from recipes.load import Loaded, load
+from recipes.load import Loaded, load, precedence
 from recipes.schema_verdict import Serve
 from serve import engine, plan, probe, recall, table
 from serve.engine import Address, Engine
 from serve.plan import Served
-from tracking import environment, run
+from tracking import environment, identity, run
 
 # An engine that dies more often than this is not started again.
 RESTARTS, WITHIN_SECONDS = 3, 600.0
@@ -84,7 +84,9 @@ def chosen(arguments: argparse.Namespace) -> tuple[list[list[Served]], Loaded]:
     if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
         raise RecipeError(f"{twice} stands there twice; each recipe once")
     found: list[list[Served]] = []
-    every = [load(name, overrides, arguments.hardware) for name in names]
+    runs = run.runs_folder(arguments.runs)
+    every = [identity.named(load(name, overrides, arguments.hardware), runs) for name in names]
+    print("\n".join(precedence(every[0])), file=sys.stderr)
     for loaded in every:
         here = run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run)
         trained = here.recipe()

@@ -8,7 +8,7 @@
 All that is the same for every row comes first, so that it can be computed once: see train/packing.py.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -17,9 +17,10 @@ from insource.stats import metric_stats
 from insource.stats.metric_stats import Tally
 from recipes.schema import Recipe
 from recipes.schema_data import Task
-from tasks.given import Given, UnusableRowError, cell
+from tasks import labels as spelling
+from tasks.given import Given, UnusableRowError, cell, input_of, label_of
 from tasks.parsed import Parsed
-from tasks.text import clean, label_key
+from tasks.text import clean
 
 # What `weakest` tells of, and by which figure.
 PARTS, PARTS_BY = "labels", "F1"
@@ -74,7 +75,8 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
 def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
     """Returns the text and the label of a source row, as they stand there."""
     columns = recipe.data.columns
-    return Given("", cell(values.get(columns.text)), cell(values.get(columns.label)))
+    label = label_of(values.get(columns.label), columns.label)
+    return Given("", input_of(values, columns), label)
 
 
 def target_text(target: str, recipe: Recipe, hide: Callable[[str], str]) -> str:
@@ -83,14 +85,12 @@ def target_text(target: str, recipe: Recipe, hide: Callable[[str], str]) -> str:
     Raises UnusableRowError where it is empty, or not among those that the recipe lists.
     """
     label, listed = clean(target), recipe.task.labels
-    if not label:
+    if not spelling.clean_label(label):
         raise UnusableRowError("no_label", "the label is empty")
-    if listed != "auto" and label not in listed:
-        same = [one for one in listed if label_key(one) == label_key(label)]
-        if not (same and recipe.data.normalize_labels):
-            near = get_close_matches(label, list(listed), 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UnusableRowError("unknown_label", f"{label!r} is not among task.labels{hint}")
+    if listed != "auto" and spelling.find(label, listed, recipe.data.normalize_labels) is None:
+        near = get_close_matches(label, list(listed), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UnusableRowError("unknown_label", f"{spelling.shown(label)} is not among task.labels{hint}")
     return label
 
 
@@ -99,27 +99,21 @@ def target_of(text: str) -> str:
     return text
 
 
-def by_key(labels: Iterable[str]) -> dict[str, str]:
-    """Returns {label_key: label}: the label that another spelling of it stands for."""
-    return {label_key(label): label for label in labels}
-
-
 def given_answers(spec: Spec, normalize_labels: bool) -> Callable[[Any], str]:
     """Returns what reads an answer that a person has as data preparation reads a label of the source: clean, and with
     `normalize_labels` in any spelling of a label. What is no label stays as it stands there."""
-    known = by_key(spec.labels) if normalize_labels else {}
 
     def one(value: Any) -> str:
         text = cell(value)
-        label = clean(text)
-        return label if label in spec.labels else known.get(label_key(label), text)
+        return spelling.find(text, spec.labels, normalize_labels) or text
 
     return one
 
 
 def comparable(text: str, recipe: Recipe) -> str:
     """Returns what equal targets share: spellings of one label are one label."""
-    return label_key(text) if recipe.data.normalize_labels else text
+    listed = recipe.task.labels
+    return spelling.identity(text, None if listed == "auto" else listed, recipe.data.normalize_labels)
 
 
 def subject(key: str, text: str) -> str:
@@ -138,9 +132,9 @@ def output_schema(spec: Spec) -> dict[str, Any]:
 
 
 def parse(spec: Spec, output: str) -> Parsed:
-    """Returns the label that the output is, or problem not_a_label. White space around it is forgiven, nothing else."""
-    label = output.strip()
-    return Parsed(label) if label in spec.labels else Parsed(None, "not_a_label")
+    """Returns the label that the output stands for, by the rule that holds for the data, or problem not_a_label."""
+    label = spelling.find(output.strip(), spec.labels)
+    return Parsed(None, "not_a_label") if label is None else Parsed(label)
 
 
 def score(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict[str, Any]:

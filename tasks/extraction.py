@@ -21,8 +21,8 @@ from insource.stats.metric_stats import Tally
 from recipes.schema import Recipe
 from recipes.schema_data import Task
 from recipes.schema_fields import nullable
-from tasks.fields import RULES, Field, canonical, check, effective, in_words, json_text, literal, rule
-from tasks.given import Given, UnusableRowError, cell
+from tasks.fields import RULES, Field, canonical, check, effective, in_words, json_text, literal, rule, standard
+from tasks.given import Given, UnusableRowError, cell, input_of
 from tasks.parsed import Parsed
 from tasks.values import normalize
 
@@ -114,7 +114,7 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
 def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
     """Returns the text and the record of a source row, as they stand there."""
     columns, schema = recipe.data.columns, recipe.task.json_schema
-    text = cell(values.get(columns.text))
+    text = input_of(values, columns)
     if columns.target is not None:
         return Given("", text, values.get(columns.target))
     fields: Any = (schema or {})["properties"]
@@ -165,8 +165,11 @@ def target_of(text: str) -> dict[str, Any]:
 
 
 def comparable(text: str, recipe: Recipe) -> str:
-    """Returns what equal targets share: their one spelling."""
-    return text
+    """Returns what equal targets share: the values as they are scored, after the normalizers, lists in any order
+    unless they are `ordered`."""
+    spec = specify(recipe.task, {})
+    target = json.loads(text)
+    return json_text({name: _compared(spec, name, target) for name in spec.fields})
 
 
 def subject(key: str, text: str) -> str:
@@ -184,7 +187,7 @@ def grammar(spec: Spec) -> str:
 
 def output_schema(spec: Spec) -> dict[str, Any]:
     """Returns the output constraint as a JSON Schema, for backends that take one."""
-    return dict(spec.json_schema)
+    return standard(spec.json_schema)  # type: ignore[no-any-return]
 
 
 def parse(spec: Spec, output: str) -> Parsed:
@@ -214,10 +217,11 @@ def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Pa
     """Returns {"n", "exact_match", "field_f1", "schema_valid", "invalid": {problem: count}, "wrong_value",
     "per_field": {field: {"precision", "recall", "f1", "n"}}}.
 
-    A value is right where it equals the target's after the field's normalizers; a list as a multiset. null for null
-    agrees in exact_match and counts for nothing else. An invalid answer says nothing: it lowers recall and is never
-    exact. wrong_value counts valid answers that are not exact, so that every row is exact, wrong or invalid. field_f1
-    counts the values of all fields together; per_field leaves out fields that neither targets nor answers have.
+    A value is right where it equals the target's after the field's normalizers; a list in any order, unless its schema
+    has `ordered: true`. null for null agrees in exact_match and counts for nothing else. An invalid answer says
+    nothing: it lowers recall and is never exact. wrong_value counts valid answers that are not exact, so that every row
+    is exact, wrong or invalid. field_f1 counts the values of all fields together; per_field leaves out fields that
+    neither targets nor answers have.
     Raises ValueError without rows: no rows is no score.
     """
     if not targets:
@@ -280,10 +284,11 @@ def _tallies(rows: Sequence[Mapping[str, Counter[str]]], answers: Sequence[Parse
 
 
 def _compared(spec: Spec, name: str, record: Mapping[str, Any]) -> Any:
-    """A field's value as it is compared: None for nothing, a list in an order of its own."""
+    """A field's value as it is compared: None for nothing, a list that is not `ordered` in an order of its own."""
     value, normalizers = record[name], spec.normalizers.get(name, ())
     if isinstance(value, list):
-        return sorted(normalize(one, normalizers) for one in value) or None
+        entries = [normalize(one, normalizers) for one in value]
+        return (entries if spec.fields[name].get("ordered") else sorted(entries)) or None
     return normalize(value, normalizers)
 
 

@@ -8,7 +8,6 @@ Nothing constrains the answer but its length. It is scored by how much of its wo
 the same every time; two good answers may share few words, so the figures compare systems and grade none.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from insource.stats import metric_stats
 from insource.stats.metric_stats import Tally
 from recipes.schema import Recipe
 from recipes.schema_data import Task
-from tasks.given import Given, cell, free_text
+from tasks.given import Given, cell, free_text, input_of
 from tasks.parsed import Parsed
 from tasks.text import clean, duplicate_key
+from tasks.words import words
 
 # What `weakest` tells of, and by which figure.
 PARTS, PARTS_BY = "groups of rows", "ROUGE-L"
@@ -28,9 +28,6 @@ OBJECTIVE = "imitate"
 LABELLED, FREE_TEXT = False, True
 
 EMPTY = "empty"
-# Scripts that put no spaces between words: Thai to Burmese, Khmer, kana and Han. Each character counts as a word.
-_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
 def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
     """Returns the text and the answer of a source row, as they stand there."""
     columns = recipe.data.columns
-    return Given("", cell(values.get(columns.text)), values.get(columns.target or "target"))
+    return Given("", input_of(values, columns), values.get(columns.target or "target"))
 
 
 def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
@@ -119,9 +116,10 @@ def parse(spec: Spec, output: str) -> Parsed:
 def row_scores(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> list[dict[str, float]]:
     """Returns {"rouge_l", "chrf", "exact_match"} of each row, 0..1; all 0 for an answer with a problem.
 
-    rouge_l is the F1 of the longest common subsequence of words (Lin 2004), by torchmetrics. Words are compared without
-    case and punctuation, in any script: for ASCII they are those of Google's rouge-score. chrf is the F2 of character
-    n-grams up to 6 (Popović 2015), by sacrebleu with its defaults (nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no).
+    rouge_l is the F1 of the longest common subsequence of words (Lin 2004), by torchmetrics. Words are those of
+    the duplicate key (tasks/words.py), in any script: for ASCII they are those of Google's rouge-score. chrf is the F2
+    of character n-grams up to 6 (Popović 2015), by sacrebleu with its defaults
+    (nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no).
     """
     from sacrebleu.metrics.chrf import CHRF
     from torchmetrics.functional.text.rouge import rouge_score
@@ -183,11 +181,6 @@ def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
     for name, values in score.get("slices", {}).items():
         parts |= {f"{name} {value}": one for value, one in values.items()}
     return sorted(((name, one["rouge_l"]) for name, one in parts.items()), key=lambda one: one[1])
-
-
-def words(text: str) -> list[str]:
-    """Returns the words of a text that has its spaces already, and each character of a script that puts none."""
-    return _WORD.findall(text)
 
 
 def _by_length(targets: Sequence[str], rouge_l: Sequence[float]) -> dict[str, dict[str, float]]:

@@ -1,18 +1,17 @@
 """What a source row gives a task: an input and a target, as they stand there; or why it gives none.
 
-in   {"messages": [{"role": "system", "content": "Route it."}, {"role": "user", "content": "my parcel is late"},
-                   {"role": "assistant", "content": "delivery_delay"}]}
-out  Given("Route it.", "my parcel is late", "delivery_delay")
+in   {"message": "my parcel is late", "queue": "delivery_delay"}
+out  Given("", "my parcel is late", "delivery_delay")
 """
 
+import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from recipes.schema_data import Columns
 from tasks.text import clean
-
-Messages = Sequence[Mapping[str, str]]
 
 
 class UnusableRowError(Exception):
@@ -39,6 +38,45 @@ def cell(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def text_of(value: object, column: str) -> str:
+    """Returns the text of a column; a number is text too. Raises UnusableRowError over a list or an object."""
+    if isinstance(value, list | dict):
+        chat = isinstance(value, list) and value and isinstance(value[0], dict)
+        hint = "data.columns.messages reads chats" if chat else "name a column that holds text"
+        raise UnusableRowError("bad_text", f"column {column!r} holds {_kind(value)}, and a text is needed; {hint}")
+    return cell(value)
+
+
+def input_of(values: Mapping[str, Any], columns: Columns) -> str:
+    """Returns the input of a row: the text of its column, or those of several, empty ones left out."""
+    texts = [text_of(values.get(column), column) for column in columns.texts]
+    return texts[0] if len(texts) == 1 else columns.separator.join(text for text in texts if text.strip())
+
+
+def label_of(value: object, column: str) -> str:
+    """Returns the label of a column. Raises UnusableRowError over a list or an object: that is no label."""
+    if _is_list(value):
+        several = "for several labels a row, take kind extraction with an array of an enum"
+        raise UnusableRowError("bad_label", f"column {column!r} holds a list, and a row has one label; {several}")
+    if isinstance(value, dict):
+        raise UnusableRowError("bad_label", f"column {column!r} holds an object, and a label is a text")
+    return cell(value)
+
+
+def _is_list(value: object) -> bool:
+    """Whether a value is a list, also as tables write one: ["a", "b"] or ['a', 'b']."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return isinstance(value, list)
+    try:
+        return isinstance(ast.literal_eval(value.strip()), list)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+
+
+def _kind(value: object) -> str:
+    return "a list" if isinstance(value, list) else "an object"
+
+
 def free_text(value: object, what: str) -> str:
     """Returns a free-text answer, clean. Raises UnusableRowError where it is none, or is empty."""
     if value is not None and not isinstance(value, str):
@@ -57,47 +95,3 @@ def check_characters(what: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise UnusableRowError("lone_surrogate", f"the {what} holds half a character ({error.reason})") from None
-
-
-def messages_of(value: Any, column: str) -> Messages:
-    """Returns the chat messages that a column holds, as a list or as its JSON. Raises UnusableRowError."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise UnusableRowError("bad_messages", f"column {column!r} is text that is no JSON") from None
-    fits = isinstance(value, list) and all(
-        isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
-        for one in value
-    )
-    if not fits:
-        raise UnusableRowError("bad_messages", f"column {column!r} is no list of {{role, content}}")
-    return value  # type: ignore[no-any-return]
-
-
-def conversation(value: Any, column: str) -> Given:
-    """Returns what a conversation gives that ends in the assistant's answer. Raises UnusableRowError."""
-    messages = messages_of(value, column)
-    if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise UnusableRowError(
-            "bad_messages", "the conversation has no user turn that an assistant turn answers at its end"
-        )
-    system, text = asked(messages[:-1])
-    return Given(system, text, messages[-1]["content"])
-
-
-def asked(messages: Messages) -> tuple[str, str]:
-    """Returns the system prompt, and what was said up to the answer, of messages without that answer.
-
-    One user turn is its text; of several turns each bears its role, as in "user: ...\\nassistant: ...". Raises
-    UnusableRowError where no user says anything.
-    """
-    system = "\n".join(one["content"] for one in messages if one["role"] in ("system", "developer"))
-    turns = [one for one in messages if one["role"] not in ("system", "developer")]
-    if not any(one["role"] == "user" for one in turns):
-        raise UnusableRowError(
-            "bad_messages", "the conversation has no user turn that an assistant turn answers at its end"
-        )
-    if len(turns) == 1:
-        return system, turns[0]["content"]
-    return system, "\n".join(f"{one['role']}: {one['content']}" for one in turns)

@@ -18,13 +18,14 @@ from insource.stats import metric_stats
 from insource.stats.metric_stats import Tally
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
+from tasks.chat import Messages, answer_of, asked, messages_of, of_text
 
 # Asked in the words of a generation: Spec, specify and messages are its own.
 from tasks.generation import EMPTY
 from tasks.generation import Spec as Spec
 from tasks.generation import messages as messages
 from tasks.generation import specify as specify
-from tasks.given import Given, UnusableRowError, asked, cell, free_text, messages_of
+from tasks.given import Given, UnusableRowError, free_text, input_of
 from tasks.parsed import Parsed
 from tasks.text import clean
 
@@ -34,6 +35,8 @@ OBJECTIVE = "prefer"
 LABELLED, FREE_TEXT = False, True
 
 SIDES = ("chosen", "rejected")
+# A prompt may end in a short answer that it offers ("yes or no?"); in a longer one it does not by chance.
+LONG_ANSWER = 20
 
 
 def pair(spec: Spec, target: Mapping[str, str]) -> tuple[str, str]:
@@ -66,22 +69,56 @@ def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
     """Returns the prompt and both answers of a source row, as TRL's preference format has them.
 
     The answers are texts, or lists of messages that end in an assistant's turn. Turns before that one are the prompt,
-    and must be the same on both sides; else the text column has it, as text or as messages. Raises UnusableRowError.
+    and must be the same on both sides; else the text column has it, as text or as messages. Where the text column is
+    one of the answers, these may be texts of whole conversations, as hh-rlhf has them. Raises UnusableRowError.
     """
     columns = recipe.data.columns
-    sides = [values.get(columns.chosen), values.get(columns.rejected)]
-    prompt = values.get(columns.text)
-    if any(isinstance(side, list) for side in sides):
-        talks = [messages_of(side, name) for side, name in zip(sides, (columns.chosen, columns.rejected), strict=True)]
-        if any(not talk or talk[-1]["role"] != "assistant" for talk in talks):
-            raise UnusableRowError("bad_pair", "a conversation does not end in an answer of the assistant")
-        turns = [[(one["role"], one["content"]) for one in talk[:-1]] for talk in talks]
-        if turns[0] != turns[1]:
-            raise UnusableRowError("bad_pair", "the two conversations differ before their last answers")
-        sides = [talk[-1]["content"] for talk in talks]
-        prompt = talks[0][:-1] or (None if columns.text in (columns.chosen, columns.rejected) else prompt)
-    system, text = asked(messages_of(prompt, columns.text)) if isinstance(prompt, list) else ("", cell(prompt))
+    names = (columns.chosen, columns.rejected)
+    sides: list[Any] = [values.get(name) for name in names]
+    column = columns.text if isinstance(columns.text, str) else ""
+    prompt = values.get(column)
+    inside = column in names
+    talks = _talks(sides, names, inside)
+    if talks:
+        sides = [answer_of(talk[-1]) for talk in talks]
+        prompt = talks[0][:-1] or (None if inside else prompt)
+    if isinstance(prompt, list):
+        turns = prompt if talks and talks[0][:-1] else messages_of(prompt, column)
+        (system, text), last = asked(turns), turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
+    else:
+        system, text, last = "", "" if inside else input_of(values, columns), ""
+    _check_prompt(text, last, sides)
     return Given(system, text, dict(zip(SIDES, sides, strict=True)))
+
+
+def _talks(sides: Sequence[Any], names: Sequence[str], inside: bool) -> list[Messages]:
+    """Both sides as conversations that differ in their last answer alone; [] where they are answers by themselves."""
+    if any(isinstance(side, list) for side in sides):
+        talks = [messages_of(side, name) for side, name in zip(sides, names, strict=True)]
+    elif inside:
+        talks = [of_text(side) if isinstance(side, str) else [] for side in sides]
+        if not all(talks):
+            told = "no conversation (a list of messages, or a text of turns '\\n\\nHuman: ...\\n\\nAssistant: ...')"
+            raise UnusableRowError(
+                "bad_pair", f"data.columns.text: the prompt cannot be read from an answer that is {told}"
+            )
+    else:
+        return []
+    if any(talk[-1]["role"] != "assistant" for talk in talks):
+        raise UnusableRowError("bad_pair", "a conversation does not end in an answer of the assistant")
+    if list(talks[0][:-1]) != list(talks[1][:-1]):
+        raise UnusableRowError("bad_pair", "the two conversations differ before their last answers")
+    return talks
+
+
+def _check_prompt(text: str, last: str, sides: Sequence[Any]) -> None:
+    """Raises UnusableRowError where the prompt, or the `last` turn of the assistant in it, ends in one of its answers:
+    the model would be asked with the answer."""
+    for side in (one.strip() for one in sides if isinstance(one, str)):
+        if (side and side == last.strip()) or (len(side) >= LONG_ANSWER and text.rstrip().endswith(side)):
+            raise UnusableRowError(
+                "bad_pair", "the prompt ends in one of the answers; name a column of the prompt alone"
+            )
 
 
 def target_text(target: Mapping[str, Any], recipe: Recipe, hide: Callable[[str], str]) -> str:

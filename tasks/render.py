@@ -5,6 +5,7 @@ template, and parity compares the ids.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,11 @@ from tasks.turns import Turn
 Messages = list[dict[str, str]]
 # Tokens before a completion that decide how its first token is written as text.
 CONTEXT_TOKENS = 8
+
+# An answer may take more tokens than any in train, and by other tokens than the tokenizer's own; what ends sooner
+# costs nothing.
+ANSWER_ROOM = 1.5
+LEAST_ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,11 @@ def text_of(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> st
         for one in (before, before + list(ids))
     )
     return both.removeprefix(context)
+
+
+def max_answer_tokens(longest: int) -> int:
+    """Returns how many tokens an answer may have, where the longest that is learnt has so many, its stop token too."""
+    return max(LEAST_ANSWER_TOKENS, math.ceil(ANSWER_ROOM * longest))
 
 
 def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:

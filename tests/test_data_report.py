@@ -339,7 +339,8 @@ def test_rows_over_the_limit_are_told_by_split_and_the_limit_is_drawn_inside_the
 
 def test_seventy_seven_labels_are_all_there_in_a_file_of_modest_size(tmp_path: Path) -> None:
     labels = [f"balance_not_updated_after_cheque_or_cash_deposit_{number}" for number in range(77)]
-    page, _ = page_of(tmp_path, messages(1540, labels), "", "train.max_length=6000", "train.pack_tokens=8192")
+    limits = [f"{key}=8192" for key in ("train.max_length", "train.pack_tokens", "serve.max_model_len")]
+    page, _ = page_of(tmp_path, messages(1540, labels), "", *limits)
     assert {cells[0] for cells in page.tables["labels"]} >= set(labels)
     assert len(page.text.encode()) < 400_000
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from recipes.demo import purchase_documents
 from recipes.load import RECIPES, load
 from recipes.schema_data import Task
-from tasks import extraction
+from tasks import extraction, render
 from tasks.parsed import UNFINISHED, Parsed
 from tasks.values import normalize
 from tests.conftest import Command
@@ -348,7 +348,7 @@ def test_training_ends_with_the_words_of_its_task(tmp_path: Path) -> None:
 
 
 def test_an_answer_has_room_for_half_as_much_again_and_serving_is_told(tokenizer: Any) -> None:
-    assert worker.max_answer_tokens([Row("a", [1], ([2] * 10,))]) == worker.LEAST_ANSWER_TOKENS
+    assert worker.max_answer_tokens([Row("a", [1], ([2] * 10,))]) == render.LEAST_ANSWER_TOKENS
     assert worker.max_answer_tokens([Row("a", [1], ([2] * 10, [2] * 101))]) == 152
     recipe = load("extractor", (), "cpu").recipe
     spec = extraction.specify(recipe.task, {})

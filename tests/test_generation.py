@@ -278,7 +278,7 @@ anything = st.recursive(
 def test_any_row_is_used_or_rejected(values: dict[str, Any]) -> None:
     found = row_of(SourceRow("rows.jsonl", 1, values), any_columns())
     if isinstance(found, Rejected):
-        assert found.reason in {"no_text", "no_answer", "bad_answer", "nul_byte", "lone_surrogate"}
+        assert found.reason in {"no_text", "bad_text", "no_answer", "bad_answer", "nul_byte", "lone_surrogate"}
         return
     assert isinstance(found, Row)
     target = KINDS["generation"].target_of(found.target)

@@ -173,7 +173,7 @@ def test_pairs_are_read_in_each_form_of_trl(tmp_path: Path, values: dict[str, An
         ({"text": "a", "chosen": [USER, GOOD], "rejected": "y"}, "bad_messages"),
         ({"text": "a", "chosen": [USER, GOOD], "rejected": [*EARLIER, USER, BAD]}, "bad_pair"),
         ({"text": "a", "chosen": [USER, GOOD], "rejected": [USER, BAD, USER]}, "bad_pair"),
-        ({"text": "a", "chosen": [], "rejected": []}, "bad_pair"),
+        ({"text": "a", "chosen": [], "rejected": []}, "bad_messages"),
         ({"text": [SYSTEM], "chosen": "x", "rejected": "y"}, "bad_messages"),
         ({"text": None, "chosen": [GOOD], "rejected": [BAD]}, "no_text"),
     ],

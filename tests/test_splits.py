@@ -177,7 +177,7 @@ def test_test_is_the_newest_by_time_and_a_cut_holds_it_there(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["data.split.time=text"], "neither an ISO 8601 time nor a number of seconds"),
+        (["data.split.time=text"], "bad_time: column .text.: .*is no time; known: ISO 8601"),
         (["data.split.time=customer", "data.split.cut=soon"], "is no ISO 8601 time"),
         (["data.split.time=customer", "data.split.cut=2031-01-01"], "no row is from 2031-01-01"),
         (["data.split.time=customer", "data.split.cut=1999-01-01"], "no row is before 1999-01-01"),

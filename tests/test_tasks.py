@@ -32,7 +32,8 @@ def test_the_prompt_is_instruction_labels_and_the_input_last() -> None:
 def test_a_label_is_parsed_and_anything_else_is_not() -> None:
     assert classification.parse(SPEC, "late") == Parsed("late")
     assert classification.parse(SPEC, " late_fee\n") == Parsed("late_fee")
-    for text in ("Late", "late.", "", "latebroken"):
+    assert classification.parse(SPEC, "Late-Fee") == Parsed("late_fee")
+    for text in ("late.", "", "latebroken", "-late"):
         assert classification.parse(SPEC, text) == Parsed(None, "not_a_label")
 
 

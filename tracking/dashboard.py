@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from recipes import command
-from recipes.load import load
+from recipes.load import load, precedence
 from recipes.schema import Recipe
 from recipes.schema_clashes import METRICS
 from recipes.schema_compare import BASE, LINEAR, TUNED
 from tasks import in_words
-from tracking import files, run
+from tracking import files, identity, run
 from tracking.weights_and_biases import logged_in
 
 
@@ -84,7 +84,9 @@ def workspace(recipe: Recipe, name: str) -> Any:
 def main() -> int:
     parser = command.parser("tracking.dashboard", "Make a W&B workspace for the runs of a recipe.")
     arguments = parser.parse_intermixed_args()
-    loaded = load(arguments.recipe, arguments.set, arguments.hardware)
+    runs = run.runs_folder(arguments.runs)
+    loaded = identity.named(load(arguments.recipe, arguments.set, arguments.hardware), runs)
+    print("\n".join(precedence(loaded)), file=sys.stderr)
     wandb = loaded.recipe.tracking.wandb
     if wandb.mode == "online" or (wandb.mode == "auto" and logged_in()):
         if not arguments.dry_run:
@@ -92,7 +94,7 @@ def main() -> int:
             made.save()
             print(f"dashboard {made.url}")
         return command.DONE
-    path = run.runs_folder(arguments.runs) / loaded.name / "dashboard.json"
+    path = runs / loaded.name / "dashboard.json"
     why = "tracking.wandb.mode is " + wandb.mode if wandb.mode != "auto" else "this machine is not logged in to W&B"
     print(f"W&B       {why}: the specification is written instead; `wandb login`, then again", file=sys.stderr)
     if not arguments.dry_run:

@@ -8,20 +8,22 @@ from recipes.schema import Recipe
 from tracking import files
 
 # Raised when the same recipe and bytes would be prepared or trained into something else.
-DATA_VERSION = 2
+DATA_VERSION = 3
 TRAIN_VERSION = 4
 
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja")
+TOKENIZER = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja")
 
 
 def of_data(recipe: Recipe, sources: Sequence[tuple[str, str, str]]) -> str:
     """Returns the digest of prepared data: the recipe keys that it depends on, and (split, name, sha256) of sources.
 
-    Prompt and tokenizer are among them, because a row longer than train.max_length leaves train.
+    Prompt, tokenizer and limits are among them: a row longer than train.max_length leaves train, and one that no served
+    model can be asked leaves validation and calibration.
     """
     keys = recipe.data.model_dump(mode="json", exclude={"source", "num_proc"})
-    dialect = recipe.data.source.model_dump(mode="json", include={"encoding", "delimiter", "quotes"})
-    prompt = {"task": recipe.task.model_dump(mode="json"), "max_length": recipe.train.max_length}
+    dialect = recipe.data.source.model_dump(mode="json", include={"encoding", "delimiter", "header", "quotes"})
+    limits = {"max_length": recipe.train.max_length, "max_model_len": recipe.serve.max_model_len}
+    prompt = {"task": recipe.task.model_dump(mode="json"), **limits}
     base: Any = [recipe.model.base, recipe.model.revision]
     if (folder := Path(recipe.model.base)).is_dir():
         base = {name: files.sha256(folder / name) for name in TOKENIZER if (folder / name).exists()}

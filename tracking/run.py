@@ -12,6 +12,7 @@ import fcntl
 import io
 import os
 import secrets
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ from typing import Any, Literal
 from ruamel.yaml import YAML
 
 from recipes.errors import RecipeError, StageError
-from recipes.load import Loaded, load
+from recipes.load import Loaded, load, precedence
 from recipes.schema import Recipe
-from tracking import files
+from tracking import files, identity
 
 SCHEMA_VERSION = 1
 
@@ -112,8 +113,10 @@ def find(parent: Path, run_id: str | None) -> Run:
 def of_call(arguments: argparse.Namespace) -> tuple[Loaded, Run]:
     """Returns the recipe that a command names, and the trained run that it goes on with. Raises RecipeError where there
     is none."""
-    loaded = load(arguments.recipe, arguments.set, arguments.hardware)
-    return loaded, find(runs_folder(arguments.runs) / loaded.name, arguments.run)
+    parent = runs_folder(arguments.runs)
+    loaded = identity.named(load(arguments.recipe, arguments.set, arguments.hardware), parent)
+    print("\n".join(precedence(loaded)), file=sys.stderr)
+    return loaded, find(parent / loaded.name, arguments.run)
 
 
 def start(run: Run, stage: str, inputs: Mapping[str, str]) -> None:
@@ -160,8 +163,7 @@ def locked(run: Run) -> Iterator[None]:
 
 def point_latest(run: Run) -> None:
     """Makes `runs/<recipe>/latest` name this run."""
-    aside = run.folder.parent / f".latest.{os.getpid()}"
-    aside.unlink(missing_ok=True)
+    aside = run.folder.parent / f".latest.{secrets.token_hex(4)}"
     aside.symlink_to(run.id)
     aside.replace(run.folder.parent / "latest")
 

@@ -21,10 +21,10 @@ from typing import Any
 
 from recipes import command, hardware, named_bases
 from recipes.errors import RecipeError, StageError
-from recipes.load import POCKET, Loaded, load
+from recipes.load import POCKET, Loaded, load, precedence
 from recipes.schema import Recipe
 from tasks import KINDS, in_figures
-from tracking import digests, environment, files, run, wheel_base
+from tracking import digests, environment, files, identity, run, wheel_base
 from tracking.run import Run
 from train import machines
 from train.interrupt import ECHO_SECONDS
@@ -39,7 +39,9 @@ LAST_SECONDS = 10.0
 
 def main(arguments: argparse.Namespace) -> int:
     """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
-    loaded = load(arguments.recipe, arguments.set, arguments.hardware)
+    runs = run.runs_folder(arguments.runs)
+    given = load(arguments.recipe, arguments.set, arguments.hardware)
+    loaded = identity.named(given, runs)
     for line in heading(loaded):
         print(line, file=sys.stderr)
     if arguments.dry_run:
@@ -47,9 +49,10 @@ def main(arguments: argparse.Namespace) -> int:
         return command.DONE
     _on_hand(loaded.recipe)
     wheel_base.ensure(loaded.recipe.model.base)
+    loaded = identity.claimed(given, runs)
     # Until there is a worker to pass it on to, a SIGTERM is what Ctrl-C is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    parent = run.runs_folder(arguments.runs) / loaded.name
+    parent = runs / loaded.name
     if (machine := loaded.recipe.accelerate.machine_rank) > 0:
         return _follow(machine, parent, loaded.recipe)
     data = _prepare(arguments)
@@ -74,14 +77,15 @@ def main(arguments: argparse.Namespace) -> int:
 
 def heading(loaded: Loaded) -> list[str]:
     """Returns the first lines printed: on what, with which model, and what is not as the recipe says."""
-    lines = [f"recipe    {loaded.name} on hardware {loaded.hardware}: {loaded.hardware_reason}"]
+    first, *replaced = precedence(loaded)
+    lines = [first]
     if loaded.recipe.model.base == str(POCKET):
         lines.append(
             "model     pocket, the tiny model of the project: it shows the pipeline, not what a real model can do"
         )
     if loaded.recipe.model.base == str(named_bases.smollm2()):
         lines.append("model     smollm2: SmolLM2-135M-Instruct, as GGUF's 4 bits (Q4_1) left it")
-    lines += [f"          {told}" for told in loaded.replaced]
+    lines += replaced
     accelerate, serve = loaded.recipe.accelerate, loaded.recipe.serve
     if accelerate.num_processes > 1:
         how = {"MULTI_CPU": "CPU", "MULTI_GPU": "DDP, a GPU each", "FSDP": "FSDP, a GPU each"}
@@ -125,6 +129,7 @@ def _prepare(arguments: argparse.Namespace) -> Path:
     asked = [sys.executable, "-m", "data_prep", arguments.recipe, *arguments.set]
     asked += ["--hardware", arguments.hardware] if arguments.hardware else []
     asked += ["--runs", arguments.runs] if arguments.runs else []
+    asked += ["--no-heading"]
     answer = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=False)
     if answer.returncode:
         sys.exit(answer.returncode)

@@ -5,7 +5,6 @@ adapter.
 """
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,11 +47,6 @@ from train.likelihood import BATCH_ROWS
 from train.packing import Row
 from train.progress import peak_memory_bytes
 from train.validate import Compared, Decoded, headlines
-
-# An answer may take more tokens than any in train, and by other tokens than the tokenizer's own; what ends sooner
-# costs nothing.
-ANSWER_ROOM = 1.5
-LEAST_ANSWER_TOKENS = 64
 
 
 def main(recipe: Recipe, run: Run, wish: Wish) -> None:
@@ -140,8 +134,7 @@ def labels_of(run: Run) -> dict[str, str]:
 
 def max_answer_tokens(rows: Sequence[Row]) -> int:
     """Returns how many tokens an answer may have, here and where the adapter is served."""
-    longest = max(len(answer) for row in rows for answer in row.completions)
-    return max(LEAST_ANSWER_TOKENS, math.ceil(ANSWER_ROOM * longest))
+    return render.max_answer_tokens(max(len(answer) for row in rows for answer in row.completions))
 
 
 def teller(run: Run) -> Callable[[str], None]:
