@@ -55,7 +55,7 @@ def chosen(place: Place, system: System, asked: Asked, budget: Budget | None, pr
     if not asking:
         return Chosen(candidates[0])
     compare = place.recipe.compare
-    metric = compare.primary.metric if compare.primary else METRICS[place.recipe.task.kind][0]
+    metric = compare.primary.metric if compare.primary else METRICS[place.recipe.task.variant][0]
     mine = _tried_on(place)
     usd, values = 0.0, list[float]()
     for one in asking:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
+from data_prep import label_sets
 from data_prep.deduplicate import REASONS
 from data_prep.describe import Prepared
 from data_prep.rows import fields_of
@@ -210,7 +211,7 @@ def about(row: int, prepared: Prepared) -> View:
         "place": prepared.table.place(row),
         "split": SPLITS[prepared.assigned.splits[row]],
         "stays": bool(prepared.left.stays[row]),
-        "label": prepared.spellings.get(texts.value("target", row)),
+        "label": label_sets.shown(prepared.label_sets, prepared.table.columns["target"][row]),
         "text": texts.value("text", row),
     }
 

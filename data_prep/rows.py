@@ -84,7 +84,7 @@ def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
     """Returns {recipe key: column} of all that a file of this split ("all" or its name) must have."""
     columns = recipe.data.columns
     needed: dict[str, str | None] = {"data.columns.id": columns.id}
-    answer = KINDS[recipe.task.kind].answer_columns(recipe)
+    answer = KINDS[recipe.task.variant].answer_columns(recipe)
     if columns.messages is not None:
         needed["data.columns.messages"] = columns.messages
     else:
@@ -148,7 +148,7 @@ def row_of(source: SourceRow, recipe: Recipe) -> Row | Rejected:
 
 
 def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
-    values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, KINDS[recipe.task.kind]
+    values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, KINDS[recipe.task.variant]
     messages = recipe.data.columns.messages
     given = task.given(values, recipe) if messages is None else conversation(values.get(messages), messages)
     raw, text = given.text, clean(given.text)

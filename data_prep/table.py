@@ -137,7 +137,7 @@ class Writer:
 
 def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
     """The work on a batch of rows, done in whichever process."""
-    found = [row_of(row, recipe) for row in rows]
+    task, found = KINDS[recipe.task.variant], [row_of(row, recipe) for row in rows]
     kept = [one for one in found if isinstance(one, Row)]
     keys = [duplicate_key(row.text) for row in kept]
     texts = {
@@ -155,7 +155,7 @@ def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
         bands=bands,
         sketches=sketches,
         rejected=[one for one in found if isinstance(one, Rejected)],
-        targets=Counter(row.target for row in kept) if KINDS[recipe.task.kind].LABELLED else Counter(),
+        targets=Counter(label for row in kept for label in task.labels_in(row.target)) if task.LABELLED else Counter(),
         systems=Counter(row.system for row in kept if row.system),
         states=Counter(state for row in kept for state in row.states.items()),
     )
@@ -164,7 +164,7 @@ def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
 def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Array]:
     """What is kept in memory of each row. Every array has one entry a row."""
     seed = recipe.data.split.seed
-    task = KINDS[recipe.task.kind]
+    task = KINDS[recipe.task.variant]
     targets = [task.comparable(row.target, recipe) for row in rows]
     subjects = (task.subject(key, target) for key, target in zip(keys, targets, strict=True))
     units = [split_key(key) if row.group is None else row.group for row, key in zip(rows, keys, strict=True)]
@@ -192,7 +192,7 @@ def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Arra
 
 def target_hash(target: str, recipe: Recipe) -> int:
     """Returns the hash by which targets are compared: spellings of one label have one."""
-    return int(hashes([KINDS[recipe.task.kind].comparable(target, recipe)], 0)[0])
+    return int(hashes([KINDS[recipe.task.variant].comparable(target, recipe)], 0)[0])
 
 
 def hashes(texts: Iterable[str], seed: int) -> Array:

@@ -19,6 +19,8 @@ class Task(Section):
     """What the model is told to do, as one would tell a new colleague."""
     labels: Literal["auto"] | Annotated[list[Name], Field(min_length=2)] | dict[Name, str] = "auto"
     """classification: the labels, with descriptions if you have them, or `auto`: those of the rows."""
+    labels_per_row: Literal["one", "many"] = "one"
+    """classification: whether a row has one label, or any number of them: the answer is a JSON array then."""
     json_schema: dict[str, JsonValue] | None = None
     """extraction: the JSON Schema of the answer; its strings bounded by maxLength."""
     normalizers: dict[Name, list[Literal["whitespace", "case", "punctuation", "amount", "date_dmy", "date_mdy"]]] = {}
@@ -51,8 +53,15 @@ class Task(Section):
             schema_fields.check_normalizers(normalizers, json_schema)
         return normalizers
 
+    @property
+    def variant(self) -> str:
+        """Returns the name of the module of tasks/ that does it: its kind, or multilabel."""
+        return "multilabel" if self.labels_per_row == "many" else self.kind
+
     @model_validator(mode="after")
     def _belongs_to_kind(self) -> Self:
+        if self.labels_per_row == "many" and self.kind != "classification":
+            raise ValueError(f"labels_per_row belongs to kind classification, and kind is {self.kind}")
         if self.normalizers and self.kind != "extraction":
             raise ValueError(f"normalizers belong to kind extraction, and kind is {self.kind}")
         if self.kind == "extraction" and self.json_schema is None:
@@ -145,7 +154,10 @@ class Columns(Section):
     """The input; several columns are joined by `separator`, empty ones left out. preference: text or a list of
     messages; `chosen` where the prompt stands inside both conversations."""
     label: Name = "label"
-    """classification: the column of the label."""
+    """classification: the column of the label; with task.labels_per_row: many, of a list of labels."""
+    label_separator: Name | None = None
+    """task.labels_per_row many: what stands between the labels of a text, such as ";"; without it, a text is a JSON
+    array."""
     target: Name | None = None
     """extraction: the column of the whole record, a JSON object; without it, each field is a column of its name.
     generation: the column of the answer; without it, `target`."""

@@ -20,7 +20,7 @@ from backends.exchange import Backend, Constraint, Received, Request, Structured
 from insource.stats import metric_stats, paired
 from insource.stats.paired import Difference, Judged
 from recipes.errors import StageError
-from recipes.schema_clashes import METRICS
+from recipes.schema_clashes import ROW_METRICS
 from recipes.schema_verdict import Parity, Serve
 from serve import wire
 from serve.engine import Address
@@ -53,8 +53,8 @@ class Probe:
 
     @property
     def metric(self) -> str:
-        """Returns the metric that rows are judged by: the task's first."""
-        return METRICS[self.prompt["task"]["kind"]][0]
+        """Returns the metric that rows are judged by: the task's first that is a mean over rows."""
+        return ROW_METRICS[self.prompt["task"]["kind"]]
 
     def parsed(self, text: str, complete: bool = True) -> Parsed:
         """Returns an answer as the task reads it."""

@@ -29,7 +29,7 @@ from tasks.values import normalize
 # What `weakest` tells of, and by which figure.
 PARTS, PARTS_BY = "fields", "F1"
 OBJECTIVE = "imitate"
-LABELLED, FREE_TEXT = False, False
+LABELLED, FREE_TEXT, MANY = False, False, False
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Spec:
         return self.json_schema["properties"]  # type: ignore[no-any-return]
 
 
-def specify(task: Task, labels: Mapping[str, str]) -> Spec:
+def specify(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
     """Returns the task as prompts need it; `labels` belong to another kind and are not read."""
     given: Any = task.json_schema
     required = given.get("required", ())
@@ -146,7 +146,7 @@ def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
     return answer(spec, found)
 
 
-def given_answers(spec: Spec, normalize_labels: bool) -> Callable[[Any], str]:
+def given_answers(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
     """Returns what reads an answer that a person has. A record that stands there as an object is read as data
     preparation reads one of the source; text, and an object that does not fit the schema, stays as it stands there."""
 
@@ -234,7 +234,11 @@ def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Pa
         **{name: one.figure() for name, one in found.items()},
         "invalid": dict(sorted(problems.items())),
         "wrong_value": len(targets) - exact - problems.total(),
-        "per_field": {name: _figures(count) for name, count in counts.items() if count["n"] or count["said"]},
+        "per_field": {
+            name: metric_stats.precision_recall(count["right"], count["said"], count["n"])
+            for name, count in counts.items()
+            if count["n"] or count["said"]
+        },
     }
 
 
@@ -287,16 +291,6 @@ def _compared(spec: Spec, name: str, record: Mapping[str, Any]) -> Any:
     if isinstance(value, list):
         return sorted(normalize(one, normalizers) for one in value) or None
     return normalize(value, normalizers)
-
-
-def _figures(count: Mapping[str, int]) -> dict[str, float]:
-    right, said, n = count["right"], count["said"], count["n"]
-    return {
-        "precision": right / said if said else 0.0,
-        "recall": right / n if n else 0.0,
-        "f1": 2 * right / (said + n),
-        "n": n,
-    }
 
 
 def _hidden(value: Any, hide: Callable[[str], str]) -> Any:

@@ -25,7 +25,7 @@ from tasks.words import words
 # What `weakest` tells of, and by which figure.
 PARTS, PARTS_BY = "groups of rows", "ROUGE-L"
 OBJECTIVE = "imitate"
-LABELLED, FREE_TEXT = False, True
+LABELLED, FREE_TEXT, MANY = False, True, False
 
 EMPTY = "empty"
 
@@ -37,7 +37,7 @@ class Spec:
     instruction: str
 
 
-def specify(task: Task, labels: Mapping[str, str]) -> Spec:
+def specify(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
     """Returns the task as prompts need it; `labels` belong to another kind and are not read."""
     return Spec(task.instruction)
 
@@ -73,7 +73,7 @@ def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
     return hide(free_text(target, "answer"))
 
 
-def given_answers(spec: Spec, normalize_labels: bool) -> Callable[[Any], str]:
+def given_answers(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
     """Returns what reads an answer that a person has: as it stands there, for `parse` cleans it."""
     return cell
 

@@ -55,7 +55,7 @@ def input_of(values: Mapping[str, Any], columns: Columns) -> str:
 def label_of(value: object, column: str) -> str:
     """Returns the label of a column. Raises UnusableRowError over a list or an object: that is no label."""
     if isinstance(value, list):
-        several = "for several labels a row, take kind extraction with an array of an enum"
+        several = "for several labels a row, set task.labels_per_row: many"
         raise UnusableRowError("bad_label", f"column {column!r} holds a list, and a row has one label; {several}")
     if isinstance(value, dict):
         raise UnusableRowError("bad_label", f"column {column!r} holds an object, and a label is a text")

@@ -90,10 +90,10 @@ def prompt(
 ) -> dict[str, Any]:
     """Returns prompt.json: the messages with a place for the input, the task, the constraint and the limit of the
     answer, the template's hash, and the base (`commit`: of its repository on the hub; see `base_of`)."""
-    module = KINDS[recipe.task.kind]
+    module = KINDS[recipe.task.variant]
     return {
         "schema_version": 1,
-        "task": {"kind": recipe.task.kind, **asdict(spec)},
+        "task": {"kind": recipe.task.variant, **asdict(spec)},
         "messages": module.messages(spec, {"text": INPUT}),
         "output_schema": module.output_schema(spec),
         "grammar": module.grammar(spec),
@@ -106,7 +106,7 @@ def prompt(
 
 def card(run: Run, recipe: Recipe, scores: Mapping[str, Any]) -> str:
     """Returns the model card (README.md) of the adapter."""
-    module = KINDS[recipe.task.kind]
+    module = KINDS[recipe.task.variant]
     tuned, base = module.headline(scores["tuned"]), module.headline(scores["base"])
     rows = "\n".join(
         f"| {in_words(name)} | {value:.1%} | {format(base[name], '.1%') if name in base else '-'} |"
