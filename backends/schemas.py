@@ -70,6 +70,9 @@ def fitting(schema: Mapping[str, Any], keywords: Collection[str] | None, one_typ
             kept[key] = value
         else:
             moved.append(IN_WORDS.get(key, key + ": {}").format(value))
+    if "properties" in kept and "required" in keywords:
+        # Strict modes want every key; one that may be left out may be null too.
+        kept["required"] = list(kept["properties"])
     if moved:
         about = ", ".join(moved)
         kept["description"] = f"{kept['description']} ({about})" if kept.get("description") else about

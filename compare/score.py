@@ -100,7 +100,7 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
         "n_train": len(material.train) if system.kind in ("tuned", "linear", "nearest") else None,
         "metrics": {name: _interval(tally, clusters, alpha) for name, tally in one.tallies.items()},
         "slices": _slices(one, material, alpha),
-        "per_part": score.get("per_class") or score.get("per_field") or {},
+        "per_part": score.get("per_class") or score.get("per_field", {}) | _whole(score.get("per_item", {})),
         "validity": _validity(one),
         "invalid": dict(problems.most_common()),
         "errors": dict(Counter(_kind(answer.error) for answer in got.test if answer.error).most_common()),
@@ -253,6 +253,10 @@ def _slices(one: Scored, material: Material, alpha: float) -> dict[str, dict[str
         name: {value: of(mine) for value, mine in sorted(values.items()) if len(mine) >= LEAST_SLICE}
         for name, values in parts.items()
     }
+
+
+def _whole(items: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}, whole entries": one for name, one in items.items()}
 
 
 def _validity(one: Scored) -> dict[str, float]:

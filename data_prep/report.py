@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from data_prep import label_sets
 from data_prep.deduplicate import REASONS
 from data_prep.describe import Prepared
-from data_prep.rows import fields_of
+from data_prep.rows import paths_of
 from data_prep.suspects import Suspect
 from recipes.schema_data import SPLITS, Source
 
@@ -239,7 +239,7 @@ def excerpt(text: str, first: int = 0) -> str:
 def fields(told: Mapping[str, Any], prepared: Prepared) -> list[View]:
     """Returns for each field of a record and each given split where its values stand, as a bar of its own."""
     found = []
-    for name, split in product(fields_of(prepared.recipe), ("all", *SPLITS)):
+    for name, split in product(paths_of(prepared.recipe), ("all", *SPLITS)):
         if counted := told["fields"].get(name, {}).get(split):
             states = {state: counted.get(state, 0) for state in STATES}
             rows = sum(states.values())

@@ -10,16 +10,18 @@ after this module ever holds it.
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from data_prep.source_row import SourceRow
 from data_prep.text_formats import NO_HEADER, looks_like_names
 from data_prep.times import seconds_of
+from recipes import schema_fields
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import By
@@ -130,6 +132,14 @@ def fields_of(recipe: Recipe) -> list[str]:
     return list(schema["properties"]) if schema else []
 
 
+def paths_of(recipe: Recipe) -> list[str]:
+    """Returns the fields of an extraction task as the data page names them, in the order of its schema: objects and
+    lists of objects, where they are not there, and the paths of the values in them."""
+    values = schema_fields.paths(recipe.task.json_schema) if recipe.task.json_schema else []
+    found = [[field, *(path for path in values if path.startswith(f"{field}."))] for field in fields_of(recipe)]
+    return list(dict.fromkeys(chain.from_iterable(found)))
+
+
 def row_of(source: SourceRow, recipe: Recipe) -> Row | Rejected:
     """Returns the row that a source row is, cleaned and redacted, or why it cannot be used."""
     columns, kinds = recipe.data.columns, recipe.privacy.redact
@@ -204,22 +214,32 @@ def _hiding(text: str, hidden: Mapping[str, str], kinds: Collection[str], found:
 def _states(given: Mapping[str, Any], record: Mapping[str, Any], text: str) -> dict[str, str]:
     """Where the value of each field stands: a value that is not in the text cannot be copied from it.
 
-    A list stands where its entry stands that is hardest to find; a number also as the source writes it ("12.50").
+    A list stands where its entry stands that is hardest to find; a number also as the source writes it ("12.50"). What
+    is in an object is a field of its own, by its path.
     """
     unwrapped = " ".join(text.split())
-    states = {}
+    states: dict[str, str] = {}
     for field, value in record.items():
-        entries, as_given = _entries(value), _entries(given.get(field))
-        if not entries:
+        places: dict[str, list[str]] = {}
+        for path, spellings in _spellings(field, value, given.get(field)):
+            places.setdefault(path, []).append(_place(spellings, text, unwrapped))
+        if not places:
             states[field] = "absent" if given.get(field) is None else "empty"
-            continue
-        spellings = zip(entries, as_given if len(as_given) == len(entries) else entries, strict=True)
-        states[field] = max((_place({*map(str, pair)}, text, unwrapped) for pair in spellings), key=PLACES.index)
+        states |= {path: max(found, key=PLACES.index) for path, found in places.items()}
     return states
 
 
-def _entries(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+def _spellings(path: str, value: Any, given: Any) -> Iterator[tuple[str, set[str]]]:
+    """Yields the path of each value that is there, with its spellings: as the record and as the source writes it."""
+    if isinstance(value, dict):
+        for name, inside in value.items():
+            yield from _spellings(f"{path}.{name}", inside, given.get(name) if isinstance(given, dict) else None)
+    elif isinstance(value, list):
+        as_given = given if isinstance(given, list) and len(given) == len(value) else value
+        for inside, one in zip(value, as_given, strict=True):
+            yield from _spellings(path, inside, one)
+    elif value is not None:
+        yield path, {str(value), *([] if given is None or isinstance(given, list | dict) else [str(given)])}
 
 
 def _place(spellings: set[str], text: str, unwrapped: str) -> str:

@@ -22,9 +22,14 @@ class Task(Section):
     labels_per_row: Literal["one", "many"] = "one"
     """classification: whether a row has one label, or any number of them: the answer is a JSON array then."""
     json_schema: dict[str, JsonValue] | None = None
-    """extraction: the JSON Schema of the answer; its strings bounded by maxLength."""
+    """extraction: the JSON Schema of the answer; its strings bounded by maxLength, its arrays by maxItems. A field may
+    be an object, or an array of objects."""
     normalizers: dict[Name, list[Literal["whitespace", "case", "punctuation", "amount", "date_dmy", "date_mdy"]]] = {}
-    """extraction: what is evened out in a field before two values are compared; a field not named is compared as is."""
+    """extraction: what is evened out in a field before two values are compared; a field not named is compared as is.
+    A field in an object is named by its path: line_items.price."""
+
+    absent: Literal["null", "omit"] = "null"
+    """extraction: what stands in the answer for a field that the document does not have: null, or nothing at all."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -64,6 +69,8 @@ class Task(Section):
             raise ValueError(f"labels_per_row belongs to kind classification, and kind is {self.kind}")
         if self.normalizers and self.kind != "extraction":
             raise ValueError(f"normalizers belong to kind extraction, and kind is {self.kind}")
+        if self.absent != "null" and self.kind != "extraction":
+            raise ValueError(f"absent belongs to kind extraction, and kind is {self.kind}")
         if self.kind == "extraction" and self.json_schema is None:
             raise ValueError("kind extraction needs json_schema, the JSON Schema of the answer")
         if self.kind != "extraction" and self.json_schema is not None:
