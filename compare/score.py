@@ -19,6 +19,7 @@ from compare.predictions import Predictions
 from insource.stats import intervals, paired
 from insource.stats.metric_stats import Tally
 from recipes.schema_compare import Primary
+from tasks import references
 from tasks.parsed import Parsed
 
 LATENCIES = (50, 95, 99)
@@ -64,8 +65,9 @@ def scored(one: Gathered, material: Material, fitted: Any) -> Scored:
     rows = [row for row in material.test if row["id"] in asked]
     found = predictions.of(material, rows, one.test)
     counted = [at for at, answer in enumerate(one.test) if not answer.not_asked]
-    targets = [rows[at]["target"] for at in counted]
-    tallies = material.module.tallies(material.spec, targets, [found.parsed[at] for at in counted])
+    parsed = [found.parsed[at] for at in counted]
+    targets = references.targets_of(material.module, material.spec, [rows[at] for at in counted], parsed)
+    tallies = material.module.tallies(material.spec, targets, parsed)
     told = confidence.of(one, fitted, one.test)
     return Scored(one, rows, found, tallies, told, confidence.right_of(found, material), counted)
 
@@ -81,7 +83,7 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
     """Returns what scores.json says of a system."""
     got, system, clusters = one.gathered, one.gathered.system, clusters_of(one.counted_rows)
     alpha = primary.alpha if primary else EXPLORATORY_ALPHA
-    targets = [row["target"] for row in one.counted_rows]
+    targets = references.targets_of(material.module, material.spec, one.counted_rows, one.parsed)
     score = material.module.score(material.spec, targets, one.parsed)
     problems = Counter(parsed.problem for parsed in one.parsed if parsed.problem)
     on_a_scale = fitted if system.kind == "tuned" else got.scale is not None
@@ -241,7 +243,8 @@ def _slices(one: Scored, material: Material, alpha: float) -> dict[str, dict[str
     clusters = clusters_of(rows)
 
     def of(mine: list[int]) -> dict[str, Any]:
-        targets, parsed = [rows[at]["target"] for at in mine], [every[at] for at in mine]
+        parsed = [every[at] for at in mine]
+        targets = references.targets_of(material.module, material.spec, [rows[at] for at in mine], parsed)
         tallies = material.module.tallies(material.spec, targets, parsed)
         groups = [clusters[at] for at in mine] if clusters else None
         return {

@@ -44,6 +44,8 @@ class Row:
     id: str
     text: str
     target: str
+    references: tuple[str, ...]
+    """Further right answers, as texts of the same form."""
     group: str | None
     slices: dict[str, str]
     time: float | None
@@ -165,7 +167,8 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     if not (text if text.isascii() else UNSEEN.sub("", text).strip()):
         raise UnusableRowError("no_text", "the text is empty" + (", but for invisible characters" if text else ""))
     check_characters("text", text)
-    check_characters("answer", given.target if isinstance(given.target, str) else json.dumps(given.target))
+    for answer in (given.target, *given.others):
+        check_characters("answer", answer if isinstance(answer, str) else json.dumps(answer))
     found = {one.kind for one in privacy.find(text)}
     hidden: Mapping[str, str] = {}
     if kinds and found:
@@ -173,12 +176,13 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
         text, hidden, raw = redacted.text, redacted.values, redacted.text
     hide = _hiding(text, hidden, kinds, found) if task.FREE_TEXT else partial(_redacted, hidden)
     own = _own_values(values, given.target, recipe, hidden)
-    target = task.target_text(given.target, recipe, hide)
+    target, *others = dict.fromkeys(task.target_text(one, recipe, hide) for one in (given.target, *given.others))
     group = cell(values.get(split.group)).strip() or row_id if split.group else None
     return Row(
         id=row_id,
         text=text,
         target=target,
+        references=tuple(others),
         group=group if group is None else privacy.pseudonym(group, kinds),
         slices={name: privacy.pseudonym(own.get(name, ""), kinds) for name in recipe.data.slices},
         time=seconds_of(cell(values.get(split.time)), split.time) if split.time and split.time in values else None,

@@ -8,6 +8,7 @@ its place in the splits, its file and line) is about 80 bytes in NumPy arrays. T
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -144,6 +146,7 @@ def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
         "id": [row.id for row in kept],
         "text": [row.text for row in kept],
         "target": [row.target for row in kept],
+        "references": [json.dumps(row.references) if row.references else None for row in kept],
         "group": [row.group for row in kept],
         "slices": [_lines(row.slices) for row in kept],
         "key": keys,
@@ -165,10 +168,10 @@ def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Arra
     """What is kept in memory of each row. Every array has one entry a row."""
     seed = recipe.data.split.seed
     task = KINDS[recipe.task.variant]
-    targets = [task.comparable(row.target, recipe) for row in rows]
+    targets = [_comparable(row, task, recipe) for row in rows]
     subjects = (task.subject(key, target) for key, target in zip(keys, targets, strict=True))
     units = [split_key(key) if row.group is None else row.group for row, key in zip(rows, keys, strict=True)]
-    contents = ("\x1f".join((row.text, row.target, row.group or "")) for row in rows)
+    contents = ("\x1f".join((row.text, row.target, row.group or "", *row.references)) for row in rows)
     return {
         "line": np.array([row.line for row in rows], np.int64),
         "id": hashes((row.id for row in rows), 0),
@@ -188,6 +191,13 @@ def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Arra
         "tokens": np.full(len(rows), -1, np.int32),
         "answer_tokens": np.zeros(len(rows), np.int32),
     }
+
+
+def _comparable(row: Row, task: ModuleType, recipe: Recipe) -> str:
+    """What equal targets share: of several right answers, all of them in any order."""
+    if not row.references:
+        return str(task.comparable(row.target, recipe))
+    return "\x1e".join(sorted({task.comparable(one, recipe) for one in (row.target, *row.references)}))
 
 
 def target_hash(target: str, recipe: Recipe) -> int:

@@ -88,6 +88,8 @@ def _row(row: Mapping[str, Any], recipe: Recipe, respelt: Callable[[str], str] |
     text, task = respelt(row["target"]) if respelt else row["target"], KINDS[recipe.task.variant]
     target = task.target_of(text)
     written = {"id": row["id"], "input": {"text": row["text"]}, "target": target, "group": row["group"]}
+    if row["references"] is not None:
+        written["references"] = [task.target_of(one) for one in json.loads(row["references"])]
     return written if text == row["target"] else {**written, "original_target": task.target_of(row["target"])}
 
 

@@ -67,6 +67,12 @@ def _with_task(recipe: "Recipe") -> Found:
     if recipe.data.columns.label_separator is not None and task.variant != "multilabel":
         told = "stands between labels of a row: kind classification with task.labels_per_row: many; leave it out"
         yield ("data", "columns", "label_separator"), told
+    columns = recipe.data.columns
+    if columns.targets is not None and task.kind not in ("extraction", "generation"):
+        yield ("data", "columns", "targets"), f"holds several answers of a row, and kind is {task.kind}; leave it out"
+    elif columns.targets is not None and (columns.target is not None or columns.messages is not None):
+        other = "target" if columns.target is not None else "messages"
+        yield ("data", "columns", "targets"), f"and data.columns.{other} both name the answer; keep one"
     if task.variant == "multilabel":
         for key in ("class_weight", "balanced_sampling"):
             if getattr(train, key):

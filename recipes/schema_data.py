@@ -168,6 +168,9 @@ class Columns(Section):
     target: Name | None = None
     """extraction: the column of the whole record, a JSON object; without it, each field is a column of its name.
     generation: the column of the answer; without it, `target`."""
+    targets: Name | Annotated[list[Name], Field(min_length=2)] | None = None
+    """extraction, generation: a column of lists of right answers, or several columns of one each. An answer is scored
+    against the nearest of them, and training learns the first."""
     chosen: Name = "chosen"
     """preference: the better answer, as text or as a list of messages that ends in it (TRL's format)."""
     rejected: Name = "rejected"
@@ -178,6 +181,13 @@ class Columns(Section):
     """What stands between the texts of several columns."""
     id: Name | None = None
     """A column of unique row ids; without it, ids are made from the file and the row number."""
+
+    @property
+    def of_targets(self) -> dict[str, str]:
+        """Returns {recipe key: column} of the columns of several answers."""
+        if self.targets is None or isinstance(self.targets, str):
+            return {"data.columns.targets": self.targets} if self.targets else {}
+        return {f"data.columns.targets[{at}]": name for at, name in enumerate(self.targets)}
 
     @property
     def texts(self) -> list[str]:

@@ -25,7 +25,7 @@ from recipes.schema_verdict import Parity, Serve
 from serve import wire
 from serve.engine import Address
 from serve.plan import Served, same_weights
-from tasks import spec_of
+from tasks import references, spec_of
 from tasks.parsed import UNFINISHED, Parsed
 from tracking import files
 
@@ -64,7 +64,7 @@ class Probe:
     def score(self, row: Mapping[str, Any], parsed: Parsed) -> float:
         """Returns the score of one answer; the task's metric is the mean of these."""
         module, spec = spec_of(self.prompt["task"])
-        return float(module.score(spec, [row["target"]], [parsed])[self.metric])
+        return float(module.score(spec, references.targets_of(module, spec, [row], [parsed]), [parsed])[self.metric])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from insource.stats import metric_stats
 from insource.stats.metric_stats import Tally
 from recipes.schema import Recipe
 from recipes.schema_data import Task
-from tasks import field_grammar, fields, record_counts
+from tasks import field_grammar, fields, record_counts, references
 from tasks.fields import Field, UnknownKeyError, canonical, check, check_keys, json_text
 from tasks.given import Given, UnusableRowError, cell, input_of
 from tasks.parsed import Parsed
@@ -105,14 +105,19 @@ def answers(spec: Spec, target: Mapping[str, Any]) -> list[str]:
 
 def answer_columns(recipe: Recipe) -> dict[str, str]:
     """Returns {recipe key: column} of what the answer is read from; a column of a field may be missing."""
-    whole = recipe.data.columns.target
-    return {} if whole is None else {"data.columns.target": whole}
+    columns = recipe.data.columns
+    if columns.targets is not None:
+        return columns.of_targets
+    return {} if columns.target is None else {"data.columns.target": columns.target}
 
 
 def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
     """Returns the text and the record of a source row, as they stand there."""
     columns, schema = recipe.data.columns, recipe.task.json_schema
     text = input_of(values, columns)
+    if columns.targets is not None:
+        target, *others = references.given(values, columns)
+        return Given("", text, target, others)
     if columns.target is not None:
         return Given("", text, values.get(columns.target))
     known: Any = (schema or {})["properties"]
@@ -238,6 +243,14 @@ def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Pa
         "per_field": record_counts.figures([row.values for row in rows], record_counts.paths(spec.fields)),
         "per_item": record_counts.figures([row.items for row in rows], record_counts.lists(spec.fields)),
     }
+
+
+def nearest(spec: Spec, targets: Sequence[Mapping[str, Any]], answer: Parsed) -> Mapping[str, Any]:
+    """Returns the record that an answer is nearest to: by exact match, then by the F1 of its values; the first of
+    those that are."""
+    counts = _counts(spec, targets, [answer] * len(targets))
+    f1 = [_tallies([one], [answer])["field_f1"].figure() for one in counts]
+    return max(zip(targets, counts, f1, strict=True), key=lambda one: (one[1].same, one[2]))[0]
 
 
 def tallies(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Parsed]) -> dict[str, Tally]:

@@ -5,7 +5,7 @@ out  Given("", "my parcel is late", "delivery_delay")
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ class Given:
     system: str
     text: str
     target: Any
+    others: Sequence[Any] = ()
+    """Further right answers to the same input."""
 
 
 def cell(value: object) -> str:
@@ -69,7 +71,8 @@ def _kind(value: object) -> str:
 def free_text(value: object, what: str) -> str:
     """Returns a free-text answer, clean. Raises UnusableRowError where it is none, or is empty."""
     if value is not None and not isinstance(value, str):
-        raise UnusableRowError("bad_answer", f"the {what} is no text: {cell(value)[:40]}")
+        hint = "; data.columns.targets reads several answers" if isinstance(value, list) else ""
+        raise UnusableRowError("bad_answer", f"the {what} is no text: {cell(value)[:40]}{hint}")
     check_characters(f"{what}", value or "")
     if not (text := clean(value or "")):
         raise UnusableRowError("no_answer", f"the {what} is empty")

@@ -335,7 +335,7 @@ def test_line_items_are_read_from_objects_and_from_cells_of_json(tmp_path: Path,
     told = json.dumps({**TASK, "absent": absent})
     for name in ("rows.jsonl", "rows.csv"):
         splits, report = prepared(tmp_path, f"{{source: {{path: {name}}}, split: {{stratify: null}}}}", told)
-        written = {row["input"]["text"].split("\n")[0]: row["target"] for row in sum(splits.values(), [])}
+        written = {row["input"]["text"].split("\n")[0]: row["target"] for of_ in SPLITS for row in splits[of_]}
         assert len(written) == 120 and report["rows"]["rejected"] == {}
         for row in rows:
             items_ = [item(**one) for one in row["line_items"]]
@@ -379,7 +379,6 @@ def test_personal_data_is_redacted_inside_objects(tmp_path: Path) -> None:
     put(tmp_path / "rows.jsonl", rows)
     schema = json.loads(json.dumps(SCHEMA))
     schema["properties"]["line_items"]["items"]["properties"]["name"]["maxLength"] = 20
-    (tmp_path / "x").mkdir()
     splits, _ = prepared(
         tmp_path, "{source: {path: rows.jsonl}, split: {stratify: null}}\nprivacy: {redact: [email]}",
         json.dumps({**TASK, "json_schema": schema}),

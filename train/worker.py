@@ -209,16 +209,17 @@ def weighting(recipe: Recipe) -> str | None:
 def show_answers(wandb_run: Any, recipe: Recipe, decoded: Decoded, answers: Sequence[Answer]) -> None:
     """Sends W&B what was answered on validation: sample rows, and which label was taken for which."""
     parsed = decoded.parsed(answers)
+    targets = decoded.targets(parsed)
     rows = [
         {
             "id": row["id"],
             "input": row["input"]["text"],
-            "target": row["target"],
+            "target": target,
             "answer": answer.text,
-            "right": one.problem is None and one.value == row["target"],
+            "right": one.problem is None and one.value == target,
             "log_probability": answer.log_probability,
         }
-        for row, answer, one in zip(decoded.rows, answers, parsed, strict=True)
+        for row, answer, one, target in zip(decoded.rows, answers, parsed, targets, strict=True)
     ]
     weights_and_biases.predictions(wandb_run, recipe, rows)
     if recipe.task.variant == "classification":
