@@ -19,9 +19,12 @@ from data_prep import console
 from recipes.schema_data import SPLITS
 from tasks import extraction, record_counts
 from tasks.parsed import Parsed
+from tests import serving
 from tests.test_data_faults import prepared, put
 from tests.test_extraction import compiled, matches, task
 from tests.test_labels import texts
+from tracking import files
+from tracking.run import Run
 
 ITEM = {
     "type": "object",
@@ -387,3 +390,43 @@ def test_personal_data_is_redacted_inside_objects(tmp_path: Path) -> None:
         for row in splits[name]:
             (one,) = row["target"]["line_items"]
             assert one["name"].startswith("[EMAIL_") and one["name"] in row["input"]["text"]
+
+
+@pytest.mark.slow(minutes=4)
+def test_line_items_with_references_are_trained_served_by_vllm_and_compared(tmp_path: Path) -> None:
+    rows = []
+    for bill in bills(160):
+        given_ = {name: bill[name] for name in ("kind", "line_items")}
+        rows.append({"text": bill["text"], "records": [given_, {**given_, "total": 1}]})
+    put(tmp_path / "rows.jsonl", rows)
+    recipe = tmp_path / "bills.yaml"
+    recipe.write_text(
+        f"task: {json.dumps({**TASK, 'absent': 'omit'})}\n"
+        "data:\n"
+        "  source: {path: rows.jsonl}\n"
+        "  columns: {targets: records}\n"
+        "  split: {stratify: null, test: 0.2, validation: 0.15, calibration: 0.1}\n"
+        "model: {base: pocket}\n"
+        "compare: {primary: {baseline: base, metric: field_f1}, base_shots: 0}\n",
+        encoding="utf-8",
+    )
+    runs = tmp_path / "runs"
+    for stage, *words in (("train", *serving.TRAINED), ("train.export", "export.quantize=none"),
+                          ("compare", "export.quantize=none", "compare.forms=served")):  # fmt: skip
+        answer = serving.call(runs, stage, recipe, *words)
+        assert answer.returncode == 0, answer.stderr
+    here = Run((runs / "bills" / "latest").resolve())
+    scores = files.read_json(here.folder / "scores.json")
+    test = {row["id"]: row for row in files.read_jsonl(here.folder / "data" / "test.jsonl")}
+    predicted = list(files.read_jsonl(here.folder / "predictions" / "tuned.jsonl"))
+    assert [row["id"] for row in predicted] == list(test)
+    ended = [row for row in predicted if row["parse_ok"]]
+    # What ended has the form, leaves out what is null, and is read back with every field.
+    for row in ended:
+        assert row["schema_ok"] and "null" not in row["output"] and set(row["parsed"]) == set(SCHEMA["properties"])
+    assert scores["systems"]["tuned"]["parity"]["agreement"] >= 0.99
+    # The answer of the nearest train row is no good one; its parts are told by path, and by whole entries.
+    copied = scores["systems"]["tfidf"]
+    assert {"kind", "line_items.name", "line_items, whole entries"} <= set(copied["per_part"])
+    assert copied["validity"]["schema"] == 1 and copied["per_part"]["kind"]["f1"] == 1
+    assert "line_items.name" in (here.folder / "report.html").read_text(encoding="utf-8").replace("<wbr>", "")
