@@ -41,7 +41,7 @@ def check(json_schema: Mapping[str, Any]) -> None:
 
 def paths(json_schema: Mapping[str, Any], above: str = "") -> list[str]:
     """Returns the paths of all values of a record, those in objects as supplier.name and line_items.price."""
-    found = []
+    found: list[str] = []
     for name, field in json_schema["properties"].items():
         inside = field.get("items", field)
         found += paths(inside, f"{above}{name}.") if "properties" in inside else [above + name]

@@ -21,7 +21,8 @@ from recipes.schema import Recipe
 from recipes.schema_data import Task
 from tasks import classification
 from tasks import labels as spelling
-from tasks.fields import json_text, literal
+from tasks.field_grammar import literal
+from tasks.fields import json_text
 from tasks.given import Given, UnusableRowError, cell, input_of
 from tasks.parsed import Parsed
 

@@ -134,7 +134,7 @@ def test_what_is_no_list_of_answers_is_rejected_with_the_reason(
          "data.columns.targets: holds several answers of a row, and kind is classification"),
         (GENERATION, "{targets: answers, target: answer}", "data.columns.target both name the answer; keep one"),
         (GENERATION, "{targets: answers, messages: chat}", "data.columns.messages both name the answer; keep one"),
-        (GENERATION, "{targets: [answer]}", "data.columns.targets: given a list, allowed: at least 2 entries"),
+        (GENERATION, "{targets: [answer]}", "data.columns.targets: given a list, allowed: text or at least 2 entries"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_several_answers_is_refused_with_its_line(
