@@ -1,6 +1,6 @@
 """What a comparison has to beat first: TF-IDF features with a linear model, trained on the rows that training had.
 
-    classification   logistic regression on words (1-2) and characters within words (2-5)
+    classification   logistic regression on words (1-2, tasks/words.py) and characters within words (2-5)
     several labels   the same for each label by itself: whether a row has it (one-vs-rest)
     other kinds      the answer of the train row that is most like the input, by the same features
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from recipes.errors import StageError
 from tasks.fields import json_text
+from tasks.words import terms
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -123,7 +124,7 @@ def _vectorizer() -> Any:
     from sklearn.pipeline import make_union
 
     return make_union(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+        TfidfVectorizer(analyzer=terms, sublinear_tf=True),
         TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True),
     )
 

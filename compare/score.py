@@ -19,7 +19,7 @@ from compare.predictions import Predictions
 from insource.stats import intervals, paired
 from insource.stats.metric_stats import Tally
 from recipes.schema_compare import Primary
-from tasks import references
+from tasks import references, slice_name
 from tasks.parsed import Parsed
 
 LATENCIES = (50, 95, 99)
@@ -239,7 +239,7 @@ def _slices(one: Scored, material: Material, alpha: float) -> dict[str, dict[str
     rows, every = one.counted_rows, one.parsed
     for at, row in enumerate(rows):
         for name, value in row.get("slices", {}).items():
-            parts.setdefault(name, {}).setdefault(str(value).lower(), []).append(at)
+            parts.setdefault(name, {}).setdefault(slice_name(value), []).append(at)
     clusters = clusters_of(rows)
 
     def of(mine: list[int]) -> dict[str, Any]:

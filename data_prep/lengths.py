@@ -7,10 +7,8 @@ Train rows are held against train.max_length, all others against what is served:
 may be decoded must fit serve.max_model_len, and what the base can look at.
 """
 
-import json
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from data_prep.deduplicate import TEST, TRAIN, Left
 from data_prep.table import Array, Table
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
+from recipes.schema_train import Model
 from tasks import KINDS, render
 
 SEAM_TOKENS = 8
@@ -100,17 +99,19 @@ def room_of(table: Table, splits: Array, recipe: Recipe, left: Left) -> Room:
     answers = table.columns["answer_tokens"][(splits == TRAIN) & left.stays]
     answer = render.max_answer_tokens(int(answers.max(initial=0)) + 1)
     tokens, key = recipe.serve.max_model_len, "serve.max_model_len"
-    if (context := _context_of(recipe.model.base)) is not None and context < tokens:
+    if (context := _context_of(recipe.model)) is not None and context < tokens:
         tokens, key = context, "what model.base can look at"
     return Room(tokens, answer, key)
 
 
-def _context_of(base: str) -> int | None:
-    """The tokens that a local base can look at, by its config.json; None where that is not known here."""
-    path = Path(base) / "config.json"
-    if not path.is_file():
+def _context_of(model: Model) -> int | None:
+    """The tokens that a base can look at, by its config.json; None where that does not say, or is not there."""
+    from transformers import PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(model.base, revision=model.revision)
+    except OSError:
         return None
-    config = json.loads(path.read_text(encoding="utf-8"))
     found = config.get("text_config", config).get("max_position_embeddings")
     return found if isinstance(found, int) else None
 

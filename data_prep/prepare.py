@@ -163,25 +163,26 @@ def _read(
                 raise RecipeError(f"{file.name}: there are no rows below the header")
             filtered += counter.filtered
             size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
-            counts = {"rows_read": counter.rows, "detected": about}
+            counts = {"rows_read": counter.rows, "detected": about, "lacks": sorted(counter.lacks)}
             told.append({"split": file.split, "file": file.name, "sha256": sha256, **size, **counts})
             if about.get("encoding_guessed"):
                 guess = f"{file.name} is no UTF-8: read as {about['encoding']}; data.source.encoding says it for sure"
                 print(f"data      {guess}", file=sys.stderr)
         table = writer.table()
-    balance.check_rejected(unusable, len(table) + len(unusable), recipe)
-    if filtered and not len(table):
-        raise RecipeError(
-            f"data.where: none of {filtered} rows is among those asked for; compare it with the values there"
-        )
+    balance.check_rejected(unusable, len(table), filtered, recipe)
     return table, unusable, told, filtered
 
 
 class _Counted:
-    """The rows of a file, counted as they pass, the columns of the first readable one checked."""
+    """The rows of a file, counted as they pass, the columns of the first readable one checked.
+
+    `lacks` names the columns of groups and times that no row of a given held-out file has: they are not needed there.
+    """
 
     def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe) -> None:
         self.rows, self.filtered, self._source, self._file, self._recipe = 0, 0, rows, file, recipe
+        split = recipe.data.split
+        self.lacks = {column for column in (split.group, split.time) if column is not None}
 
     def __iter__(self) -> Iterator[SourceRow]:
         unchecked, where = True, self._recipe.data.where
@@ -190,6 +191,8 @@ class _Counted:
                 check_columns(str(self._file.path), self._file.split, row.values, self._recipe)
                 unchecked = False
             self.rows += 1
+            if self.lacks:
+                self.lacks.difference_update(row.values)
             if where and not row.problem and not matches(row.values, where):
                 self.filtered += 1
             else:
@@ -222,6 +225,6 @@ def _check_ids(table: Table) -> None:
     if len(twice):
         row, other = int(order[twice[0] + 1]), int(order[twice[0]])
         raise RecipeError(
-            f"{table.place(row)}: id {table.texts.value('id', row)!r} stands at {table.place(other)} already; "
-            "ids must differ, or leave data.columns.id out"
+            f"{table.place(row)}: id {spelling.shown(table.texts.value('id', row))} stands at {table.place(other)} "
+            "already; ids must differ, or leave data.columns.id out"
         )

@@ -14,7 +14,7 @@ from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import RareLabels
 from tasks import KINDS
-from tasks.labels import shown
+from tasks.labels import clean_label, find, shown
 
 # Labels that a message names.
 MOST = 10
@@ -43,12 +43,15 @@ def settle(table: Table, labels: dict[str, str], recipe: Recipe, left: Left) -> 
     if settings.do == "drop":
         left.drop(mine, "rare_label")
         return {written: label for written, label in labels.items() if label not in rare}, [f"{told}: left out"]
-    together = {written: settings.other if label in rare else label for written, label in labels.items()}
+    # A label of that name may be there already, however it is spelt.
+    common = [label for label in counts if label not in rare]
+    other = find(settings.other, common, recipe.data.normalize_labels) or clean_label(settings.other)
+    together = {written: other if label in rare else label for written, label in labels.items()}
     respelt = KINDS[recipe.task.variant].respelling(together, sorted(set(together.values())))
     for at in np.flatnonzero(rarely):
         targets[at] = target_hash(respelt(table.texts.value("target", int(first[at]))), recipe)
     table.columns["target"][mine] = targets[place][mine]
-    return together, [f"{told}: now {shown(settings.other)}"]
+    return together, [f"{told}: now {shown(other)}"]
 
 
 def _told(rare: list[str], counts: Counter[str], settings: RareLabels, rows: int) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from data_prep import label_sets
+from data_prep import console, label_sets
 from data_prep.deduplicate import REASONS
 from data_prep.describe import Prepared
 from data_prep.rows import paths_of
@@ -59,6 +59,7 @@ def write(path: Path, told: Mapping[str, Any], prepared: Prepared, doubtful: lis
         pairs=pairs(prepared),
         suspects=[(one, about(one.row, prepared)) for one in doubtful[:SHOWN_SUSPECTS]],
         fields=fields(told, prepared),
+        notes=console.notes(told),
         slices={name: by_split(one["values"]) for name, one in told["slices"].items()},
     )
     # A file name may hold bytes that are no text.

@@ -34,6 +34,7 @@ from tasks.text import UNSEEN, clean
 PLACES = ("verbatim", "rewrapped", "elsewhere")
 # Of the columns that a file has, how many are shown, and of each how much.
 SHOWN_COLUMNS, SHOWN_CHARACTERS = 20, 40
+MISSING_SHOWN = 6
 PLACEHOLDER = re.compile(r"\[[A-Z]+_[0-9]+\]")
 
 
@@ -59,6 +60,11 @@ class Row:
     """extraction: of each field, whether it is absent, empty, verbatim in the text, rewrapped there, or elsewhere."""
     file: str
     line: int
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Returns all right answers, the target first."""
+        return self.target, *self.references
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,8 @@ def check_columns(file: str, split: str, present: Collection[str], recipe: Recip
     if missing:
         shown = [name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}..." for name in present]
         more = f" and {len(shown) - SHOWN_COLUMNS} more" if len(shown) > SHOWN_COLUMNS else ""
-        lines = [f"{file} lacks columns that the recipe names:", *missing]
+        unnamed = [f"  and {len(missing) - MISSING_SHOWN} more"] if len(missing) > MISSING_SHOWN else []
+        lines = [f"{file} lacks columns that the recipe names:", *missing[:MISSING_SHOWN], *unnamed]
         lines.append(f"  It has: {', '.join(shown[:SHOWN_COLUMNS])}{more}")
         if Path(file).suffix.lower() not in (".json", ".jsonl", ".ndjson", ".parquet") and not looks_like_names(
             present

@@ -45,6 +45,11 @@ SPLIT_NAMES = {
 }
 
 
+# Words in names of files: a held-out set, of which it is not plain for what.
+HELD_OUT = dict.fromkeys(("eval", "evaluation", "holdout", "heldout"), "held out")
+WORDS = {**SPLIT_NAMES, **HELD_OUT, "training": "train", "testing": "test"}
+
+
 def find(source: Source) -> list[SourceFile]:
     """Returns the files of a source in an order that does not change.
 
@@ -229,30 +234,31 @@ def _by_split(key: str, whole: str, splits: list[tuple[str, Path]]) -> tuple[lis
 def _by_name(key: str, given: str, found: list[SourceFile]) -> list[SourceFile]:
     """The files of a folder or a pattern as given splits, where their names say so: train.jsonl and test.jsonl.
 
-    Raises RecipeError where some are named test and it is not plain what the others are.
+    Raises RecipeError where some are named test, or train and held-out, and it is not plain what the others are.
     """
-    splits = [_split_named(file.name) if file.kind != "dataset" else file.split for file in found]
-    if "test" not in splits or len(found) < 2:
+    splits = [split_named(file.name) if file.kind != "dataset" else file.split for file in found]
+    if not ("test" in splits or {"train", "held out"} <= {*splits}) or len(found) < 2:
         return found
-    if "train" in splits and None not in splits:
+    if "train" in splits and not {None, "held out"} & {*splits}:
         return [replace(file, split=split or "all") for file, split in zip(found, splits, strict=True)]
     named = [f"{file.name} ({split or 'no split'})" for file, split in zip(found, splits, strict=True)]
     raise RecipeError(
-        f"{key}: {given} holds a file named test, and others of which it is not plain what they are: "
+        f"{key}: {given} holds files of given splits, as it seems, and it is not plain what each of them is: "
         f"{', '.join(named[:5])}{', ...' if len(named) > 5 else ''}.\n"
         "  To keep the given splits, write data.source: {train: ..., test: ...}; to mix all rows and split them anew, "
         "data.source: {paths: [...]}"
     )
 
 
-def _split_named(name: str) -> str | None:
-    """The split that a file's name opens or ends with (train-00000-of-00002, reviews_test), or its folder's."""
+def split_named(name: str) -> str | None:
+    """Returns the split that a file's name opens or ends with (train-00000-of-00002, reviews_test), or its folder's;
+    "held out" where it is not plain for what, None where the name tells nothing."""
     path = Path(name.lower())
     words = [word for word in re.split(r"[^a-z]+", path.name.split(".")[0]) if word]
     words = [word for word in words if word != "of"]
     for word in (*words[:1], *words[-1:], *reversed(path.parent.parts)):
-        if word in SPLIT_NAMES:
-            return SPLIT_NAMES[word]
+        if word in WORDS:
+            return WORDS[word]
     return None
 
 

@@ -168,7 +168,8 @@ def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Arra
     """What is kept in memory of each row. Every array has one entry a row."""
     seed = recipe.data.split.seed
     task = KINDS[recipe.task.variant]
-    targets = [_comparable(row, task, recipe) for row in rows]
+    same = {row.answers: _comparable(row.answers, task, recipe) for row in rows}
+    targets = [same[row.answers] for row in rows]
     subjects = (task.subject(key, target) for key, target in zip(keys, targets, strict=True))
     units = [split_key(key) if row.group is None else row.group for row, key in zip(rows, keys, strict=True)]
     contents = ("\x1f".join((row.text, row.target, row.group or "", *row.references)) for row in rows)
@@ -193,11 +194,9 @@ def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Arra
     }
 
 
-def _comparable(row: Row, task: ModuleType, recipe: Recipe) -> str:
+def _comparable(answers: tuple[str, ...], task: ModuleType, recipe: Recipe) -> str:
     """What equal targets share: of several right answers, all of them in any order."""
-    if not row.references:
-        return str(task.comparable(row.target, recipe))
-    return "\x1e".join(sorted({task.comparable(one, recipe) for one in (row.target, *row.references)}))
+    return "\x1e".join(sorted({task.comparable(one, recipe) for one in answers}))
 
 
 def target_hash(target: str, recipe: Recipe) -> int:

@@ -21,7 +21,7 @@ from data_prep.rows import Rejected, slice_columns
 from data_prep.table import Array, Table
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS, NotInTrain
-from tasks import KINDS, values
+from tasks import KINDS, slice_name, values
 from tasks.text import clean
 
 Slices = dict[str, dict[str, Any]]
@@ -51,7 +51,7 @@ def splits_of(
                 if recipe.data.slices:
                     written["slices"] = _slices(row, seen, recipe)
                     for name, value in written["slices"].items():
-                        counted[name].setdefault(_shown(value), Counter())[SPLITS[split]] += 1
+                        counted[name].setdefault(slice_name(value), Counter())[SPLITS[split]] += 1
                 files[split].write(json.dumps(written, ensure_ascii=False) + "\n")
     return {name: {value: dict(counts) for value, counts in sorted(one.items())} for name, one in counted.items()}
 
@@ -67,12 +67,13 @@ def rejected(path: Path, unusable: Iterable[Rejected], table: Table, splits: Arr
 
 def _dropped(row: int, table: Table, splits: Array, left: Left) -> Rejected:
     reason, other = REASONS[left.reason[row]], int(left.other[row])
+    prompt = table.columns["tokens"][row] - table.columns["answer_tokens"][row]
     who = f"{table.texts.value('id', other)} in {SPLITS[splits[other]]}" if other >= 0 else ""
     detail = {
         "conflict": f"says the same as {who}, with another answer",
         "duplicate": f"says the same as {who}, with the same answer",
         "too_long": f"{table.columns['tokens'][row]} tokens, more than train.max_length",
-        "too_long_to_serve": f"{table.columns['tokens'][row]} tokens, more than serve.max_model_len",
+        "too_long_to_serve": f"{prompt} tokens, and with the longest answer more than a served model takes",
         "rare_label": "its label has fewer rows than data.rare_labels.min_rows",
         "not_before_test": f"not before {who}, the oldest test row with a time",
     }.get(reason, f"says the same as {who}")
@@ -99,11 +100,6 @@ def _slices(row: Mapping[str, Any], seen: Mapping[str, set[str]], recipe: Recipe
         name: _comparable(name, value, recipe) not in seen[name] if name in seen else value
         for name, value in own.items()
     }
-
-
-def _shown(value: str | bool) -> str:
-    """A slice's value as data.json names it: true and false as JSON has them, a text as it is written."""
-    return value if isinstance(value, str) else str(value).lower()
 
 
 def _values_in_train(table: Table, splits: Array, left: Left, recipe: Recipe) -> dict[str, set[str]]:

@@ -21,11 +21,12 @@ from pathlib import Path
 from deploy import proxy, registry
 from recipes import command
 from recipes.errors import RecipeError, StageError
-from recipes.load import load
+from recipes.load import load, precedence
 from recipes.schema_verdict import Serve
 from serve import engine, plan, recall, servable, stay, wire
 from serve.engine import Address, Engine
 from serve.plan import Served
+from tracking import identity
 from tracking.run import Run
 
 POLL_SECONDS = 0.5
@@ -121,8 +122,10 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     names = [arguments.recipe, *(word for word in arguments.set if "=" not in word)]
     overrides = [word for word in arguments.set if "=" in word]
-    loaded = [load(name, overrides, arguments.hardware) for name in names]
-    places = [registry.folder(arguments.registry) / one.name for one in loaded]
+    deployed = registry.folder(arguments.registry)
+    loaded = [identity.named(load(name, overrides, arguments.hardware), deployed) for name in names]
+    print("\n".join(precedence(loaded[0])), file=sys.stderr)
+    places = [deployed / one.name for one in loaded]
     serve = loaded[0].recipe.serve
     address = Address(serve.host, serve.port)
     key = plan.key_for(address)

@@ -61,7 +61,9 @@ def in_words(error: OSError) -> str:
 def run(stage: Callable[[], int]) -> NoReturn:
     """Calls a stage's main and exits with its code; mistakes and failures are told in words."""
     try:
-        sys.exit(stage())
+        code = stage()
+        sys.stdout.flush()
+        sys.exit(code)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(WRONG)
@@ -71,13 +73,20 @@ def run(stage: Callable[[], int]) -> NoReturn:
     except StageError as error:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(FAILED)
-    except BrokenPipeError:
-        # Whoever read the output has gone: nothing is left to be told, at the end of the interpreter neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(FAILED)
     except OSError as error:
-        print(f"failed: {in_words(error)}", file=sys.stderr)
+        # A BrokenPipeError means that whoever read the output has gone, which is nothing to be told.
+        if not isinstance(error, BrokenPipeError):
+            print(f"failed: {in_words(error)}", file=sys.stderr)
+        _let_go_of_stdout()
         sys.exit(FAILED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _let_go_of_stdout() -> None:
+    """Flushes stdout, or drops what it does not take: at its end the interpreter would print a traceback of that."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,7 +6,7 @@
         "lines": {"type": "array", "maxItems": 20, "items": {"type": "object", "properties": {...}}}}}
 
 A keyword is allowed where the output constraint enforces it (`tasks/extraction.py`): what a recipe asks for and nothing
-holds the model to would count against the model.
+holds the model to would count against the model. `ordered: true` says that the order of an array's entries counts.
 """
 
 from collections.abc import Collection, Mapping
@@ -94,7 +94,9 @@ def _check_field(field: Any, at: str, depth: int) -> None:
         _only(field, OBJECT, at)
         _check_object(field, at, depth + 1)
     elif kinds == ["array"]:
-        _only(field, (*ABOUT, "type", "items", "maxItems"), at)
+        _only(field, (*ABOUT, "type", "items", "maxItems", "ordered"), at)
+        if not isinstance(field.get("ordered", False), bool):
+            raise ValueError(f"{at}.ordered: given {field['ordered']!r}, allowed: true or false")
         if not field.get("maxItems"):
             raise ValueError(f"{at}: an array needs maxItems of at least 1, so that every answer ends")
         items = field.get("items")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from recipes import command
 from recipes.errors import GateError, RecipeError, StageError
-from recipes.load import Loaded, load
+from recipes.load import Loaded, load, precedence
 from recipes.schema_verdict import Serve
 from serve import engine, plan, probe, table
 from serve.engine import Address, Engine
@@ -85,6 +85,7 @@ def chosen(arguments: argparse.Namespace) -> tuple[list[list[Served]], Loaded]:
     found: list[list[Served]] = []
     runs = run.runs_folder(arguments.runs)
     every = [identity.named(load(name, overrides, arguments.hardware), runs) for name in names]
+    print("\n".join(precedence(every[0])), file=sys.stderr)
     for loaded in every:
         here = run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run)
         trained = here.recipe()

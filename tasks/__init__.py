@@ -28,6 +28,11 @@ def in_words(metric: str) -> str:
     return SHOWN.get(metric, metric.replace("_", " "))
 
 
+def slice_name(value: str | bool) -> str:
+    """Returns a slice's value as reports name it: true and false as JSON has them, a text as it is written."""
+    return value if isinstance(value, str) else str(value).lower()
+
+
 def in_figures(headline: Mapping[str, float]) -> str:
     """Returns the headline figures of a score as one line: accuracy 85.7%, macro-F1 84.9%."""
     return ", ".join(f"{in_words(metric)} {value:.1%}" for metric, value in headline.items())

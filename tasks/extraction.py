@@ -169,7 +169,8 @@ def target_of(text: str) -> dict[str, Any]:
 
 
 def comparable(text: str, recipe: Recipe) -> str:
-    """Returns what equal targets share: the values as they are scored, after the normalizers, lists in any order."""
+    """Returns what equal targets share: the values as they are scored, after the normalizers, lists in any order
+    unless they are `ordered`."""
     spec = specify(recipe.task, {})
     return comparable_record(spec, json.loads(text))
 
@@ -191,7 +192,8 @@ def grammar(spec: Spec) -> str:
 
 def output_schema(spec: Spec) -> dict[str, Any]:
     """Returns the output constraint as a JSON Schema, for backends that take one."""
-    return fields.optional(spec.json_schema) if spec.absent == "omit" else dict(spec.json_schema)
+    schema = fields.optional(spec.json_schema) if spec.absent == "omit" else spec.json_schema
+    return fields.standard(schema)  # type: ignore[no-any-return]
 
 
 def parse(spec: Spec, output: str) -> Parsed:
@@ -222,12 +224,13 @@ def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Pa
     """Returns {"n", "exact_match", "field_f1", "schema_valid", "invalid": {problem: count}, "wrong_value",
     "per_field": {path: {"precision", "recall", "f1", "n"}}, "per_item": {path of a list of objects: the same}}.
 
-    A value is right where it equals the target's after the field's normalizers; a list as a multiset. The objects of a
-    list are assigned to those of the target's so that most values are right (tasks/record_counts.py); per_item counts
-    those that are right in every value. null for null agrees in exact_match and counts for nothing else. An invalid
-    answer says nothing: it lowers recall and is never exact. wrong_value counts valid answers that are not exact, so
-    that every row is exact, wrong or invalid. field_f1 counts the values of all fields together; per_field leaves out
-    fields that neither targets nor answers have. Raises ValueError without rows: no rows is no score.
+    A value is right where it equals the target's after the field's normalizers; a list in any order, unless its schema
+    has `ordered: true`. The objects of a list are assigned to those of the target's so that most values are right, and
+    per_item counts those that are right in every value (tasks/record_counts.py). null for null agrees in exact_match
+    and counts for nothing else. An invalid answer says nothing: it lowers recall and is never exact. wrong_value counts
+    valid answers that are not exact, so that every row is exact, wrong or invalid. field_f1 counts the values of all
+    fields together; per_field leaves out fields that neither targets nor answers have. Raises ValueError without rows:
+    no rows is no score.
     """
     if not targets:
         raise ValueError("no rows to score")

@@ -85,6 +85,16 @@ def with_null(field: Field, value: Any) -> Any:
     return known | lacking
 
 
+def standard(schema: Any) -> Any:
+    """Returns a schema as others know JSON Schema: without `ordered`, which says how this project compares a list."""
+    if isinstance(schema, list):
+        return [standard(one) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    # A field may bear that name; it is an object then.
+    return {key: standard(one) for key, one in schema.items() if key != "ordered" or not isinstance(one, bool)}
+
+
 def kind_of(field: Field) -> str:
     """Returns the field's type, null aside."""
     kinds = [field["type"]] if isinstance(field["type"], str) else field["type"]
@@ -108,7 +118,8 @@ def in_words(field: Field, absent: str = "null") -> str:
     if "enum" in field:
         words = "one of " + ", ".join(json_text(one) for one in field["enum"] if one is not None)
     elif kind_of(field) == "array":
-        words = f"a list of at most {field['maxItems']}, each {in_words(field['items'])}"
+        kind = "an ordered list" if field.get("ordered") else "a list"
+        words = f"{kind} of at most {field['maxItems']}, each {in_words(field['items'])}"
     else:
         words = TYPES[kind_of(field)]
         words += f" of at most {field['maxLength']} characters" if "maxLength" in field else ""

@@ -23,7 +23,7 @@ from tasks import classification
 from tasks import labels as spelling
 from tasks.field_grammar import literal
 from tasks.fields import json_text
-from tasks.given import Given, UnusableRowError, cell, input_of
+from tasks.given import Given, UnusableRowError, cell, input_of, list_of
 from tasks.parsed import Parsed
 
 # What `weakest` tells of, and by which figure.
@@ -95,8 +95,7 @@ def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
 
 def written(target: Any, separator: str | None) -> list[str]:
     """Returns the labels that a source gives for a row, in its order. Raises UnusableRowError where it gives none."""
-    found = _array(target) if isinstance(target, str) else target
-    if isinstance(found, list):
+    if (found := list_of(target)) is not None:
         if wrong := [one for one in found if one is None or isinstance(one, list | dict)]:
             raise UnusableRowError("bad_labels", f"a label is {cell(wrong[0])[:40] or 'null'}, and a label is a text")
         return [cell(one) for one in found]
@@ -242,12 +241,3 @@ def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
 def _named(answers: Sequence[Parsed]) -> list[Sequence[str]]:
     """The labels that each answer names; none where it has a problem."""
     return [() if one.problem is not None else one.value for one in answers]
-
-
-def _array(text: str) -> Any:
-    """A text that is a JSON array as that array; else None."""
-    try:
-        found = json.loads(text) if text.lstrip().startswith("[") else None
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, list) else None

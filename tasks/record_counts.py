@@ -89,22 +89,27 @@ def figures(rows: Sequence[Mapping[str, Counter[str]]], names: Sequence[str]) ->
 
 
 def compared(one: Field, path: str, value: Any, normalizers: Normalizers) -> Any:
-    """Returns a value as it is compared: None for nothing, a list in an order of its own. A record has the path ""."""
+    """Returns a value as it is compared: None for nothing, a list that is not `ordered` in an order of its own.
+
+    A record has the path "".
+    """
     if isinstance(value, dict):
         above = f"{path}." if path else ""
         inside = _fields_of(one)
         return {name: compared(inside[name], above + name, value[name], normalizers) for name in inside}
     if isinstance(value, list) and _fields_of(one):
-        return sorted((compared(one["items"], path, entry, normalizers) for entry in value), key=json_text) or None
+        entries = [compared(one["items"], path, entry, normalizers) for entry in value]
+        return (entries if one.get("ordered") else sorted(entries, key=json_text)) or None
     if isinstance(value, list):
-        return sorted(normalize(entry, normalizers.get(path, ())) for entry in value) or None
+        entries = [normalize(entry, normalizers.get(path, ())) for entry in value]
+        return (entries if one.get("ordered") else sorted(entries)) or None
     return normalize(value, normalizers.get(path, ()))
 
 
 def _of_field(one: Field, path: str, wanted: Any, said: Any, normalizers: Normalizers) -> Counts:
     inside = _fields_of(one)
     if inside and kind_of(one) == "array":
-        return _of_objects(inside, path, wanted or [], said or [], normalizers)
+        return _of_objects(one, path, wanted or [], said or [], normalizers)
     if inside:
         return of_record(inside, wanted or {}, said or {}, normalizers, f"{path}.")
     wanted, said = compared(one, path, wanted, normalizers), compared(one, path, said, normalizers)
@@ -114,18 +119,22 @@ def _of_field(one: Field, path: str, wanted: Any, said: Any, normalizers: Normal
 
 
 def _of_objects(
-    inside: Mapping[str, Field], path: str, wanted: Sequence[Any], said: Sequence[Any], normalizers: Normalizers
+    field: Field, path: str, wanted: Sequence[Any], said: Sequence[Any], normalizers: Normalizers
 ) -> Counts:
-    """The counts of two lists of objects, so assigned that most values are right, and then most objects."""
+    """The counts of two lists of objects, so assigned that most values are right, and then most objects; of `ordered`
+    ones the first is held against the first, and so on."""
     import numpy as np
     from scipy.optimize import linear_sum_assignment
 
     def of(one: Mapping[str, Any], other: Mapping[str, Any]) -> Counts:
-        return of_record(inside, one, other, normalizers, f"{path}.")
+        return of_record(_fields_of(field), one, other, normalizers, f"{path}.")
 
     pairs = [[of(one, other) for other in said] for one in wanted]
-    worth = np.array([[one.right + one.same / (1 + len(wanted)) for one in row] for row in pairs])
-    chosen = list(zip(*linear_sum_assignment(worth, maximize=True), strict=True)) if wanted and said else []
+    if field.get("ordered"):
+        chosen = [(at, at) for at in range(min(len(wanted), len(said)))]
+    else:
+        worth = np.array([[one.right + one.same / (1 + len(wanted)) for one in row] for row in pairs])
+        chosen = list(zip(*linear_sum_assignment(worth, maximize=True), strict=True)) if wanted and said else []
     right = sum(pairs[a][b].same for a, b in chosen)
     found = Counts({}, {path: Counter(n=len(wanted), said=len(said), right=right)}, len(wanted) == len(said))
     alone = {a for a, _ in chosen}, {b for _, b in chosen}

@@ -197,7 +197,12 @@ def as_separated(folder: Path, found: list[dict[str, Any]]) -> str:
     return '{source: {path: rows.csv}, columns: {label_separator: "|"}}'
 
 
-@pytest.mark.parametrize("write", [as_lists, as_json, as_separated])
+def as_tables_write_lists(folder: Path, found: list[dict[str, Any]]) -> str:
+    put(folder / "rows.jsonl", [{**row, "label": repr(row["label"])} for row in found])
+    return "{source: {path: rows.jsonl}}"
+
+
+@pytest.mark.parametrize("write", [as_lists, as_json, as_separated, as_tables_write_lists])
 def test_labels_come_as_lists_as_json_or_with_a_separator(tmp_path: Path, write: Any) -> None:
     found = rows()
     splits, report = prepared(tmp_path, write(tmp_path, found), TASK)
@@ -237,7 +242,7 @@ def test_the_order_is_the_recipes_and_spellings_are_one_label(tmp_path: Path) ->
     ("label", "reason", "detail"),
     [
         ("late; torn", "bad_labels", "needed: a list of labels, its JSON, or data.columns.label_separator"),
-        ("['late', 'torn']", "bad_labels", "the labels are ['late', 'torn']; needed"),
+        ("[late, torn]", "bad_labels", "the labels are [late, torn]; needed"),
         (None, "bad_labels", "the labels are missing"),
         ({"late": 1}, "bad_labels", "needed: a list"),
         (["late", None], "bad_labels", "a label is null, and a label is a text"),

@@ -311,6 +311,18 @@ def test_the_assignment_is_the_best_of_all(wanted: list[Any], said: list[Any]) -
     assert mirrored.right == found.right and mirrored.same == found.same
 
 
+def test_the_order_of_items_counts_where_the_schema_says_so() -> None:
+    schema = json.loads(json.dumps(SCHEMA))
+    schema["properties"]["line_items"]["ordered"] = True
+    spec = extraction.specify(task(schema), {})
+    target, turned = of(item("nail", 2), item("saw", 1)), of(item("saw", 1), item("nail", 2))
+    assert extraction.score(spec, [target], [Parsed(target)])["exact_match"] == 1
+    score = extraction.score(spec, [target], [Parsed(turned)])
+    assert score["exact_match"] == 0 and score["per_item"]["line_items"]["f1"] == 0
+    assert extraction.comparable_record(spec, target) != extraction.comparable_record(spec, turned)
+    assert "ordered" not in json.dumps(extraction.output_schema(spec))
+
+
 # The rows.
 
 TASK = {"kind": "extraction", "instruction": "Read the bill please.", "json_schema": SCHEMA, "normalizers": NORMALIZERS}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from tasks import references
+from tasks import references, slice_name
 from tasks.parsed import UNFINISHED, Parsed
 from train import likelihood, processes
 from train.decode import Answer, decode
@@ -106,7 +106,7 @@ def scored(task: ModuleType, spec: Any, rows: Sequence[dict[str, Any]], parsed: 
     parts: dict[str, dict[str, list[int]]] = {}
     for at, row in enumerate(rows):
         for name, value in row.get("slices", {}).items():
-            parts.setdefault(name, {}).setdefault(str(value).lower(), []).append(at)
+            parts.setdefault(name, {}).setdefault(slice_name(value), []).append(at)
 
     def of(mine: list[int]) -> dict[str, Any]:
         score = task.score(spec, [targets[at] for at in mine], [parsed[at] for at in mine])
