@@ -42,6 +42,8 @@ class Rules:
     """Whether spellings of one label are one label (data.normalize_labels)."""
     redact: Collection[str] = ()
     """Kinds of personal data that are replaced (privacy.redact)."""
+    label_separator: str | None = None
+    """What stands between several labels of a text (data.columns.label_separator)."""
 
 
 AS_BY_DEFAULT = Rules()
@@ -70,7 +72,7 @@ class AnswersFile:
 
 def rules_of(recipe: Recipe) -> Rules:
     """Returns the rules by which a recipe's data were prepared."""
-    return Rules(recipe.data.normalize_labels, recipe.privacy.redact)
+    return Rules(recipe.data.normalize_labels, recipe.privacy.redact, recipe.data.columns.label_separator)
 
 
 def read(baseline: Baseline, rules: Rules) -> AnswersFile:
@@ -97,7 +99,7 @@ def matched(
 ) -> tuple[list[Answer], str | None, list[str]]:
     """Returns an answer for each test row, why they are not complete (None where they are), and notes on how they were
     read. Raises RecipeError where no id is that of a test row."""
-    spelt = material.module.given_answers(material.spec, rules.normalize_labels)
+    spelt = material.module.given_answers(material.spec, rules.normalize_labels, rules.label_separator)
     found, respelt = [], 0
     for row in material.test:
         line = file.by_id.get(row["id"])

@@ -51,8 +51,9 @@ def agreement(every: Sequence[Scored]) -> dict[str, float]:
 
 
 def confusion(every: Sequence[Scored], material: Material) -> dict[str, Any]:
-    """Returns which label was taken for which, a matrix a system, rows being targets; {} for tasks without labels."""
-    if not material.module.LABELLED:
+    """Returns which label was taken for which, a matrix a system, rows being targets; {} for tasks without labels, and
+    of several labels a row: which of them stands for which is not known."""
+    if not material.module.LABELLED or material.module.MANY:
         return {}
     targets = [row["target"] for row in material.test]
     labels = list(dict.fromkeys([*material.spec.labels, *targets]))

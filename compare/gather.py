@@ -90,11 +90,14 @@ def learnt(place: Place, system: System) -> Gathered:
     """Returns what a linear model says, trained here on the rows that training had."""
     material, encoder = place.material, place.recipe.compare.encoder
     print(f"fitting   {system.title} on {len(material.train):,} rows", file=sys.stderr, flush=True)
-    if system.name == ENCODER:
-        assert encoder is not None
-        guesses = linear.encoded(material.train, material.test, material.answers, encoder)
+    module, of_system = material.module, encoder if system.name == ENCODER else None
+    if module.MANY:
+        labels, empty = list(material.spec.labels), material.spec.may_be_empty
+        guesses = linear.sets(material.train, material.test, labels, empty, of_system)
+    elif of_system is not None:
+        guesses = linear.encoded(material.train, material.test, material.answers, of_system)
     else:
-        guesses = linear.guesses(material.train, material.test, material.answers, material.module.LABELLED)
+        guesses = linear.guesses(material.train, material.test, material.answers, module.LABELLED)
     found = [
         Answer(row["id"], one.output, model_id=system.name, log_probability=one.log_probability)
         for row, one in zip(material.test, guesses, strict=True)

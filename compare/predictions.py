@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from compare.material import Material, Rows
+from tasks import references
 from tasks.parsed import UNFINISHED, Parsed
 from tracking import files
 
@@ -76,7 +77,8 @@ def of(material: Material, rows: Rows, answers: Sequence[Answer]) -> Predictions
     import numpy as np
 
     parsed = [read(material, one) for one in answers]
-    tallies = material.module.tallies(material.spec, [row["target"] for row in rows], parsed)
+    targets = references.targets_of(material.module, material.spec, rows, parsed)
+    tallies = material.module.tallies(material.spec, targets, parsed)
     metrics = {
         name: [float(value) for value in one.value(one.rows)]
         for name, one in tallies.items()

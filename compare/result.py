@@ -55,7 +55,7 @@ def scores_json(
         "recipe": here.recipe_name,
         "created": run.now(),
         "task": {
-            "kind": recipe.task.kind,
+            "kind": kind_of(recipe),
             "instruction": recipe.task.instruction,
             "parts": mine.module.PARTS,
             "metrics": list(every[0].tallies),
@@ -91,6 +91,11 @@ def scores_json(
             "incomplete": incomplete,
         },
     }
+
+
+def kind_of(recipe: Recipe) -> str:
+    """Returns the kind of the task as the report names it."""
+    return recipe.task.kind + (" with several labels a row" if recipe.task.labels_per_row == "many" else "")
 
 
 def plan_json(primary: Primary | None, opened: Opened) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from compare.predictions import Predictions
 from insource.stats import intervals
 from insource.stats.metric_stats import Tally
 from recipes.schema_compare import Primary
-from tasks import slice_name
+from tasks import references, slice_name
 from tasks.parsed import Parsed
 
 LATENCIES = (50, 95, 99)
@@ -65,8 +65,9 @@ def scored(one: Gathered, material: Material, fitted: Any) -> Scored:
     rows = [row for row in material.test if row["id"] in asked]
     found = predictions.of(material, rows, one.test)
     counted = [at for at, answer in enumerate(one.test) if not answer.not_asked]
-    targets = [rows[at]["target"] for at in counted]
-    tallies = material.module.tallies(material.spec, targets, [found.parsed[at] for at in counted])
+    parsed = [found.parsed[at] for at in counted]
+    targets = references.targets_of(material.module, material.spec, [rows[at] for at in counted], parsed)
+    tallies = material.module.tallies(material.spec, targets, parsed)
     told = confidence.of(one, fitted, one.test)
     return Scored(one, rows, found, tallies, told, confidence.right_of(found, material), counted)
 
@@ -75,7 +76,7 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
     """Returns what scores.json says of a system."""
     got, system, clusters = one.gathered, one.gathered.system, clusters_of(one.counted_rows)
     alpha = primary.alpha if primary else EXPLORATORY_ALPHA
-    targets = [row["target"] for row in one.counted_rows]
+    targets = references.targets_of(material.module, material.spec, one.counted_rows, one.parsed)
     score = material.module.score(material.spec, targets, one.parsed)
     problems = Counter(parsed.problem for parsed in one.parsed if parsed.problem)
     on_a_scale = fitted if system.kind == "tuned" else got.scale is not None
@@ -94,7 +95,7 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
         "n_train": len(material.train) if system.kind in ("tuned", "linear", "nearest") else None,
         "metrics": {name: _interval(tally, clusters, alpha) for name, tally in one.tallies.items()},
         "slices": _slices(one, material, alpha),
-        "per_part": score.get("per_class") or score.get("per_field") or {},
+        "per_part": score.get("per_class") or score.get("per_field", {}) | _whole(score.get("per_item", {})),
         "validity": _validity(one),
         "invalid": dict(problems.most_common()),
         "errors": dict(Counter(_kind(answer.error) for answer in got.test if answer.error).most_common()),
@@ -127,7 +128,8 @@ def _slices(one: Scored, material: Material, alpha: float) -> dict[str, dict[str
     clusters = clusters_of(rows)
 
     def of(mine: list[int]) -> dict[str, Any]:
-        targets, parsed = [rows[at]["target"] for at in mine], [every[at] for at in mine]
+        parsed = [every[at] for at in mine]
+        targets = references.targets_of(material.module, material.spec, [rows[at] for at in mine], parsed)
         tallies = material.module.tallies(material.spec, targets, parsed)
         groups = [clusters[at] for at in mine] if clusters else None
         return {
@@ -139,6 +141,10 @@ def _slices(one: Scored, material: Material, alpha: float) -> dict[str, dict[str
         name: {value: of(mine) for value, mine in sorted(values.items()) if len(mine) >= LEAST_SLICE}
         for name, values in parts.items()
     }
+
+
+def _whole(items: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}, whole entries": one for name, one in items.items()}
 
 
 def _validity(one: Scored) -> dict[str, float]:

@@ -39,13 +39,15 @@ class Room:
         return (table.columns["tokens"] < 0) | (prompts + self.answer <= self.tokens)
 
 
-def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left) -> Array:
+def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left, may_be_empty: bool = False) -> Array:
     """Returns the tokens of each row that stays: prompt, answer (the longer of two) and stop token; -1 for others.
+
+    `may_be_empty` says whether a row of several labels may have none.
 
     Raises RecipeError where the prompt is too long before any input stands in it.
     """
-    task = KINDS[recipe.task.kind]
-    spec = task.specify(recipe.task, labels)
+    task = KINDS[recipe.task.variant]
+    spec = task.specify(recipe.task, labels, may_be_empty)
     tokenizer = render.tokenizer_of(recipe.model)
     before, between, after = _seams(tokenizer, task.messages(spec, {"text": INPUT}))
     shared = sum(render.token_counts(tokenizer, [before, after]))

@@ -24,6 +24,7 @@ import numpy as np
 from data_prep import (
     balance,
     describe,
+    label_sets,
     lengths,
     rare,
     read,
@@ -74,8 +75,6 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
     `replaced` tells what hardware file and SET changed of the recipe, for messages about a key among them. Raises
     RecipeError where the source cannot be used: then nothing is left behind.
     """
-    if recipe.task.kind not in KINDS:
-        raise RecipeError(f"task.kind: {recipe.task.kind} is not built yet; built: {', '.join(KINDS)}")
     found = sources.find(recipe.data.source)
     hashes = [sources.sha256(file, recipe.data.source) for file in found]
     digest = digests.of_data(recipe, [(file.split, file.name, sha) for file, sha in zip(found, hashes, strict=True)])
@@ -98,18 +97,22 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
                 if recipe.data.split.straddling == "drop":
                     straddle.leave(straddling, left)
                 deduplicate(table, assigned.splits, recipe, pool, left)
-        balance.check_labels(labels, table)
-        about = descriptions(labels, recipe)
+        balance.check_labels(labels, table, recipe)
+        about, sets = descriptions(labels, recipe), label_sets.of(table, labels, recipe)
+        may_be_empty = "0" in label_sets.sizes(sets, table.columns["target"][left.stays])
         with steps("count tokens"):
-            lengths.count(table, recipe, about, left)
+            lengths.count(table, recipe, about, left, may_be_empty)
             room = lengths.drop_too_long(table, assigned.splits, recipe, left)
-        prepared = describe.Prepared(recipe, table, assigned, left, labels, about, unusable, room, filtered)
+        prepared = describe.Prepared(
+            recipe, table, assigned, left, labels, about, unusable, room, filtered, sets, may_be_empty
+        )
         counted = describe.rows(prepared)
         not_learnable = balance.check(prepared, counted, replaced)
         with steps("doubt labels"):
-            doubts = suspects.find(table, assigned.splits, labels, left) if labels else suspects.Doubts([])
+            doubts = suspects.of_task(table, assigned.splits, labels, left, recipe)
         with steps("write"):
-            slices = write.splits_of(aside, table, assigned.splits, left, recipe, labels)
+            respelt = KINDS[recipe.task.variant].respelling(labels, list(about)) if labels else None
+            slices = write.splits_of(aside, table, assigned.splits, left, recipe, respelt)
             write.rejected(aside / "rejected.jsonl", unusable, table, assigned.splits, left)
             suspects.write(aside / "suspects.csv", doubts.found, table, assigned.splits)
         told = {

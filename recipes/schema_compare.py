@@ -52,6 +52,8 @@ class Primary(Section):
     system: Name = TUNED
     baseline: Name
     metric: Name = "accuracy"
+    """By default the first of the kind: accuracy, micro_f1 (several labels a row), exact_match (extraction), rouge_l,
+    preference_accuracy."""
     margin: OpenShare = 0.02
     """How much worse counts as just as good."""
     alpha: OpenShare = 0.05

@@ -20,12 +20,12 @@ from backends.exchange import Backend, Constraint, Received, Request, Structured
 from insource.stats import metric_stats, paired
 from insource.stats.paired import Difference, Judged
 from recipes.errors import StageError
-from recipes.schema_clashes import METRICS
+from recipes.schema_clashes import ROW_METRICS
 from recipes.schema_verdict import Parity, Serve
 from serve import recall, wire
 from serve.engine import Address
 from serve.plan import Served, same_weights
-from tasks import spec_of
+from tasks import references, spec_of
 from tasks.parsed import UNFINISHED, Parsed
 from tracking import files
 
@@ -53,8 +53,8 @@ class Probe:
 
     @property
     def metric(self) -> str:
-        """Returns the metric that rows are judged by: the task's first."""
-        return METRICS[self.prompt["task"]["kind"]][0]
+        """Returns the metric that rows are judged by: the task's first that is a mean over rows."""
+        return ROW_METRICS[self.prompt["task"]["kind"]]
 
     def parsed(self, text: str, complete: bool = True) -> Parsed:
         """Returns an answer as the task reads it."""
@@ -64,7 +64,7 @@ class Probe:
     def score(self, row: Mapping[str, Any], parsed: Parsed) -> float:
         """Returns the score of one answer; the task's metric is the mean of these."""
         module, spec = spec_of(self.prompt["task"])
-        return float(module.score(spec, [row["target"]], [parsed])[self.metric])
+        return float(module.score(spec, references.targets_of(module, spec, [row], [parsed]), [parsed])[self.metric])
 
 
 @dataclass(frozen=True)

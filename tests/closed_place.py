@@ -37,7 +37,7 @@ def place(
     here = run.create(folder / "runs" / "mine", told, "digest", {}, data)
     (here.folder / "adapter").mkdir()
     given = recipe.task.labels if isinstance(recipe.task.labels, dict) else dict.fromkeys(labels, "")
-    spec = KINDS[recipe.task.kind].specify(recipe.task, given)
+    spec = KINDS[recipe.task.variant].specify(recipe.task, given)
     files.write_json(here.folder / "adapter" / "prompt.json", adapter.prompt(recipe, tokenizer, spec, 16))
     return Place(here, "mine", told, material.of(here))
 

@@ -253,7 +253,7 @@ def test_a_record_as_an_object_is_read_as_the_source_writes_it(tmp_path: Path) -
         "properties": {"total": {"type": "number"}, "due": {"type": ["string", "null"], "maxLength": 20}},
         "required": ["total"],
     }
-    task: Any = SimpleNamespace(instruction="Read.", json_schema=schema, normalizers={})
+    task: Any = SimpleNamespace(instruction="Read.", json_schema=schema, normalizers={}, absent="null")
     spec = KINDS["extraction"].specify(task, {})
     of = material({"a": {"total": 12.5, "due": None}, "b": {"total": 3, "due": "May"}}, "extraction", spec)
     rows = [{"id": "a", "output": {"due": "", "total": "12.50"}}, {"id": "b", "output": {"total": 3.0, "due": " May "}}]

@@ -145,7 +145,7 @@ def test_every_panel_of_the_dashboard_reads_a_field_that_there_is(runs: Path, sm
     here = run_in(runs)
     logged = {name for row in files.read_jsonl(here.folder / "metrics.jsonl") for name in row}
     scores, recipe = files.read_json(here.folder / "scores.json"), here.recipe()
-    trained = worker.headline(KINDS[recipe.task.kind], here.stage("train")["metrics"]["validation"])
+    trained = worker.headline(KINDS[recipe.task.variant], here.stage("train")["metrics"]["validation"])
     there = logged | set(trained) | set(wandb_comparison.summary(scores))
     for title, panels in dashboard.sections(recipe).items():
         for panel in panels:

@@ -107,11 +107,11 @@ def prompt(
     """Returns prompt.json: the messages with a place for the input and the ids that they are as they stand there, the
     task, the constraint and the limit of the answer, the template's hash and what is pinned in it, and the base
     (`commit`: of its repository on the hub; see `base_of`)."""
-    module, tokenizer = KINDS[recipe.task.kind], rendering.tokenizer
+    module, tokenizer = KINDS[recipe.task.variant], rendering.tokenizer
     messages = module.messages(spec, {"text": INPUT})
     return {
         "schema_version": 1,
-        "task": {"kind": recipe.task.kind, **asdict(spec)},
+        "task": {"kind": recipe.task.variant, **asdict(spec)},
         "messages": messages,
         "prompt_ids": render.prompt_ids(tokenizer, [messages])[0],
         "output_schema": module.output_schema(spec),
@@ -126,7 +126,7 @@ def prompt(
 
 def card(run: Run, recipe: Recipe, scores: Mapping[str, Any]) -> str:
     """Returns the model card (README.md) of the adapter."""
-    module = KINDS[recipe.task.kind]
+    module = KINDS[recipe.task.variant]
     tuned, base = module.headline(scores["tuned"]), module.headline(scores["base"])
     rows = "\n".join(
         f"| {in_words(name)} | {value:.1%} | {format(base[name], '.1%') if name in base else '-'} |"

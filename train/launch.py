@@ -242,7 +242,7 @@ def _conclude(done: Run) -> int:
 
 def summary(done: Run) -> list[str]:
     """Returns what a finished training says of itself: the two scores and where the adapter is."""
-    task = KINDS[done.recipe().task.kind]
+    task = KINDS[done.recipe().task.variant]
     scores: dict[str, Any] = done.stage("train")["metrics"]["validation"]
     tuned, base = scores["tuned"], scores["base"]
     # Slices that a row is in or not, such as the vendors that train has never seen.

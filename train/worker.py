@@ -60,8 +60,8 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     if processes.first():
         runs.start(run, "train", {f"data/{name}.jsonl": sha256 for name, sha256 in hashes.items()})
     train_rows, validation_rows = rows_of(run, "train", hashes), rows_of(run, "validation", hashes)
-    task = KINDS[recipe.task.kind]
-    spec = task.specify(recipe.task, labels_of(run))
+    task = KINDS[recipe.task.variant]
+    spec = task.specify(recipe.task, labels_of(run), may_be_empty(run))
     told = teller(run)
 
     rendering = render.rendering_of(recipe.model)
@@ -130,6 +130,12 @@ def labels_of(run: Run) -> dict[str, str]:
     """Returns the labels with their descriptions, in prompt order, as data preparation found or checked them."""
     labels = files.read_json(run.folder / "data" / "data.json")["labels"]
     return {label: one["description"] for label, one in labels.items()}
+
+
+def may_be_empty(run: Run) -> bool:
+    """Returns whether rows of several labels may have none: the prepared data have such rows."""
+    told = files.read_json(run.folder / "data" / "data.json").get("labels_per_row")
+    return bool(told and told["may_be_empty"])
 
 
 def max_answer_tokens(rows: Sequence[Row]) -> int:
@@ -210,19 +216,20 @@ def weighting(recipe: Recipe) -> str | None:
 def show_answers(wandb_run: Any, recipe: Recipe, decoded: Decoded, answers: Sequence[Answer]) -> None:
     """Sends W&B what was answered on validation: sample rows, and which label was taken for which."""
     parsed = decoded.parsed(answers)
+    targets = decoded.targets(parsed)
     rows = [
         {
             "id": row["id"],
             "input": row["input"]["text"],
-            "target": row["target"],
+            "target": target,
             "answer": answer.text,
-            "right": one.problem is None and one.value == row["target"],
+            "right": one.problem is None and one.value == target,
             "log_probability": answer.log_probability,
         }
-        for row, answer, one in zip(decoded.rows, answers, parsed, strict=True)
+        for row, answer, one, target in zip(decoded.rows, answers, parsed, targets, strict=True)
     ]
     weights_and_biases.predictions(wandb_run, recipe, rows)
-    if recipe.task.kind == "classification":
+    if recipe.task.variant == "classification":
         given = [None if one.problem else one.value for one in parsed]
         weights_and_biases.confusion(wandb_run, recipe, [row["target"] for row in decoded.rows], given)
 
