@@ -22,7 +22,7 @@ from openpyxl.utils.exceptions import InvalidFileException
 
 from data_prep.columnar_format import as_json
 from data_prep.csv_format import column_names
-from data_prep.encoding import has_half, refusing
+from data_prep.encoding import has_half, join_halves, refusing
 from data_prep.source_row import About, BadRowError, SourceFile, SourceRow
 from recipes.errors import RecipeError
 from recipes.schema_data import Source
@@ -147,7 +147,7 @@ def _row(file: SourceFile, number: int, row: Sequence[Any], header: list[str], c
 def _value(value: Any) -> Any:
     """A cell as JSON has it: a number with the digits that Excel shows, a date without a time of day as a date."""
     if isinstance(value, str):
-        text = ESCAPED.sub(lambda found: chr(int(found[1], 16)), value) if "_x" in value else value
+        text = join_halves(ESCAPED.sub(lambda found: chr(int(found[1], 16)), value)) if "_x" in value else value
         if has_half(text):
             raise BadRowError("half of a surrogate pair")
         return text

@@ -106,7 +106,7 @@ def amount_of(text: str, decimal: str) -> tuple[int | float, str] | None:
         return None
     currencies = [one.strip() for one in (found["before"], found["after"]) if one.strip()]
     digits, signs = _DIGITS[decimal].fullmatch(found["digits"]), _signs(found)
-    if digits is None or len(signs) > 1 or len(currencies) > 1:
+    if digits is None or len(signs) + bool(found["open"]) > 1 or len(currencies) > 1:
         return None
     whole = re.sub("[^0-9]", "", digits["whole"] or "0")
     size = float(f"{whole}.{digits['fraction']}") if digits["fraction"] else int(whole)
