@@ -482,13 +482,6 @@ TEXT = [
     Hostile("blank txt", "rows.txt", b"\n \n"),
     Hostile("empty txt", "rows.txt", b"", refused="rows.txt: the file is empty"),
     Hostile("txt that is a workbook", "rows.txt", b"PK\x03\x04\x14\0\x06\0", refused="an Excel workbook"),
-    Hostile(
-        "a document",
-        "rows.txt",
-        b"hello\nworld\n",
-        (line(1, "hello\nworld\n", label="b"),),
-        source={"sample_by": "document"},
-    ),
 ]
 
 HEADER = cells(1, "text", "label")

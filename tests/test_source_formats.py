@@ -194,6 +194,12 @@ def test_documents_are_read_whole_or_told_one_by_one(tmp_path: Path) -> None:
     assert about["encoding_guessed"]
 
 
+def test_a_document_that_is_named_outright_has_the_label_of_its_folder(tmp_path: Path) -> None:
+    path = place(tmp_path / "late" / "train" / "1.txt", "hello\nworld\n")
+    (row,) = rows_of(Source(path=str(path), sample_by="document"))
+    assert (row.line, row.values) == (1, {"text": "hello\nworld\n", "label": "late", "file": "1.txt"})
+
+
 def test_lines_are_labelled_by_their_files(tmp_path: Path) -> None:
     found = texts(80)
     for n, name in enumerate(("late", "broken")):
@@ -277,7 +283,7 @@ def test_cells_are_what_excel_shows(tmp_path: Path) -> None:
         "text": "hello\nworld",
         "label": 3.0,
         "price": 0.1 + 0.2,
-        "large": 123456789012345680,
+        "large": 123456789012345,
         "open": True,
         "day": datetime(2026, 5, 1),
         "only_day": date(2026, 5, 1),
