@@ -27,6 +27,8 @@ HEADINGS = ("model", "input", "output", "cached", "in batches", "long prompts", 
 WIDTH = 180
 # As anthropic/resources/messages/messages.py writes them.
 _DAY_IN_WORDS = "%B %d, %Y"
+# Of the names in genai-prices: what hears, speaks, draws or embeds, and fine-tuned models, which are an account's own.
+_NO_TEXT = re.compile(r"audio|realtime|transcribe|tts|whisper|image|dall-e|sora|embed|moderation|\.?ft[-:]|search")
 _SHUTDOWN = re.compile(
     r'^- ((?:"[\w.-]+"(?:,\s+)?)+):\s+Announced\s+shutdown\s+date:\s+(\d{4}-\d{2}-\d{2})', re.MULTILINE
 )
@@ -42,6 +44,8 @@ class Known:
     shutdown: str | None
     """ISO 8601, None where none is announced."""
     named_in: Sequence[str]
+    in_sdk: bool = True
+    """Whether its SDK names it, which then announces when it is shut down; of others nothing is known here."""
 
     def cells(self) -> list[str]:
         """Returns the row of the table."""
@@ -57,7 +61,12 @@ class Known:
                 " / ".join(map(_usd, batch)) if None not in batch else "-",
                 _longer(one),
             ]
-        return [f"{self.provider}:{self.name}", *figures, self.shutdown or "-", ", ".join(self.named_in)]
+        return [
+            f"{self.provider}:{self.name}",
+            *figures,
+            self.shutdown or ("-" if self.in_sdk else "not told"),
+            ", ".join(self.named_in),
+        ]
 
 
 def known(today: str) -> list[Known]:
@@ -65,13 +74,14 @@ def known(today: str) -> list[Known]:
     price. Of those that genai-prices alone names, models that do not write text are left out."""
     days, named = {**_openai_days(), **_anthropic_days()}, _named()
     found = []
-    for provider, names in (("openai", _openai_names()), ("anthropic", _anthropic_names())):
+    for provider, names in (("openai", [*_openai_names()]), ("anthropic", [*_anthropic_names()])):
         sure = dict.fromkeys([*names, *(model for one, model in named if one == provider)])
         for name in dict.fromkeys([*sure, *_listed_names(provider)]):
             if days.get(name, "9999") > today:
                 price = prices.listed(name, {"provider_id": provider})
                 if price or name in sure:
-                    found.append(Known(provider, name, price, days.get(name), named.get((provider, name), ())))
+                    used = named.get((provider, name), ())
+                    found.append(Known(provider, name, price, days.get(name), used, name in names))
     return found
 
 
@@ -149,7 +159,7 @@ def _listed_names(provider: str) -> Iterable[str]:
     from genai_prices.data_snapshot import get_snapshot
 
     chosen = next(one for one in get_snapshot().providers if one.id == provider)
-    return [model.id for model in chosen.models if not model.deprecated]
+    return [model.id for model in chosen.models if not model.deprecated and not _NO_TEXT.search(model.id)]
 
 
 @cache

@@ -39,7 +39,8 @@ def test_what_genai_prices_lists_beside_the_sdks_is_listed_with_its_price() -> N
     found = models.known("2026-11-29")
     named = {*models._openai_names(), *models._anthropic_names()}
     more = [one for one in found if one.name not in named]
-    assert more and all(one.price is not None for one in more)
+    assert more and all(one.price is not None and one.cells()[6] == "not told" for one in more)
+    assert all(one.cells()[6] != "not told" for one in found if one.name in named)
     assert len({(one.provider, one.name) for one in found}) == len(found)
 
 
