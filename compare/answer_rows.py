@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep import text_formats
+from data_prep import read as data_files
 from data_prep.encoding import Text, detect, has_half, lines
 from data_prep.source_row import SourceFile, SourceRow
 from data_prep.sources import kind_of
@@ -29,7 +29,7 @@ KEY = "encoding of this baseline (compare.baselines)"
 # What data preparation would set instead, and a baseline cannot.
 _OTHER_KEYS = re.compile(r", or set data\.source\.\w+: .*")
 TABLES = ("csv", "tsv")
-BY_NUMBER = ("json", "parquet")
+BY_NUMBER = ("json", "parquet", "xlsx")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class AnswerRow:
     """One row of the file."""
 
     number: int
-    """Of the line; of JSON and Parquet, of the row."""
+    """Of the line; of JSON, Parquet and workbooks, of the row."""
     where: str
     """As messages name it: answers.csv:18."""
     values: Mapping[str, Any]
@@ -60,17 +60,15 @@ def read(path: Path, encoding: str, figures: Collection[str]) -> AnswerRows:
     kind, compression = kind_of(path) or ("jsonl", None)
     file = SourceFile("answers", path, str(path), kind, compression)
     unit = "row" if kind in BY_NUMBER else "line"
-    if kind == "parquet":
-        from data_prep import columnar_formats  # late: it imports Arrow
-
-        _, rows = columnar_formats.read(file, Source(path=str(path)), [*NEEDED, *figures])
+    if kind in ("parquet", "xlsx"):
+        _, rows = data_files.read(file, Source(path=str(path)), [*NEEDED, *figures])
         return AnswerRows(_checked(file, rows), unit, None)
     text = detect(file, encoding, KEY)
     guessed = text.encoding if text.guessed else None
-    if kind == "jsonl":
+    if kind in ("jsonl", "txt"):
         return AnswerRows(_objects(file, text), unit, guessed)
     try:
-        _, rows = text_formats.FORMATS[kind](file, text, Source(path=str(path)), [*NEEDED, *figures])
+        _, rows = data_files.OF_TEXT[kind](file, text, Source(path=str(path)), [*NEEDED, *figures])
     except RecipeError as error:
         raise _told(error) from None
     found = _checked(file, rows)

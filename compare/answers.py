@@ -12,8 +12,9 @@ model, parameters: backends/refusals.py): these make the system INCOMPLETE. They
 connection, no answer in time, 408, 409, 429, 5xx, what cannot be read) are asked for again by the next invocation; what
 the row is to blame for (too long, filtered) is not.
 
-What was on its way when a process was killed is asked again, as nobody knows of it: to a live model that is at most
-`backend.concurrency` calls, and in a batch none.
+What was on its way when a process was killed is asked again, as nobody knows its answer, and counts as paid: attempts
+are on disk before they are sent (compare/attempts.py). To a live model that is at most `backend.concurrency` calls, and
+in a batch none.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from typing import Any, Literal
 from backends.ask import WIRES, replies
 from backends.exchange import Backend, Reply, Request
 from compare import journal as journals
+from compare.attempts import Attempts
 from compare.journal import Answered as Answered
 from compare.journal import Journal, key_of
 from compare.journal import Question as Question
@@ -202,9 +204,10 @@ async def _live(a_round: Round) -> tuple[int, str | None]:
             yield replace(questions[0].request, id=key)
 
     rows: asyncio.Queue[Answered | None] = asyncio.Queue()
-    written = asyncio.create_task(_write(a_round, rows))
+    attempts = Attempts(purse, a_round.journal.path) if purse is not None else None
+    written = asyncio.create_task(_write(a_round, rows, attempts))
     try:
-        async with aclosing(replies(a_round.backend, requests(), purse)) as coming:
+        async with aclosing(replies(a_round.backend, requests(), attempts)) as coming:
             async for reply in coming:
                 if written.done():
                     break
@@ -220,10 +223,12 @@ async def _live(a_round: Round) -> tuple[int, str | None]:
     finally:
         rows.put_nowait(None)
         await written
+        if attempts:
+            attempts.close()
     return retries, stopped[0] if stopped else None
 
 
-async def _write(a_round: Round, rows: asyncio.Queue[Answered | None]) -> None:
+async def _write(a_round: Round, rows: asyncio.Queue[Answered | None], attempts: Attempts | None) -> None:
     """Writes what comes, all that is there at once: one flush to disk takes as long as many answers, and must neither
     hold up the others nor show in their latencies."""
     last = False
@@ -235,6 +240,8 @@ async def _write(a_round: Round, rows: asyncio.Queue[Answered | None]) -> None:
         found = [row for row in together if row is not None]
         if found:
             await asyncio.to_thread(a_round.journal.append, found)
+            if attempts:
+                await asyncio.to_thread(attempts.answered, [row.key for row in found])
         for row in found:
             a_round.tell(row)
 

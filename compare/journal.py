@@ -18,11 +18,16 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+<<<<<<< HEAD
 from backends.exchange import Received, Request, Usage
+=======
+from backends.exchange import Request
+from compare import attempts
+>>>>>>> gate
 from recipes.errors import StageError
 
 
@@ -122,8 +127,16 @@ def opened(path: Path) -> Iterator[Journal]:
 
 
 def read(path: Path) -> list[Answered]:
-    """Returns the lines of a journal that may be open elsewhere, in order; none where there is no file."""
-    return _read(path.read_bytes(), path)[0] if path.is_file() else []
+    """Returns the lines of a journal that may be open elsewhere, in order; none where there is no file. What attempts
+    can have cost whose answer is not known stands in `unsure_usd`, of a line without an answer where there is none."""
+    rows = _read(path.read_bytes(), path)[0] if path.is_file() else []
+    last = {row.key: at for at, row in enumerate(rows)}
+    for key, usd in attempts.unsettled_usd(path).items():
+        if (at := last.get(key)) is not None:
+            rows[at] = replace(rows[at], unsure_usd=rows[at].unsure_usd + usd)
+        else:
+            rows.append(_unanswered(key, usd))
+    return rows
 
 
 def batch_file(path: Path) -> Path:
@@ -191,6 +204,32 @@ def line_of(row: Answered) -> str:
     """Returns an answer as its line."""
     told = {name: value for name, value in asdict(row).items() if name != "reused"}
     return json.dumps(told, ensure_ascii=False) + "\n"
+
+
+def _unanswered(key: str, usd: float) -> Answered:
+    """A question that was sent, and of which nothing is known."""
+    return Answered(
+        output=None,
+        model_id=None,
+        finish_reason=None,
+        log_probability=None,
+        input_tokens=None,
+        output_tokens=None,
+        reasoning_tokens=None,
+        cached_tokens=None,
+        latency_seconds=None,
+        usd=None,
+        key=key,
+        id=key,
+        repeat=0,
+        request_sha256="",
+        attempt_latencies_seconds=(),
+        error="the process that asked ended before an answer was written down",
+        final=False,
+        unsure_usd=usd,
+        batch=False,
+        asked="",
+    )
 
 
 def _read(data: bytes, path: Path) -> tuple[list[Answered], int]:
