@@ -22,12 +22,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-<<<<<<< HEAD
 from backends.exchange import Received, Request, Usage
-=======
-from backends.exchange import Request
 from compare import attempts
->>>>>>> gate
 from recipes.errors import StageError
 
 
