@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from data_prep import label_sets
 from data_prep.deduplicate import REASONS
 from data_prep.describe import Prepared
 from data_prep.rows import Rejected
-from data_prep.table import Table, target_hash
+from data_prep.table import Table
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
-from recipes.schema_data import SPLITS
+from tasks import KINDS
 from tasks.labels import shown
 
 # Labels and limits that a message names: with its first line and its last, it has ten lines at most.
@@ -50,8 +51,14 @@ def check_rejected(rejected: list[Rejected], usable: int, filtered: int, recipe:
     )
 
 
-def check_labels(labels: dict[str, str], table: Table) -> None:
+def check_labels(labels: dict[str, str], table: Table, recipe: Recipe) -> None:
     """Raises RecipeError where all rows have one label: `labels` gives the label of each spelling."""
+    if KINDS[recipe.task.variant].MANY and len(table) and len(set(labels.values())) < 2:
+        there = ", ".join(map(shown, sorted(set(labels.values())))) or "none"
+        raise RecipeError(
+            f"data.columns.label: {len(table)} rows have fewer than two labels between them: {there}. "
+            "Is this an export that was filtered?"
+        )
     if len(set(labels.values())) == 1 and len(table):
         label = next(iter(labels.values()))
         raise RecipeError(
@@ -102,19 +109,14 @@ def _of_labels(prepared: Prepared) -> dict[str, tuple[int, dict[str, int], Count
     """Returns {label: (rows read that can be used, {split: rows written}, {reason: rows that left})}."""
     if not prepared.descriptions:
         return {}
-    known = {target_hash(label, prepared.recipe): label for label in prepared.descriptions}
-    hashes, place = np.unique(prepared.table.columns["target"], return_inverse=True)
-    read = np.bincount(place, minlength=len(hashes))
-    written = {name: np.bincount(place[mine], minlength=len(hashes)) for name, mine in prepared.written.items()}
-    gone = np.zeros((len(REASONS), len(hashes)), np.int64)
-    np.add.at(gone, (prepared.left.reason, place), 1)
-    nothing = (0, dict.fromkeys(SPLITS, 0), Counter[str]())
-    found = dict.fromkeys(prepared.descriptions, nothing)
-    for at, one in enumerate(hashes.tolist()):
-        if one not in known:  # a rare label, left out
-            continue
-        reasons = Counter({reason: int(gone[number, at]) for number, reason in enumerate(REASONS) if number})
-        found[known[one]] = (int(read[at]), {name: int(written[name][at]) for name in SPLITS}, +reasons)
+    sets, targets, reason = prepared.label_sets, prepared.table.columns["target"], prepared.left.reason
+    read = label_sets.rows_of_labels(sets, targets)
+    written = {name: label_sets.rows_of_labels(sets, targets[mine]) for name, mine in prepared.written.items()}
+    gone = {at: label_sets.rows_of_labels(sets, targets[reason == at]) for at in np.unique(reason).tolist() if at}
+    found = {}
+    for label in prepared.descriptions:
+        reasons = Counter({REASONS[at]: rows[label] for at, rows in gone.items()})
+        found[label] = (read[label], {name: rows[label] for name, rows in written.items()}, +reasons)
     return found
 
 

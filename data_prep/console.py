@@ -28,7 +28,7 @@ def summary(report: dict[str, Any], state: str) -> str:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in left.items())
         lines.append(f"          {sum(left.values()):,} left out ({reasons}): rejected.jsonl says which and why")
     lines += [f"          {line}" for line in notes(report)]
-    lines += merged(report["labels"])
+    lines += [*_several(report["labels_per_row"]), *merged(report["labels"])]
     doubted = _doubts(report["suspects"])
     found = {kind: one["rows"] for kind, one in report["personal_data"].items() if one["rows"] and not one["redacted"]}
     personal = [f"{kind} in {count:,} rows, not redacted" for kind, count in found.items()]
@@ -78,6 +78,15 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
         if count := served["test_rows_that_do_not_fit"]:
             lines.append(f"{count:,} test rows are more than {limit}: a served model cannot answer them")
     return lines
+
+
+def _several(labels_per_row: Mapping[str, Any] | None) -> list[str]:
+    """How many labels rows have, and why none is doubted; nothing where a row has one label."""
+    if labels_per_row is None:
+        return []
+    rows = labels_per_row["rows"].items()
+    first = ", ".join(f"{size}: {count:,} rows" for size, count in list(rows)[:MOST])
+    return [f"          labels a row: {first}{', ...' if len(rows) > MOST else ''}; labels are not doubted"]
 
 
 def _doubts(suspects: Mapping[str, Any]) -> list[str]:

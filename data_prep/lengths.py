@@ -21,8 +21,8 @@ from recipes.schema_train import Model
 from tasks import KINDS, render
 
 SEAM_TOKENS = 8
-# Characters that no text holds, in the place of the input and of the answer.
-INPUT, ANSWER = "\ue000input\ue001", "\ue000answer\ue001"
+# Characters that no text holds, in the place of the input.
+INPUT = "\ue000input\ue001"
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,15 @@ class Room:
         return (table.columns["tokens"] < 0) | (prompts + self.answer <= self.tokens)
 
 
-def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left) -> Array:
+def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left, may_be_empty: bool = False) -> Array:
     """Returns the tokens of each row that stays: prompt, answer (the longer of two) and stop token; -1 for others.
+
+    `may_be_empty` says whether a row of several labels may have none.
 
     Raises RecipeError where the prompt is too long before any input stands in it.
     """
-    task = KINDS[recipe.task.kind]
-    spec = task.specify(recipe.task, labels)
+    task = KINDS[recipe.task.variant]
+    spec = task.specify(recipe.task, labels, may_be_empty)
     tokenizer = render.tokenizer_of(recipe.model)
     before, between, after = _seams(tokenizer, task.messages(spec, {"text": INPUT}))
     shared = sum(render.token_counts(tokenizer, [before, after]))
@@ -129,12 +131,9 @@ def _check_opening(shared: int, recipe: Recipe, labels: dict[str, str]) -> None:
 
 
 def _seams(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, str, str]:
-    """Returns what the template writes before the input, between input and answer, and after up to the stop token."""
-    answered = [*messages, {"role": "assistant", "content": ANSWER}]
-    text = tokenizer.apply_chat_template(answered, tokenize=False)
-    before, found, rest = text.partition(INPUT)
-    between, also, after = rest.partition(ANSWER)
-    if not found or not also:
+    """Returns what stands before the input, between input and answer, and after the answer: the stop token."""
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    before, found, between = text.partition(INPUT)
+    if not found:
         raise RecipeError(f"model.base: the chat template of {tokenizer.name_or_path} leaves the message out")
-    stop = tokenizer.eos_token
-    return before, between, after[: after.find(stop) + len(stop)] if stop in after else after
+    return before, between, tokenizer.eos_token

@@ -24,6 +24,8 @@ import numpy as np
 from data_prep import (
     balance,
     describe,
+    dotted,
+    label_sets,
     lengths,
     rare,
     read,
@@ -36,7 +38,7 @@ from data_prep import (
     write,
 )
 from data_prep.deduplicate import Left, deduplicate
-from data_prep.rows import Rejected, check_columns, needed_columns
+from data_prep.rows import Rejected, check_columns, read_columns
 from data_prep.source_row import SourceFile, SourceRow
 from data_prep.table import Table, Writer
 from data_prep.where import matches
@@ -74,8 +76,6 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
     `replaced` tells what hardware file and SET changed of the recipe, for messages about a key among them. Raises
     RecipeError where the source cannot be used: then nothing is left behind.
     """
-    if recipe.task.kind not in KINDS:
-        raise RecipeError(f"task.kind: {recipe.task.kind} is not built yet; built: {', '.join(KINDS)}")
     found = sources.find(recipe.data.source)
     hashes = [sources.sha256(file, recipe.data.source) for file in found]
     digest = digests.of_data(recipe, [(file.split, file.name, sha) for file, sha in zip(found, hashes, strict=True)])
@@ -98,18 +98,22 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
                 if recipe.data.split.straddling == "drop":
                     straddle.leave(straddling, left)
                 deduplicate(table, assigned.splits, recipe, pool, left)
-        balance.check_labels(labels, table)
-        about = descriptions(labels, recipe)
+        balance.check_labels(labels, table, recipe)
+        about, sets = descriptions(labels, recipe), label_sets.of(table, labels, recipe)
+        may_be_empty = "0" in label_sets.sizes(sets, table.columns["target"][left.stays])
         with steps("count tokens"):
-            lengths.count(table, recipe, about, left)
+            lengths.count(table, recipe, about, left, may_be_empty)
             room = lengths.drop_too_long(table, assigned.splits, recipe, left)
-        prepared = describe.Prepared(recipe, table, assigned, left, labels, about, unusable, room, filtered)
+        prepared = describe.Prepared(
+            recipe, table, assigned, left, labels, about, unusable, room, filtered, sets, may_be_empty
+        )
         counted = describe.rows(prepared)
         not_learnable = balance.check(prepared, counted, replaced)
         with steps("doubt labels"):
-            doubts = suspects.find(table, assigned.splits, labels, left) if labels else suspects.Doubts([])
+            doubts = suspects.of_task(table, assigned.splits, labels, left, recipe)
         with steps("write"):
-            slices = write.splits_of(aside, table, assigned.splits, left, recipe, labels)
+            respelt = KINDS[recipe.task.variant].respelling(labels, list(about)) if labels else None
+            slices = write.splits_of(aside, table, assigned.splits, left, recipe, respelt)
             write.rejected(aside / "rejected.jsonl", unusable, table, assigned.splits, left)
             suspects.write(aside / "suspects.csv", doubts.found, table, assigned.splits)
         told = {
@@ -138,7 +142,8 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
 def _processes(recipe: Recipe, found: list[SourceFile]) -> int:
     if recipe.data.num_proc != "auto":
         return recipe.data.num_proc
-    size = sum(file.path.stat().st_size for file in found if file.path.is_file())
+    paths = (path for file in found for path in file.documents or [file.path])
+    size = sum(path.stat().st_size for path in paths if path.is_file())
     return max(1, min(len(os.sched_getaffinity(0)), size // BYTES_A_PROCESS))
 
 
@@ -152,12 +157,13 @@ def _read(
     told = []
     with Writer(work, recipe) as writer:
         for file, sha256 in zip(found, hashes, strict=True):
-            about, rows = read.read(file, recipe.data.source, needed_columns(recipe, file.split).values())
+            about, rows = read.read(file, recipe.data.source, read_columns(recipe, file.split))
             counter = _Counted(rows, file, recipe)
             given = -1 if file.split == "all" else SPLITS.index(file.split)
             unusable += writer.add(file.name, given, counter, pool)
             if not counter.rows:
-                raise RecipeError(f"{file.name}: there are no rows below the header")
+                below = " below the header" if file.kind in ("csv", "tsv", "xlsx") else " in it"
+                raise RecipeError(f"{file.name}: there are no rows{below}")
             filtered += counter.filtered
             size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
             counts = {"rows_read": counter.rows, "detected": about, "lacks": sorted(counter.lacks)}
@@ -183,7 +189,10 @@ class _Counted:
 
     def __iter__(self) -> Iterator[SourceRow]:
         unchecked, where = True, self._recipe.data.where
+        inside = [column for column in read_columns(self._recipe, "all") if "." in column]
         for row in self._source:
+            if inside and not row.problem:
+                row.values.update(dotted.reached(row.values, inside))
             if unchecked and not row.problem:
                 check_columns(str(self._file.path), self._file.split, row.values, self._recipe)
                 unchecked = False

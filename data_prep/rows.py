@@ -10,19 +10,23 @@ after this module ever holds it.
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from data_prep import dotted
+from data_prep.csv_format import NO_HEADER, looks_like_names
+from data_prep.formats import read_record
 from data_prep.source_row import SourceRow
-from data_prep.text_formats import NO_HEADER, looks_like_names
 from data_prep.times import seconds_of
+from recipes import schema_fields
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
-from recipes.schema_data import By
+from recipes.schema_data import By, Formats
 from tasks import KINDS, privacy
 from tasks.chat import conversation
 from tasks.extraction import given_record
@@ -33,6 +37,7 @@ PLACES = ("verbatim", "rewrapped", "elsewhere")
 # Of the columns that a file has, how many are shown, and of each how much.
 SHOWN_COLUMNS, SHOWN_CHARACTERS = 20, 40
 MISSING_SHOWN = 6
+NO_FORMATS = Formats()
 PLACEHOLDER = re.compile(r"\[[A-Z]+_[0-9]+\]")
 
 
@@ -43,6 +48,8 @@ class Row:
     id: str
     text: str
     target: str
+    references: tuple[str, ...]
+    """Further right answers, as texts of the same form."""
     group: str | None
     slices: dict[str, str]
     time: float | None
@@ -56,6 +63,11 @@ class Row:
     """extraction: of each field, whether it is absent, empty, verbatim in the text, rewrapped there, or elsewhere."""
     file: str
     line: int
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Returns all right answers, the target first."""
+        return self.target, *self.references
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
     """Returns {recipe key: column} of all that a file of this split ("all" or its name) must have."""
     columns = recipe.data.columns
     needed: dict[str, str | None] = {"data.columns.id": columns.id}
-    answer = KINDS[recipe.task.kind].answer_columns(recipe)
+    answer = KINDS[recipe.task.variant].answer_columns(recipe)
     if columns.messages is not None:
         needed["data.columns.messages"] = columns.messages
     else:
@@ -100,12 +112,20 @@ def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
     return {key: column for key, column in needed.items() if column is not None}
 
 
-def check_columns(file: str, split: str, present: Collection[str], recipe: Recipe) -> None:
-    """Raises RecipeError naming every column of the recipe that a file lacks, with the nearest that it has."""
-    missing = []
+def read_columns(recipe: Recipe, split: str) -> list[str]:
+    """Returns the columns that a reader of a file of this split should look for: those that it must have, those of the
+    fields of records, and what dotted names of either may begin with."""
+    columns = [*needed_columns(recipe, split).values()]
+    columns += fields_of(recipe) if recipe.data.columns.target is None else []
+    return [*dict.fromkeys([*columns, *(root for column in columns for root in dotted.roots(column))])]
+
+
+def check_columns(file: str, split: str, values: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raises RecipeError naming every column of the recipe that a row of a file lacks, with the nearest that it has."""
+    missing, present = [], list(values)
     for key, column in needed_columns(recipe, split).items():
         if column not in present:
-            near = get_close_matches(column, list(present), 1)
+            near = get_close_matches(column, [*present, *(dotted.names(values) if "." in column else ())], 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             missing.append(f"  {key}: there is no column {column!r}{hint}")
     if missing:
@@ -132,6 +152,14 @@ def fields_of(recipe: Recipe) -> list[str]:
     return list(schema["properties"]) if schema else []
 
 
+def paths_of(recipe: Recipe) -> list[str]:
+    """Returns the fields of an extraction task as the data page names them, in the order of its schema: objects and
+    lists of objects, where they are not there, and the paths of the values in them."""
+    values = schema_fields.paths(recipe.task.json_schema) if recipe.task.json_schema else []
+    found = [[field, *(path for path in values if path.startswith(f"{field}."))] for field in fields_of(recipe)]
+    return list(dict.fromkeys(chain.from_iterable(found)))
+
+
 def row_of(source: SourceRow, recipe: Recipe) -> Row | Rejected:
     """Returns the row that a source row is, cleaned and redacted, or why it cannot be used."""
     columns, kinds = recipe.data.columns, recipe.privacy.redact
@@ -150,14 +178,18 @@ def row_of(source: SourceRow, recipe: Recipe) -> Row | Rejected:
 
 
 def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
-    values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, KINDS[recipe.task.kind]
+    values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, KINDS[recipe.task.variant]
     messages = recipe.data.columns.messages
     given = task.given(values, recipe) if messages is None else conversation(values.get(messages), messages)
-    raw, text = given.text, clean(given.text)
+    raw, text, written = given.text, clean(given.text), given.target
+    if recipe.data.formats != NO_FORMATS and recipe.task.json_schema is not None:
+        read = read_record(given_record(written), recipe.task.json_schema, recipe.data.formats)
+        given = replace(given, target=read)
     if not (text if text.isascii() else UNSEEN.sub("", text).strip()):
         raise UnusableRowError("no_text", "the text is empty" + (", but for invisible characters" if text else ""))
     check_characters("text", text)
-    check_characters("answer", given.target if isinstance(given.target, str) else json.dumps(given.target))
+    for answer in (given.target, *given.others):
+        check_characters("answer", answer if isinstance(answer, str) else json.dumps(answer))
     found = {one.kind for one in privacy.find(text)}
     hidden: Mapping[str, str] = {}
     if kinds and found:
@@ -165,22 +197,30 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
         text, hidden, raw = redacted.text, redacted.values, redacted.text
     hide = _hiding(text, hidden, kinds, found) if task.FREE_TEXT else partial(_redacted, hidden)
     own = _own_values(values, given.target, recipe, hidden)
-    target = task.target_text(given.target, recipe, hide)
+    target, *others = dict.fromkeys(task.target_text(one, recipe, hide) for one in (given.target, *given.others))
     group = cell(values.get(split.group)).strip() or row_id if split.group else None
     return Row(
         id=row_id,
         text=text,
         target=target,
+        references=tuple(others),
         group=group if group is None else privacy.pseudonym(group, kinds),
         slices={name: privacy.pseudonym(own.get(name, ""), kinds) for name in recipe.data.slices},
-        time=seconds_of(cell(values.get(split.time)), split.time) if split.time and split.time in values else None,
+        time=_time(values, recipe),
         found=frozenset(found),
         system=given.system,
         raw=raw,
-        states=_states(given_record(given.target), json.loads(target), text) if fields_of(recipe) else {},
+        states=_states(given_record(written), json.loads(target), text) if fields_of(recipe) else {},
         file=source.file,
         line=source.line,
     )
+
+
+def _time(values: Mapping[str, Any], recipe: Recipe) -> float | None:
+    column = recipe.data.split.time
+    if column is None or column not in values:
+        return None
+    return seconds_of(cell(values[column]), column, recipe.data.formats.dates.get(column))
 
 
 def _hiding(text: str, hidden: Mapping[str, str], kinds: Collection[str], found: set[str]) -> Callable[[str], str]:
@@ -206,22 +246,32 @@ def _hiding(text: str, hidden: Mapping[str, str], kinds: Collection[str], found:
 def _states(given: Mapping[str, Any], record: Mapping[str, Any], text: str) -> dict[str, str]:
     """Where the value of each field stands: a value that is not in the text cannot be copied from it.
 
-    A list stands where its entry stands that is hardest to find; a number also as the source writes it ("12.50").
+    A list stands where its entry stands that is hardest to find; a number also as the source writes it ("12.50"). What
+    is in an object is a field of its own, by its path.
     """
     unwrapped = " ".join(text.split())
-    states = {}
+    states: dict[str, str] = {}
     for field, value in record.items():
-        entries, as_given = _entries(value), _entries(given.get(field))
-        if not entries:
+        places: dict[str, list[str]] = {}
+        for path, spellings in _spellings(field, value, given.get(field)):
+            places.setdefault(path, []).append(_place(spellings, text, unwrapped))
+        if not places:
             states[field] = "absent" if given.get(field) is None else "empty"
-            continue
-        spellings = zip(entries, as_given if len(as_given) == len(entries) else entries, strict=True)
-        states[field] = max((_place({*map(str, pair)}, text, unwrapped) for pair in spellings), key=PLACES.index)
+        states |= {path: max(found, key=PLACES.index) for path, found in places.items()}
     return states
 
 
-def _entries(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+def _spellings(path: str, value: Any, given: Any) -> Iterator[tuple[str, set[str]]]:
+    """Yields the path of each value that is there, with its spellings: as the record and as the source writes it."""
+    if isinstance(value, dict):
+        for name, inside in value.items():
+            yield from _spellings(f"{path}.{name}", inside, given.get(name) if isinstance(given, dict) else None)
+    elif isinstance(value, list):
+        as_given = given if isinstance(given, list) and len(given) == len(value) else value
+        for inside, one in zip(value, as_given, strict=True):
+            yield from _spellings(path, inside, one)
+    elif value is not None:
+        yield path, {str(value), *([] if given is None or isinstance(given, list | dict) else [str(given)])}
 
 
 def _place(spellings: set[str], text: str, unwrapped: str) -> str:

@@ -18,7 +18,9 @@ import numpy as np
 
 from data_prep.deduplicate import TEST, Left
 from data_prep.table import Array, Table
+from recipes.schema import Recipe
 from recipes.schema_data import SPLITS
+from tasks import KINDS
 from tasks.words import terms
 
 FOLDS = 5
@@ -56,6 +58,13 @@ class Doubts:
         figures = {"accuracy": self.accuracy, "mean_recall": self.recall}
         rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
         return {"rows_looked_at": self.rows_looked_at, "found": len(self.found), **rounded, "why_none": self.why_none}
+
+
+def of_task(table: Table, splits: Array, labels: dict[str, str], left: Left, recipe: Recipe) -> Doubts:
+    """Returns the rows whose label is doubted, see `find`; none of tasks without labels, or of several a row."""
+    if KINDS[recipe.task.variant].MANY:
+        return Doubts([], why_none="rows have several labels, and a doubt would be about one of them")
+    return find(table, splits, labels, left) if labels else Doubts([])
 
 
 def find(table: Table, splits: Array, labels: dict[str, str], left: Left) -> Doubts:

@@ -9,7 +9,7 @@ rejected.jsonl {"id": "T000018", "file": "tickets.csv", "line": 20, "kind": "dro
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,11 @@ Slices = dict[str, dict[str, Any]]
 
 
 def splits_of(
-    folder: Path, table: Table, splits: Array, left: Left, recipe: Recipe, labels: Mapping[str, str]
+    folder: Path, table: Table, splits: Array, left: Left, recipe: Recipe, respelt: Callable[[str], str] | None
 ) -> Slices:
     """Writes train.jsonl and its sisters. Returns {slice: {value: {split: rows}}} of what was written.
 
-    `labels` gives for each spelling in the source the label it stands for; {} for tasks without labels.
+    `respelt` gives a target in the spelling that its labels have (`respelling` of the task); None without labels.
     """
     seen = _values_in_train(table, splits, left, recipe)
     counted: dict[str, dict[str, Counter[str]]] = {name: {} for name in recipe.data.slices}
@@ -47,7 +47,7 @@ def splits_of(
                 if not stays[at]:
                     continue
                 split = int(splits[first + at])
-                written = _row(row, recipe, labels)
+                written = _row(row, recipe, respelt)
                 if recipe.data.slices:
                     written["slices"] = _slices(row, seen, recipe)
                     for name, value in written["slices"].items():
@@ -85,11 +85,13 @@ def _dropped(row: int, table: Table, splits: Array, left: Left) -> Rejected:
     return Rejected(file, line, table.texts.value("id", row), reason, detail, kind="dropped")
 
 
-def _row(row: Mapping[str, Any], recipe: Recipe, labels: Mapping[str, str]) -> dict[str, Any]:
-    text = labels.get(row["target"], row["target"])
-    target = KINDS[recipe.task.kind].target_of(text)
+def _row(row: Mapping[str, Any], recipe: Recipe, respelt: Callable[[str], str] | None) -> dict[str, Any]:
+    text, task = respelt(row["target"]) if respelt else row["target"], KINDS[recipe.task.variant]
+    target = task.target_of(text)
     written = {"id": row["id"], "input": {"text": row["text"]}, "target": target, "group": row["group"]}
-    return written if text == row["target"] else {**written, "original_target": row["target"]}
+    if row["references"] is not None:
+        written["references"] = [task.target_of(one) for one in json.loads(row["references"])]
+    return written if text == row["target"] else {**written, "original_target": task.target_of(row["target"])}
 
 
 def _slices(row: Mapping[str, Any], seen: Mapping[str, set[str]], recipe: Recipe) -> dict[str, str | bool]:

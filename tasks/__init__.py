@@ -4,16 +4,17 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from tasks import classification, extraction, generation, preference
+from tasks import classification, extraction, generation, multilabel, preference
 
 KINDS: dict[str, ModuleType] = {
     "classification": classification,
+    "multilabel": multilabel,
     "extraction": extraction,
     "generation": generation,
     "preference": preference,
 }
 # Names that are written otherwise than in words.
-SHOWN = {"macro_f1": "macro-F1", "field_f1": "field F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
+SHOWN = {"micro_f1": "micro-F1", "macro_f1": "macro-F1", "field_f1": "field F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
 
 
 def spec_of(task: Mapping[str, Any]) -> tuple[ModuleType, Any]:

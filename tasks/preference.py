@@ -32,7 +32,7 @@ from tasks.text import clean
 # What `weakest` tells of, and by which figure.
 PARTS, PARTS_BY = "groups of rows", "preference accuracy"
 OBJECTIVE = "prefer"
-LABELLED, FREE_TEXT = False, True
+LABELLED, FREE_TEXT, MANY = False, True, False
 
 SIDES = ("chosen", "rejected")
 # A prompt may end in a short answer that it offers ("yes or no?"); in a longer one it does not by chance.

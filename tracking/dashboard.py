@@ -31,7 +31,7 @@ class Panel:
 
 def sections(recipe: Recipe) -> dict[str, list[Panel]]:
     """Returns the panels of each section: lines read metrics.jsonl, bars the summary of a training or a comparison."""
-    metrics = METRICS[recipe.task.kind]
+    metrics = METRICS[recipe.task.variant]
     while_training = [Panel(in_words(metric), [f"validation/{metric}"]) for metric in metrics]
     compared = (TUNED, BASE, LINEAR) if recipe.task.kind != "preference" else (TUNED, BASE)
     return {
