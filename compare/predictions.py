@@ -47,6 +47,8 @@ class Answer:
     reused: bool = False
     cost_usd: float | None = None
     error: str | None = None
+    may_pass: bool = False
+    """Without an answer: whether the cause is of the moment (a rate limit, a time-out, a server's error)."""
     confidence: float | None = None
     """Where the system tells its own."""
     probabilities: Mapping[str, float] | None = None
@@ -118,7 +120,7 @@ def write(
     for at, (answer, parsed) in enumerate(zip(found.answers, found.parsed, strict=True)):
         parse_ok, schema_ok, label_ok = stages(parsed.problem)
         told = asdict(answer)
-        for name in ("log_probability", "finish_reason"):
+        for name in ("log_probability", "finish_reason", "may_pass"):
             del told[name]
         line = {
             "id": answer.id,

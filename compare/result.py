@@ -5,7 +5,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from compare import confidence, cost, predictions, report, route, score, words
+from compare import comparisons, confidence, cost, predictions, report, route, score, words
 from compare.gathered import Gathered
 from compare.material import Material
 from compare.plan import Opened
@@ -73,9 +73,9 @@ def scores_json(
         "plan": plan_json(primary, opened),
         "systems": found,
         "not_run": [asdict(one) for one in missing],
-        "comparisons": score.comparisons(every, primary),
-        "agreement": score.agreement(every),
-        "confusion": score.confusion(every, mine),
+        "comparisons": comparisons.paired_differences(every, primary),
+        "agreement": comparisons.agreement(every),
+        "confusion": comparisons.confusion(every, mine),
         "cost": costs(here, recipe, mine, every).json(),
         "integrity": {
             "test_sha256": sha256,
@@ -160,6 +160,6 @@ def write(
     files.write_json(here.folder / "scores.json", scores)
     by_name = {one.name: one for one in every}
     own, other = words.pair(scores)
-    told = score.disagreements(by_name[own], by_name[other], mine) if own and other else []
+    told = comparisons.disagreements(by_name[own], by_name[other], mine) if own and other else []
     report.write(here.folder, scores, told)
     wandb_comparison.send(here, recipe, scores, told)

@@ -155,6 +155,11 @@ def open_bytes(file: SourceFile) -> IO[bytes]:
     return file.path.open("rb")
 
 
+def open_text(file: SourceFile, text: Text, newline: str) -> io.TextIOWrapper:
+    """Returns the file's characters as a stream, decompressed and decoded as they are read."""
+    return io.TextIOWrapper(open_bytes(file), encoding=text.codec, errors=text.errors, newline=newline)
+
+
 @contextmanager
 def refusing(name: str) -> Iterator[None]:
     """Turns what the operating system says of a file into a RecipeError."""
@@ -215,10 +220,7 @@ def detect(file: SourceFile, encoding: str, key: str = "data.source.encoding") -
 
 def lines(file: SourceFile, text: Text, newline: str, limit: int = LINE_CHARACTERS) -> Iterator[str]:
     """Yields the lines with their ends: split at "\\n" or "\\r" alone, or where `newline` is "", at any line end."""
-    with (
-        refusing(file.name),
-        io.TextIOWrapper(open_bytes(file), encoding=text.codec, errors=text.errors, newline=newline) as stream,
-    ):
+    with refusing(file.name), open_text(file, text, newline) as stream:
         number = 1
         while line := stream.readline(limit):
             if len(line) >= limit:

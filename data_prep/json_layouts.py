@@ -22,7 +22,8 @@ def rows_of(name: str, value: Mapping[str, Any], columns: Collection[str]) -> tu
     Raises RecipeError saying what the object holds and what would do.
     """
     there = [column for column in columns if column in value]
-    if there and all(isinstance(value[column], dict) for column in there):
+    reached_into = any(column.startswith(f"{root}.") for root in there for column in columns)
+    if there and not reached_into and all(isinstance(value[column], dict) for column in there):
         columnar = {key: dict(one) for key, one in value.items() if isinstance(one, dict)}
         if len({tuple(columnar[column]) for column in there}) == 1:
             ids = list(columnar[there[0]])

@@ -21,8 +21,8 @@ from recipes.schema_train import Model
 from tasks import KINDS, render
 
 SEAM_TOKENS = 8
-# Characters that no text holds, in the place of the input and of the answer.
-INPUT, ANSWER = "\ue000input\ue001", "\ue000answer\ue001"
+# Characters that no text holds, in the place of the input.
+INPUT = "\ue000input\ue001"
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,9 @@ def _check_opening(shared: int, recipe: Recipe, labels: dict[str, str]) -> None:
 
 
 def _seams(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, str, str]:
-    """Returns what the template writes before the input, between input and answer, and after up to the stop token."""
-    answered = [*messages, {"role": "assistant", "content": ANSWER}]
-    text = tokenizer.apply_chat_template(answered, tokenize=False)
-    before, found, rest = text.partition(INPUT)
-    between, also, after = rest.partition(ANSWER)
-    if not found or not also:
+    """Returns what stands before the input, between input and answer, and after the answer: the stop token."""
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    before, found, between = text.partition(INPUT)
+    if not found:
         raise RecipeError(f"model.base: the chat template of {tokenizer.name_or_path} leaves the message out")
-    stop = tokenizer.eos_token
-    return before, between, after[: after.find(stop) + len(stop)] if stop in after else after
+    return before, between, tokenizer.eos_token

@@ -24,6 +24,7 @@ import numpy as np
 from data_prep import (
     balance,
     describe,
+    dotted,
     label_sets,
     lengths,
     rare,
@@ -37,7 +38,7 @@ from data_prep import (
     write,
 )
 from data_prep.deduplicate import Left, deduplicate
-from data_prep.rows import Rejected, check_columns, needed_columns
+from data_prep.rows import Rejected, check_columns, read_columns
 from data_prep.source_row import SourceFile, SourceRow
 from data_prep.table import Table, Writer
 from data_prep.where import matches
@@ -141,7 +142,8 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
 def _processes(recipe: Recipe, found: list[SourceFile]) -> int:
     if recipe.data.num_proc != "auto":
         return recipe.data.num_proc
-    size = sum(file.path.stat().st_size for file in found if file.path.is_file())
+    paths = (path for file in found for path in file.documents or [file.path])
+    size = sum(path.stat().st_size for path in paths if path.is_file())
     return max(1, min(len(os.sched_getaffinity(0)), size // BYTES_A_PROCESS))
 
 
@@ -155,12 +157,13 @@ def _read(
     told = []
     with Writer(work, recipe) as writer:
         for file, sha256 in zip(found, hashes, strict=True):
-            about, rows = read.read(file, recipe.data.source, needed_columns(recipe, file.split).values())
+            about, rows = read.read(file, recipe.data.source, read_columns(recipe, file.split))
             counter = _Counted(rows, file, recipe)
             given = -1 if file.split == "all" else SPLITS.index(file.split)
             unusable += writer.add(file.name, given, counter, pool)
             if not counter.rows:
-                raise RecipeError(f"{file.name}: there are no rows below the header")
+                below = " below the header" if file.kind in ("csv", "tsv", "xlsx") else " in it"
+                raise RecipeError(f"{file.name}: there are no rows{below}")
             filtered += counter.filtered
             size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
             counts = {"rows_read": counter.rows, "detected": about, "lacks": sorted(counter.lacks)}
@@ -186,7 +189,10 @@ class _Counted:
 
     def __iter__(self) -> Iterator[SourceRow]:
         unchecked, where = True, self._recipe.data.where
+        inside = [column for column in read_columns(self._recipe, "all") if "." in column]
         for row in self._source:
+            if inside and not row.problem:
+                row.values.update(dotted.reached(row.values, inside))
             if unchecked and not row.problem:
                 check_columns(str(self._file.path), self._file.split, row.values, self._recipe)
                 unchecked = False

@@ -1,11 +1,22 @@
 """A file of a source to its rows, whatever its format."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
-from data_prep import text_formats
-from data_prep.encoding import check_fetched
+from data_prep import csv_format, json_format, plain_text
+from data_prep.encoding import Text, check_fetched, detect
 from data_prep.source_row import About, SourceFile, SourceRow
 from recipes.schema_data import Source
+
+Read = Callable[[SourceFile, Text, Source, Collection[str]], tuple[About, Iterator[SourceRow]]]
+
+# Formats that are text; the others say themselves how their texts are encoded.
+OF_TEXT: dict[str, Read] = {
+    "csv": csv_format.read,
+    "tsv": csv_format.read,
+    "json": json_format.read,
+    "jsonl": json_format.read,
+    "txt": plain_text.read,
+}
 
 
 def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
@@ -15,10 +26,19 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Ab
     with its problem. Raises RecipeError where the file cannot be read as such, at once or, for what only shows further
     down, while the rows are read; StageError where the hub does not answer.
     """
+    if file.kind == "documents":
+        return plain_text.documents(file, source)
     if file.kind not in ("hub", "dataset"):
         check_fetched(file)
-    if file.kind in text_formats.FORMATS:
-        return text_formats.read(file, source, columns)
-    from data_prep import columnar_formats  # late: it imports Arrow
+    if file.kind in OF_TEXT:
+        text = detect(file, source.encoding)
+        about: About = {"kind": file.kind} | ({"compression": file.compression} if file.compression else {})
+        more, rows = OF_TEXT[file.kind](file, text, source, columns)
+        return about | text.about() | more, rows
+    if file.kind == "xlsx":
+        from data_prep import workbook  # late: it imports openpyxl
 
-    return columnar_formats.read(file, source, columns)
+        return workbook.read(file, source, columns)
+    from data_prep import columnar_format  # late: it imports Arrow
+
+    return columnar_format.read(file, source, columns)

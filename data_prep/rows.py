@@ -11,20 +11,22 @@ after this module ever holds it.
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from data_prep import dotted
+from data_prep.csv_format import NO_HEADER, looks_like_names
+from data_prep.formats import read_record
 from data_prep.source_row import SourceRow
-from data_prep.text_formats import NO_HEADER, looks_like_names
 from data_prep.times import seconds_of
 from recipes import schema_fields
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
-from recipes.schema_data import By
+from recipes.schema_data import By, Formats
 from tasks import KINDS, privacy
 from tasks.chat import conversation
 from tasks.extraction import given_record
@@ -35,6 +37,7 @@ PLACES = ("verbatim", "rewrapped", "elsewhere")
 # Of the columns that a file has, how many are shown, and of each how much.
 SHOWN_COLUMNS, SHOWN_CHARACTERS = 20, 40
 MISSING_SHOWN = 6
+NO_FORMATS = Formats()
 PLACEHOLDER = re.compile(r"\[[A-Z]+_[0-9]+\]")
 
 
@@ -109,12 +112,20 @@ def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
     return {key: column for key, column in needed.items() if column is not None}
 
 
-def check_columns(file: str, split: str, present: Collection[str], recipe: Recipe) -> None:
-    """Raises RecipeError naming every column of the recipe that a file lacks, with the nearest that it has."""
-    missing = []
+def read_columns(recipe: Recipe, split: str) -> list[str]:
+    """Returns the columns that a reader of a file of this split should look for: those that it must have, those of the
+    fields of records, and what dotted names of either may begin with."""
+    columns = [*needed_columns(recipe, split).values()]
+    columns += fields_of(recipe) if recipe.data.columns.target is None else []
+    return [*dict.fromkeys([*columns, *(root for column in columns for root in dotted.roots(column))])]
+
+
+def check_columns(file: str, split: str, values: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raises RecipeError naming every column of the recipe that a row of a file lacks, with the nearest that it has."""
+    missing, present = [], list(values)
     for key, column in needed_columns(recipe, split).items():
         if column not in present:
-            near = get_close_matches(column, list(present), 1)
+            near = get_close_matches(column, [*present, *(dotted.names(values) if "." in column else ())], 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             missing.append(f"  {key}: there is no column {column!r}{hint}")
     if missing:
@@ -170,7 +181,10 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, KINDS[recipe.task.variant]
     messages = recipe.data.columns.messages
     given = task.given(values, recipe) if messages is None else conversation(values.get(messages), messages)
-    raw, text = given.text, clean(given.text)
+    raw, text, written = given.text, clean(given.text), given.target
+    if recipe.data.formats != NO_FORMATS and recipe.task.json_schema is not None:
+        read = read_record(given_record(written), recipe.task.json_schema, recipe.data.formats)
+        given = replace(given, target=read)
     if not (text if text.isascii() else UNSEEN.sub("", text).strip()):
         raise UnusableRowError("no_text", "the text is empty" + (", but for invisible characters" if text else ""))
     check_characters("text", text)
@@ -192,14 +206,21 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
         references=tuple(others),
         group=group if group is None else privacy.pseudonym(group, kinds),
         slices={name: privacy.pseudonym(own.get(name, ""), kinds) for name in recipe.data.slices},
-        time=seconds_of(cell(values.get(split.time)), split.time) if split.time and split.time in values else None,
+        time=_time(values, recipe),
         found=frozenset(found),
         system=given.system,
         raw=raw,
-        states=_states(given_record(given.target), json.loads(target), text) if fields_of(recipe) else {},
+        states=_states(given_record(written), json.loads(target), text) if fields_of(recipe) else {},
         file=source.file,
         line=source.line,
     )
+
+
+def _time(values: Mapping[str, Any], recipe: Recipe) -> float | None:
+    column = recipe.data.split.time
+    if column is None or column not in values:
+        return None
+    return seconds_of(cell(values[column]), column, recipe.data.formats.dates.get(column))
 
 
 def _hiding(text: str, hidden: Mapping[str, str], kinds: Collection[str], found: set[str]) -> Callable[[str], str]:

@@ -12,6 +12,18 @@ from typing import Any
 About = dict[str, Any]
 
 
+# How data sets name their splits, and how we do.
+SPLIT_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "calibration": "calibration",
+    "test": "test",
+}
+
+
 @dataclass(frozen=True)
 class SourceFile:
     """One file of a source, or one split of a data set; `split` is "all" where the source does not say."""
@@ -22,6 +34,8 @@ class SourceFile:
     """As in messages and row ids; no two files of a source share it."""
     kind: str
     compression: str | None = None
+    documents: tuple[Path, ...] = ()
+    """Of kind documents, where `path` is their folder: the files that are a text each."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.source_row import SourceFile
+from data_prep import plain_text
+from data_prep.source_row import SPLIT_NAMES, SourceFile
 from recipes.errors import RecipeError
 from recipes.schema_data import Source
 from tracking import files
@@ -25,24 +26,18 @@ KINDS = {
     ".json": "json",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".txt": "txt",
     ".parquet": "parquet",
+    ".xlsx": "xlsx",
+    ".xlsm": "xlsx",
 }
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
-KNOWN = f"{', '.join(KINDS)}, each of them but .parquet also as {' or '.join(COMPRESSIONS)}"
+# These are compressed by themselves.
+PACKED = ("parquet", "xlsx")
+KNOWN = f"{', '.join(KINDS)}, those of text also as {' or '.join(COMPRESSIONS)}"
 
 # Folders beside data that hold copies, logs or leavings; so do those whose names open with a dot.
 HIDDEN = ("__MACOSX", "__pycache__", "_delta_log", "_temporary")
-
-# How data sets name their splits, and how we do.
-SPLIT_NAMES = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "calibration": "calibration",
-    "test": "test",
-}
 
 
 # Words in names of files: a held-out set, of which it is not plain for what.
@@ -65,13 +60,14 @@ def left_out(source: Source) -> list[str]:
 
 
 def sha256(file: SourceFile, source: Source) -> str:
-    """Returns the hash of the file's bytes; of a saved data set, one over all its files; of the hub's, its commit."""
+    """Returns the hash of the file's bytes; of documents or a saved data set, one over all files; of the hub's, its
+    commit."""
     if file.kind == "hub":
         return f"{source.hub}@{source.revision}" + (f":{source.config}" if source.config else "")
     try:
-        if file.kind != "dataset":
+        if file.kind not in ("dataset", "documents"):
             return files.sha256(file.path)
-        every = [path for path in _walk(file.path) if not path.is_dir()]
+        every = [path for path in file.documents or _walk(file.path) if not path.is_dir()]
         hashes = {path.relative_to(file.path).as_posix(): files.sha256(path) for path in every}
     except OSError as error:
         raise RecipeError(
@@ -82,10 +78,10 @@ def sha256(file: SourceFile, source: Source) -> str:
 
 def _look(source: Source) -> tuple[list[SourceFile], list[str]]:
     if source.hub is not None:
-        from data_prep import columnar_formats  # late: it imports Arrow
+        from data_prep import columnar_format  # late: it imports Arrow
 
         return _by_split(
-            "data.source.hub", source.hub, [(name, Path(source.hub)) for name in columnar_formats.splits(source)]
+            "data.source.hub", source.hub, [(name, Path(source.hub)) for name in columnar_format.splits(source)]
         )
     found: list[SourceFile] = []
     skipped: list[str] = []
@@ -93,6 +89,9 @@ def _look(source: Source) -> tuple[list[SourceFile], list[str]]:
         for number, given in enumerate(paths):
             key = "path" if source.path else f"paths[{number}]" if source.paths else split
             here, beside = _at(f"data.source.{key}", split, given)
+            if len(here) > 1 or Path(given).is_dir():
+                here, notes = plain_text.chosen(f"data.source.{key}", given, here, source.sample_by)
+                beside = sorted(beside + notes)
             found += _by_name(f"data.source.{key}", given, here) if source.path else here
             skipped += beside
     _refuse_twice(found)
@@ -119,20 +118,20 @@ def _at(key: str, split: str, given: str) -> tuple[list[SourceFile], list[str]]:
 def _file(key: str, split: str, path: Path, name: str) -> SourceFile:
     if not path.is_file():
         raise RecipeError(f"{key}: {path} is neither a file nor a folder; write what it holds to a file")
-    known = _kind(path)
+    known = kind_of(path)
     if known is None:
         raise RecipeError(f"{key}: {path.name}: unknown kind of file {path.suffix!r}; known: {KNOWN}")
     return SourceFile(split, path, name, *known)
 
 
-def _kind(path: Path) -> tuple[str, str | None] | None:
-    """What the suffixes say: ("csv", "gz") of rows.csv.gz; None where they say nothing that can be read."""
+def kind_of(path: Path) -> tuple[str, str | None] | None:
+    """Returns what the suffixes say: ("csv", "gz") of rows.csv.gz; None where they say nothing that can be read."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
     if compression:
         suffixes.pop()
     kind = KINDS.get(suffixes[-1]) if suffixes else None
-    if kind is None or (kind == "parquet" and compression):
+    if kind is None or (kind in PACKED and compression):
         return None
     return kind, compression
 
@@ -180,7 +179,7 @@ def _sorted_out(key: str, split: str, given: str, every: list[tuple[Path, str]])
     for path, name in every:
         if path.is_dir():
             skipped.append(f"{name}/")
-        elif _kind(path) is None or path.name.startswith("."):
+        elif kind_of(path) is None or path.name.startswith("."):
             skipped.append(name)
         elif path.is_symlink() and not path.exists():
             raise RecipeError(f"{key}: {name} is a link to {path.readlink()}, and there is nothing")
@@ -236,7 +235,7 @@ def _by_name(key: str, given: str, found: list[SourceFile]) -> list[SourceFile]:
 
     Raises RecipeError where some are named test, or train and held-out, and it is not plain what the others are.
     """
-    splits = [split_named(file.name) if file.kind != "dataset" else file.split for file in found]
+    splits = [file.split if file.kind == "dataset" else _split_of(file) for file in found]
     if not ("test" in splits or {"train", "held out"} <= {*splits}) or len(found) < 2:
         return found
     if "train" in splits and not {None, "held out"} & {*splits}:
@@ -248,6 +247,14 @@ def _by_name(key: str, given: str, found: list[SourceFile]) -> list[SourceFile]:
         "  To keep the given splits, write data.source: {train: ..., test: ...}; to mix all rows and split them anew, "
         "data.source: {paths: [...]}"
     )
+
+
+def _split_of(file: SourceFile) -> str | None:
+    if file.kind == "documents":  # a folder of test_drives is a label
+        return next(
+            (SPLIT_NAMES[name] for name in reversed(Path(file.name.lower()).parts) if name in SPLIT_NAMES), None
+        )
+    return split_named(file.name)
 
 
 def split_named(name: str) -> str | None:
@@ -268,7 +275,8 @@ def _refuse_twice(found: list[SourceFile]) -> None:
         other = first.setdefault(file.path.resolve(), file)
         if other is not file:
             raise RecipeError(
-                f"data.source: {file.path} and {other.path} are one file; its rows would count twice. Name it once"
+                f"data.source: {file.path} and {other.path} are one {'folder' if file.documents else 'file'}; its rows "
+                "would count twice. Name it once"
             )
 
 

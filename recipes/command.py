@@ -59,8 +59,10 @@ def in_words(error: OSError) -> str:
 
 
 def run(stage: Callable[[], int]) -> NoReturn:
-    """Calls a stage's main and exits with its code; mistakes and failures are told in words."""
+    """Calls a stage's main and exits with its code; mistakes and failures are told in words. What it writes belongs to
+    this user alone, since runs hold texts of the data: INSOURCE_UMASK (027, say) lets others read it."""
     try:
+        os.umask(_umask())
         code = stage()
         sys.stdout.flush()
         sys.exit(code)
@@ -82,6 +84,14 @@ def run(stage: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _umask() -> int:
+    given = os.environ.get("INSOURCE_UMASK") or "077"
+    try:
+        return int(given, 8) & 0o777
+    except ValueError:
+        raise RecipeError(f"INSOURCE_UMASK: given {given!r}, allowed: octal digits, such as 077 or 027") from None
 
 
 def _let_go_of_stdout() -> None:

@@ -8,12 +8,15 @@ And what one section leaves to another: the metric that chooses a checkpoint, an
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from recipes import schema_fields
 from recipes.optimization import of_bitsandbytes
 from recipes.schema_train import Train
 
 if TYPE_CHECKING:
     from recipes.schema import Recipe
+    from recipes.schema_compare import Baseline
 
 Found = Iterator[tuple[tuple[str, ...], str]]
 
@@ -33,7 +36,8 @@ ROW_METRICS = {kind: names[0] for kind, names in METRICS.items()} | {"multilabel
 
 def find(recipe: "Recipe") -> list[tuple[tuple[str, ...], str]]:
     """Returns (key, what would do) for all of them."""
-    return [*_with_task(recipe), *_with_plan(recipe), *_with_hardware(recipe), *_with_adapter(recipe)]
+    checks = (_with_task, _with_formats, _with_plan, _with_hardware, _with_adapter)
+    return [clash for check in checks for clash in check(recipe)]
 
 
 def filled_in(recipe: "Recipe") -> dict[str, Any]:
@@ -93,6 +97,25 @@ def _with_task(recipe: "Recipe") -> Found:
         yield ("train", "metric_for_best_model"), told
 
 
+def _with_formats(recipe: "Recipe") -> Found:
+    formats, time = recipe.data.formats, recipe.data.split.time
+    fields = dict(schema_fields.leaves(recipe.task.json_schema)) if recipe.task.json_schema else {}
+    if formats.decimal is not None and recipe.task.kind != "extraction":
+        yield ("data", "formats", "decimal"), f"is for fields that are numbers, and kind is {recipe.task.kind}"
+    for name in formats.dates:
+        if name != time and fields.get(name) != "string":
+            yield ("data", "formats", "dates", name), f"is neither data.split.time nor a field of text{_are(fields)}"
+    for name, currency in formats.amounts.items():
+        if fields.get(name) not in ("number", "integer"):
+            yield ("data", "formats", "amounts", name), f"is no field of a number{_are(fields)}"
+        elif currency is not None and fields.get(f"{name.rpartition('.')[0]}.{currency}".lstrip(".")) != "string":
+            yield ("data", "formats", "amounts", name), f"{currency!r} is no field of text{_are(fields)}"
+
+
+def _are(fields: dict[str, str]) -> str:
+    return f"; there are {', '.join(fields)}" if fields else ""
+
+
 def _with_plan(recipe: "Recipe") -> Found:
     primary, metrics = recipe.compare.primary, METRICS[recipe.task.variant]
     if primary is not None and "metric" in primary.model_fields_set and primary.metric not in metrics:
@@ -102,6 +125,18 @@ def _with_plan(recipe: "Recipe") -> Found:
         if baseline.decides and recipe.task.variant != "classification":
             told = f"given {baseline.api}, which chooses one of the labels, and this is {_of(recipe)}; set chat"
             yield ("compare", "baselines", str(at), "api"), told
+        if wrong := _of_address(baseline, recipe.privacy.data_may_leave):
+            yield ("compare", "baselines", str(at), "base_url"), wrong
+
+
+def _of_address(baseline: "Baseline", data_may_leave: bool) -> str | None:
+    """Returns what stands against the address of a baseline, without the address: it may hold a secret."""
+    parts = urlsplit(baseline.base_url or "")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        return "holds a user, a password or a query, which logs and reports would copy; name the key in api_key_env"
+    if parts.scheme == "http" and not data_may_leave and not baseline.loopback:
+        return "would send rows over plain http to another machine, and privacy.data_may_leave is false; take https"
+    return None
 
 
 def _of(recipe: "Recipe") -> str:

@@ -1,6 +1,7 @@
 """The sections that say what to do and with which rows: task, data, privacy."""
 
 import codecs
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
@@ -88,8 +89,8 @@ class Task(Section):
 class Source(Section):
     """Where the rows are: one of `path`, `paths`, `hub` (split by us), or `train` and `test` (given splits).
 
-    A path is a file, a glob, a folder of files, or a folder that `datasets` saved: CSV, TSV, JSON, JSONL, each also as
-    .gz or .zst, and Parquet.
+    A path is a file, a glob, a folder of files, or a folder that `datasets` saved: CSV, TSV, JSON, JSONL, text (.txt),
+    each also as .gz or .zst, Parquet, and Excel workbooks (.xlsx).
     """
 
     path: Name | None = None
@@ -105,12 +106,18 @@ class Source(Section):
     test: Name | None = None
     encoding: Name = "auto"
     """A Python codec name, or `auto`: UTF-8, UTF-16, CESU-8, or, said aloud, latin-1 and cp1252."""
-    delimiter: Literal["auto"] | Annotated[str, Field(min_length=1, max_length=1)] = "auto"
-    """What separates the columns of a CSV file."""
+    delimiter: Literal["auto"] | Annotated[str, Field(min_length=1, max_length=8)] = "auto"
+    """What separates the columns of a CSV file; several characters, such as `::`, with quotes: false alone."""
     header: Annotated[list[Name], Field(min_length=1)] | None = None
-    """The names of the columns of CSV and TSV files that have no header line."""
-    quotes: bool = True
-    """Whether a double quote opens a quoted field in CSV and TSV; false: it is a character like any other."""
+    """The names of the columns of CSV, TSV and Excel files that have no header line."""
+    quotes: bool | Annotated[str, Field(min_length=1, max_length=1)] = True
+    """What opens a quoted field in CSV and TSV: true is a double quote, or another character, such as `'`; false: no
+    character does."""
+    sheet: Name | None = None
+    """The sheet of an Excel workbook; without it, the one visible sheet that has the recipe's columns."""
+    sample_by: Literal["line", "document"] | None = None
+    """Whether a line or a whole file of .txt is one text. The label of a line is the name of its file, that of a
+    document the name of its folder. Without it, files that are named one by one are read by lines."""
 
     @field_validator("encoding")
     @classmethod
@@ -127,6 +134,19 @@ class Source(Section):
         if header and (twice := sorted({name for name in header if header.count(name) > 1})):
             raise ValueError(f"names must differ, and {', '.join(map(repr, twice))} stands there twice")
         return header
+
+    @property
+    def quote(self) -> str | None:
+        """Returns the character that opens a quoted field, None where none does."""
+        return '"' if self.quotes is True else self.quotes or None
+
+    @model_validator(mode="after")
+    def _several_characters_need_no_quotes(self) -> Self:
+        if self.delimiter != "auto" and len(self.delimiter) > 1 and self.quotes is not False:
+            raise ValueError(f"delimiter {self.delimiter!r} has several characters; that needs quotes: false")
+        if self.quote is not None and (self.quote == self.delimiter or self.quote in "\r\n"):
+            raise ValueError(f"quotes: {self.quote!r} cannot open a field: it ends fields or lines")
+        return self
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -155,7 +175,8 @@ class Source(Section):
 
 
 class Columns(Section):
-    """Which column of the source holds what."""
+    """Which column of the source holds what. A dot reaches into an object or a list (`order.customer.name`,
+    `answers.text.0`), unless a column bears that very name."""
 
     text: Name | Annotated[list[Name], Field(min_length=1)] = "text"
     """The input; several columns are joined by `separator`, empty ones left out. preference: text or a list of
@@ -226,6 +247,45 @@ class Split(Section):
         return self
 
 
+class Formats(Section):
+    """How the source writes numbers and dates, where JSON and ISO 8601 would write them in another way."""
+
+    decimal: Literal[".", ","] | None = None
+    """extraction: the sign before the decimals of numbers that are text (`1.234,56`, `1 234,56` with a comma); the
+    other one, spaces and apostrophes group thousands. Without it, numbers are read as JSON writes them."""
+    amounts: dict[Name, Name | None] = {}
+    """extraction: {field of a number: field of its currency}: `EUR 1.234,56` is 1234.56, and its currency, as it is
+    written, goes to that field where the row gives none; null leaves it out."""
+    dates: dict[Name, Name] = {}
+    """{field of an extraction, or split.time: format}, in Python's strptime codes (`%d.%m.%Y`). A field becomes an ISO
+    8601 date. What is in ISO 8601 already stays."""
+
+    @field_validator("dates")
+    @classmethod
+    def _say_which_day(cls, dates: dict[str, str]) -> dict[str, str]:
+        for column, form in dates.items():
+            if not _names_a_day(form):
+                raise ValueError(
+                    f"{column}: {form!r} is no format of a date: it needs year, month and day, such as %d.%m.%Y"
+                )
+        return dates
+
+    @model_validator(mode="after")
+    def _amounts_are_plain(self) -> Self:
+        if self.amounts and self.decimal is None:
+            raise ValueError("amounts need decimal: is 1.234 more than a thousand, or more than one?")
+        return self
+
+
+def _names_a_day(form: str) -> bool:
+    """Whether a date can be read back from what this strptime format writes."""
+    day = datetime(2026, 11, 25, 13, 14, 15)
+    try:
+        return datetime.strptime(day.strftime(form), form).date() == day.date()
+    except ValueError:
+        return False
+
+
 class RareLabels(Section):
     """What becomes of labels that are found in the rows and have few of them."""
 
@@ -264,6 +324,7 @@ class Data(Section):
     where: dict[Name, str | int | float | bool | list[str | int | float | bool | None] | None] = {}
     """Which rows are meant: {column: value, or list of values}, all of them; null is an empty cell. The others are
     counted and are otherwise not there."""
+    formats: Formats = Formats()
     rare_labels: RareLabels | None = None
     """classification with labels: auto: what becomes of labels with few rows."""
     split: Split = Split()

@@ -9,7 +9,7 @@ A keyword is allowed where the output constraint enforces it (`tasks/extraction.
 holds the model to would count against the model. `ordered: true` says that the order of an array's entries counts.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 SCALARS = ("string", "number", "integer", "boolean")
@@ -59,6 +59,17 @@ def with_whole_limits(json_schema: Any) -> Any:
         key: int(one) if key in LIMITS and isinstance(one, float) else with_whole_limits(one)
         for key, one in json_schema.items()
     }
+
+
+def leaves(json_schema: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Yields (name, type) of each field that holds values, those of a list by their type; one of an object by its
+    dotted name."""
+    for name, field in json_schema["properties"].items():
+        field = field.get("items", field)
+        if "properties" in field:
+            yield from leaves(field, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", "string" if "enum" in field else _kinds(field)[0]
 
 
 def check_normalizers(normalizers: Collection[str], json_schema: Mapping[str, Any]) -> None:

@@ -37,12 +37,14 @@ class Spec:
 
     instruction: str
     labels: Mapping[str, str]
+    normalize_labels: bool = False
+    """Whether an answer may spell a label otherwise (data.normalize_labels); in runs that do not say, it may not."""
 
 
 def specify(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
     """Returns the task as prompts need it; `labels` as data preparation found or checked them (data.json). Every row
     has a label: `may_be_empty` is not read."""
-    return Spec(task.instruction, dict(labels))
+    return Spec(task.instruction, dict(labels), normalize_labels=True)
 
 
 def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -149,7 +151,7 @@ def output_schema(spec: Spec) -> dict[str, Any]:
 
 def parse(spec: Spec, output: str) -> Parsed:
     """Returns the label that the output stands for, by the rule that holds for the data, or problem not_a_label."""
-    label = spelling.find(output.strip(), spec.labels)
+    label = spelling.find(output.strip(), spec.labels, spec.normalize_labels)
     return Parsed(None, "not_a_label") if label is None else Parsed(label)
 
 

@@ -20,6 +20,10 @@ Field = Mapping[str, Any]
 
 LARGEST_INTEGER = 10**18 - 1
 SMALLEST, LARGEST = 1e-99, 1e100
+TRUTHS = {
+    **dict.fromkeys(("true", "yes", "y", "t", "1", "1.0"), True),
+    **dict.fromkeys(("false", "no", "n", "f", "0", "0.0"), False),
+}
 TYPES = {
     "string": "text",
     "number": "a number",
@@ -132,6 +136,8 @@ def canonical(field: Field, value: Any) -> Any:
     What fits no better way stays as it is, for `check` to tell.
     """
     kind = kind_of(field)
+    if kind == "boolean" and is_number(value):
+        value = TRUTHS.get(str(value), value)
     if isinstance(value, str):
         value = clean(value)
         value = _read(value, kind) if value and kind != "string" else value
@@ -155,7 +161,7 @@ def check(field: Field, value: Any) -> None:
         raise ValueError("is missing, and it is required")
     kind = kind_of(field)
     if not IS_KIND[kind](value) or ("enum" in field and value not in field["enum"]):
-        raise ValueError(f"given {_short(value)}, allowed: {in_words(field)}")
+        raise ValueError(f"given {_short(value)}, allowed: {in_words(field)}{_hint(kind, value)}")
     if kind == "string" and len(value) > field.get("maxLength", math.inf):
         raise ValueError(f"given {len(value)} characters, allowed: {field['maxLength']} (maxLength): {_short(value)}")
     if kind == "number" and value and not SMALLEST <= abs(value) <= LARGEST:
@@ -210,10 +216,17 @@ def json_text(value: Any) -> str:
 
 def _read(text: str, kind: str) -> Any:
     """Text of a table as the type it stands for; the text itself where it stands for none."""
+    if kind == "boolean":
+        return TRUTHS.get(text.casefold(), text)
     try:
-        return json.loads(text.lower() if kind == "boolean" else text)
+        return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def _hint(kind: str, value: Any) -> str:
+    digits = isinstance(value, str) and any("0" <= one <= "9" for one in value)
+    return "; data.formats tells how numbers are written" if digits and kind in ("number", "integer") else ""
 
 
 def _exact(value: float) -> bool:

@@ -40,6 +40,8 @@ class Spec:
     labels: Mapping[str, str]
     may_be_empty: bool = True
     """Whether a row may have no label: the prepared rows have such rows."""
+    normalize_labels: bool = True
+    """Whether an answer may spell a label otherwise (data.normalize_labels)."""
 
 
 def specify(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
@@ -185,7 +187,7 @@ def parse(spec: Spec, output: str) -> Parsed:
         return Parsed(None, "wrong_schema")
     if not found and not spec.may_be_empty:
         return Parsed(None, "wrong_schema")
-    named = {spelling.find(one.strip(), spec.labels) for one in found}
+    named = {spelling.find(one.strip(), spec.labels, spec.normalize_labels) for one in found}
     return Parsed(None, "not_a_label") if None in named else Parsed([one for one in spec.labels if one in named])
 
 

@@ -6,7 +6,7 @@
     label_key("Refund-Status ")                 "refund status"
     label_key("-1"), label_key("A+")            "-1", "a+"
 
-Preparation, serving and the gateway clean an input alike, because the model must see in use what it saw in training.
+Preparation cleans. What serves does not: a client cleans what it sends, so that the model sees what it saw in training.
 """
 
 import re

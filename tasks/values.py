@@ -6,6 +6,11 @@
 
 Only the score compares this way; what is stored and answered stays as it was written. What cannot be read as an amount
 or as a date stays as it is, with its white space folded.
+
+And numbers as tables write them, where a recipe says which sign stands before the decimals:
+
+    number_of("1.234,56", ",")                      1234.56
+    amount_of("EUR 1.234,56", ",")                  (1234.56, "EUR")
 """
 
 import re
@@ -36,10 +41,21 @@ _RUN = re.compile(r"([0-9]{2})([0-9]{2})([0-9]{4})")
 _TIME = re.compile(r"[ T][0-9]{1,2}[:.][0-9]{2}.*$", re.IGNORECASE)
 
 # A currency is a sign or at most four letters, before or behind; which one it is, is not compared.
-_CURRENCY = r"(?:[^\W\d_]{1,4}\.?)? ?[$€£¥₹]?"
+_CURRENCY = r"(?:[^\W\d_]{1,4}\.?)? ?[$£¥\u0e3f\u20a0-\u20c0]?"
 _AMOUNT = re.compile(
-    rf"(?P<open>\()?(?P<sign>[-−+]?) ?{_CURRENCY} ?(?P<inner>[-−+]?) ?(?P<digits>[0-9][0-9.,' ]*(?<=[0-9])|[.,][0-9]+)"
-    rf"(?P<behind>-?) ?{_CURRENCY}(?P<close>\))?"
+    rf"(?P<open>\()?(?P<sign>[-−+]?) ?(?P<before>{_CURRENCY}) ?(?P<inner>[-−+]?) ?"
+    r"(?P<digits>[0-9][0-9.,'’ ]*(?<=[0-9])|[.,][0-9]+)"
+    rf"(?P<behind>-?) ?(?P<after>{_CURRENCY})(?P<close>\))?"
+)
+# 129,- is 129.
+_NO_CENTS = re.compile(r"(?<=[0-9])[.,][-–—]{1,2}(?=\D*$)")
+_DIGITS, _SCIENTIFIC = (
+    {sign: re.compile(form.replace("SIGN", re.escape(sign)).replace("GROUP", group)) for sign, group in (".,", ",.")}
+    for form in (
+        r"(?P<whole>[0-9]{1,40}|[1-9][0-9]{0,2}(?P<mark>[GROUP'’ ])[0-9]{3}(?:(?P=mark)[0-9]{3}){0,10}"
+        r"|[1-9][0-9]?(?:[GROUP][0-9]{2}){1,10}[GROUP][0-9]{3})?(?:SIGN(?P<fraction>[0-9]{1,40}))?",
+        r"[-+]?[0-9]{1,40}(?:SIGN[0-9]{1,40})?[eE][-+]?[0-9]{1,3}",
+    )
 )
 _GROUPED = re.compile(r"[0-9]{1,3}(?:[.,' ][0-9]{2,3})*[.,' ][0-9]{3}")
 
@@ -70,6 +86,33 @@ def normalize(value: Any, normalizers: Collection[str]) -> Any:
     return folded if folded == text else normalize(folded, normalizers)
 
 
+def number_of(text: str, decimal: str) -> int | float | None:
+    """Returns the number that a text writes with `decimal` ("." or ",") before its decimals; None where it is none.
+
+    The other sign, spaces and apostrophes may group its thousands, and nothing else: with a comma before the decimals,
+    1.5 and 0.123 are no numbers.
+    """
+    read = amount_of(text, decimal)
+    if read is not None:
+        return None if read[1] else read[0]
+    return float(text.replace(",", ".")) if _SCIENTIFIC[decimal].fullmatch(text.strip()) else None
+
+
+def amount_of(text: str, decimal: str) -> tuple[int | float, str] | None:
+    """Returns (number, currency as it is written or "") of an amount of money, whose number is written as number_of
+    says; None where it is none."""
+    found = _AMOUNT.fullmatch(_NO_CENTS.sub("", _fold(text)))
+    if found is None or (found["open"] is None) != (found["close"] is None):
+        return None
+    currencies = [one.strip() for one in (found["before"], found["after"]) if one.strip()]
+    digits, signs = _DIGITS[decimal].fullmatch(found["digits"]), _signs(found)
+    if digits is None or len(signs) + bool(found["open"]) > 1 or len(currencies) > 1:
+        return None
+    whole = re.sub("[^0-9]", "", digits["whole"] or "0")
+    size = float(f"{whole}.{digits['fraction']}") if digits["fraction"] else int(whole)
+    return -size if signs or found["open"] else size, "".join(currencies)
+
+
 def _fold(text: str) -> str:
     return " ".join(text.split())
 
@@ -78,13 +121,14 @@ def _amount(text: str) -> str | None:
     found = _AMOUNT.fullmatch(text)
     if found is None or (found["open"] is None) != (found["close"] is None):
         return None
-    plain = _plain_number(found["digits"].replace(" ", "'"))
-    if plain is None:
-        return None
-    signs = (found["sign"] + found["inner"] + found["behind"]).replace("+", "")
-    if len(signs) > 1:
+    plain, signs = _plain_number(re.sub("[ ’]", "'", found["digits"])), _signs(found)
+    if plain is None or len(signs) > 1:
         return None
     return _written(-Decimal(plain) if signs or found["open"] else Decimal(plain))
+
+
+def _signs(amount: re.Match[str]) -> str:
+    return (amount["sign"] + amount["inner"] + amount["behind"]).replace("+", "")
 
 
 def _plain_number(digits: str) -> str | None:

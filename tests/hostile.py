@@ -6,6 +6,7 @@ Hostile("quotes never closed", "rows.csv", b'text,label\\n"hello,a\\n', refused=
 import gzip
 import json
 import struct
+import zipfile
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -34,11 +35,51 @@ def row(line: int, text: Any, label: Any = "a") -> tuple[int, dict[str, Any]]:
     return line, {"text": text, "label": label}
 
 
+def line(number: int, text: str, file: str = "rows.txt", label: str = "rows") -> tuple[int, dict[str, Any]]:
+    """Returns what a reader must give for a line of text."""
+    return number, {"text": text, "label": label, "file": file}
+
+
 def parquet(columns: dict[str, Any]) -> bytes:
     """Returns the bytes of a Parquet file."""
     written = BytesIO()
     pq.write_table(pa.table(columns), written)
     return written.getvalue()
+
+
+MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+RELATIONS = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+PACKAGE = "http://schemas.openxmlformats.org/package/2006"
+
+
+def workbook(rows: str, prolog: str = "", **parts: bytes) -> bytes:
+    """Returns the bytes of an Excel workbook of one sheet, made of `rows` of XML, and of further parts."""
+    sheet = f'{prolog}<worksheet xmlns="{MAIN}"><sheetData>{rows}</sheetData></worksheet>'
+    types = f'<Types xmlns="{PACKAGE}/content-types"><Default Extension="xml" ContentType="application/xml"/>'
+    for part, kind in (("workbook", "sheet.main"), ("worksheets/sheet1", "worksheet"), ("styles", "styles")):
+        content = f"application/vnd.openxmlformats-officedocument.spreadsheetml.{kind}+xml"
+        types += f'<Override PartName="/xl/{part}.xml" ContentType="{content}"/>'
+    relation = '<Relationship Id="r{}" Type="' + RELATIONS + '/{}" Target="{}"/>'
+    relations = f'<Relationships xmlns="{PACKAGE}/relationships">' + "{}</Relationships>"
+    book = f'<workbook xmlns="{MAIN}" xmlns:r="{RELATIONS}"><sheets><sheet name="S" sheetId="1" r:id="r1"/></sheets>'
+    inside = relation.format(1, "worksheet", "worksheets/sheet1.xml") + relation.format(2, "styles", "styles.xml")
+    written = BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("[Content_Types].xml", f"{types}</Types>")
+        archive.writestr("_rels/.rels", relations.format(relation.format(1, "officeDocument", "xl/workbook.xml")))
+        archive.writestr("xl/workbook.xml", f"{book}</workbook>")
+        archive.writestr("xl/_rels/workbook.xml.rels", relations.format(inside))
+        archive.writestr("xl/styles.xml", parts.pop("styles", f'<styleSheet xmlns="{MAIN}"/>'.encode()))
+        archive.writestr("xl/worksheets/sheet1.xml", sheet)
+        for name, content in parts.items():
+            archive.writestr(f"xl/{name}.xml", content)
+    return written.getvalue()
+
+
+def cells(number: int, *texts: str) -> str:
+    """Returns a row of texts as a sheet has it."""
+    written = "".join(f'<c t="inlineStr"><is><t>{text}</t></is></c>' for text in texts)
+    return f'<row r="{number}">{written}</row>'
 
 
 def cesu8(text: str) -> bytes:
@@ -199,6 +240,38 @@ CSV = [
     Hostile("text after a quote", "rows.csv", PLAIN + b'"a\nb" c,a\n', refused="rows.csv:4: not CSV: a quoted field"),
     Hostile("bare quotes", "rows.csv", b'text,label\n"hello,a\n', (row(2, '"hello'),), source={"quotes": False}),
     Hostile(
+        "single quotes",
+        "rows.csv",
+        b"text,label\n'say \"hi\", it''s',a\n",
+        (row(2, 'say "hi", it\'s'),),
+        source={"quotes": "'"},
+        about={"quotes": "'"},
+    ),
+    Hostile(
+        "quotes by name, delimiter found",
+        "rows.csv",
+        b"text;label\n|a;b|;a\n",
+        (row(2, "a;b"),),
+        source={"quotes": "|"},
+        about={"delimiter": ";"},
+    ),
+    Hostile(
+        "a delimiter of several characters",
+        "rows.csv",
+        b'text::label\n"a:b::a\na::b::c\n',
+        (row(2, '"a:b'), (3, "3 fields where the header has 2")),
+        source={"delimiter": "::", "quotes": False},
+        about={"delimiter": "::"},
+    ),
+    Hostile(
+        "a delimiter of several characters, no header",
+        "rows.csv",
+        b"hello ||| a\n",
+        (row(1, "hello"),),
+        source={"delimiter": " ||| ", "quotes": False, "header": ["text", "label"]},
+    ),
+    Hostile("an excel order that quotes", "rows.csv", b'sep="\ntext,label\n', refused="data.source.delimiter"),
+    Hostile(
         "ragged",
         "rows.csv",
         b"text,label\nhello,a\nworld\na,b,c\nagain,b\n",
@@ -316,6 +389,14 @@ JSON = [
     Hostile("an object without rows", "rows.json", b'{"a": [[1]]}', refused="rows.json:1: an object without rows"),
     Hostile("a string", "rows.json", b'"hello"', refused="no array of objects"),
     Hostile("jsonl by another name", "rows.json", LINES, LINE_ROWS, about={"json_lines": True}),
+    Hostile(
+        "jsonl by another name, with a bad line",
+        "rows.json",
+        MARK + b"\n" + LINES + b"{broken\n",
+        (row(2, "hello"), row(3, "world", "b"), (4, "not JSON")),
+        about={"json_lines": True, "bom": True},
+    ),
+    Hostile("one line of jsonl by another name", "rows.json", GOOD(), (row(1, "hello"),)),
     Hostile("json cut off", "rows.json", b'[\n{"text": "hello"},\n{"text": "wo', refused="rows.json:3: not JSON"),
     Hostile("a wrapped array cut off", "rows.json", b'{"data": [\n{"text": "hello"}', refused="the file is cut off"),
     Hostile("a json array and more", "rows.json", b"[{}]\n{}", refused="rows.json:2: not JSON: Extra data"),
@@ -387,4 +468,118 @@ PARQUET = [
     ),
 ]
 
-HOSTILE: list[Hostile] = [*ENCODINGS, *CSV, *JSON, *COMPRESSED, *PARQUET]
+TEXT = [
+    Hostile("txt", "rows.txt", b"hello\r\n\r\n  world \r\n", (line(1, "hello"), line(3, "  world "))),
+    Hostile("txt.gz", "rows.txt.gz", gzip.compress(b"hello"), (line(1, "hello", "rows.txt.gz"),)),
+    Hostile(
+        "txt in cp1252", "rows.txt", b"na\xefve caf\xe9\n", (line(1, "naïve café"),), about={"encoding": "latin-1"}
+    ),
+    Hostile("txt with carriage returns", "rows.txt", b"hello\rworld\r", (line(1, "hello"), line(2, "world"))),
+    Hostile("U+2028 in txt", "rows.txt", "a\u2028b\x85c\n".encode(), (line(1, "a\u2028b\x85c"),)),
+    Hostile("a name of two parts", "card.lost.txt", b"hello\n", (line(1, "hello", "card.lost.txt", "card.lost"),)),
+    Hostile("txt that names a split", "refund_test.txt", b"hello\n", (line(1, "hello", "refund_test.txt", "refund"),)),
+    Hostile("half a pair in txt", "rows.txt", b"x\xed\xa0\xbd\nhello\n", ((1, "surrogate"), line(2, "hello"))),
+    Hostile("blank txt", "rows.txt", b"\n \n"),
+    Hostile("empty txt", "rows.txt", b"", refused="rows.txt: the file is empty"),
+    Hostile("txt that is a workbook", "rows.txt", b"PK\x03\x04\x14\0\x06\0", refused="an Excel workbook"),
+]
+
+HEADER = cells(1, "text", "label")
+SHEET = HEADER + cells(2, "hello", "a") + cells(3, "world", "b")
+XXE = '<!DOCTYPE worksheet [<!ENTITY e "x">]>'
+WORKBOOKS = [
+    Hostile("a workbook", "rows.xlsx", workbook(SHEET), TWO, about={"sheet": "S", "columns": ["text", "label"]}),
+    Hostile("a workbook with macros", "rows.xlsm", workbook(SHEET), TWO),
+    Hostile("a workbook of a header", "rows.xlsx", workbook(HEADER)),
+    Hostile("an empty sheet", "rows.xlsx", workbook(""), refused="rows.xlsx:1: sheet 'S' is empty"),
+    Hostile(
+        "one name twice in a sheet", "rows.xlsx", workbook(cells(1, "text", "text")), refused="rows.xlsx:1: column"
+    ),
+    Hostile(
+        "rows far apart",
+        "rows.xlsx",
+        workbook(cells(3, "text", "label") + cells(7, "hello", "a") + cells(1048576, "world", "b")),
+        (row(7, "hello"), row(1048576, "world", "b")),
+    ),
+    Hostile(
+        "a sheet without a header",
+        "rows.xlsx",
+        workbook(SHEET),
+        source={"header": ["text", "label"]},
+        rows=(row(1, "text", "label"), *TWO),
+    ),
+    Hostile("a header too short", "rows.xlsx", workbook(SHEET), refused="2 cells where", source={"header": ["text"]}),
+    Hostile(
+        "no such sheet", "rows.xlsx", workbook(SHEET), refused="no sheet 'T' (data.source.sheet)", source={"sheet": "T"}
+    ),
+    Hostile("a short row", "rows.xlsx", workbook(HEADER + cells(2, "hello")), (row(2, "hello", None),)),
+    Hostile(
+        "a cell beside the table", "rows.xlsx", workbook(HEADER + cells(2, "hello", "a", "mine")), (row(2, "hello"),)
+    ),
+    Hostile(
+        "numbers, truths, errors",
+        "rows.xlsx",
+        workbook(
+            HEADER
+            + '<row r="2"><c><v>12.100000000000001</v></c><c t="b"><v>1</v></c></row>'
+            + '<row r="3"><c><v>3.0</v></c><c><v>1E3</v></c></row>'
+            + '<row r="4"><c t="str"><f>A1</f><v>hello</v></c><c t="e"><v>#N/A</v></c></row>'
+        ),
+        (row(2, 12.1, True), row(3, 3, 1000), (4, "column 'label' holds the error #N/A; mend its formula")),
+    ),
+    Hostile(
+        "an escaped line end",
+        "rows.xlsx",
+        workbook(HEADER + cells(2, "hello_x000D_\nworld", "a_b")),
+        (row(2, "hello\r\nworld", "a_b"),),
+    ),
+    Hostile(
+        "an escaped half in a sheet", "rows.xlsx", workbook(HEADER + cells(2, "_xD800_", "a")), ((2, "surrogate"),)
+    ),
+    Hostile("no workbook", "rows.xlsx", PLAIN, refused="rows.xlsx: not an Excel workbook"),
+    Hostile("an empty workbook", "rows.xlsx", b"", refused="rows.xlsx: not an Excel workbook"),
+    Hostile("a workbook cut off", "rows.xlsx", workbook(SHEET)[:-40], refused="rows.xlsx: not an Excel workbook"),
+    Hostile("a workbook with a password", "rows.xlsx", b"\xd0\xcf\x11\xe0\xa1", refused="one with a password"),
+    Hostile(
+        "a sheet that breaks off", "rows.xlsx", workbook(f"{SHEET}<row>"), refused="rows.xlsx: not an Excel workbook"
+    ),
+    Hostile(
+        "a text that is not there",
+        "rows.xlsx",
+        workbook(HEADER + '<row r="2"><c t="s"><v>7</v></c></row>'),
+        refused="rows.xlsx:2: not an Excel workbook",
+    ),
+    Hostile("entities", "rows.xlsx", workbook(SHEET, XXE), refused="sheet1.xml has a document type"),
+    Hostile(
+        "entities in styles",
+        "rows.xlsx",
+        workbook(SHEET, styles=f"{XXE}<styleSheet/>".encode()),
+        refused="document type",
+    ),
+    Hostile(
+        "rows out of order",
+        "rows.xlsx",
+        workbook(HEADER + cells(3, "x", "a") + cells(2, "y", "b")),
+        refused="row 2 follows row 3",
+    ),
+    Hostile(
+        "a row beyond Excel",
+        "rows.xlsx",
+        workbook(HEADER + cells(1 << 40, "x", "a")),
+        refused="rows go from 1 to 1,048,576",
+    ),
+    Hostile(
+        "a row of too many cells",
+        "rows.xlsx",
+        workbook(f'{HEADER}<row r="2">{"<c/>" * 140_000}</row>'),
+        refused="row 2 has more cells",
+    ),
+    Hostile(
+        "styles without end",
+        "rows.xlsx",
+        workbook(SHEET, styles=b"<s>" + b"<x/>" * 600_000 + b"</s>"),
+        refused="more than 500,000 elements",
+    ),
+]
+
+HOSTILE: list[Hostile] = [*ENCODINGS, *CSV, *JSON, *COMPRESSED, *PARQUET, *TEXT, *WORKBOOKS]

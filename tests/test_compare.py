@@ -89,6 +89,7 @@ def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
     assert answer.stderr.count("vllm      starting") == 2, (
         "the adapter and its base by one server, the merged by another"
     )
+    assert answer.stderr.rindex("vllm      starting") < answer.stderr.index(" up after "), "both before one is asked"
     # On a CPU the merged model is served; it has the weights that were trained.
     assert scores["systems"]["tuned"]["title"] == "tuned (merged)"
     assert scores["systems"]["tuned"]["parity"]["agreement"] >= 0.99

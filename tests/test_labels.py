@@ -150,10 +150,14 @@ def test_labels_that_yaml_reads_as_numbers_are_the_text_that_a_source_has() -> N
 
 
 def test_answers_are_read_by_the_rule_of_the_data() -> None:
-    spec = classification.Spec("x", {"refund_status": "", "-1": "", "1": "", "US": "", "us": ""})
+    labels = {"refund_status": "", "-1": "", "1": "", "US": "", "us": ""}
+    spec = classification.Spec("x", labels, normalize_labels=True)
     said = ["Refund-Status", "REFUND STATUS", "\u22121", "1", "us", "Us", "refund status."]
     values = [classification.parse(spec, one).value for one in said]
     assert values == ["refund_status", "refund_status", "-1", "1", "us", None, None]
+    kept_apart = classification.Spec("x", labels)
+    values = [classification.parse(kept_apart, one).value for one in said]
+    assert values == [None, None, None, "1", "us", None, None]
 
 
 def test_the_most_frequent_spelling_is_the_label() -> None:

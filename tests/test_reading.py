@@ -312,14 +312,14 @@ def test_what_is_not_there_is_refused_with_its_key(tmp_path: Path) -> None:
     rows = str(put(tmp_path / "rows.csv"))
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")
-    notes = put(tmp_path / "notes.txt")
+    notes = put(tmp_path / "notes.pdf")
     told = {
         "data.source.path: there is no file": Source(path=str(tmp_path / "none.csv")),
         "data.source.paths[1]: there is no file": Source(paths=[rows, str(tmp_path / "none.csv")]),
         "data.source.test: there is no file": Source(train=rows, test=str(tmp_path / "none.csv")),
         "holds no file that can be read": Source(path=str(tmp_path / "empty")),
         "data.source.path: " + str(tmp_path / "*.json"): Source(path=str(tmp_path / "*.json")),
-        "unknown kind of file '.txt'; known: .csv": Source(path=str(notes)),
+        "unknown kind of file '.pdf'; known: .csv": Source(path=str(notes)),
         "neither a file nor a folder": Source(path=str(tmp_path / "pipe.csv")),
         "are one file": Source(train=rows, test=rows),
     }

@@ -21,12 +21,15 @@ def of_data(recipe: Recipe, sources: Sequence[tuple[str, str, str]]) -> str:
     model can be asked leaves validation and calibration.
     """
     keys = recipe.data.model_dump(mode="json", exclude={"source", "num_proc"})
-    dialect = recipe.data.source.model_dump(mode="json", include={"encoding", "delimiter", "header", "quotes"})
+    dialect = recipe.data.source.model_dump(
+        mode="json", include={"encoding", "delimiter", "header", "quotes", "sheet", "sample_by"}
+    )
     limits = {"max_length": recipe.train.max_length, "max_model_len": recipe.serve.max_model_len}
     prompt = {"task": recipe.task.model_dump(mode="json"), **limits}
     base: Any = [recipe.model.base, recipe.model.revision]
     if (folder := Path(recipe.model.base)).is_dir():
         base = {name: files.sha256(folder / name) for name in TOKENIZER if (folder / name).exists()}
+    base = [base, recipe.model.template.model_dump(mode="json"), recipe.model.stop]
     return files.digest(
         [DATA_VERSION, keys, dialect, prompt, base, recipe.privacy.redact, [list(one) for one in sources]]
     )

@@ -26,6 +26,7 @@ from train import (
     base,
     checkpoints,
     curve,
+    decodable,
     dequantize,
     disk,
     header,
@@ -61,12 +62,20 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     train_rows, validation_rows = rows_of(run, "train", hashes), rows_of(run, "validation", hashes)
     task = KINDS[recipe.task.variant]
     spec = task.specify(recipe.task, labels_of(run), may_be_empty(run))
+    if hasattr(spec, "normalize_labels"):
+        spec = replace(spec, normalize_labels=recipe.data.normalize_labels)
     told = teller(run)
 
-    tokenizer = render.tokenizer_of(recipe.model)
+    rendering = render.rendering_of(recipe.model)
+    tokenizer = rendering.tokenizer
+    say(*rendering.lines())
+    if rendering.differs:
+        told(f"{rendering.differs}; learnt is what is served and decoded: the open prompt, the answer, the stop")
     rows = lesson.learnt(task, spec, tokenizer, train_rows)
+    config = base.config_of(recipe.model)
+    preflight.check(rows, tokenizer, recipe, config)
+    decodable.check(task, spec, train_rows, rows, tokenizer, config.get_text_config().vocab_size)
     model, kept = dequantize.load(recipe, bases.store(run.folder), told)
-    preflight.check(rows, tokenizer, recipe, model.config)
     plan = lesson.planned(recipe, rows, model.config, told)
 
     prompts = render.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
@@ -95,7 +104,7 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     with disk.told_when_full(run.folder / "adapter"):
         commit = getattr(model.config, "_commit_hash", None)
         trained_base = bases.record(kept, kept.name) if kept else None
-        prompt = adapter.prompt(recipe, tokenizer, spec, decoded.max_answer_tokens, commit, trained_base)
+        prompt = adapter.prompt(recipe, rendering, spec, decoded.max_answer_tokens, commit, trained_base)
         folder = adapter.export(run, recipe, model, tokenizer, prompt, scores, probed, answers)
         picture = run.folder / "learning_curve.png"
         curve.draw(run.folder / "metrics.jsonl", picture, f"{run.recipe_name}  {run.id}", trained.get("best_step"))

@@ -157,14 +157,14 @@ def _row(values: dict[str, Any] | BadRowError, meant: dict[str, features.Meaning
     row = {}
     for name, value in values.items():
         try:
-            row[name] = _json(meant[name](value) if name in meant else value)
+            row[name] = as_json(meant[name](value) if name in meant else value)
         except BadRowError as error:
             raise BadRowError(f"column {name!r} holds {error}") from None
     return row
 
 
-def _json(value: Any) -> Any:
-    """An Arrow value as JSON has it. Raises BadRowError for what JSON has not: bytes, infinity."""
+def as_json(value: Any) -> Any:
+    """Returns a value of a table as JSON has it. Raises BadRowError for what JSON has not: bytes, infinity."""
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):
@@ -177,9 +177,9 @@ def _json(value: Any) -> Any:
             raise BadRowError("infinity")
         return None if math.isnan(value) else value
     if isinstance(value, dict):
-        return {str(name): _json(inside) for name, inside in value.items()}
+        return {str(name): as_json(inside) for name, inside in value.items()}
     if isinstance(value, list | tuple):
-        return [_json(inside) for inside in value]
+        return [as_json(inside) for inside in value]
     if isinstance(value, timedelta):
         return f"PT{Decimal(value // timedelta(microseconds=1)) / 1_000_000:f}S"
     for kind, text in AS_TEXT.items():

@@ -1,0 +1,68 @@
+"""Columns inside of columns: what `order.customer.name` reaches in a row.
+
+in   {"order": {"id": 7, "customer": {"name": "Ho Trading"}}, "tags": ["late"]}
+out  order.customer.name: "Ho Trading", tags.0: "late"; order.customer.phone is missing
+
+A column that bears the very name, dots and all, is meant before any that is reached. A text that holds a JSON object or
+list is reached into as well, as tables have them.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+MISSING = object()
+
+
+def roots(column: str) -> list[str]:
+    """Returns the columns of a file that a dotted name may begin with: order and order.customer of the example."""
+    return [column[:at] for at in _dots(column)]
+
+
+def reached(values: Mapping[str, Any], columns: Collection[str]) -> dict[str, Any]:
+    """Returns {dotted name: value} of those `columns` that a row has not by their very name, but reaches.
+
+    A path that ends early, at null, reaches null; one that names a key or an entry that is not there reaches nothing.
+    """
+    found = {column: _reach(values, column) for column in columns if column not in values}
+    return {column: value for column, value in found.items() if value is not MISSING}
+
+
+def names(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the dotted names of what stands inside of the objects of a row, for messages."""
+    for name, value in values.items():
+        inside = _opened(value)
+        if isinstance(inside, dict):
+            yield from (f"{name}.{below}" for below in [*inside, *names(inside)])
+
+
+def _reach(values: Mapping[str, Any], path: str) -> Any:
+    """What stands at the end of a path, by the longest name that begins it."""
+    if path in values:
+        return values[path]
+    for at in reversed(_dots(path)):
+        if path[:at] in values:
+            return _inside(_opened(values[path[:at]]), path[at + 1 :])
+    return MISSING
+
+
+def _inside(value: Any, path: str) -> Any:
+    if isinstance(value, list):
+        value = {str(number): entry for number, entry in enumerate(value)}
+    return _reach(value, path) if isinstance(value, dict) else None if value is None else MISSING
+
+
+def _opened(value: Any) -> Any:
+    """A value, or what a text holds as JSON: an object, a list, or null where it is empty."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return json.loads(value) if value.lstrip()[0] in "{[" else value
+    except (ValueError, RecursionError):
+        return value
+
+
+def _dots(path: str) -> list[int]:
+    return [at for at, sign in enumerate(path) if sign == "." and 0 < at < len(path) - 1]
