@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.schemas import fitting, unwrapped, wrapped
@@ -106,6 +106,7 @@ def test_the_score_against_a_worked_example() -> None:
         multilabel.score(SPEC, [], [])
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_the_figures_are_scikit_learns(found: list[tuple[set[str], set[str] | None]]) -> None:
     from sklearn.metrics import accuracy_score, f1_score
