@@ -189,9 +189,7 @@ def test_truth_values_are_read_as_tables_write_them(given: Any, value: Any) -> N
 
 def test_a_model_that_answers_1_for_true_has_not_answered() -> None:
     schema = {"type": "object", "properties": {"paid": {"type": "boolean"}}}
-    spec = extraction.specify(
-        Task(kind="extraction", instruction="Is the bill paid?", json_schema=schema), {}
-    )
+    spec = extraction.specify(Task(kind="extraction", instruction="Is the bill paid?", json_schema=schema), {})
     assert extraction.parse(spec, '{"paid": 1}').problem == "wrong_schema"
     assert extraction.parse(spec, '{"paid": true}').value == {"paid": True}
 
