@@ -19,6 +19,8 @@ TESTS    := OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses $(WORKERS) --dist
 export HARDWARE RUNS FRESH RUN FORCE REGISTRY
 # Without bytecode, as container images often set it, every process would compile torch and vLLM anew: 10 to 15 s each.
 unexport PYTHONDONTWRITEBYTECODE
+# Modules come from the lock and from here, whatever the shell that calls make has before them.
+unexport PYTHONPATH
 .DEFAULT_GOAL := help
 .PHONY: help setup doctor run data train export serve parity compare dashboard deploy rollback gateway models lint types test test-all check bench lock schema
 
@@ -88,7 +90,7 @@ check: lint types ## Lint, types, all tests, and files made from code
 	@$(VENV) -m recipes.schema --check
 	@$(TESTS)
 
-bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | serving (of RECIPE) | arithmetic | end_to_end | data_prep | coverage | parity_check | scoring | kills, ARGS="--only banking77"
+bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | serving (of RECIPE) | arithmetic | end_to_end | data_prep | coverage | parity_check | scoring | kills | soak | chat_templates, ARGS="--only banking77"
 	@$(VENV) -m bench.$(BENCH) $(if $(filter serving,$(BENCH)),$(RECIPE)) $(ARGS)
 
 schema: setup ## Write recipes/.schema.json, which editors read

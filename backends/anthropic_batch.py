@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from anthropic.types.messages import MessageBatch
 
-# Our clock may differ from theirs, and creating may be tried for a while.
-CLOCKS_DIFFER, TRIED_FOR = timedelta(minutes=5), timedelta(minutes=15)
+# Our clock may differ from theirs, and creating may be tried for a while. A batch of others that is taken for ours
+# costs a look at its results, and one of ours that is not found is paid for again.
+CLOCKS_DIFFER, TRIED_FOR = timedelta(hours=1), timedelta(minutes=15)
 # What each error of a batch would be as the answer to a live request; any other may have gone another day.
 _STATUS = {
     "invalid_request_error": 400,
@@ -52,7 +53,8 @@ async def found(
     async for batch in client.messages.batches.list(limit=100):
         if batch.created_at < began - CLOCKS_DIFFER:
             break
-        if batch.id not in strangers and batch.created_at < began + TRIED_FOR and _total(batch) == len(ids):
+        in_time = batch.created_at < began + TRIED_FOR + CLOCKS_DIFFER
+        if batch.id not in strangers and in_time and _total(batch) == len(ids):
             oldest = batch.id
     return oldest
 

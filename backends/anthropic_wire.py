@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from backends import model_families
 from backends.exchange import NO_KEY, Backend, Heard, Received, Request, Usage
 from backends.schemas import fitting, unwrapped, wrapped
+from backends.sdk_environment import without
 from recipes.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ _FINISHED = {
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
 }
-# Always given to the SDK, which would else take ANTHROPIC_BASE_URL of the environment for Anthropic.
 ADDRESS = "https://api.anthropic.com"
 # What a request can do without, by the names that a refusal gives it.
 OPTIONAL = {
@@ -39,8 +39,9 @@ def client(backend: Backend, heard: Heard | None = None) -> "Client":
     the headers of every response.
 
     Bedrock: region and credentials as boto3 finds them, or AWS_REGION and AWS_BEARER_TOKEN_BEDROCK. Vertex: the region
-    from CLOUD_ML_REGION, project and credentials as google-auth finds them, or ANTHROPIC_VERTEX_PROJECT_ID. Raises
-    RecipeError where one of them, or the library that looks for them, is missing.
+    from CLOUD_ML_REGION, project and credentials as google-auth finds them, or ANTHROPIC_VERTEX_PROJECT_ID. Other
+    variables of the environment change nothing (sdk_environment.py). Raises RecipeError where one of them, or the
+    library that looks for them, is missing.
     """
     from anthropic import AsyncAnthropic, AsyncAnthropicBedrock, AsyncAnthropicVertex, DefaultAsyncHttpxClient
 
@@ -51,14 +52,15 @@ def client(backend: Backend, heard: Heard | None = None) -> "Client":
     http = DefaultAsyncHttpxClient(**backend.transport, event_hooks={"response": [hear]})
     settings: dict[str, Any] = {"timeout": backend.timeout_seconds, "max_retries": 0, "http_client": http}
     settings["base_url"] = backend.base_url or (None if backend.cloud else ADDRESS)
-    try:
-        if backend.cloud == "bedrock":
-            return AsyncAnthropicBedrock(**_on_bedrock(backend), **settings)
-        if backend.cloud == "vertex":
-            return AsyncAnthropicVertex(**_on_vertex(backend), **settings)
-    except ValueError as error:
-        raise RecipeError(f"model {backend.model} on {backend.cloud} cannot be asked: {error}") from None
-    return AsyncAnthropic(api_key=backend.api_key, **settings)
+    with without(own_address=backend.base_url is None):
+        try:
+            if backend.cloud == "bedrock":
+                return AsyncAnthropicBedrock(**_on_bedrock(backend), **settings)
+            if backend.cloud == "vertex":
+                return AsyncAnthropicVertex(**_on_vertex(backend), **settings)
+        except ValueError as error:
+            raise RecipeError(f"model {backend.model} on {backend.cloud} cannot be asked: {error}") from None
+        return AsyncAnthropic(api_key=backend.api_key, **settings)
 
 
 def _on_bedrock(backend: Backend) -> dict[str, Any]:

@@ -14,7 +14,7 @@ probabilities are, and not the chance that the answer is right: the probability 
 import math
 from typing import TYPE_CHECKING, Any
 
-from backends import openai_wire
+from backends import model_families, openai_wire
 from backends.exchange import Backend, Choices, Heard, Received, Request, Usage
 from recipes.errors import RecipeError
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types import Decision
 
-FEWEST_CHOICES, MOST_CHOICES = 2, 255
 # A request has no parameter that it could do without.
 OPTIONAL: dict[str, tuple[str, ...]] = {}
 # A provider may round to a few digits; the logarithm of an honest 0 has no end.
@@ -36,7 +35,7 @@ def client(backend: Backend, heard: Heard | None = None) -> "AsyncOpenAI":
 
 def body(backend: Backend, request: Request) -> dict[str, Any]:
     """Returns the request as it is sent. Raises RecipeError for more labels than the endpoint takes."""
-    asked = choices_of(request, "decisions")
+    asked = choices_of(backend, request)
     choices = [{"value": label, "description": about} if about else {"value": label} for label, about in asked.labels]
     question = {"type": "choice", "instructions": asked.instruction, "choices": choices}
     return {"model": backend.model, "input": asked.text, "questions": [question]}
@@ -67,15 +66,16 @@ def received(decision: "Decision", backend: Backend, request: Request) -> Receiv
     return decided(str(answer.choice), found, decision.model, usage, request)
 
 
-def choices_of(request: Request, api: str) -> Choices:
+def choices_of(backend: Backend, request: Request) -> Choices:
     """Returns the question of a request. Raises RecipeError where an endpoint cannot take it."""
-    asked = request.choices
-    if asked is None:
-        raise RecipeError(f"api: {api} answers questions with fixed labels: it is for task.kind classification")
-    if not FEWEST_CHOICES <= len(asked.labels) <= MOST_CHOICES:
+    family, asked = model_families.of(backend.wire, backend.model), request.choices
+    if asked is None or family.choices is None:
+        raise RecipeError(f"api: {backend.wire} chooses among fixed labels: it is for task.kind classification")
+    fewest, most = family.choices
+    if not fewest <= len(asked.labels) <= most:
         raise RecipeError(
-            f"api: {api} takes {FEWEST_CHOICES} to {MOST_CHOICES} labels, and the task has {len(asked.labels):,}; "
-            "leave the baseline out, or ask the model by api: chat"
+            f"api: {backend.wire} takes {fewest} to {most} labels, and the task has {len(asked.labels):,} "
+            f"({family.source}); leave the baseline out, or ask the model by api: chat"
         )
     return asked
 

@@ -50,15 +50,21 @@ class Backend:
     """A server that asks for a longer wait (Retry-After) is not asked again."""
     concurrency: int = 16
     """Requests on their way at the same time, at most: fewer while the provider says that it is too much."""
+    direct: bool = False
+    """Whether no proxy may stand between, since the data may leave to nobody else."""
     cloud: Cloud | None = None
     """A private cloud that serves the provider's models: azure on the wire of OpenAI, the others on Anthropic's."""
 
     @property
     def transport(self) -> dict[str, Any]:
         """Returns what the SDK's HTTP client is told: a redirect is not followed, since it could lead to a host that
-        the data may not reach; nor does what is on this machine go through a proxy that the environment names."""
-        local = is_loopback(host_of(self.base_url))
-        return {"timeout": self.timeout_seconds, "follow_redirects": False, "trust_env": not local}
+        the data may not reach. Nor does a request go through a proxy that the environment names to a server on this
+        machine, over plain http, where the proxy would read prompt and key, and where the data may not leave."""
+        plain = (self.base_url or "").startswith("http://")
+        direct = self.direct or plain or is_loopback(host_of(self.base_url))
+        told = {"timeout": self.timeout_seconds, "follow_redirects": False, "trust_env": not direct}
+        # Anthropic's client (2.12) mounts the proxies of the environment by itself, whatever trust_env says.
+        return told | ({"mounts": dict.fromkeys(("all://", "http://", "https://"))} if direct else {})
 
 
 @dataclass(frozen=True)

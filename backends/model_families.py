@@ -1,8 +1,9 @@
 """What each model family takes in a request: one table, read by every wire.
 
-of("openai", "gpt-6-luna").sampling          "without_reasoning"
-of("anthropic", "claude-haiku-5-5").thinks   True: it thinks unless a request turns that off
-of("openai", "mistral-large").name           "unknown": no optional parameter is sent unless the recipe sets it
+of("openai", "gpt-6-luna").sampling                  "without_reasoning"
+of("anthropic", "claude-haiku-5-5").default_effort   "medium": it thinks unless a request turns that off
+of("openai", "mistral-large").name                   "unknown": no optional parameter is sent unless the recipe sets it
+of("decisions", "gpt-6-luna").choices                (2, 255): it chooses among so many labels, and writes nothing
 
 The first row that matches counts. A provider may change its rules at any time: the first request of a comparison
 (compare/first_request.py) finds what this table does not know. `CHECKED_WITH` names the SDK versions that the table was
@@ -68,11 +69,8 @@ class Family:
     batch: bool
     source: str
     checked: str = CHECKED_ON
-
-    @property
-    def thinks(self) -> bool:
-        """Returns whether a model thinks where the request does not say."""
-        return self.default_effort not in (None, "none")
+    choices: tuple[int, int] | None = None
+    """The fewest and the most labels of a question, of endpoints that decide; None: it writes."""
 
     def takes_temperature(self, effort: str | None) -> bool:
         """Returns whether a temperature may be sent beside this effort. Of unknown models: yes, since it is sent only
@@ -80,6 +78,12 @@ class Family:
         if self.sampling == "without_reasoning":
             return (effort or self.default_effort) == "none"
         return self.sampling != "no"
+
+    def tells_log_probabilities(self, effort: str | None) -> bool:
+        """Returns whether answers may be asked for with their log-probabilities beside this effort."""
+        if self.log_probabilities == "without_reasoning":
+            return (effort or self.default_effort) == "none"
+        return self.log_probabilities == "yes"
 
     def room_for_thinking(self, effort: str | None) -> int:
         """Returns the output tokens to leave for thinking."""
@@ -132,7 +136,24 @@ ANTHROPIC = (
            "model; these do not think unless asked"),
 )  # fmt: skip
 
-TABLE: Mapping[Wire, tuple[Family, ...]] = {"openai": OPENAI, "anthropic": ANTHROPIC}
+# They write nothing: no sampling, no thinking, no schema, and the probability of every label in the answer itself.
+DECISIONS = (
+    Family("decisions", r"", "no", (), None, frozenset(), False, "no", False,
+           "openai SDK 3.54, types/decision_create_params.py: 2 to 255 choices a question; batch_create_params.py: no "
+           "batches of /v1/decisions", choices=(2, 255)),
+)  # fmt: skip
+SYSTEMONE = (
+    Family("System One", r"", "no", (), None, frozenset(), False, "no", False,
+           "docs.ollama.com/api/systemone, abacus.ai/help/route-llm/systemone, docs.fireworks.ai: up to 255 criteria; "
+           "fewer than 2 leave nothing to choose", choices=(2, 255)),
+)  # fmt: skip
+
+TABLE: Mapping[Wire, tuple[Family, ...]] = {
+    "openai": OPENAI,
+    "anthropic": ANTHROPIC,
+    "decisions": DECISIONS,
+    "systemone": SYSTEMONE,
+}
 
 
 def of(wire: Wire, model: str) -> Family:

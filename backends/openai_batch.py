@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NAMED = "insource"
 # Our clock may be ahead of theirs.
-CLOCKS_DIFFER = timedelta(minutes=5)
+CLOCKS_DIFFER = timedelta(hours=1)
 _STATES = {"completed": "ended", "expired": "ended", "cancelled": "cancelled", "failed": "failed"}
 
 

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 from backends import model_families
 from backends.exchange import NO_KEY, Backend, Heard, Received, Request, Usage
 from backends.schemas import fitting, unwrapped, wrapped
+from backends.sdk_environment import without
+from recipes.addresses import host_of, is_loopback
 from recipes.errors import RecipeError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletion
 
-# Always given to the SDK, which would else take OPENAI_BASE_URL of the environment for OpenAI.
 ADDRESS = "https://api.openai.com/v1"
 # What a request can do without, by the name that a refusal gives it.
 OPTIONAL = {
@@ -27,7 +28,8 @@ def client(backend: Backend, heard: Heard | None = None) -> "AsyncOpenAI":
     the headers of every response.
 
     On Azure the SDK reads the version of the API from OPENAI_API_VERSION, and without a key AZURE_OPENAI_AD_TOKEN.
-    Raises RecipeError where one of them is missing.
+    Other variables of the environment change nothing (sdk_environment.py). Raises RecipeError where one of them is
+    missing.
     """
     from openai import AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 
@@ -38,10 +40,13 @@ def client(backend: Backend, heard: Heard | None = None) -> "AsyncOpenAI":
     http = DefaultAsyncHttpxClient(**backend.transport, event_hooks={"response": [hear]})
     settings: dict[str, Any] = {"timeout": backend.timeout_seconds, "max_retries": 0, "http_client": http}
     if backend.cloud != "azure":
-        return AsyncOpenAI(api_key=backend.api_key, base_url=backend.base_url or ADDRESS, **settings)
-    key = None if backend.api_key == NO_KEY else backend.api_key
+        with without(own_address=backend.base_url is None):
+            return AsyncOpenAI(api_key=backend.api_key, base_url=backend.base_url or ADDRESS, **settings)
+    # Without a key the SDK takes Azure's own from the environment, which a stand-in on this machine must not get.
+    key = None if backend.api_key == NO_KEY and not is_loopback(host_of(backend.base_url)) else backend.api_key
     try:
-        return AsyncAzureOpenAI(azure_endpoint=backend.base_url or "", api_key=key, **settings)
+        with without(own_address=False):
+            return AsyncAzureOpenAI(azure_endpoint=backend.base_url or "", api_key=key, **settings)
     except (OpenAIError, ValueError) as error:
         raise RecipeError(f"model {backend.model} on Azure cannot be asked: {error}") from None
 

@@ -20,6 +20,7 @@ IN_WORDS = {
     "minItems": "at least {} entries",
     "minimum": "at least {}",
     "maximum": "at most {}",
+    "uniqueItems": "no entry twice",
 }
 
 
@@ -44,6 +45,8 @@ def unwrapped(schema: Mapping[str, Any], text: str) -> str:
     except (ValueError, RecursionError):
         return text
     answer = found.get(ANSWER) if isinstance(found, dict) and len(found) == 1 else None
+    if isinstance(answer, list) and schema.get("type") == "array":
+        return json.dumps(answer, ensure_ascii=False)
     return answer if isinstance(answer, str) else text
 
 
@@ -67,6 +70,9 @@ def fitting(schema: Mapping[str, Any], keywords: Collection[str] | None, one_typ
             kept[key] = value
         else:
             moved.append(IN_WORDS.get(key, key + ": {}").format(value))
+    if "properties" in kept and "required" in keywords:
+        # Strict modes want every key; one that may be left out may be null too.
+        kept["required"] = list(kept["properties"])
     if moved:
         about = ", ".join(moved)
         kept["description"] = f"{kept['description']} ({about})" if kept.get("description") else about

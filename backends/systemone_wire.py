@@ -30,7 +30,7 @@ def client(backend: Backend, heard: Heard | None = None) -> "AsyncOpenAI":
 
 def body(backend: Backend, request: Request) -> dict[str, Any]:
     """Returns the request as it is sent. Raises RecipeError for more labels than the endpoint takes."""
-    asked = choices_of(request, "systemone")
+    asked = choices_of(backend, request)
     criteria = {label: about or None for label, about in asked.labels}
     question = {"type": "choice", "instructions": asked.instruction, "criteria": criteria}
     return {"model": backend.model, "state": asked.text, "questions": {QUESTION: question}}

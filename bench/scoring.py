@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from compare import score
+from compare import comparisons, score
 from compare.gathered import Gathered
 from compare.material import Material
 from compare.predictions import Answer
@@ -54,10 +54,10 @@ def measured(rows: int, labels: int, clusters: bool) -> dict[str, Any]:
     began = time.perf_counter()
     every = [score.scored(one, material, None) for one in gathered]
     told = [score.system_json(one, material, PRIMARY, fitted=False) for one in every]
-    compared = score.comparisons(every, PRIMARY)
-    score.agreement(every)
-    score.confusion(every, material)
-    score.disagreements(every[0], every[1], material)
+    compared = comparisons.paired_differences(every, PRIMARY)
+    comparisons.agreement(every)
+    comparisons.confusion(every, material)
+    comparisons.disagreements(every[0], every[1], material)
     seconds = time.perf_counter() - began
     assert len(told) == len(RIGHT) and compared
     return {

@@ -12,8 +12,9 @@ model, parameters: backends/refusals.py): these make the system INCOMPLETE. They
 connection, no answer in time, 408, 409, 429, 5xx, what cannot be read) are asked for again by the next invocation; what
 the row is to blame for (too long, filtered) is not.
 
-What was on its way when a process was killed is asked again, as nobody knows of it: to a live model that is at most
-`backend.concurrency` calls, and in a batch none.
+What was on its way when a process was killed is asked again, as nobody knows its answer, and counts as paid: attempts
+are on disk before they are sent (compare/attempts.py). To a live model that is at most `backend.concurrency` calls, and
+in a batch none.
 """
 
 import asyncio
@@ -25,8 +26,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backends.ask import WIRES, replies
-from backends.exchange import Backend, Received, Reply, Request, Usage
+from backends.exchange import Backend, Reply, Request
 from compare import journal as journals
+from compare.attempts import Attempts
 from compare.journal import Answered as Answered
 from compare.journal import Journal, key_of
 from compare.journal import Question as Question
@@ -159,54 +161,10 @@ def last(backend: Backend, identity: Any, question: Question, journal: Path) -> 
 
 def known_usd(backend: Backend, identity: Any, questions: Sequence[Question], journal: Path) -> float:
     """Returns what was paid, or may have been paid, for these questions by earlier invocations."""
-    rows = {row.key: row for row in journals.read(journal)}
     body = WIRES[backend.wire].body
     keys = {key_of(identity, body(backend, one.request), one.repeat) for one in questions}
-    return sum((row.usd or 0.0) + row.unsure_usd for key, row in rows.items() if key in keys)
-
-
-def row_of(
-    question: Question,
-    key: str,
-    request_sha256: str,
-    received: Received | None,
-    *,
-    asked: str,
-    error: str | None = None,
-    final: bool = True,
-    usd: float | None = None,
-    unsure_usd: float = 0.0,
-    batch: bool = False,
-    refused: bool = False,
-    latency_seconds: float | None = None,
-    attempt_latencies_seconds: tuple[float, ...] = (),
-) -> Answered:
-    """Returns the line of the journal for what became of a question."""
-    usage = received.usage if received else Usage()
-    return Answered(
-        key=key,
-        id=question.id,
-        repeat=question.repeat,
-        request_sha256=request_sha256,
-        output=received.output if received else None,
-        model_id=received.model_id if received else None,
-        finish_reason=received.finish_reason if received else None,
-        log_probability=received.log_probability if received else None,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-        cached_tokens=usage.cached_tokens,
-        latency_seconds=latency_seconds,
-        attempt_latencies_seconds=attempt_latencies_seconds,
-        error=error,
-        final=final,
-        usd=usd,
-        unsure_usd=unsure_usd,
-        batch=batch,
-        asked=asked,
-        refused=refused,
-        probabilities=received.probabilities if received else None,
-    )
+    # Every line of a question, not only the last: each attempt that another invocation repeated may have been paid for.
+    return sum((row.usd or 0.0) + row.unsure_usd for row in journals.read(journal) if row.key in keys)
 
 
 def _sorted(
@@ -246,9 +204,10 @@ async def _live(a_round: Round) -> tuple[int, str | None]:
             yield replace(questions[0].request, id=key)
 
     rows: asyncio.Queue[Answered | None] = asyncio.Queue()
-    written = asyncio.create_task(_write(a_round, rows))
+    attempts = Attempts(purse, a_round.journal.path) if purse is not None else None
+    written = asyncio.create_task(_write(a_round, rows, attempts))
     try:
-        async with aclosing(replies(a_round.backend, requests(), purse)) as coming:
+        async with aclosing(replies(a_round.backend, requests(), attempts)) as coming:
             async for reply in coming:
                 if written.done():
                     break
@@ -264,10 +223,12 @@ async def _live(a_round: Round) -> tuple[int, str | None]:
     finally:
         rows.put_nowait(None)
         await written
+        if attempts:
+            attempts.close()
     return retries, stopped[0] if stopped else None
 
 
-async def _write(a_round: Round, rows: asyncio.Queue[Answered | None]) -> None:
+async def _write(a_round: Round, rows: asyncio.Queue[Answered | None], attempts: Attempts | None) -> None:
     """Writes what comes, all that is there at once: one flush to disk takes as long as many answers, and must neither
     hold up the others nor show in their latencies."""
     last = False
@@ -279,13 +240,15 @@ async def _write(a_round: Round, rows: asyncio.Queue[Answered | None]) -> None:
         found = [row for row in together if row is not None]
         if found:
             await asyncio.to_thread(a_round.journal.append, found)
+            if attempts:
+                await asyncio.to_thread(attempts.answered, [row.key for row in found])
         for row in found:
             a_round.tell(row)
 
 
 def _row(a_round: Round, reply: Reply) -> Answered:
     purse, received = a_round.purse, reply.received
-    return row_of(
+    return journals.row_of(
         a_round.waiting[reply.id][0],
         reply.id,
         reply.request_sha256,

@@ -1,26 +1,24 @@
-"""Answers that the user has already: a JSONL file to one answer for each test row.
+"""Answers that the user has already: a file (JSONL, CSV, TSV, JSON or Parquet) to one answer for each test row.
 
 in   {"id": "T000017", "output": "Delivery-Delay", "input_tokens": 231, "output_tokens": 5, "cost_usd": 0.0004}
      {"id": "T000018", "output": null}
 out  Answer("T000017", "delivery_delay", input_tokens=231, output_tokens=5, cost_usd=0.0004)
      Answer("T000018", "", finish_reason="refusal")
 
-The bytes are read as those of a data file are (data_prep/encoding.py), ids and labels as data preparation reads those
-of the source. Nothing is guessed: two answers with one id, or a figure that is no finite number, are an error.
+The file is read as a data file is (answer_rows.py), ids and labels as data preparation reads those of the source.
+Nothing is guessed: two answers with one id, or a figure that is no finite number, are an error.
 """
 
-import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compare import answer_rows
+from compare.answer_rows import AnswerRow
 from compare.material import Material
 from compare.predictions import Answer
-from data_prep.encoding import Text, detect, has_half, lines
-from data_prep.source_row import SourceFile
-from data_prep.sources import COMPRESSIONS
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_compare import Baseline
@@ -30,10 +28,10 @@ from tasks.given import cell
 TOKENS = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens")
 AMOUNTS = ("latency_seconds", "cost_usd")
 SHARES = ("confidence",)
+FIGURES = (*TOKENS, *AMOUNTS, *SHARES)
 # A figure beyond it is none that anybody measured, and a whole number may be too large for a float.
 MOST = 1e15
 SHOWN_CHARACTERS = 80
-KEY = "encoding of this baseline (compare.baselines)"
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class Rules:
     """Whether spellings of one label are one label (data.normalize_labels)."""
     redact: Collection[str] = ()
     """Kinds of personal data that are replaced (privacy.redact)."""
+    label_separator: str | None = None
+    """What stands between several labels of a text (data.columns.label_separator)."""
 
 
 AS_BY_DEFAULT = Rules()
@@ -72,7 +72,7 @@ class AnswersFile:
 
 def rules_of(recipe: Recipe) -> Rules:
     """Returns the rules by which a recipe's data were prepared."""
-    return Rules(recipe.data.normalize_labels, recipe.privacy.redact)
+    return Rules(recipe.data.normalize_labels, recipe.privacy.redact, recipe.data.columns.label_separator)
 
 
 def read(baseline: Baseline, rules: Rules) -> AnswersFile:
@@ -81,18 +81,17 @@ def read(baseline: Baseline, rules: Rules) -> AnswersFile:
     path = Path(baseline.path)
     if not path.is_file():
         raise RecipeError(f"compare.baselines: there is no file {path}")
-    file = SourceFile("answers", path, str(path), "jsonl", COMPRESSIONS.get(path.suffix.lower()))
-    text = detect(file, baseline.encoding, KEY)
+    given = answer_rows.read(path, baseline.encoding, FIGURES)
     found: dict[str, Line] = {}
-    for number, line in _numbered(file, text):
-        where = f"{path}:{number}"
-        row_id, one = _line(where, number, line, rules)
+    for row in given.rows:
+        row_id, one = _line(row, rules)
         if (other := found.get(row_id)) is not None:
             raise RecipeError(
-                f"{where}: id {row_id!r} stands in line {other.number} already; a row has one answer: keep one of them"
+                f"{row.where}: id {row_id!r} stands in {given.unit} {other.number} already; a row has one answer: keep "
+                "one of them"
             )
         found[row_id] = one
-    return AnswersFile(path, found, text.encoding if text.guessed else None)
+    return AnswersFile(path, found, given.guessed_encoding)
 
 
 def matched(
@@ -100,7 +99,7 @@ def matched(
 ) -> tuple[list[Answer], str | None, list[str]]:
     """Returns an answer for each test row, why they are not complete (None where they are), and notes on how they were
     read. Raises RecipeError where no id is that of a test row."""
-    spelt = material.module.given_answers(material.spec, rules.normalize_labels)
+    spelt = material.module.given_answers(material.spec, rules.normalize_labels, rules.label_separator)
     found, respelt = [], 0
     for row in material.test:
         line = file.by_id.get(row["id"])
@@ -132,35 +131,15 @@ def _answer(row: str, line: Line | None, output: str | None, name: str, rules: R
     return Answer(row, output, finish_reason=reason, model_id=line.model_id or name, **line.figures)
 
 
-def _numbered(file: SourceFile, text: Text) -> Iterable[tuple[int, str]]:
-    """Yields the lines that are not blank. A bare carriage return ends one only where nothing else does; U+2028, NEL
-    and the like never do."""
-    newline = "\r" if set(text.scan.line_ends) == {"cr"} else "\n"
-    for number, line in enumerate(lines(file, text, newline), 1):
-        if line.strip():
-            yield number, line
-
-
-def _line(where: str, number: int, line: str, rules: Rules) -> tuple[str, Line]:
-    """Returns the id and the answer of one line."""
-    needs = f'{where}: needs a JSON object with "id" and "output"'
-    try:
-        row = json.loads(line, object_pairs_hook=_once)
-    except _TwiceError as error:
-        raise RecipeError(f"{where}: key {error.args[0]!r} stands there twice; keep one of them") from None
-    except (ValueError, RecursionError):
-        raise RecipeError(f"{needs}, given {line.strip()[:SHOWN_CHARACTERS]}") from None
-    if not isinstance(row, dict) or "id" not in row or "output" not in row:
-        raise RecipeError(f"{needs}, given {line.strip()[:SHOWN_CHARACTERS]}")
-    row_id = _id(where, row["id"], rules)
-    told = f"{where}: id {row_id!r}"
-    if has_half(json.dumps([row_id, row["output"]], ensure_ascii=False)):
-        raise RecipeError(f"{told}: output holds half of a surrogate pair, which is no character; replace it")
-    model = row.get("model_id")
+def _line(row: AnswerRow, rules: Rules) -> tuple[str, Line]:
+    """Returns the id and the answer of one row."""
+    row_id = _id(row.where, row.values["id"], rules)
+    told, model = f"{row.where}: id {row_id!r}", row.values.get("model_id")
     if model is not None and not isinstance(model, str):
         raise RecipeError(f"{told}: model_id is {model!r}; give text, or leave it out")
-    figures = {name: _figure(told, name, row[name]) for name in (*TOKENS, *AMOUNTS, *SHARES) if name in row}
-    return row_id, Line(number, row["output"], model, {name: one for name, one in figures.items() if one is not None})
+    figures = {name: _figure(told, name, row.values[name]) for name in FIGURES if name in row.values}
+    known = {name: one for name, one in figures.items() if one is not None}
+    return row_id, Line(row.number, row.values["output"], model, known)
 
 
 def _id(where: str, given: Any, rules: Rules) -> str:
@@ -187,16 +166,3 @@ def _figure(where: str, name: str, given: Any) -> int | float | None:
         shown = repr(given) if number else cell(given)
         raise RecipeError(f"{where}: {name} is {shown[:SHOWN_CHARACTERS]}; give {needs}, or null where it is not known")
     return int(given) if whole else float(given)
-
-
-class _TwiceError(Exception):
-    """A key that an object has twice."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise _TwiceError(name)
-        found[name] = value
-    return found

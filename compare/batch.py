@@ -21,8 +21,8 @@ from typing import Any
 from backends import batches
 from backends.ask import WIRES, Failed, request_sha256
 from backends.exchange import Backend, Constraint, Received, Request, Structured, Wire
-from compare.answers import Round, row_of
-from compare.journal import Question, batch_file
+from compare.answers import Round
+from compare.journal import Question, batch_file, row_of
 from compare.spend import input_bytes
 from recipes.errors import StageError
 from tracking import files

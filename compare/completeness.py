@@ -90,4 +90,5 @@ def _end(answer: Answer, problem: str | None) -> str:
         return "refused"
     if problem != NO_ANSWER:
         return "malformed"
-    return "refused" if (answer.error or "").startswith("HTTP 4") else "failed"
+    # A 429 after all attempts says nothing of the row, and nothing of the model.
+    return "refused" if (answer.error or "").startswith("HTTP 4") and not answer.may_pass else "failed"

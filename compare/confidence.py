@@ -15,7 +15,7 @@ from compare.material import Material, Rows
 from compare.predictions import Answer
 from insource.stats import calibration
 from insource.stats.calibration import Platt
-from recipes.schema_clashes import METRICS
+from recipes.schema_clashes import ROW_METRICS
 from tracking import files
 from tracking.run import Run
 
@@ -55,7 +55,7 @@ def right_of(found: predictions.Predictions, material: Material) -> list[float]:
     """Returns for each row whether it is right: 1 or 0, by the first metric of the task that says so."""
     kind = material.prompt["task"]["kind"]
     whole = {"generation": "exact_match"}
-    return list(found.metrics[whole.get(kind, METRICS[kind][0])])
+    return list(found.metrics[whole.get(kind, ROW_METRICS[kind])])
 
 
 def reliability(confidences: Sequence[float | None], right: Sequence[float], fitted: bool) -> dict[str, Any] | None:

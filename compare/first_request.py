@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from backends import refusals
 from backends.ask import WIRES
-from compare import answers, material, prices, providers, systems
+from compare import answers, material, models, preflight, prices, providers, systems
 from compare.gathered import Place
 from compare.journal import Answered
 from compare.spend import Budget
@@ -43,9 +43,13 @@ class First:
         """Returns what the console shows."""
         if self.answer is None or self.why_not:
             return f"refused   {self.system.name}: {self.why_not}"
+        if self.answer.error:
+            return f"asked     {self.system.name}: takes requests, and refuses this train row for what it says"
         told = f"asked     {self.system.name}: answers, model {self.answer.model_id}"
         if self.answer.input_tokens is not None:
             told += f", {self.answer.input_tokens:,} tokens read, {self.answer.output_tokens or 0:,} written"
+        if self.system.baseline and (day := models.announced(self.system.baseline)):
+            told += f"; it is shut down on {day}"
         if self.answer.finish_reason == "length":
             told += "; CUT by the output limit: raise max_output_tokens, or lower effort"
         return told + (f"; without {', '.join(self.system.left_out)}, which it refuses" if self.system.left_out else "")
@@ -85,7 +89,8 @@ def ask(place: Place, system: System, budget: Budget) -> First:
                 return First(system, None, found.why_incomplete or "not asked")
         refused = refusals.parameter(answer.error or "", optional)
         if refused is None or refused in system.left_out:
-            return First(system, answer, answer.error)
+            # What is final lies in the row: too long, or filtered. The next row may be neither.
+            return First(system, answer, None if answer.final else answer.error)
         print(f"left out  {refused}, which {system.name} refuses: {answer.error}", file=sys.stderr, flush=True)
         system = replace(system, left_out=(*system.left_out, refused))
 
@@ -120,7 +125,9 @@ def checked(name: str, here: Run, recipe: Recipe) -> int:
     left_out = {one.name for one in missing}
     for one in missing:
         print(f"not run   {one.title}: {one.why}")
-    _, refused = of_all(place_of(here, name, recipe), [one for one in chosen if one.name not in left_out])
+    place, running = place_of(here, name, recipe), [one for one in chosen if one.name not in left_out]
+    preflight.check(place, running)
+    _, refused = of_all(place, running)
     return command.GATE if refused or missing else command.DONE
 
 

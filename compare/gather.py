@@ -7,7 +7,8 @@ was, and one that is repeated asks for nothing that it knows.
 import sys
 from collections.abc import Sequence
 
-from compare import answers_file, linear, owned, preferences, providers
+from compare import answers_file, engines, linear, owned, preferences, providers
+from compare.engines import Engines
 from compare.gathered import Gathered, Place
 from compare.predictions import Answer
 from compare.systems import NotRun, System, in_its_place
@@ -28,27 +29,30 @@ def everything(place: Place, systems: Sequence[System]) -> tuple[list[Gathered],
         return preferences.everything(place, systems), []
     place.answers.mkdir(exist_ok=True)
     found: dict[str, Gathered] = {}
-    for one in systems:
-        if one.kind in ("linear", "nearest"):
-            found[one.name] = learnt(place, one)
-        elif one.kind == "file":
-            found[one.name] = providers.given(place, one, answers_file.rules_of(place.recipe))
-    served, failed = everything_served(place, systems)
+    with engines.opened() as ours:
+        owned.start_ahead(place, servers(systems), ours)
+        for one in systems:
+            if one.kind in ("linear", "nearest"):
+                found[one.name] = learnt(place, one)
+            elif one.kind == "file":
+                found[one.name] = providers.given(place, one, answers_file.rules_of(place.recipe))
+        served, failed = everything_served(place, systems, ours)
     found |= {one.system.name: one for one in served}
     found |= providers.everyone(place, [one for one in systems if one.kind == "closed"])
     last = [one.name for one in systems if one.name in found]
     return [found[name] for name in last], failed
 
 
-def everything_served(place: Place, systems: Sequence[System]) -> tuple[list[Gathered], list[NotRun]]:
+def everything_served(place: Place, systems: Sequence[System], ours: Engines) -> tuple[list[Gathered], list[NotRun]]:
     """Returns what the systems answered that vLLM has to serve, the tuned model first, and what could not be served."""
     found: dict[str, Gathered] = {}
     failed: list[NotRun] = []
     todo = servers(systems)
+    asked = {one.name: owned.asked_of(place, one) for together in todo for one in together}
     while todo:
         together = todo.pop(0)
         try:
-            found |= owned.served(place, together)
+            found |= owned.served(place, together, asked, ours)
         except (RecipeError, StageError) as error:
             first, *others = together
             forms = [one for group in todo for one in group if one.kind == "tuned"]
@@ -86,11 +90,14 @@ def learnt(place: Place, system: System) -> Gathered:
     """Returns what a linear model says, trained here on the rows that training had."""
     material, encoder = place.material, place.recipe.compare.encoder
     print(f"fitting   {system.title} on {len(material.train):,} rows", file=sys.stderr, flush=True)
-    if system.name == ENCODER:
-        assert encoder is not None
-        guesses = linear.encoded(material.train, material.test, material.answers, encoder)
+    module, of_system = material.module, encoder if system.name == ENCODER else None
+    if module.MANY:
+        labels, empty = list(material.spec.labels), material.spec.may_be_empty
+        guesses = linear.sets(material.train, material.test, labels, empty, of_system)
+    elif of_system is not None:
+        guesses = linear.encoded(material.train, material.test, material.answers, of_system)
     else:
-        guesses = linear.guesses(material.train, material.test, material.answers, material.module.LABELLED)
+        guesses = linear.guesses(material.train, material.test, material.answers, module.LABELLED)
     found = [
         Answer(row["id"], one.output, model_id=system.name, log_probability=one.log_probability)
         for row, one in zip(material.test, guesses, strict=True)

@@ -167,6 +167,7 @@ def answer_of(found: Collected, row: str, repeat: int = 0) -> Answer:
         reused=one.reused,
         cost_usd=one.usd,
         error=one.error,
+        may_pass=not one.final,
         probabilities=one.probabilities,
         not_asked=one.refused,
     )

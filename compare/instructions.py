@@ -15,7 +15,7 @@ from compare.prices import Priced
 from compare.spend import Budget
 from compare.systems import System
 from recipes.schema_clashes import METRICS
-from tasks import in_words
+from tasks import in_words, references
 
 Asked = Callable[[System, Material, Rows], Asking]
 
@@ -55,7 +55,7 @@ def chosen(place: Place, system: System, asked: Asked, budget: Budget | None, pr
     if not asking:
         return Chosen(candidates[0])
     compare = place.recipe.compare
-    metric = compare.primary.metric if compare.primary else METRICS[place.recipe.task.kind][0]
+    metric = compare.primary.metric if compare.primary else METRICS[place.recipe.task.variant][0]
     mine = _tried_on(place)
     usd, values = 0.0, list[float]()
     for one in asking:
@@ -66,7 +66,8 @@ def chosen(place: Place, system: System, asked: Asked, budget: Budget | None, pr
             told = f"{system.title}: its first instruction was taken: choosing among them was not ended"
             return Chosen(candidates[0], [f"{told} ({found.why_incomplete})"], usd)
         parsed = [predictions.read(mine, answer_of(found, row["id"])) for row in mine.test]
-        values.append(mine.module.score(mine.spec, [row["target"] for row in mine.test], parsed)[metric])
+        targets = references.targets_of(mine.module, mine.spec, mine.test, parsed)
+        values.append(mine.module.score(mine.spec, targets, parsed)[metric])
     best = values.index(max(values))
     told = f"{system.title}: instruction {best + 1} of {len(values)}, chosen on {len(mine.test)} validation rows"
     figures = ", ".join(f"{value:.1%}" for value in values)

@@ -18,11 +18,12 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from backends.exchange import Request
+from backends.exchange import Received, Request, Usage
+from compare import attempts
 from recipes.errors import StageError
 
 
@@ -87,8 +88,9 @@ class Journal:
         """Writes lines and flushes them to disk. Raises StageError where they cannot be written."""
         lines = "".join(line_of(row) for row in rows)
         try:
-            self._file.write(lines.encode("utf-8", "surrogatepass"))
-            self._file.flush()
+            left = memoryview(lines.encode("utf-8", "surrogatepass"))
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise StageError(f"{self.path}: answers cannot be written: {error.strerror or error}") from None
@@ -102,7 +104,8 @@ def opened(path: Path) -> Iterator[Journal]:
     Raises StageError where another process holds it, and for a broken line that is not the last.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    # Unbuffered: closing a file writes its buffer once more, and on a full disk fails once more.
+    with path.open("ab+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -120,8 +123,16 @@ def opened(path: Path) -> Iterator[Journal]:
 
 
 def read(path: Path) -> list[Answered]:
-    """Returns the lines of a journal that may be open elsewhere, in order; none where there is no file."""
-    return _read(path.read_bytes(), path)[0] if path.is_file() else []
+    """Returns the lines of a journal that may be open elsewhere, in order; none where there is no file. What attempts
+    can have cost whose answer is not known stands in `unsure_usd`, of a line without an answer where there is none."""
+    rows = _read(path.read_bytes(), path)[0] if path.is_file() else []
+    last = {row.key: at for at, row in enumerate(rows)}
+    for key, usd in attempts.unsettled_usd(path).items():
+        if (at := last.get(key)) is not None:
+            rows[at] = replace(rows[at], unsure_usd=rows[at].unsure_usd + usd)
+        else:
+            rows.append(_unanswered(key, usd))
+    return rows
 
 
 def batch_file(path: Path) -> Path:
@@ -141,10 +152,80 @@ def key_of(identity: Any, body: Mapping[str, Any], repeat: int) -> str:
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def row_of(
+    question: Question,
+    key: str,
+    request_sha256: str,
+    received: Received | None,
+    *,
+    asked: str,
+    error: str | None = None,
+    final: bool = True,
+    usd: float | None = None,
+    unsure_usd: float = 0.0,
+    batch: bool = False,
+    refused: bool = False,
+    latency_seconds: float | None = None,
+    attempt_latencies_seconds: tuple[float, ...] = (),
+) -> Answered:
+    """Returns the line of the journal for what became of a question."""
+    usage = received.usage if received else Usage()
+    return Answered(
+        key=key,
+        id=question.id,
+        repeat=question.repeat,
+        request_sha256=request_sha256,
+        output=received.output if received else None,
+        model_id=received.model_id if received else None,
+        finish_reason=received.finish_reason if received else None,
+        log_probability=received.log_probability if received else None,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        cached_tokens=usage.cached_tokens,
+        latency_seconds=latency_seconds,
+        attempt_latencies_seconds=attempt_latencies_seconds,
+        error=error,
+        final=final,
+        usd=usd,
+        unsure_usd=unsure_usd,
+        batch=batch,
+        asked=asked,
+        refused=refused,
+        probabilities=received.probabilities if received else None,
+    )
+
+
 def line_of(row: Answered) -> str:
     """Returns an answer as its line."""
     told = {name: value for name, value in asdict(row).items() if name != "reused"}
     return json.dumps(told, ensure_ascii=False) + "\n"
+
+
+def _unanswered(key: str, usd: float) -> Answered:
+    """A question that was sent, and of which nothing is known."""
+    return Answered(
+        output=None,
+        model_id=None,
+        finish_reason=None,
+        log_probability=None,
+        input_tokens=None,
+        output_tokens=None,
+        reasoning_tokens=None,
+        cached_tokens=None,
+        latency_seconds=None,
+        usd=None,
+        key=key,
+        id=key,
+        repeat=0,
+        request_sha256="",
+        attempt_latencies_seconds=(),
+        error="the process that asked ended before an answer was written down",
+        final=False,
+        unsure_usd=usd,
+        batch=False,
+        asked="",
+    )
 
 
 def _read(data: bytes, path: Path) -> tuple[list[Answered], int]:

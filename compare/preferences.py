@@ -10,7 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from compare import owned
+from compare import engines, owned
+from compare.engines import Engines
 from compare.gathered import Gathered, Place
 from compare.material import Material
 from compare.predictions import Answer
@@ -34,7 +35,8 @@ def everything(place: Place, systems: Sequence[System]) -> list[Gathered]:
             "SET=serve.model=merged, after `make export`"
         )
     pairs = _pairs(place)
-    found = {one.name: _asked(place, one, pairs) for one in systems}
+    with engines.opened() as ours:
+        found = {one.name: _asked(place, one, pairs, ours) for one in systems}
     reference = next(found[one.name] for one in systems if one.kind == "base")
     tokens = [{f"{side}_tokens": len(pair[side].completion_ids) for side in SIDES} for pair in pairs]
     return [Gathered(one, _answers(place.material, found[one.name], reference, tokens)) for one in systems]
@@ -49,8 +51,8 @@ def _pairs(place: Place) -> list[dict[str, Example]]:
     return [{side: sides[side][at] for side in SIDES} for at in range(len(talks))]
 
 
-def _asked(place: Place, system: System, pairs: Sequence[dict[str, Example]]) -> Likelihoods:
-    with owned.running(place, system) as (asked, address):
+def _asked(place: Place, system: System, pairs: Sequence[dict[str, Example]], ours: Engines) -> Likelihoods:
+    with owned.running(place, system, ours) as (asked, address):
         return asyncio.run(_likelihoods(asked, address, pairs, place.recipe.compare.concurrency))
 
 

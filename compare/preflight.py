@@ -1,44 +1,80 @@
 """What can be known of a comparison before anybody is paid and before the test set is read, checked for all baselines.
 
-in   a file of answers that has an id twice, a model whose price is unknown
-out  RecipeError: both, each with what would do; nothing is asked, and the ledger has no opening
+in   a file of answers that has an id twice, a model whose price is unknown, 300 labels for an endpoint that takes 255
+out  RecipeError: all three, each with what would do; nothing is asked, and the ledger has no opening
 
 Whom the data may not reach, and for whom there is no key, is left out by `systems.not_run` and listed as not run. What
-is checked here ends the comparison.
+is checked here ends the comparison. Nothing here is sent to anybody; the first request comes next (first_request.py).
 """
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
-from compare import answers_file, prices
+from backends.ask import WIRES
+from backends.exchange import Backend
+from compare import answers_file, instructions, prices, providers, questions
+from compare.gathered import Place
 from compare.systems import System
 from recipes.errors import RecipeError
-from recipes.schema import Recipe
 
-Check = Callable[[Recipe, Sequence[System]], Iterator[str]]
+Check = Callable[[Place, Sequence[System]], Iterator[str]]
 
 
-def check(recipe: Recipe, running: Sequence[System]) -> None:
+def check(place: Place, running: Sequence[System]) -> None:
     """Raises RecipeError with everything that would end the comparison of these systems later on."""
-    for checks in (FREE, PAID):
-        if mistakes := [told for one in checks for told in one(recipe, running)]:
-            raise RecipeError("\n".join(mistakes))
+    if mistakes := [told for one in CHECKS for told in one(place, running)]:
+        raise RecipeError("\n".join(mistakes))
 
 
-def unknown_prices(recipe: Recipe, running: Sequence[System]) -> Iterator[str]:
+def unknown_prices(place: Place, running: Sequence[System]) -> Iterator[str]:
     """Yields the closed models whose price is unknown."""
     yield from prices.unknown([one.baseline for one in running if one.kind == "closed" and one.baseline])
 
 
-def unusable_files(recipe: Recipe, running: Sequence[System]) -> Iterator[str]:
+def unnamed_keys(place: Place, running: Sequence[System]) -> Iterator[str]:
+    """Yields the baselines at another host than their provider's whose key the recipe does not name."""
+    for one in running:
+        if one.baseline and (key := one.baseline.unnamed_key):
+            yield (
+                f"compare.baselines: {one.name}: {key} is not sent to {one.baseline.base_url}, which is no https "
+                "address of its provider; name the environment variable with the key for that host: api_key_env: ... "
+                "(any variable that is set, where the host wants no key)"
+            )
+
+
+def unusable_files(place: Place, running: Sequence[System]) -> Iterator[str]:
     """Yields why a file of answers cannot be used, as far as that shows without the test rows."""
     for one in running:
         if one.kind == "file" and one.baseline:
             try:
-                answers_file.read(one.baseline, answers_file.rules_of(recipe))
+                answers_file.read(one.baseline, answers_file.rules_of(place.recipe))
             except RecipeError as error:
                 yield str(error)
 
 
-FREE: Sequence[Check] = (unknown_prices, unusable_files)
-# Checks that ask a provider something, with a train row: they are made only where no free one finds anything.
-PAID: Sequence[Check] = ()
+def unaskable(place: Place, running: Sequence[System]) -> Iterator[str]:
+    """Yields why a closed model cannot be asked as the recipe says: parameters that its family does not take, more
+    labels than its endpoint takes, credentials or a library of a cloud that are not there."""
+    for one in running:
+        if one.kind != "closed" or one.baseline is None:
+            continue
+        try:
+            backend = providers.remote(one.baseline, place.material, one.left_out)
+            # Examples change nothing of this, and to look for them takes a while.
+            plain = replace(instructions.variants(one)[0], shots=0)
+            (request,) = questions.requests(plain, place.material, place.material.train[:1])
+            WIRES[backend.wire].body(backend, request)
+            asyncio.run(_client(backend))
+        except RecipeError as error:
+            told = str(error)
+            yield told if told.startswith("compare.baselines: ") else f"compare.baselines: {one.name}: {told}"
+
+
+async def _client(backend: Backend) -> None:
+    """Makes the SDK's client, which looks for credentials and sends nothing."""
+    async with WIRES[backend.wire].client(backend):
+        pass
+
+
+CHECKS: Sequence[Check] = (unknown_prices, unnamed_keys, unusable_files, unaskable)

@@ -9,7 +9,7 @@ from backends import model_families
 from backends.ask import shutdown_date
 from backends.exchange import NO_KEY, Backend
 from backends.model_families import UNKNOWN, Family
-from compare import answers_file, confidence, instructions, prices, questions
+from compare import answers_file, confidence, instructions, models, prices, questions
 from compare.answers import Collected, Question
 from compare.answers_file import AS_BY_DEFAULT, Rules
 from compare.gathered import Asking, Gathered, Place, answer_of, remembered, told
@@ -62,10 +62,12 @@ def _everything(place: Place, system: System) -> list[Asking]:
 
 
 def _shutdown_date(asking: Asking, found: Collected) -> str | None:
-    """Returns when the provider will shut the model down: as it says now, or as it said when it was last asked."""
+    """Returns when the provider will shut the model down: as it says now, or as it said when it was last asked; else as
+    its SDK announces it."""
     said = {"shutdown_date": shutdown_date(asking.backend), "asked": run.now()} if found.asked else None
     known = remembered(asking.journal.with_suffix(".model.json"), [asking.identity, asking.backend.model], said)
-    return known["shutdown_date"] if known else None
+    told: str | None = known["shutdown_date"] if known else None
+    return told or models.announced(_baseline(asking.system))
 
 
 def first(place: Place, system: System) -> Asking:
@@ -104,7 +106,8 @@ def _asking(place: Place, system: System, material: Material, rows: Rows) -> Ask
     baseline = _baseline(system)
     every = [Question(one.id, 0, one) for one in questions.requests(system, material, rows)]
     identity = [baseline.provider, baseline.base_url]
-    return Asking(system, remote(baseline, material, system.left_out), identity, every, place.journal(system))
+    backend = replace(remote(baseline, material, system.left_out), direct=not place.recipe.privacy.data_may_leave)
+    return Asking(system, backend, identity, every, place.journal(system))
 
 
 def _baseline(system: System) -> Baseline:
@@ -116,14 +119,16 @@ def remote(baseline: Baseline, material: Material, left_out: tuple[str, ...] = (
     """Returns how a baseline of the recipe is asked, without the parameters that its provider refused. Raises
     RecipeError where its model family does not take what the recipe sets."""
     schema, wire = material.prompt["output_schema"], questions.wire_of(baseline)
-    _check(baseline, model_families.of(wire, baseline.model or ""))
+    family = model_families.of(wire, baseline.model or "")
+    _check(baseline, family)
     return Backend(
         wire=wire,
         model=baseline.model or "",
         base_url=baseline.base_url,
         api_key=(os.environ.get(baseline.key_env) if baseline.key_env else None) or NO_KEY,
         cloud=baseline.provider if baseline.provider in CLOUDS else None,  # type: ignore[arg-type]
-        structured="json_schema" if baseline.structured_output and schema and not baseline.decides else "none",
+        structured="json_schema" if baseline.structured_output and schema and family.structured else "none",
+        log_probabilities=family.tells_log_probabilities(baseline.effort),
         temperature=baseline.temperature,
         effort=baseline.effort,
         closed=True,
@@ -144,6 +149,11 @@ def _check(baseline: Baseline, family: Family) -> None:
         raise RecipeError(
             f"{where}: temperature: given {baseline.temperature:g}, but {family.name} takes none{may} "
             f"({family.source}); leave it out"
+        )
+    if baseline.mode == "batch" and not family.batch:
+        raise RecipeError(
+            f"{where}: mode: given batch, and it is not known that {baseline.model} is served in batches "
+            "(backends/model_families.py does not have it); set mode: live"
         )
 
 

@@ -95,6 +95,7 @@ def _filters() -> dict[str, Any]:
         words.seconds,
         words.p_value,
         words.shown,
+        words.answered,
         words.ends,
         breakable,
         visible,

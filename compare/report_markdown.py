@@ -95,7 +95,7 @@ def _system(row: Mapping[str, Any]) -> list[str]:
         words.usd(system["cost_usd_per_1k"]),
         words.usd(system["cost_usd_per_1k_right"]),
         words.seconds(latency["p50_seconds"]) if latency else "–",
-        f"{system['answered']:,} of {system['n']:,}" + (f" ({ends})" if (ends := words.ends(system)) else ""),
+        f"{words.answered(system):,} of {system['n']:,}" + (f" ({ends})" if (ends := words.ends(system)) else ""),
     ]
 
 

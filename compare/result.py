@@ -5,7 +5,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from compare import confidence, cost, predictions, report, route, score, words
+from compare import comparisons, confidence, cost, predictions, report, route, score, words
 from compare.gathered import Gathered
 from compare.material import Material
 from compare.plan import Opened
@@ -55,7 +55,7 @@ def scores_json(
         "recipe": here.recipe_name,
         "created": run.now(),
         "task": {
-            "kind": recipe.task.kind,
+            "kind": kind_of(recipe),
             "instruction": recipe.task.instruction,
             "parts": mine.module.PARTS,
             "metrics": list(every[0].tallies),
@@ -73,9 +73,9 @@ def scores_json(
         "plan": plan_json(primary, opened),
         "systems": found,
         "not_run": [asdict(one) for one in missing],
-        "comparisons": score.comparisons(every, primary),
-        "agreement": score.agreement(every),
-        "confusion": score.confusion(every, mine),
+        "comparisons": comparisons.paired_differences(every, primary),
+        "agreement": comparisons.agreement(every),
+        "confusion": comparisons.confusion(every, mine),
         "cost": costs(here, recipe, mine, every).json(),
         "integrity": {
             "test_sha256": sha256,
@@ -91,6 +91,11 @@ def scores_json(
             "incomplete": incomplete,
         },
     }
+
+
+def kind_of(recipe: Recipe) -> str:
+    """Returns the kind of the task as the report names it."""
+    return recipe.task.kind + (" with several labels a row" if recipe.task.labels_per_row == "many" else "")
 
 
 def plan_json(primary: Primary | None, opened: Opened) -> dict[str, Any] | None:
@@ -155,6 +160,6 @@ def write(
     files.write_json(here.folder / "scores.json", scores)
     by_name = {one.name: one for one in every}
     own, other = words.pair(scores)
-    told = score.disagreements(by_name[own], by_name[other], mine) if own and other else []
+    told = comparisons.disagreements(by_name[own], by_name[other], mine) if own and other else []
     report.write(here.folder, scores, told)
     wandb_comparison.send(here, recipe, scores, told)

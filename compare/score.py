@@ -1,8 +1,8 @@
-"""From answers to scores.json: each system's metrics with their intervals, and the paired differences.
+"""From answers to scores.json: each system's metrics with their intervals, its slices, latency, tokens and cost.
 
 Every figure here is made of the sums of the task's metrics (insource/stats/metric_stats.py), so that its interval, its
-difference to another system and its value on a slice are of one kind. A system that only explores is asked a part of
-the test rows: its figures are of these, and it is compared with another on the rows that both answered.
+difference to another system (comparisons.py) and its value on a slice are of one kind. A system that only explores is
+asked a part of the test rows: its figures are of these.
 """
 
 from collections import Counter
@@ -16,13 +16,14 @@ from compare import completeness, confidence, cost, predictions
 from compare.gathered import Gathered
 from compare.material import Material, Rows, clusters_of
 from compare.predictions import Predictions
-from insource.stats import intervals, paired
+from insource.stats import intervals
 from insource.stats.metric_stats import Tally
 from recipes.schema_compare import Primary
+from tasks import references, slice_name
 from tasks.parsed import Parsed
 
 LATENCIES = (50, 95, 99)
-EXPLORATORY_ALPHA, EXPLORATORY_MARGIN = 0.05, 0.02
+EXPLORATORY_ALPHA = 0.05
 # Slices of fewer rows have intervals that say nothing.
 LEAST_SLICE = 5
 
@@ -64,24 +65,18 @@ def scored(one: Gathered, material: Material, fitted: Any) -> Scored:
     rows = [row for row in material.test if row["id"] in asked]
     found = predictions.of(material, rows, one.test)
     counted = [at for at, answer in enumerate(one.test) if not answer.not_asked]
-    targets = [rows[at]["target"] for at in counted]
-    tallies = material.module.tallies(material.spec, targets, [found.parsed[at] for at in counted])
+    parsed = [found.parsed[at] for at in counted]
+    targets = references.targets_of(material.module, material.spec, [rows[at] for at in counted], parsed)
+    tallies = material.module.tallies(material.spec, targets, parsed)
     told = confidence.of(one, fitted, one.test)
     return Scored(one, rows, found, tallies, told, confidence.right_of(found, material), counted)
-
-
-def shared(a: Scored, b: Scored) -> list[tuple[int, int]]:
-    """Returns the positions, among the rows of a and of b that count, of the rows that both have, in their order."""
-    there = {b.rows[at]["id"]: position for position, at in enumerate(b.counted)}
-    ids = [a.rows[at]["id"] for at in a.counted]
-    return [(position, there[row]) for position, row in enumerate(ids) if row in there]
 
 
 def system_json(one: Scored, material: Material, primary: Primary | None, fitted: bool) -> dict[str, Any]:
     """Returns what scores.json says of a system."""
     got, system, clusters = one.gathered, one.gathered.system, clusters_of(one.counted_rows)
     alpha = primary.alpha if primary else EXPLORATORY_ALPHA
-    targets = [row["target"] for row in one.counted_rows]
+    targets = references.targets_of(material.module, material.spec, one.counted_rows, one.parsed)
     score = material.module.score(material.spec, targets, one.parsed)
     problems = Counter(parsed.problem for parsed in one.parsed if parsed.problem)
     on_a_scale = fitted if system.kind == "tuned" else got.scale is not None
@@ -100,7 +95,7 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
         "n_train": len(material.train) if system.kind in ("tuned", "linear", "nearest") else None,
         "metrics": {name: _interval(tally, clusters, alpha) for name, tally in one.tallies.items()},
         "slices": _slices(one, material, alpha),
-        "per_part": score.get("per_class") or score.get("per_field") or {},
+        "per_part": score.get("per_class") or score.get("per_field", {}) | _whole(score.get("per_item", {})),
         "validity": _validity(one),
         "invalid": dict(problems.most_common()),
         "errors": dict(Counter(_kind(answer.error) for answer in got.test if answer.error).most_common()),
@@ -119,113 +114,6 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
     }
 
 
-def comparisons(every: Sequence[Scored], primary: Primary | None) -> list[dict[str, Any]]:
-    """Returns the paired differences: the planned one, and of the tuned model to every other system by every metric,
-    their p-values adjusted for their number (Holm)."""
-    by_name = {one.name: one for one in every}
-    found = []
-    if primary and primary.system in by_name and primary.baseline in by_name:
-        found.append(_compared(by_name[primary.system], by_name[primary.baseline], primary.metric, primary))
-    tuned, others = every[0], every[1:]
-    explored = [
-        _compared(tuned, other, metric, None, primary)
-        for other in others
-        for metric in tuned.tallies
-        if metric in other.tallies
-        and (primary is None or (tuned.name, other.name, metric) != (primary.system, primary.baseline, primary.metric))
-    ]
-    adjusted = paired.holm([one["p_value"] for one in explored])
-    return found + [{**one, "p_adjusted": p} for one, p in zip(explored, adjusted, strict=True)]
-
-
-def agreement(every: Sequence[Scored]) -> dict[str, float]:
-    """Returns the share of rows, of those that both were asked, that the tuned model and another system read alike."""
-    tuned = every[0]
-    return {
-        f"{tuned.name} | {other.name}": _share(
-            a.value == b.value and a.problem is None and b.problem is None
-            for at, there in shared(tuned, other)
-            for a, b in [(tuned.parsed[at], other.parsed[there])]
-        )
-        for other in every[1:]
-    }
-
-
-def confusion(every: Sequence[Scored], material: Material) -> dict[str, Any]:
-    """Returns which label was taken for which, a matrix a system, rows being targets; {} for tasks without labels."""
-    if not material.module.LABELLED:
-        return {}
-    targets = [row["target"] for row in material.test]
-    labels = list(dict.fromkeys([*material.spec.labels, *targets]))
-    at = {label: number for number, label in enumerate(labels)}
-    found = {}
-    for one in every:
-        counts = [[0] * (len(labels) + 1) for _ in labels]
-        for row, parsed in zip(one.counted_rows, one.parsed, strict=True):
-            counts[at[row["target"]]][len(labels) if parsed.problem else at[parsed.value]] += 1
-        found[one.name] = {"labels": [*labels, "(no valid answer)"], "counts": counts}
-    return found
-
-
-def disagreements(a: Scored, b: Scored, material: Material, most: int = 500) -> list[dict[str, Any]]:
-    """Returns the rows that two systems answer otherwise, those first that one of them alone has right."""
-    found = []
-    for position_a, position_b in shared(a, b):
-        at, there = a.counted[position_a], b.counted[position_b]
-        row, first, second = a.rows[at], a.found.parsed[at], b.found.parsed[there]
-        if first.problem is None and second.problem is None and first.value == second.value:
-            continue
-        found.append(
-            {
-                "id": row["id"],
-                "input": row["input"]["text"],
-                "target": material.module.answer(material.spec, row["target"]),
-                "answers": {one.name: _shown(one, where) for one, where in ((a, at), (b, there))},
-                "right": {one.name: bool(one.right[where]) for one, where in ((a, at), (b, there))},
-                "confidence": a.confidences[at],
-            }
-        )
-    found.sort(key=lambda one: (sum(one["right"].values()) != 1, one["right"][a.name]))
-    return found[:most]
-
-
-def _shown(one: Scored, at: int) -> str:
-    answer = one.found.answers[at]
-    return answer.output if answer.output is not None else f"(no answer: {answer.error or 'unknown'})"
-
-
-def _compared(
-    a: Scored, b: Scored, metric: str, primary: Primary | None, like: Primary | None = None
-) -> dict[str, Any]:
-    asked = primary or like
-    alpha, margin = (asked.alpha, asked.margin) if asked else (EXPLORATORY_ALPHA, EXPLORATORY_MARGIN)
-    positions = shared(a, b)
-    clusters = clusters_of([a.counted_rows[at] for at, _ in positions])
-    first = a.tallies[metric].at([at for at, _ in positions])
-    second = b.tallies[metric].at([there for _, there in positions])
-    found = paired.of(first, second, clusters, alpha=alpha)
-    judged = paired.judged(found, margin)
-    return {
-        "a": a.name,
-        "b": b.name,
-        "metric": metric,
-        "delta": found.delta,
-        "ci_low": found.low,
-        "ci_high": found.high,
-        "p_value": found.p_value,
-        "p_adjusted": found.p_value,
-        "test": found.test,
-        "alpha": alpha,
-        "margin": margin,
-        "n": found.n,
-        "discordant": found.discordant,
-        "mde": found.mde,
-        "family": "primary" if primary else "exploratory",
-        "judged": judged,
-        "rows_to_decide": paired.rows_to_decide(found, margin) if judged == "undecided" else None,
-    }
-
-
 def _interval(tally: Tally, clusters: Any, alpha: float) -> dict[str, Any]:
     found = intervals.of(tally, clusters, alpha=alpha)
     return {"value": found.value, "ci_low": found.low, "ci_high": found.high, "method": found.method}
@@ -236,11 +124,12 @@ def _slices(one: Scored, material: Material, alpha: float) -> dict[str, dict[str
     rows, every = one.counted_rows, one.parsed
     for at, row in enumerate(rows):
         for name, value in row.get("slices", {}).items():
-            parts.setdefault(name, {}).setdefault(str(value).lower(), []).append(at)
+            parts.setdefault(name, {}).setdefault(slice_name(value), []).append(at)
     clusters = clusters_of(rows)
 
     def of(mine: list[int]) -> dict[str, Any]:
-        targets, parsed = [rows[at]["target"] for at in mine], [every[at] for at in mine]
+        parsed = [every[at] for at in mine]
+        targets = references.targets_of(material.module, material.spec, [rows[at] for at in mine], parsed)
         tallies = material.module.tallies(material.spec, targets, parsed)
         groups = [clusters[at] for at in mine] if clusters else None
         return {
@@ -254,10 +143,14 @@ def _slices(one: Scored, material: Material, alpha: float) -> dict[str, dict[str
     }
 
 
+def _whole(items: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}, whole entries": one for name, one in items.items()}
+
+
 def _validity(one: Scored) -> dict[str, float]:
     came = [predictions.stages(parsed.problem) for parsed in one.parsed]
-    parse, schema, label = (_share(stage[at] for stage in came) for at in range(3))
-    return {"parse": parse, "schema": schema, "label": label, "right": _share(one.right[at] for at in one.counted)}
+    parse, schema, label = (share(stage[at] for stage in came) for at in range(3))
+    return {"parse": parse, "schema": schema, "label": label, "right": share(one.right[at] for at in one.counted)}
 
 
 def _latency(got: Gathered) -> dict[str, Any] | None:
@@ -315,7 +208,7 @@ def _costs(one: Scored) -> dict[str, float | None]:
     """USD a thousand requests, and a thousand right answers, at the list price or as answers tell it; in batches."""
     found = closed_cost(one)
     each, batch = found.usd_per_request, found.usd_per_request_batch
-    right = _share(one.right[at] for at in one.counted)
+    right = share(one.right[at] for at in one.counted)
     return {
         "cost_usd_per_1k": None if each is None else 1000 * each,
         "cost_usd_per_1k_right": 1000 * each / right if each is not None and right else None,
@@ -330,7 +223,7 @@ def _repeats(one: Scored, material: Material) -> dict[str, Any] | None:
         return None
     first = {row["id"]: parsed for row, parsed in zip(one.rows, one.found.parsed, strict=True)}
     read = [(first[answer.id], predictions.read(material, answer)) for answer in again]
-    return {"rows": len(read), "same": _share(a.value == b.value and a.problem == b.problem for a, b in read)}
+    return {"rows": len(read), "same": share(a.value == b.value and a.problem == b.problem for a, b in read)}
 
 
 def _role(name: str, primary: Primary | None) -> str:
@@ -345,6 +238,7 @@ def _kind(error: str | None) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _share(values: Any) -> float:
+def share(values: Any) -> float:
+    """Returns the share of values that are true, 0 of none."""
     told = [bool(value) for value in values]
     return sum(told) / len(told) if told else 0.0

@@ -50,7 +50,7 @@ def main(arguments: argparse.Namespace) -> int:
     running = [one for one in chosen if one.name not in left_out]
     for line in heading(loaded, here, running, missing):
         print(line, file=sys.stderr)
-    preflight.check(recipe, running)
+    preflight.check(first_request.place_of(here, loaded.name, recipe), running)
     if arguments.dry_run:
         print(*summary.estimated(here, recipe, running), sep="\n")
         return command.DONE
@@ -113,6 +113,9 @@ def compared(
 ) -> dict[str, Any]:
     """Asks, scores and decides. Returns scores.json, which is written with everything else."""
     running, refused = first_request.of_all(first_request.place_of(here, name, recipe), running)
+    for one in running:
+        for name in one.left_out:
+            run.fallback(here, "compare", f"{one.title}: asked without {name}, which its provider refuses")
     sha256 = material.test_sha256(here)
     opened = plan.open_test(here, recipe.compare.primary, sha256)
     print(

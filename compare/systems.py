@@ -61,9 +61,10 @@ def of(recipe: Recipe, here: Run) -> list[System]:
     if shots := recipe.compare.base_shots:
         found.append(System(f"{BASE}:{shots}-shot", "base", f"untuned base, {shots} similar examples", shots=shots))
     if recipe.task.kind == "classification":
-        found.append(System(LINEAR, "linear", "TF-IDF + logistic regression"))
+        model = f"{'one-vs-rest ' if recipe.task.variant == 'multilabel' else ''}logistic regression"
+        found.append(System(LINEAR, "linear", f"TF-IDF + {model}"))
         if recipe.compare.encoder:
-            found.append(System(ENCODER, "linear", "sentence encoder + logistic regression"))
+            found.append(System(ENCODER, "linear", f"sentence encoder + {model}"))
     else:
         found.append(System(LINEAR, "nearest", "answer of the most similar train row"))
     return found + [_closed(one) for one in recipe.compare.baselines]

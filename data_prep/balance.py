@@ -1,7 +1,7 @@
 """Whether what is left of the rows can be learnt from and judged by; where it cannot, the true reason in a few lines.
 
-labels with too few rows (the first 10 of 12):
-  'refund': 9 rows, none left in train (6 too_long, 3 in_test)
+labels with too few rows (the first 5 of 12):
+  'refund': 9 rows, none left in train (too_long 6, in_test 3): it cannot be learnt
 """
 
 from collections import Counter
@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from data_prep import label_sets
 from data_prep.deduplicate import REASONS
 from data_prep.describe import Prepared
 from data_prep.rows import Rejected
-from data_prep.table import Table, target_hash
+from data_prep.table import Table
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
-from recipes.schema_data import SPLITS
+from tasks import KINDS
 from tasks.labels import shown
 
-# Lines of one kind in a message.
-MOST = 10
+# Labels and limits that a message names: with its first line and its last, it has ten lines at most.
+MOST, MOST_HINTS = 5, 3
 KEYS = {
     "too_long": "train.max_length",
-    "too_long_to_serve": "serve.max_model_len",
     "conflict": "data.conflicts",
     "near_test": "data.deduplicate.near",
     "near_duplicate": "data.deduplicate.near",
@@ -32,9 +32,15 @@ KEYS = {
 }
 
 
-def check_rejected(rejected: list[Rejected], rows_read: int, recipe: Recipe) -> None:
-    """Raises RecipeError where more rows than data.max_rejected cannot be used: the reasons, and the first places."""
-    if len(rejected) <= recipe.data.max_rejected * rows_read:
+def check_rejected(rejected: list[Rejected], usable: int, filtered: int, recipe: Recipe) -> None:
+    """Raises RecipeError where none of the rows that data.where asks for can be used, or more than data.max_rejected of
+    them cannot: the reasons, and the first places."""
+    rows_read = usable + len(rejected)
+    if filtered and not rows_read:
+        raise RecipeError(
+            f"data.where: none of {filtered} rows is among those asked for; compare it with the values there"
+        )
+    if usable and len(rejected) <= recipe.data.max_rejected * rows_read:
         return
     reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(row.reason for row in rejected).most_common())
     lines = [f"  {row.file}:{row.line}  {row.reason}: {row.detail}" for row in rejected[:5]]
@@ -45,8 +51,14 @@ def check_rejected(rejected: list[Rejected], rows_read: int, recipe: Recipe) -> 
     )
 
 
-def check_labels(labels: dict[str, str], table: Table) -> None:
+def check_labels(labels: dict[str, str], table: Table, recipe: Recipe) -> None:
     """Raises RecipeError where all rows have one label: `labels` gives the label of each spelling."""
+    if KINDS[recipe.task.variant].MANY and len(table) and len(set(labels.values())) < 2:
+        there = ", ".join(map(shown, sorted(set(labels.values())))) or "none"
+        raise RecipeError(
+            f"data.columns.label: {len(table)} rows have fewer than two labels between them: {there}. "
+            "Is this an export that was filtered?"
+        )
     if len(set(labels.values())) == 1 and len(table):
         label = next(iter(labels.values()))
         raise RecipeError(
@@ -77,14 +89,14 @@ def check(prepared: Prepared, rows: dict[str, Any], replaced: Sequence[str]) -> 
         gone += reasons if mistake else Counter()
     if mistakes:
         some = f" (the first {MOST} of {len(mistakes)})" if len(mistakes) > MOST else ""
-        hints = [f"  {line}" for line in _hints(gone, prepared.recipe, replaced)]
+        hints = [f"  {line}" for line in _hints(gone, prepared, replaced)]
         merge = "  Merge such a label into another, leave its rows out, or add rows."
         raise RecipeError("\n".join([f"labels with too few rows{some}:", *mistakes[:MOST], *hints, merge]))
     for name in ("train", "validation", "test"):
         if not rows["written"][name]:
-            reasons = Counter(rows["dropped"])
+            reasons = Counter(rows["dropped"]) + Counter(rows["rejected"])
             why = f" ({_told(reasons)})" if reasons else ""
-            keys = "".join(f"\n  {line}" for line in _hints(reasons, prepared.recipe, replaced))
+            keys = "".join(f"\n  {line}" for line in _hints(reasons, prepared, replaced))
             raise RecipeError(f"no rows are left for {name}: {rows['read']} were read{why}; see data.split{keys}")
     accounted = sum(rows["written"].values()) + sum(rows["rejected"].values()) + sum(rows["dropped"].values())
     accounted += rows["filtered"]
@@ -97,19 +109,14 @@ def _of_labels(prepared: Prepared) -> dict[str, tuple[int, dict[str, int], Count
     """Returns {label: (rows read that can be used, {split: rows written}, {reason: rows that left})}."""
     if not prepared.descriptions:
         return {}
-    known = {target_hash(label, prepared.recipe): label for label in prepared.descriptions}
-    hashes, place = np.unique(prepared.table.columns["target"], return_inverse=True)
-    read = np.bincount(place, minlength=len(hashes))
-    written = {name: np.bincount(place[mine], minlength=len(hashes)) for name, mine in prepared.written.items()}
-    gone = np.zeros((len(REASONS), len(hashes)), np.int64)
-    np.add.at(gone, (prepared.left.reason, place), 1)
-    nothing = (0, dict.fromkeys(SPLITS, 0), Counter[str]())
-    found = dict.fromkeys(prepared.descriptions, nothing)
-    for at, one in enumerate(hashes.tolist()):
-        if one not in known:  # a rare label, left out
-            continue
-        reasons = Counter({reason: int(gone[number, at]) for number, reason in enumerate(REASONS) if number})
-        found[known[one]] = (int(read[at]), {name: int(written[name][at]) for name in SPLITS}, +reasons)
+    sets, targets, reason = prepared.label_sets, prepared.table.columns["target"], prepared.left.reason
+    read = label_sets.rows_of_labels(sets, targets)
+    written = {name: label_sets.rows_of_labels(sets, targets[mine]) for name, mine in prepared.written.items()}
+    gone = {at: label_sets.rows_of_labels(sets, targets[reason == at]) for at in np.unique(reason).tolist() if at}
+    found = {}
+    for label in prepared.descriptions:
+        reasons = Counter({REASONS[at]: rows[label] for at, rows in gone.items()})
+        found[label] = (read[label], {name: rows[label] for name, rows in written.items()}, +reasons)
     return found
 
 
@@ -123,7 +130,8 @@ def _mistake(label: str, read: int, written: dict[str, int], gone: Counter[str])
     if sum(written.values()) < 2:
         return f"  {shown(label)}: {read} rows, {sum(written.values())} left{left}", gone
     if written["train"] == 0:
-        why = left or ": all fell to other splits"
+        elsewhere = ", ".join(f"{name} {rows}" for name, rows in written.items() if rows)
+        why = left or f" ({elsewhere})"
         return f"  {shown(label)}: {read} rows, none left in train{why}: it cannot be learnt", gone
     return "", gone
 
@@ -132,14 +140,23 @@ def _told(reasons: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
 
 
-def _hints(reasons: Counter[str], recipe: Recipe, replaced: Sequence[str]) -> list[str]:
+def _hints(reasons: Counter[str], prepared: Prepared, replaced: Sequence[str]) -> list[str]:
     """A line for each key that made rows leave: what it is now, and who set it where that was not the recipe."""
     lines = []
     for reason, count in reasons.most_common():
-        if key := KEYS.get(reason):
-            value: Any = recipe
-            for part in key.split("."):
-                value = getattr(value, part)
-            set_by = [told for told in replaced if told.startswith(f"{key}: ")]
-            lines.append(f"{count} rows left as {reason}: {key} is {value}" + "".join(f" ({one})" for one in set_by))
-    return lines
+        if reason == "too_long_to_serve":
+            key, value = prepared.room.key, prepared.room.tokens
+        elif reason in KEYS:
+            key, value = KEYS[reason], _value(prepared.recipe, KEYS[reason])
+        else:
+            continue
+        set_by = "".join(f" ({told})" for told in replaced if told.startswith(f"{key}: "))
+        lines.append(f"{count} rows left as {reason}: {key} is {value}{set_by}")
+    return lines[:MOST_HINTS]
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    value: Any = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from data_prep.sources import split_named
 from tasks.labels import shown
 
 # Lines of one kind that are shown.
@@ -26,9 +27,8 @@ def summary(report: dict[str, Any], state: str) -> str:
     if left:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in left.items())
         lines.append(f"          {sum(left.values()):,} left out ({reasons}): rejected.jsonl says which and why")
-    lines += [f"          {line}" for line in (*_sources(report), *_limits(report))]
-    lines += [f"          {line}" for line in (*report["rare_labels"], *report["not_learnable"][:MOST])]
-    lines += merged(report["labels"])
+    lines += [f"          {line}" for line in notes(report)]
+    lines += [*_several(report["labels_per_row"]), *merged(report["labels"])]
     doubted = _doubts(report["suspects"])
     found = {kind: one["rows"] for kind, one in report["personal_data"].items() if one["rows"] and not one["redacted"]}
     personal = [f"{kind} in {count:,} rows, not redacted" for kind, count in found.items()]
@@ -37,15 +37,28 @@ def summary(report: dict[str, Any], state: str) -> str:
     return "\n".join(lines)
 
 
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each thing that was decided over rows: which files are splits, what straddles them, by which
+    limits rows left, what became of rare labels, which labels cannot be learnt."""
+    return [*_sources(report), *_limits(report), *report["rare_labels"], *report["not_learnable"][:MOST]]
+
+
 def _sources(report: Mapping[str, Any]) -> list[str]:
     """Which files are given splits, what was not read, and which of their groups and times straddle."""
     lines, given = [], [one for one in report["sources"] if one["split"] != "all"]
     if given:
         named = ", ".join(f"{one['file']} is {one['split']}" for one in given[:MOST])
         lines.append(f"given splits are kept: {named}{', ...' if len(given) > MOST else ''}")
+    elif len({split_named(one["file"]) for one in report["sources"]} - {None}) > 1:
+        named = ", ".join(one["file"] for one in report["sources"][:MOST])
+        lines.append(f"{named}{', ...' if len(report['sources']) > MOST else ''} are mixed, and split anew")
     if left := report["left_out"]:
         more = f" and {len(left) - MOST} more" if len(left) > MOST else ""
         lines.append(f"not read, for their kind or because they are hidden: {', '.join(left[:MOST])}{more}")
+    for one in given:
+        if lacks := one["lacks"]:
+            columns = " and ".join(map(repr, lacks))
+            lines.append(f"{one['file']} has no column {columns}: whether train rows straddle it is not known")
     for reason, rows in report["straddling"].items():
         told = "left out" if reason in report["rows"]["dropped"] else "kept; data.split.straddling=drop leaves them out"
         lines.append(f"{rows:,} train rows {STRADDLING[reason]} ({told})")
@@ -65,6 +78,15 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
         if count := served["test_rows_that_do_not_fit"]:
             lines.append(f"{count:,} test rows are more than {limit}: a served model cannot answer them")
     return lines
+
+
+def _several(labels_per_row: Mapping[str, Any] | None) -> list[str]:
+    """How many labels rows have, and why none is doubted; nothing where a row has one label."""
+    if labels_per_row is None:
+        return []
+    rows = labels_per_row["rows"].items()
+    first = ", ".join(f"{size}: {count:,} rows" for size, count in list(rows)[:MOST])
+    return [f"          labels a row: {first}{', ...' if len(rows) > MOST else ''}; labels are not doubted"]
 
 
 def _doubts(suspects: Mapping[str, Any]) -> list[str]:

@@ -120,8 +120,9 @@ def _mistake(told: str) -> str:
 
 
 def _reader(content: Any, delimiter: str, quote: str | None, strict: bool) -> Any:
-    quoting = csv.QUOTE_NONE if quote is None else csv.QUOTE_MINIMAL
-    return csv.reader(content, delimiter=delimiter, quotechar=quote or '"', quoting=quoting, strict=strict)
+    if quote is None:
+        return csv.reader(content, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=strict)
+    return csv.reader(content, delimiter=delimiter, quotechar=quote, strict=strict)
 
 
 def _sample(content: Iterator[str]) -> tuple[list[str], Iterator[str]]:

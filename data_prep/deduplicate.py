@@ -108,11 +108,9 @@ def leaks(table: Table, splits: Array) -> dict[str, int]:
 def _across(table: Table, splits: Array, left: Left) -> None:
     keys = table.columns["key"]
     for at, name in enumerate(PRECEDENCE[:-1]):
-        above, below = (
-            splits == SPLITS.index(name),
-            np.isin(splits, [SPLITS.index(one) for one in PRECEDENCE[at + 1 :]]),
-        )
-        rows = np.flatnonzero(above)
+        below = np.isin(splits, [SPLITS.index(one) for one in PRECEDENCE[at + 1 :]])
+        # A test row whose label is left out is not asked.
+        rows = np.flatnonzero((splits == SPLITS.index(name)) & left.stays)
         if not len(rows):
             continue
         rows = rows[np.lexsort((table.columns["order"][rows], keys[rows]))]

@@ -1,17 +1,18 @@
 """What was found in the data, as data.json states it and data.html shows it."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from data_prep import deduplicate, near, split
+from data_prep import deduplicate, label_sets, near, split
 from data_prep.deduplicate import REASONS, TEST, TRAIN, Left
+from data_prep.label_sets import LabelSets
 from data_prep.lengths import Room
 from data_prep.rows import Rejected, slice_columns
 from data_prep.split import Assigned
-from data_prep.table import Array, Table, target_hash
+from data_prep.table import Array, Table
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS, NotInTrain
 from tasks import KINDS, privacy
@@ -37,6 +38,10 @@ class Prepared:
     """What a served model can take."""
     filtered: int = 0
     """Rows that data.where does not ask for."""
+    label_sets: LabelSets = field(default_factory=dict)
+    """{hash of a target: its labels}."""
+    may_be_empty: bool = False
+    """Whether a row of several labels may have none: such rows are there."""
 
     @property
     def written(self) -> dict[str, Array]:
@@ -63,7 +68,7 @@ def findings(prepared: Prepared) -> dict[str, Any]:
         "split": {
             "by": _split_by(prepared),
             "cut": prepared.assigned.cut,
-            "shares": split.deviations(table, prepared.assigned),
+            "shares": split.deviations(table, prepared.assigned, prepared.label_sets),
         },
         "duplicate_key": DUPLICATE_KEY,
         "near_duplicates": {
@@ -73,6 +78,7 @@ def findings(prepared: Prepared) -> dict[str, Any]:
         },
         "test_rows_also_elsewhere": deduplicate.leaks(table, splits),
         "labels": labels(prepared),
+        "labels_per_row": labels_per_row(prepared),
         "fields": fields(table),
         "answers": answers(prepared),
         "tokens": tokens(prepared),
@@ -85,20 +91,25 @@ def labels(prepared: Prepared) -> dict[str, dict[str, Any]]:
     """Returns {label: {"description", split: rows written, "spellings": {as written: rows} if several}}."""
     if not prepared.descriptions:
         return {}
-    hashed = prepared.table.columns["target"]
-    rows_of = _hash_of_label(prepared)
-    written = {name: Counter(hashed[mine].tolist()) for name, mine in prepared.written.items()}
+    targets = prepared.table.columns["target"]
+    written = {
+        name: label_sets.rows_of_labels(prepared.label_sets, targets[mine]) for name, mine in prepared.written.items()
+    }
     found: dict[str, dict[str, Any]] = {}
     for label, about in prepared.descriptions.items():
-        found[label] = {"description": about, **{name: written[name][rows_of.get(label, -1)] for name in SPLITS}}
+        found[label] = {"description": about, **{name: written[name][label] for name in SPLITS}}
         spelt = {one: count for one, count in prepared.table.targets.items() if prepared.spellings.get(one) == label}
         if set(spelt) - {label}:
             found[label]["spellings"] = spelt
     return found
 
 
-def _hash_of_label(prepared: Prepared) -> dict[str, int]:
-    return {label: target_hash(label, prepared.recipe) for label in set(prepared.spellings.values())}
+def labels_per_row(prepared: Prepared) -> dict[str, Any] | None:
+    """Returns {"may_be_empty", "rows": {how many labels: rows written}}; None for tasks of one label a row, or none."""
+    if not KINDS[prepared.recipe.task.variant].MANY:
+        return None
+    written = prepared.table.columns["target"][prepared.left.stays]
+    return {"may_be_empty": prepared.may_be_empty, "rows": label_sets.sizes(prepared.label_sets, written)}
 
 
 def fields(table: Table) -> dict[str, dict[str, dict[str, int]]]:
@@ -111,7 +122,7 @@ def fields(table: Table) -> dict[str, dict[str, dict[str, int]]]:
 
 def answers(prepared: Prepared) -> dict[str, dict[str, float]]:
     """Returns {trait: {"mean", "median"}} of the free-text answers that are written; {} for other tasks."""
-    task = KINDS[prepared.recipe.task.kind]
+    task = KINDS[prepared.recipe.task.variant]
     if not task.FREE_TEXT:
         return {}
     found: dict[str, list[float]] = {}

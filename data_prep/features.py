@@ -61,8 +61,14 @@ def _meaning(feature: Any) -> Meaning | None:
 
 
 def _named(names: list[str]) -> Meaning:
-    # -1 is how `datasets` writes that a row has no label.
-    return lambda value: names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+    def of(value: Any) -> Any:
+        if value is None or value == -1:  # how `datasets` writes that a row has no label
+            return None
+        if not isinstance(value, int) or not 0 <= value < len(names):
+            raise BadRowError(f"{str(value)[:20]}, and its {len(names)} names are those of 0 to {len(names) - 1}")
+        return names[value]
+
+    return of
 
 
 def _read(value: Any) -> Any:

@@ -210,7 +210,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise BadRowError(f"key {twice!r} stands there twice")
+        raise BadRowError(f"key {twice[:40]!r} stands there twice")
     return values
 
 

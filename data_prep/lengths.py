@@ -7,10 +7,8 @@ Train rows are held against train.max_length, all others against what is served:
 may be decoded must fit serve.max_model_len, and what the base can look at.
 """
 
-import json
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +17,12 @@ from data_prep.deduplicate import TEST, TRAIN, Left
 from data_prep.table import Array, Table
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
+from recipes.schema_train import Model
 from tasks import KINDS, render
 
 SEAM_TOKENS = 8
-# Characters that no text holds, in the place of the input and of the answer.
-INPUT, ANSWER = "\ue000input\ue001", "\ue000answer\ue001"
+# Characters that no text holds, in the place of the input.
+INPUT = "\ue000input\ue001"
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,15 @@ class Room:
         return (table.columns["tokens"] < 0) | (prompts + self.answer <= self.tokens)
 
 
-def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left) -> Array:
+def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left, may_be_empty: bool = False) -> Array:
     """Returns the tokens of each row that stays: prompt, answer (the longer of two) and stop token; -1 for others.
+
+    `may_be_empty` says whether a row of several labels may have none.
 
     Raises RecipeError where the prompt is too long before any input stands in it.
     """
-    task = KINDS[recipe.task.kind]
-    spec = task.specify(recipe.task, labels)
+    task = KINDS[recipe.task.variant]
+    spec = task.specify(recipe.task, labels, may_be_empty)
     tokenizer = render.tokenizer_of(recipe.model)
     before, between, after = _seams(tokenizer, task.messages(spec, {"text": INPUT}))
     shared = sum(render.token_counts(tokenizer, [before, after]))
@@ -98,17 +99,19 @@ def room_of(table: Table, splits: Array, recipe: Recipe, left: Left) -> Room:
     answers = table.columns["answer_tokens"][(splits == TRAIN) & left.stays]
     answer = render.max_answer_tokens(int(answers.max(initial=0)) + 1)
     tokens, key = recipe.serve.max_model_len, "serve.max_model_len"
-    if (context := _context_of(recipe.model.base)) is not None and context < tokens:
+    if (context := _context_of(recipe.model)) is not None and context < tokens:
         tokens, key = context, "what model.base can look at"
     return Room(tokens, answer, key)
 
 
-def _context_of(base: str) -> int | None:
-    """The tokens that a local base can look at, by its config.json; None where that is not known here."""
-    path = Path(base) / "config.json"
-    if not path.is_file():
+def _context_of(model: Model) -> int | None:
+    """The tokens that a base can look at, by its config.json; None where that does not say, or is not there."""
+    from transformers import PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(model.base, revision=model.revision)
+    except OSError:
         return None
-    config = json.loads(path.read_text(encoding="utf-8"))
     found = config.get("text_config", config).get("max_position_embeddings")
     return found if isinstance(found, int) else None
 
@@ -128,12 +131,9 @@ def _check_opening(shared: int, recipe: Recipe, labels: dict[str, str]) -> None:
 
 
 def _seams(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, str, str]:
-    """Returns what the template writes before the input, between input and answer, and after up to the stop token."""
-    answered = [*messages, {"role": "assistant", "content": ANSWER}]
-    text = tokenizer.apply_chat_template(answered, tokenize=False)
-    before, found, rest = text.partition(INPUT)
-    between, also, after = rest.partition(ANSWER)
-    if not found or not also:
+    """Returns what stands before the input, between input and answer, and after the answer: the stop token."""
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    before, found, between = text.partition(INPUT)
+    if not found:
         raise RecipeError(f"model.base: the chat template of {tokenizer.name_or_path} leaves the message out")
-    stop = tokenizer.eos_token
-    return before, between, after[: after.find(stop) + len(stop)] if stop in after else after
+    return before, between, tokenizer.eos_token

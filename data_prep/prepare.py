@@ -25,6 +25,7 @@ from data_prep import (
     balance,
     describe,
     dotted,
+    label_sets,
     lengths,
     rare,
     read,
@@ -75,8 +76,6 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
     `replaced` tells what hardware file and SET changed of the recipe, for messages about a key among them. Raises
     RecipeError where the source cannot be used: then nothing is left behind.
     """
-    if recipe.task.kind not in KINDS:
-        raise RecipeError(f"task.kind: {recipe.task.kind} is not built yet; built: {', '.join(KINDS)}")
     found = sources.find(recipe.data.source)
     hashes = [sources.sha256(file, recipe.data.source) for file in found]
     digest = digests.of_data(recipe, [(file.split, file.name, sha) for file, sha in zip(found, hashes, strict=True)])
@@ -99,18 +98,22 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
                 if recipe.data.split.straddling == "drop":
                     straddle.leave(straddling, left)
                 deduplicate(table, assigned.splits, recipe, pool, left)
-        balance.check_labels(labels, table)
-        about = descriptions(labels, recipe)
+        balance.check_labels(labels, table, recipe)
+        about, sets = descriptions(labels, recipe), label_sets.of(table, labels, recipe)
+        may_be_empty = "0" in label_sets.sizes(sets, table.columns["target"][left.stays])
         with steps("count tokens"):
-            lengths.count(table, recipe, about, left)
+            lengths.count(table, recipe, about, left, may_be_empty)
             room = lengths.drop_too_long(table, assigned.splits, recipe, left)
-        prepared = describe.Prepared(recipe, table, assigned, left, labels, about, unusable, room, filtered)
+        prepared = describe.Prepared(
+            recipe, table, assigned, left, labels, about, unusable, room, filtered, sets, may_be_empty
+        )
         counted = describe.rows(prepared)
         not_learnable = balance.check(prepared, counted, replaced)
         with steps("doubt labels"):
-            doubts = suspects.find(table, assigned.splits, labels, left) if labels else suspects.Doubts([])
+            doubts = suspects.of_task(table, assigned.splits, labels, left, recipe)
         with steps("write"):
-            slices = write.splits_of(aside, table, assigned.splits, left, recipe, labels)
+            respelt = KINDS[recipe.task.variant].respelling(labels, list(about)) if labels else None
+            slices = write.splits_of(aside, table, assigned.splits, left, recipe, respelt)
             write.rejected(aside / "rejected.jsonl", unusable, table, assigned.splits, left)
             suspects.write(aside / "suspects.csv", doubts.found, table, assigned.splits)
         told = {
@@ -163,25 +166,26 @@ def _read(
                 raise RecipeError(f"{file.name}: there are no rows{below}")
             filtered += counter.filtered
             size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
-            counts = {"rows_read": counter.rows, "detected": about}
+            counts = {"rows_read": counter.rows, "detected": about, "lacks": sorted(counter.lacks)}
             told.append({"split": file.split, "file": file.name, "sha256": sha256, **size, **counts})
             if about.get("encoding_guessed"):
                 guess = f"{file.name} is no UTF-8: read as {about['encoding']}; data.source.encoding says it for sure"
                 print(f"data      {guess}", file=sys.stderr)
         table = writer.table()
-    balance.check_rejected(unusable, len(table) + len(unusable), recipe)
-    if filtered and not len(table):
-        raise RecipeError(
-            f"data.where: none of {filtered} rows is among those asked for; compare it with the values there"
-        )
+    balance.check_rejected(unusable, len(table), filtered, recipe)
     return table, unusable, told, filtered
 
 
 class _Counted:
-    """The rows of a file, counted as they pass, the columns of the first readable one checked."""
+    """The rows of a file, counted as they pass, the columns of the first readable one checked.
+
+    `lacks` names the columns of groups and times that no row of a given held-out file has: they are not needed there.
+    """
 
     def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe) -> None:
         self.rows, self.filtered, self._source, self._file, self._recipe = 0, 0, rows, file, recipe
+        split = recipe.data.split
+        self.lacks = {column for column in (split.group, split.time) if column is not None}
 
     def __iter__(self) -> Iterator[SourceRow]:
         unchecked, where = True, self._recipe.data.where
@@ -193,6 +197,8 @@ class _Counted:
                 check_columns(str(self._file.path), self._file.split, row.values, self._recipe)
                 unchecked = False
             self.rows += 1
+            if self.lacks:
+                self.lacks.difference_update(row.values)
             if where and not row.problem and not matches(row.values, where):
                 self.filtered += 1
             else:
@@ -225,6 +231,6 @@ def _check_ids(table: Table) -> None:
     if len(twice):
         row, other = int(order[twice[0] + 1]), int(order[twice[0]])
         raise RecipeError(
-            f"{table.place(row)}: id {table.texts.value('id', row)!r} stands at {table.place(other)} already; "
-            "ids must differ, or leave data.columns.id out"
+            f"{table.place(row)}: id {spelling.shown(table.texts.value('id', row))} stands at {table.place(other)} "
+            "already; ids must differ, or leave data.columns.id out"
         )

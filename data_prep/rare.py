@@ -7,12 +7,14 @@ from collections import Counter
 
 import numpy as np
 
+from data_prep import label_sets
 from data_prep.deduplicate import Left
 from data_prep.table import Table, target_hash
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import RareLabels
-from tasks.labels import shown
+from tasks import KINDS
+from tasks.labels import clean_label, find, shown
 
 # Labels that a message names.
 MOST = 10
@@ -31,22 +33,29 @@ def settle(table: Table, labels: dict[str, str], recipe: Recipe, left: Left) -> 
     rare = [label for label, rows in counts.items() if settings is not None and rows < settings.min_rows]
     if settings is None or not rare:
         return labels, []
-    told = _told(rare, counts, settings)
+    sets = label_sets.of(table, labels, recipe)
+    targets, first, place = np.unique(table.columns["target"], return_index=True, return_inverse=True)
+    rarely = np.array([not {*rare}.isdisjoint(sets.get(one, ())) for one in targets.tolist()])
+    mine = rarely[place]
+    told = _told(rare, counts, settings, int(mine.sum()))
     if settings.do == "fail":
         raise RecipeError(f"data.rare_labels: {told}")
-    hashes = np.array([target_hash(label, recipe) for label in rare], np.uint64)
-    mine = np.isin(table.columns["target"], hashes)
     if settings.do == "drop":
         left.drop(mine, "rare_label")
         return {written: label for written, label in labels.items() if label not in rare}, [f"{told}: left out"]
-    table.columns["target"][mine] = target_hash(settings.other, recipe)
-    together = {written: settings.other if label in rare else label for written, label in labels.items()}
-    return together, [f"{told}: now {shown(settings.other)}"]
+    # A label of that name may be there already, however it is spelt.
+    common = [label for label in counts if label not in rare]
+    other = find(settings.other, common, recipe.data.normalize_labels) or clean_label(settings.other)
+    together = {written: other if label in rare else label for written, label in labels.items()}
+    respelt = KINDS[recipe.task.variant].respelling(together, sorted(set(together.values())))
+    for at in np.flatnonzero(rarely):
+        targets[at] = target_hash(respelt(table.texts.value("target", int(first[at]))), recipe)
+    table.columns["target"][mine] = targets[place][mine]
+    return together, [f"{told}: now {shown(other)}"]
 
 
-def _told(rare: list[str], counts: Counter[str], settings: RareLabels) -> str:
+def _told(rare: list[str], counts: Counter[str], settings: RareLabels, rows: int) -> str:
     named = sorted(rare, key=lambda label: (-counts[label], label))
     first = ", ".join(f"{shown(label)} {counts[label]}" for label in named[:MOST])
     more = f" and {len(named) - MOST} more" if len(named) > MOST else ""
-    rows = sum(counts[label] for label in rare)
     return f"{len(rare)} labels of fewer than {settings.min_rows} rows, {rows} rows in all ({first}{more})"

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
+from data_prep import console, label_sets
 from data_prep.deduplicate import REASONS
 from data_prep.describe import Prepared
-from data_prep.rows import fields_of
+from data_prep.rows import paths_of
 from data_prep.suspects import Suspect
 from recipes.schema_data import SPLITS, Source
 
@@ -58,6 +59,7 @@ def write(path: Path, told: Mapping[str, Any], prepared: Prepared, doubtful: lis
         pairs=pairs(prepared),
         suspects=[(one, about(one.row, prepared)) for one in doubtful[:SHOWN_SUSPECTS]],
         fields=fields(told, prepared),
+        notes=console.notes(told),
         slices={name: by_split(one["values"]) for name, one in told["slices"].items()},
     )
     # A file name may hold bytes that are no text.
@@ -210,7 +212,7 @@ def about(row: int, prepared: Prepared) -> View:
         "place": prepared.table.place(row),
         "split": SPLITS[prepared.assigned.splits[row]],
         "stays": bool(prepared.left.stays[row]),
-        "label": prepared.spellings.get(texts.value("target", row)),
+        "label": label_sets.shown(prepared.label_sets, prepared.table.columns["target"][row]),
         "text": texts.value("text", row),
     }
 
@@ -238,7 +240,7 @@ def excerpt(text: str, first: int = 0) -> str:
 def fields(told: Mapping[str, Any], prepared: Prepared) -> list[View]:
     """Returns for each field of a record and each given split where its values stand, as a bar of its own."""
     found = []
-    for name, split in product(fields_of(prepared.recipe), ("all", *SPLITS)):
+    for name, split in product(paths_of(prepared.recipe), ("all", *SPLITS)):
         if counted := told["fields"].get(name, {}).get(split):
             states = {state: counted.get(state, 0) for state in STATES}
             rows = sum(states.values())

@@ -10,10 +10,11 @@ after this module ever holds it.
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from data_prep.csv_format import NO_HEADER, looks_like_names
 from data_prep.formats import read_record
 from data_prep.source_row import SourceRow
 from data_prep.times import seconds_of
+from recipes import schema_fields
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import By, Formats
@@ -34,6 +36,7 @@ from tasks.text import UNSEEN, clean
 PLACES = ("verbatim", "rewrapped", "elsewhere")
 # Of the columns that a file has, how many are shown, and of each how much.
 SHOWN_COLUMNS, SHOWN_CHARACTERS = 20, 40
+MISSING_SHOWN = 6
 NO_FORMATS = Formats()
 PLACEHOLDER = re.compile(r"\[[A-Z]+_[0-9]+\]")
 
@@ -45,6 +48,8 @@ class Row:
     id: str
     text: str
     target: str
+    references: tuple[str, ...]
+    """Further right answers, as texts of the same form."""
     group: str | None
     slices: dict[str, str]
     time: float | None
@@ -58,6 +63,11 @@ class Row:
     """extraction: of each field, whether it is absent, empty, verbatim in the text, rewrapped there, or elsewhere."""
     file: str
     line: int
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Returns all right answers, the target first."""
+        return self.target, *self.references
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
     """Returns {recipe key: column} of all that a file of this split ("all" or its name) must have."""
     columns = recipe.data.columns
     needed: dict[str, str | None] = {"data.columns.id": columns.id}
-    answer = KINDS[recipe.task.kind].answer_columns(recipe)
+    answer = KINDS[recipe.task.variant].answer_columns(recipe)
     if columns.messages is not None:
         needed["data.columns.messages"] = columns.messages
     else:
@@ -121,7 +131,8 @@ def check_columns(file: str, split: str, values: Mapping[str, Any], recipe: Reci
     if missing:
         shown = [name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}..." for name in present]
         more = f" and {len(shown) - SHOWN_COLUMNS} more" if len(shown) > SHOWN_COLUMNS else ""
-        lines = [f"{file} lacks columns that the recipe names:", *missing]
+        unnamed = [f"  and {len(missing) - MISSING_SHOWN} more"] if len(missing) > MISSING_SHOWN else []
+        lines = [f"{file} lacks columns that the recipe names:", *missing[:MISSING_SHOWN], *unnamed]
         lines.append(f"  It has: {', '.join(shown[:SHOWN_COLUMNS])}{more}")
         if Path(file).suffix.lower() not in (".json", ".jsonl", ".ndjson", ".parquet") and not looks_like_names(
             present
@@ -139,6 +150,14 @@ def fields_of(recipe: Recipe) -> list[str]:
     """Returns the fields of an extraction task, in the order of its schema; none for other kinds."""
     schema: Any = recipe.task.json_schema
     return list(schema["properties"]) if schema else []
+
+
+def paths_of(recipe: Recipe) -> list[str]:
+    """Returns the fields of an extraction task as the data page names them, in the order of its schema: objects and
+    lists of objects, where they are not there, and the paths of the values in them."""
+    values = schema_fields.paths(recipe.task.json_schema) if recipe.task.json_schema else []
+    found = [[field, *(path for path in values if path.startswith(f"{field}."))] for field in fields_of(recipe)]
+    return list(dict.fromkeys(chain.from_iterable(found)))
 
 
 def row_of(source: SourceRow, recipe: Recipe) -> Row | Rejected:
@@ -159,7 +178,7 @@ def row_of(source: SourceRow, recipe: Recipe) -> Row | Rejected:
 
 
 def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
-    values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, KINDS[recipe.task.kind]
+    values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, KINDS[recipe.task.variant]
     messages = recipe.data.columns.messages
     given = task.given(values, recipe) if messages is None else conversation(values.get(messages), messages)
     raw, text, written = given.text, clean(given.text), given.target
@@ -169,7 +188,8 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     if not (text if text.isascii() else UNSEEN.sub("", text).strip()):
         raise UnusableRowError("no_text", "the text is empty" + (", but for invisible characters" if text else ""))
     check_characters("text", text)
-    check_characters("answer", given.target if isinstance(given.target, str) else json.dumps(given.target))
+    for answer in (given.target, *given.others):
+        check_characters("answer", answer if isinstance(answer, str) else json.dumps(answer))
     found = {one.kind for one in privacy.find(text)}
     hidden: Mapping[str, str] = {}
     if kinds and found:
@@ -177,12 +197,13 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
         text, hidden, raw = redacted.text, redacted.values, redacted.text
     hide = _hiding(text, hidden, kinds, found) if task.FREE_TEXT else partial(_redacted, hidden)
     own = _own_values(values, given.target, recipe, hidden)
-    target = task.target_text(given.target, recipe, hide)
+    target, *others = dict.fromkeys(task.target_text(one, recipe, hide) for one in (given.target, *given.others))
     group = cell(values.get(split.group)).strip() or row_id if split.group else None
     return Row(
         id=row_id,
         text=text,
         target=target,
+        references=tuple(others),
         group=group if group is None else privacy.pseudonym(group, kinds),
         slices={name: privacy.pseudonym(own.get(name, ""), kinds) for name in recipe.data.slices},
         time=_time(values, recipe),
@@ -225,22 +246,32 @@ def _hiding(text: str, hidden: Mapping[str, str], kinds: Collection[str], found:
 def _states(given: Mapping[str, Any], record: Mapping[str, Any], text: str) -> dict[str, str]:
     """Where the value of each field stands: a value that is not in the text cannot be copied from it.
 
-    A list stands where its entry stands that is hardest to find; a number also as the source writes it ("12.50").
+    A list stands where its entry stands that is hardest to find; a number also as the source writes it ("12.50"). What
+    is in an object is a field of its own, by its path.
     """
     unwrapped = " ".join(text.split())
-    states = {}
+    states: dict[str, str] = {}
     for field, value in record.items():
-        entries, as_given = _entries(value), _entries(given.get(field))
-        if not entries:
+        places: dict[str, list[str]] = {}
+        for path, spellings in _spellings(field, value, given.get(field)):
+            places.setdefault(path, []).append(_place(spellings, text, unwrapped))
+        if not places:
             states[field] = "absent" if given.get(field) is None else "empty"
-            continue
-        spellings = zip(entries, as_given if len(as_given) == len(entries) else entries, strict=True)
-        states[field] = max((_place({*map(str, pair)}, text, unwrapped) for pair in spellings), key=PLACES.index)
+        states |= {path: max(found, key=PLACES.index) for path, found in places.items()}
     return states
 
 
-def _entries(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+def _spellings(path: str, value: Any, given: Any) -> Iterator[tuple[str, set[str]]]:
+    """Yields the path of each value that is there, with its spellings: as the record and as the source writes it."""
+    if isinstance(value, dict):
+        for name, inside in value.items():
+            yield from _spellings(f"{path}.{name}", inside, given.get(name) if isinstance(given, dict) else None)
+    elif isinstance(value, list):
+        as_given = given if isinstance(given, list) and len(given) == len(value) else value
+        for inside, one in zip(value, as_given, strict=True):
+            yield from _spellings(path, inside, one)
+    elif value is not None:
+        yield path, {str(value), *([] if given is None or isinstance(given, list | dict) else [str(given)])}
 
 
 def _place(spellings: set[str], text: str, unwrapped: str) -> str:

@@ -40,6 +40,11 @@ KNOWN = f"{', '.join(KINDS)}, those of text also as {' or '.join(COMPRESSIONS)}"
 HIDDEN = ("__MACOSX", "__pycache__", "_delta_log", "_temporary")
 
 
+# Words in names of files: a held-out set, of which it is not plain for what.
+HELD_OUT = dict.fromkeys(("eval", "evaluation", "holdout", "heldout"), "held out")
+WORDS = {**SPLIT_NAMES, **HELD_OUT, "training": "train", "testing": "test"}
+
+
 def find(source: Source) -> list[SourceFile]:
     """Returns the files of a source in an order that does not change.
 
@@ -113,14 +118,14 @@ def _at(key: str, split: str, given: str) -> tuple[list[SourceFile], list[str]]:
 def _file(key: str, split: str, path: Path, name: str) -> SourceFile:
     if not path.is_file():
         raise RecipeError(f"{key}: {path} is neither a file nor a folder; write what it holds to a file")
-    known = _kind(path)
+    known = kind_of(path)
     if known is None:
         raise RecipeError(f"{key}: {path.name}: unknown kind of file {path.suffix!r}; known: {KNOWN}")
     return SourceFile(split, path, name, *known)
 
 
-def _kind(path: Path) -> tuple[str, str | None] | None:
-    """What the suffixes say: ("csv", "gz") of rows.csv.gz; None where they say nothing that can be read."""
+def kind_of(path: Path) -> tuple[str, str | None] | None:
+    """Returns what the suffixes say: ("csv", "gz") of rows.csv.gz; None where they say nothing that can be read."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
     if compression:
@@ -174,7 +179,7 @@ def _sorted_out(key: str, split: str, given: str, every: list[tuple[Path, str]])
     for path, name in every:
         if path.is_dir():
             skipped.append(f"{name}/")
-        elif _kind(path) is None or path.name.startswith("."):
+        elif kind_of(path) is None or path.name.startswith("."):
             skipped.append(name)
         elif path.is_symlink() and not path.exists():
             raise RecipeError(f"{key}: {name} is a link to {path.readlink()}, and there is nothing")
@@ -228,32 +233,39 @@ def _by_split(key: str, whole: str, splits: list[tuple[str, Path]]) -> tuple[lis
 def _by_name(key: str, given: str, found: list[SourceFile]) -> list[SourceFile]:
     """The files of a folder or a pattern as given splits, where their names say so: train.jsonl and test.jsonl.
 
-    Raises RecipeError where some are named test and it is not plain what the others are.
+    Raises RecipeError where some are named test, or train and held-out, and it is not plain what the others are.
     """
-    splits = [file.split if file.kind == "dataset" else _split_named(file) for file in found]
-    if "test" not in splits or len(found) < 2:
+    splits = [file.split if file.kind == "dataset" else _split_of(file) for file in found]
+    if not ("test" in splits or {"train", "held out"} <= {*splits}) or len(found) < 2:
         return found
-    if "train" in splits and None not in splits:
+    if "train" in splits and not {None, "held out"} & {*splits}:
         return [replace(file, split=split or "all") for file, split in zip(found, splits, strict=True)]
     named = [f"{file.name} ({split or 'no split'})" for file, split in zip(found, splits, strict=True)]
     raise RecipeError(
-        f"{key}: {given} holds a file named test, and others of which it is not plain what they are: "
+        f"{key}: {given} holds files of given splits, as it seems, and it is not plain what each of them is: "
         f"{', '.join(named[:5])}{', ...' if len(named) > 5 else ''}.\n"
         "  To keep the given splits, write data.source: {train: ..., test: ...}; to mix all rows and split them anew, "
         "data.source: {paths: [...]}"
     )
 
 
-def _split_named(file: SourceFile) -> str | None:
-    """The split that a file's name opens or ends with (train-00000-of-00002, reviews_test), or its folder's."""
-    path = Path(file.name.lower())
+def _split_of(file: SourceFile) -> str | None:
     if file.kind == "documents":  # a folder of test_drives is a label
-        return next((SPLIT_NAMES[name] for name in reversed(path.parts) if name in SPLIT_NAMES), None)
+        return next(
+            (SPLIT_NAMES[name] for name in reversed(Path(file.name.lower()).parts) if name in SPLIT_NAMES), None
+        )
+    return split_named(file.name)
+
+
+def split_named(name: str) -> str | None:
+    """Returns the split that a file's name opens or ends with (train-00000-of-00002, reviews_test), or its folder's;
+    "held out" where it is not plain for what, None where the name tells nothing."""
+    path = Path(name.lower())
     words = [word for word in re.split(r"[^a-z]+", path.name.split(".")[0]) if word]
     words = [word for word in words if word != "of"]
     for word in (*words[:1], *words[-1:], *reversed(path.parent.parts)):
-        if word in SPLIT_NAMES:
-            return SPLIT_NAMES[word]
+        if word in WORDS:
+            return WORDS[word]
     return None
 
 

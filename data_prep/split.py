@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_prep import label_sets
+from data_prep.label_sets import LabelSets
 from data_prep.table import Table
 from data_prep.times import iso
 from recipes.errors import RecipeError
@@ -84,22 +86,23 @@ def _newest(times: Array, ours: Array, split: Split) -> tuple[Array, str]:
     return newest, told
 
 
-def deviations(table: Table, assigned: Assigned) -> dict[str, dict[str, float]]:
+def deviations(table: Table, assigned: Assigned, sets: LabelSets) -> dict[str, dict[str, float]]:
     """Returns for each split that is ours to make the share of rows asked for, the share it has, and how far the label
     farthest off is off.
 
-    Before duplicates leave. Labels of fewer than ten rows are passed over: no share of them means anything.
+    Before duplicates leave. `sets` are the labels of each target. Labels of fewer than ten rows are passed over: no
+    share of them means anything.
     """
-    _, labels = np.unique(table.columns["target"][assigned.ours], return_inverse=True)
-    totals = np.bincount(labels)
+    targets = table.columns["target"][assigned.ours]
+    totals = {label: rows for label, rows in label_sets.rows_of_labels(sets, targets).items() if rows >= 10}
     found = {}
     for name, asked in assigned.shares.items():
         mine = (assigned.splits == SPLITS.index(name))[assigned.ours]
-        counts = np.bincount(labels[mine], minlength=len(totals))
-        off = np.abs(counts / totals - asked)[totals >= 10]
+        counts = label_sets.rows_of_labels(sets, targets[mine])
+        off = [abs(counts[label] / rows - asked) for label, rows in totals.items()]
         found[name] = {
             "asked": asked,
             "share": float(mine.mean()),
-            "worst_label_deviation": float(off.max()) if len(off) else 0.0,
+            "worst_label_deviation": max(off, default=0.0),
         }
     return found

@@ -10,9 +10,7 @@ and nothing is changed: a person decides. Texts that a spreadsheet would take fo
 """
 
 import csv
-import re
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,15 @@ import numpy as np
 
 from data_prep.deduplicate import TEST, Left
 from data_prep.table import Array, Table
+from recipes.schema import Recipe
 from recipes.schema_data import SPLITS
-from tasks.text import duplicate_key
-from tasks.words import words
+from tasks import KINDS
+from tasks.words import terms
 
 FOLDS = 5
 # A linear model on more rows finds nothing new, and its features would fill memory.
 MOST_ROWS = 100_000
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-WORD = re.compile(r"\b\w\w+\b")
-# From Hebrew and Arabic on: scripts whose vowels are marks, and scripts without spaces.
-OTHER_SCRIPT = re.compile("[\u0300-\u036f\u0590-\u10ff\u1200-\u1dff\u2e80-\U000fffff]")
 COLUMNS = ("id", "split", "label", "predicted", "confidence", "label_confidence", "text")
 
 
@@ -62,6 +58,13 @@ class Doubts:
         figures = {"accuracy": self.accuracy, "mean_recall": self.recall}
         rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
         return {"rows_looked_at": self.rows_looked_at, "found": len(self.found), **rounded, "why_none": self.why_none}
+
+
+def of_task(table: Table, splits: Array, labels: dict[str, str], left: Left, recipe: Recipe) -> Doubts:
+    """Returns the rows whose label is doubted, see `find`; none of tasks without labels, or of several a row."""
+    if KINDS[recipe.task.variant].MANY:
+        return Doubts([], why_none="rows have several labels, and a doubt would be about one of them")
+    return find(table, splits, labels, left) if labels else Doubts([])
 
 
 def find(table: Table, splits: Array, labels: dict[str, str], left: Left) -> Doubts:
@@ -127,14 +130,6 @@ def _features(texts: list[str]) -> Any:
 
     # Hashed, so that no vocabulary is held.
     return HashingVectorizer(analyzer=terms, n_features=2**18, alternate_sign=False, norm=None).transform(texts)
-
-
-def terms(text: str) -> list[str]:
-    """Returns the words of two letters and more and the pairs of them; of a text with combining marks, or without
-    spaces, the words of its duplicate key, however short."""
-    lowered = text.lower()
-    found = words(duplicate_key(text)) if OTHER_SCRIPT.search(lowered) else WORD.findall(lowered)
-    return found + [f"{one} {other}" for one, other in pairwise(found)]
 
 
 def _better_than_chance(confidence: Array, given: Array) -> tuple[float, float, float]:

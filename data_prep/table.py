@@ -8,6 +8,7 @@ its place in the splits, its file and line) is about 80 bytes in NumPy arrays. T
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -137,13 +139,14 @@ class Writer:
 
 def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
     """The work on a batch of rows, done in whichever process."""
-    found = [row_of(row, recipe) for row in rows]
+    task, found = KINDS[recipe.task.variant], [row_of(row, recipe) for row in rows]
     kept = [one for one in found if isinstance(one, Row)]
     keys = [duplicate_key(row.text) for row in kept]
     texts = {
         "id": [row.id for row in kept],
         "text": [row.text for row in kept],
         "target": [row.target for row in kept],
+        "references": [json.dumps(row.references) if row.references else None for row in kept],
         "group": [row.group for row in kept],
         "slices": [_lines(row.slices) for row in kept],
         "key": keys,
@@ -155,7 +158,7 @@ def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
         bands=bands,
         sketches=sketches,
         rejected=[one for one in found if isinstance(one, Rejected)],
-        targets=Counter(row.target for row in kept) if KINDS[recipe.task.kind].LABELLED else Counter(),
+        targets=Counter(label for row in kept for label in task.labels_in(row.target)) if task.LABELLED else Counter(),
         systems=Counter(row.system for row in kept if row.system),
         states=Counter(state for row in kept for state in row.states.items()),
     )
@@ -164,11 +167,12 @@ def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
 def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Array]:
     """What is kept in memory of each row. Every array has one entry a row."""
     seed = recipe.data.split.seed
-    task = KINDS[recipe.task.kind]
-    targets = [task.comparable(row.target, recipe) for row in rows]
+    task = KINDS[recipe.task.variant]
+    same = {row.answers: _comparable(row.answers, task, recipe) for row in rows}
+    targets = [same[row.answers] for row in rows]
     subjects = (task.subject(key, target) for key, target in zip(keys, targets, strict=True))
     units = [split_key(key) if row.group is None else row.group for row, key in zip(rows, keys, strict=True)]
-    contents = ("\x1f".join((row.text, row.target, row.group or "")) for row in rows)
+    contents = ("\x1f".join((row.text, row.target, row.group or "", *row.references)) for row in rows)
     return {
         "line": np.array([row.line for row in rows], np.int64),
         "id": hashes((row.id for row in rows), 0),
@@ -190,9 +194,14 @@ def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Arra
     }
 
 
+def _comparable(answers: tuple[str, ...], task: ModuleType, recipe: Recipe) -> str:
+    """What equal targets share: of several right answers, all of them in any order."""
+    return "\x1e".join(sorted({task.comparable(one, recipe) for one in answers}))
+
+
 def target_hash(target: str, recipe: Recipe) -> int:
     """Returns the hash by which targets are compared: spellings of one label have one."""
-    return int(hashes([KINDS[recipe.task.kind].comparable(target, recipe)], 0)[0])
+    return int(hashes([KINDS[recipe.task.variant].comparable(target, recipe)], 0)[0])
 
 
 def hashes(texts: Iterable[str], seed: int) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "target", "group", "slices", "key")])
+SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "target", "references", "group", "slices", "key")])
 
 
 class Texts:

@@ -3,6 +3,7 @@
 seconds_of("2026-05-01 12:00:00+02:00", "created")    1777629600.0
 seconds_of("1777629600000", "created")                1777629600.0: milliseconds, as JavaScript counts
 seconds_of("20260501", "created")                     1777593600.0: a date, and no seconds of 1970
+seconds_of("2026-05", "created")                      1777593600.0: the first of the month
 seconds_of("01.05.2026", "created", "%d.%m.%Y")       1777593600.0: as data.formats.dates says
 """
 
@@ -17,11 +18,12 @@ KNOWN = (
     "ISO 8601 (2026-05-01, 20260501, 2026-05-01T12:00:00Z), or seconds, milliseconds, microseconds since 1970, or "
     "another format that data.formats.dates names"
 )
-# Digits alone that are a date, with hours, minutes and seconds or without, of the years 1900 to 2099.
-_RUN = re.compile(r"((?:19|20)\d{6})(\d{4}|\d{6})?")
-# A number of 1e11 and more is no count of seconds: it would lie after the year 5138.
+# Digits alone that are a year, a month or a date, with hours, minutes and seconds or without, from 1900 to 2099.
+_RUN = re.compile(r"(?:19|20)\d{2}(?:-?\d{2}|\d{4}|\d{8}|\d{10})?")
+_FIRST, _END = datetime(1, 1, 1, tzinfo=UTC).timestamp(), datetime(9999, 12, 31, tzinfo=UTC).timestamp() + 86400
+_FORMS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+# A number of 1e11 and more is no count of seconds: it would lie after the year 5138, and one below -1e10 before 1653.
 _UNITS = ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6), (1e20, 1e9))
-_FORMS = {0: "%Y%m%d", 4: "%Y%m%d%H%M", 6: "%Y%m%d%H%M%S"}
 
 
 def seconds_of(text: str, column: str, form: str | None = None) -> float:
@@ -40,7 +42,7 @@ def seconds_of(text: str, column: str, form: str | None = None) -> float:
         found = _number(text)
     if found is None:
         found = _iso(text)
-    if found is None:
+    if found is None or not _FIRST <= found < _END:
         raise UnusableRowError("bad_time", f"column {column!r}: {text[:40]!r} is no time; known: {KNOWN}")
     return found
 
@@ -51,11 +53,11 @@ def iso(text: str) -> float | None:
 
 
 def _date_run(text: str) -> float | None:
-    found = _RUN.fullmatch(text)
-    if found is None:
+    if not _RUN.fullmatch(text):
         return None
+    digits = text.replace("-", "")
     try:
-        return datetime.strptime(text, _FORMS[len(found[2] or "")]).replace(tzinfo=UTC).timestamp()
+        return datetime.strptime(digits, _FORMS[len(digits)]).replace(tzinfo=UTC).timestamp()
     except ValueError:
         return None
 
@@ -67,7 +69,8 @@ def _number(text: str) -> float | None:
         return None
     if not math.isfinite(number):
         return None
-    return next((number / unit for limit, unit in _UNITS if abs(number) < limit), None)
+    size = number if number >= 0 else -10 * number
+    return next((number / unit for limit, unit in _UNITS if size < limit), None)
 
 
 def _iso(text: str) -> float | None:

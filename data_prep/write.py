@@ -9,7 +9,7 @@ rejected.jsonl {"id": "T000018", "file": "tickets.csv", "line": 20, "kind": "dro
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,18 @@ from data_prep.rows import Rejected, slice_columns
 from data_prep.table import Array, Table
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS, NotInTrain
-from tasks import KINDS, values
+from tasks import KINDS, slice_name, values
 from tasks.text import clean
 
 Slices = dict[str, dict[str, Any]]
 
 
 def splits_of(
-    folder: Path, table: Table, splits: Array, left: Left, recipe: Recipe, labels: Mapping[str, str]
+    folder: Path, table: Table, splits: Array, left: Left, recipe: Recipe, respelt: Callable[[str], str] | None
 ) -> Slices:
     """Writes train.jsonl and its sisters. Returns {slice: {value: {split: rows}}} of what was written.
 
-    `labels` gives for each spelling in the source the label it stands for; {} for tasks without labels.
+    `respelt` gives a target in the spelling that its labels have (`respelling` of the task); None without labels.
     """
     seen = _values_in_train(table, splits, left, recipe)
     counted: dict[str, dict[str, Counter[str]]] = {name: {} for name in recipe.data.slices}
@@ -47,11 +47,11 @@ def splits_of(
                 if not stays[at]:
                     continue
                 split = int(splits[first + at])
-                written = _row(row, recipe, labels)
+                written = _row(row, recipe, respelt)
                 if recipe.data.slices:
                     written["slices"] = _slices(row, seen, recipe)
                     for name, value in written["slices"].items():
-                        counted[name].setdefault(_shown(value), Counter())[SPLITS[split]] += 1
+                        counted[name].setdefault(slice_name(value), Counter())[SPLITS[split]] += 1
                 files[split].write(json.dumps(written, ensure_ascii=False) + "\n")
     return {name: {value: dict(counts) for value, counts in sorted(one.items())} for name, one in counted.items()}
 
@@ -67,12 +67,13 @@ def rejected(path: Path, unusable: Iterable[Rejected], table: Table, splits: Arr
 
 def _dropped(row: int, table: Table, splits: Array, left: Left) -> Rejected:
     reason, other = REASONS[left.reason[row]], int(left.other[row])
+    prompt = table.columns["tokens"][row] - table.columns["answer_tokens"][row]
     who = f"{table.texts.value('id', other)} in {SPLITS[splits[other]]}" if other >= 0 else ""
     detail = {
         "conflict": f"says the same as {who}, with another answer",
         "duplicate": f"says the same as {who}, with the same answer",
         "too_long": f"{table.columns['tokens'][row]} tokens, more than train.max_length",
-        "too_long_to_serve": f"{table.columns['tokens'][row]} tokens, more than serve.max_model_len",
+        "too_long_to_serve": f"{prompt} tokens, and with the longest answer more than a served model takes",
         "rare_label": "its label has fewer rows than data.rare_labels.min_rows",
         "not_before_test": f"not before {who}, the oldest test row with a time",
     }.get(reason, f"says the same as {who}")
@@ -84,11 +85,13 @@ def _dropped(row: int, table: Table, splits: Array, left: Left) -> Rejected:
     return Rejected(file, line, table.texts.value("id", row), reason, detail, kind="dropped")
 
 
-def _row(row: Mapping[str, Any], recipe: Recipe, labels: Mapping[str, str]) -> dict[str, Any]:
-    text = labels.get(row["target"], row["target"])
-    target = KINDS[recipe.task.kind].target_of(text)
+def _row(row: Mapping[str, Any], recipe: Recipe, respelt: Callable[[str], str] | None) -> dict[str, Any]:
+    text, task = respelt(row["target"]) if respelt else row["target"], KINDS[recipe.task.variant]
+    target = task.target_of(text)
     written = {"id": row["id"], "input": {"text": row["text"]}, "target": target, "group": row["group"]}
-    return written if text == row["target"] else {**written, "original_target": row["target"]}
+    if row["references"] is not None:
+        written["references"] = [task.target_of(one) for one in json.loads(row["references"])]
+    return written if text == row["target"] else {**written, "original_target": task.target_of(row["target"])}
 
 
 def _slices(row: Mapping[str, Any], seen: Mapping[str, set[str]], recipe: Recipe) -> dict[str, str | bool]:
@@ -97,11 +100,6 @@ def _slices(row: Mapping[str, Any], seen: Mapping[str, set[str]], recipe: Recipe
         name: _comparable(name, value, recipe) not in seen[name] if name in seen else value
         for name, value in own.items()
     }
-
-
-def _shown(value: str | bool) -> str:
-    """A slice's value as data.json names it: true and false as JSON has them, a text as it is written."""
-    return value if isinstance(value, str) else str(value).lower()
 
 
 def _values_in_train(table: Table, splits: Array, left: Left, recipe: Recipe) -> dict[str, set[str]]:

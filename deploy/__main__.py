@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deploy import gates, registry
 from recipes import command
-from recipes.load import load
+from recipes.load import load, precedence
 from tracking import identity, run, weights_and_biases
 from tracking.run import Run
 
@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", default=forced, help="deploy though a gate says no; recorded")
     arguments = parser.parse_intermixed_args()
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
+    print("\n".join(precedence(loaded)), file=sys.stderr)
     deployed, runs = registry.folder(arguments.registry), run.runs_folder(arguments.runs)
     if arguments.rollback:
         return roll_back(deployed / identity.named(loaded, deployed).name, arguments)

@@ -4,115 +4,268 @@
 
 A version is loaded beside the one that answers, held to its reference answers, and only then made the one that answers;
 the old one is taken out when its last request has ended. One that fails the check is not made current, and the old one
-goes on answering. vLLM is started again when it dies; meanwhile the door answers 503 with Retry-After.
+goes on answering. vLLM is started again when it dies, loses a process or sends nothing though it is asked; meanwhile
+the door answers 503 with Retry-After.
 """
 
-import argparse
 import asyncio
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
-from deploy import proxy, registry
+from aiohttp import ClientError
+
+from deploy import keys, listening, proxy, registry
+from deploy.console import say
+from deploy.daemon import in_thread
+from deploy.supervise import POLL_SECONDS, serving, watched
+from deploy.versions import behind, candidates, not_beside, of_version
 from recipes import command
 from recipes.errors import RecipeError, StageError
-from recipes.load import load
-from recipes.schema_verdict import Serve
-from serve import engine, plan, recall, servable, stay, wire
+from recipes.load import load, precedence
+from serve import engine, plan, recall, stay, wire
 from serve.engine import Address, Engine
 from serve.plan import Served
-from tracking.run import Run
+from tracking import identity
 
-POLL_SECONDS = 0.5
-LEAST_RANK = 64
-"""Later versions may have larger ranks than the first one; a larger one than this asks for a restart."""
+__all__ = ["Gateway", "main", "serving", "watched"]
+
+PROBE_SECONDS = 5.0
+"""vLLM that has sent nothing for so long is asked for one token."""
+LOAD_TIMES_LONGER = 5
+"""How much longer than hang_seconds an answer may take while a version is loaded: its reference rows queue up."""
+STOP_SECONDS = 3.0
+"""For vLLM to end, until it is killed."""
+
+
+class BrokeOffError(Exception):
+    """vLLM answers nothing, whatever it is asked."""
 
 
 class Gateway:
     """The door, the engine behind it, and which version of each model is loaded there."""
 
-    def __init__(self, places: Sequence[Path], vllm: Engine, door: proxy.Door, parity: float) -> None:
-        self.places, self.vllm, self.door, self.parity = places, vllm, door, parity
+    def __init__(
+        self, places: Sequence[Path], vllm: Engine, door: proxy.Door, parity: float, hang_seconds: float = 60.0
+    ) -> None:
+        self.places, self.vllm, self.door, self.parity, self.hang_seconds = places, vllm, door, parity, hang_seconds
         self.loaded: dict[str, set[str]] = {place.name: set() for place in places}
         self.refused: set[tuple[str, str]] = set()
+        self._deployed_at: dict[str, int] = {}
+        self._announced = False
+        self._said = ""
+        self._ended_workers: set[int] = set()
+        self._probe: asyncio.Task[bool] | None = None
+        self._silent_since: float | None = None
 
     async def change_over(self) -> None:
         """Makes every model answer with the version that its registry folder says, one after the other."""
         for place in self.places:
-            wanted = registry.current(place)
-            if wanted is None or wanted == self.door.versions.get(place.name) or (place.name, wanted) in self.refused:
-                continue
-            try:
+            while wanted := await in_thread(self.wanted, place):
                 began = time.monotonic()
-                agreement = await self.load(place, wanted)
-            except (StageError, RecipeError) as error:
-                self.refused.add((place.name, wanted))
-                stays = self.door.versions.get(place.name)
-                say(f"refused   {place.name}@{wanted}: {error}; {f'{stays} goes on' if stays else 'nothing answers'}")
-                continue
-            self.door.versions[place.name] = wanted
-            seconds = time.monotonic() - began
-            say(f"current   {place.name}@{wanted}: {agreement:.1%} of its reference answers, after {seconds:.1f} s")
+                try:
+                    agreement = await self.load(place, wanted)
+                except BrokeOffError as error:
+                    # No fault of the version: it is loaded when vLLM answers again.
+                    self.say_once(f"vllm      broke off while {place.name}@{wanted} was loaded: {error}")
+                    return
+                except (StageError, RecipeError) as error:
+                    self.refuse(place, wanted, error)
+                    continue
+                self.door.versions[place.name] = wanted
+                seconds = time.monotonic() - began
+                say(f"current   {place.name}@{wanted}: {agreement:.1%} of its reference answers, after {seconds:.1f} s")
+
+    def wanted(self, place: Path) -> str | None:
+        """Returns the version that is to answer next, None where the one that answers is right: the current version, or
+        where that was refused and nothing answers, the one that was deployed before it."""
+        answering, current = self.door.versions.get(place.name), registry.current(place)
+        if (deployed := registry.deployed_at(place)) != self._deployed_at.get(place.name):
+            # What was refused is looked at again where it is deployed again.
+            self._deployed_at[place.name] = deployed
+            self.refused.discard((place.name, str(current)))
+        refused = {version for name, version in self.refused if name == place.name}
+        if answering:
+            return current if current not in {None, answering, *refused} else None
+        return next(candidates(place, refused), None)
+
+    def refuse(self, place: Path, version: str, error: Exception) -> None:
+        """Sets a version aside, and says so once."""
+        self.refused.add((place.name, version))
+        stays = self.door.versions.get(place.name)
+        say(f"refused   {place.name}@{version}: {error}; {f'{stays} goes on' if stays else 'nothing answers'}")
 
     async def load(self, place: Path, version: str) -> float:
         """Loads a version beside the others. Returns the share of its reference answers that vLLM gives.
 
-        Raises RecipeError where it cannot be served, StageError where vLLM does not load it or answers otherwise.
+        Raises RecipeError where it cannot be served, StageError where vLLM does not load it or answers otherwise, and
+        BrokeOffError where vLLM answers nothing any more.
         """
-        served = of_version(place, version)
-        if told := not_beside(self.vllm.plan, served):
+        served = await in_thread(of_version, place, version)
+        if told := await in_thread(not_beside, self.vllm.plan, served):
             raise RecipeError(told)
-        name = f"{place.name}@{version}"
-        async with wire.session(self.vllm.address) as asking:
-            if version not in self.loaded[place.name]:
-                await wire.load_adapter(asking, name, str(served.folder))
-                self.loaded[place.name].add(version)
-            agreement = await asyncio.to_thread(recall.agreement, served, name, self.vllm.address)
-            floor = self.parity if plan.same_weights(served, self.vllm.plan.serve) else recall.OTHER_WEIGHTS
-            if agreement < floor:
-                await wire.unload_adapter(asking, name)
-                self.loaded[place.name].discard(version)
-                raise StageError(
-                    f"vLLM gives {agreement:.1%} of its reference answers, and at least {floor:.1%} are due "
-                    "(serve.parity.same_weights)"
-                )
+        try:
+            async with asyncio.timeout(LOAD_TIMES_LONGER * self.hang_seconds):
+                agreement = await self._loaded(served, version)
+        except (ClientError, TimeoutError) as error:
+            raise BrokeOffError(type(error).__name__) from None
+        except StageError as error:
+            # A refusal of one version is its own, if another one is answered.
+            if not await self.answers():
+                raise BrokeOffError(str(error)) from None
+            raise
+        floor = self.parity if plan.same_weights(served, self.vllm.plan.serve) else recall.OTHER_WEIGHTS
+        if agreement < floor:
+            raise StageError(
+                f"vLLM gives {agreement:.1%} of its reference answers, and at least {floor:.1%} are due "
+                "(serve.parity.same_weights)"
+            )
         return agreement
+
+    async def _loaded(self, served: Served, version: str) -> float:
+        name = f"{served.name}@{version}"
+        async with wire.session(self.vllm.address) as asking:
+            if version not in self.loaded[served.name]:
+                await wire.load_adapter(asking, name, str(served.folder))
+                self.loaded[served.name].add(version)
+            if told := await in_thread(recall.other_prompt, served, name, self.vllm.address):
+                raise StageError(f"vLLM reads other token ids for its prompts than were trained on, {told}")
+            return await in_thread(_agreement, served, name, self.vllm.address)
 
     async def tidy(self) -> None:
         """Takes out versions that answer no more, once nothing is on its way to them."""
-        async with wire.session(self.vllm.address) as asking:
+        async with wire.session(self.vllm.address, read_seconds=self.hang_seconds) as asking:
             for name, versions in self.loaded.items():
                 for version in versions - {self.door.versions.get(name)}:
-                    if self.door.on_their_way[f"{name}@{version}"] == 0:
+                    if self.door.on_their_way[f"{name}@{version}"]:
+                        continue
+                    try:
                         await wire.unload_adapter(asking, f"{name}@{version}")
-                        versions.discard(version)
+                    except (ClientError, TimeoutError):
+                        return
+                    except StageError as error:
+                        say(f"stays     {name}@{version}: {error}")
+                    else:
                         say(f"drained   {name}@{version}")
+                    versions.discard(version)
 
-    async def revive(self) -> None:
-        """Starts vLLM again after it has died, with the versions that answered."""
+    async def follow(self, address: Address) -> None:
+        """Follows the registry and the file of keys, for ever. Raises StageError where at first nothing is served."""
+        while True:
+            await self.change_over()
+            if self.door.versions and self.door.engine is None:
+                self.open()
+                if not self._announced:
+                    print(f"ready     {address}/v1; models {', '.join(self.door.versions)}", flush=True)
+                    self._announced = True
+            elif not self._announced and not self._said:
+                raise StageError("no deployed version can be served")
+            await self.tidy()
+            if told := await in_thread(self.door.keys.refresh):
+                say(f"keys      {told}")
+            await asyncio.sleep(POLL_SECONDS)
+
+    def open(self) -> None:
+        """Lets requests pass to vLLM."""
+        self.door.engine = wire.session(self.vllm.address, at_once=self.door.limits.requests)
+        self.door.answers, self._silent_since, self._said = True, None, ""
+        self.door.heard()
+
+    async def failure(self) -> str | None:
+        """Returns why vLLM has to be started again, None where it has not: its process or one of its children has
+        ended, or it sends nothing though it is asked. Closes the door while it is silent."""
+        if not await in_thread(self.vllm.alive):
+            return f"died, {await in_thread(self.vllm.why)}"
+        # A child that ends as it should is there for a moment until it is asked for; twice is no moment.
+        before, self._ended_workers = self._ended_workers, await in_thread(engine.ended_workers, self.vllm.pid)
+        if before & self._ended_workers:
+            return f"died, a process that it started has ended, {await in_thread(self.vllm.why)}"
+        silent = self._silence()
+        self.door.answers = silent < self.hang_seconds / 2
+        if silent >= self.hang_seconds:
+            return f"hangs: it was asked and has sent nothing for {silent:.0f} s (serve.hang_seconds)"
+        return None
+
+    def _silence(self) -> float:
+        """Seconds since vLLM was asked without sending anything."""
+        now, heard = time.monotonic(), self.door.heard_at
+        if self._silent_since is not None and heard >= self._silent_since:
+            self._silent_since = None
+        if now - heard > PROBE_SECONDS and (self._probe is None or self._probe.done()):
+            self._silent_since = self._silent_since or now
+            self._probe = asyncio.create_task(self.answers())
+        return now - self._silent_since if self._silent_since else 0.0
+
+    async def answers(self) -> bool:
+        """Returns whether vLLM gives a token within hang_seconds. Its wire answers `GET /health` although nothing
+        computes any more behind it."""
+        names = ["@".join(one) for one in self.door.versions.items()] or [self.vllm.plan.name]
+        body = {"model": names[0], "prompt": "a", "max_tokens": 1}
+        try:
+            async with (
+                asyncio.timeout(self.hang_seconds),
+                wire.session(self.vllm.address) as asking,
+                asking.post("/v1/completions", json=body) as answer,
+            ):
+                await answer.read()
+        except (ClientError, TimeoutError):
+            return False
+        if answer.status < 500:
+            self.door.heard()
+        return answer.status < 500
+
+    async def revive(self, why: str) -> None:
+        """Starts vLLM again, with the versions that answered. Raises StageError where it does not come up."""
+        say(f"vllm      {why}")
+        await self.close()
+        await in_thread(self.vllm.stop)
+        await self.up()
+        if self.door.versions:
+            self.open()
+
+    async def close(self) -> None:
+        """Lets nothing pass to vLLM; requests that are with it break off."""
         asking, self.door.engine = self.door.engine, None
+        if self._probe:
+            self._probe.cancel()
         if asking:
             await asking.close()
-        say(f"vllm      died, {self.vllm.why()}")
-        await asyncio.to_thread(self.vllm.stop)
-        await self.up()
 
     async def up(self) -> None:
-        """Starts vLLM and opens the door to it. Raises StageError where it does not come up."""
-        answering = dict(self.door.versions)
-        self.loaded = {place.name: set() for place in self.places}
+        """Starts vLLM and loads what answered before. Raises StageError where it does not come up."""
+        self.loaded, self._ended_workers = {place.name: set() for place in self.places}, set()
         self.vllm.start()  # in this thread, the main one: the process ends with the thread that started it
-        seconds = await asyncio.to_thread(self.vllm.wait_ready)
+        seconds = await in_thread(self.vllm.wait_ready)
         say(f"vllm      up after {seconds:.0f} s")
+        self._silent_since = None
+        self.door.heard()
         for place in self.places:
-            if version := answering.get(place.name):
-                await self.load(place, version)
-        self.door.engine = wire.session(self.vllm.address, at_once=0)
+            if version := self.door.versions.get(place.name):
+                try:
+                    await self.load(place, version)
+                except BrokeOffError as error:
+                    raise StageError(f"vLLM broke off while {place.name}@{version} was loaded: {error}") from None
+                except (StageError, RecipeError) as error:
+                    del self.door.versions[place.name]
+                    self.refuse(place, version, error)
+
+    def say_once(self, line: str) -> None:
+        """Says a line unless it was the last one that was said so, and vLLM has not been up since."""
+        if line != self._said:
+            self._said = line
+            say(line)
+
+
+def _agreement(served: Served, name: str, address: Address) -> float:
+    """Share of its reference answers that vLLM gives. Raises StageError where they cannot be read."""
+    try:
+        return recall.agreement(served, name, address)
+    except ClientError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        raise StageError(f"its reference answers cannot be read: {type(error).__name__}: {error}") from None
 
 
 def main() -> int:
@@ -121,114 +274,30 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     names = [arguments.recipe, *(word for word in arguments.set if "=" not in word)]
     overrides = [word for word in arguments.set if "=" in word]
-    loaded = [load(name, overrides, arguments.hardware) for name in names]
-    places = [registry.folder(arguments.registry) / one.name for one in loaded]
+    folder = registry.folder(arguments.registry)
+    loaded = [identity.named(load(name, overrides, arguments.hardware), folder) for name in names]
+    print("\n".join(precedence(loaded[0])), file=sys.stderr)
+    places = [folder / one.name for one in loaded]
     serve = loaded[0].recipe.serve
     address = Address(serve.host, serve.port)
-    key = plan.key_for(address)
     asked = behind(places, serve)
     if arguments.dry_run:
         print(stay.shown(asked, Address(socket=Path("vllm.sock")), with_key=False))
         return command.DONE
+    valid = keys.of_environment(address, serve.loopback_without_key)
+    door = proxy.Door(valid, serve.limits, tuple(place.name for place in places))
     engine.check_free(serve.host, serve.port)
     with tempfile.TemporaryDirectory(prefix="insource-") as private:  # readable by this user alone
-        vllm = Engine(asked, Address(socket=Path(private) / "vllm.sock"), log_file(arguments))
-        gateway = Gateway(places, vllm, proxy.Door(key), serve.parity.same_weights)
+        vllm = Engine(
+            asked, Address(socket=Path(private) / "vllm.sock"), folder / "vllm.log", stop_seconds=STOP_SECONDS
+        )
+        gateway = Gateway(places, vllm, door, serve.parity.same_weights, serve.hang_seconds)
         try:
-            asyncio.run(serving(gateway, address))
+            with listening.access_log(folder / "access.jsonl") as access:
+                asyncio.run(serving(gateway, address, access))
         finally:
             vllm.stop()
     return command.INTERRUPTED
-
-
-def log_file(arguments: argparse.Namespace) -> Path:
-    """Returns where vLLM's log goes."""
-    return registry.folder(arguments.registry) / "vllm.log"
-
-
-def behind(places: Sequence[Path], serve: Serve) -> engine.Plan:
-    """Returns the plan of the vLLM behind the door. Raises RecipeError where what is deployed cannot be served."""
-    served = []
-    for place in places:
-        version = registry.current(place)
-        if version is None:
-            raise RecipeError(f"nothing is deployed below {place}; `make deploy RECIPE={place.name}` deploys")
-        served.append(of_version(place, version))
-    found = plan.of(served, serve)
-    rank = max(LEAST_RANK, found.max_lora_rank)
-    # At a change the old and the new version of a model are there together.
-    return replace(found, adapters={}, max_lora_rank=rank, runtime_adapters=2 * len(places))
-
-
-def of_version(place: Path, version: str) -> Served:
-    """Returns a deployed version as what is served. Raises RecipeError where it is not whole."""
-    there = Run(place / "versions" / version)
-    if not registry.whole(there.folder):
-        raise RecipeError(f"version {version} below {place} is not whole")
-    return Served(place.name, there, there.recipe(), "adapter")
-
-
-def not_beside(running: engine.Plan, served: Served) -> str | None:
-    """Returns why a version cannot be loaded into the vLLM that runs, None where it can."""
-    if told := plan.adapter_problems(served, running.serve):
-        return "; ".join(told)
-    model, _ = plan.base_of(served, running.serve)
-    if model != running.model:
-        return f"its base is {model}, and {running.model} is served; start the gateway again"
-    if (rank := servable.max_lora_rank({served.name: served.folder})) > running.max_lora_rank:
-        return f"its rank needs {rank}, and vLLM was started for {running.max_lora_rank}; start the gateway again"
-    return None
-
-
-async def serving(gateway: Gateway, address: Address) -> None:
-    """Serves until it is told to stop."""
-    from aiohttp import web
-
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    runner = web.AppRunner(proxy.application(gateway.door), handler_cancellation=True, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, address.host, address.port).start()
-    watching = asyncio.create_task(watched(gateway, address))
-    stopping = asyncio.create_task(stopped.wait())
-    try:
-        await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if watching.done():
-            watching.result()
-        say("stop      answering what is on its way, then stopping vLLM")
-    finally:
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
-        await runner.cleanup()
-        if gateway.door.engine:
-            await gateway.door.engine.close()
-
-
-async def watched(gateway: Gateway, address: Address) -> None:
-    """Brings up what is deployed, then follows the registry and keeps vLLM alive. Raises StageError where it dies too
-    often."""
-    await gateway.up()
-    await gateway.change_over()
-    if not gateway.door.versions:
-        raise StageError("no deployed version can be served")
-    print(f"ready     {address}/v1; models {', '.join(gateway.door.versions)}", flush=True)
-    deaths: list[float] = []
-    while True:
-        await asyncio.sleep(POLL_SECONDS)
-        if not gateway.vllm.alive() or not engine.workers_alive(gateway.vllm.pid):
-            now = time.monotonic()
-            deaths = [at for at in deaths if at > now - stay.WITHIN_SECONDS] + [now]
-            if len(deaths) > stay.RESTARTS:
-                raise StageError(f"vLLM has died {len(deaths)} times, {gateway.vllm.why()}")
-            await gateway.revive()
-        await gateway.change_over()
-        await gateway.tidy()
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

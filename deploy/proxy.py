@@ -8,68 +8,143 @@ vLLM itself checks its key on some paths alone and lets everyone load adapters; 
 POST /v1/chat/completions, /v1/completions and /v1/messages, GET /v1/models, and GET /health without a key.
 """
 
-import hmac
-import json
+import asyncio
+import time
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from aiohttp import ClientSession
-    from aiohttp.web import Application, Request, StreamResponse
+from aiohttp import ClientSession, web
+
+from deploy import names, passing
+from deploy.keys import Keys
+from recipes.addresses import is_loopback, netloc_of
+from recipes.schema_verdict import Limits
 
 ASKING = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
-LARGEST_BODY_BYTES = 16 * 2**20
-VERSION_HEADER = "X-Insource-Version"
-# What belongs to one connection and is not passed on (RFC 9110, 7.6.1), and what is counted anew.
-_NOT_PASSED = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "content-length", "host"}
-# The key is the door's; the engine has none.
-_NOT_PASSED |= {"authorization", "x-api-key", "accept-encoding", "server", "date"}
-_RETRY_SECONDS = "5"
+LARGEST_BODY_BYTES = Limits().body_kib * 2**10
+BODY_SECONDS = 30.0
+"""How long a client may take to send a body."""
+VERSION_HEADER = passing.VERSION_HEADER
+
+
+class RefusedError(Exception):
+    """A request is not passed on."""
+
+    def __init__(self, status: int, kind: str, message: str, retry_seconds: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.retry_seconds = status, kind, retry_seconds
 
 
 class Door:
-    """What stands behind the door now."""
+    """What stands behind the door now, and what is on its way through it."""
 
-    def __init__(self, api_key: str | None) -> None:
+    def __init__(
+        self, api_key: str | Keys | None, limits: Limits | None = None, deployed: tuple[str, ...] = ()
+    ) -> None:
+        self.keys = api_key if isinstance(api_key, Keys) else Keys(api_key)
+        self.limits = limits or Limits()
+        self.deployed = deployed
+        """Models that are deployed, whether or not a version of them answers."""
         self.versions: dict[str, str] = {}
         """{model: version} that new requests go to."""
         self.engine: ClientSession | None = None
         """The session with vLLM, None while it is down."""
+        self.answers = True
+        """False while vLLM runs and sends nothing."""
+        self.heard_at = 0.0
+        """When vLLM sent something the last time (time.monotonic)."""
+        self.stopping = False
         self.on_their_way: Counter[str] = Counter()
         """{model@version: requests}."""
-        self._api_key = api_key
+        self.of_key: Counter[str] = Counter()
+        """{client: requests}."""
 
-    def admits(self, headers: Mapping[str, str]) -> bool:
-        """Returns whether a request bears the key, as OpenAI's or as Anthropic's clients send it."""
-        if self._api_key is None:
-            return True
-        scheme, _, bearer = headers.get("Authorization", "").partition(" ")
-        given = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        return hmac.compare_digest(given.encode(), self._api_key.encode())
+    @property
+    def ready(self) -> bool:
+        """Returns whether requests are passed on."""
+        return self.engine is not None and self.answers and not self.stopping
+
+    @contextmanager
+    def counted(self, owner: str) -> Iterator[None]:
+        """Counts a request of a client while it is on its way. Raises RefusedError where there are too many."""
+        limits = self.limits
+        for there, most, whose in (
+            (self.of_key[owner], limits.requests_per_key, "of this key "),
+            (self.of_key.total(), limits.requests, ""),
+        ):
+            if there >= most:
+                told = f"{there} requests {whose}are on their way, and no more are taken at once"
+                raise RefusedError(429, "rate_limit_error", told, 2)
+        self.of_key[owner] += 1
+        try:
+            yield
+        finally:
+            self.of_key[owner] -= 1
+
+    def check_open(self) -> ClientSession:
+        """Returns the session with vLLM. Raises RefusedError while requests are not passed on."""
+        if self.engine is None or not self.ready:
+            raise RefusedError(503, "overloaded_error", "the model is being started", 5)
+        return self.engine
+
+    def version_of(self, model: object) -> str:
+        """Returns the version that answers for a model. Raises RefusedError where there is none."""
+        version = self.versions.get(model) if isinstance(model, str) else None
+        if version is None and model in self.deployed:
+            raise RefusedError(503, "overloaded_error", f"no version of {model!r} can be served now", 30)
+        if version is None:
+            there = ", ".join(sorted(self.versions)) or "none yet"
+            raise RefusedError(404, "not_found_error", f"there is no model {model!r}; there are: {there}")
+        return version
+
+    def heard(self) -> None:
+        """Notes that vLLM sent something."""
+        self.heard_at = time.monotonic()
 
 
-def application(door: Door) -> "Application":
+@dataclass
+class Told:
+    """What the access log says of a request, beside what aiohttp knows."""
+
+    key: str = ""
+    model: str = ""
+
+
+TOLD = web.RequestKey("told", Told)
+
+
+def application(door: Door) -> web.Application:
     """Returns the door as an aiohttp application."""
-    from aiohttp import web
 
-    app = web.Application(client_max_size=LARGEST_BODY_BYTES)
+    @web.middleware
+    async def guard(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        request[TOLD] = Told()
+        try:
+            if told := _foreign(door, request):
+                raise RefusedError(403, "permission_error", told)
+            return await handler(request)
+        except RefusedError as error:
+            return _refusal(error, close=door.stopping)
 
-    async def ask(request: "Request") -> "StreamResponse":
+    async def ask(request: web.Request) -> web.StreamResponse:
         return await _ask(door, request)
 
-    async def models(request: "Request") -> "StreamResponse":
-        if not door.admits(request.headers):
-            return _refused(401, "authentication_error", "a valid key is needed (Authorization: Bearer, or x-api-key)")
+    async def models(request: web.Request) -> web.StreamResponse:
+        _owner(door, request)
         listed = [{"id": name, "object": "model", "owned_by": "insource"} for name in sorted(door.versions)]
         return web.json_response({"object": "list", "data": listed})
 
-    async def health(request: "Request") -> "StreamResponse":
-        return web.json_response({"ready": door.engine is not None}, status=200 if door.engine else 503)
+    async def health(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"ready": door.ready}, status=200 if door.ready else 503)
 
-    async def nothing(request: "Request") -> "StreamResponse":
-        return _refused(404, "not_found_error", f"there is no {request.method} {request.path} here")
+    async def nothing(request: web.Request) -> web.StreamResponse:
+        raise RefusedError(404, "not_found_error", f"there is no {request.method} {request.path} here")
 
+    app = web.Application(client_max_size=door.limits.body_kib * 2**10, middlewares=[guard])
     for path in ASKING:
         app.router.add_post(path, ask)
     app.router.add_get("/v1/models", models)
@@ -78,67 +153,102 @@ def application(door: Door) -> "Application":
     return app
 
 
-async def _ask(door: Door, request: "Request") -> "StreamResponse":
-    """Returns vLLM's answer to one request."""
-    from aiohttp import web
+async def _ask(door: Door, request: web.Request) -> web.StreamResponse:
+    """Returns vLLM's answer to one request. Raises RefusedError where it is not passed on."""
+    owner = _owner(door, request)
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise RefusedError(415, "invalid_request_error", "a packed body (Content-Encoding) is not taken; send it plain")
+    with door.counted(owner):
+        door.check_open()
+        try:
+            told = names.fields(await _body(door, request))
+            model = names.value(told, "model")
+            version = door.version_of(model)
+            body = names.put(told, model=f"{model}@{version}", **_within(told, door.limits))
+        except ValueError:
+            raise RefusedError(400, "invalid_request_error", "the body is no JSON object") from None
+        request[TOLD].model = f"{model}@{version}"
+        engine = door.check_open()
+        inside = f"{model}@{version}"
+        door.on_their_way[inside] += 1
+        try:
+            return await passing.on(engine, request, body, passing.Names(inside, str(model), version), door.heard)
+        except passing.BrokeOffError as error:
+            raise RefusedError(503, "overloaded_error", str(error), 5) from None
+        except passing.TooLargeError as error:
+            raise RefusedError(413, "request_too_large", str(error)) from None
+        finally:
+            door.on_their_way[inside] -= 1
 
-    if not door.admits(request.headers):
-        return _refused(401, "authentication_error", "a valid key is needed (Authorization: Bearer, or x-api-key)")
+
+def _owner(door: Door, request: web.Request) -> str:
+    """Returns the client that asks. Raises RefusedError where it has no valid key."""
+    owner = door.keys.owner(request.headers)
+    if owner is None:
+        raise RefusedError(401, "authentication_error", "a valid key is needed (Authorization: Bearer, or x-api-key)")
+    request[TOLD].key = owner
+    return owner
+
+
+async def _body(door: Door, request: web.Request) -> bytes:
+    """Returns the body of a request. Raises RefusedError where it is too large, too slow or breaks off."""
     try:
-        body = json.loads(await request.read())
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
     except web.HTTPRequestEntityTooLarge:
-        return _refused(413, "request_too_large", f"a request may have {LARGEST_BODY_BYTES // 2**20} MiB")
+        told = f"a request may have {door.limits.body_kib:,} KiB (serve.limits.body_kib)"
+        raise RefusedError(413, "request_too_large", told) from None
+    except TimeoutError:
+        raise RefusedError(408, "invalid_request_error", f"the body took over {BODY_SECONDS:.0f} s") from None
+    except web.RequestPayloadError as error:
+        raise RefusedError(400, "invalid_request_error", f"the body cannot be read: {error}") from None
+
+
+def _within(told: names.Fields, limits: Limits) -> dict[str, int]:
+    """Returns what the limits put into a request: its tokens, where it names none. Raises RefusedError for more than
+    they allow, ValueError for what is no JSON."""
+    number = names.prompts(told) * max(1.0, names.number(told, "n") or 1.0)
+    if number > limits.sequences:
+        what = f"{number:.0f} answers were asked for at once, and {limits.sequences} may be (serve.limits.sequences)"
+        raise RefusedError(413, "request_too_large", what)
+    if limits.answer_tokens is None:
+        return {}
+    asked = {key: names.number(told, key) for key in ("max_tokens", "max_completion_tokens")}
+    for key, tokens in asked.items():
+        if tokens is not None and tokens > limits.answer_tokens:
+            what = f"{key} is {tokens:.0f}, and {limits.answer_tokens} may be (serve.limits.answer_tokens)"
+            raise RefusedError(413, "request_too_large", what)
+    return {} if any(tokens is not None for tokens in asked.values()) else {"max_tokens": limits.answer_tokens}
+
+
+def _foreign(door: Door, request: web.Request) -> str | None:
+    """Returns why a request looks like one that a web page of another origin had a browser send, None where not.
+
+    A page may send one to any address that its visitor reaches; and by a name that it lets point here (DNS rebinding)
+    it may read the answer, where no key is needed.
+    """
+    host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
+    if origin is not None and netloc_of(origin) != host.lower():
+        return f"requests of web pages from {origin!r} are not taken"
+    if not door.keys.required and not is_loopback(_host(host)):
+        return f"without a key, requests go to a name of this machine, and not to {host!r}"
+    return None
+
+
+def _host(netloc: str) -> str | None:
+    from recipes.addresses import host_of
+
+    try:
+        return host_of(f"//{netloc}")
     except ValueError:
-        return _refused(400, "invalid_request_error", "the body is not JSON")
-    name = body.get("model") if isinstance(body, dict) else None
-    version = door.versions.get(name) if isinstance(name, str) else None
-    if version is None:
-        there = ", ".join(sorted(door.versions)) or "none yet"
-        return _refused(404, "not_found_error", f"there is no model {name!r}; there are: {there}")
-    if door.engine is None:
-        return _refused(503, "overloaded_error", "the model is being started", {"Retry-After": _RETRY_SECONDS})
-    inside = f"{name}@{version}"
-    door.on_their_way[inside] += 1
-    try:
-        return await _passed_on(door.engine, request, body | {"model": inside}, (inside, str(name)), version)
-    finally:
-        door.on_their_way[inside] -= 1
+        return None
 
 
-async def _passed_on(
-    engine: "ClientSession", request: "Request", body: Mapping[str, Any], names: tuple[str, str], version: str
-) -> "StreamResponse":
-    """Sends a request to vLLM and its answer back, event by event where it is a stream."""
-    from aiohttp import ClientError, web
-
-    inside, outside = (json.dumps(name).encode() for name in names)
-    headers = {name: value for name, value in request.headers.items() if name.lower() not in _NOT_PASSED}
-    answer: StreamResponse | None = None
-    try:
-        async with engine.post(request.path, data=json.dumps(body), headers=headers) as found:
-            kept = {name: value for name, value in found.headers.items() if name.lower() not in _NOT_PASSED}
-            kept[VERSION_HEADER] = version
-            if not found.headers.get("Content-Type", "").startswith("text/event-stream"):
-                said = (await found.read()).replace(inside, outside)
-                return web.Response(status=found.status, body=said, headers=kept)
-            answer = web.StreamResponse(status=found.status, headers=kept)
-            await answer.prepare(request)
-            # A line is one event or a part of one; a name never spans two.
-            async for line in found.content:
-                await answer.write(line.replace(inside, outside))
-            await answer.write_eof()
-            return answer
-    except ClientError as error:
-        if answer is not None:
-            raise  # half an answer is out: the connection breaks off, which the client sees
-        told = f"the model broke off: {type(error).__name__}"
-        return _refused(503, "overloaded_error", told, {"Retry-After": _RETRY_SECONDS})
-
-
-def _refused(status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> "StreamResponse":
+def _refusal(error: RefusedError, close: bool) -> web.StreamResponse:
     """An error as both SDKs read it."""
-    from aiohttp import web
-
-    return web.json_response(
-        {"type": "error", "error": {"type": kind, "message": message, "code": status}}, status=status, headers=headers
-    )
+    headers = {"Retry-After": str(error.retry_seconds)} if error.retry_seconds else None
+    said = {"type": error.kind, "message": str(error), "code": error.status}
+    answer = web.json_response({"type": "error", "error": said}, status=error.status, headers=headers)
+    if close:
+        answer.force_close()
+    return answer

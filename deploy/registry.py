@@ -4,10 +4,12 @@ registry/classifier/versions/3f2a90c17b5e44d0/adapter/     as training wrote it;
                                               recipe.yaml  the recipe of its run
                                               version.json {"run_id": ..., "recipe": ..., "promoted": ...}
 registry/classifier/current -> versions/3f2a90c17b5e44d0   replaced in one step
-registry/classifier/history.jsonl  {"at", "action": "deploy", "from", "to", "run_id", "forced", "overridden": [...]}
+registry/classifier/history.jsonl  {"at", "action": "deploy", "from", "to", "run_id", "forced", "overridden": [...],
+                                    "sha256": {"adapter/SHA256SUMS": ..., "recipe.yaml": ...}}
 registry/.bases/9f2c41a07be6d835/  the base that versions were trained on (tracking/bases.py), named by its digest
 
-The folder may lie on a disk that several machines share; REGISTRY says where.
+A version counts as whole where its name is the digest of its sums, its files are as these say, and sums and recipe are
+as the history tells. The folder may lie on a disk that several machines share; REGISTRY says where.
 """
 
 import fcntl
@@ -16,9 +18,9 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from recipes.errors import RecipeError, StageError
 from tracking import bases, files
@@ -45,10 +47,20 @@ def current(place: Path) -> str | None:
         return None
 
 
+def deployed_at(place: Path) -> int:
+    """Returns when the current version became so, in nanoseconds since 1970; 0 where there is none."""
+    try:
+        return (place / CURRENT).lstat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def history(place: Path) -> list[dict[str, Any]]:
-    """Returns what was deployed and rolled back, oldest first."""
+    """Returns what was deployed and rolled back, oldest first. A line that a full disk or a kill has torn is left out:
+    what it tells of was not made current."""
     path = place / "history.jsonl"
-    return list(files.read_jsonl(path)) if path.exists() else []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return [one for line in lines if isinstance(one := _read(line), dict) and {"action", "to"} <= one.keys()]
 
 
 def promote(place: Path, run: Run, overridden: list[str]) -> str:
@@ -110,9 +122,9 @@ def roll_back(place: Path, to: str | None) -> tuple[str, str]:
         wanted = to or before(place, here)
         if wanted is None:
             raise RecipeError(f"{here} is the only version that was ever deployed below {place}")
-        if not whole(place / "versions" / wanted):
+        if wanted not in {line["to"] for line in history(place)} or not whole(place / "versions" / wanted):
             there = ", ".join(sorted(path.name for path in (place / "versions").iterdir() if whole(path)))
-            raise RecipeError(f"there is no whole version {wanted} below {place}; there are {there}")
+            raise RecipeError(f"there is no whole version {wanted} below {place}; there are {there or 'none'}")
         about = files.read_json(place / "versions" / wanted / "version.json")
         point(place, wanted, {"action": "rollback", "run_id": about["run_id"], "forced": False, "overridden": []})
     return here, wanted
@@ -132,17 +144,31 @@ def before(place: Path, version: str) -> str | None:
 
 
 def whole(version: Path) -> bool:
-    """Returns whether a version is there with all its files, unchanged."""
-    adapter = version / "adapter"
-    return (version / "version.json").is_file() and (adapter / files.SUMS).is_file() and not files.changed(adapter)
+    """Returns whether a version is there as it was deployed: all files unchanged, and their sums too."""
+    adapter, place = version / "adapter", version.parent.parent
+    if not (version / "version.json").is_file() or not (adapter / files.SUMS).is_file():
+        return False
+    told = [line for line in history(place) if line["to"] == version.name]
+    if not told or version_of(adapter) != version.name or files.changed(adapter):
+        return False
+    # Lines of older versions of insource have no hashes.
+    expected: dict[str, str] = told[-1].get("sha256", {})
+    return expected.items() <= hashes(version).items()
+
+
+def hashes(version: Path) -> dict[str, str]:
+    """Returns the hashes that stand in the history for a version: of the sums of its adapter, and of its recipe."""
+    names = (f"adapter/{files.SUMS}", "recipe.yaml")
+    return {name: files.sha256(version / name) for name in names if (version / name).is_file()}
 
 
 def point(place: Path, version: str, about: Mapping[str, Any]) -> None:
-    """Records the change, and makes `version` current in one step."""
+    """Records the change, and makes `version` current in one step. Raises StageError where the disk is full."""
     line = {"at": now(), "from": current(place), "to": version, **about}
-    with (place / "history.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        file.flush()
+    line["sha256"] = hashes(place / "versions" / version)
+    # Unbuffered: closing a file writes its buffer once more, and on a full disk fails once more.
+    with (place / "history.jsonl").open("ab+", buffering=0) as file:
+        _append(file, json.dumps(line, ensure_ascii=False).encode() + b"\n")
         os.fsync(file.fileno())
     aside = place / f".{CURRENT}.{secrets.token_hex(4)}"
     aside.unlink(missing_ok=True)
@@ -160,3 +186,25 @@ def locked(place: Path) -> Iterator[None]:
         except BlockingIOError:
             raise StageError(f"{place} is being changed by another process; wait for it") from None
         yield
+
+
+def _append(file: BinaryIO, line: bytes) -> None:
+    """Appends a line behind the last whole one. Raises StageError where the disk is full; nothing of it stays then."""
+    file.seek(0)
+    whole = file.read().rfind(b"\n") + 1
+    try:
+        file.truncate(whole)
+        left = memoryview(line)
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        with suppress(OSError):
+            file.truncate(whole)
+        raise StageError(f"{file.name} cannot be written, and nothing was deployed: {error.strerror}") from None
+
+
+def _read(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

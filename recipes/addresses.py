@@ -15,3 +15,11 @@ def is_loopback(host: str | None) -> bool:
         return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def netloc_of(url: str) -> str | None:
+    """Returns host and port of a URL, None where there are none."""
+    try:
+        return urlsplit(url).netloc.lower() or None
+    except ValueError:
+        return None

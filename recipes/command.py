@@ -59,9 +59,13 @@ def in_words(error: OSError) -> str:
 
 
 def run(stage: Callable[[], int]) -> NoReturn:
-    """Calls a stage's main and exits with its code; mistakes and failures are told in words."""
+    """Calls a stage's main and exits with its code; mistakes and failures are told in words. What it writes belongs to
+    this user alone, since runs hold texts of the data: INSOURCE_UMASK (027, say) lets others read it."""
     try:
-        sys.exit(stage())
+        os.umask(_umask())
+        code = stage()
+        sys.stdout.flush()
+        sys.exit(code)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(WRONG)
@@ -71,13 +75,28 @@ def run(stage: Callable[[], int]) -> NoReturn:
     except StageError as error:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(FAILED)
-    except BrokenPipeError:
-        # Whoever read the output has gone: nothing is left to be told, at the end of the interpreter neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(FAILED)
     except OSError as error:
-        print(f"failed: {in_words(error)}", file=sys.stderr)
+        # A BrokenPipeError means that whoever read the output has gone, which is nothing to be told.
+        if not isinstance(error, BrokenPipeError):
+            print(f"failed: {in_words(error)}", file=sys.stderr)
+        _let_go_of_stdout()
         sys.exit(FAILED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _umask() -> int:
+    given = os.environ.get("INSOURCE_UMASK") or "077"
+    try:
+        return int(given, 8) & 0o777
+    except ValueError:
+        raise RecipeError(f"INSOURCE_UMASK: given {given!r}, allowed: octal digits, such as 077 or 027") from None
+
+
+def _let_go_of_stdout() -> None:
+    """Flushes stdout, or drops what it does not take: at its end the interpreter would print a traceback of that."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -23,7 +23,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
-from recipes import hardware
+from recipes import hardware, named_bases
 from recipes.errors import RecipeError
 from recipes.mistakes import MISSING, Key, describe
 from recipes.schema import Recipe
@@ -233,8 +233,15 @@ def _with_paths(recipe: Recipe, places: dict[Key, Place], path: Path) -> Recipe:
     base = recipe.model.base
     if base == "pocket":
         base = str(POCKET)
+    elif base == named_bases.SMOLLM2:
+        base = str(named_bases.smollm2())
     elif Path(folder := absolute(base, "model", "base")).is_dir():
         base = folder
+    elif Path(folder).is_file():
+        raise RecipeError(
+            f"{_place(('model', 'base'), places)}: model.base: {folder} is a file; give the folder of a model with "
+            "config.json, *.safetensors and tokenizer.json (a GGUF alone cannot be trained on)"
+        )
     elif base.startswith((".", "/", "~")):
         raise RecipeError(f"{_place(('model', 'base'), places)}: model.base: there is no folder {folder}")
     baselines = [

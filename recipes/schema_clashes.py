@@ -8,6 +8,7 @@ And what one section leaves to another: the metric that chooses a checkpoint, an
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from recipes import schema_fields
 from recipes.optimization import of_bitsandbytes
@@ -15,16 +16,22 @@ from recipes.schema_train import Train
 
 if TYPE_CHECKING:
     from recipes.schema import Recipe
+    from recipes.schema_compare import Baseline
 
 Found = Iterator[tuple[tuple[str, ...], str]]
 
-# The headline figures of each kind of task, the one that chooses a checkpoint first; tasks/ computes them.
+# The headline figures of each kind of task, the one that chooses a checkpoint first, and that decides where the plan
+# names none; tasks/ computes them.
 METRICS = {
     "classification": ("accuracy", "macro_f1"),
+    "multilabel": ("micro_f1", "macro_f1", "exact_match"),
     "extraction": ("exact_match", "field_f1", "schema_valid"),
     "generation": ("rouge_l", "chrf", "exact_match"),
     "preference": ("preference_accuracy", "reward_accuracy"),
 }
+
+# By what one row is judged: the first figure that is a mean over rows.
+ROW_METRICS = {kind: names[0] for kind, names in METRICS.items()} | {"multilabel": "exact_match"}
 
 
 def find(recipe: "Recipe") -> list[tuple[tuple[str, ...], str]]:
@@ -39,12 +46,16 @@ def filled_in(recipe: "Recipe") -> dict[str, Any]:
     changes: dict[str, Any] = {}
     found: dict[str, Any] = {}
     if train.keeps_best:
-        metric = train.metric_for_best_model or METRICS[recipe.task.kind][0]
+        metric = train.metric_for_best_model or METRICS[recipe.task.variant][0]
         found |= {"load_best_model_at_end": True, "metric_for_best_model": metric}
     if train.eval_strategy == "steps" and train.eval_steps is None:
         found["eval_steps"] = train.save_steps
     if found:
         changes["train"] = train.model_copy(update=found)
+    primary = recipe.compare.primary
+    if primary is not None and "metric" not in primary.model_fields_set:
+        planned = primary.model_copy(update={"metric": METRICS[recipe.task.variant][0]})
+        changes["compare"] = recipe.compare.model_copy(update={"primary": planned})
     if recipe.lora.unservable and serve.model == "auto":
         changes["serve"] = serve.model_copy(update={"model": "merged"})
     return changes
@@ -57,7 +68,20 @@ def _with_task(recipe: "Recipe") -> Found:
             ("data", "rare_labels"),
             "settles labels that are found in the rows: kind classification, task.labels: auto",
         )
-    if task.kind != "classification":
+    if recipe.data.columns.label_separator is not None and task.variant != "multilabel":
+        told = "stands between labels of a row: kind classification with task.labels_per_row: many; leave it out"
+        yield ("data", "columns", "label_separator"), told
+    columns = recipe.data.columns
+    if columns.targets is not None and task.kind not in ("extraction", "generation"):
+        yield ("data", "columns", "targets"), f"holds several answers of a row, and kind is {task.kind}; leave it out"
+    elif columns.targets is not None and (columns.target is not None or columns.messages is not None):
+        other = "target" if columns.target is not None else "messages"
+        yield ("data", "columns", "targets"), f"and data.columns.{other} both name the answer; keep one"
+    if task.variant == "multilabel":
+        for key in ("class_weight", "balanced_sampling"):
+            if getattr(train, key):
+                yield ("train", key), "goes by the one label of a row, and task.labels_per_row is many; leave it out"
+    elif task.kind != "classification":
         if train.class_weight is not None:
             yield ("train", "class_weight"), f"weighs labels, and kind is {task.kind}; leave it out"
         if train.balanced_sampling:
@@ -67,9 +91,9 @@ def _with_task(recipe: "Recipe") -> Found:
             yield ("train", "class_weight", label), f"is none of task.labels: {', '.join(sorted(task.labels))}"
     if task.kind != "preference" and train.beta != Train.model_fields["beta"].default:
         yield ("train", "beta"), f"belongs to preference tuning, and kind is {task.kind}; leave it out"
-    metrics = METRICS[task.kind]
+    metrics = METRICS[task.variant]
     if train.metric_for_best_model is not None and train.metric_for_best_model not in metrics:
-        told = f"given {train.metric_for_best_model!r}, allowed for kind {task.kind}: {', '.join(metrics)}"
+        told = f"given {train.metric_for_best_model!r}, allowed for {_of(recipe)}: {', '.join(metrics)}"
         yield ("train", "metric_for_best_model"), told
 
 
@@ -93,14 +117,31 @@ def _are(fields: dict[str, str]) -> str:
 
 
 def _with_plan(recipe: "Recipe") -> Found:
-    primary, kind = recipe.compare.primary, recipe.task.kind
-    if primary is not None and primary.metric not in METRICS[kind]:
-        told = f"given {primary.metric!r}, allowed for kind {kind}: {', '.join(METRICS[kind])}"
+    primary, metrics = recipe.compare.primary, METRICS[recipe.task.variant]
+    if primary is not None and "metric" in primary.model_fields_set and primary.metric not in metrics:
+        told = f"given {primary.metric!r}, allowed for {_of(recipe)}: {', '.join(metrics)}"
         yield ("compare", "primary", "metric"), told
     for at, baseline in enumerate(recipe.compare.baselines):
-        if baseline.decides and kind != "classification":
-            told = f"given {baseline.api}, which chooses among labels, and kind is {kind}; set chat"
+        if baseline.decides and recipe.task.variant != "classification":
+            told = f"given {baseline.api}, which chooses one of the labels, and this is {_of(recipe)}; set chat"
             yield ("compare", "baselines", str(at), "api"), told
+        if wrong := _of_address(baseline, recipe.privacy.data_may_leave):
+            yield ("compare", "baselines", str(at), "base_url"), wrong
+
+
+def _of_address(baseline: "Baseline", data_may_leave: bool) -> str | None:
+    """Returns what stands against the address of a baseline, without the address: it may hold a secret."""
+    parts = urlsplit(baseline.base_url or "")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        return "holds a user, a password or a query, which logs and reports would copy; name the key in api_key_env"
+    if parts.scheme == "http" and not data_may_leave and not baseline.loopback:
+        return "would send rows over plain http to another machine, and privacy.data_may_leave is false; take https"
+    return None
+
+
+def _of(recipe: "Recipe") -> str:
+    several = " with several labels a row" if recipe.task.variant == "multilabel" else ""
+    return f"kind {recipe.task.kind}{several}"
 
 
 def _with_hardware(recipe: "Recipe") -> Found:

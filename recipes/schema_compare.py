@@ -33,6 +33,14 @@ KEYS = {
     "file": None,
 }
 """The environment variable with a provider's key; None: its SDK finds the credentials by itself, or needs none."""
+SYSTEMONE_KEY = "TYPESAFE_API_KEY"
+HOSTS = {
+    "OPENAI_API_KEY": ("api.openai.com",),
+    "ANTHROPIC_API_KEY": ("api.anthropic.com",),
+    "AZURE_OPENAI_API_KEY": ("azure.com", "azure.us", "azure.cn"),
+    SYSTEMONE_KEY: ("typesafe.ai",),
+}
+"""The hosts that get a provider's key by default, with the hosts below them. No other does."""
 
 
 Instruction = Annotated[str, Field(min_length=10)]
@@ -44,6 +52,8 @@ class Primary(Section):
     system: Name = TUNED
     baseline: Name
     metric: Name = "accuracy"
+    """By default the first of the kind: accuracy, micro_f1 (several labels a row), exact_match (extraction), rouge_l,
+    preference_accuracy."""
     margin: OpenShare = 0.02
     """How much worse counts as just as good."""
     alpha: OpenShare = 0.05
@@ -77,9 +87,10 @@ class Baseline(Section):
     base_url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
     """Of a provider that speaks the wire of OpenAI or Anthropic; for azure, the resource's own address."""
     api_key_env: Name | None = None
-    """The environment variable with the key; by default the provider's own. Keys never stand in a recipe."""
+    """The environment variable with the key; by default the provider's own, at the provider's own address alone: for a
+    base_url on another host, name one. Keys never stand in a recipe."""
     path: Name | None = None
-    """For provider file: JSONL with {"id", "output"} a line, and what else is known of the answer."""
+    """For provider file: JSONL, CSV, TSV, JSON or Parquet with id and output, and what else is known of the answer."""
     encoding: Name = "auto"
     """For provider file: the encoding of the file; auto: as its bytes say."""
     name: Name | None = None
@@ -159,10 +170,25 @@ class Baseline(Section):
 
     @property
     def key_env(self) -> str | None:
-        """Returns the environment variable with its key, None where it needs none that we would have to know."""
-        if self.api_key_env or self.loopback:
+        """Returns the environment variable with its key, None where it needs none that we would have to know, or where
+        the recipe has to name it (`unnamed_key`)."""
+        if self.api_key_env or self.loopback or self.unnamed_key:
             return self.api_key_env
-        return "TYPESAFE_API_KEY" if self.api == "systemone" else KEYS[self.provider]
+        return self._usual_key
+
+    @property
+    def unnamed_key(self) -> str | None:
+        """Returns the key that is not sent, because base_url is on another host than the provider's (or not https) and
+        the recipe names no key for it; None where nothing is in doubt."""
+        key = self._usual_key
+        if self.api_key_env or self.loopback or key is None or self.host is None:
+            return None
+        own = any(self.host == host or self.host.endswith(f".{host}") for host in HOSTS[key])
+        return None if own and str(self.base_url).startswith("https://") else key
+
+    @property
+    def _usual_key(self) -> str | None:
+        return SYSTEMONE_KEY if self.api == "systemone" else KEYS[self.provider]
 
 
 class Compare(Section):

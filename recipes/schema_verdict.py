@@ -32,6 +32,21 @@ class Parity(Section):
     """Score that other weights (quantized, or on the published base) may lose against the trained ones."""
 
 
+class Limits(Section):
+    """What the gateway takes at most. More requests are answered with 429, larger ones with 413."""
+
+    requests: Count = 512
+    """Requests on their way in all; vLLM queues those that it does not compute yet."""
+    requests_per_key: Count = 256
+    """Requests on their way of one key."""
+    sequences: Count = 16
+    """Answers that one request may ask for: `n` times its prompts."""
+    answer_tokens: Count | None = None
+    """Tokens of one answer (`max_tokens`), also where a request names none; null: as far as max_model_len goes."""
+    body_kib: Count = 1024
+    """KiB of a request."""
+
+
 class Serve(Section):
     """What vLLM serves."""
 
@@ -54,6 +69,12 @@ class Serve(Section):
     """Do not compile the model: it starts sooner, and answers large models' requests more slowly."""
     start_seconds: Count = 900
     """How long the server may take until it is ready."""
+    hang_seconds: Annotated[int, Field(ge=10)] = 60
+    """How long vLLM behind the gateway may send nothing, though it was asked, until it is started again; for half of
+    that time requests still wait for it. More, where one prompt takes longer."""
+    loopback_without_key: bool = False
+    """Whether the gateway takes requests without a key where it listens on this machine's own address."""
+    limits: Limits = Limits()
     structured_output: bool = True
     """Whether answers are asked for under the task's output constraint."""
     parity: Parity = Parity()

@@ -16,12 +16,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO
 
@@ -50,6 +52,8 @@ class Plan:
     use_cpu: bool
     revision: str | None = None
     chat_template: Path | None = None
+    tokenizer: Path | None = None
+    """The folder of the tokenizer and of the generation config of the training, where the model's own are others."""
     adapters: Mapping[str, Path] = field(default_factory=dict)
     """Adapters by their names in requests."""
     max_lora_rank: int = 0
@@ -90,8 +94,14 @@ def command(plan: Plan, address: Address) -> list[str]:
     asked += ["--revision", plan.revision] if plan.revision else []
     asked += ["--load-format", "safetensors", "--dtype", plan.dtype, "--max-model-len", str(plan.serve.max_model_len)]
     asked += ["--chat-template", str(plan.chat_template)] if plan.chat_template else []
-    # Who asks for nothing else gets the greedy answer, and not what the base's generation config says.
-    asked += ["--generation-config", "vllm", "--override-generation-config", json.dumps({"temperature": 0.0})]
+    asked += ["--tokenizer", str(plan.tokenizer)] if plan.tokenizer else []
+    # By itself vLLM would take Mistral's own tokenizer where tekken.json lies there, and renderers of its own for some
+    # models: neither reads the template.
+    asked += ["--tokenizer-mode", "hf"]
+    # vLLM stops at the tokenizer's EOS and at those of the generation config: with both from the training, at the
+    # trained stop alone. Who asks for nothing else gets the greedy answer, whatever the base's config says.
+    stops = plan.tokenizer if plan.tokenizer and (plan.tokenizer / "generation_config.json").is_file() else "vllm"
+    asked += ["--generation-config", str(stops), "--override-generation-config", json.dumps({"temperature": 0.0})]
     asked += ["--structured-outputs-config", json.dumps({"backend": "xgrammar"})]
     # Log-probabilities among what the constraint allows: those of the path that was taken.
     asked += ["--logprobs-mode", "processed_logprobs"]
@@ -133,10 +143,18 @@ def settings(plan: Plan, api_key: str | None) -> dict[str, str]:
 class Engine:
     """A vLLM process that this one has started."""
 
-    def __init__(self, plan: Plan, address: Address, log: Path, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        address: Address,
+        log: Path,
+        api_key: str | None = None,
+        stop_seconds: float = _STOP_SECONDS,
+    ) -> None:
         self.plan, self.address, self.log = plan, address, log
-        self._api_key = api_key
+        self._api_key, self._stop_seconds = api_key, stop_seconds
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Lock()
         self._began = 0.0
 
     def start(self) -> None:
@@ -174,29 +192,31 @@ class Engine:
         return self._process.pid
 
     def alive(self) -> bool:
-        """Returns whether the server's process runs."""
-        return self._process is not None and self._process.poll() is None
+        """Returns whether the server's process runs. Any thread may ask, also while another one stops it."""
+        process = self._process
+        return process is not None and process.poll() is None
 
     def why(self) -> str:
         """Returns what the server said of its end, and where its log is."""
-        said = "\n".join(f"  {line}" for line in own_words(self.log.read_text(encoding="utf-8", errors="replace")))
+        said = "\n".join(f"  {line}" for line in own_words(_end_of(self.log)) or ["nothing"])
         return f"and said:\n{said}\n  The whole log: {os.path.relpath(self.log)}{hint(said)}"
 
     def stop(self) -> None:
-        """Ends the server and every process that it started."""
-        if self._process is None:
-            return
-        group = self._process.pid
-        if self.alive():
-            self._process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_STOP_SECONDS)
-        with suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
-        self._process.wait()
-        self._process = None
-        if self.address.socket:
-            self.address.socket.unlink(missing_ok=True)
+        """Ends the server and every process that it started, killed after `stop_seconds`. Any thread may do so."""
+        with self._stopping:
+            if self._process is None:
+                return
+            group = self._process.pid
+            if self.alive():
+                self._process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(self._stop_seconds)
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+            if self.address.socket:
+                self.address.socket.unlink(missing_ok=True)
 
 
 def _started(asked: list[str], told: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -211,8 +231,10 @@ def _started(asked: list[str], told: Mapping[str, str], log: IO[bytes]) -> subpr
     )
 
 
-def workers_alive(pid: int) -> bool:
-    """Returns whether every process that the server started still runs: it may outlive its engine, and answer 500."""
+def ended_workers(pid: int) -> set[int]:
+    """Returns the processes that the server started, that have ended and that it has not asked for: it may outlive its
+    engine, and answer 500. One that ends as it should is there for a moment too."""
+    found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             # pid (name) state parent ...; the name may hold anything.
@@ -220,8 +242,8 @@ def workers_alive(pid: int) -> bool:
         except OSError:
             continue
         if parent == str(pid) and state == "Z":
-            return False
-    return True
+            found.add(int(stat.parent.name))
+    return found
 
 
 def check_free(host: str, port: int) -> None:
@@ -264,11 +286,15 @@ def healthy(address: Address) -> bool:
 
 def last_line(log: Path) -> str:
     """Returns the last line of a log that says something."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
-        lines = file.read().decode(errors="replace").splitlines()
-    said = (_said(line) for line in reversed(lines))
+    said = (_said(line) for line in reversed(_end_of(log, 4096).splitlines()))
     return next((line for line in said if line), "")
+
+
+def _end_of(log: Path, most_bytes: int = 2**20) -> str:
+    """The end of a log, which may have grown for months."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - most_bytes))
+        return file.read().decode(errors="replace")
 
 
 def own_words(log: str) -> list[str]:
@@ -277,7 +303,7 @@ def own_words(log: str) -> list[str]:
     # An error that is told on several lines, as pydantic does, has its reason on the second.
     errors = [
         f"{line} {following}" if re.search(r"error for \w+$", line) else line
-        for line, following in zip(lines, [*lines[1:], ""], strict=True)
+        for line, following in zip_longest(lines, lines[1:], fillvalue="")
         if re.match(r"(\w+\.)*\w*(Error|Exception)\b", line)
     ]
     # The first error is the cause, what follows it are its consequences in other processes.

@@ -105,8 +105,8 @@ def of(served: Sequence[Served], serve: Serve) -> Plan:
     if not problems and len({base_of(one, serve)[0] for one in served}) > 1:
         told = ", ".join(f"{one.name}: {one.recipe.model.base}" for one in served)
         problems.append(f"recipes that share a server share their base; {told}")
-    if not problems and len({one.prompt["chat_template_sha256"] for one in served}) > 1:
-        problems.append("recipes that share a server share their chat template; these have different ones")
+    if not problems and len({(one.prompt["chat_template_sha256"], one.prompt.get("stop")) for one in served}) > 1:
+        problems.append("recipes that share a server share chat template and stop token; these have different ones")
     if problems:
         raise RecipeError("this cannot be served:\n" + "\n".join(f"  {problem}" for problem in problems))
     first, use_cpu = served[0], served[0].recipe.accelerate.use_cpu
@@ -117,11 +117,12 @@ def of(served: Sequence[Served], serve: Serve) -> Plan:
     model, revision = base_of(first, serve)
     return Plan(
         model=model,
-        name=base_name(first.prompt),
+        name=_other_than(base_name(first.prompt), folders),
         serve=serve,
         use_cpu=use_cpu,
         revision=revision,
         chat_template=first.folder / "chat_template.jinja",
+        tokenizer=first.folder,
         adapters=folders,
         max_lora_rank=servable.max_lora_rank(folders),
     )
@@ -138,6 +139,7 @@ def of_base(served: Served, serve: Serve) -> Plan:
         use_cpu=served.recipe.accelerate.use_cpu,
         revision=revision,
         chat_template=adapter.folder / "chat_template.jinja",
+        tokenizer=adapter.folder,
     )
 
 
@@ -197,6 +199,13 @@ def base_name(prompt: Mapping[str, Any]) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
+def _other_than(name: str, taken: Mapping[str, Path]) -> str:
+    """Returns the base's name, with an end where an adapter has it: vLLM refuses to start with one name for both."""
+    while name in taken:
+        name += "-base"
+    return name
+
+
 def base_folder(recipe: Recipe) -> Path | None:
     """Returns the folder of a recipe's base, None where it comes from the hub."""
     folder = POCKET if recipe.model.base == "pocket" else Path(recipe.model.base)
@@ -215,17 +224,23 @@ def key_for(address: Address) -> str | None:
     return key
 
 
-def memory_problem(plan: Plan, available_bytes: int) -> str | None:
-    """Returns why a model does not fit into the main memory that is free, None where it does or nobody can tell."""
+def memory_needed(plan: Plan) -> int | None:
+    """Returns the bytes of main memory that weights and cache take on a CPU, None where nobody can tell."""
     folder = Path(plan.model)
     if not plan.use_cpu or not folder.is_dir():
         return None
     weights = servable.weight_bytes(folder, 4 if plan.dtype == "float32" else 2)
-    needed = weights + int(plan.serve.cpu_cache_gib * 2**30)
-    if needed <= available_bytes:
+    return weights + int(plan.serve.cpu_cache_gib * 2**30)
+
+
+def memory_problem(plan: Plan, available_bytes: int) -> str | None:
+    """Returns why a model does not fit into the main memory that is free, None where it does or nobody can tell."""
+    needed = memory_needed(plan)
+    if needed is None or needed <= available_bytes:
         return None
+    cache = int(plan.serve.cpu_cache_gib * 2**30)
     return (
-        f"not enough memory: weights ({weights / 2**30:.1f} GiB in {plan.dtype}) and cache "
+        f"not enough memory: weights ({(needed - cache) / 2**30:.1f} GiB in {plan.dtype}) and cache "
         f"({plan.serve.cpu_cache_gib:g} GiB) need {needed / 2**30:.1f} GiB, and {available_bytes / 2**30:.1f} GiB are "
         "free; take serve.model=quantized/int8, serve.dtype=bfloat16 or a smaller serve.cpu_cache_gib"
     )

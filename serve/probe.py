@@ -20,12 +20,12 @@ from backends.exchange import Backend, Constraint, Received, Request, Structured
 from insource.stats import metric_stats, paired
 from insource.stats.paired import Difference, Judged
 from recipes.errors import StageError
-from recipes.schema_clashes import METRICS
+from recipes.schema_clashes import ROW_METRICS
 from recipes.schema_verdict import Parity, Serve
-from serve import wire
+from serve import recall, wire
 from serve.engine import Address
 from serve.plan import Served, same_weights
-from tasks import spec_of
+from tasks import references, spec_of
 from tasks.parsed import UNFINISHED, Parsed
 from tracking import files
 
@@ -53,8 +53,8 @@ class Probe:
 
     @property
     def metric(self) -> str:
-        """Returns the metric that rows are judged by: the task's first."""
-        return METRICS[self.prompt["task"]["kind"]][0]
+        """Returns the metric that rows are judged by: the task's first that is a mean over rows."""
+        return ROW_METRICS[self.prompt["task"]["kind"]]
 
     def parsed(self, text: str, complete: bool = True) -> Parsed:
         """Returns an answer as the task reads it."""
@@ -64,7 +64,7 @@ class Probe:
     def score(self, row: Mapping[str, Any], parsed: Parsed) -> float:
         """Returns the score of one answer; the task's metric is the mean of these."""
         module, spec = spec_of(self.prompt["task"])
-        return float(module.score(spec, [row["target"]], [parsed])[self.metric])
+        return float(module.score(spec, references.targets_of(module, spec, [row], [parsed]), [parsed])[self.metric])
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,8 @@ class Found:
     other: ScoreDifference
     valid: Mapping[Structured, tuple[float, int]]
     """Share of answers that the task can read, and of how many, by how they were constrained."""
+    first_difference: str | None = None
+    """Where the first other prompt differs, as text on both sides."""
 
     def failures(self, parity: Parity) -> list[str]:
         """Returns what is below the recipe's floors: nothing where this may be served."""
@@ -127,6 +129,7 @@ class Found:
             found.append(
                 f"the server reads other token ids than were trained on, in {1 - self.prompt_ids_equal:.1%} of "
                 f"{self.n} prompts, first in row {self.first_other_prompt}: its chat template or its tokenizer differs"
+                + (f", {self.first_difference}" if self.first_difference else "")
             )
         if self.same and self.same.agreement < parity.same_weights:
             found.append(
@@ -180,7 +183,11 @@ def measure(
     Raises StageError where a request was not answered.
     """
     ids = asyncio.run(wire.prompt_ids(address, api_key, probe.served.name, conversations(probe)))
-    other = [one["id"] for one, found in zip(probe.trained, ids, strict=True) if one["prompt_ids"] != found]
+    other = [
+        (one["id"], one["prompt_ids"], found)
+        for one, found in zip(probe.trained, ids, strict=True)
+        if one["prompt_ids"] != found
+    ]
     deciding = known if known is not None else answered(probe, backend(probe, address, api_key, ways[0]))
     valid = {ways[0]: _valid(probe, deciding)}
     for way in ways[1:]:
@@ -190,7 +197,8 @@ def measure(
         which=probe.served.which,
         n=len(ids),
         prompt_ids_equal=1 - len(other) / len(ids),
-        first_other_prompt=other[0] if other else None,
+        first_other_prompt=other[0][0] if other else None,
+        first_difference=_shown(probe, address, api_key, *other[0][1:]) if other else None,
         same=_same(probe, deciding) if probe.same_weights else None,
         other=_difference(probe, deciding),
         valid=valid,
@@ -269,6 +277,10 @@ def _difference(probe: Probe, answers: Sequence[Received]) -> ScoreDifference:
     # Few rows change, often all to one side: no interval that assumes a distribution holds for them.
     found = paired.of(served, trained, alpha=ALPHA, distribution_free=True)
     return ScoreDifference(probe.metric, served.figure(), trained.figure(), found)
+
+
+def _shown(probe: Probe, address: Address, api_key: str | None, trained: list[int], read: list[int]) -> str | None:
+    return recall.difference(probe.served, probe.served.name, address, api_key, trained, read)
 
 
 def _first(flips: Sequence[Flip]) -> str:

@@ -1,6 +1,8 @@
-"""Does a loaded adapter give its reference answers? Asked by token ids, so that no row of the data is needed."""
+"""Is a loaded adapter asked what it was trained on, and does it give its reference answers? No row of the data is
+needed: answers are asked for by token ids, and the ids of prompts are compared on the messages of prompt.json."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ ROWS = 64
 # On another base than the one that was trained on, answers may differ, and `make parity` has judged by how much before
 # it was deployed; an adapter that is not applied at all gives next to none of its reference answers.
 OTHER_WEIGHTS = 0.5
+# Tokens that are shown on each side of the place where two prompts differ.
+AROUND_TOKENS = 12
 
 
 def agreement(served: Served, name: str, address: Address, api_key: str | None = None) -> float:
@@ -26,6 +30,37 @@ def agreement(served: Served, name: str, address: Address, api_key: str | None =
     """
     references = _first(served.folder / "reference.jsonl")
     return asyncio.run(_agreement(references, served.prompt, name, address, api_key))
+
+
+def other_prompt(served: Served, name: str, address: Address, api_key: str | None = None) -> str | None:
+    """Returns where the ids that a server reads for the messages of prompt.json differ from those that training read,
+    None where they are the same; adapters of an earlier version of this project have none to compare.
+
+    Raises StageError where it refuses to answer.
+    """
+    expected = served.prompt.get("prompt_ids")
+    if expected is None:
+        return None
+    (found,) = asyncio.run(wire.prompt_ids(address, api_key, name, [served.prompt["messages"]]))
+    return difference(served, name, address, api_key, expected, found)
+
+
+def difference(
+    served: Served, name: str, address: Address, api_key: str | None, trained: Sequence[int], read: Sequence[int]
+) -> str | None:
+    """Returns the first place where two prompts differ, as text on both sides; None for equal ones."""
+    if list(trained) == list(read):
+        return None
+    from tasks import render
+
+    shared = render.shared_prefix_length([list(trained), list(read)])
+    around = slice(max(0, shared - AROUND_TOKENS), shared + AROUND_TOKENS)
+    tokenizer = render.saved_tokenizer(str(served.folder))
+    theirs = asyncio.run(wire.text_of(address, api_key, name, read[around]))
+    return (
+        f"from token {shared + 1} of {len(trained)} on: trained on ...{tokenizer.decode(list(trained[around]))!r}, "
+        f"and the server reads ...{theirs!r}"
+    )
 
 
 def _first(path: Path) -> list[dict[str, Any]]:

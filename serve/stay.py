@@ -7,14 +7,15 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from recipes import command
 from recipes.errors import GateError, RecipeError, StageError
-from recipes.load import Loaded, load
+from recipes.load import Loaded, load, precedence
 from recipes.schema_verdict import Serve
-from serve import engine, plan, probe, table
+from serve import engine, plan, probe, recall, table
 from serve.engine import Address, Engine
 from serve.plan import Served
 from tracking import environment, identity, run
@@ -65,7 +66,7 @@ def served_until_stopped(served: Sequence[Served], serve: Serve, address: Addres
         if failures:
             raise GateError(f"not served: what answers is not what was trained: {'; '.join(failures)}")
         print(*ready(served, address, seconds, key is not None), sep="\n", flush=True)
-        watch(vllm)
+        watch(vllm, served, key)
 
 
 def fall_back(served: Served, following: str, error: Exception) -> None:
@@ -85,6 +86,7 @@ def chosen(arguments: argparse.Namespace) -> tuple[list[list[Served]], Loaded]:
     found: list[list[Served]] = []
     runs = run.runs_folder(arguments.runs)
     every = [identity.named(load(name, overrides, arguments.hardware), runs) for name in names]
+    print("\n".join(precedence(every[0])), file=sys.stderr)
     for loaded in every:
         here = run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run)
         trained = here.recipe()
@@ -102,13 +104,24 @@ def shown(asked: engine.Plan, address: Address, with_key: bool) -> str:
     return " ".join([*variables, shlex.join(engine.command(asked, address))])
 
 
-def started(vllm: Engine, say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)) -> float:
+def started(vllm: Engine) -> float:
     """Starts vLLM and waits for it, with progress. Returns the seconds that it took."""
+    begin(vllm)
+    return wait(vllm)
+
+
+def begin(vllm: Engine) -> None:
+    """Starts vLLM, and says so. Raises RecipeError where its port is taken."""
+    print(f"vllm      starting {vllm.plan.name}, log {os.path.relpath(vllm.log)}", file=sys.stderr, flush=True)
+    vllm.start()
+
+
+def wait(vllm: Engine) -> float:
+    """Waits for vLLM with progress. Returns the seconds since its start. Raises StageError where it ends or takes too
+    long."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    say(f"vllm      starting {vllm.plan.name}, log {os.path.relpath(vllm.log)}")
-    vllm.start()
     with console.status("starting", spinner="dots") as status:
 
         def show(seconds: float, line: str) -> None:
@@ -116,7 +129,7 @@ def started(vllm: Engine, say: Callable[[str], None] = lambda line: print(line, 
             status.update(f"{seconds:3.0f} s  {line[:room]}", spinner_style="dim")
 
         seconds = vllm.wait_ready(show)
-    say(f"vllm      up after {seconds:.0f} s")
+    print(f"vllm      {vllm.plan.name} up after {seconds:.0f} s", file=sys.stderr, flush=True)
     return seconds
 
 
@@ -154,26 +167,44 @@ def ready(served: Sequence[Served], address: Address, seconds: float, with_key: 
     ]
 
 
-def watch(vllm: Engine) -> None:
-    """Returns never: starts the engine again where it dies. Raises StageError where it dies too often."""
+def watch(vllm: Engine, served: Sequence[Served], key: str | None) -> None:
+    """Returns never: starts the engine again where it dies. Raises StageError where it dies too often, GateError where
+    it reads other prompts than were trained on once it is up again."""
     deaths: list[float] = []
+    ended: set[int] = set()
     while True:
         time.sleep(_WATCH_SECONDS)
-        if vllm.alive() and engine.workers_alive(vllm.pid):
-            continue
+        if vllm.alive():
+            # A child that ends as it should is there for a moment; twice is no moment.
+            before, ended = ended, engine.ended_workers(vllm.pid)
+            if not before & ended:
+                continue
         deaths = [at for at in deaths if at > time.monotonic() - WITHIN_SECONDS] + [time.monotonic()]
-        why = vllm.why()
+        ended, why = set(), vllm.why()
         vllm.stop()
         if len(deaths) > RESTARTS:
             raise StageError(f"vLLM has died {len(deaths)} times within {WITHIN_SECONDS / 60:.0f} minutes, {why}")
         print(f"vllm      died, {why}\nvllm      starting it again", file=sys.stderr, flush=True)
-        print(f"ready     again after {started(vllm):.0f} s", flush=True)
+        seconds = started(vllm)
+        for one in served:
+            if told := recall.other_prompt(one, one.name, vllm.address, key):
+                raise GateError(f"not served: {one.name} is asked otherwise than it was trained, {told}")
+        print(f"ready     again after {seconds:.0f} s", flush=True)
+
+
+class Stoppable(Protocol):
+    """An engine, or several."""
+
+    def stop(self) -> None:
+        """Ends what was started."""
 
 
 @contextmanager
-def stopped_at_the_end(vllm: Engine) -> Iterator[None]:
-    """Stops the engine however the block ends; SIGTERM and a lost terminal end it as Ctrl-C does."""
-    before = {one: signal.signal(one, signal.default_int_handler) for one in (signal.SIGTERM, signal.SIGHUP)}
+def stopped_at_the_end(vllm: Stoppable) -> Iterator[None]:
+    """Stops engines however the block ends; SIGTERM and a lost terminal end it as Ctrl-C does, and what was ignored
+    from the start stays ignored (nohup)."""
+    heeded = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
+    before = {one: signal.signal(one, signal.default_int_handler) for one in heeded}
     try:
         yield
     except KeyboardInterrupt:

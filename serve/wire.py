@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession
 
 _AT_ONCE = 16
+# uvicorn closes connections that were idle for 5 s: one that is let go before never breaks off a request.
+_IDLE_SECONDS = 2.0
 
 
 def base_url(address: Address) -> str:
@@ -27,15 +29,16 @@ def origin(address: Address) -> str:
     return f"http://{host}:{address.port}"
 
 
-def session(address: Address, api_key: str | None = None, at_once: int = _AT_ONCE) -> "ClientSession":
-    """Returns a session with a server, to be used as a context."""
+def session(
+    address: Address, api_key: str | None = None, at_once: int = _AT_ONCE, read_seconds: float | None = None
+) -> "ClientSession":
+    """Returns a session with a server, to be used as a context; `read_seconds`: how long it may send nothing."""
     from aiohttp import ClientSession, ClientTimeout, TCPConnector, UnixConnector
 
-    connector: Any = TCPConnector(limit=at_once)
-    if address.socket:
-        connector = UnixConnector(str(address.socket), limit=at_once)
+    pool: Any = {"limit": at_once, "keepalive_timeout": _IDLE_SECONDS}
+    connector: Any = UnixConnector(str(address.socket), **pool) if address.socket else TCPConnector(**pool)
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    timeout = ClientTimeout(total=None, sock_connect=10)
+    timeout = ClientTimeout(total=None, sock_connect=10, sock_read=read_seconds)
     return ClientSession(origin(address), connector=connector, headers=headers, timeout=timeout)
 
 
@@ -53,6 +56,15 @@ async def prompt_ids(
                 return (await answer.json())["tokens"]  # type: ignore[no-any-return]
 
         return await asyncio.gather(*map(one, conversations))
+
+
+async def text_of(address: Address, api_key: str | None, model: str, ids: Sequence[int]) -> str:
+    """Returns the text of token ids as the server's own tokenizer writes it. Raises StageError where it refuses."""
+    asked = {"model": model, "tokens": list(ids)}
+    async with session(address, api_key) as asking, asking.post("/detokenize", json=asked) as answer:
+        if answer.status != 200:
+            raise StageError(f"/detokenize answers {answer.status}: {(await answer.text())[:300]}")
+        return str((await answer.json())["prompt"])
 
 
 async def load_adapter(asking: "ClientSession", name: str, folder: str) -> None:

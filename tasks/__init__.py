@@ -4,16 +4,17 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from tasks import classification, extraction, generation, preference
+from tasks import classification, extraction, generation, multilabel, preference
 
 KINDS: dict[str, ModuleType] = {
     "classification": classification,
+    "multilabel": multilabel,
     "extraction": extraction,
     "generation": generation,
     "preference": preference,
 }
 # Names that are written otherwise than in words.
-SHOWN = {"macro_f1": "macro-F1", "field_f1": "field F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
+SHOWN = {"micro_f1": "micro-F1", "macro_f1": "macro-F1", "field_f1": "field F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
 
 
 def spec_of(task: Mapping[str, Any]) -> tuple[ModuleType, Any]:
@@ -25,6 +26,11 @@ def spec_of(task: Mapping[str, Any]) -> tuple[ModuleType, Any]:
 def in_words(metric: str) -> str:
     """Returns a metric's name as it is shown: macro_f1 as macro-F1, exact_match as exact match."""
     return SHOWN.get(metric, metric.replace("_", " "))
+
+
+def slice_name(value: str | bool) -> str:
+    """Returns a slice's value as reports name it: true and false as JSON has them, a text as it is written."""
+    return value if isinstance(value, str) else str(value).lower()
 
 
 def in_figures(headline: Mapping[str, float]) -> str:

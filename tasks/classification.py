@@ -27,7 +27,8 @@ PARTS, PARTS_BY = "labels", "F1"
 OBJECTIVE = "imitate"
 # Whether targets are labels, to be counted, balanced and doubted; whether they are free text, in which personal data
 # are looked for as in an input.
-LABELLED, FREE_TEXT = True, False
+# MANY: whether a row has several labels.
+LABELLED, FREE_TEXT, MANY = True, False, False
 
 
 @dataclass(frozen=True)
@@ -38,23 +39,28 @@ class Spec:
     labels: Mapping[str, str]
 
 
-def specify(task: Task, labels: Mapping[str, str]) -> Spec:
-    """Returns the task as prompts need it; `labels` as data preparation found or checked them (data.json)."""
+def specify(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
+    """Returns the task as prompts need it; `labels` as data preparation found or checked them (data.json). Every row
+    has a label: `may_be_empty` is not read."""
     return Spec(task.instruction, dict(labels))
 
 
 def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
     """Returns the conversation up to the answer: one user message, which every chat template can take."""
-    lines = [f"- {label}: {about}" if about else f"- {label}" for label, about in spec.labels.items()]
     content = "\n\n".join(
         (
             spec.instruction,
-            "Labels:\n" + "\n".join(lines),
+            "Labels:\n" + "\n".join(listed(spec.labels)),
             "Answer with exactly one label.",
             f"Input:\n{row_input['text']}",
         )
     )
     return [{"role": "user", "content": content}]
+
+
+def listed(labels: Mapping[str, str]) -> list[str]:
+    """Returns the lines that list the labels in a prompt."""
+    return [f"- {label}: {about}" if about else f"- {label}" for label, about in labels.items()]
 
 
 def answer(spec: Spec, target: str) -> str:
@@ -99,7 +105,17 @@ def target_of(text: str) -> str:
     return text
 
 
-def given_answers(spec: Spec, normalize_labels: bool) -> Callable[[Any], str]:
+def labels_in(text: str) -> list[str]:
+    """Returns the labels of a target text, as they were written: here the one."""
+    return [text]
+
+
+def respelling(spellings: Mapping[str, str], order: Sequence[str]) -> Callable[[str], str]:
+    """Returns what turns a target text into the label that it stands for, by {label as written: its label}."""
+    return lambda text: spellings.get(text, text)
+
+
+def given_answers(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
     """Returns what reads an answer that a person has as data preparation reads a label of the source: clean, and with
     `normalize_labels` in any spelling of a label. What is no label stays as it stands there."""
 

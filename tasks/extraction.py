@@ -6,7 +6,8 @@
     answer   {"number": "20417", "due": null}
 
 A record is canonical: every field, in the schema's order, null where the document has none. So a record has one
-spelling as an answer, and a field that the recipe's schema does not require may be null.
+spelling as an answer, and a field that the recipe's schema does not require may be null. With `task.absent: omit` the
+answer leaves such fields out; targets and scores are the same.
 """
 
 import json
@@ -20,16 +21,16 @@ from insource.stats import metric_stats
 from insource.stats.metric_stats import Tally
 from recipes.schema import Recipe
 from recipes.schema_data import Task
-from recipes.schema_fields import nullable
-from tasks.fields import RULES, Field, canonical, check, effective, in_words, json_text, literal, rule
+from tasks import field_grammar, fields, record_counts, references
+from tasks.fields import Field, UnknownKeyError, canonical, check, check_keys, json_text
 from tasks.given import Given, UnusableRowError, cell, input_of
 from tasks.parsed import Parsed
-from tasks.values import normalize
+from tasks.record_counts import Counts
 
 # What `weakest` tells of, and by which figure.
 PARTS, PARTS_BY = "fields", "F1"
 OBJECTIVE = "imitate"
-LABELLED, FREE_TEXT = False, False
+LABELLED, FREE_TEXT, MANY = False, False, False
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Spec:
     instruction: str
     json_schema: Mapping[str, Any]
     normalizers: Mapping[str, Sequence[str]]
+    absent: str = "null"
+    """What stands in the answer for a field that the document does not have: null, or omit for nothing."""
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -49,28 +52,22 @@ class Spec:
         return self.json_schema["properties"]  # type: ignore[no-any-return]
 
 
-def specify(task: Task, labels: Mapping[str, str]) -> Spec:
+def specify(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
     """Returns the task as prompts need it; `labels` belong to another kind and are not read."""
     given: Any = task.json_schema
-    required = given.get("required", ())
-    fields = {
-        name: effective(field, nullable(field) or name not in required) for name, field in given["properties"].items()
-    }
-    schema = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
-    return Spec(task.instruction, schema, {name: list(chosen) for name, chosen in task.normalizers.items()})
+    normalizers = {name: list(chosen) for name, chosen in task.normalizers.items()}
+    return Spec(task.instruction, {"type": "object", **fields.of_object(given)}, normalizers, task.absent)
 
 
 def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
     """Returns the conversation up to the answer: one user message, which every chat template can take."""
-    lines = [
-        f"- {name} ({in_words(field)})" + (f": {field['description']}" if "description" in field else "")
-        for name, field in spec.fields.items()
-    ]
+    nothing = " Leave out what the document does not give." if spec.absent == "omit" else ""
+    which = "these keys" if spec.absent == "omit" else "exactly these keys"
     content = "\n\n".join(
         (
             spec.instruction,
-            "Fields:\n" + "\n".join(lines),
-            "Answer with one JSON object that has exactly these keys, in this order.",
+            "Fields:\n" + "\n".join(fields.lines(spec.fields, spec.absent)),
+            f"Answer with one JSON object that has {which}, in this order.{nothing}",
             f"Input:\n{row_input['text']}",
         )
     )
@@ -89,7 +86,7 @@ def record(task_or_spec: Task | Spec, given: Mapping[str, Any]) -> dict[str, Any
     for name, field in spec.fields.items():
         try:
             # A required text that is blank is as missing as one that is not there.
-            check(field, None if found[name] == "" else found[name])
+            check(field, fields.blank_as_null(found[name]))
         except ValueError as error:
             raise ValueError(f"field {name}: {error}") from None
     return found
@@ -97,7 +94,8 @@ def record(task_or_spec: Task | Spec, given: Mapping[str, Any]) -> dict[str, Any
 
 def answer(spec: Spec, target: Mapping[str, Any]) -> str:
     """Returns the text that the model should answer for a canonical record."""
-    return json_text({name: target[name] for name in spec.fields})
+    found = {name: target[name] for name in spec.fields}
+    return json_text(fields.given_only(found) if spec.absent == "omit" else found)
 
 
 def answers(spec: Spec, target: Mapping[str, Any]) -> list[str]:
@@ -107,18 +105,23 @@ def answers(spec: Spec, target: Mapping[str, Any]) -> list[str]:
 
 def answer_columns(recipe: Recipe) -> dict[str, str]:
     """Returns {recipe key: column} of what the answer is read from; a column of a field may be missing."""
-    whole = recipe.data.columns.target
-    return {} if whole is None else {"data.columns.target": whole}
+    columns = recipe.data.columns
+    if columns.targets is not None:
+        return columns.of_targets
+    return {} if columns.target is None else {"data.columns.target": columns.target}
 
 
 def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
     """Returns the text and the record of a source row, as they stand there."""
     columns, schema = recipe.data.columns, recipe.task.json_schema
     text = input_of(values, columns)
+    if columns.targets is not None:
+        target, *others = references.given(values, columns)
+        return Given("", text, target, others)
     if columns.target is not None:
         return Given("", text, values.get(columns.target))
-    fields: Any = (schema or {})["properties"]
-    return Given("", text, {field: values[field] for field in fields if field in values})
+    known: Any = (schema or {})["properties"]
+    return Given("", text, {field: values[field] for field in known if field in values})
 
 
 def given_record(target: Any) -> dict[str, Any]:
@@ -134,7 +137,8 @@ def given_record(target: Any) -> dict[str, Any]:
 
 
 def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
-    """Returns the canonical record as its answer. What `hide` replaces in the input cannot be copied from there.
+    """Returns the canonical record as JSON, every field in it. What `hide` replaces in the input cannot be copied from
+    there.
 
     Raises UnusableRowError where the record does not fit the schema.
     """
@@ -143,10 +147,10 @@ def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
         found = record(spec, {name: _hidden(value, hide) for name, value in given_record(target).items()})
     except ValueError as error:
         raise UnusableRowError("bad_record", str(error)) from None
-    return answer(spec, found)
+    return json_text(found)
 
 
-def given_answers(spec: Spec, normalize_labels: bool) -> Callable[[Any], str]:
+def given_answers(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
     """Returns what reads an answer that a person has. A record that stands there as an object is read as data
     preparation reads one of the source; text, and an object that does not fit the schema, stays as it stands there."""
 
@@ -165,10 +169,15 @@ def target_of(text: str) -> dict[str, Any]:
 
 
 def comparable(text: str, recipe: Recipe) -> str:
-    """Returns what equal targets share: the values as they are scored, after the normalizers, lists in any order."""
+    """Returns what equal targets share: the values as they are scored, after the normalizers, lists in any order
+    unless they are `ordered`."""
     spec = specify(recipe.task, {})
-    target = json.loads(text)
-    return json_text({name: _compared(spec, name, target) for name in spec.fields})
+    return comparable_record(spec, json.loads(text))
+
+
+def comparable_record(spec: Spec, target: Mapping[str, Any]) -> str:
+    """Returns what equal records share, see `comparable`."""
+    return json_text(record_counts.compared(spec.json_schema, "", target, spec.normalizers))
 
 
 def subject(key: str, text: str) -> str:
@@ -178,15 +187,13 @@ def subject(key: str, text: str) -> str:
 
 def grammar(spec: Spec) -> str:
     """Returns the output constraint as a grammar (EBNF as xgrammar and vLLM read it): canonical answers alone."""
-    keys = [literal(f"{', ' if at else '{'}{json_text(name)}: ") for at, name in enumerate(spec.fields)]
-    lines = ["root ::= " + " ".join(f"{key} field_{at}" for at, key in enumerate(keys)) + ' "}"']
-    lines += [f"field_{at} ::= {rule(field)}" for at, field in enumerate(spec.fields.values())]
-    return "\n".join(lines + [f"{name} ::= {written}" for name, written in RULES.items()])
+    return field_grammar.of_record(spec.fields, spec.absent)
 
 
 def output_schema(spec: Spec) -> dict[str, Any]:
     """Returns the output constraint as a JSON Schema, for backends that take one."""
-    return dict(spec.json_schema)
+    schema = fields.optional(spec.json_schema) if spec.absent == "omit" else spec.json_schema
+    return fields.standard(schema)  # type: ignore[no-any-return]
 
 
 def parse(spec: Spec, output: str) -> Parsed:
@@ -200,13 +207,14 @@ def parse(spec: Spec, output: str) -> Parsed:
         return Parsed(None, "not_json")
     if not isinstance(found, dict):
         return Parsed(None, "wrong_schema")
-    if found.keys() - spec.fields.keys():
-        return Parsed(None, "invented_key")
-    if spec.fields.keys() - found.keys():
-        return Parsed(None, "wrong_schema")
+    if spec.absent == "omit":
+        found = fields.with_null(spec.json_schema, found)
     try:
+        check_keys(spec.fields, found)
         for name, field in spec.fields.items():
             check(field, found[name])
+    except UnknownKeyError:
+        return Parsed(None, "invented_key")
     except ValueError:
         return Parsed(None, "wrong_schema")
     return Parsed({name: canonical(field, found[name]) for name, field in spec.fields.items()})
@@ -214,18 +222,19 @@ def parse(spec: Spec, output: str) -> Parsed:
 
 def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Parsed]) -> dict[str, Any]:
     """Returns {"n", "exact_match", "field_f1", "schema_valid", "invalid": {problem: count}, "wrong_value",
-    "per_field": {field: {"precision", "recall", "f1", "n"}}}.
+    "per_field": {path: {"precision", "recall", "f1", "n"}}, "per_item": {path of a list of objects: the same}}.
 
-    A value is right where it equals the target's after the field's normalizers; a list as a multiset. null for null
-    agrees in exact_match and counts for nothing else. An invalid answer says nothing: it lowers recall and is never
-    exact. wrong_value counts valid answers that are not exact, so that every row is exact, wrong or invalid. field_f1
-    counts the values of all fields together; per_field leaves out fields that neither targets nor answers have.
-    Raises ValueError without rows: no rows is no score.
+    A value is right where it equals the target's after the field's normalizers; a list in any order, unless its schema
+    has `ordered: true`. The objects of a list are assigned to those of the target's so that most values are right, and
+    per_item counts those that are right in every value (tasks/record_counts.py). null for null agrees in exact_match
+    and counts for nothing else. An invalid answer says nothing: it lowers recall and is never exact. wrong_value counts
+    valid answers that are not exact, so that every row is exact, wrong or invalid. field_f1 counts the values of all
+    fields together; per_field leaves out fields that neither targets nor answers have. Raises ValueError without rows:
+    no rows is no score.
     """
     if not targets:
         raise ValueError("no rows to score")
-    rows = [_counts(spec, target, one) for target, one in zip(targets, answers, strict=True)]
-    counts = {name: sum((row[name] for row in rows), Counter[str]()) for name in spec.fields}
+    rows = _counts(spec, targets, answers)
     found = _tallies(rows, answers)
     exact = round(found["exact_match"].figure() * len(targets))
     problems = Counter(one.problem for one in answers if one.problem is not None)
@@ -234,13 +243,42 @@ def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Pa
         **{name: one.figure() for name, one in found.items()},
         "invalid": dict(sorted(problems.items())),
         "wrong_value": len(targets) - exact - problems.total(),
-        "per_field": {name: _figures(count) for name, count in counts.items() if count["n"] or count["said"]},
+        "per_field": record_counts.figures([row.values for row in rows], record_counts.paths(spec.fields)),
+        "per_item": record_counts.figures([row.items for row in rows], record_counts.lists(spec.fields)),
     }
+
+
+def nearest(spec: Spec, targets: Sequence[Mapping[str, Any]], answer: Parsed) -> Mapping[str, Any]:
+    """Returns the record that an answer is nearest to: by exact match, then by the F1 of its values; the first of
+    those that are."""
+    counts = _counts(spec, targets, [answer] * len(targets))
+    f1 = [_tallies([one], [answer])["field_f1"].figure() for one in counts]
+    return max(zip(targets, counts, f1, strict=True), key=lambda one: (one[1].same, one[2]))[0]
 
 
 def tallies(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Parsed]) -> dict[str, Tally]:
     """Returns exact_match, field_f1 and schema_valid as sums over rows, of which any resample can be computed."""
-    return _tallies([_counts(spec, target, one) for target, one in zip(targets, answers, strict=True)], answers)
+    return _tallies(_counts(spec, targets, answers), answers)
+
+
+def _counts(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Parsed]) -> list[Counts]:
+    """What was wanted, said and right in each row; an answer with a problem says nothing."""
+    return [
+        record_counts.of_record(spec.fields, target, {} if one.problem is not None else one.value, spec.normalizers)
+        for target, one in zip(targets, answers, strict=True)
+    ]
+
+
+def _tallies(rows: Sequence[Counts], answers: Sequence[Parsed]) -> dict[str, Tally]:
+    valid = [float(one.problem is None) for one in answers]
+    right, said, wanted = (
+        [float(sum(count[of] for count in row.values.values())) for row in rows] for of in ("right", "said", "n")
+    )
+    return {
+        "exact_match": metric_stats.of_scores([float(a.same and b) for a, b in zip(rows, valid, strict=True)]),
+        "field_f1": metric_stats.of_parts(right, said, wanted),
+        "schema_valid": metric_stats.of_scores(valid),
+    }
 
 
 def headline(score: Mapping[str, Any]) -> dict[str, float]:
@@ -253,55 +291,11 @@ def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
     return sorted(((name, one["f1"]) for name, one in score["per_field"].items()), key=lambda one: one[1])
 
 
-def _counts(spec: Spec, target: Mapping[str, Any], one: Parsed) -> dict[str, Counter[str]]:
-    """What of each field was wanted, said and right in one row, 0 or 1 each; `differs` where they are not the same."""
-    found = {}
-    for name in spec.fields:
-        wanted = _compared(spec, name, target)
-        said = None if one.problem is not None else _compared(spec, name, one.value)
-        found[name] = Counter(
-            n=wanted is not None,
-            said=said is not None,
-            right=wanted is not None and wanted == said,
-            differs=wanted != said,
-        )
-    return found
-
-
-def _tallies(rows: Sequence[Mapping[str, Counter[str]]], answers: Sequence[Parsed]) -> dict[str, Tally]:
-    valid = [float(one.problem is None) for one in answers]
-    same = [not any(count["differs"] for count in row.values()) for row in rows]
-    right, said, wanted = (
-        [float(sum(count[of] for count in row.values())) for row in rows] for of in ("right", "said", "n")
-    )
-    return {
-        "exact_match": metric_stats.of_scores([float(a and b) for a, b in zip(same, valid, strict=True)]),
-        "field_f1": metric_stats.of_parts(right, said, wanted),
-        "schema_valid": metric_stats.of_scores(valid),
-    }
-
-
-def _compared(spec: Spec, name: str, record: Mapping[str, Any]) -> Any:
-    """A field's value as it is compared: None for nothing, a list in an order of its own."""
-    value, normalizers = record[name], spec.normalizers.get(name, ())
-    if isinstance(value, list):
-        return sorted(normalize(one, normalizers) for one in value) or None
-    return normalize(value, normalizers)
-
-
-def _figures(count: Mapping[str, int]) -> dict[str, float]:
-    right, said, n = count["right"], count["said"], count["n"]
-    return {
-        "precision": right / said if said else 0.0,
-        "recall": right / n if n else 0.0,
-        "f1": 2 * right / (said + n),
-        "n": n,
-    }
-
-
 def _hidden(value: Any, hide: Callable[[str], str]) -> Any:
     if isinstance(value, list):
         return [_hidden(one, hide) for one in value]
+    if isinstance(value, dict):
+        return {name: _hidden(one, hide) for name, one in value.items()}
     return hide(value) if isinstance(value, str) else value
 
 

@@ -1,9 +1,11 @@
-"""One field of a record: its schema in words and as a grammar rule, its values made canonical and checked.
+"""One field of a record: its schema in words, its values made canonical and checked. Its grammar: field_grammar.py.
 
 field       {"type": ["string", "null"], "maxLength": 20, "description": "as printed"}
 in_words    "text of at most 20 characters, or null"
-rule        "\\"" char{1,20} "\\"" | "null"
 canonical   " 20417 " -> "20417", "" -> null; for a number, "12.50" -> 12.5
+
+A field may be an object of fields, and an array may have such objects as its items. A value in there is named by its
+path: line_items.price.
 """
 
 import json
@@ -22,18 +24,17 @@ TRUTHS = {
     **dict.fromkeys(("true", "yes", "y", "t", "1", "1.0"), True),
     **dict.fromkeys(("false", "no", "n", "f", "0", "0.0"), False),
 }
-TYPES = {"string": "text", "number": "a number", "integer": "a whole number", "boolean": "true or false"}
-
-# Written here and not by xgrammar's JSON Schema converter (0.2): in a string with maxLength that one knows no escape,
-# so that no value with a quote or a line break could be answered, and lets raw control characters through, which are no
-# JSON; its numbers need not end. Here a character has one spelling, that of json.dumps.
-RULES = {
-    "char": r'[ !#-\[\]-\uD7FF\uE000-\U0010FFFF] | "\\" (["\\bfnrt] | "u00" [01] [0-9a-f])',
-    "integer": '"-"? ("0" | [1-9] [0-9]{0,17})',
-    "number": 'integer fraction? | "-"? [1-9] fraction? "e" [+-] [0-9]{2}',
-    "fraction": '"." [0-9]{1,20}',
-    "boolean": '"true" | "false"',
+TYPES = {
+    "string": "text",
+    "number": "a number",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "object": "an object of the fields below",
 }
+
+
+class UnknownKeyError(ValueError):
+    """An object has a key that its schema does not have."""
 
 
 def effective(field: Field, may_lack: bool) -> dict[str, Any]:
@@ -45,7 +46,57 @@ def effective(field: Field, may_lack: bool) -> dict[str, Any]:
         found["enum"] = [*dict.fromkeys(clean(one) for one in field["enum"] if one is not None), *[None] * may_lack]
     if "items" in field:
         found["items"] = effective(field["items"], may_lack=False)
+    if "properties" in field:
+        found |= of_object(field)
     return found
+
+
+def of_object(given: Field) -> dict[str, Any]:
+    """Returns what makes an object of a given schema canonical: its fields, all required, null where one may lack."""
+    required = given.get("required", ())
+    fields = {
+        name: effective(field, nullable(field) or name not in required) for name, field in given["properties"].items()
+    }
+    return {"properties": fields, "required": list(fields), "additionalProperties": False}
+
+
+def optional(schema: Field) -> dict[str, Any]:
+    """Returns the schema of an object of which fields that may be null may be left out as well."""
+    found = dict(schema)
+    if "items" in schema:
+        found["items"] = optional(schema["items"])
+    if "properties" in schema:
+        found["properties"] = {name: optional(field) for name, field in schema["properties"].items()}
+        found["required"] = [name for name, field in schema["properties"].items() if not nullable(field)]
+    return found
+
+
+def given_only(value: Any) -> Any:
+    """Returns a value without the fields that are null, in objects at any depth."""
+    if isinstance(value, dict):
+        return {name: given_only(one) for name, one in value.items() if one is not None}
+    return [given_only(one) for one in value] if isinstance(value, list) else value
+
+
+def with_null(field: Field, value: Any) -> Any:
+    """Returns a value with null for the fields that may be null and were left out, in objects at any depth."""
+    if isinstance(value, list) and "items" in field:
+        return [with_null(field["items"], one) for one in value]
+    if not isinstance(value, dict) or "properties" not in field:
+        return value
+    lacking = {name: None for name, one in field["properties"].items() if nullable(one) and name not in value}
+    known = {name: with_null(field["properties"].get(name, {}), one) for name, one in value.items()}
+    return known | lacking
+
+
+def standard(schema: Any) -> Any:
+    """Returns a schema as others know JSON Schema: without `ordered`, which says how this project compares a list."""
+    if isinstance(schema, list):
+        return [standard(one) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    # A field may bear that name; it is an object then.
+    return {key: standard(one) for key, one in schema.items() if key != "ordered" or not isinstance(one, bool)}
 
 
 def kind_of(field: Field) -> str:
@@ -54,31 +105,29 @@ def kind_of(field: Field) -> str:
     return next(str(kind) for kind in kinds if kind != "null")
 
 
-def in_words(field: Field) -> str:
+def lines(fields: Mapping[str, Field], absent: str = "null", indent: str = "") -> list[str]:
+    """Returns the lines that describe fields in the prompt, those of objects below them. `absent` is what stands for a
+    field that the document does not have: null, or omit for nothing."""
+    found = []
+    for name, field in fields.items():
+        about = f": {field['description']}" if "description" in field else ""
+        found.append(f"{indent}- {name} ({in_words(field, absent)}){about}")
+        inside = field.get("items", field).get("properties", {})
+        found += lines(inside, absent, indent + "  ")
+    return found
+
+
+def in_words(field: Field, absent: str = "null") -> str:
     """Returns what the field may hold, as the prompt says it."""
     if "enum" in field:
         words = "one of " + ", ".join(json_text(one) for one in field["enum"] if one is not None)
     elif kind_of(field) == "array":
-        words = f"a list of at most {field['maxItems']}, each {in_words(field['items'])}"
+        kind = "an ordered list" if field.get("ordered") else "a list"
+        words = f"{kind} of at most {field['maxItems']}, each {in_words(field['items'])}"
     else:
         words = TYPES[kind_of(field)]
         words += f" of at most {field['maxLength']} characters" if "maxLength" in field else ""
-    return words + (", or null" if nullable(field) else "")
-
-
-def rule(field: Field) -> str:
-    """Returns what stands for the field in the grammar (EBNF); it refers to RULES."""
-    if "enum" in field:
-        return " | ".join(literal(json_text(one)) for one in field["enum"])
-    kind = kind_of(field)
-    if kind == "array":
-        item = f"({rule(field['items'])})"
-        entries = f'{item} (", " {item}){{0,{field["maxItems"] - 1}}}'
-        # No entries is null where the field may be null: one spelling for nothing.
-        found = f'"[" {entries} "]"' if nullable(field) else f'"[" ({entries})? "]"'
-    else:
-        found = rf'"\"" char{{1,{field["maxLength"]}}} "\""' if kind == "string" else kind
-    return found + (' | "null"' if nullable(field) else "")
+    return words + ((", or left out" if absent == "omit" else ", or null") if nullable(field) else "")
 
 
 def canonical(field: Field, value: Any) -> Any:
@@ -93,12 +142,15 @@ def canonical(field: Field, value: Any) -> Any:
         value = clean(value)
         value = _read(value, kind) if value and kind != "string" else value
     if isinstance(value, list) and kind == "array":
-        value = [one for one in (canonical(field["items"], given) for given in value) if one != ""]
+        value = [one for one in (canonical(field["items"], given) for given in value) if not _is_nothing(one)]
+    if isinstance(value, dict) and kind == "object":
+        known = {name: canonical(one, value.get(name)) for name, one in field["properties"].items()}
+        value = known | {name: one for name, one in value.items() if name not in known}
     if isinstance(value, float) and value.is_integer() and (kind == "integer" or (kind == "number" and _exact(value))):
         value = int(value)
     if is_number(value) and isinstance(value, int) and kind == "number" and not _exact(value):
         value = float(value) if abs(value) < LARGEST else math.inf
-    return None if value in ("", []) and nullable(field) else value
+    return None if (value == [] or _is_nothing(value)) and nullable(field) else value
 
 
 def check(field: Field, value: Any) -> None:
@@ -108,8 +160,7 @@ def check(field: Field, value: Any) -> None:
     if value is None:
         raise ValueError("is missing, and it is required")
     kind = kind_of(field)
-    is_kind = {"string": _is_text, "boolean": _is_boolean, "array": _is_list, "number": is_number, "integer": _is_whole}
-    if not is_kind[kind](value) or ("enum" in field and value not in field["enum"]):
+    if not IS_KIND[kind](value) or ("enum" in field and value not in field["enum"]):
         raise ValueError(f"given {_short(value)}, allowed: {in_words(field)}{_hint(kind, value)}")
     if kind == "string" and len(value) > field.get("maxLength", math.inf):
         raise ValueError(f"given {len(value)} characters, allowed: {field['maxLength']} (maxLength): {_short(value)}")
@@ -120,8 +171,37 @@ def check(field: Field, value: Any) -> None:
     if kind == "array":
         if len(value) > field["maxItems"]:
             raise ValueError(f"given {len(value)} entries, allowed: {field['maxItems']} (maxItems)")
-        for one in value:
-            check(field["items"], one)
+        for at, one in enumerate(value, start=1):
+            _check_inside(field["items"], one, f"entry {at}" if "properties" in field["items"] else "")
+    if kind == "object":
+        check_keys(field["properties"], value)
+        for name, one in field["properties"].items():
+            _check_inside(one, value[name], name)
+
+
+def check_keys(fields: Mapping[str, Field], value: Mapping[str, Any]) -> None:
+    """Returns nothing where an object has each of these fields and no other key. Raises UnknownKeyError naming the keys
+    that it should not have, and ValueError naming those that it lacks."""
+    if unknown := [name for name in value if name not in fields]:
+        raise UnknownKeyError(f"there is no field {', '.join(map(repr, unknown))}; there are {', '.join(fields)}")
+    if missing := [name for name in fields if name not in value]:
+        raise ValueError(f"{', '.join(missing)} is missing")
+
+
+def _check_inside(field: Field, value: Any, where: str) -> None:
+    try:
+        check(field, value)
+    except ValueError as error:
+        raise type(error)(f"{where}: {error}" if where else str(error)) from None
+
+
+def blank_as_null(value: Any) -> Any:
+    """Returns a value with null for blank texts, in objects at any depth."""
+    if isinstance(value, dict):
+        return {name: blank_as_null(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [blank_as_null(one) for one in value]
+    return None if value == "" else value
 
 
 def is_number(value: Any) -> bool:
@@ -132,12 +212,6 @@ def is_number(value: Any) -> bool:
 def json_text(value: Any) -> str:
     """Returns a value as JSON, in the one spelling that answers have."""
     return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
-
-
-def literal(text: str) -> str:
-    """Returns a text without line breaks as a literal of the grammar."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def _read(text: str, kind: str) -> Any:
@@ -172,8 +246,27 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list)
 
 
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
 def _is_whole(value: Any) -> bool:
     return is_number(value) and (isinstance(value, int) or value.is_integer())
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a value says nothing: a blank text, or an object of nothing else."""
+    return value == "" or (isinstance(value, dict) and all(one in (None, "") for one in value.values()))
+
+
+IS_KIND = {
+    "string": _is_text,
+    "boolean": _is_boolean,
+    "array": _is_list,
+    "number": is_number,
+    "integer": _is_whole,
+    "object": _is_object,
+}
 
 
 def _short(value: Any) -> str:

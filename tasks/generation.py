@@ -17,6 +17,7 @@ from insource.stats import metric_stats
 from insource.stats.metric_stats import Tally
 from recipes.schema import Recipe
 from recipes.schema_data import Task
+from tasks import references
 from tasks.given import Given, cell, free_text, input_of
 from tasks.parsed import Parsed
 from tasks.text import clean, duplicate_key
@@ -25,7 +26,7 @@ from tasks.words import words
 # What `weakest` tells of, and by which figure.
 PARTS, PARTS_BY = "groups of rows", "ROUGE-L"
 OBJECTIVE = "imitate"
-LABELLED, FREE_TEXT = False, True
+LABELLED, FREE_TEXT, MANY = False, True, False
 
 EMPTY = "empty"
 
@@ -37,7 +38,7 @@ class Spec:
     instruction: str
 
 
-def specify(task: Task, labels: Mapping[str, str]) -> Spec:
+def specify(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
     """Returns the task as prompts need it; `labels` belong to another kind and are not read."""
     return Spec(task.instruction)
 
@@ -59,12 +60,16 @@ def answers(spec: Spec, target: str) -> list[str]:
 
 def answer_columns(recipe: Recipe) -> dict[str, str]:
     """Returns {recipe key: column} of what the answer is read from."""
-    return {"data.columns.target": recipe.data.columns.target or "target"}
+    columns = recipe.data.columns
+    return columns.of_targets if columns.targets else {"data.columns.target": columns.target or "target"}
 
 
 def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
     """Returns the text and the answer of a source row, as they stand there."""
     columns = recipe.data.columns
+    if columns.targets is not None:
+        target, *others = references.given(values, columns)
+        return Given("", input_of(values, columns), target, others)
     return Given("", input_of(values, columns), values.get(columns.target or "target"))
 
 
@@ -73,7 +78,7 @@ def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
     return hide(free_text(target, "answer"))
 
 
-def given_answers(spec: Spec, normalize_labels: bool) -> Callable[[Any], str]:
+def given_answers(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
     """Returns what reads an answer that a person has: as it stands there, for `parse` cleans it."""
     return cell
 
@@ -139,6 +144,12 @@ def row_scores(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) ->
             }
         )
     return scores
+
+
+def nearest(spec: Spec, targets: Sequence[str], answer: Parsed) -> str:
+    """Returns the reference that an answer is nearest to: by ROUGE-L, then chrF; the first of those that are."""
+    scores = row_scores(spec, targets, [answer] * len(targets))
+    return max(zip(targets, scores, strict=True), key=lambda one: (one[1]["rouge_l"], one[1]["chrf"]))[0]
 
 
 def score(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ in   {"message": "my parcel is late", "queue": "delivery_delay"}
 out  Given("", "my parcel is late", "delivery_delay")
 """
 
+import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ class Given:
     system: str
     text: str
     target: Any
+    others: Sequence[Any] = ()
+    """Further right answers to the same input."""
 
 
 def cell(value: object) -> str:
@@ -54,12 +57,25 @@ def input_of(values: Mapping[str, Any], columns: Columns) -> str:
 
 def label_of(value: object, column: str) -> str:
     """Returns the label of a column. Raises UnusableRowError over a list or an object: that is no label."""
-    if isinstance(value, list):
-        several = "for several labels a row, take kind extraction with an array of an enum"
+    if list_of(value) is not None:
+        several = "for several labels a row, set task.labels_per_row: many"
         raise UnusableRowError("bad_label", f"column {column!r} holds a list, and a row has one label; {several}")
     if isinstance(value, dict):
         raise UnusableRowError("bad_label", f"column {column!r} holds an object, and a label is a text")
     return cell(value)
+
+
+def list_of(value: object) -> list[Any] | None:
+    """Returns a list, also as tables write one (["a", "b"] or ['a', 'b']); None where a value is none."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value if isinstance(value, list) else None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return found if isinstance(found, list) else None
+    return None
 
 
 def _kind(value: object) -> str:
@@ -69,7 +85,8 @@ def _kind(value: object) -> str:
 def free_text(value: object, what: str) -> str:
     """Returns a free-text answer, clean. Raises UnusableRowError where it is none, or is empty."""
     if value is not None and not isinstance(value, str):
-        raise UnusableRowError("bad_answer", f"the {what} is no text: {cell(value)[:40]}")
+        hint = "; data.columns.targets reads several answers" if isinstance(value, list) else ""
+        raise UnusableRowError("bad_answer", f"the {what} is no text: {cell(value)[:40]}{hint}")
     check_characters(f"{what}", value or "")
     if not (text := clean(value or "")):
         raise UnusableRowError("no_answer", f"the {what} is empty")

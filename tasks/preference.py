@@ -32,7 +32,7 @@ from tasks.text import clean
 # What `weakest` tells of, and by which figure.
 PARTS, PARTS_BY = "groups of rows", "preference accuracy"
 OBJECTIVE = "prefer"
-LABELLED, FREE_TEXT = False, True
+LABELLED, FREE_TEXT, MANY = False, True, False
 
 SIDES = ("chosen", "rejected")
 # A prompt may end in a short answer that it offers ("yes or no?"); in a longer one it does not by chance.
@@ -83,10 +83,11 @@ def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
         sides = [answer_of(talk[-1]) for talk in talks]
         prompt = talks[0][:-1] or (None if inside else prompt)
     if isinstance(prompt, list):
-        system, text = asked(prompt if talks and talks[0][:-1] else messages_of(prompt, column))
+        turns = prompt if talks and talks[0][:-1] else messages_of(prompt, column)
+        (system, text), last = asked(turns), turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
     else:
-        system, text = "", "" if inside else input_of(values, columns)
-    _check_prompt(text, sides)
+        system, text, last = "", "" if inside else input_of(values, columns), ""
+    _check_prompt(text, last, sides)
     return Given(system, text, dict(zip(SIDES, sides, strict=True)))
 
 
@@ -110,10 +111,11 @@ def _talks(sides: Sequence[Any], names: Sequence[str], inside: bool) -> list[Mes
     return talks
 
 
-def _check_prompt(text: str, sides: Sequence[Any]) -> None:
-    """Raises UnusableRowError where the prompt ends in one of its answers: the model would be asked with the answer."""
-    for side in sides:
-        if isinstance(side, str) and len(side.strip()) >= LONG_ANSWER and text.rstrip().endswith(side.strip()):
+def _check_prompt(text: str, last: str, sides: Sequence[Any]) -> None:
+    """Raises UnusableRowError where the prompt, or the `last` turn of the assistant in it, ends in one of its answers:
+    the model would be asked with the answer."""
+    for side in (one.strip() for one in sides if isinstance(one, str)):
+        if (side and side == last.strip()) or (len(side) >= LONG_ANSWER and text.rstrip().endswith(side)):
             raise UnusableRowError(
                 "bad_pair", "the prompt ends in one of the answers; name a column of the prompt alone"
             )

@@ -10,8 +10,8 @@
     phone    see phones.py: more is taken than is meant, except order numbers, dates, times, amounts and addresses
     secret   key formats that have a prefix, private keys, and what stands after "password:" and looks like one
 
-Names, street addresses and what was spelled out ("ann at example dot org") are not found. Preparation, serving and the
-gateway redact an input alike, because the model must see in use what it saw in training.
+Names, street addresses and what was spelled out ("ann at example dot org") are not found. Preparation redacts.
+What serves does not: a client redacts what it sends, so that the model sees in use what it saw in training.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""From messages to token ids, by the tokenizer's own chat template and nothing else.
+"""From messages to token ids, by the base's own chat template and nothing else.
 
 Training, validation and the reference answers all render here; a server renders the same messages with the same
 template, and parity compares the ids.
@@ -7,14 +7,18 @@ template, and parity compares the ids.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.errors import RecipeError
 from recipes.schema_train import Model
+from tasks import published, template, turns
+from tasks.template import Pinned
+from tasks.turns import Turn
 
 Messages = list[dict[str, str]]
+# Tokens before a completion that decide how its first token is written as text.
+CONTEXT_TOKENS = 8
 
 # An answer may take more tokens than any in train, and by other tokens than the tokenizer's own; what ends sooner
 # costs nothing.
@@ -30,53 +34,104 @@ class Example:
     completion_ids: list[int]
 
 
-def tokenizer_of(model: Model) -> Any:
-    """Returns the tokenizer of a base model. Raises RecipeError where it is not there, or renders no conversations."""
-    from transformers import AutoTokenizer
+@dataclass(frozen=True)
+class Rendering:
+    """The prompt format of a base and the end of its answers."""
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model.base, revision=model.revision)
-    except OSError as error:
-        raise RecipeError(not_found(model, error)) from None
-    if not tokenizer.chat_template:
-        raise RecipeError(
-            f"model.base: the tokenizer of {model.base} has no chat template; "
-            "take an instruction-tuned model, or add chat_template.jinja to the folder"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    tokenizer: Any
+    """With the pinned template as its chat template, and the stop as its EOS token."""
+    pinned: dict[str, bool | str] = field(default_factory=dict)
+    """What is pinned in the template, such as {"enable_thinking": False, "date": "2026-01-01"}."""
+    differs: str | None = None
+    """Why answers are learnt otherwise than the template writes them (an own suffix), None where they are not."""
+    stop_found: str | None = None
+    """How the stop was found where it is not the tokenizer's own EOS."""
+
+    def lines(self) -> list[str]:
+        """Returns what is pinned, and how answers end, for the console."""
+        values = ", ".join(f"{name} {str(value).lower()}" for name, value in self.pinned.items())
+        lines = [f"template  pinned: {values} (model.template)"] if values else []
+        return lines + ([f"stop      {self.stop_found}"] if self.stop_found else [])
+
+
+def tokenizer_of(model: Model) -> Any:
+    """Returns the tokenizer of a base model as training and serving use it, see `rendering_of`."""
+    return rendering_of(model).tokenizer
+
+
+def rendering_of(model: Model) -> Rendering:
+    """Returns the rendering of a base: template pinned, stop found, by the recipe's model.template and model.stop.
+
+    Raises RecipeError where there is no tokenizer, or the base cannot be taught to answer at once.
+    """
+    tokenizer = published.tokenizer_of(model)
+    taken: list[tuple[Pinned, Turn]] = []
+    refused: list[RecipeError] = []
+    for pinned in template.variants(tokenizer.chat_template, model.template, model.base):
+        tokenizer.chat_template = pinned.template
+        try:
+            taken.append((pinned, turns.of(tokenizer)))
+        except RecipeError as error:
+            refused.append(error)
+    if not taken:
+        # Of several reasons that of the template with its switch off.
+        raise refused[0]
+    # Of several ways the first one in which open and answered prompts agree.
+    pinned, turn = next((one for one in taken if one[1].continues), taken[0])
+    tokenizer.chat_template = pinned.template
+    return _rendering(model, tokenizer, pinned, turn)
+
+
+def saved_tokenizer(folder: str) -> Any:
+    """Returns the tokenizer that training saved with an adapter or a model, pinned as it was there."""
+    return published.load(folder, Model(base=folder))
 
 
 def prompt_ids(tokenizer: Any, conversations: Sequence[Messages]) -> list[list[int]]:
     """Returns the ids of each conversation up to where the model answers."""
-    texts = tokenizer.apply_chat_template(list(conversations), tokenize=False, add_generation_prompt=True)
-    return _encode(tokenizer, texts)
+    return _encode(tokenizer, _opened(tokenizer, conversations))
 
 
 def examples(tokenizer: Any, conversations: Sequence[Messages], answers: Sequence[str]) -> list[Example]:
-    """Returns the ids of each conversation with its answer, cut after the token that ends the answer.
+    """Returns the ids of each conversation with its answer and the stop token (the tokenizer's EOS).
 
-    Raises RecipeError where the template renders an answered conversation otherwise than it renders the open one: a
-    model trained on the one would be asked the other.
+    An answer that the template writes right behind the open prompt is learnt as the template has it. Another one is
+    learnt as it is served and decoded: the open prompt, the answer, the stop. So is an answer that spells a special
+    token: it is learnt as the text that it is. Raises RecipeError where the model does not answer at once.
     """
+    turns.of(tokenizer)
+    opened = _opened(tokenizer, conversations)
     answered = [
         [*messages, {"role": "assistant", "content": text}]
         for messages, text in zip(conversations, answers, strict=True)
     ]
-    whole = _encode(tokenizer, tokenizer.apply_chat_template(answered, tokenize=False))
+    texts = [str(one) for one in tokenizer.apply_chat_template(answered, tokenize=False)]
+    prompts, whole = _encode(tokenizer, opened), _encode(tokenizer, texts)
+    special, stop = _special_ids(tokenizer), tokenizer.eos_token_id
+    plains = [special.isdisjoint(ids) for ids in _encode(tokenizer, answers)]
+    written: dict[tuple[int, ...], str] = {}
     found = []
-    for prompt, ids, text in zip(prompt_ids(tokenizer, conversations), whole, answers, strict=True):
-        if ids[: len(prompt)] != prompt:
-            raise RecipeError(
-                f"The chat template of {tokenizer.name_or_path} renders a conversation that ends in {text!r} "
-                "differently from one that asks for it: the prompt trained on would not be the prompt served.\n"
-                f"  asked:    ...{tokenizer.decode(prompt[-12:])!r}\n"
-                f"  answered: ...{tokenizer.decode(ids[max(0, len(prompt) - 12) : len(prompt) + 12])!r}\n"
-                "  Use a base model without a thinking mode (such as Qwen3-4B-Instruct-2507), or mend its template."
-            )
-        found.append(Example(prompt, _up_to_stop(tokenizer, ids[len(prompt) :])))
+    for open_text, text, prompt, ids, answer, plain in zip(opened, texts, prompts, whole, answers, plains, strict=True):
+        if plain and text.startswith(open_text + answer + tokenizer.eos_token) and ids[: len(prompt)] == prompt:
+            completion = ids[len(prompt) : ids.index(stop, len(prompt)) + 1]
+            # Labels come again and again, behind the same tokens.
+            key = (*prompt[-CONTEXT_TOKENS:], *completion)
+            written[key] = written[key] if key in written else text_of(tokenizer, prompt, completion[:-1])
+            if written[key] == answer:
+                found.append(Example(prompt, completion))
+                continue
+        found.append(Example(prompt, [*_answer_ids(tokenizer, open_text, prompt, answer, plain), stop]))
     return found
+
+
+def text_of(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+    """Returns the text of tokens as a server writes it behind a prompt: a space that begins it is a part of it."""
+    before = list(prompt_ids[-CONTEXT_TOKENS:])
+    context, both = (
+        str(tokenizer.decode(one, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        for one in (before, before + list(ids))
+    )
+    return both.removeprefix(context)
 
 
 def max_answer_tokens(longest: int) -> int:
@@ -108,25 +163,70 @@ def shared_prefix_length(sequences: Sequence[list[int]]) -> int:
     return length
 
 
-def not_found(model: Model, error: OSError) -> str:
-    """Returns what to tell when a base model, or its tokenizer, cannot be loaded."""
-    reason = str(error).splitlines()[0]
-    if Path(model.base).is_dir():
-        return f"model.base: {model.base} cannot be loaded: {reason}"
-    return (
-        f"model.base: {model.base} is neither on this machine nor on the hub: {reason}\n"
-        "  Give a folder, log in to the hub (gated models), or take model.base=pocket to try the pipeline."
+def _rendering(model: Model, tokenizer: Any, pinned: Pinned, turn: Turn) -> Rendering:
+    """Returns the rendering with the stop found; the stop becomes the tokenizer's EOS. Raises RecipeError."""
+    stops = published.stops(model, tokenizer)
+    found = turns.stop_of(turn, tokenizer, stops)
+    stop = found if model.stop == "auto" else _stop_of_recipe(model, tokenizer, stops)
+    if stop is None:
+        raise RecipeError(
+            f"model.stop: the chat template of {model.base} ends an answer with {turn.end[:40]!r}, and none of its "
+            f"stops ({', '.join(stops)}) stands there; set model.stop to one of {', '.join(stops)}, or to another "
+            "special token that the model has learnt to end an answer with"
+        )
+    how = None
+    if stop != tokenizer.eos_token:
+        where = "model.stop" if model.stop != "auto" else "the chat template and the generation config"
+        how = f"answers end in {stop!r}, not in the tokenizer's EOS {tokenizer.eos_token!r} ({where})"
+        tokenizer.eos_token = stop
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = stop
+    differs = None
+    if not turn.continues:
+        differs = (
+            f"its template begins an answer with {turn.lead[-40:]!r} and asks with {turn.generation_prompt[-40:]!r}"
+        )
+    elif not turn.end.startswith(stop):
+        written = f"writes {turn.end[:40]!r}" if turn.end.strip() else "writes nothing"
+        differs = f"its template {written} behind a last answer, where the stop {stop!r} is learnt"
+    return Rendering(tokenizer, dict(pinned.values), differs, how)
+
+
+def _stop_of_recipe(model: Model, tokenizer: Any, stops: Sequence[str]) -> str:
+    if model.stop in stops or tokenizer.get_vocab().get(model.stop) in _special_ids(tokenizer):
+        return model.stop
+    raise RecipeError(
+        f"model.stop: {model.stop!r} is no special token of {model.base}; its answers can end in "
+        f"{', '.join(stops) or 'any special token'}, or leave it out (auto)"
     )
 
 
-def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
+def _special_ids(tokenizer: Any) -> set[int]:
+    return {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-def _up_to_stop(tokenizer: Any, ids: list[int]) -> list[int]:
-    """Cuts what the template writes after the end of the turn (often a line break): it is never generated."""
-    stops = {tokenizer.eos_token_id} | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    for at, token in enumerate(ids):
-        if token in stops:
-            return ids[: at + 1]
-    return ids
+def _opened(tokenizer: Any, conversations: Sequence[Messages]) -> list[str]:
+    texts = tokenizer.apply_chat_template(list(conversations), tokenize=False, add_generation_prompt=True)
+    return [str(one) for one in texts]
+
+
+def _encode(tokenizer: Any, texts: Sequence[str], split_special_tokens: bool = False) -> list[list[int]]:
+    splitting = {"split_special_tokens": True} if split_special_tokens else {}
+    return tokenizer(list(texts), add_special_tokens=False, **splitting)["input_ids"]  # type: ignore[no-any-return]
+
+
+def _answer_ids(tokenizer: Any, opened: str, prompt: list[int], answer: str, plain: bool) -> list[int]:
+    """Returns the ids of an answer right behind an open prompt, such that they are that text there and no other.
+
+    Some tokenizers (SentencePiece) write a space before a text that stands alone; behind a line break they do not.
+    """
+    alone, behind = _encode(tokenizer, [answer, f"\n{answer}"], split_special_tokens=not plain)
+    ways = [alone]
+    (line_break,) = _encode(tokenizer, ["\n"])
+    if behind[: len(line_break)] == line_break:
+        ways.append(behind[len(line_break) :])
+    if plain:
+        (whole,) = _encode(tokenizer, [opened + answer])
+        if whole[: len(prompt)] == prompt:
+            ways.insert(0, whole[len(prompt) :])
+    return next((ids for ids in ways if text_of(tokenizer, prompt, ids) == answer), ways[0])

@@ -6,7 +6,7 @@
     label_key("Refund-Status ")                 "refund status"
     label_key("-1"), label_key("A+")            "-1", "a+"
 
-Preparation, serving and the gateway clean an input alike, because the model must see in use what it saw in training.
+Preparation cleans. What serves does not: a client cleans what it sends, so that the model sees what it saw in training.
 """
 
 import re
@@ -14,32 +14,44 @@ import unicodedata
 
 DUPLICATE_KEY = (
     "NFKC, lower case, invisible characters removed, punctuation as spaces, whitespace folded; letters, digits, "
-    "combining marks, emoji, currency and mathematical signs kept, and the signs of numbers and percentages"
+    "combining marks, emoji and smileys, currency and mathematical signs kept, the signs of numbers and percentages, "
+    "and *, / and ^ between numbers"
 )
 
 _SPACES = re.compile(r"[^\S\n]+")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
-# Characters that show nothing: soft hyphen, zero-width space, word joiner, byte order mark, marks of direction.
-UNSEEN = re.compile("[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
+# Characters that show nothing: soft hyphen, zero-width space, word joiner, byte order mark, marks of direction, the
+# blanks of Hangul and Braille.
+UNSEEN = re.compile(
+    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\u2800\u3164\ufeff\uffa0]"
+)
 # These join or choose the shape of what stands beside them: part of how a text is written, not of what it says.
 _JOINERS = re.compile("[\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef]")
-# NFKC would read 10² as 102, and 1½ as 11⁄2.
-_RAISED = re.compile("(?<=[0-9])(?=[\u00b2\u00b3\u00b9\u2070-\u207b\u00bc-\u00be\u2150-\u215f\u2189])")
+# NFKC would read 10² and 10₂ as 102, and 1½ as 11⁄2.
+_RAISED = re.compile("(?<=[0-9])(?=[\u00b2\u00b3\u00b9\u2070-\u208b\u00bc-\u00be\u2150-\u215f\u2189\u2460-\u249b])")
 
 _DASH = "-\u2010\u2012\u2013\u2014\u2212"
 _DASHES = re.compile(f"[{_DASH}]")
-# Punctuation that carries meaning where it stands: -5, .5, C#, the grade B-, and !=. Each begins with its own
-# character, so that a search skips all others.
+# Punctuation that carries meaning where it stands. It begins with one of a few characters, so that a search skips all
+# others.
 _SIGNS = re.compile(
-    rf"[{_DASH}](?<![\w.].)(?=\.?\d)|\.(?<![\w.]\.)(?=\d)|#(?<=[^\W\d_]#)(?!\w)"
-    rf"|-(?<=[a-f]-)(?<!\w[a-f]-)(?![{_DASH}\w])|!="
+    rf"[{_DASH}.#!*^/\u2044:;](?:"
+    rf"(?<=[{_DASH}])(?<![\w.].)(?=\.?\d)"  # -5
+    r"|(?<=\.)(?<![\w.]\.)(?=\d)"  # .5
+    r"|(?<=[^\W\d_]#)(?!\w)"  # C#
+    rf"|(?<=[a-f]-)(?<!\w[a-f]-)(?![{_DASH}\w])"  # the grade B-
+    r"|(?<=!)="
+    r"|(?<=[*^/\u2044])(?:(?<=[\d)].)|(?<=[\d)] .))(?= ?[\d(])"  # 12 * 3, 12/3
+    r"|(?<=[:;])(?:(?<!\w.)['\u2019]?-?[()]|['\u2019]?-?[()](?!\S)))"  # :-)
 )
 _NOT_WORDS = re.compile(r"[^\w]+|_+")
 _SIGN_OR_MARK = re.compile(r"[^\w ]|_")
-_QUOTED = re.compile(r"(?:^|(?<=[\r\n]))[\s>]*>")
-# What _SIGNS found, until the other punctuation is gone. NFKC leaves none of these in a text.
-_SAVED = {"-": "\uff0d", ".": "\uff0e", "#": "\uff03", "!=": "\u2260"}
+# The marks of a quoted mail, unless what follows is a number: "> 5 days".
+_QUOTED = re.compile(r"(?:^|(?<=[\r\n]))[\s>]*>(?![ \t>]*[-+\u2212]?[$\u20ac\u00a3\u00a5]?\.?\d)")
+# What _SIGNS found, until the other punctuation is gone. NFKC leaves none of these in a text but the smileys.
+_SAVED = {"-": "\uff0d", ".": "\uff0e", "#": "\uff03", "!=": "\u2260", "*": "\uff0a", "/": "\uff0f", "^": "\uff3e",
+          "\u2044": "\uff0f", ")": "\u263a", "(": "\u2639"}  # fmt: skip
 
 
 def clean(text: str) -> str:
@@ -71,15 +83,17 @@ def split_key(key: str) -> str:
 def label_key(label: str) -> str:
     """Returns what spellings of one label share: "Refund-Status", "refund_status" and "refund status" are one.
 
-    A hyphen between two words is a space. Every other mark stays: -1 is not 1, A- is not A, C++ is not C.
-    A label of separators alone is its own key.
+    A hyphen or an underscore between two words is a space. Every other mark stays: -1 is not 1, A- is not A, C++ is not
+    C. Quotation marks and dashes are the ones of the keyboard. A label of separators alone is its own key.
     """
-    folded = _DASHES.sub("-", _folded(label))
-    spaced = " ".join(folded.replace("_", " ").split())
-    return _BETWEEN_WORDS.sub(" ", spaced) or folded
+    folded = _DASHES.sub("-", _folded(label.replace("\u00b4", "'")).translate(_STRAIGHT))
+    spaced = " ".join(_UNDERSCORES.sub(" ", folded).split())
+    return _HYPHENS.sub(" ", spaced) or folded
 
 
-_BETWEEN_WORDS = re.compile(r"(?<=[^\s-])-(?=[^\s-])| - |(?<=[^\W\d])--+(?=[^\W\d])")
+_STRAIGHT = str.maketrans("\u2018\u2019\u201b\u02bc\u201c\u201d\u201e\u201f", "'" * 4 + '"' * 4)
+_UNDERSCORES = re.compile(r"(?<=[^\s_])_+(?=[^\s_])|(?<=\s)_+(?=\s)")
+_HYPHENS = re.compile(r"(?<=[^\s-])-(?=[^\s-])| (?:- )+|(?<=[^\W\d])--+(?=[^\W\d])")
 
 
 def _folded(text: str) -> str:
@@ -91,7 +105,7 @@ def _folded(text: str) -> str:
 
 
 def _saved(found: re.Match[str]) -> str:
-    return _SAVED.get(found[0], _SAVED["-"])
+    return _SAVED.get(found[0]) or _SAVED.get(found[0][-1], _SAVED["-"])
 
 
 class _Kept(dict[int, str]):
@@ -111,4 +125,4 @@ class _Kept(dict[int, str]):
         return kept
 
 
-_KEPT = _Kept({ord(wide): f" {sign} " for sign, wide in _SAVED.items() if len(sign) == 1})
+_KEPT = _Kept({ord(_SAVED[sign]): f" {sign} " for sign in "-.#*/^"})

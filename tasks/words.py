@@ -3,10 +3,14 @@
     words(duplicate_key("Where's my card?"))     ["where", "s", "my", "card"]
     words(duplicate_key("我的卡 VISA 5%"))        ["我", "的", "卡", "visa", "5"]
 
-ROUGE counts these, the doubts about labels learn from them, and near-duplicates of kind word are made of them.
+ROUGE counts these, near-duplicates of kind word are made of them, and the linear baseline and the doubts about labels
+learn from them.
 """
 
 import re
+from itertools import pairwise
+
+from tasks.text import duplicate_key
 
 # Scripts that put no spaces between words: Thai to Tibetan, Burmese, Khmer, Tai Lue, kana and Han.
 _UNSPACED = (
@@ -19,15 +23,27 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _HAS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
 _RUN = re.compile(rf"[{_DENSE}]+|[^{_DENSE}]+")
 _HAS_DENSE = re.compile(rf"[{_DENSE}]")
-# Signs that a duplicate key keeps and Google's rouge-score has no words for.
-_SIGNS = frozenset("-+<>=$%#.")
+_LONG_WORD = re.compile(r"\b\w\w+\b")
+# From Hebrew and Arabic on: scripts whose vowels are marks, scripts without spaces, and emoji.
+_OTHER_SCRIPT = re.compile("[\u0300-\u036f\u0590-\u10ff\u1200-\u1dff\u2e80-\U000fffff]")
+# Signs that a duplicate key keeps and Google's rouge-score has no words for, smileys among them.
+_SIGNS = frozenset("-+<>=$%#.*/^\u2639\u263a")
 
 
 def words(key: str) -> list[str]:
-    """Returns the words of a duplicate key, each character of a script without spaces as one; ASCII signs are none,
-    unless there is nothing else."""
+    """Returns the words of a duplicate key, each character of a script without spaces as one; signs of ASCII texts are
+    none, unless there is nothing else."""
     found = key.split() if key.isascii() or not _HAS_UNSPACED.search(key) else _WORD.findall(key)
     return [word for word in found if word not in _SIGNS] or found
+
+
+def terms(text: str) -> list[str]:
+    """Returns what a linear model sees of a text: its words of two letters and more, and the pairs of them; of a text
+    with combining marks, or without spaces, or without such words, all words of its duplicate key."""
+    lowered = text.lower()
+    found = [] if _OTHER_SCRIPT.search(lowered) else _LONG_WORD.findall(lowered)
+    found = found or words(duplicate_key(text))
+    return found + [f"{one} {other}" for one, other in pairwise(found)]
 
 
 def runs(key: str) -> list[tuple[str, bool]]:

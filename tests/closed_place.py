@@ -1,15 +1,20 @@
-"""A run that looks trained, for tests of closed models: rows, prompt.json, and the SDKs' own addresses on loopback."""
+"""A run that looks trained, for tests of closed models: rows, prompt.json, and the SDKs' own addresses on loopback.
+
+The comparison is that of `make compare`, where a linear model stands in the place of the tuned one: no test here serves
+a model.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backends import anthropic_wire, openai_wire
-from compare import material
+from compare import material, stage, systems
 from compare.gathered import Place
+from recipes.load import load
 from recipes.schema import Recipe
 from recipes.schema_compare import Compare
 from tasks import KINDS
@@ -17,6 +22,7 @@ from tracking import files, run
 from train import adapter
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
+SUMMARY = "The parcel is late; the customer wants it sent again."
 
 
 def place(
@@ -31,7 +37,7 @@ def place(
     here = run.create(folder / "runs" / "mine", told, "digest", {}, data)
     (here.folder / "adapter").mkdir()
     given = recipe.task.labels if isinstance(recipe.task.labels, dict) else dict.fromkeys(labels, "")
-    spec = KINDS[recipe.task.kind].specify(recipe.task, given)
+    spec = KINDS[recipe.task.variant].specify(recipe.task, given)
     files.write_json(here.folder / "adapter" / "prompt.json", adapter.prompt(recipe, tokenizer, spec, 16))
     return Place(here, "mine", told, material.of(here))
 
@@ -45,3 +51,67 @@ def at_the_sdks_own_address(monkeypatch: pytest.MonkeyPatch, address: str) -> No
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
+
+
+def target(recipe: Recipe, at: int = 0) -> Any:
+    """A target that a row of the recipe could have; of a classification, its first labels in turn from number 0 on."""
+    task = recipe.task
+    if task.kind == "classification":
+        return list(task.labels)[at] if isinstance(task.labels, dict) else ("late", "lost")[at]
+    if task.kind == "generation":
+        return SUMMARY
+    fields = (task.json_schema or {})["properties"]
+    needed = (task.json_schema or {}).get("required", ())
+    return {name: (one.get("enum", ["x"])[0] if name in needed else None) for name, one in fields.items()}
+
+
+def made(name: str, folder: Path, tokenizer: Any, *words: str, labels: int = 1, **compare: Any) -> Place:
+    """Returns a comparison by a shipped recipe, with rows of so many labels; the words are those of a command."""
+    recipe = load(name, words, "gpu").recipe
+    wanted = [target(recipe, at) for at in range(labels)]
+    rows = {
+        split: [
+            {"id": f"{split}{at}", "input": {"text": f"{split} {at}"}, "target": wanted[at % labels]}
+            for at in range(count)
+        ]
+        for split, count in (("train", 6), ("validation", 8), ("calibration", 4), ("test", 10))
+    }
+    return place(folder, recipe, tokenizer, rows, ("late", "lost"), **compare)
+
+
+def right_answers(here: Place) -> Callable[[str], str]:
+    """What answers every row of a comparison right, as text that ends a prompt."""
+    every = [*here.material.train, *material.of_validation(here.here).test, *here.material.test]
+    known = {row["input"]["text"]: row["target"] for row in [*every, *here.material.calibration]}
+
+    def answer(prompt: str) -> str:
+        said = next(to for text, to in known.items() if prompt.endswith(text))
+        return said if isinstance(said, str) else json.dumps(said)
+
+    return answer
+
+
+def closed(here: Place) -> list[systems.System]:
+    return systems.closed(here.recipe)
+
+
+def two_labels(folder: Path, tokenizer: Any, **compare: Any) -> Place:
+    recipe = load("classifier", (), "gpu").recipe
+    labels = ("billing_dispute", "refund_status")
+    rows = {
+        split: [
+            {"id": f"{split}{at}", "input": {"text": f"{split} {at}: {labels[at % 2]}"}, "target": labels[at % 2]}
+            for at in range(count)
+        ]
+        for split, count in (("train", 20), ("validation", 8), ("calibration", 4), ("test", 60))
+    }
+    return place(folder, recipe, tokenizer, rows, **compare)
+
+
+def compared(here: Place, running: list[systems.System]) -> dict[str, Any]:
+    """The comparison as `make compare` makes it, where a linear model stands in the place of the tuned one."""
+    data = here.here.folder / "data"
+    files.write_json(data / "data.json", {"sha256": {"test.jsonl": files.sha256(data / "test.jsonl")}})
+    run.start(here.here, "compare", {})
+    tuned = systems.System("tuned", "linear", "tuned (here a linear model)")
+    return stage.compared(here.here, "mine", here.recipe, [tuned, *running], [])

@@ -3,6 +3,7 @@
 python -m tests.collecting <address> <journal> <wire> <mode> <rows>
 """
 
+import json
 import subprocess
 import sys
 import time
@@ -80,12 +81,24 @@ def outputs(found: Collected) -> dict[tuple[str, int], str | None]:
     return {key: one.output for key, one in found.answers.items()}
 
 
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a journal that may be written at this moment."""
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n") if path.exists() else ("", "", "")
+    return [json.loads(line) for line in whole.split("\n") if line]
+
+
+def pending(path: Path) -> dict[str, Any] | None:
+    """What stands in the file of the batch that is on its way."""
+    file = path.with_suffix(".batch.json")
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
 def killed(address: str, journal: Path, wire: Wire, mode: str, rows: int, when: Callable[[], bool]) -> None:
     """Collects in a process of its own, which is killed as soon as `when` says so."""
     words = [address, str(journal), wire, mode, str(rows)]
     process = subprocess.Popen([sys.executable, "-m", "tests.collecting", *words], cwd=ROOT)
     try:
-        for _ in range(6000):
+        for _ in range(60_000):
             assert process.poll() is None, "the process ended before it could be killed"
             if when():
                 break
@@ -100,5 +113,5 @@ def killed(address: str, journal: Path, wire: Wire, mode: str, rows: int, when: 
 if __name__ == "__main__":
     asking.FIRST_WAIT_SECONDS = 0.01
     address, journal, wire, mode, rows = sys.argv[1:]
-    patient = backend(address, wire, timeout_seconds=60.0 if mode == "batch" else 2.0)  # type: ignore[arg-type]
+    patient = backend(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)  # type: ignore[arg-type]
     collect(address, Path(journal), questions(int(rows)), wire, mode=mode, backend=patient)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ import csv
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +19,11 @@ from recipes.demo.support_tickets import tickets
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
+
+# A shell that starts the tests in the background, or by nohup, has these ignored, and children inherit that; tests send
+# them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # On a build machine the same examples every time; elsewhere new ones every time.
 settings.register_profile("ci", derandomize=True)

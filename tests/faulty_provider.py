@@ -17,12 +17,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from aiohttp import web
 
 from tests import provider_rules
+from tests.provider_checks import Refused
 
 LABELS = ("late", "lost", "broken")
 # As often as they stand here; a timeout costs a test seconds.
@@ -131,6 +132,8 @@ class Provider:
     faults: float = 0.0
     """Share of the requests that meet with one of KINDS."""
     delay_seconds: float = 0.0
+    hold_after: int | None = None
+    """Once so many answers were delivered, it answers nobody until this is None: a process can be killed at leisure."""
     answer: Callable[[str], str] = label
     refuse: Callable[[str, int], tuple[int, dict[str, str]] | None] = lambda prompt, before: None
     """Prompt, and how often it came before -> HTTP status and headers of a refusal."""
@@ -166,21 +169,34 @@ class Provider:
     """As many batches are made while the answer is a 500."""
     batch_refuse: Callable[[str], bool] = lambda prompt: False
     """Which requests of a batch are answered with a 400."""
+    batch_revoked: Callable[[Batch, int], bool] = lambda batch, at: False
+    """Which requests of a batch, by their number in it, are refused because the key was revoked meanwhile."""
+    batch_faults: float = 0.0
+    """Share of the requests about batches and their files that meet with one of KINDS, but for time-outs."""
+    batch_attempts: Counter[str] = field(default_factory=Counter)
+    met_in_batches: Counter[str] = field(default_factory=Counter)
+    answered_in_batches: set[tuple[str, str]] = field(default_factory=set)
+    """Batch and prompt of every answer that stands in results."""
 
     def fault(self, prompt: str, before: int) -> str | None:
         share = number(f"{prompt} {before}") / 2**32
         return KINDS[int(share / self.faults * len(KINDS))] if share < self.faults else None
 
+    def batch_fault(self, what: str, before: int) -> str | None:
+        kinds = [kind for kind in KINDS if kind != "timeout"]
+        share = number(f"{what} {before}") / 2**32
+        return kinds[int(share / self.batch_faults * len(kinds))] if share < self.batch_faults else None
+
     def work(self, body: Json) -> str:
         self.charged.append(tokens(body))
         return self.answer(prompt_of(body))
 
-    def strictly(self, api: str, headers: Any, body: Json) -> provider_rules.Refused | None:
+    def strictly(self, api: str, headers: Any, body: Json) -> Refused | None:
         """Returns how the API would refuse a request."""
         refused = provider_rules.refusal(api, headers, body)
         for name in (name for name in self.picky if name in body):
             told = f"Unsupported parameter: '{name}' is not supported with this model."
-            refused = provider_rules.Refused(400, told, name, "unsupported_parameter")
+            refused = Refused(400, told, name, "unsupported_parameter")
         if refused:
             self.broken_rules[refused.message] += 1
         return refused
@@ -199,6 +215,8 @@ class Provider:
             return web.json_response(broken.body(api), status=broken.status)
         if self.delay_seconds:
             await asyncio.sleep(self.delay_seconds)
+        while self.hold_after is not None and self.delivered.total() >= self.hold_after:
+            await asyncio.sleep(0.01)
         if refused := self.refuse(prompt, before):
             told = error(*FILTERED) if refused[0] == ABOUT_THE_ROW else error("refused")
             status = 400 if refused[0] == ABOUT_THE_ROW else refused[0]
@@ -274,150 +292,6 @@ def error(told: str, code: str | None = None) -> Json:
 FILTERED = ("This prompt was flagged by the content filter", "content_filter")
 
 
-def openai_batch(provider: Provider, batch: Batch) -> Json:
-    """A batch as OpenAI describes it; its files are there once it ended."""
-    status, outputs = "in_progress", (None, None)
-    if provider.ended:
-        status = provider.end_state
-        outputs = openai_results(provider, batch) if status != "failed" else outputs
-    problem = {"data": [{"code": "token_limit_exceeded", "message": "too many tokens"}], "object": "list"}
-    return {
-        "id": batch.id,
-        "object": "batch",
-        "endpoint": "/v1/chat/completions",
-        "completion_window": "24h",
-        "input_file_id": batch.input_file_id,
-        "created_at": int(batch.created.timestamp()),
-        "metadata": batch.metadata,
-        "status": status,
-        "output_file_id": outputs[0],
-        "error_file_id": outputs[1],
-        "errors": problem if status == "failed" else None,
-        "request_counts": {"completed": 0, "failed": 0, "total": len(batch.requests)},
-    }
-
-
-def openai_results(provider: Provider, batch: Batch) -> tuple[str, str]:
-    """The names of the files of answers and of errors."""
-    answered, failed = [], []
-    for at, (custom_id, body) in enumerate(batch.requests):
-        row: Json = {"id": f"r{at}", "custom_id": custom_id, "response": None, "error": None}
-        if provider.unanswered(at):
-            failed.append({**row, "error": {"code": f"batch_{provider.end_state}", "message": "too late"}})
-        elif broken := provider.strictly("chat", SIGNED, body):
-            failed.append({**row, "response": {"status_code": broken.status, "body": broken.body("chat")}})
-        elif provider.batch_refuse(prompt_of(body)):
-            failed.append({**row, "response": {"status_code": 400, "body": error(*FILTERED)}})
-        else:
-            told = completion(body, provider.answer(prompt_of(body)))
-            answered.append({**row, "response": {"status_code": 200, "request_id": "q", "body": told}})
-    names = (f"{batch.id}-out", f"{batch.id}-errors")
-    for name, rows in zip(names, (answered, failed), strict=True):
-        # Not in the order of the requests, as it is allowed.
-        provider.files[name] = "\n".join(json.dumps(row) for row in rows[::-1]).encode()
-    return names
-
-
-def anthropic_batch(provider: Provider, batch: Batch) -> Json:
-    """A batch as Anthropic describes it."""
-    left = sum(provider.unanswered(at) for at in range(len(batch.requests))) if provider.ended else 0
-    counts = {"processing": 0, "succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
-    counts["succeeded" if provider.ended else "processing"] = len(batch.requests) - left
-    counts["expired" if provider.end_state == "expired" else "canceled"] = left
-    created = batch.created.isoformat()
-    return {
-        "id": batch.id,
-        "type": "message_batch",
-        "processing_status": "ended" if provider.ended else "in_progress",
-        "request_counts": counts,
-        "created_at": created,
-        "expires_at": created,
-        "results_url": None,
-    }
-
-
-def openai_routes(provider: Provider) -> list[web.RouteDef]:
-    async def upload(request: web.Request) -> web.Response:
-        form = await request.post()
-        assert form["purpose"] == "batch"
-        file_id = f"file-{len(provider.files)}"
-        with form["file"].file as file:  # type: ignore[union-attr]
-            provider.files[file_id] = file.read()
-        told = {"id": file_id, "object": "file", "bytes": 1, "created_at": 1, "filename": "a", "purpose": "batch"}
-        return web.json_response({**told, "status": "processed"})
-
-    async def content(request: web.Request) -> web.Response:
-        return web.Response(body=provider.files[request.match_info["id"]], content_type="application/octet-stream")
-
-    async def create(request: web.Request) -> web.Response:
-        asked = await request.json()
-        lines = provider.files[asked["input_file_id"]].decode().split("\n")
-        rows = [json.loads(line) for line in lines if line]
-        size = len(provider.files[asked["input_file_id"]])
-        if broken := provider_rules.openai_batch(asked, rows, size):
-            return web.json_response(broken.body("chat"), status=broken.status)
-        requests = [(row["custom_id"], row["body"]) for row in rows]
-        name = f"batch_{len(provider.batches)}"
-        batch = Batch(name, requests, datetime.now(UTC), asked.get("metadata"), asked["input_file_id"])
-        return await provider.made(batch, openai_batch(provider, batch))
-
-    async def look(request: web.Request) -> web.Response:
-        return web.json_response(openai_batch(provider, provider.one(request)))
-
-    async def every(request: web.Request) -> web.Response:
-        page, more = provider.page(request, "after")
-        return web.json_response(
-            {"object": "list", "data": [openai_batch(provider, one) for one in page], "has_more": more}
-        )
-
-    return [
-        web.post("/v1/files", upload),
-        web.get("/v1/files/{id}/content", content),
-        web.post("/v1/batches", create),
-        web.get("/v1/batches", every),
-        web.get("/v1/batches/{id}", look),
-    ]
-
-
-def anthropic_routes(provider: Provider) -> list[web.RouteDef]:
-    async def create(request: web.Request) -> web.Response:
-        asked = (await request.json())["requests"]
-        if broken := provider_rules.anthropic_batch(asked):
-            return web.json_response(broken.body("messages"), status=broken.status)
-        requests = [(one["custom_id"], one["params"]) for one in asked]
-        batch = Batch(f"msgbatch_{len(provider.batches)}", requests, datetime.now(UTC))
-        return await provider.made(batch, anthropic_batch(provider, batch))
-
-    async def look(request: web.Request) -> web.Response:
-        return web.json_response(anthropic_batch(provider, provider.one(request)))
-
-    async def every(request: web.Request) -> web.Response:
-        page, more = provider.page(request, "after_id")
-        ends = {"first_id": page[0].id if page else None, "last_id": page[-1].id if page else None}
-        return web.json_response({"data": [anthropic_batch(provider, one) for one in page], "has_more": more, **ends})
-
-    async def results(request: web.Request) -> web.Response:
-        lines = []
-        for at, (custom_id, body) in enumerate(provider.one(request).requests):
-            result: Json = {"type": "succeeded", "message": message(body, provider.answer(prompt_of(body)))}
-            if provider.unanswered(at):
-                result = {"type": "expired" if provider.end_state == "expired" else "canceled"}
-            elif broken := provider.strictly("messages", SIGNED, body):
-                result = {"type": "errored", "error": broken.body("messages")}
-            elif provider.batch_refuse(prompt_of(body)):
-                told = {"type": "invalid_request_error", "message": FILTERED[0]}
-                result = {"type": "errored", "error": {"type": "error", "error": told}}
-            lines.append(json.dumps({"custom_id": custom_id, "result": result}))
-        return web.Response(body="\n".join(lines[::-1]).encode(), content_type="application/x-jsonl")
-
-    return [
-        web.post("/v1/messages/batches", create),
-        web.get("/v1/messages/batches", every),
-        web.get("/v1/messages/batches/{id}", look),
-        web.get("/v1/messages/batches/{id}/results", results),
-    ]
-
-
 def application(provider: Provider) -> web.Application:
     def api(name: str) -> Callable[[web.Request], Any]:
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -434,9 +308,13 @@ def application(provider: Provider) -> web.Application:
         kind = {"object": "model", "type": "model", "owned_by": "nobody", "created": 1, "display_name": name}
         return web.json_response({"id": name, **kind, "shutdown_date": day, **retires})
 
-    app = web.Application(client_max_size=2**30)
-    app.add_routes(openai_routes(provider))
-    app.add_routes(anthropic_routes(provider))
+    # late: it is about this very provider
+    from tests import faulty_batches
+
+    app = web.Application(client_max_size=2**30, middlewares=[faulty_batches.faults])
+    app[faulty_batches.PROVIDER] = provider
+    app.add_routes(faulty_batches.openai_routes(provider))
+    app.add_routes(faulty_batches.anthropic_routes(provider))
     app.add_routes(
         [
             web.get("/v1/models/{model}", model),

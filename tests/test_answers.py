@@ -1,6 +1,5 @@
 """Calls that lose nothing: the real SDKs against a provider on loopback that fails in every way."""
 
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +16,7 @@ from compare import answers, journal, spend
 from compare.answers import STOP_AFTER, Answered, Collected
 from compare.spend import Budget
 from recipes.errors import RecipeError, StageError
-from tests.collecting import IDENTITY, Price, backend, collect, killed, outputs, question, questions
+from tests.collecting import IDENTITY, Price, backend, collect, killed, lines, outputs, question, questions
 from tests.faulty_provider import ABOUT_THE_ROW, KINDS, Provider, completion, label, running
 
 FULL = 3080
@@ -100,9 +99,10 @@ def test_the_day_when_a_model_is_shut_down_is_asked_for(wire: Wire) -> None:
     ],
 )
 def test_killed_in_the_middle_and_run_again_it_has_the_same_answers(tmp_path: Path, wire: Wire, rows: int) -> None:
-    path, provider = tmp_path / "killed.jsonl", Provider(faults=0.2, delay_seconds=0.02)
+    path, provider = tmp_path / "killed.jsonl", Provider(faults=0.2, hold_after=rows // 2)
     with running(provider) as address:
         killed(address, path, wire, "live", rows, when=lambda: len(lines(path)) >= rows // 4)
+        provider.hold_after = None
         kept = {one["id"]: one for one in lines(path)}
         before = provider.attempts.copy()
         again = collect(address, path, questions(rows), wire)
@@ -113,12 +113,6 @@ def test_killed_in_the_middle_and_run_again_it_has_the_same_answers(tmp_path: Pa
     with running(Provider()) as address:
         without = collect(address, tmp_path / "whole.jsonl", questions(rows), wire)
     assert again.complete and outputs(again) == outputs(without) and right(again)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a journal that may be written at this moment."""
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n") if path.exists() else ("", "", "")
-    return [json.loads(line) for line in whole.split("\n") if line]
 
 
 @pytest.mark.parametrize(("concurrency", "faults"), [(1, 0.0), (16, 0.0), (16, 0.2)])
@@ -277,7 +271,7 @@ def test_a_provider_that_wants_to_be_left_alone_is(path: Path, address: str, pro
 
 
 def row(number: int) -> Answered:
-    return answers.row_of(question(f"T{number}", "?"), f"{number:064}", "9f2c", None, asked="2026-11-21T10:00:00Z")
+    return journal.row_of(question(f"T{number}", "?"), f"{number:064}", "9f2c", None, asked="2026-11-21T10:00:00Z")
 
 
 def written(path: Path, rows: int) -> bytes:

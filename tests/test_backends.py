@@ -18,6 +18,7 @@ from backends import schemas
 from backends.ask import ask, replies, request_sha256, retry_after_seconds
 from backends.exchange import Backend, Constraint, Reply, Request, Wire
 from compare import answers
+from tests.provider_rules import refusal
 
 ENUM = {"type": "string", "enum": ["late", "lost"]}
 QUESTION = Request("T1", [{"role": "user", "content": "where is it?"}], 16, Constraint('root ::= "late"', ENUM))
@@ -25,12 +26,16 @@ Answer = Callable[[web.Request, int], Any]
 
 
 @contextmanager
-def provider(answer: Answer) -> Iterator[str]:
-    """A server on loopback; `answer` gets the request and how many came before it. Yields its address."""
+def provider(answer: Answer, own: bool = False) -> Iterator[str]:
+    """A server on loopback; `answer` gets the request and how many came before it. Yields its address. A request that
+    its API would refuse is refused (provider_rules.py). `own`: it is a vLLM, which takes more."""
     loop, started, count = asyncio.new_event_loop(), threading.Event(), iter(range(10**6))
     told: dict[str, Any] = {}
 
     async def handle(request: web.Request) -> web.StreamResponse:
+        api = "messages" if request.path.endswith("/messages") else "chat"
+        if not own and (broken := refusal(api, request.headers, await request.json())):
+            return web.json_response(broken.body(api), status=broken.status)
         found = answer(request, next(count))
         return await found if asyncio.iscoroutine(found) else found
 
@@ -119,7 +124,7 @@ def test_openai_wire_brings_answer_usage_and_log_probability() -> None:
 
 def test_anthropic_wire_counts_cached_tokens_as_read() -> None:
     with provider(lambda request, n: web.json_response(message())) as address:
-        reply = one(Backend("anthropic", "haiku", address, api_key="secret"))
+        reply = one(Backend("anthropic", "claude-haiku-5-5", address, api_key="secret", temperature=None))
     assert reply.received is not None
     assert (reply.received.output, reply.received.finish_reason) == ("late", "stop")
     assert (reply.received.usage.input_tokens, reply.received.usage.cached_tokens) == (30, 16)
@@ -133,9 +138,10 @@ def seen(wire: Wire, structured: Any, answer: Any) -> tuple[dict[str, Any], dict
         bodies.append((await request.json(), dict(request.headers)))
         return web.json_response(answer)
 
-    with provider(lambda request, n: keep(request)) as address:
-        base = f"{address}/v1" if wire == "openai" else address
-        reply = one(Backend(wire, "classifier", base, api_key="secret", structured=structured))
+    with provider(lambda request, n: keep(request), own=structured == "grammar") as address:
+        base, model = (f"{address}/v1", "classifier") if wire == "openai" else (address, "claude-haiku-5-5")
+        temperature = 0.0 if wire == "openai" else None
+        reply = one(Backend(wire, model, base, api_key="secret", structured=structured, temperature=temperature))
     return *bodies[0], reply
 
 
@@ -229,8 +235,8 @@ def test_retry_after_in_all_its_forms() -> None:
 def test_an_answer_that_cannot_be_read_is_a_failure_and_no_crash(wire: Wire, body: bytes) -> None:
     with provider(lambda request, n: web.Response(body=body, content_type="application/json")) as address:
         base = f"{address}/v1" if wire == "openai" else address
-        reply = one(Backend(wire, "classifier", base, retries=1, timeout_seconds=5))
-    assert reply.received is None and reply.error
+        reply = one(Backend(wire, "classifier", base, temperature=None, retries=1, timeout_seconds=5))
+    assert reply.received is None and reply.error and "HTTP" not in reply.error
     assert len(reply.attempt_latencies_seconds) == 2
 
 

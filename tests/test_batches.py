@@ -1,20 +1,22 @@
 """Batches through the real SDKs: half the price, and never made twice, whoever is killed when."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from backends import ask as asking
+from backends import batches
 from backends.exchange import Wire
 from compare import batch, journal
 from compare.spend import Budget
 from recipes.errors import RecipeError, StageError
 from tests import provider_rules
-from tests.collecting import Price, backend, collect, killed, outputs, questions
+from tests.collecting import Price, backend, collect, killed, outputs, pending, questions
 from tests.faulty_provider import Batch, Provider, label, running
 
 ROWS = 120
@@ -42,12 +44,6 @@ def provider() -> Provider:
 def address(provider: Provider) -> Iterator[str]:
     with running(provider) as address:
         yield address
-
-
-def pending(path: Path) -> dict[str, Any] | None:
-    """What stands in the file of the batch that is on its way."""
-    file = path.with_suffix(".batch.json")
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 @both
@@ -240,7 +236,8 @@ def test_3080_rows_are_asked_once_in_a_batch_though_the_process_is_killed(
     provider.ended = False
     killed(address, path, wire, "batch", 3080, when=lambda: bool((pending(path) or {}).get("id")))
     provider.ended = True
-    found = collect(address, path, questions(3080), wire, mode="batch", budget=Budget(50))
+    patient = backend(address, wire, timeout_seconds=60.0)
+    found = collect(address, path, questions(3080), wire, mode="batch", budget=Budget(50), backend=patient)
     assert found.complete and len(provider.batches) == 1 and not provider.broken_rules
     assert outputs(found) == {(f"T{at:06}", 0): label(f"row {at}") for at in range(3080)}
     assert len(journal.read(path)) == 3080
@@ -260,3 +257,18 @@ def test_requests_of_a_batch_that_were_refused_for_how_they_were_asked_are_no_wr
 def test_an_endpoint_that_decides_has_no_batches() -> None:
     refused = provider_rules.openai_batch({"endpoint": "/v1/decisions", "completion_window": "24h"}, [], 0)
     assert refused is not None and refused.status == 400
+
+
+@both
+@pytest.mark.parametrize("minutes", [-40, 0, 40])
+def test_a_batch_is_found_again_though_the_clocks_differ(address: str, wire: Wire, minutes: int) -> None:
+    async def ask() -> None:
+        one = backend(address, wire)
+        async with asking.WIRES[wire].client(one) as client:
+            asked = [replace(question.request, id=question.id) for question in questions(3)]
+            ids = [request.id for request in asked]
+            made = await batches.created(client, one, "name", datetime.now(UTC), asked)
+            ours = datetime.now(UTC) + timedelta(minutes=minutes)
+            assert await batches.found(client, one, "name", ours, ids) == made
+
+    asyncio.run(ask())

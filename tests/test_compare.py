@@ -89,6 +89,7 @@ def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
     assert answer.stderr.count("vllm      starting") == 2, (
         "the adapter and its base by one server, the merged by another"
     )
+    assert answer.stderr.rindex("vllm      starting") < answer.stderr.index(" up after "), "both before one is asked"
     # On a CPU the merged model is served; it has the weights that were trained.
     assert scores["systems"]["tuned"]["title"] == "tuned (merged)"
     assert scores["systems"]["tuned"]["parity"]["agreement"] >= 0.99
@@ -144,7 +145,7 @@ def test_every_panel_of_the_dashboard_reads_a_field_that_there_is(runs: Path, sm
     here = run_in(runs)
     logged = {name for row in files.read_jsonl(here.folder / "metrics.jsonl") for name in row}
     scores, recipe = files.read_json(here.folder / "scores.json"), here.recipe()
-    trained = worker.headline(KINDS[recipe.task.kind], here.stage("train")["metrics"]["validation"])
+    trained = worker.headline(KINDS[recipe.task.variant], here.stage("train")["metrics"]["validation"])
     there = logged | set(trained) | set(wandb_comparison.summary(scores))
     for title, panels in dashboard.sections(recipe).items():
         for panel in panels:

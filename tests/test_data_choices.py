@@ -1,6 +1,7 @@
 """What a recipe may say of its rows: which are meant, from which columns, what becomes of labels with few of them."""
 
 import csv
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,17 @@ def test_rare_labels_leave_or_become_one(tmp_path: Path, do: str, labels: set[st
         assert sum(report["labels"]["rest"][name] for name in SPLITS) == 9
         assert sum(report["labels"]["rest"]["spellings"].values()) == 9
         assert {row["original_target"] for row in splits["train"] if row["target"] == "rest"} <= {"fax", "Fax", "telex"}
+
+
+@pytest.mark.parametrize("common", ["other", "Other", "OTHER "])
+def test_rare_labels_join_the_label_of_that_name_that_is_there_already(tmp_path: Path, common: str) -> None:
+    rare(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    put(tmp_path / "rows.jsonl", [{**row, "label": common if row["label"] == "b" else row["label"]} for row in rows])
+    splits, report = prepared(tmp_path, "{source: {path: rows.jsonl}, rare_labels: {min_rows: 10, do: other}}")
+    assert set(report["labels"]) == {"a", common.strip()}
+    assert {row["target"] for name in SPLITS for row in splits[name]} == {"a", common.strip()}
+    assert sum(sum(one[name] for name in SPLITS) for one in report["labels"].values()) == 120
 
 
 def test_rare_labels_are_refused_by_name_and_clash_with_a_list(tmp_path: Path) -> None:

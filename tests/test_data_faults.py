@@ -13,8 +13,11 @@ from data_prep import console, prepare
 from recipes.errors import RecipeError
 from recipes.load import load
 from recipes.schema_data import SPLITS
+from tasks import classification
+from tasks.parsed import Parsed
 from tests.test_labels import texts
 from tracking import files
+from train import validate
 
 TASKS = {
     "classification": "{kind: classification, instruction: Say what it is about.}",
@@ -54,6 +57,7 @@ def prepared(
         ("train-00000-of-00001.jsonl", "test-00000-of-00001.jsonl"),
         ("reviews_train.jsonl", "reviews_test.jsonl"),
         ("train/part-0.jsonl", "test/part-0.jsonl"),
+        ("training.1600000.jsonl", "testing.jsonl"),
     ],
 )
 def test_a_folder_of_train_and_test_keeps_its_splits_and_says_so(tmp_path: Path, train: str, test: str) -> None:
@@ -76,6 +80,17 @@ def test_files_of_which_it_is_not_plain_whether_they_are_test_are_refused_with_b
     assert "data.source.path" in str(told.value)
     _, report = prepared(tmp_path, "{source: {paths: [in/tickets.jsonl, in/test.jsonl]}}")
     assert report["rows"]["read"] == 120
+
+
+def test_a_held_out_file_of_unclear_use_is_refused_and_what_is_mixed_is_told(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "train.jsonl", labelled(100))
+    put(tmp_path / "in" / "eval.jsonl", labelled(120)[100:])
+    with pytest.raises(RecipeError, match=r"train.jsonl \(train\).*\n.*\{paths: \[") as told:
+        prepared(tmp_path, "{source: {path: in}}")
+    assert "eval.jsonl (held out)" in str(told.value)
+    (tmp_path / "in" / "eval.jsonl").rename(tmp_path / "in" / "validation.jsonl")
+    _, report = prepared(tmp_path, "{source: {path: in}}")
+    assert "train.jsonl, validation.jsonl are mixed, and split anew" in console.summary(report, "prepared")
 
 
 @pytest.mark.parametrize("hidden", [".ipynb_checkpoints", ".git/objects", "__MACOSX", "_delta_log"])
@@ -101,6 +116,13 @@ def test_groups_that_straddle_given_splits_are_counted_told_and_by_choice_left_o
     splits, report = prepared(tmp_path, data, "classification", "data.split.straddling=drop")
     assert report["rows"]["dropped"]["group_in_test"] == len(shared)
     assert not {row["group"] for row in splits["train"]} & {row["group"] for row in splits["test"]}
+
+
+def test_a_given_file_without_groups_is_told_of(tmp_path: Path) -> None:
+    put(tmp_path / "train.jsonl", [{**row, "who": f"c{n % 20}"} for n, row in enumerate(labelled(160))])
+    put(tmp_path / "test.jsonl", labelled(200)[160:])
+    _, report = prepared(tmp_path, "{source: {train: train.jsonl, test: test.jsonl}, split: {group: who}}")
+    assert "test.jsonl has no column 'who': whether train rows straddle it is not known" in console.summary(report, "x")
 
 
 def test_train_rows_that_are_not_older_than_a_given_test_are_counted_and_by_choice_left_out(tmp_path: Path) -> None:
@@ -141,6 +163,19 @@ def test_class_names_of_parquet_are_the_labels(tmp_path: Path) -> None:
     assert report["sources"][0]["detected"]["class_labels"] == ["label"]
 
 
+def test_a_number_without_a_name_is_called_so(tmp_path: Path) -> None:
+    told = {b"huggingface": json.dumps({"info": {"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}})}
+    table = pa.table({"text": texts(10), "label": [0, 1] * 4 + [2, 7]}).replace_schema_metadata(told)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(RecipeError, match=r"column 'label' holds 2, and its 2 names are those of 0 to 1"):
+        prepared(tmp_path, "{source: {path: rows.parquet}}")
+
+
+def test_a_label_in_brackets_is_a_label(tmp_path: Path) -> None:
+    put(tmp_path / "rows.jsonl", [{**row, "label": f"[{row['label']}]"} for row in labelled(60)])
+    assert set(prepared(tmp_path, "{source: {path: rows.jsonl}}")[1]["labels"]) == {"[a]", "[b]"}
+
+
 def test_json_columns_of_parquet_are_what_they_hold(tmp_path: Path) -> None:
     chats = [
         json.dumps([{"role": "user", "content": text}, {"role": "assistant", "content": "ab"[n % 2]}])
@@ -162,6 +197,8 @@ def test_json_columns_of_parquet_are_what_they_hold(tmp_path: Path) -> None:
         ({"text": "hello", "label": ["a", "b"]}, "bad_label: column 'label' holds a list, and a row has one label"),
         ({"text": "\u200b\ufeff", "label": "a"}, "no_text: the text is empty, but for invisible characters"),
         ({"text": "hello", "label": {"name": "a"}}, "bad_label: column 'label' holds an object"),
+        ({"text": "hello", "label": "['a', 'b']"}, "bad_label: column 'label' holds a list"),
+        ({"text": "hello", "label": '["a"]'}, "bad_label: column 'label' holds a list"),
         ({"text": {"body": "hello"}, "label": "a"}, "bad_text: column 'text' holds an object"),
         ({"text": ["hello", "again"], "label": "a"}, "bad_text: column 'text' holds a list"),
         ({"text": [{"role": "user", "content": "hi"}], "label": "a"}, "data.columns.messages reads chats"),
@@ -204,6 +241,9 @@ def test_values_of_slices_are_counted_as_they_are_written(tmp_path: Path) -> Non
     assert set(report["slices"]["region"]["values"]) == set(regions)
     written = sum(row["slices"]["region"] == "us" for name in SPLITS for row in splits[name])
     assert sum(report["slices"]["region"]["values"]["us"].values()) == written
+    spec = classification.Spec("x", {"a": "", "b": ""})
+    scored = validate.scored(classification, spec, splits["train"], [Parsed(row["target"]) for row in splits["train"]])
+    assert set(scored["slices"]["region"]) == set(regions)
 
 
 @pytest.mark.parametrize(
@@ -213,12 +253,13 @@ def test_values_of_slices_are_counted_as_they_are_written(tmp_path: Path) -> Non
         (({"codes": ["a1", "b2"]}, {"codes": ["b2", "a1"]}), 0),
         (({"when": "on Monday"}, {"when": "at noon"}), 2),
         (({"codes": ["a1"]}, {"codes": ["a1", "b2"]}), 2),
+        (({"steps": ["a1", "b2"]}, {"steps": ["b2", "a1"]}), 2),
+        (({"steps": ["a1", "b2"]}, {"steps": ["a1 ", "b2"]}), 0),
     ],
 )
 def test_records_that_score_as_equal_are_no_conflict(tmp_path: Path, pair: Any, conflicts: int) -> None:
-    schema = (
-        "{when: {type: string, maxLength: 40}, codes: {type: array, maxItems: 3, items: {type: string, maxLength: 9}}}"
-    )
+    items = "type: array, maxItems: 3, items: {type: string, maxLength: 9}"
+    schema = f"{{when: {{type: string, maxLength: 40}}, codes: {{{items}}}, steps: {{{items}, ordered: true}}}}"
     task = (
         f"{{kind: extraction, instruction: Read the fields., json_schema: {{type: object, properties: {schema}}}, "
         "normalizers: {when: [whitespace, case, punctuation]}}"
@@ -324,6 +365,10 @@ def test_pairs_of_whole_conversations_as_texts_are_split_at_their_last_answer(tm
         (
             {"prompt": "why? Sorry about that, it is on its way.", "chosen": "Sorry about that, it is on its way.",
              "rejected": "no"}, "prompt", "the prompt ends in one of the answers",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "So."}],
+             "chosen": "So. ", "rejected": "no"}, "prompt", "the prompt ends in one of the answers",
         ),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 lines."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from data_prep import balance, console, prepare
 from data_prep.times import seconds_of
 from recipes.errors import RecipeError
-from recipes.load import load
+from recipes.load import POCKET, load
 from tasks.given import UnusableRowError
 from tests.test_data_faults import labelled, prepared, put
 from tests.test_labels import texts
@@ -23,7 +24,7 @@ def refused(folder: Path, data: str, *overrides: str) -> str:
     with pytest.raises(RecipeError) as told:
         prepared(folder, data, "classification", *overrides)
     lines = str(told.value).splitlines()
-    assert len(lines) <= 20, "a message is a few lines"
+    assert len(lines) <= 10, "a message is a few lines"
     assert max(map(len, lines)) <= 400, "a message never shows a whole row"
     return str(told.value)
 
@@ -45,6 +46,10 @@ def refused(folder: Path, data: str, *overrides: str) -> str:
         ("1777593600000000000", MAY),
         ("-86400", -86400.0),
         ("20261301", 20261301.0),
+        ("2026-05", MAY),
+        ("202605", MAY),
+        ("2026", MAY - 120 * 86400),
+        ("-90000000000", -90000000.0),
     ],
 )
 def test_times_are_read_as_exports_write_them(text: str, seconds: float) -> None:
@@ -59,6 +64,7 @@ def test_times_are_read_as_exports_write_them(text: str, seconds: float) -> None
         ("soon", "'soon' is no time"),
         ("nan", "no time"),
         ("1e300", "no time"),
+        ("9999-12-31T23:59:59-05:00", "no time"),
     ],
 )
 def test_a_time_that_is_none_says_what_stands_there(text: str, told: str) -> None:
@@ -187,6 +193,20 @@ def test_a_label_that_left_says_why(tmp_path: Path) -> None:
     assert "does not occur" not in told
 
 
+def test_a_label_of_the_given_test_file_alone_says_where_it_is(tmp_path: Path) -> None:
+    put(tmp_path / "train.jsonl", labelled(90))
+    put(tmp_path / "test.jsonl", [{**row, "label": "c"} for row in labelled(110)[90:]])
+    told = refused(tmp_path, "{source: {train: train.jsonl, test: test.jsonl}}")
+    assert "'c': 20 rows, none left in train (test 20)" in told
+
+
+def test_of_many_missing_columns_some_are_shown(tmp_path: Path) -> None:
+    put(tmp_path / "rows.jsonl", labelled(40))
+    slices = ", ".join(f"s{n}: {{by: column_{n}}}" for n in range(30))
+    told = refused(tmp_path, f"{{source: {{path: rows.jsonl}}, slices: {{{slices}}}}}")
+    assert "and 24 more" in told
+
+
 def test_labels_that_fill_the_prompt_by_themselves_are_the_reason_told(tmp_path: Path) -> None:
     rows = [{"text": text, "label": f"{'a genre of films and ' * 8}{n // 2}"} for n, text in enumerate(texts(240))]
     put(tmp_path / "rows.jsonl", rows)
@@ -199,7 +219,7 @@ def test_of_many_labels_with_too_few_rows_ten_are_shown(tmp_path: Path) -> None:
     rows = [{"text": text, "label": f"label {n}"} for n, text in enumerate(texts(40))]
     put(tmp_path / "rows.jsonl", rows)
     told = refused(tmp_path, "{source: {path: rows.jsonl}}")
-    assert "labels with too few rows (the first 10 of 40)" in told
+    assert "labels with too few rows (the first 5 of 40)" in told
     assert told.count("occurs once") == balance.MOST
 
 
@@ -230,6 +250,28 @@ def test_rows_that_no_served_model_could_be_asked_leave_and_those_of_test_are_co
     told = console.summary(report, "prepared")
     assert "too_long_to_serve: more than serve.max_model_len (300 tokens, 64 of them for the answer)" in told
     assert f"{served['test_rows_that_do_not_fit']} test rows are more than serve.max_model_len" in told
+
+
+@pytest.mark.parametrize("more", ["", ", split: {time: at}"])
+def test_a_source_of_which_no_row_can_be_used_is_refused_however_many_may_be_rejected(
+    tmp_path: Path, more: str
+) -> None:
+    put(tmp_path / "rows.jsonl", [{**row, "label": "", "at": "2026-01-01"} for row in labelled(30)])
+    told = refused(tmp_path, f"{{source: {{path: rows.jsonl}}, max_rejected: 0.99{more}}}")
+    assert "30 of 30 rows cannot be used (no_label 30)" in told
+
+
+def test_what_the_base_can_look_at_is_a_limit_too(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(POCKET, base, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 300}), encoding="utf-8")
+    rows = [{**row, "text": f"{row['text']} " * (40 if n % 4 == 0 else 1)} for n, row in enumerate(labelled(200))]
+    put(tmp_path / "rows.jsonl", rows)
+    data = "{source: {path: rows.jsonl}, deduplicate: {near: 1}, split: {validation: 0.2, calibration: 0.2}}"
+    splits, report = prepared(tmp_path, data, "classification", f"model.base={base}")
+    assert max(len(row["input"]["text"]) for row in splits["validation"]) < 100
+    assert "too_long_to_serve: more than what model.base can look at (300 tokens" in console.summary(report, "x")
 
 
 def test_limits_of_a_schema_may_be_written_as_json_schema_takes_them() -> None:

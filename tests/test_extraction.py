@@ -59,7 +59,7 @@ def field_schema(**field: Any) -> dict[str, Any]:
         ({"type": "object", "properties": {"a": {"type": "strin"}}}, "is not JSON Schema"),
         (field_schema(type="string"), "a: a string needs maxLength"),
         (field_schema(type="string", maxLength=5, pattern="x"), "not supported: pattern"),
-        (field_schema(type="object", properties={}), "not supported: type 'object'"),
+        (field_schema(type="object", properties={}), "a: needs type: object and properties"),
         (field_schema(**{"$ref": "#/x"}), "not supported: $ref"),
         (field_schema(oneOf=[{"type": "string"}]), "not supported: oneOf"),
         (field_schema(type=["string", "number"]), "not supported: type"),

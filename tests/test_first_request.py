@@ -9,21 +9,31 @@ from typing import Any
 import pytest
 
 from backends import ask as asking
-from compare import completeness, first_request, providers, score, stage, summary, systems
-from compare.gathered import Gathered, Place
+from compare import comparisons, completeness, first_request, providers, score, stage, summary, systems
+from compare.gathered import Gathered
 from compare.predictions import Answer
 from recipes.errors import RecipeError
-from recipes.load import load
-from recipes.schema import Recipe
-from tests.closed_place import at_the_sdks_own_address, place
+from recipes.load import RECIPES, load
+from tests.closed_place import at_the_sdks_own_address, closed, compared, made, place, right_answers, two_labels
 from tests.faulty_provider import Provider, running
-from tracking import files, run
+from tracking import files
 
-ANSWERS = {
-    "classification": "late",
-    "extraction": json.dumps({"kind": "order"}),
-    "generation": "The parcel is late; the customer wants it sent again.",
-}
+SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+WITH_CLOSED = [name for name in SHIPPED if load(name, (), "gpu").recipe.compare.baselines]
+
+
+def test_every_recipe_but_that_of_preferences_names_a_closed_baseline() -> None:
+    assert [name for name in SHIPPED if name not in WITH_CLOSED] == ["preference"]
+    assert len(WITH_CLOSED) == 5
+
+
+def test_a_classification_is_compared_with_a_decision_endpoint_by_its_plan_and_with_a_chat_model_beside() -> None:
+    for name in WITH_CLOSED:
+        recipe = load(name, (), "gpu").recipe
+        if recipe.task.kind == "classification":
+            apis = {one.called: one.api for one in recipe.compare.baselines}
+            assert recipe.compare.primary and apis[recipe.compare.primary.baseline] == "decisions", name
+            assert "chat" in apis.values(), name
 
 
 @pytest.fixture(autouse=True)
@@ -43,41 +53,12 @@ def address(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
         yield address
 
 
-def target(recipe: Recipe) -> Any:
-    """A target that a row of the recipe could have."""
-    task = recipe.task
-    if task.kind == "classification":
-        return next(iter(task.labels)) if isinstance(task.labels, dict) else "late"
-    if task.kind == "generation":
-        return ANSWERS["generation"]
-    fields = (task.json_schema or {})["properties"]
-    needed = (task.json_schema or {}).get("required", ())
-    return {name: (one.get("enum", ["x"])[0] if name in needed else None) for name, one in fields.items()}
-
-
-def made(name: str, folder: Path, tokenizer: Any, *words: str, **compare: Any) -> Place:
-    recipe = load(name, words, "gpu").recipe
-    wanted = target(recipe)
-    rows = {
-        split: [
-            {"id": f"{split}{at}", "input": {"text": f"{split} {at}"}, "target": wanted} for at in range(count)
-        ]
-        for split, count in (("train", 6), ("validation", 8), ("calibration", 4), ("test", 10))
-    }  # fmt: skip
-    return place(folder, recipe, tokenizer, rows, ("late", "lost"), **compare)
-
-
-def closed(here: Place) -> list[systems.System]:
-    return systems.closed(here.recipe)
-
-
-@pytest.mark.parametrize("name", ["classifier", "banking77", "extractor", "sroie", "summarizer"])
+@pytest.mark.parametrize("name", WITH_CLOSED)
 def test_the_shipped_recipes_unchanged_are_answered_by_strict_providers_on_every_row(
     name: str, tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
     here = made(name, tmp_path, tokenizer)
-    right = target(here.recipe)
-    provider.answer = lambda prompt: right if isinstance(right, str) else json.dumps(right)
+    provider.answer = right_answers(here)
     asked, refused = first_request.of_all(here, closed(here))
     assert not refused and len(asked) == len(here.recipe.compare.baselines)
     # Nothing of the test set was shown to anybody yet.
@@ -156,7 +137,9 @@ def test_too_many_labels_for_an_endpoint_that_decides_are_refused_in_words(
         name: [{**row, "id": name + row["id"], "input": {"text": name}} for row in rows] for name in ("train", "test")
     }
     here = place(tmp_path, recipe, tokenizer, splits, primary=None)
-    with pytest.raises(RecipeError, match=r"api: decisions takes 2 to 255 labels, and the task has 256; .* api: chat"):
+    with pytest.raises(
+        RecipeError, match=r"api: decisions takes 2 to 255 labels, and the task has 256 \(openai .*\); .* api: chat"
+    ):
         first_request.of_all(here, closed(here))
     assert not provider.seen
 
@@ -194,7 +177,7 @@ def test_rows_that_were_refused_for_how_they_were_asked_are_never_wrong(
         systems.System("tuned", "tuned", "tuned"), [Answer(one.id, "billing_dispute") for one in found.test]
     )
     every = [score.scored(one, here.material, None) for one in (tuned, found)]
-    (paired,) = [one for one in score.comparisons(every, None) if one["metric"] == "accuracy"]
+    (paired,) = [one for one in comparisons.paired_differences(every, None) if one["metric"] == "accuracy"]
     assert paired["n"] == 6 and paired["delta"] == 0, "compared on the rows that were put to both"
 
 
@@ -218,28 +201,6 @@ def test_cut_and_failed_rows_count_and_a_verdict_needs_99_of_100_answered() -> N
     assert not completeness.enough(told)
     scores = {"not_run": [], "systems": {"x": {**told, "title": "x"}}}
     assert "really answered 96.1% of the rows (40 cut)" in (completeness.why_not(scores, "x") or "")
-
-
-def compared(here: Place, running: list[systems.System]) -> dict[str, Any]:
-    """The comparison as `make compare` makes it, where a linear model stands in the place of the tuned one."""
-    data = here.here.folder / "data"
-    files.write_json(data / "data.json", {"sha256": {"test.jsonl": files.sha256(data / "test.jsonl")}})
-    run.start(here.here, "compare", {})
-    tuned = systems.System("tuned", "linear", "tuned (here a linear model)")
-    return stage.compared(here.here, "mine", here.recipe, [tuned, *running], [])
-
-
-def two_labels(folder: Path, tokenizer: Any, **compare: Any) -> Place:
-    recipe = load("classifier", (), "gpu").recipe
-    labels = ("billing_dispute", "refund_status")
-    rows = {
-        split: [
-            {"id": f"{split}{at}", "input": {"text": f"{split} {at}: {labels[at % 2]}"}, "target": labels[at % 2]}
-            for at in range(count)
-        ]
-        for split, count in (("train", 20), ("validation", 8), ("calibration", 4), ("test", 60))
-    }
-    return place(folder, recipe, tokenizer, rows, **compare)
 
 
 def test_refused_on_every_request_it_ends_inconclusive_with_that_reason_first_and_exit_code_0(

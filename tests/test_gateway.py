@@ -67,6 +67,12 @@ def test_a_version_is_deployed_and_rolled_back_under_load(runs: Path, small_reci
         serving.wait_for(log, "refused   small@", process)
         assert f"{two} goes on" in log.read_text(encoding="utf-8")
 
+        misread = shutil.copytree(second.folder, tmp_path / "misread", symlinks=True)
+        asked_otherwise(misread / "adapter")
+        registry.promote(place, Run(misread), ["by hand"])
+        said = serving.wait_for(log, "refused   small@", process, times=2)
+        assert "vLLM reads other token ids for its prompts than were trained on, from token 4 of" in said
+
         answer = serving.call(runs, "deploy", small_recipe, "--rollback", "--to", one)
         assert answer.returncode == 0, answer.stderr
         serving.wait_for(log, f"current   small@{one}", process, times=2)
@@ -93,6 +99,15 @@ def broken(adapter: Path) -> None:
     for line in lines:
         line["answer"] = "no label at all"
     (adapter / "reference.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (adapter / files.SUMS).unlink()
+    files.write_sums(adapter)
+
+
+def asked_otherwise(adapter: Path) -> None:
+    """Makes the prompt of an adapter one that the server does not read."""
+    prompt = files.read_json(adapter / "prompt.json")
+    prompt["prompt_ids"][3] += 1
+    files.write_json(adapter / "prompt.json", prompt)
     (adapter / files.SUMS).unlink()
     files.write_sums(adapter)
 

@@ -1,5 +1,6 @@
 """Run identity: recipes of one name in two folders share nothing, and what they had before is still theirs."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep import prepare
 from recipes import command
 from recipes.errors import RecipeError
 from recipes.load import Loaded, load, name_of
@@ -45,6 +47,64 @@ def test_a_recipe_that_was_moved_keeps_its_runs(tmp_path: Path) -> None:
     assert claimed(before, runs).name == "tickets"
     (tmp_path / "before").rename(tmp_path / "after")
     assert claimed(load(str(tmp_path / "after" / "tickets.yaml"), (), "cpu"), runs).name == "tickets"
+
+
+def prepared(loaded: Loaded, runs: Path) -> str:
+    name = claimed(loaded, runs).name
+    prepare.main(loaded.recipe, runs / name)
+    return name
+
+
+def test_the_second_recipe_of_a_name_keeps_its_runs_where_it_is_moved(tmp_path: Path) -> None:
+    acme, globex, runs = recipe_in(tmp_path / "acme"), recipe_in(tmp_path / "globex"), tmp_path / "runs"
+    _, second = (prepared(one, runs) for one in (acme, globex))
+    (tmp_path / "globex").rename(tmp_path / "after")
+    moved = load(str(tmp_path / "after" / "tickets.yaml"), (), "cpu")
+    assert claimed(moved, runs).name == second
+    # What comes to its old place is another recipe.
+    assert claimed(recipe_in(tmp_path / "globex", rows=44), runs).name not in ("tickets", second)
+    assert named(moved, runs).name == second
+
+
+def test_a_path_that_is_not_there_does_not_give_its_runs_to_another_recipe(tmp_path: Path) -> None:
+    # As in two containers, of which each has its recipe at a path that the other does not have.
+    acme, runs = recipe_in(tmp_path / "acme"), tmp_path / "runs"
+    prepared(acme, runs)
+    (tmp_path / "acme").rename(tmp_path / "elsewhere")
+    globex = recipe_in(tmp_path / "globex")
+    assert globex.path.read_bytes() == (tmp_path / "elsewhere" / "tickets.yaml").read_bytes()
+    assert claimed(globex, runs).name != "tickets"
+    assert claimed(load(str(tmp_path / "elsewhere" / "tickets.yaml"), (), "cpu"), runs).name == "tickets"
+
+
+def test_without_data_a_recipe_that_was_changed_elsewhere_is_another(tmp_path: Path) -> None:
+    acme, registry = recipe_in(tmp_path / "acme"), tmp_path / "registry"
+    claimed(acme, registry)
+    (tmp_path / "acme").rename(tmp_path / "server")
+    same = load(str(tmp_path / "server" / "tickets.yaml"), (), "cpu")
+    assert named(same, registry).name == "tickets"
+    with same.path.open("a", encoding="utf-8") as file:
+        file.write("privacy: {redact: [email]}\n")
+    assert named(load(str(same.path), (), "cpu"), registry).name != "tickets"
+
+
+def test_gateways_of_two_recipes_of_one_name_do_not_serve_each_others_versions(tmp_path: Path, python: Command) -> None:
+    acme, globex, registry = recipe_in(tmp_path / "acme"), recipe_in(tmp_path / "globex"), tmp_path / "registry"
+    names = [claimed(one, registry).name for one in (acme, globex)]
+    for one, name in zip((acme, globex), names, strict=True):
+        answer = python("deploy.gateway", one.path, "--dry-run", "--registry", registry)
+        assert answer.returncode == command.WRONG
+        assert f"nothing is deployed below {registry / name};" in answer.stderr
+
+
+def test_a_disk_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    acme = recipe_in(tmp_path / "acme")
+    assert claimed(acme, tmp_path / "runs").name == "tickets"
+    assert claimed(recipe_in(tmp_path / "globex"), tmp_path / "runs").name != "tickets"
 
 
 def test_runs_of_before_owners_were_written_down_are_found_by_their_data(tmp_path: Path) -> None:
@@ -104,10 +164,13 @@ def test_two_processes_that_make_one_folder_both_end_well(tmp_path: Path) -> Non
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    left = tmp_path / ".made.12ab34cd"
-    (left / "inside").mkdir(parents=True)
-    with files.whole_folder(tmp_path / "made"):
-        assert not left.exists()
+    for name in (".made.12ab34cd", ".made.4711"):
+        (tmp_path / name / "inside").mkdir(parents=True)
+    (tmp_path / ".made.12ab34cd.lock").touch()
+    (tmp_path / ".made.0f0f0f0f.lock").touch()
+    with files.whole_folder(tmp_path / "made") as aside:
+        assert sorted(tmp_path.iterdir()) == [aside, aside.with_name(f"{aside.name}.lock")]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 def test_what_the_operating_system_refuses_is_told_in_words(tmp_path: Path, python: Command) -> None:
@@ -136,6 +199,16 @@ def test_an_oserror_of_a_stage_is_a_line_and_not_a_traceback(error: OSError, tol
         command.run(stage)
     assert ended.value.code == command.FAILED
     assert told in capsys.readouterr().err  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_an_output_that_cannot_be_written_is_told_in_words(tmp_path: Path) -> None:
+    recipe_in(tmp_path / "acme")
+    asked = [sys.executable, "-m", "data_prep", str(tmp_path / "acme" / "tickets.yaml"), "--dry-run"]
+    with Path("/dev/full").open("w") as full:
+        answer = subprocess.run(asked, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert answer.returncode == command.FAILED
+    assert answer.stderr.splitlines()[-1].startswith("failed: No space left on device; free some space")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists() or os.geteuid() != 0, reason="needs mount")

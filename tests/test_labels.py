@@ -56,6 +56,9 @@ def prepared(recipe: Recipe, runs: Path) -> tuple[dict[str, list[Any]], Any]:
         ["\U0001f44d", "\U0001f44e"],
         ["10\u00b2", "102"],
         ["\u092e\u093e\u0932", "\u092e\u0940\u0932"],
+        ["_private", "private"],
+        ["10\u2082", "102"],
+        ["1.5", "15", "1,5"],
     ],
 )
 def test_labels_that_a_mark_tells_apart_stay_apart(tmp_path: Path, labels: list[str]) -> None:
@@ -73,6 +76,9 @@ def test_labels_that_a_mark_tells_apart_stay_apart(tmp_path: Path, labels: list[
         ["billing", "billing\u200b", "\ufeffBilling", " billing ", "bill\u00ading"],
         ["caf\u00e9", "cafe\u0301", "CAF\u00c9"],
         ["-1", "\u22121", "\uff0d1"],
+        ["can't log in", "can\u2019t log in", "Can\u2018t_log-in"],
+        ["a - b", "a_-_b", "a - - b", "a b"],
+        ["late", "late\u3164", "\u2800late"],
     ],
 )
 def test_spellings_of_one_label_are_one_label(spellings: list[str]) -> None:

@@ -74,5 +74,6 @@ def test_examples_stand_before_the_row_as_turns() -> None:
 def test_without_examples_it_is_the_tasks_own_prompt(kind: str) -> None:
     labels = {"a": "", "b": ""}
     asked: dict[str, Any] = {"json_schema": SCHEMA} if kind == "extraction" else {}
-    spec = KINDS[kind].specify(Task(kind=kind, instruction="Do it with care.", **asked), labels)
+    asked |= {"labels_per_row": "many", "kind": "classification"} if kind == "multilabel" else {"kind": kind}
+    spec = KINDS[kind].specify(Task(instruction="Do it with care.", **asked), labels)
     assert shots.messages(KINDS[kind], spec, [], {"text": "row"}) == KINDS[kind].messages(spec, {"text": "row"})

@@ -16,6 +16,7 @@ from compare import providers, questions
 from recipes.errors import RecipeError
 from recipes.load import RECIPES, load
 from recipes.schema_compare import Baseline
+from tests.provider_rules import refusal
 
 RECORD = {
     "type": "object",
@@ -95,6 +96,31 @@ def test_effort_goes_where_each_wire_has_it() -> None:
 def test_what_a_family_does_not_take_is_refused_in_words(baseline: dict[str, Any], told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         sent(Baseline(**baseline))
+
+
+@pytest.mark.parametrize(
+    ("model", "effort", "told"),
+    [("gpt-4o", None, True), ("gpt-5.1", None, True), ("gpt-6-luna", "none", True), ("gpt-6-luna", None, False),
+     ("gpt-5", None, False), ("model-of-2028", None, False)],
+)  # fmt: skip
+def test_log_probabilities_are_asked_for_where_the_family_tells_them(model: str, effort: Any, told: bool) -> None:
+    body = sent(Baseline(provider="openai", model=model, effort=effort))
+    assert ("logprobs" in body) is told
+    assert refusal("chat", {"Authorization": "Bearer x"}, body) is None, "the provider's own rules agree"
+
+
+def test_a_model_that_is_not_known_is_not_asked_in_batches() -> None:
+    sent(Baseline(provider="openai", model="gpt-6-luna", mode="batch"))
+    with pytest.raises(RecipeError, match=r"not known that model-of-2028 is served in batches .*; set mode: live"):
+        sent(Baseline(provider="openai", model="model-of-2028", mode="batch"))
+
+
+def test_endpoints_that_decide_are_in_the_table_and_get_no_schema() -> None:
+    for api in ("decisions", "systemone"):
+        family = model_families.of(api, "any")  # type: ignore[arg-type]
+        assert family.choices == (2, 255) and not family.structured and not family.batch
+    luna = Baseline(provider="openai", model="gpt-6-luna", api="decisions")
+    assert providers.remote(luna, SimpleNamespace(prompt={"output_schema": RECORD})).structured == "none"  # type: ignore[arg-type]
 
 
 def test_a_temperature_that_the_recipe_sets_is_sent_where_it_may_be() -> None:

@@ -1,13 +1,17 @@
 """What is checked of all baselines before anybody is paid and before the test set is read."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from compare import preflight, systems
+from backends.exchange import NO_KEY
+from compare import preflight, providers, systems
+from compare.gathered import Place
 from recipes.errors import RecipeError
 from recipes.load import load
 from recipes.schema import Recipe
+from recipes.schema_compare import Baseline
 from tests import serving
 from tests.faulty_provider import Provider, running
 from tests.test_providers import Made
@@ -20,14 +24,14 @@ def recipe(*baselines: str) -> Recipe:
     return load("classifier", (f"compare.baselines=[{', '.join(baselines)}]",), "cpu").recipe
 
 
-def check(asked: Recipe) -> None:
+def check(made: Place, asked: Recipe) -> None:
     chosen = [systems._closed(one) for one in asked.compare.baselines]
     left_out = {one.name for one in systems.not_run(chosen, asked)}
-    preflight.check(asked, [one for one in chosen if one.name not in left_out])
+    preflight.check(replace(made, recipe=asked), [one for one in chosen if one.name not in left_out])
 
 
 def test_everything_that_would_end_the_comparison_is_told_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     path = tmp_path / "twice.jsonl"
@@ -41,19 +45,61 @@ def test_everything_that_would_end_the_comparison_is_told_at_once(
         f"{{provider: file, path: '{tmp_path / 'none.jsonl'}', name: lost}}",
     )
     with pytest.raises(RecipeError) as error:
-        check(asked)
+        check(place(), asked)
     told = str(error.value).splitlines()
-    assert len(told) == 4
+    assert len(told) == 5
     assert "the price of openai:nobody-lists-this is unknown" in told[0] and "give it price: {input_usd" in told[0]
     assert "the price of elsewhere is unknown" in told[1]
-    assert "twice.jsonl:2: id 'r0' stands in line 1 already" in told[2]
-    assert "there is no file" in told[3]
+    assert "elsewhere: OPENAI_API_KEY is not sent to https://models.example.org/v1" in told[2]
+    assert "twice.jsonl:2: id 'r0' stands in line 1 already" in told[3]
+    assert "there is no file" in told[4]
 
 
-def test_nothing_is_wrong_with_what_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_wrong_with_what_is_not_run(place: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a key nobody is asked, so that nobody needs a price."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    check(recipe("{provider: openai, model: nobody-lists-this}"))
+    check(place(), recipe("{provider: openai, model: nobody-lists-this}"))
+
+
+@pytest.mark.parametrize(
+    ("baseline", "key"),
+    [
+        ({"provider": "openai"}, "OPENAI_API_KEY"),
+        ({"provider": "openai", "base_url": "https://eu.api.openai.com/v1"}, "OPENAI_API_KEY"),
+        ({"provider": "openai", "base_url": "https://API.OpenAI.com/v1"}, "OPENAI_API_KEY"),
+        ({"provider": "openai", "base_url": "http://api.openai.com/v1"}, None),
+        ({"provider": "openai", "base_url": "https://api.openai.com.example/v1"}, None),
+        ({"provider": "openai", "base_url": "https://notapi.openai.com/v1"}, None),
+        ({"provider": "openai", "base_url": "https://api.openai.com@evil.example/v1"}, None),
+        ({"provider": "openai", "api": "decisions", "base_url": "https://gateway.example/v1"}, None),
+        ({"provider": "openai", "api": "systemone", "base_url": "https://api.typesafe.ai/v1"}, "TYPESAFE_API_KEY"),
+        ({"provider": "openai", "api": "systemone", "base_url": "https://ollama.example/v1"}, None),
+        ({"provider": "anthropic", "base_url": "https://api.anthropic.com"}, "ANTHROPIC_API_KEY"),
+        ({"provider": "anthropic", "base_url": "https://gateway.example"}, None),
+        ({"provider": "azure", "base_url": "https://ours.openai.azure.com"}, "AZURE_OPENAI_API_KEY"),
+        ({"provider": "azure", "base_url": "https://ours.example.com"}, None),
+    ],
+)
+def test_a_key_goes_to_its_providers_own_hosts_alone(
+    place: Made, monkeypatch: pytest.MonkeyPatch, baseline: dict[str, str], key: str | None
+) -> None:
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AZURE_OPENAI_API_KEY", "TYPESAFE_API_KEY"):
+        monkeypatch.setenv(name, f"the key of {name}")
+    asked = Baseline.model_validate({"model": "m", **baseline})
+    made = place()
+    assert asked.key_env == key and bool(asked.unnamed_key) is (key is None)
+    assert providers.remote(asked, made.material).api_key == (f"the key of {key}" if key else NO_KEY)
+    told = list(preflight.unnamed_keys(made, [systems._closed(asked)]))
+    assert bool(told) is (key is None) and all("api_key_env" in one for one in told)
+    named = asked.model_copy(update={"api_key_env": "OPENAI_API_KEY"})
+    assert named.key_env == "OPENAI_API_KEY" and named.unnamed_key is None, "who names it has chosen"
+
+
+def test_a_stand_in_on_this_machine_needs_no_key_and_gets_none(place: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    asked = Baseline(provider="openai", model="m", base_url="http://127.0.0.1:8000/v1")
+    assert asked.key_env is None and asked.unnamed_key is None
+    assert providers.remote(asked, place().material).api_key == NO_KEY
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",)])

@@ -1,5 +1,6 @@
 """What a newcomer meets first: the Makefile, the README, the locks."""
 
+import os
 import re
 import runpy
 import subprocess
@@ -63,6 +64,14 @@ def test_the_doctor_names_keys_and_never_shows_them(python) -> None:  # type: ig
     assert "OPENAI_API_KEY" in answer.stdout
     assert "0123456789" not in answer.stdout
     assert "pocket" in answer.stdout
+
+
+def test_make_takes_modules_from_the_lock_whatever_the_shell_has_before_it() -> None:
+    rule = 'show:\n\t@echo "[$$PYTHONPATH]"\n'
+    asked = ["make", "-s", "-f", "Makefile", "-f", "-", "show"]
+    settings = {**os.environ, "PYTHONPATH": "/other"}
+    answer = subprocess.run(asked, cwd=ROOT, env=settings, input=rule, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
 
 
 def test_the_library_imports_no_stage() -> None:

@@ -52,7 +52,7 @@ def test_every_recipe_loads_on_every_hardware() -> None:
         "summarizer": "generation",
     }
     assert names == list(kinds)
-    assert hardware.names() == ["cpu", "fsdp", "gpu", "multi-cpu", "multi-gpu", "multi-node"]
+    assert hardware.names() == ["cpu", "cpu-smollm2", "fsdp", "gpu", "multi-cpu", "multi-gpu", "multi-node"]
     for name in names:
         for machine in hardware.names():
             assert load(name, (), machine).recipe.task.kind == kinds[name]

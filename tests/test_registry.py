@@ -1,7 +1,10 @@
 """What is deployed: promoted, rolled back, never half."""
 
 import json
+import os
+import resource
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,3 +149,77 @@ def test_the_command_deploys_refuses_forces_and_rolls_back(
     lines = (place / "history.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["action"] for line in lines] == ["deploy", "deploy", "rollback"]
     assert (place / "current").readlink().parent.name == "versions"
+
+
+@pytest.mark.parametrize("torn", [b'{"at": "2026-11-29T01:00:00Z", "from": "', b"\xff\xfe", b"[]\n{}\nnull\n"])
+def test_torn_lines_of_the_history_change_nothing(trained: Callable[[str], Run], tmp_path: Path, torn: bytes) -> None:
+    place = tmp_path / "registry" / "classifier"
+    one, two = registry.promote(place, trained("one"), []), registry.promote(place, trained("two"), [])
+    with (place / "history.jsonl").open("ab") as file:
+        file.write(torn)
+    assert registry.roll_back(place, None) == (two, one)
+    three = registry.promote(place, trained("three\u2028"), ["a gate said\u2028no"])
+    assert registry.roll_back(place, None) == (three, one)
+    assert [line["to"] for line in registry.history(place)] == [one, two, one, three, one]
+
+
+@pytest.mark.parametrize(
+    ("name", "again"),
+    [("adapter/adapter_model.safetensors", True), ("adapter/prompt.json", True), ("adapter/more", False)],
+)
+def test_a_version_whose_files_were_changed_is_not_whole(
+    trained: Callable[[str], Run], tmp_path: Path, name: str, again: bool
+) -> None:
+    place = tmp_path / "registry" / "classifier"
+    version = registry.promote(place, trained("one"), [])
+    folder = place / "versions" / version
+    assert registry.whole(folder)
+    (folder / name).write_text("others", encoding="utf-8")
+    if again:
+        files.write_sums(folder / "adapter")
+    assert not registry.whole(folder)
+
+
+def test_a_version_whose_recipe_was_changed_is_not_whole_and_is_written_anew(
+    trained: Callable[[str], Run], tmp_path: Path
+) -> None:
+    place = tmp_path / "registry" / "classifier"
+    here = trained("one")
+    version = registry.promote(place, here, [])
+    recipe = place / "versions" / version / "recipe.yaml"
+    recipe.write_text("model: {base: /elsewhere}\n", encoding="utf-8")
+    assert not registry.whole(recipe.parent)
+    registry.promote(place, here, [])
+    assert registry.whole(recipe.parent) and "elsewhere" not in recipe.read_text(encoding="utf-8")
+
+
+def test_what_the_registry_does_not_hold_is_not_gone_back_to(trained: Callable[[str], Run], tmp_path: Path) -> None:
+    place, other = tmp_path / "registry" / "classifier", tmp_path / "registry" / "other"
+    version = registry.promote(place, trained("one"), [])
+    elsewhere = registry.promote(other, trained("two"), [])
+    shutil.copytree(other / "versions" / elsewhere, place / "versions" / elsewhere)
+    for to in (elsewhere, f"../../other/versions/{elsewhere}", "..", ""):
+        with pytest.raises(RecipeError, match=r"no whole version|only version"):
+            registry.roll_back(place, to)
+    assert registry.current(place) == version
+
+
+def test_on_a_full_disk_what_is_deployed_stays(trained: Callable[[str], Run], tmp_path: Path) -> None:
+    place = tmp_path / "registry" / "classifier"
+    one, second = registry.promote(place, trained("one"), []), trained("two")
+    history = (place / "history.jsonl").read_bytes()
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            most = len(history) + 50
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+            registry.point(
+                place, registry.version_of(second.folder / "adapter"), {"action": "deploy", "more": "x" * 99}
+            )
+        except StageError as error:
+            code = 0 if "nothing was deployed" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert registry.current(place) == one and (place / "history.jsonl").read_bytes() == history

@@ -3,6 +3,8 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,16 @@ import pytest
 from peft import LoraConfig, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from deploy import gateway
 from recipes.errors import RecipeError
 from recipes.load import POCKET, load
 from recipes.schema_verdict import Serve
 from serve import plan, servable
 from serve.engine import Address, Plan, command, settings
+from serve.plan import Served
 from tasks import classification, render
 from tracking import environment, files
+from tracking.run import Run
 from train import adapter, base
 
 SPEC = classification.Spec("Say what the user wants.", {"find_bus": "", "get_weather": ""})
@@ -27,11 +32,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter folder as training writes it, untrained."""
     folder = tmp_path_factory.mktemp("trained") / "adapter"
     recipe = load("classifier", ["model.quantization=none"], "cpu").recipe
-    tokenizer = render.tokenizer_of(recipe.model)
+    rendering = render.rendering_of(recipe.model)
     config = LoraConfig(r=4, target_modules="all-linear", task_type=TaskType.CAUSAL_LM)
     get_peft_model(base.base_model(recipe), config).save_pretrained(folder, save_embedding_layers=False)
-    tokenizer.save_pretrained(folder)
-    files.write_json(folder / "prompt.json", adapter.prompt(recipe, tokenizer, SPEC, 64))
+    rendering.tokenizer.save_pretrained(folder)
+    adapter.generation_config(rendering.tokenizer).save_pretrained(folder)
+    files.write_json(folder / "prompt.json", adapter.prompt(recipe, rendering, SPEC, 64))
     files.write_sums(folder)
     return folder
 
@@ -185,3 +191,50 @@ def test_the_command_serves_adapters_and_hides_the_key(folder: Path) -> None:
     assert json.loads(shown("--override-generation-config")) == {"temperature": 0.0}
     assert settings(asked, "secret")["VLLM_API_KEY"] == "secret" and "secret" not in " ".join(words)
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in settings(asked, None)
+
+
+def planned(folder: Path, name: str = "smol", base: str = "/models/smol") -> tuple[Served, Plan]:
+    """What serves an adapter folder whose base bears a name."""
+    prompt = files.read_json(folder / "prompt.json")
+    files.write_json(folder / "prompt.json", prompt | {"base": prompt["base"] | {"name": base}})
+    resummed(folder)
+    recipe = load("classifier", ["model.quantization=none"], "cpu").recipe
+    served = Served(name, Run(folder.parent), recipe, "adapter")
+    return served, plan.of([served], recipe.serve)
+
+
+def test_a_base_that_is_named_like_a_recipe_gets_another_name(folder: Path) -> None:
+    """vLLM refuses to start where base and adapter have one name."""
+    _, made = planned(folder)
+    assert (made.name, list(made.adapters)) == ("smol-base", ["smol"])
+    _, made = planned(folder, name="other")
+    assert (made.name, list(made.adapters)) == ("smol", ["other"])
+
+
+def test_vllm_gets_template_tokenizer_and_stop_of_the_training(folder: Path) -> None:
+    _, made = planned(folder)
+    words = command(made, Address("127.0.0.1", 1))
+    following = dict(pairwise(words))
+    assert following["--chat-template"] == str(folder / "chat_template.jinja")
+    assert following["--tokenizer"] == following["--generation-config"] == str(folder)
+    assert following["--tokenizer-mode"] == "hf"
+    # Of an earlier version of this project, without a generation config.
+    (folder / "generation_config.json").unlink()
+    assert dict(pairwise(command(made, Address("127.0.0.1", 1))))["--generation-config"] == "vllm"
+
+
+def test_a_version_with_another_template_or_stop_is_not_loaded_beside(folder: Path, tmp_path: Path) -> None:
+    served, running = planned(folder)
+    assert gateway.not_beside(running, served) is None
+    other = shutil.copytree(folder, tmp_path / "later" / "adapter")
+    later = replace(served, run=Run(other.parent))
+    prompt = files.read_json(other / "prompt.json")
+    files.write_json(other / "prompt.json", prompt | {"stop": "<|user|>"})
+    resummed(other)
+    assert "another stop token" in str(gateway.not_beside(running, later))
+    template = other / "chat_template.jinja"
+    template.write_text(template.read_text(encoding="utf-8") + "{# later #}", encoding="utf-8")
+    sha256 = files.sha256(template)
+    files.write_json(other / "prompt.json", prompt | {"chat_template_sha256": sha256})
+    resummed(other)
+    assert "its chat template is another" in str(gateway.not_beside(running, later))

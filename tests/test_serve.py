@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -100,6 +101,10 @@ def test_answers_that_are_not_the_trained_ones_close_the_gate(runs: Path, small_
         torch.manual_seed(3)
         other = {name: one + 0.1 * torch.randn_like(one) for name, one in tensors.items()}
         save_file(other, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+        lines = list(files.read_jsonl(adapter / "reference.jsonl"))
+        # As another template or tokenizer would do it: one token of one prompt is another.
+        lines[0]["prompt_ids"][5] += 1
+        files.write_text(adapter / "reference.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         (adapter / files.SUMS).unlink()
         files.write_sums(adapter)
         answer = serving.call(runs, "serve", small_recipe, f"serve.port={engine.free_port()}")
@@ -111,6 +116,8 @@ def test_answers_that_are_not_the_trained_ones_close_the_gate(runs: Path, small_
     assert "merged was made of another adapter" in answer.stderr
     assert "serve.parity.same_weights asks for 99.0%" in answer.stderr
     assert "where transformers answers" in answer.stderr and "not served" in answer.stderr
+    assert f"first in row {lines[0]['id']}" in answer.stderr
+    assert re.search(r"from token 6 of \d+ on: trained on \.\.\.'.+', and the server reads \.\.\.'.+'", answer.stderr)
     assert "ready" not in answer.stdout
 
 

@@ -6,9 +6,8 @@ import unicodedata
 import pytest
 
 from data_prep import near
-from data_prep.suspects import terms
 from tasks.text import duplicate_key, split_key
-from tasks.words import words
+from tasks.words import terms, words
 
 
 @pytest.mark.parametrize(
@@ -28,6 +27,15 @@ from tasks.words import words
         ("a != b", "a = b"),
         ("10\u00b2", "102"),
         ("take .5", "take 5"),
+        ("what is 12 * 3?", "what is 12 / 3?"),
+        ("what is 12*3?", "what is 12-3?"),
+        ("2^3", "2 3"),
+        ("nice one :)", "nice one :("),
+        ("so good ;-)", "so good"),
+        ("great:( ", "great:)"),
+        ("> 5 days", "5 days"),
+        (">5", "<5"),
+        ("10\u2082", "102"),
     ],
 )
 def test_texts_that_a_sign_tells_apart_have_keys_of_their_own(one: str, other: str) -> None:
@@ -45,6 +53,11 @@ def test_texts_that_a_sign_tells_apart_have_keys_of_their_own(one: str, other: s
         ("well-known \u2013 really", "well known really"),
         ("caf\u00e9", "cafe\u0301"),
         ("2020\u20132021", "2020-2021"),
+        ("\u00bd cup", "1/2 cup"),
+        ("12/3", "12 / 3."),
+        ("thanks :-)", "Thanks! \u263a"),
+        ("note:(see below), and/or", "note see below and or"),
+        (">> quoted", "quoted"),
     ],
 )
 def test_texts_that_say_the_same_have_one_key(one: str, other: str) -> None:
@@ -57,7 +70,8 @@ def test_a_text_of_which_nothing_is_seen_has_a_key_and_words() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["-5% of \u20ac90!", "I write C# and C++", "great \U0001f44d", "\u0915\u093e\u0932", "a_b"]
+    "text",
+    ["-5% of \u20ac90!", "I write C# and C++", "great \U0001f44d", "\u0915\u093e\u0932", "a_b", "2*3/4 is > 1 :-)"],
 )
 def test_rows_go_where_their_letters_and_digits_send_them(text: str) -> None:
     # What keys were before they held signs and marks: splits of data that is prepared anew stay as they were.
@@ -89,3 +103,6 @@ def test_doubts_see_words_in_every_script_and_the_usual_ones_in_english() -> Non
     assert terms("My card, a card") == ["my", "card", "card", "my card", "card card"]
     assert terms("\u9000\u6b3e") == ["\u9000", "\u6b3e", "\u9000 \u6b3e"]
     assert terms("\u0915\u093e\u0932") == ["\u0915\u093e\u0932"]
+    assert terms("a \U0001f44d") == ["a", "\U0001f44d", "a \U0001f44d"]
+    assert terms("x y") == ["x", "y", "x y"]
+    assert terms("?!") == ["?!"]

@@ -20,6 +20,7 @@ ADAPTER_FILES = {
     "prompt.json",
     "reference.jsonl",
     "SHA256SUMS",
+    "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
 }

@@ -49,7 +49,7 @@ def record(path: Path, digest: str) -> dict[str, Any]:
 def trained(prompt: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Returns the record of the base that an adapter was trained on, from its prompt.json; None where that is the
     published base, or where its weights could not be kept."""
-    found: Mapping[str, Any] | None = prompt["base"].get("trained")
+    found: Mapping[str, Any] | None = prompt.get("base", {}).get("trained")
     return found
 
 

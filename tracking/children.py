@@ -13,12 +13,17 @@ def end_with(parent: int, number: int = signal.SIGKILL) -> None:
 
     To be precise, when the thread of it ends that started this one. Linux alone (prctl(2)).
     """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
+    _end_with(ctypes.CDLL(None, use_errno=True).prctl, parent, number)
+
+
+def _end_with(prctl: Callable[[int, int], int], parent: int, number: int) -> None:
+    prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it was gone before it could be watched
         os.kill(os.getpid(), number)
 
 
 def ending_with_me(number: int = signal.SIGTERM) -> Callable[[], None]:
     """Returns what subprocess.Popen takes as preexec_fn, so that the child ends with this process."""
-    parent = os.getpid()
-    return lambda: end_with(parent, number)
+    # Looked up here: between fork and exec another thread's lock of the loader would be held for ever.
+    parent, prctl = os.getpid(), ctypes.CDLL(None, use_errno=True).prctl
+    return lambda: _end_with(prctl, parent, number)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from recipes import command
-from recipes.load import load
+from recipes.load import load, precedence
 from recipes.schema import Recipe
 from recipes.schema_clashes import METRICS
 from recipes.schema_compare import BASE, LINEAR, TUNED
@@ -31,7 +31,7 @@ class Panel:
 
 def sections(recipe: Recipe) -> dict[str, list[Panel]]:
     """Returns the panels of each section: lines read metrics.jsonl, bars the summary of a training or a comparison."""
-    metrics = METRICS[recipe.task.kind]
+    metrics = METRICS[recipe.task.variant]
     while_training = [Panel(in_words(metric), [f"validation/{metric}"]) for metric in metrics]
     compared = (TUNED, BASE, LINEAR) if recipe.task.kind != "preference" else (TUNED, BASE)
     return {
@@ -86,6 +86,7 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     runs = run.runs_folder(arguments.runs)
     loaded = identity.named(load(arguments.recipe, arguments.set, arguments.hardware), runs)
+    print("\n".join(precedence(loaded)), file=sys.stderr)
     wandb = loaded.recipe.tracking.wandb
     if wandb.mode == "online" or (wandb.mode == "auto" and logged_in()):
         if not arguments.dry_run:

@@ -29,6 +29,7 @@ def of_data(recipe: Recipe, sources: Sequence[tuple[str, str, str]]) -> str:
     base: Any = [recipe.model.base, recipe.model.revision]
     if (folder := Path(recipe.model.base)).is_dir():
         base = {name: files.sha256(folder / name) for name in TOKENIZER if (folder / name).exists()}
+    base = [base, recipe.model.template.model_dump(mode="json"), recipe.model.stop]
     return files.digest(
         [DATA_VERSION, keys, dialect, prompt, base, recipe.privacy.redact, [list(one) for one in sources]]
     )

@@ -8,9 +8,9 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 SUMS = "SHA256SUMS"
 
@@ -82,24 +82,22 @@ def whole_folder(path: Path, keep: bool = False) -> Iterator[Path]:
     """Yields an empty folder beside `path` that takes its place when the block ends well, and is removed if not.
 
     With `keep`, a folder that another process has put there in the meantime stays: for what is the same whoever makes
-    it. What a process left that was killed at this is removed first: whoever works at such a folder holds a lock on it,
-    and in two containers that share a disk a process id says nothing.
+    it. What a process left that was killed at this is removed first: whoever works at such a folder holds a lock on a
+    file beside it, and in two containers that share a disk a process id says nothing.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*"):
         _remove_if_left(left)
     with _locked_folder(path) as aside:
-        try:
-            yield aside
-            for file in aside.rglob("*"):
-                if file.is_file():
-                    with file.open("rb") as opened:
-                        os.fsync(opened.fileno())
-            if not (keep and path.exists()):
-                if path.exists():
-                    shutil.rmtree(path)
-                _take_place(aside, path, keep)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        yield aside
+        for file in aside.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        if not (keep and path.exists()):
+            if path.exists():
+                shutil.rmtree(path)
+            _take_place(aside, path, keep)
 
 
 def _take_place(aside: Path, path: Path, keep: bool) -> None:
@@ -113,32 +111,40 @@ def _take_place(aside: Path, path: Path, keep: bool) -> None:
 
 @contextmanager
 def _locked_folder(path: Path) -> Iterator[Path]:
-    """Makes a folder beside `path`, under a name of its own, and holds a lock on it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Makes a folder beside `path`, under a name of its own, while holding a lock on the file of that name and .lock;
+    both are gone afterwards. A file, because NFS has no exclusive lock for what is not open for writing."""
     while True:
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        aside.mkdir()
-        opened = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX)
-            # Before the lock was held, another process may have taken the folder for one that was left.
-            if aside.exists():
+        lock = aside.with_name(f"{aside.name}.lock")
+        with lock.open("w", encoding="utf-8") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            # Before the lock was held, another process may have taken the file for one that was left.
+            if not _is_there(held, lock):
+                continue
+            try:
+                aside.mkdir()
                 yield aside
                 return
-        finally:
-            os.close(opened)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+                lock.unlink(missing_ok=True)
 
 
-def _remove_if_left(folder: Path) -> None:
-    """Removes a folder that no process holds a lock on."""
+def _remove_if_left(left: Path) -> None:
+    """Removes a folder that no process works at, or the lock file of one."""
+    if left.suffix == ".lock":
+        with suppress(FileNotFoundError, BlockingIOError), left.open("r+", encoding="utf-8") as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_there(held, left):
+                shutil.rmtree(left.with_suffix(""), ignore_errors=True)
+                left.unlink(missing_ok=True)
+    elif left.is_dir() and not left.with_name(f"{left.name}.lock").exists():
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_there(opened: IO[str], path: Path) -> bool:
+    """Whether the file that is open is still the one at `path`."""
     try:
-        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return  # gone already, or a file that is being written
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:
-        pass
-    finally:
-        os.close(opened)
+        return os.path.samestat(os.fstat(opened.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,16 +1,19 @@
 """Whose runs are these? Two recipes of one file name, in two folders, never share runs, answers or deployed versions.
 
-    runs/tickets/.recipe           /home/ann/acme/tickets.yaml: the recipe whose runs these are
+    runs/tickets/.recipe           /home/ann/acme/tickets.yaml: the recipe whose runs these are, and its file's hash
     runs/tickets-3fa2c1/.recipe    /home/ann/globex/tickets.yaml came second
 
-A recipe that was moved keeps its runs: the file that the owner names is not there any more.
+A recipe that was moved keeps its runs: the file that the owner names is not there any more, and the data that were
+prepared, or where there are none the recipe itself, are the same. A path alone proves nothing: in another container, or
+on another machine that shares the disk, it may be another file, or none.
 """
 
+import errno
 import hashlib
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,23 +24,30 @@ from ruamel.yaml.error import YAMLError
 from recipes import command
 from recipes.errors import RecipeError
 from recipes.load import RECIPES, Loaded
+from tracking import files
 
 OWNER = ".recipe"
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 def named(loaded: Loaded, parent: Path) -> Loaded:
     """Returns the recipe under the name that it has below `parent` (runs or registry): its own, or where that is
     another recipe's, its own with a hash of its path. Tells on stderr where they differ."""
-    own = f"{loaded.name}-{hashlib.sha256(str(loaded.path).encode()).hexdigest()[:6]}"
-    if (parent / own).is_dir():
-        return replace(loaded, name=own)
-    if other := _other_owner(parent / loaded.name, loaded):
-        print(f"recipe    {own}: {parent / loaded.name} belongs to {other}", file=sys.stderr)
-        return replace(loaded, name=own)
-    old = parent / loaded.path.stem
-    if loaded.name != loaded.path.stem and old.is_dir() and not (parent / loaded.name).exists():
-        print(f"recipe    {old} holds runs under a name of before: rename it to {loaded.name}", file=sys.stderr)
-    return loaded
+    first, *others = folders = [parent / loaded.name, *sorted(parent.glob(f"{loaded.name}-{'[0-9a-f]' * 6}"))]
+    path = str(loaded.path)
+    for folder in folders:
+        if (owner := _owner(folder)) is not None and owner[0] == path:
+            return replace(loaded, name=folder.name)
+    other = _other_owner(first, loaded)
+    if other is None:
+        _tell_of_old_name(loaded, parent)
+        return loaded
+    for folder in others:
+        if _owner(folder) is not None and _other_owner(folder, loaded) is None:
+            return replace(loaded, name=folder.name)
+    name = _free_name(loaded, parent)
+    print(f"recipe    {name}: {first} belongs to {other}", file=sys.stderr)
+    return replace(loaded, name=name)
 
 
 def claimed(loaded: Loaded, parent: Path) -> Loaded:
@@ -45,12 +55,14 @@ def claimed(loaded: Loaded, parent: Path) -> Loaded:
 
     Raises RecipeError where nothing can be written there.
     """
+    mine = (str(loaded.path), files.sha256(loaded.path))
     while True:
         found = named(loaded, parent)
         folder = parent / found.name
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if _owner(folder) == str(loaded.path) or _write(folder, str(loaded.path), _owner(folder)):
+            owner = _owner(folder)
+            if owner == mine or _write(folder, mine, first=owner is None):
                 return found
         except OSError as error:
             raise RecipeError(f"runs cannot be kept in {parent}: {command.in_words(error)}") from None
@@ -59,34 +71,80 @@ def claimed(loaded: Loaded, parent: Path) -> Loaded:
 def _other_owner(folder: Path, loaded: Loaded) -> str | None:
     """Who owns a folder, if that is not this recipe; None where it is, or where nobody does."""
     owner = _owner(folder)
-    if owner is not None:
-        return owner if owner != str(loaded.path) and Path(owner).is_file() else None
-    # Made before owners were written down: whose runs they are, their data tell.
-    sources = list(_sources(folder)) if folder.is_dir() and loaded.path.parent != RECIPES else []
-    mine = loaded.recipe.data.source.model_dump(mode="json", exclude_none=True)
-    if not sources or mine in sources:
+    if owner is None:
+        # Made before owners were written down: whose runs they are, their data tell.
+        sources = list(_sources(folder)) if folder.is_dir() and loaded.path.parent != RECIPES else []
+        mine = loaded.recipe.data.source.model_dump(mode="json", exclude_none=True)
+        return "a recipe with other data" if sources and mine not in sources else None
+    path, sha256 = owner
+    if path == str(loaded.path):
         return None
-    return "a recipe with other data"
+    if Path(path).is_file():
+        return path
+    same = _same_data(folder, loaded)
+    if same or (same is None and sha256 in ("", files.sha256(loaded.path))):
+        return None
+    return f"{path}, which is not there; if this recipe is that one, write its path into {folder / OWNER}"
 
 
-def _owner(folder: Path) -> str | None:
+def _same_data(folder: Path, loaded: Loaded) -> bool | None:
+    """Whether data that were prepared here are those of the recipe; None where that cannot be told."""
+    reports = (files.read_json(path) for path in folder.glob(".data/*/data.json"))
+    # Plain files alone: what `datasets` saved has one hash for several.
+    plain = (report["sources"] for report in reports if all("bytes" in one for one in report["sources"]))
+    kept = [{one["sha256"] for one in sources} for sources in plain]
+    there = [path for paths in loaded.recipe.data.source.given.values() for one in paths for path in _files(one)]
+    if not kept or not there:
+        return None
+    mine = {files.sha256(path) for path in there}
+    return any(one <= mine for one in kept)
+
+
+def _files(given: str) -> list[Path]:
+    """The files behind a path of a recipe: itself, those of a folder, or those of a pattern."""
+    path = Path(given)
+    paths: Iterable[Path] = [path] if path.exists() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    every = (one.rglob("*") if one.is_dir() else [one] for one in paths)
+    return [one for several in every for one in several if one.is_file()]
+
+
+def _free_name(loaded: Loaded, parent: Path) -> str:
+    """The recipe's name with six digits of a hash of its path, such that no other recipe has it."""
+    digits = hashlib.sha256(str(loaded.path).encode()).hexdigest()
+    names = [f"{loaded.name}-{digits[at : at + 6]}" for at in range(0, len(digits) - 5, 6)]
+    return next((name for name in names if _owner(parent / name) is None), names[-1])
+
+
+def _tell_of_old_name(loaded: Loaded, parent: Path) -> None:
+    old = parent / loaded.path.stem
+    if loaded.name != loaded.path.stem and old.is_dir() and not (parent / loaded.name).exists():
+        print(f"recipe    {old} holds runs under a name of before: rename it to {loaded.name}", file=sys.stderr)
+
+
+def _owner(folder: Path) -> tuple[str, str] | None:
+    """The path of the recipe that owns a folder and the hash of its file, "" where that was not written down."""
     try:
-        return (folder / OWNER).read_text(encoding="utf-8").strip()
+        path, _, sha256 = (folder / OWNER).read_text(encoding="utf-8").strip().partition("\n")
     except (FileNotFoundError, NotADirectoryError):
         return None
+    return path, sha256
 
 
-def _write(folder: Path, owner: str, before: str | None) -> bool:
-    """Writes the owner. Returns whether it was this process that did, where nobody owned the folder."""
+def _write(folder: Path, owner: tuple[str, str], first: bool) -> bool:
+    """Writes the owner. Returns whether it was this process that did, where it is the `first` owner."""
     aside = folder / f"{OWNER}.{secrets.token_hex(4)}"
-    aside.write_text(owner + "\n", encoding="utf-8")
+    aside.write_text("\n".join(owner) + "\n", encoding="utf-8")
     try:
-        if before is not None:
-            aside.replace(folder / OWNER)
-        else:
+        if first:
             os.link(aside, folder / OWNER)
+        else:
+            aside.replace(folder / OWNER)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        aside.replace(folder / OWNER)  # a disk without hard links: the last of two at once has it
     finally:
         aside.unlink(missing_ok=True)
     return True

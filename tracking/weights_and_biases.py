@@ -76,6 +76,9 @@ def start(run: Run, recipe: Recipe, settings: Mapping[str, Any], job: str = "tra
     if mode == "auto":
         mode = "online" if logged_in() else "offline"
     name = run.id if job == "train" else f"{run.id}-{job}"
+    if mode == "online" and recipe.privacy.data_may_leave:
+        told = "rows of the data, with labels and answers, and the adapter"
+        print(f"W&B       {tracking.project} gets {told} (privacy.data_may_leave: true)", file=sys.stderr, flush=True)
     if mode == "offline":
         for left in (run.folder / "wandb").glob(f"offline-run-*-{name}"):
             shutil.rmtree(left)

@@ -1,7 +1,7 @@
 """The adapter folder: what is deployed, complete or absent.
 
 adapter_model.safetensors adapter_config.json    PEFT's own format, loaded by PEFT and by vLLM
-tokenizer.json tokenizer_config.json chat_template.jinja
+tokenizer.json tokenizer_config.json chat_template.jinja generation_config.json   the template pinned, the stop as EOS
 prompt.json        the task as prompts need it, and the hash of the template that rendered them
 reference.jsonl    what a server must reproduce, see references.py
 README.md          the model card, with the measured score
@@ -14,10 +14,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from recipes import named_bases
 from recipes.load import POCKET
 from recipes.schema import Recipe
 from recipes.schema_lora import VLLM_RANKS, Lora
 from tasks import KINDS, in_words, render
+from tasks.render import Rendering
 from tracking import digests, files
 from tracking.run import Run
 from train import references, variants
@@ -44,6 +46,7 @@ def export(
     with files.whole_folder(run.folder / "adapter") as folder:
         _save(model, recipe, folder)
         tokenizer.save_pretrained(folder)
+        generation_config(tokenizer).save_pretrained(folder)
         files.write_json(folder / "prompt.json", prompt)
         files.write_text(folder / "README.md", card(run, recipe, scores))
         # A pickle has no place in what is deployed.
@@ -52,6 +55,18 @@ def export(
         references.write(folder, references.lines(probed.rows, probed.prompts, answers))
         files.write_sums(folder)
     return run.folder / "adapter"
+
+
+def generation_config(tokenizer: Any) -> Any:
+    """Returns a generation config that stops where training stopped, and nowhere else."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def _save(model: Any, recipe: Recipe, folder: Path) -> None:
@@ -68,8 +83,9 @@ def _save(model: Any, recipe: Recipe, folder: Path) -> None:
 
 
 def base_name(recipe: Recipe) -> str:
-    """Returns the base as others can find it: the hub name, or `pocket/model` in this project."""
-    return "pocket/model" if recipe.model.base == str(POCKET) else recipe.model.base
+    """Returns the base as others can find it: the hub name, or `pocket/model` or `smollm2` in this project."""
+    known = {str(POCKET): "pocket/model", str(named_bases.smollm2()): named_bases.SMOLLM2}
+    return known.get(recipe.model.base, recipe.model.base)
 
 
 def base_of(recipe: Recipe, commit: str | None, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -82,31 +98,35 @@ def base_of(recipe: Recipe, commit: str | None, trained: Mapping[str, Any] | Non
 
 def prompt(
     recipe: Recipe,
-    tokenizer: Any,
+    rendering: Rendering,
     spec: Any,
     max_answer_tokens: int,
     commit: str | None = None,
     trained_base: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Returns prompt.json: the messages with a place for the input, the task, the constraint and the limit of the
-    answer, the template's hash, and the base (`commit`: of its repository on the hub; see `base_of`)."""
-    module = KINDS[recipe.task.kind]
+    """Returns prompt.json: the messages with a place for the input and the ids that they are as they stand there, the
+    task, the constraint and the limit of the answer, the template's hash and what is pinned in it, and the base
+    (`commit`: of its repository on the hub; see `base_of`)."""
+    module, tokenizer = KINDS[recipe.task.variant], rendering.tokenizer
+    messages = module.messages(spec, {"text": INPUT})
     return {
         "schema_version": 1,
-        "task": {"kind": recipe.task.kind, **asdict(spec)},
-        "messages": module.messages(spec, {"text": INPUT}),
+        "task": {"kind": recipe.task.variant, **asdict(spec)},
+        "messages": messages,
+        "prompt_ids": render.prompt_ids(tokenizer, [messages])[0],
         "output_schema": module.output_schema(spec),
         "grammar": module.grammar(spec),
         "stop": tokenizer.eos_token,
         "max_answer_tokens": max_answer_tokens,
         "chat_template_sha256": render.template_sha256(tokenizer),
+        "template": {"pinned": rendering.pinned, "own_suffix": rendering.differs},
         "base": base_of(recipe, commit, trained_base),
     }
 
 
 def card(run: Run, recipe: Recipe, scores: Mapping[str, Any]) -> str:
     """Returns the model card (README.md) of the adapter."""
-    module = KINDS[recipe.task.kind]
+    module = KINDS[recipe.task.variant]
     tuned, base = module.headline(scores["tuned"]), module.headline(scores["base"])
     rows = "\n".join(
         f"| {in_words(name)} | {value:.1%} | {format(base[name], '.1%') if name in base else '-'} |"
@@ -141,6 +161,8 @@ The sealed test set was not opened.
 - LoRA: {method(recipe.lora)}
 - Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
 - Serving: {serving(run, recipe)}
+- Not to be shared: `reference.jsonl` holds validation rows of the data as token ids, which anybody can decode. Remove
+  it before this folder goes to others.
 """
 
 
@@ -170,7 +192,9 @@ def serving(run: Run, recipe: Recipe) -> str:
     return (
         f"`make serve RECIPE={run.recipe_name}` checks it and serves it. By hand, unchecked:\n"
         f"  `python -m vllm.entrypoints.openai.api_server --host 127.0.0.1 --model {base_name(recipe)} --enable-lora\n"
-        f"  --max-lora-rank {max_lora_rank(recipe.lora)} --lora-modules {run.recipe_name}=<this folder>`"
+        f"  --max-lora-rank {max_lora_rank(recipe.lora)} --lora-modules {run.recipe_name}=<this folder>\n"
+        "  --tokenizer <this folder> --chat-template <this folder>/chat_template.jinja --tokenizer-mode hf\n"
+        "  --generation-config <this folder>`"
     )
 
 

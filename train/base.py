@@ -12,8 +12,20 @@ from typing import Any
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_lora import Lora
-from tasks import render
+from recipes.schema_train import Model
+from tasks import published
+from tracking import wheel_base
 from train import variants
+
+
+def config_of(model: Model) -> Any:
+    """Returns the configuration of a base model, which is small: no weights are read. Raises RecipeError."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model.base, revision=model.revision)
+    except (OSError, ValueError) as error:
+        raise RecipeError(published.not_found(model, error)) from None
 
 
 def base_model(recipe: Recipe, attn_implementation: str = "sdpa") -> Any:
@@ -26,6 +38,7 @@ def base_model(recipe: Recipe, attn_implementation: str = "sdpa") -> Any:
     import transformers
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    wheel_base.ensure(recipe.model.base)
     transformers.utils.logging.disable_progress_bar()
     set_aside_missing_kernel()
     on_gpu = torch.cuda.is_available() and not recipe.accelerate.use_cpu
@@ -54,7 +67,7 @@ def base_model(recipe: Recipe, attn_implementation: str = "sdpa") -> Any:
             use_safetensors=True,
         )
     except OSError as error:
-        raise RecipeError(render.not_found(recipe.model, error)) from None
+        raise RecipeError(published.not_found(recipe.model, error)) from None
     keep_weights_in_place(model)
     return model.eval()
 

@@ -43,7 +43,7 @@ def write(run: Run, recipe: Recipe, merged: Path, preset: str, group_size: int, 
 def token_ids(run: Run, recipe: Recipe, merged: Path) -> list[list[int]]:
     """Returns rows of train as token ids, prompt and answer."""
     module, spec = spec_of(files.read_json(merged / "prompt.json")["task"])
-    tokenizer = render.tokenizer_of(recipe.with_model(base=str(merged), revision=None).model)
+    tokenizer = render.saved_tokenizer(str(merged))
     rows = rows_of(run, recipe)
     conversations = [module.messages(spec, row["input"]) for row in rows]
     answers = [module.answers(spec, row["target"])[0] for row in rows]

@@ -52,7 +52,7 @@ def decode(
 
     if not prompts:
         return []
-    constraint = _compile(tokenizer, model.config.get_text_config().vocab_size, grammar) if grammar else None
+    constraint = compiled(tokenizer, model.config.get_text_config().vocab_size, grammar) if grammar else None
     # What remains behind the prefix is never empty: the last prompt token is what the first answer token comes from.
     # A recurrent layer would carry the padding behind the prefix into its state.
     prefix = min(shared_prefix_length(prompts), min(map(len, prompts)) - 1)
@@ -77,7 +77,8 @@ def decode(
     return [answers[at] for at in range(len(prompts))]
 
 
-def _compile(tokenizer: Any, vocabulary_size: int, grammar: str) -> Any:
+def compiled(tokenizer: Any, vocabulary_size: int, grammar: str) -> Any:
+    """Returns an output constraint (EBNF) as xgrammar compiles it: it ends with the tokenizer's EOS."""
     import xgrammar
 
     about = xgrammar.TokenizerInfo.from_huggingface(
@@ -154,7 +155,7 @@ def _decode_batch(
             ids, positions, seen = ids[kept], positions[kept], seen[kept]
             going = [going[at] for at in left]
     return [
-        Answer(_text(tokenizer, one.token_ids), one.token_ids, one.log_probability, one.margin, one.ended)
+        Answer(text_of(tokenizer, one.token_ids), one.token_ids, one.log_probability, one.margin, one.ended)
         for one in paths
     ]
 
@@ -191,5 +192,6 @@ def _behind_prefix(
     return cache, ids, seen, columns.clamp(min=0) + prefix
 
 
-def _text(tokenizer: Any, ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Returns the text of an answer's tokens, without the stop and other special tokens."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

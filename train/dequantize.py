@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.schema import Recipe
-from tasks import render
+from tasks import published
 from tracking import bases, digests, environment, files
 from train import base, processes
 
@@ -148,7 +148,8 @@ def _save(model: Any, folder: Path, recipe: Recipe) -> None:
     """Writes weights, configuration and tokenizer of a base, quantized or dequantized, as an ordinary model."""
     plain = _copied(model) if getattr(model, "is_quantized", False) else model
     plain.save_pretrained(folder, max_shard_size=recipe.export.max_shard_size)
-    render.tokenizer_of(recipe.model).save_pretrained(folder)
+    # As it was published: recipes that pin other things share the folder, and serve with the tokenizer of the adapter.
+    published.tokenizer_of(recipe.model).save_pretrained(folder)
 
 
 def _copied(model: Any) -> Any:

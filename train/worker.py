@@ -26,6 +26,7 @@ from train import (
     base,
     checkpoints,
     curve,
+    decodable,
     dequantize,
     disk,
     header,
@@ -59,14 +60,20 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     if processes.first():
         runs.start(run, "train", {f"data/{name}.jsonl": sha256 for name, sha256 in hashes.items()})
     train_rows, validation_rows = rows_of(run, "train", hashes), rows_of(run, "validation", hashes)
-    task = KINDS[recipe.task.kind]
-    spec = task.specify(recipe.task, labels_of(run))
+    task = KINDS[recipe.task.variant]
+    spec = task.specify(recipe.task, labels_of(run), may_be_empty(run))
     told = teller(run)
 
-    tokenizer = render.tokenizer_of(recipe.model)
+    rendering = render.rendering_of(recipe.model)
+    tokenizer = rendering.tokenizer
+    say(*rendering.lines())
+    if rendering.differs:
+        told(f"{rendering.differs}; learnt is what is served and decoded: the open prompt, the answer, the stop")
     rows = lesson.learnt(task, spec, tokenizer, train_rows)
+    config = base.config_of(recipe.model)
+    preflight.check(rows, tokenizer, recipe, config)
+    decodable.check(task, spec, train_rows, rows, tokenizer, config.get_text_config().vocab_size)
     model, kept = dequantize.load(recipe, bases.store(run.folder), told)
-    preflight.check(rows, tokenizer, recipe, model.config)
     plan = lesson.planned(recipe, rows, model.config, told)
 
     prompts = render.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
@@ -95,7 +102,7 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     with disk.told_when_full(run.folder / "adapter"):
         commit = getattr(model.config, "_commit_hash", None)
         trained_base = bases.record(kept, kept.name) if kept else None
-        prompt = adapter.prompt(recipe, tokenizer, spec, decoded.max_answer_tokens, commit, trained_base)
+        prompt = adapter.prompt(recipe, rendering, spec, decoded.max_answer_tokens, commit, trained_base)
         folder = adapter.export(run, recipe, model, tokenizer, prompt, scores, probed, answers)
         picture = run.folder / "learning_curve.png"
         curve.draw(run.folder / "metrics.jsonl", picture, f"{run.recipe_name}  {run.id}", trained.get("best_step"))
@@ -123,6 +130,12 @@ def labels_of(run: Run) -> dict[str, str]:
     """Returns the labels with their descriptions, in prompt order, as data preparation found or checked them."""
     labels = files.read_json(run.folder / "data" / "data.json")["labels"]
     return {label: one["description"] for label, one in labels.items()}
+
+
+def may_be_empty(run: Run) -> bool:
+    """Returns whether rows of several labels may have none: the prepared data have such rows."""
+    told = files.read_json(run.folder / "data" / "data.json").get("labels_per_row")
+    return bool(told and told["may_be_empty"])
 
 
 def max_answer_tokens(rows: Sequence[Row]) -> int:
@@ -203,19 +216,20 @@ def weighting(recipe: Recipe) -> str | None:
 def show_answers(wandb_run: Any, recipe: Recipe, decoded: Decoded, answers: Sequence[Answer]) -> None:
     """Sends W&B what was answered on validation: sample rows, and which label was taken for which."""
     parsed = decoded.parsed(answers)
+    targets = decoded.targets(parsed)
     rows = [
         {
             "id": row["id"],
             "input": row["input"]["text"],
-            "target": row["target"],
+            "target": target,
             "answer": answer.text,
-            "right": one.problem is None and one.value == row["target"],
+            "right": one.problem is None and one.value == target,
             "log_probability": answer.log_probability,
         }
-        for row, answer, one in zip(decoded.rows, answers, parsed, strict=True)
+        for row, answer, one, target in zip(decoded.rows, answers, parsed, targets, strict=True)
     ]
     weights_and_biases.predictions(wandb_run, recipe, rows)
-    if recipe.task.kind == "classification":
+    if recipe.task.variant == "classification":
         given = [None if one.problem else one.value for one in parsed]
         weights_and_biases.confusion(wandb_run, recipe, [row["target"] for row in decoded.rows], given)
 

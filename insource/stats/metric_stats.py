@@ -9,6 +9,7 @@ the answers nor the task.
 """
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +69,32 @@ def of_labels(targets: Sequence[int], given: Sequence[int], labels: int) -> Tall
     column = np.concatenate([wanted[hit], labels + said[some], 2 * labels + wanted])
     counts = csr_array((np.ones(len(at)), (at, column)), shape=(len(wanted), 3 * labels))
     return Tally(counts, macro_f1)
+
+
+def of_label_sets(targets: Sequence[AbstractSet[int]], given: Sequence[AbstractSet[int]], labels: int) -> Tally:
+    """Returns macro-F1 over the labels that occur, where a row has a set of them. Labels are numbers below `labels`."""
+    from scipy.sparse import csr_array
+
+    right = [wanted & said for wanted, said in zip(targets, given, strict=True)]
+    cells = [
+        (row, part * labels + label)
+        for part, sets in enumerate((right, given, targets))
+        for row, one in enumerate(sets)
+        for label in one
+    ]
+    at = np.array(cells, dtype=np.int64).reshape(-1, 2)
+    counts = csr_array((np.ones(len(at)), (at[:, 0], at[:, 1])), shape=(len(targets), 3 * labels))
+    return Tally(counts, macro_f1)
+
+
+def precision_recall(right: int, said: int, wanted: int) -> dict[str, float]:
+    """Returns {"precision", "recall", "f1", "n"} of what was said, wanted (n) and both; 0 where there is no figure."""
+    return {
+        "precision": right / said if said else 0.0,
+        "recall": right / wanted if wanted else 0.0,
+        "f1": 2 * right / (said + wanted) if said + wanted else 0.0,
+        "n": wanted,
+    }
 
 
 def mean(sums: Array) -> Array:

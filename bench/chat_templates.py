@@ -1,0 +1,183 @@
+"""`make bench BENCH=chat_templates ARGS=LIST.tsv`: which published chat templates are taken, and how; why others not.
+
+LIST.tsv, one model a line: its name, its base (a folder, a name on the hub, or a template file), and for a template
+file the bos_token and eos_token of its tokenizer, the EOS tokens of its generation config and further tokens of its
+vocabulary, each separated by spaces:
+
+    Qwen3-0.6B <tab> templates/qwen3.jinja <tab>  <tab> <|im_end|> <tab> <|im_end|> <|endoftext|>
+
+A template file is put on the pocket model's tokenizer, with the tokens that it names added. Each base then goes through
+what training does before it reads weights: the template is pinned, the stop is found, rows are rendered and held to
+the constraint, on two days. Writes the table in docs/models.md. The templates themselves are their publishers' text and
+are no part of this project.
+"""
+
+import argparse
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from recipes.errors import RecipeError
+from recipes.load import POCKET
+from recipes.schema_train import Model
+from tasks import classification, generation, published, render
+from tasks.render import Rendering
+from tracking import files
+from train import decodable
+from train.packing import Row
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "models.md"
+BEGIN, END = "<!-- chat_templates: begin -->\n", "<!-- chat_templates: end -->"
+EXACT, OWN, REFUSED, MISHANDLED = "as its template has it", "own suffix", "refused", "MISHANDLED"
+LABELS = classification.Spec("Route it.", {"delivery_delay": "", "late_fee": ""})
+TEXT = generation.Spec("Sum it up.")
+ANSWERS = {"delivery_delay": "delivery_delay", "late_fee": "late_fee"}
+# Tokens as chat templates write them, and those of them that vocabularies do not mark as special.
+TOKEN = re.compile(
+    r"<[|｜][^<>\s{}'\"]+?[|｜]>|<\|?[a-z_]+\|>|<\|[a-z_]+>|</?(?:start|end)_of_turn>|</?think>|\[/?[A-Z_]{3,}\]"
+    r"|\[gMASK\]|<sop>|\[\|[a-z]+\|\]|<(?:bos|eos|s|/s)>|[\]\[][~!][be]\[?\]?|</?(?:seed|hy)[_:a-z]*>|<SPECIAL_\d+>"
+)
+ORDINARY = re.compile(r"</?(?:think|tool_call|tool_response|tools?|arg_key|arg_value|function|parameter)s?>")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of one model's template."""
+
+    model: str
+    taken: str
+    pinned: str = ""
+    stop: str = ""
+    generation_prompt: str = ""
+    """The end of an open prompt."""
+    why: str = ""
+    """Why it is refused, or has an own suffix."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("list", type=Path)
+    parser.add_argument("--page", type=Path, default=PAGE, help="a page with the marks between which the table goes")
+    arguments = parser.parse_args()
+    found = []
+    for line in arguments.list.read_text(encoding="utf-8").splitlines():
+        if line.strip() and not line.startswith("#"):
+            found.append(looked_at(line.split("\t"), arguments.list.parent))
+            print(f"{found[-1].model:36} {found[-1].taken:24} {found[-1].stop:20} {found[-1].why[:100]}", flush=True)
+    page = arguments.page.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    files.write_text(arguments.page, before + BEGIN + table(found) + END + rest.partition(END)[2])
+
+
+def looked_at(columns: list[str], beside: Path) -> Found:
+    """Returns what becomes of one line of the list."""
+    name, base, *about = columns
+    with tempfile.TemporaryDirectory() as folder:
+        if (beside / base).is_file():
+            base = str(
+                base_of(Path(folder) / re.sub(r"[^\w.-]+", "-", name), (beside / base).read_text("utf-8"), *about)
+            )
+        try:
+            rendering = render.rendering_of(Model(base=base))
+        except RecipeError as error:
+            return Found(name, REFUSED, why=reason(str(error), base, name))
+        return judged(name, rendering, base)
+
+
+def judged(name: str, rendering: Rendering, base: str) -> Found:
+    """Returns how a template is taken that was not refused; what is learnt is held to constraint and text."""
+    tokenizer = rendering.tokenizer
+    messages = classification.messages(LABELS, {"text": "my parcel is late"})
+    pinned = ", ".join(f"{key} {str(value).lower()}" for key, value in rendering.pinned.items())
+    result = Found(
+        name,
+        OWN if rendering.differs else EXACT,
+        pinned,
+        tokenizer.eos_token,
+        tokenizer.decode(render.prompt_ids(tokenizer, [messages])[0][-24:])[-24:],
+        rendering.differs or "",
+    )
+    try:
+        for task, spec in ((classification, LABELS), (generation, TEXT)):
+            examples = [render.examples(tokenizer, [messages] * len(ANSWERS), list(ANSWERS)) for _ in on_two_days()]
+            if examples[0] != examples[1]:
+                return Found(name, MISHANDLED, why="the prompt changes from day to day")
+            rows = [
+                Row(answer, one.prompt_ids, (one.completion_ids,))
+                for answer, one in zip(ANSWERS, examples[0], strict=True)
+            ]
+            targets = [{"target": answer} for answer in ANSWERS]
+            decodable.check(task, spec, targets, rows, tokenizer, len(tokenizer))
+    except RecipeError as error:
+        return Found(name, MISHANDLED, why=reason(str(error), base, name))
+    return result
+
+
+def on_two_days() -> Iterator[None]:
+    """Yields twice, today and on a day years later, as transformers' clock for templates has it."""
+    import transformers.utils.chat_template_utils as clock
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "Later":
+            return cls(2031, 7, 9)
+
+    before: Any = clock.datetime
+    try:
+        yield
+        clock.datetime = Later
+        yield
+    finally:
+        clock.datetime = before
+
+
+def base_of(folder: Path, template: str, bos: str = "", eos: str = "", stops: str = "", more: str = "") -> Path:
+    """Returns a base without weights: the pocket model's tokenizer with a template and the tokens that it needs."""
+    from transformers import AddedToken
+
+    tokenizer = published.load(str(POCKET), Model(base=str(POCKET)))
+    named = [*TOKEN.findall(template), bos, eos, *stops.split(), *more.split()]
+    tokens = [one for one in dict.fromkeys(named) if one]
+    tokenizer.add_tokens([AddedToken(one, special=not ORDINARY.fullmatch(one), normalized=False) for one in tokens])
+    # One token in the vocabularies of Qwen and Llama 3.
+    tokenizer.add_tokens([AddedToken("\n\n", special=False, normalized=False)])
+    tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template = bos or None, eos, template
+    tokenizer.save_pretrained(folder)
+    ids = [tokenizer.convert_tokens_to_ids(one) for one in stops.split()]
+    (folder / published.GENERATION_CONFIG).write_text(json.dumps({"eos_token_id": ids}), encoding="utf-8")
+    return folder
+
+
+def reason(error: str, base: str, name: str) -> str:
+    """Returns the first sentence of an error, without key and base."""
+    return error.removeprefix("model.base: ").removeprefix(f"{base} ").replace(base, name).partition(". ")[0]
+
+
+def table(found: list[Found]) -> str:
+    """Returns the table of docs/models.md."""
+    counts = {kind: sum(one.taken == kind for one in found) for kind in (EXACT, OWN, REFUSED, MISHANDLED)}
+    lines = [f"{len(found)} templates: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()) + ".\n"]
+    lines += ["| model | taken | pinned | stop | an open prompt ends in | why |", "|---|---|---|---|---|---|"]
+    for one in found:
+        code = (
+            f"`{shown(text)}`" if text else ""
+            for text in (one.stop, repr(one.generation_prompt)[1:-1] if one.generation_prompt else "")
+        )
+        stop, generation_prompt = code
+        lines.append(f"| {one.model} | {one.taken} | {one.pinned} | {stop} | {generation_prompt} | {shown(one.why)} |")
+    return "\n".join(lines) + "\n"
+
+
+def shown(text: str) -> str:
+    """Returns a text as a cell of a Markdown table can hold it."""
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""The gateway under load while everything goes wrong: `python -m bench.soak` serves the pocket model with a real vLLM
+for half an hour; it prints a table and writes bench/results/soak.json.
+
+32 clients ask without pause, a version is deployed or rolled back every minute, vLLM or a process of its own is killed
+or frozen (SIGSTOP) at random moments, 200 connections say nothing and 50 send a byte a second. Every answer is held to
+the reference answer of the version that the gateway names, on rows that are no close calls (margin of transformers at
+least 0.5). What must not happen: a wrong answer, a request without an answer or a 429 or 503 with Retry-After, memory
+or descriptors that grow.
+
+    --minutes 3   a short run, which writes no file unless --results names one
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from aiohttp import ClientError, ClientSession, ClientTimeout
+
+from bench import machine
+from bench.data_prep import family
+from bench.kills import ROOT, write_recipe
+from deploy import registry
+from recipes import command
+from recipes.errors import StageError
+from serve.engine import free_port
+from tracking import files
+from tracking.run import Run
+
+RESULTS = Path(__file__).parent / "results" / "soak.json"
+CLIENTS, SILENT, SLOW = 32, 200, 50
+CHANGE_SECONDS, SAMPLE_SECONDS = 60.0, 2.0
+# The gateway ends where vLLM fails four times within ten minutes: faults come more slowly than that.
+FAULT_SECONDS = (205.0, 260.0)
+LEAST_MARGIN = 0.5
+NO_ANSWER_SECONDS = 180.0
+# A process of Python that does the same all the time varies by some MiB.
+GROWTH_MIB, GROWTH_DESCRIPTORS = 32.0, 50
+KEY = "soak-" + "0" * 16
+TRAINED = ("train.max_steps=4", "train.save_steps=4")
+
+
+@dataclass
+class Soak:
+    """What happens, and what came of it."""
+
+    port: int
+    gateway: int
+    references: dict[str, dict[str, Any]]
+    """{version: {row: its reference}}."""
+    grammar: str | None
+    rows: Sequence[str]
+    until: float
+    outcomes: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    samples: list[tuple[float, float, int]] = field(default_factory=list)
+    """(seconds, MiB, descriptors) of the gateway's own process."""
+    seconds: list[float] = field(default_factory=list)
+    """Of answers."""
+
+    def over(self) -> bool:
+        return time.monotonic() >= self.until
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.soak", description="The gateway while everything goes wrong."
+    )
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--results", type=Path, help=f"where the JSON goes (of 30 minutes and more: {RESULTS})")
+    arguments = parser.parse_args()
+    chance = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe = write_recipe(folder, 400)
+        runs = [trained(folder, recipe, seed) for seed in (1, 2)]
+        result = soak(folder, recipe, runs, 60 * arguments.minutes, chance)
+    show(result)
+    path = arguments.results or (RESULTS if arguments.minutes >= 30 else None)
+    if path:
+        files.write_json(path, result)
+    return command.DONE if not result["broken"] else command.FAILED
+
+
+def trained(folder: Path, recipe: Path, seed: int) -> Run:
+    """Returns a run that was trained with this seed, its adapter deployed."""
+    call(folder, "train", recipe, f"train.seed={seed}", *TRAINED)
+    here = Run((folder / "runs" / recipe.stem / "latest").resolve())
+    call(folder, "deploy", recipe, "--run", here.id, "--force")
+    return here
+
+
+def settings(folder: Path) -> dict[str, str]:
+    told = {"RUNS": str(folder / "runs"), "REGISTRY": str(folder / "registry"), "INSOURCE_API_KEY": KEY}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", **told}
+
+
+def call(folder: Path, *words: object) -> None:
+    """Runs `python -m <words>` to its end. Raises StageError where it fails."""
+    asked = [sys.executable, "-m", *map(str, words), "--hardware", "cpu"]
+    answer = subprocess.run(asked, cwd=ROOT, env=settings(folder), capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise StageError(f"{' '.join(asked)} ended with {answer.returncode}:\n{answer.stderr[-2000:]}")
+
+
+def soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, chance: random.Random) -> dict[str, Any]:
+    """Returns what came of so many seconds. Raises StageError where the gateway does not come up, or ends."""
+    port, log = free_port(), folder / "gateway.log"
+    asked = [sys.executable, "-m", "deploy.gateway", str(recipe), f"serve.port={port}", "--hardware", "cpu"]
+    with log.open("wb") as out:
+        process = subprocess.Popen(asked, cwd=ROOT, env=settings(folder), stdout=out, stderr=out)
+    try:
+        while b"ready     " not in log.read_bytes():
+            if process.poll() is not None:
+                raise StageError(f"the gateway ended:\n{log.read_text(encoding='utf-8')[-3000:]}")
+            time.sleep(0.5)
+        references = {
+            registry.version_of(run.folder / "adapter"): {
+                one["id"]: one for one in files.read_jsonl(run.folder / "adapter" / "reference.jsonl")
+            }
+            for run in runs
+        }
+        rows = clear_rows(references)
+        grammar = files.read_json(runs[0].folder / "adapter" / "prompt.json")["grammar"]
+        here = Soak(port, process.pid, references, grammar, rows, time.monotonic() + seconds)
+        asyncio.run(everything(here, folder, recipe, runs, chance))
+        if process.poll() is not None:
+            raise StageError(f"the gateway ended:\n{log.read_text(encoding='utf-8')[-3000:]}")
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        process.wait(60)
+        return found(here, seconds, time.monotonic() - began, log.read_text(encoding="utf-8"))
+    finally:
+        for pid in family(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def clear_rows(references: dict[str, dict[str, Any]]) -> list[str]:
+    """Returns the rows that are no close call for any version: batches and kernels may turn those."""
+    found = set.intersection(*(set(rows) for rows in references.values()))
+    return sorted(
+        row
+        for row in found
+        if all(rows[row]["margin"] is None or rows[row]["margin"] >= LEAST_MARGIN for rows in references.values())
+    )
+
+
+async def everything(here: Soak, folder: Path, recipe: Path, runs: Sequence[Run], chance: random.Random) -> None:
+    """Runs clients, changes, faults and idle connections until the time is over."""
+    timeout = ClientTimeout(total=NO_ANSWER_SECONDS)
+    async with ClientSession(headers={"Authorization": f"Bearer {KEY}"}, timeout=timeout) as asking:
+        clients = [client(here, asking, random.Random(number)) for number in range(CLIENTS)]
+        idle = [silent(here) for _ in range(SILENT)] + [slow(here) for _ in range(SLOW)]
+        await asyncio.gather(*clients, *idle, changes(here, folder, recipe, runs), faults(here, chance), sampling(here))
+
+
+async def client(here: Soak, asking: ClientSession, chance: random.Random) -> None:
+    """Asks one row after the other, and waits where it is told to."""
+    while not here.over():
+        row = chance.choice(here.rows)
+        body = {"model": "small", "prompt": next(iter(here.references.values()))[row]["prompt_ids"], "max_tokens": 64}
+        body |= {"structured_outputs": {"grammar": here.grammar}} if here.grammar else {}
+        began, wait = time.monotonic(), 0.0
+        try:
+            async with asking.post(f"http://127.0.0.1:{here.port}/v1/completions", json=body) as answer:
+                said = await answer.json()
+                if answer.status == 200:
+                    expected = here.references[answer.headers["X-Insource-Version"]][row]["answer"]
+                    here.outcomes["right" if said["choices"][0]["text"] == expected else "wrong"] += 1
+                    here.seconds.append(time.monotonic() - began)
+                elif answer.status in (429, 503) and "Retry-After" in answer.headers:
+                    here.outcomes[f"{answer.status} with Retry-After"] += 1
+                    wait = float(answer.headers["Retry-After"])
+                else:
+                    here.outcomes[f"{answer.status}"] += 1
+        except (ClientError, TimeoutError, KeyError, ValueError) as error:
+            here.outcomes[f"no answer: {type(error).__name__}"] += 1
+            wait = 1.0
+        await asyncio.sleep(wait)
+
+
+async def silent(here: Soak) -> None:
+    """Holds a connection that says nothing, and opens it again when it is closed."""
+    while not here.over():
+        await held(here, b"", 0.0)
+
+
+async def slow(here: Soak) -> None:
+    """Sends a request a byte a second."""
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+    head += "Content-Length: 100\r\n\r\n"
+    while not here.over():
+        await held(here, head.encode(), 1.0)
+
+
+async def held(here: Soak, head: bytes, byte_seconds: float) -> None:
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
+    except OSError:
+        await asyncio.sleep(1.0)
+        return
+    with suppress(OSError):
+        writer.write(head)
+        reading = asyncio.create_task(reader.read())
+        while not reading.done() and not here.over():
+            await asyncio.wait({reading}, timeout=byte_seconds or 1.0)
+            if byte_seconds and not reading.done():
+                writer.write(b" ")
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+    writer.close()
+
+
+async def changes(here: Soak, folder: Path, recipe: Path, runs: Sequence[Run]) -> None:
+    """Deploys the first run, rolls back, deploys it again, and so on."""
+    number = 0
+    while not here.over():
+        await asyncio.sleep(min(CHANGE_SECONDS, max(0.0, here.until - time.monotonic())))
+        words = ("deploy", recipe, "--rollback") if number % 2 else ("deploy", recipe, "--run", runs[0].id, "--force")
+        await asyncio.to_thread(call, folder, *words)
+        here.faults["rolled back" if number % 2 else "deployed"] += 1
+        number += 1
+
+
+async def faults(here: Soak, chance: random.Random) -> None:
+    """Kills or freezes vLLM, or a process that it started."""
+    while True:
+        # In a short run all the same, once.
+        wait = min(chance.uniform(*FAULT_SECONDS), max(20.0, (here.until - time.monotonic()) / 2))
+        if time.monotonic() + wait > here.until - 10:
+            return
+        await asyncio.sleep(wait)
+        below = family(here.gateway)[1:]
+        if not below:
+            continue
+        number = chance.choice((signal.SIGKILL, signal.SIGSTOP))
+        with suppress(ProcessLookupError):
+            os.kill(chance.choice(below), number)
+            here.faults[number.name] += 1
+
+
+async def sampling(here: Soak) -> None:
+    """Notes what memory and descriptors the gateway has."""
+    began, page = time.monotonic(), os.sysconf("SC_PAGESIZE") / 2**20
+    while not here.over():
+        own = Path(f"/proc/{here.gateway}")
+        with suppress(OSError):
+            resident = int((own / "statm").read_text().split()[1]) * page
+            here.samples.append((time.monotonic() - began, resident, len(list((own / "fd").iterdir()))))
+        await asyncio.sleep(SAMPLE_SECONDS)
+
+
+def found(here: Soak, seconds: float, stop_seconds: float, log: str) -> dict[str, Any]:
+    """Returns the figures, and which promise was broken."""
+    part = max(1, len(here.samples) // 5)
+    early, late = here.samples[part : 2 * part] or here.samples, here.samples[-part:]
+    grown = [median(one[at] for one in late) - median(one[at] for one in early) for at in (1, 2)]
+    allowed = {"right", "429 with Retry-After", "503 with Retry-After"}
+    broken = [f"{count:,} {name}" for name, count in here.outcomes.items() if name not in allowed]
+    broken += [f"memory grew by {grown[0]:.0f} MiB"] if grown[0] > GROWTH_MIB else []
+    broken += [f"descriptors grew by {grown[1]:.0f}"] if grown[1] > GROWTH_DESCRIPTORS else []
+    broken += [f"it took {stop_seconds:.0f} s to stop"] if stop_seconds > 10 else []
+    broken += [] if here.outcomes["right"] else ["nothing was answered"]
+    ordered = sorted(here.seconds)
+    return {
+        "minutes": seconds / 60,
+        "clients": CLIENTS,
+        "silent": SILENT,
+        "slow": SLOW,
+        "outcomes": dict(here.outcomes),
+        "faults": dict(here.faults),
+        "vllm_restarts": log.count("vllm      died") + log.count("vllm      hangs"),
+        "change_overs": log.count("current   "),
+        "memory_mib": [round(median(one[1] for one in some), 1) for some in (early, late)],
+        "descriptors": [round(median(one[2] for one in some)) for some in (early, late)],
+        "p50_seconds": round(ordered[len(ordered) // 2], 3) if ordered else None,
+        "p99_seconds": round(ordered[int(len(ordered) * 0.99)], 3) if ordered else None,
+        "stop_seconds": round(stop_seconds, 1),
+        "broken": broken,
+        "hardware": machine.hardware(on_gpu=False),
+        "date": machine.today(),
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the figures."""
+    for name, value in result.items():
+        told = ", ".join(f"{key} {one:,}" for key, one in value.items()) if isinstance(value, dict) else value
+        print(f"{name:16} {told}")
+
+
+if __name__ == "__main__":
+    command.run(main)

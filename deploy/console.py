@@ -1,0 +1,8 @@
+"""What the gateway says while it runs."""
+
+import sys
+
+
+def say(line: str) -> None:
+    """Prints a line of chatter, at once."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,112 @@
+"""Names of models in requests and answers: one is put for the other where a name stands, and nowhere else.
+
+{"model": "classifier", "messages": [...]}  ->  {"model": "classifier@3f2a90c17b5e44d0", "messages": [...]}
+
+Bodies are read one level deep and kept as the bytes that they are (msgspec.Raw), so that large ones cost next to
+nothing and no number, text or escape is written otherwise than it came.
+"""
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+
+Fields = Mapping[str, msgspec.Raw]
+
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
+_SEVERAL = re.compile(rb'\s*\[\s*["\[]')
+
+
+class LineTooLongError(Exception):
+    """A line of a stream is longer than allowed."""
+
+
+def fields(body: bytes) -> Fields:
+    """Returns the top level of a JSON object, its values as they stand. Raises ValueError where it is none."""
+    try:
+        return _FIELDS.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
+def value(told: Fields, key: str) -> Any:
+    """Returns a value that may be a text or a number, None where there is none or it is something else.
+
+    Raises ValueError for a text that is none, such as half a surrogate.
+    """
+    raw = bytes(told[key]).lstrip() if key in told else b""
+    if not raw or raw[:1] in b"[{":
+        return None
+    try:
+        return msgspec.json.decode(raw)
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from None
+
+
+def number(told: Fields, key: str) -> float | None:
+    """Returns a number as vLLM reads it, which takes "3" and 3.0 for 3; None where there is none."""
+    try:
+        return float(value(told, key))
+    except (TypeError, ValueError):
+        return None
+
+
+def prompts(told: Fields) -> int:
+    """Returns how many prompts a request has: a list of texts or of lists are several, a list of numbers is one."""
+    raw = bytes(told.get("prompt", b""))
+    return len(_ITEMS.decode(raw)) if _SEVERAL.match(raw) else 1
+
+
+def put(told: Fields, **values: Any) -> bytes:
+    """Returns an object as JSON with some of its values replaced."""
+    return msgspec.json.encode({**told, **{key: msgspec.Raw(msgspec.json.encode(one)) for key, one in values.items()}})
+
+
+def put_back(answer: bytes, inside: str, outside: str) -> bytes:
+    """Returns an answer with the name of the model as the client gave it: the key `model` of the answer itself, or of
+    the message that Anthropic's wire begins a stream with. What is not JSON comes back as it is."""
+    try:
+        told = fields(answer)
+        if _model(told) == inside:
+            return put(told, model=outside)
+        if value(told, "type") == "message_start" and "message" in told:
+            message = fields(bytes(told["message"]))
+            if _model(message) == inside:
+                return put(told, message=msgspec.Raw(put(message, model=outside)))
+    except ValueError:
+        return answer
+    return answer
+
+
+async def stream_put_back(chunks: AsyncIterator[bytes], inside: str, outside: str, most: int) -> AsyncIterator[bytes]:
+    """Yields the whole lines of a stream of events as they come, with the name put back.
+
+    Raises LineTooLongError for a line of more than `most` bytes.
+    """
+    rest = bytearray()
+    async for chunk in chunks:
+        *whole, last = chunk.split(b"\n")
+        if whole:
+            lines = [bytes(rest) + whole[0], *whole[1:]]
+            rest = bytearray(last)
+            yield b"".join(_line(line, inside, outside) + b"\n" for line in lines)
+        else:
+            rest += last
+        if len(rest) > most:
+            raise LineTooLongError(f"more than {most:,} bytes")
+    if rest:
+        yield _line(bytes(rest), inside, outside)
+
+
+def _line(line: bytes, inside: str, outside: str) -> bytes:
+    if not line.startswith(b"data:"):
+        return line
+    told = line[len(b"data:") :].strip()
+    found = put_back(told, inside, outside)
+    return line if found is told else b"data: " + found
+
+
+def _model(told: Fields) -> Any:
+    return value(told, "model")

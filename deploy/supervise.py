@@ -1,0 +1,95 @@
+"""The control loop of the gateway: vLLM is kept alive, the registry is followed, and signals end both within 10 s."""
+
+import asyncio
+import time
+from logging import Logger
+from typing import TYPE_CHECKING
+
+from deploy import listening, proxy
+from deploy.console import say
+from deploy.daemon import in_thread
+from recipes.errors import StageError
+from serve import stay
+from serve.engine import Address
+
+if TYPE_CHECKING:
+    from deploy.gateway import Gateway
+
+POLL_SECONDS = 0.5
+AGAIN_SECONDS = 2.0
+DRAIN_SECONDS = 4.0
+"""For answers that are under way at the end; with what aiohttp and vLLM take, less than 10 in all."""
+
+
+async def serving(gateway: "Gateway", address: Address, access: Logger | None = None) -> None:
+    """Serves until it is told to stop. Raises StageError where vLLM does not come up, or fails too often."""
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in listening.heeded_signals():
+        loop.add_signal_handler(number, stopped.set)
+    runner = listening.runner(gateway.door, access)
+    await runner.setup()
+    assert runner.server is not None
+    listener = await listening.listen(runner.server, address)
+    watching = asyncio.create_task(watched(gateway, address))
+    stopping = asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            watching.result()
+        say("stop      answering what is on its way, then stopping vLLM")
+    finally:
+        listener.close()
+        gateway.door.stopping = True
+        stopping.cancel()
+        watching.cancel()
+        await asyncio.gather(watching, stopping, return_exceptions=True)
+        await _drained(gateway.door)
+        await gateway.close()
+        # Together: vLLM has nothing left to answer, and may take as long to end as connections do.
+        await asyncio.gather(in_thread(gateway.vllm.stop), runner.cleanup())
+
+
+async def watched(gateway: "Gateway", address: Address) -> None:
+    """Brings up what is deployed, then follows the registry and keeps vLLM alive. Raises StageError where vLLM does not
+    come up at first, or fails too often."""
+    await gateway.up()
+    failures: list[float] = []
+    following = asyncio.create_task(gateway.follow(address))
+    try:
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            if following.done():
+                following.result()
+            if why := await gateway.failure():
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+                await _revived(gateway, failures, why)
+                following = asyncio.create_task(gateway.follow(address))
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def _revived(gateway: "Gateway", failures: list[float], why: str) -> None:
+    """Starts vLLM again until it comes up. Raises StageError where it has failed too often; a start that fails counts
+    as a failure, since the memory of the one before may not be free yet."""
+    while True:
+        now = time.monotonic()
+        failures[:] = [at for at in failures if at > now - stay.WITHIN_SECONDS] + [now]
+        if len(failures) > stay.RESTARTS:
+            raise StageError(
+                f"vLLM has failed {len(failures)} times within {stay.WITHIN_SECONDS / 60:.0f} minutes: {why}"
+            )
+        try:
+            await gateway.revive(why)
+            return
+        except StageError as error:
+            why = f"did not start again: {error}"
+            await asyncio.sleep(AGAIN_SECONDS)
+
+
+async def _drained(door: proxy.Door) -> None:
+    """Waits until nothing is on its way through the door, for DRAIN_SECONDS at most."""
+    end = time.monotonic() + DRAIN_SECONDS
+    while door.of_key.total() and time.monotonic() < end:
+        await asyncio.sleep(0.05)

@@ -1,0 +1,53 @@
+"""Servers of a comparison that start ahead: side by side where memory allows."""
+
+from pathlib import Path
+
+from compare.engines import PROCESS_BYTES, Engines
+from recipes.schema_verdict import Serve
+from serve import plan
+from serve.engine import Address, Engine, Plan, free_port
+from tracking import environment
+
+POCKET = Path(__file__).parent.parent / "pocket" / "model"
+
+
+def engine(folder: Path, name: str, use_cpu: bool = True, gib: float = 0.5) -> Engine:
+    asked = Plan(str(POCKET), name, Serve(cpu_cache_gib=gib), use_cpu)
+    return Engine(asked, Address("127.0.0.1", free_port()), folder / f"{name}.log")
+
+
+def alive(engines: list[Engine]) -> list[bool]:
+    return [one.alive() for one in engines]
+
+
+def test_those_that_fit_start_side_by_side_and_all_are_stopped(tmp_path: Path) -> None:
+    ours, two = Engines(), [engine(tmp_path, "merged"), engine(tmp_path, "int8")]
+    try:
+        for one in two:
+            ours.start(one.plan.name, one)
+        assert alive(two) == [True, True]
+    finally:
+        ours.stop()
+    assert alive(two) == [False, False]
+
+
+def test_one_that_does_not_fit_beside_the_first_waits_for_its_turn(tmp_path: Path) -> None:
+    first = engine(tmp_path, "merged")
+    free = environment.available_memory_bytes() - (plan.memory_needed(first.plan) or 0) - PROCESS_BYTES
+    ours, two = Engines(), [first, engine(tmp_path, "int8", gib=free / 2**30)]
+    try:
+        for one in two:
+            ours.start(one.plan.name, one)
+        assert alive(two) == [True, False]
+    finally:
+        ours.stop()
+
+
+def test_on_a_gpu_the_first_alone_starts_ahead(tmp_path: Path) -> None:
+    ours, two = Engines(), [engine(tmp_path, name, use_cpu=False) for name in ("merged", "int8")]
+    try:
+        for one in two:
+            ours.start(one.plan.name, one)
+        assert alive(two) == [True, False]
+    finally:
+        ours.stop()

