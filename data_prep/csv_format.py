@@ -38,7 +38,7 @@ def read(file: SourceFile, text: Text, source: Source, columns: Collection[str])
     ordered = re.fullmatch(r'"?sep=(.)"?[\r\n]*', first, re.IGNORECASE)
     content = content if ordered else chain([first], content)
     sample, content = _sample(content)
-    if source.delimiter != "auto" and file.kind == "csv":
+    if source.delimiter != "auto" and file.kind != "tsv":
         delimiter = source.delimiter
     elif ordered:
         delimiter = ordered[1]
