@@ -50,8 +50,8 @@ def chosen(key: str, given: str, found: list[SourceFile], source: Source) -> tup
 
 
 def read(file: SourceFile, text: Text, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
-    """Returns what was found out about the file beside its encoding, and a row for each line that is not blank, or, where
-    the recipe describes a table, its rows."""
+    """Returns what was found out about the file beside its encoding, and a row for each line that is not blank; those
+    of a table where the recipe describes one."""
     if source.tables_in_txt:
         return csv_format.read(file, text, source, columns)
     if source.sample_by == "document":  # one that the recipe names outright
