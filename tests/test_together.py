@@ -13,7 +13,8 @@ from recipes.errors import RecipeError, StageError
 from tests import serving
 from tests.closed_place import at_the_sdks_own_address, closed, two_labels
 from tests.collecting import backend, decisions, questions
-from tests.faulty_provider import Json, Provider, decision, label, running
+from tests.faulty_provider import Provider, running
+from tests.provider_answers import Json, decision, label
 from tests.test_providers import Made
 from tests.test_providers import place as place
 
