@@ -170,7 +170,12 @@ def watch(vllm: Engine) -> None:
         if len(deaths) > RESTARTS:
             raise StageError(f"vLLM has died {len(deaths)} times within {WITHIN_SECONDS / 60:.0f} minutes, {why}")
         print(f"vllm      died, {why}\nvllm      starting it again", file=sys.stderr, flush=True)
-        print(f"ready     again after {started(vllm):.0f} s", flush=True)
+        try:
+            print(f"ready     again after {started(vllm):.0f} s", flush=True)
+        except StageError as error:
+            # Counted as another death: the memory of the one before may not be free yet.
+            print(f"vllm      did not start again: {error}", file=sys.stderr, flush=True)
+            vllm.stop()
 
 
 @contextmanager
