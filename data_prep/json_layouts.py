@@ -39,9 +39,10 @@ def rows_of(name: str, value: Mapping[str, Any], columns: Collection[str]) -> tu
     names, data = value.get("columns"), value.get("data")
     if isinstance(names, list) and isinstance(data, list) and all(_fits(row, names) for row in data):
         return "columns and data", [dict(zip(map(str, names), row, strict=True)) for row in data]
+    example = ", ".join(f'"{column[:40]}": ...' for column in list(columns)[:2])
     raise RecipeError(
         f"{name}:1: an object without rows: it holds {_held(value)}, and no array of objects; write JSONL, an object a "
-        'line, such as {"text": ..., "label": ...}'
+        f"line, such as {{{example}}}"
     )
 
 

@@ -187,7 +187,7 @@ def test_what_a_table_has_for_no_value(tmp_path: Path) -> None:
         ("a.csv", "id,output\n,a\n", "a.csv:2: id is ''; give the id of a test row"),
         ("a.json", '[{"id": "r0", "output": "a"}, {"id": "r0", "output": "b"}]', "a.json:2: id 'r0' stands in row 1"),
         ("a.json", '[{"id": "r0", "output": "a", "cost_usd": NaN}]', "a.json:1: NaN, which is not JSON; write null"),
-        ("a.json", '{"r0": "a"}', "a.json:1: an object where one array of objects is looked for"),
+        ("a.json", '{"r0": "a"}', "a.json:1: an object without rows: it holds 'r0' (a text)"),
         ("a.json", '[{"id": "r0", "output": "\\ud800"}]', "a.json:1: half of a surrogate pair"),
         ("a.parquet", "id,output\nr0,a\n", "a.parquet: not Parquet, or a damaged one"),
     ],

@@ -348,12 +348,12 @@ def test_training_ends_with_the_words_of_its_task(tmp_path: Path) -> None:
     assert worker.headline(extraction, scores)["validation/untuned_schema_valid"] == 0.5
 
 
-def test_an_answer_has_room_for_half_as_much_again_and_serving_is_told(tokenizer: Any) -> None:
+def test_an_answer_has_room_for_half_as_much_again_and_serving_is_told() -> None:
     assert worker.max_answer_tokens([Row("a", [1], ([2] * 10,))]) == render.LEAST_ANSWER_TOKENS
     assert worker.max_answer_tokens([Row("a", [1], ([2] * 10, [2] * 101))]) == 152
     recipe = load("extractor", (), "cpu").recipe
     spec = extraction.specify(recipe.task, {})
-    prompt = adapter.prompt(recipe, tokenizer, spec, 152)
+    prompt = adapter.prompt(recipe, render.rendering_of(recipe.model), spec, 152)
     assert prompt["max_answer_tokens"] == 152
     # What is on disk is enough to ask, to constrain and to read as training did.
     on_disk = json.loads(json.dumps(prompt))["task"]
