@@ -136,11 +136,16 @@ def before(place: Path, version: str) -> str | None:
     for line in history(place):
         # What was rolled back from is not a version to go back to.
         if line["action"] == "rollback" and line["to"] in order:
-            order = order[: order.index(line["to"]) + 1]
+            order = order[: _last(order, line["to"]) + 1]
         elif not order or order[-1] != line["to"]:
             order.append(line["to"])
-    earlier = order[: order.index(version)] if version in order else order
+    earlier = order[: _last(order, version)] if version in order else order
     return next((one for one in reversed(earlier) if one != version), None)
+
+
+def _last(order: list[str], version: str) -> int:
+    """Where a version stands in an order, the last time."""
+    return len(order) - 1 - order[::-1].index(version)
 
 
 def whole(version: Path) -> bool:

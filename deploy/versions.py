@@ -22,8 +22,9 @@ LEAST_RANK = 64
 def candidates(place: Path, refused: Collection[str] = ()) -> Iterator[str]:
     """Yields the versions that may answer: the current one, then those that were deployed before it, but for those
     that were refused."""
-    version = registry.current(place)
-    while version is not None:
+    version, seen = registry.current(place), set[str]()
+    while version is not None and version not in seen:
+        seen.add(version)
         if version not in refused:
             yield version
         version = registry.before(place, version)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import gates, registry
+from deploy import gates, registry, versions
 from recipes.errors import RecipeError, StageError
 from recipes.load import load
 from tests.conftest import Command
@@ -62,15 +62,28 @@ def test_versions_follow_their_bytes_and_history_tells(trained: Callable[[str], 
 
 def test_rolling_back_twice_goes_further_back(trained: Callable[[str], Run], tmp_path: Path) -> None:
     place = tmp_path / "registry" / "classifier"
-    versions = [registry.promote(place, trained(weights), []) for weights in ("one", "two", "three")]
-    assert registry.roll_back(place, None) == (versions[2], versions[1])
-    assert registry.roll_back(place, None) == (versions[1], versions[0])
+    order = [registry.promote(place, trained(weights), []) for weights in ("one", "two", "three")]
+    assert registry.roll_back(place, None) == (order[2], order[1])
+    assert registry.roll_back(place, None) == (order[1], order[0])
     with pytest.raises(RecipeError, match="only version"):
         registry.roll_back(place, None)
-    assert registry.roll_back(place, versions[2]) == (versions[0], versions[2])
-    assert registry.current(place) == versions[2]
-    with pytest.raises(RecipeError, match=f"no whole version nonsense .* there are {min(versions)}"):
+    assert registry.roll_back(place, order[2]) == (order[0], order[2])
+    assert registry.current(place) == order[2]
+    with pytest.raises(RecipeError, match=f"no whole version nonsense .* there are {min(order)}"):
         registry.roll_back(place, "nonsense")
+
+
+def test_a_version_that_was_deployed_twice_is_rolled_back_to_the_one_between(
+    trained: Callable[[str], Run], tmp_path: Path
+) -> None:
+    place, one, two = tmp_path / "registry" / "classifier", trained("one"), trained("two")
+    first, second = registry.promote(place, one, []), registry.promote(place, two, [])
+    registry.promote(place, one, [])
+    assert list(versions.candidates(place)) == [first, second]
+    assert registry.roll_back(place, None) == (first, second)
+    assert registry.roll_back(place, None) == (second, first)
+    registry.promote(place, two, [])
+    assert registry.roll_back(place, None) == (second, first)
 
 
 def test_nothing_to_roll_back(tmp_path: Path) -> None:
