@@ -18,6 +18,7 @@ from recipes.load import load
 from recipes.schema import Recipe
 from recipes.schema_compare import Compare
 from tasks import KINDS
+from tasks.render import Rendering
 from tracking import files, run
 from train import adapter
 
@@ -38,7 +39,7 @@ def place(
     (here.folder / "adapter").mkdir()
     given = recipe.task.labels if isinstance(recipe.task.labels, dict) else dict.fromkeys(labels, "")
     spec = KINDS[recipe.task.variant].specify(recipe.task, given)
-    files.write_json(here.folder / "adapter" / "prompt.json", adapter.prompt(recipe, tokenizer, spec, 16))
+    files.write_json(here.folder / "adapter" / "prompt.json", adapter.prompt(recipe, Rendering(tokenizer), spec, 16))
     return Place(here, "mine", told, material.of(here))
 
 

@@ -186,7 +186,9 @@ def test_what_an_endpoint_that_decides_has_no_place_for_is_told(baseline: str, t
 
 def test_other_kinds_than_classification_are_told() -> None:
     words = "compare.baselines=[{provider: openai, api: decisions, model: gpt-6-luna}]"
-    assert "chooses among labels, and kind is extraction" in mistakes("extractor", words, "compare.primary=null")
+    assert "chooses one of the labels, and this is kind extraction" in mistakes(
+        "extractor", words, "compare.primary=null"
+    )
 
 
 def test_the_key_of_one_provider_is_not_sent_to_another() -> None:

@@ -13,6 +13,7 @@ from compare.systems import System
 from recipes.load import load
 from recipes.schema_compare import Baseline, Compare, Primary
 from tasks import KINDS
+from tasks.render import Rendering
 from tests.faulty_provider import Provider, running
 from tracking import files, run
 from train import adapter
@@ -41,7 +42,9 @@ def place(tmp_path: Path, tokenizer: Any) -> Made:
         here = run.create(tmp_path / "runs" / "classifier", told, "digest", {}, data)
         (here.folder / "adapter").mkdir()
         spec = KINDS["classification"].specify(recipe.task, dict.fromkeys(LABELS, ""))
-        files.write_json(here.folder / "adapter" / "prompt.json", adapter.prompt(recipe, tokenizer, spec, 16))
+        files.write_json(
+            here.folder / "adapter" / "prompt.json", adapter.prompt(recipe, Rendering(tokenizer), spec, 16)
+        )
         return Place(here, "classifier", told, material.of(here))
 
     return made
