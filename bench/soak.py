@@ -56,6 +56,7 @@ TRAINED = ("train.max_steps=4", "train.save_steps=4")
 class Soak:
     """What happens, and what came of it."""
 
+    model: str
     port: int
     gateway: int
     references: dict[str, dict[str, Any]]
@@ -135,7 +136,7 @@ def soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, chance
         }
         rows = clear_rows(references)
         grammar = files.read_json(runs[0].folder / "adapter" / "prompt.json")["grammar"]
-        here = Soak(port, process.pid, references, grammar, rows, time.monotonic() + seconds)
+        here = Soak(recipe.stem, port, process.pid, references, grammar, rows, time.monotonic() + seconds)
         asyncio.run(everything(here, folder, recipe, runs, chance))
         if process.poll() is not None:
             raise StageError(f"the gateway ended:\n{log.read_text(encoding='utf-8')[-3000:]}")
@@ -173,7 +174,11 @@ async def client(here: Soak, asking: ClientSession, chance: random.Random) -> No
     """Asks one row after the other, and waits where it is told to."""
     while not here.over():
         row = chance.choice(here.rows)
-        body = {"model": "small", "prompt": next(iter(here.references.values()))[row]["prompt_ids"], "max_tokens": 64}
+        body = {
+            "model": here.model,
+            "prompt": next(iter(here.references.values()))[row]["prompt_ids"],
+            "max_tokens": 64,
+        }
         body |= {"structured_outputs": {"grammar": here.grammar}} if here.grammar else {}
         began, wait = time.monotonic(), 0.0
         try:

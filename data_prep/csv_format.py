@@ -38,12 +38,12 @@ def read(file: SourceFile, text: Text, source: Source, columns: Collection[str])
     ordered = re.fullmatch(r'"?sep=(.)"?[\r\n]*', first, re.IGNORECASE)
     content = content if ordered else chain([first], content)
     sample, content = _sample(content)
-    if source.delimiter != "auto" and file.kind == "csv":
+    if source.delimiter != "auto" and file.kind != "tsv":
         delimiter = source.delimiter
     elif ordered:
         delimiter = ordered[1]
     else:
-        delimiter = "\t" if file.kind == "tsv" else _delimiter(sample, source.quote, columns)
+        delimiter = "\t" if file.kind == "tsv" else _delimiter(sample, source, columns)
     if delimiter in ("\r", "\n", source.quote):
         raise RecipeError(f"data.source.delimiter: {delimiter!r} ends lines or quotes fields; give what stands between")
     about: About = {"delimiter": delimiter} | ({"quotes": source.quote} if source.quotes is not True else {})
@@ -135,16 +135,19 @@ def _sample(content: Iterator[str]) -> tuple[list[str], Iterator[str]]:
     return sample, chain(sample, content)
 
 
-def _delimiter(sample: list[str], quote: str | None, columns: Collection[str]) -> str:
-    """The delimiter under which the header has the recipe's columns; else the one that rows agree on, or a comma."""
+def _delimiter(sample: list[str], source: Source, columns: Collection[str]) -> str:
+    """The delimiter under which the header has the recipe's columns, or most rows as many as `source.header`; else the
+    one that rows agree on, or a comma."""
 
     def plausible(delimiter: str) -> tuple[int, bool, int]:
         rows: list[list[str]] = []
         with suppress(csv.Error):
-            for row in _reader(sample, delimiter, quote, strict=False):
+            for row in _reader(sample, delimiter, source.quote, strict=False):
                 rows += [row] if row else []
+        if source.header is not None:
+            return sum(len(row) == len(source.header) for row in rows), False, 0
         header = rows[0] if rows else []
         agree = len(header) > 1 and all(len(row) == len(header) for row in rows[:-1])
         return len(set(columns) & set(header)), agree, len(header)
 
-    return max(DELIMITERS, key=plausible)
+    return max((one for one in DELIMITERS if one != source.quote), key=plausible)

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from data_prep import csv_format
 from data_prep.encoding import Text, check_fetched, detect, has_half, lines
 from data_prep.source_row import SPLIT_NAMES, About, SourceFile, SourceRow
 from recipes.errors import RecipeError
@@ -26,29 +27,33 @@ _SPLIT = "|".join(SPLIT_NAMES)
 _OF_SPLIT = re.compile(rf"^(?:{_SPLIT})(?:$|[-_. ])|[-_. ](?:{_SPLIT})$", re.IGNORECASE)
 
 
-def chosen(key: str, given: str, found: list[SourceFile], sample_by: str | None) -> tuple[list[SourceFile], list[str]]:
+def chosen(key: str, given: str, found: list[SourceFile], source: Source) -> tuple[list[SourceFile], list[str]]:
     """Returns the files of a folder or a pattern that are data, and the names of those that are not: .txt files beside
-    data of another kind are notes, unless `sample_by` says what they hold.
+    data of another kind are notes, unless the source's `sample_by` says what they hold.
 
     Documents come as one file a folder. Raises RecipeError where it is not plain whether a file is one text or many.
     """
     texts = [file for file in found if file.kind == "txt"]
-    if sample_by == "document":
+    if source.sample_by == "document":
         return _by_folder(found)
-    if sample_by == "line" or not texts:
+    if source.sample_by == "line" or not texts:
         return found, []
     if len(texts) < len(found):
         return [file for file in found if file.kind != "txt"], [file.name for file in texts]
-    if len(texts) > 1:
+    if len(texts) > 1 and not source.tables_in_txt:
         raise RecipeError(
             f"{key}: {given} holds {len(texts)} .txt files. data.source.sample_by: document reads each as one text, "
-            "labelled by its folder's name; sample_by: line reads each line as a text, labelled by its file's name"
+            "labelled by its folder's name; sample_by: line reads each line as a text, labelled by its file's name; "
+            "where they are tables, set delimiter or header"
         )
     return found, []
 
 
 def read(file: SourceFile, text: Text, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
-    """Returns what was found out about the file beside its encoding, and a row for each line that is not blank."""
+    """Returns what was found out about the file beside its encoding, and a row for each line that is not blank; those
+    of a table where the recipe describes one."""
+    if source.tables_in_txt:
+        return csv_format.read(file, text, source, columns)
     if source.sample_by == "document":  # one that the recipe names outright
         return {}, iter([_document(file, text, _label(file.path.parent))])
     return {}, _lines(file, text)

@@ -26,7 +26,7 @@ from data_prep.times import seconds_of
 from recipes import schema_fields
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
-from recipes.schema_data import By, Formats
+from recipes.schema_data import By
 from tasks import KINDS, privacy
 from tasks.chat import conversation
 from tasks.extraction import given_record
@@ -37,7 +37,6 @@ PLACES = ("verbatim", "rewrapped", "elsewhere")
 # Of the columns that a file has, how many are shown, and of each how much.
 SHOWN_COLUMNS, SHOWN_CHARACTERS = 20, 40
 MISSING_SHOWN = 6
-NO_FORMATS = Formats()
 PLACEHOLDER = re.compile(r"\[[A-Z]+_[0-9]+\]")
 
 
@@ -182,9 +181,10 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     messages = recipe.data.columns.messages
     given = task.given(values, recipe) if messages is None else conversation(values.get(messages), messages)
     raw, text, written = given.text, clean(given.text), given.target
-    if recipe.data.formats != NO_FORMATS and recipe.task.json_schema is not None:
-        read = read_record(given_record(written), recipe.task.json_schema, recipe.data.formats)
-        given = replace(given, target=read)
+    schema, formats = recipe.task.json_schema, recipe.data.formats
+    if schema is not None and (formats.decimal or formats.dates):
+        read, *more = (read_record(given_record(one), schema, formats) for one in (written, *given.others))
+        given = replace(given, target=read, others=more)
     if not (text if text.isascii() else UNSEEN.sub("", text).strip()):
         raise UnusableRowError("no_text", "the text is empty" + (", but for invisible characters" if text else ""))
     check_characters("text", text)

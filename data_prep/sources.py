@@ -90,7 +90,7 @@ def _look(source: Source) -> tuple[list[SourceFile], list[str]]:
             key = "path" if source.path else f"paths[{number}]" if source.paths else split
             here, beside = _at(f"data.source.{key}", split, given)
             if len(here) > 1 or Path(given).is_dir():
-                here, notes = plain_text.chosen(f"data.source.{key}", given, here, source.sample_by)
+                here, notes = plain_text.chosen(f"data.source.{key}", given, here, source)
                 beside = sorted(beside + notes)
             found += _by_name(f"data.source.{key}", given, here) if source.path else here
             skipped += beside
@@ -179,7 +179,7 @@ def _sorted_out(key: str, split: str, given: str, every: list[tuple[Path, str]])
     for path, name in every:
         if path.is_dir():
             skipped.append(f"{name}/")
-        elif kind_of(path) is None or path.name.startswith("."):
+        elif kind_of(path) is None or path.name.startswith((".", "~$")):  # ~$: Excel has the file open
             skipped.append(name)
         elif path.is_symlink() and not path.exists():
             raise RecipeError(f"{key}: {name} is a link to {path.readlink()}, and there is nothing")

@@ -34,7 +34,7 @@ __all__ = ["Gateway", "main", "serving", "watched"]
 
 PROBE_SECONDS = 5.0
 """vLLM that has sent nothing for so long is asked for one token."""
-LOAD_TIMES_LONGER = 5
+LOAD_TIMES_LONGER = 10
 """How much longer than hang_seconds an answer may take while a version is loaded: its reference rows queue up."""
 STOP_SECONDS = 3.0
 """For vLLM to end, until it is killed."""
@@ -74,19 +74,23 @@ class Gateway:
                 except (StageError, RecipeError) as error:
                     self.refuse(place, wanted, error)
                     continue
+                told = "again    " if self.door.versions.get(place.name) == wanted else "current  "
                 self.door.versions[place.name] = wanted
                 seconds = time.monotonic() - began
-                say(f"current   {place.name}@{wanted}: {agreement:.1%} of its reference answers, after {seconds:.1f} s")
+                say(f"{told} {place.name}@{wanted}: {agreement:.1%} of its reference answers, after {seconds:.1f} s")
 
     def wanted(self, place: Path) -> str | None:
-        """Returns the version that is to answer next, None where the one that answers is right: the current version, or
-        where that was refused and nothing answers, the one that was deployed before it."""
+        """Returns the version that is to be loaded next, None where the one that answers is right: after a restart of
+        vLLM the one that answered, then the current version, or where that was refused and nothing answers, the one
+        that was deployed before it."""
         answering, current = self.door.versions.get(place.name), registry.current(place)
         if (deployed := registry.deployed_at(place)) != self._deployed_at.get(place.name):
             # What was refused is looked at again where it is deployed again.
             self._deployed_at[place.name] = deployed
             self.refused.discard((place.name, str(current)))
         refused = {version for name, version in self.refused if name == place.name}
+        if answering and answering not in self.loaded[place.name]:
+            return answering
         if answering:
             return current if current not in {None, answering, *refused} else None
         return next(candidates(place, refused), None)
@@ -94,6 +98,8 @@ class Gateway:
     def refuse(self, place: Path, version: str, error: Exception) -> None:
         """Sets a version aside, and says so once."""
         self.refused.add((place.name, version))
+        if self.door.versions.get(place.name) == version:
+            del self.door.versions[place.name]  # it answered until vLLM was started again
         stays = self.door.versions.get(place.name)
         say(f"refused   {place.name}@{version}: {error}; {f'{stays} goes on' if stays else 'nothing answers'}")
 
@@ -155,7 +161,7 @@ class Gateway:
         """Follows the registry and the file of keys, for ever. Raises StageError where at first nothing is served."""
         while True:
             await self.change_over()
-            if self.door.versions and self.door.engine is None:
+            if self.door.versions and self.door.engine is None and not self._not_loaded():
                 self.open()
                 if not self._announced:
                     print(f"ready     {address}/v1; models {', '.join(self.door.versions)}", flush=True)
@@ -166,6 +172,10 @@ class Gateway:
             if told := await in_thread(self.door.keys.refresh):
                 say(f"keys      {told}")
             await asyncio.sleep(POLL_SECONDS)
+
+    def _not_loaded(self) -> list[str]:
+        """Names of models whose version vLLM does not have."""
+        return [name for name, of in self.door.versions.items() if name in self.loaded and of not in self.loaded[name]]
 
     def open(self) -> None:
         """Lets requests pass to vLLM."""
@@ -201,7 +211,8 @@ class Gateway:
     async def answers(self) -> bool:
         """Returns whether vLLM gives a token within hang_seconds. Its wire answers `GET /health` although nothing
         computes any more behind it."""
-        names = ["@".join(one) for one in self.door.versions.items()] or [self.vllm.plan.name]
+        there = self.door.versions.keys() - self._not_loaded()
+        names = [f"{name}@{self.door.versions[name]}" for name in there] or [self.vllm.plan.name]
         body = {"model": names[0], "prompt": "a", "max_tokens": 1}
         try:
             async with (
@@ -217,13 +228,11 @@ class Gateway:
         return answer.status < 500
 
     async def revive(self, why: str) -> None:
-        """Starts vLLM again, with the versions that answered. Raises StageError where it does not come up."""
+        """Starts vLLM again. Raises StageError where it does not come up."""
         say(f"vllm      {why}")
         await self.close()
         await in_thread(self.vllm.stop)
         await self.up()
-        if self.door.versions:
-            self.open()
 
     async def close(self) -> None:
         """Lets nothing pass to vLLM; requests that are with it break off."""
@@ -234,22 +243,13 @@ class Gateway:
             await asking.close()
 
     async def up(self) -> None:
-        """Starts vLLM and loads what answered before. Raises StageError where it does not come up."""
+        """Starts vLLM, which `follow` loads and opens. Raises StageError where it does not come up."""
         self.loaded, self._ended_workers = {place.name: set() for place in self.places}, set()
         self.vllm.start()  # in this thread, the main one: the process ends with the thread that started it
         seconds = await in_thread(self.vllm.wait_ready)
         say(f"vllm      up after {seconds:.0f} s")
         self._silent_since = None
         self.door.heard()
-        for place in self.places:
-            if version := self.door.versions.get(place.name):
-                try:
-                    await self.load(place, version)
-                except BrokeOffError as error:
-                    raise StageError(f"vLLM broke off while {place.name}@{version} was loaded: {error}") from None
-                except (StageError, RecipeError) as error:
-                    del self.door.versions[place.name]
-                    self.refuse(place, version, error)
 
     def say_once(self, line: str) -> None:
         """Says a line unless it was the last one that was said so, and vLLM has not been up since."""

@@ -138,7 +138,7 @@ def read(path: Path) -> Tree:
         line = f":{mark.line + 1}" if mark else ""
         problem = (error.problem or "not YAML").splitlines()[0]
         raise RecipeError(f"{shown}{line}: {problem}") from None
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # ValueError: a date that no calendar has, such as 2026-13-01
         raise RecipeError(f"{shown}: {str(error).splitlines()[0]}") from None
     if not isinstance(document, CommentedMap):
         raise RecipeError(f"{shown}: a recipe is a mapping with task, data and model; this is {_kind(document)}")
@@ -172,7 +172,7 @@ def _from_overrides(overrides: Sequence[str]) -> Tree:
             raise RecipeError(f"SET {override!r}: write dotted.key=value, such as train.learning_rate=1e-4")
         try:
             value = _plain(YAML().load(text))
-        except YAMLError:
+        except (YAMLError, ValueError):
             raise RecipeError(f"SET {override}: {text!r} is not a YAML value; put quotes around text") from None
         _lay_over(tree, Tree(_nested(key, value), {key: Place(f"SET {dotted}", None, Path.cwd())}))
     return tree

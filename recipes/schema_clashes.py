@@ -99,7 +99,7 @@ def _with_task(recipe: "Recipe") -> Found:
 
 def _with_formats(recipe: "Recipe") -> Found:
     formats, time = recipe.data.formats, recipe.data.split.time
-    fields = dict(schema_fields.leaves(recipe.task.json_schema)) if recipe.task.json_schema else {}
+    fields = dict(schema_fields.values(recipe.task.json_schema)) if recipe.task.json_schema else {}
     if formats.decimal is not None and recipe.task.kind != "extraction":
         yield ("data", "formats", "decimal"), f"is for fields that are numbers, and kind is {recipe.task.kind}"
     for name in formats.dates:

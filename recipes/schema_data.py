@@ -117,7 +117,8 @@ class Source(Section):
     """The sheet of an Excel workbook; without it, the one visible sheet that has the recipe's columns."""
     sample_by: Literal["line", "document"] | None = None
     """Whether a line or a whole file of .txt is one text. The label of a line is the name of its file, that of a
-    document the name of its folder. Without it, files that are named one by one are read by lines."""
+    document the name of its folder. Without it, files that are named one by one are read by lines, and with `delimiter`
+    or `header` .txt files are tables."""
 
     @field_validator("encoding")
     @classmethod
@@ -139,6 +140,11 @@ class Source(Section):
     def quote(self) -> str | None:
         """Returns the character that opens a quoted field, None where none does."""
         return '"' if self.quotes is True else self.quotes or None
+
+    @property
+    def tables_in_txt(self) -> bool:
+        """Returns whether .txt files are read as CSV files are."""
+        return self.sample_by is None and (self.delimiter != "auto" or self.header is not None)
 
     @model_validator(mode="after")
     def _several_characters_need_no_quotes(self) -> Self:

@@ -39,13 +39,19 @@ def check(json_schema: Mapping[str, Any]) -> None:
         raise ValueError(f"properties: {', '.join(map(repr, twice))} names two fields, one of them inside an object")
 
 
-def paths(json_schema: Mapping[str, Any], above: str = "") -> list[str]:
+def paths(json_schema: Mapping[str, Any]) -> list[str]:
     """Returns the paths of all values of a record, those in objects as supplier.name and line_items.price."""
-    found: list[str] = []
+    return [path for path, _ in values(json_schema)]
+
+
+def values(json_schema: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Yields (path, type) of each value of a record; of a list of values, the type of its entries."""
     for name, field in json_schema["properties"].items():
         inside = field.get("items", field)
-        found += paths(inside, f"{above}{name}.") if "properties" in inside else [above + name]
-    return found
+        if "properties" in inside:
+            yield from values(inside, f"{above}{name}.")
+        else:
+            yield above + name, "string" if "enum" in inside else _kinds(inside)[0]
 
 
 def with_whole_limits(json_schema: Any) -> Any:
@@ -59,17 +65,6 @@ def with_whole_limits(json_schema: Any) -> Any:
         key: int(one) if key in LIMITS and isinstance(one, float) else with_whole_limits(one)
         for key, one in json_schema.items()
     }
-
-
-def leaves(json_schema: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Yields (name, type) of each field that holds values, those of a list by their type; one of an object by its
-    dotted name."""
-    for name, field in json_schema["properties"].items():
-        field = field.get("items", field)
-        if "properties" in field:
-            yield from leaves(field, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", "string" if "enum" in field else _kinds(field)[0]
 
 
 def check_normalizers(normalizers: Collection[str], json_schema: Mapping[str, Any]) -> None:

@@ -185,7 +185,13 @@ def watch(vllm: Engine, served: Sequence[Served], key: str | None) -> None:
         if len(deaths) > RESTARTS:
             raise StageError(f"vLLM has died {len(deaths)} times within {WITHIN_SECONDS / 60:.0f} minutes, {why}")
         print(f"vllm      died, {why}\nvllm      starting it again", file=sys.stderr, flush=True)
-        seconds = started(vllm)
+        try:
+            seconds = started(vllm)
+        except StageError as error:
+            # Counted as another death: the memory of the one before may not be free yet.
+            print(f"vllm      did not start again: {error}", file=sys.stderr, flush=True)
+            vllm.stop()
+            continue
         for one in served:
             if told := recall.other_prompt(one, one.name, vllm.address, key):
                 raise GateError(f"not served: {one.name} is asked otherwise than it was trained, {told}")

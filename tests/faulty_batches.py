@@ -7,7 +7,8 @@ from typing import Any
 from aiohttp import web
 
 from tests import provider_rules
-from tests.faulty_provider import FILTERED, SIGNED, Batch, Json, Provider, completion, error, message, prompt_of
+from tests.faulty_provider import FILTERED, SIGNED, Batch, Provider, error
+from tests.provider_answers import Json, completion, message, prompt_of
 from tests.provider_checks import Refused
 
 REVOKED = Refused(401, "The API key was revoked.")

@@ -270,6 +270,14 @@ CSV = [
         (row(1, "hello"),),
         source={"delimiter": " ||| ", "quotes": False, "header": ["text", "label"]},
     ),
+    Hostile(
+        "a delimiter without a header",
+        "rows.csv",
+        b"hello, you;a\nworld;b\n",
+        (row(1, "hello, you"), row(2, "world", "b")),
+        source={"header": ["text", "label"]},
+        about={"delimiter": ";"},
+    ),
     Hostile("an excel order that quotes", "rows.csv", b'sep="\ntext,label\n', refused="data.source.delimiter"),
     Hostile(
         "ragged",

@@ -17,7 +17,8 @@ from compare.answers import STOP_AFTER, Answered, Collected
 from compare.spend import Budget
 from recipes.errors import RecipeError, StageError
 from tests.collecting import IDENTITY, Price, backend, collect, killed, lines, outputs, question, questions
-from tests.faulty_provider import ABOUT_THE_ROW, KINDS, Provider, completion, label, running
+from tests.faulty_provider import ABOUT_THE_ROW, KINDS, Provider, running
+from tests.provider_answers import completion, label
 
 FULL = 3080
 

@@ -17,7 +17,8 @@ from compare.spend import Budget
 from recipes.errors import RecipeError, StageError
 from tests import provider_rules
 from tests.collecting import Price, backend, collect, killed, outputs, pending, questions
-from tests.faulty_provider import Batch, Provider, label, running
+from tests.faulty_provider import Batch, Provider, running
+from tests.provider_answers import label
 
 ROWS = 120
 EXPECTED = {(f"T{at:06}", 0): label(f"row {at}") for at in range(ROWS)}

@@ -1,7 +1,10 @@
 """Every kind of chat template: what of it is taken, how it is pinned, where it stops, and why it is refused."""
 
+import json
+import shutil
 from dataclasses import replace
 from datetime import datetime
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -185,24 +188,24 @@ def test_free_text_that_decodes_to_another_text_is_refused(tokenizer: Any) -> No
             decodable.check(generation, spec, [{"target": "late"}], [Row("T1", prompt, (ids,))], tokenizer, 4096)
 
 
-def test_a_tokenizer_that_writes_a_space_before_words_learns_the_answer_without_it() -> None:
-    """As SentencePiece does: a word that stands alone is another token than the same word behind something."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {"<unk>": 0, "[/INST]": 1, "</s>": 2, "[INST]": 3, "\u2581": 4, "\u2581late": 5, "late": 6, "<0x0A>": 7}
-    letters = {one: 8 + at for at, one in enumerate("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ?.:,_\n")}
-    merges = [("l", "a"), ("la", "t"), ("lat", "e"), ("\u2581", "late")]
-    extra = {"la": 90, "lat": 91}
-    backend = Tokenizer(models.BPE({**words, **letters, **extra}, merges, unk_token="<unk>"))  # noqa: S106
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-    backend.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
-    turns = "{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %} {{ m.content }}</s>{% endif %}"
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")  # noqa: S106
-    made.add_special_tokens({"additional_special_tokens": ["[INST]", "[/INST]"]})
-    made.chat_template = "{% for m in messages %}" + turns + "{% endfor %}"
-    (example,) = render.examples(made, [[{"role": "user", "content": "when"}]], ["late"])
-    assert made.convert_ids_to_tokens(example.completion_ids) == ["late", "</s>"]
-    spec = classification.Spec("Say it.", {"late": "", "later": ""})
-    row = Row("T1", example.prompt_ids, (example.completion_ids,))
-    decodable.check(classification, spec, [{"target": "late"}], [row], made, len(made))
+def test_a_sentencepiece_vocabulary_learns_the_answer_without_the_space_before_it(tmp_path: Path) -> None:
+    """Mistral's own v3: a word that stands alone is another token than the same word behind [/INST]."""
+    data = Path(str(files("mistral_common"))) / "data"
+    shutil.copyfile(data / "mistral_instruct_tokenizer_240323.model.v3", tmp_path / "tokenizer.model")
+    special = enumerate(["<unk>", "<s>", "</s>", "[INST]", "[/INST]"])
+    added = {str(at): {"content": token, "special": True, "normalized": False} for at, token in special}
+    config = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>", "added_tokens_decoder": added}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    turn = "{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %} {{ m.content }}</s>{% endif %}"
+    template = "{% for m in messages %}" + turn + "{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
+    rendering = render.rendering_of(Model(base=str(tmp_path)))
+    tokenizer, ask = rendering.tokenizer, [{"role": "user", "content": "my parcel is late"}]
+    assert rendering.differs is not None
+    assert "\u2581delivery" in tokenizer.tokenize("delivery")
+    for answer in ("delivery_delay", "Über die Brücke, 3 €", "<s>x</s>", '{"a": null}'):
+        (example,) = render.examples(tokenizer, [ask], [answer])
+        assert decode.text_of(tokenizer, example.completion_ids) == answer
+        row = Row("T1", example.prompt_ids, (example.completion_ids,))
+        spec = classification.Spec("Say it.", {answer: "", "other": ""})
+        decodable.check(classification, spec, [{"target": answer}], [row], tokenizer, len(tokenizer))

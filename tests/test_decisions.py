@@ -21,7 +21,8 @@ from recipes.load import load
 from recipes.schema_compare import Baseline
 from tasks.text import duplicate_key
 from tests.closed_place import place
-from tests.faulty_provider import Json, Provider, decision, running, systemone
+from tests.faulty_provider import Provider, running
+from tests.provider_answers import Json, decision, systemone
 from tests.test_recipes import mistakes
 from tracking import files
 

@@ -14,7 +14,8 @@ from compare.answers import Collected
 from compare.predictions import Answer
 from tasks import classification
 from tests.collecting import backend, collect, killed, lines, outputs, pending, questions
-from tests.faulty_provider import KINDS, LABELS, Provider, label, running
+from tests.faulty_provider import KINDS, Provider, running
+from tests.provider_answers import LABELS, label
 
 FULL, SOME = 3080, 250
 AT_ONCE = 16

@@ -96,6 +96,21 @@ def test_a_parameter_refused_by_name_is_left_out_once_told_and_remembered(
     assert len(provider.seen) == 3 + 10 * 2
 
 
+def test_the_day_that_an_sdk_announces_is_shown_where_the_provider_says_none(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = {"provider": "openai", "model": "gpt-4o-mini"}
+    here = made("classifier", tmp_path, tokenizer, baselines=[one], primary=None, repeat_rows=0)
+    provider.answer = right_answers(here)
+    asked, _ = first_request.of_all(here, closed(here))
+    assert "it is shut down on 2027-01-14" in capsys.readouterr().err
+    assert providers.everyone(here, asked)["openai:gpt-4o-mini"].shutdown_date == "2027-01-14"
+    provider.shutdown = "2026-12-31"
+    another = made("classifier", tmp_path / "another", tokenizer, baselines=[one], primary=None, repeat_rows=0)
+    assert providers.everyone(another, asked)["openai:gpt-4o-mini"].shutdown_date == "2026-12-31"
+    assert not provider.broken_rules
+
+
 def test_a_refused_first_request_leaves_the_test_unasked_and_the_verdict_says_so_first(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:

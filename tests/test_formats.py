@@ -226,6 +226,28 @@ def test_a_table_of_a_german_office_is_prepared_to_the_row(tmp_path: Path) -> No
     assert report["fields"]["issued"]["all"]["verbatim"] == 100
 
 
+def test_every_reference_answer_and_what_is_inside_of_lists_is_read_by_the_formats(tmp_path: Path) -> None:
+    line = "{type: object, properties: {price: {type: number}, unit: {type: string, maxLength: 5}}}"
+    schema = f"{{type: object, properties: {{lines: {{type: array, maxItems: 3, items: {line}}}}}}}"
+    task = f"{{kind: extraction, instruction: Read the bill., json_schema: {schema}}}"
+    rows = [
+        {
+            "text": text,
+            "one": {"lines": [{"price": f"EUR {n},5"}]},
+            "two": {"lines": [{"price": f"{n},75", "unit": "USD"}]},
+        }
+        for n, text in enumerate(texts(80))
+    ]
+    put(tmp_path / "rows.jsonl", rows)
+    formats = '{decimal: ",", amounts: {lines.price: unit}}'
+    data = f"{{source: {{path: rows.jsonl}}, columns: {{targets: [one, two]}}, formats: {formats}}}"
+    splits, report = prepared(tmp_path, data, task)
+    assert report["rows"]["rejected"] == {}
+    for row in (row for name in SPLITS for row in splits[name]):
+        (one,), (two,) = row["target"]["lines"], row["references"][0]["lines"]
+        assert (one["unit"], two["unit"], two["price"] - one["price"]) == ("EUR", "USD", 0.25)
+
+
 def test_without_formats_such_numbers_are_refused_and_the_key_is_named(tmp_path: Path) -> None:
     bills(tmp_path)
     with pytest.raises(RecipeError, match=r"data\.formats tells how numbers are written"):

@@ -16,7 +16,8 @@ from backends.exchange import Backend
 from backends.pace import Pace, exhausted_seconds, reset_seconds
 from recipes.errors import RecipeError
 from tests.collecting import backend, collect, questions
-from tests.faulty_provider import Provider, label, running
+from tests.faulty_provider import Provider, running
+from tests.provider_answers import label
 
 
 @pytest.mark.parametrize(

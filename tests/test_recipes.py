@@ -72,6 +72,20 @@ def test_what_set_says_of_the_launch_it_says_to_the_hardware_file() -> None:
     assert (accelerate.num_processes, accelerate.num_machines, accelerate.machine_rank) == (4, 2, 1)
 
 
+def test_what_is_pinned_in_a_template_is_a_switch_and_a_day(tmp_path: Path) -> None:
+    template = load(
+        "classifier", ["model.template={enable_thinking: false, date: 2026-05-01}"], "cpu"
+    ).recipe.model.template
+    assert (template.enable_thinking, template.date) == (False, "2026-05-01")
+    for wrong in ("model.template.date=2026-13-01", "model.template.date=today", "model.template.enable_thinking=off"):
+        with pytest.raises(RecipeError, match=wrong.partition("=")[0]):
+            load("classifier", [wrong], "cpu")
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {base: pocket, template: {date: 2026-13-01}}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"mine.yaml: month must be in"):
+        load(str(path))
+
+
 def test_yaml_numbers_that_pyyaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD + "train: {learning_rate: 2e-4}\ncost: {monthly_requests: 1_000_000}\n")
     recipe = load(path, (), "gpu").recipe

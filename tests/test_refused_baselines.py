@@ -14,7 +14,8 @@ from compare import first_request, stage
 from recipes.errors import RecipeError
 from recipes.load import load
 from tests.closed_place import at_the_sdks_own_address, closed, compared, made, place, right_answers, two_labels
-from tests.faulty_provider import ABOUT_THE_ROW, Json, Provider, completion, message, running
+from tests.faulty_provider import ABOUT_THE_ROW, Provider, running
+from tests.provider_answers import Json, completion, message
 from tests.test_first_request import WITH_CLOSED
 
 CHAT = "openai:gpt-6-luna"

@@ -244,6 +244,21 @@ def test_text_files_beside_other_data_are_notes(tmp_path: Path) -> None:
     assert left_out(source) == ["LICENSE.txt"]
 
 
+def test_text_files_that_the_recipe_describes_are_tables(tmp_path: Path) -> None:
+    place(tmp_path / "a.txt", "spam\twin, now\nham\tsee you\n")
+    place(tmp_path / "b.txt", "ham\tok\n")
+    (tmp_path / "~$rows.xlsx").write_bytes(b"left by Excel")
+    source = Source(path=str(tmp_path), header=["label", "text"])
+    assert [(row.line, row.values) for row in rows_of(source)] == [
+        (1, {"label": "spam", "text": "win, now"}), (2, {"label": "ham", "text": "see you"}),
+        (1, {"label": "ham", "text": "ok"}),
+    ]  # fmt: skip
+    assert left_out(source) == ["~$rows.xlsx"]
+    place(tmp_path / "c" / "c.txt", "label::text\nham::hello\n")
+    source = Source(path=str(tmp_path / "c" / "c.txt"), delimiter="::", quotes=False)
+    assert [row.values for row in rows_of(source)] == [{"label": "ham", "text": "hello"}]
+
+
 def test_documents_of_one_folder_are_named_once(tmp_path: Path) -> None:
     reviews(tmp_path)
     paths = [str(tmp_path / "pos" / "*1.txt"), str(tmp_path / "pos" / "*3.txt")]

@@ -10,9 +10,13 @@ from backends.exchange import Request
 from compare import together
 from compare.systems import System
 from recipes.errors import RecipeError, StageError
+from tests import serving
 from tests.closed_place import at_the_sdks_own_address, closed, two_labels
 from tests.collecting import backend, decisions, questions
-from tests.faulty_provider import Json, Provider, decision, label, running
+from tests.faulty_provider import Provider, running
+from tests.provider_answers import Json, decision, label
+from tests.test_providers import Made
+from tests.test_providers import place as place
 
 ROWS = 12
 
@@ -86,3 +90,16 @@ def test_it_asks_train_rows_within_the_budget_of_the_recipe(
         with pytest.raises(RecipeError, match=r"5 rows asked three times may cost .* raise it"):
             together._of(poor, chosen, 5)
         assert len(provider.seen) == seen
+
+
+def test_the_command_says_what_it_measured_and_its_exit_code_says_it_too(place: Made) -> None:
+    here = place().here
+    for provider, code, told in ((endpoint(), 0, "yes "), (endpoint(mixed_up=True), 3, "no ")):
+        with running(provider) as address:
+            one = f"{{provider: openai, api: decisions, model: gpt-6-luna, name: decides, base_url: '{address}/v1'}}"
+            words = [f"compare.baselines=[{one}]", "compare.primary=null", "--run", here.id, "--rows", "3"]
+            done = serving.call(here.folder.parents[1], "compare.together", "classifier", *words)
+        assert done.returncode == code, done.stderr
+        alone, together, said = done.stdout.splitlines()
+        assert alone.startswith("alone     decides: 3 requests, ") and together.startswith("together  1 request, ")
+        assert said.startswith(told) and len(provider.seen) == 7

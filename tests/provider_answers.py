@@ -1,0 +1,90 @@
+"""What the tests' provider answers, in the form of each API."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+LABELS = ("late", "lost", "broken")
+Json = dict[str, Any]
+
+
+def label(prompt: str) -> str:
+    """The answer to a prompt."""
+    return LABELS[number(prompt) % len(LABELS)]
+
+
+def number(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+
+
+def prompt_of(body: Json) -> str:
+    told = body["messages"][-1]["content"] if "messages" in body else body.get("input", body.get("state"))
+    return str(told)
+
+
+def tokens(body: Json) -> tuple[int, int]:
+    """What is charged for an answer: tokens read and written. Who decides writes nothing."""
+    if "messages" in body:
+        return max(1, len(json.dumps(body["messages"])) // 4), 3
+    return max(1, len(json.dumps(body)) // 4), 0
+
+
+def completion(body: Json, text: str) -> Json:
+    asked, written = tokens(body)
+    return {
+        "id": "c1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": f"{body.get('model', 'deployed')}-2026-11-01",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+        "usage": {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written},
+    }
+
+
+def message(body: Json, text: str) -> Json:
+    asked, written = tokens(body)
+    return {
+        "id": "m1",
+        "type": "message",
+        "role": "assistant",
+        "model": f"{body.get('model', 'deployed')}-20261101",
+        "content": [{"type": "text", "text": text}],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": {"input_tokens": asked, "output_tokens": written},
+    }
+
+
+def spread(labels: list[str], text: str) -> dict[str, float]:
+    """A probability for every label, most of it for one."""
+    return {one: 0.9 if one == text else 0.1 / (len(labels) - 1) for one in labels}
+
+
+def decision(body: Json, text: str) -> Json:
+    (question,) = body["questions"]
+    chances = spread([one["value"] for one in question["choices"]], text)
+    usage = {"input_tokens": tokens(body)[0], "output_tokens": 0, "total_tokens": tokens(body)[0]}
+    usage |= {"input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0}}  # type: ignore[dict-item]
+    usage |= {"output_tokens_details": {"reasoning_tokens": 0}}  # type: ignore[dict-item]
+    told = [{"value": value, "probability": chance} for value, chance in chances.items()]
+    answer: Json = {"type": "choice", "name": None, "choice": text, "confidence": 0.8, "probabilities": told}
+    if text not in chances:
+        answer = {"type": "refusal", "name": None}
+    return {"model": body["model"], "answers": [answer], "usage": usage}
+
+
+def systemone(body: Json, text: str) -> Json:
+    ((name, question),) = body["questions"].items()
+    chances = spread([*question["criteria"]], text)
+    answer = {"type": "choice", "choice": text, "probabilities": chances, "confidence": 0.8}
+    usage = {"input_tokens": tokens(body)[0], "output_tokens": 0}
+    return {"model": body["model"], "answers": {name: answer}, "usage": usage}
+
+
+ANSWERS: dict[str, Callable[[Json, str], Json]] = {
+    "chat": completion,
+    "messages": message,
+    "decisions": decision,
+    "systemone": systemone,
+}

@@ -1,0 +1,42 @@
+"""`make serve` watches over vLLM: what it does when that dies, and when it does not come up again at once."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from recipes.errors import StageError
+from recipes.schema_verdict import Serve
+from serve import engine, stay
+from serve.engine import Address, Engine, Plan
+from tests import stand_in_vllm
+
+
+def test_a_failed_start_is_tried_again_and_counts_as_a_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engine, "MODULE", "tests.stand_in_vllm")
+    monkeypatch.setattr(stay, "_WATCH_SECONDS", 0.05)
+    monkeypatch.setenv(stand_in_vllm.FOLDER, str(tmp_path))
+    vllm = Engine(Plan("model", "model", Serve(), use_cpu=True), Address(socket=tmp_path / "s.sock"), tmp_path / "log")
+    with stay.stopped_at_the_end(vllm):
+        stay.started(vllm)
+        (tmp_path / "no_start").touch()
+        killed = [vllm.pid]
+        os.kill(vllm.pid, signal.SIGKILL)
+
+        def kill_again() -> None:
+            """Twice more, each time that it is up: with the failed start that is too often."""
+            while len(killed) < 3:
+                if vllm.alive() and vllm.pid not in killed and engine.healthy(vllm.address):
+                    killed.append(vllm.pid)
+                    os.kill(vllm.pid, signal.SIGKILL)
+                threading.Event().wait(0.05)
+
+        threading.Thread(target=kill_again, daemon=True).start()
+        with pytest.raises(StageError, match="has died 4 times"):
+            stay.watch(vllm)
+    said = capfd.readouterr().err
+    assert "did not start again" in said and "not enough memory" in said
