@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -21,6 +21,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_accuracy_and_macro_f1_are_scikit_learns(rows: list[tuple[str, str | None]]) -> None:
     targets, given_ = [row[0] for row in rows], [row[1] or "" for row in rows]
@@ -34,6 +35,7 @@ def test_accuracy_and_macro_f1_are_scikit_learns(rows: list[tuple[str, str | Non
     assert classification.score(spec, targets, answers)["macro_f1"] == found["macro_f1"].figure()
 
 
+@settings(deadline=None)
 @given(ROWS, st.integers(0, 2**31))
 def test_a_resample_is_the_sum_of_its_rows(rows: list[tuple[str, str | None]], seed: int) -> None:
     targets, given_ = [LABELS.index(row[0]) for row in rows], [LABELS.index(row[1]) if row[1] else -1 for row in rows]
