@@ -280,8 +280,8 @@ def test_a_hostile_file_beside_a_good_one_is_refused_or_every_row_of_it_is_accou
 ) -> None:
     rows = [(text, label) for text, label in many(120)]
     (tmp_path / "good.parquet").write_bytes(parquet({"text": [t for t, _ in rows], "label": [x for _, x in rows]}))
+    recipe = recipe_for(tmp_path, [])  # which writes a rows.csv of its own
     (tmp_path / hostile.file).write_bytes(hostile.content)
-    recipe = recipe_for(tmp_path, [])
     paths = [str(tmp_path / "good.parquet"), str(tmp_path / hostile.file)]
     source = Source.model_validate({"paths": paths, **hostile.source})
     data = recipe.data.model_copy(update={"source": source, "max_rejected": 1.0})
