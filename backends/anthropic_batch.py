@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from anthropic.types.messages import MessageBatch
 
-# Our clock may differ from theirs, and creating may be tried for a while. A batch of others that is taken for ours costs
-# a look at its results, and one of ours that is not found is paid for again.
+# Our clock may differ from theirs, and creating may be tried for a while. A batch of others that is taken for ours
+# costs a look at its results, and one of ours that is not found is paid for again.
 CLOCKS_DIFFER, TRIED_FOR = timedelta(hours=1), timedelta(minutes=15)
 # What each error of a batch would be as the answer to a live request; any other may have gone another day.
 _STATUS = {
