@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from recipes import named_bases
 from recipes.errors import RecipeError
 from recipes.load import POCKET
 from recipes.schema import Recipe
@@ -144,9 +145,13 @@ def of_base(served: Served, serve: Serve) -> Plan:
 
 
 def base_of(served: Served, serve: Serve) -> tuple[str, str | None]:
-    """Returns the base of an adapter as vLLM loads it: a folder or a name on the hub, and the revision there."""
+    """Returns the base of an adapter as vLLM loads it: a folder or a name on the hub, and the revision there. Raises
+    RecipeError where the run was trained on a folder that is not there (another machine, an emptied cache)."""
     if trained := trained_base(served, serve):
         return str(bases.store(served.run.folder) / trained["digest"]), None
+    if (folder := Path(served.recipe.model.base)).is_absolute() and not folder.is_dir():
+        fetch = " (`make train` fetches smollm2 anew)" if folder.name == named_bases.smollm2().name else ""
+        raise RecipeError(f"model.base: {served.name} was trained on {folder}, and there is no such folder{fetch}")
     return served.recipe.model.base, served.recipe.model.revision or served.prompt["base"]["commit"]
 
 

@@ -129,17 +129,25 @@ def _of_objects(
     def of(one: Mapping[str, Any], other: Mapping[str, Any]) -> Counts:
         return of_record(_fields_of(field), one, other, normalizers, f"{path}.")
 
-    pairs = [[of(one, other) for other in said] for one in wanted]
-    if field.get("ordered"):
+    pairs: dict[tuple[int, int], Counts] = {}
+    if field.get("ordered") or wanted == said:
+        # No other assignment of equal lists has more right.
         chosen = [(at, at) for at in range(min(len(wanted), len(said)))]
+        pairs = {(at, at): of(wanted[at], said[at]) for at, _ in chosen}
     else:
-        worth = np.array([[one.right + one.same / (1 + len(wanted)) for one in row] for row in pairs])
+        pairs = {(a, b): of(one, other) for a, one in enumerate(wanted) for b, other in enumerate(said)}
+        worth = np.array(
+            [
+                [pairs[a, b].right + pairs[a, b].same / (1 + len(wanted)) for b in range(len(said))]
+                for a in range(len(wanted))
+            ]
+        )
         chosen = list(zip(*linear_sum_assignment(worth, maximize=True), strict=True)) if wanted and said else []
-    right = sum(pairs[a][b].same for a, b in chosen)
+    right = sum(pairs[one].same for one in chosen)
     found = Counts({}, {path: Counter(n=len(wanted), said=len(said), right=right)}, len(wanted) == len(said))
     alone = {a for a, _ in chosen}, {b for _, b in chosen}
     for part in (
-        *(pairs[a][b] for a, b in chosen),
+        *(pairs[one] for one in chosen),
         *(of(one, {}) for at, one in enumerate(wanted) if at not in alone[0]),
         *(of({}, one) for at, one in enumerate(said) if at not in alone[1]),
     ):

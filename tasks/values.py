@@ -18,6 +18,7 @@ import unicodedata
 from collections.abc import Collection
 from datetime import date
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -72,6 +73,12 @@ def normalize(value: Any, normalizers: Collection[str]) -> Any:
         return _written(Decimal(str(value))) if "amount" in normalizers else value
     if not isinstance(value, str) or not normalizers:
         return value
+    return _normalized(value, frozenset(normalizers))
+
+
+@lru_cache(maxsize=65536)
+def _normalized(value: str, normalizers: frozenset[str]) -> str:
+    """A text as `normalize` returns it. Records are compared value by value, entries of lists each with each."""
     text = _fold(value)
     read = _date(text, "date_dmy" in normalizers) if {"date_dmy", "date_mdy"} & {*normalizers} else None
     if read is None and "amount" in normalizers:
@@ -83,7 +90,7 @@ def normalize(value: Any, normalizers: Collection[str]) -> Any:
         # A text of punctuation alone is its own value: "?" is not "!".
         folded = _fold("".join(" " if unicodedata.category(one)[0] in "PS" else one for one in folded)) or folded
     # Without its punctuation, a text may be a date after all.
-    return folded if folded == text else normalize(folded, normalizers)
+    return folded if folded == text else _normalized(folded, normalizers)
 
 
 def number_of(text: str, decimal: str) -> int | float | None:

@@ -238,3 +238,11 @@ def test_a_version_with_another_template_or_stop_is_not_loaded_beside(folder: Pa
     files.write_json(other / "prompt.json", prompt | {"chat_template_sha256": sha256})
     resummed(other)
     assert "its chat template is another" in str(gateway.not_beside(running, later))
+
+
+def test_a_base_folder_that_is_gone_is_told(folder: Path, tmp_path: Path) -> None:
+    """The run was trained on another machine, or the cache that held the base was emptied."""
+    there, _ = planned(folder)
+    gone = there.recipe.with_model(base=str(tmp_path / "gone"), quantization="none")
+    with pytest.raises(RecipeError, match="there is no such folder"):
+        plan.base_of(replace(there, recipe=gone), Serve())

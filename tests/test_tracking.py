@@ -318,6 +318,12 @@ def test_digests_change_with_what_they_depend_on_and_with_nothing_else() -> None
     assert changed("task.instruction=Do something else entirely.") == (True, True)
     assert changed("train.max_length=512") == (True, True)
     assert changed("data.num_proc=2") == (False, False)
+    # Labels stand in the prompt in the recipe's order.
+    assert changed("task.labels={b: '', a: ''}") == (True, True)
+    other, same = ([f"task.labels={{{words}}}"] for words in ("a: '', b: ''", "b: '', a: ''"))
+    one, two = load("classifier", other, "cpu").recipe, load("classifier", same, "cpu").recipe
+    assert digests.of_data(one, sources) != digests.of_data(two, sources)
+    assert digests.of_training(one, "data") != digests.of_training(two, "data")
     assert digests.of_data(plain, [("all", "tickets.csv", "another sha256")]) != data
     assert changed("cost.gpu_usd_per_hour=9") == (False, False)
     assert changed("tracking.wandb.mode=off") == (False, False)

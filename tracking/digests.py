@@ -1,5 +1,6 @@
 """When is a result still the result? Digests of all that it depends on, and of nothing else."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def of_data(recipe: Recipe, sources: Sequence[tuple[str, str, str]]) -> str:
         mode="json", include={"encoding", "delimiter", "header", "quotes", "sheet", "sample_by"}
     )
     limits = {"max_length": recipe.train.max_length, "max_model_len": recipe.serve.max_model_len}
-    prompt = {"task": recipe.task.model_dump(mode="json"), **limits}
+    prompt = {"task": _in_order(recipe), **limits}
     base: Any = [recipe.model.base, recipe.model.revision]
     if (folder := Path(recipe.model.base)).is_dir():
         base = {name: files.sha256(folder / name) for name in TOKENIZER if (folder / name).exists()}
@@ -37,10 +38,17 @@ def of_data(recipe: Recipe, sources: Sequence[tuple[str, str, str]]) -> str:
 
 def of_training(recipe: Recipe, data_digest: str) -> str:
     """Returns the digest of a training run: the data, the recipe keys that training reads, and a local base's bytes."""
-    keys: dict[str, Any] = recipe.model_dump(mode="json", include={"task", "model", "lora", "train", "accelerate"})
+    keys: dict[str, Any] = recipe.model_dump(mode="json", include={"model", "lora", "train", "accelerate"})
+    keys["task"] = _in_order(recipe)
     if (base := Path(recipe.model.base)).is_dir():
         keys["model"]["base"] = of_base(base)
     return files.digest([TRAIN_VERSION, data_digest, keys])
+
+
+def _in_order(recipe: Recipe) -> str:
+    """The task as text: labels and fields stand in prompt and answers in the recipe's order, which a digest of objects
+    does not know."""
+    return json.dumps(recipe.task.model_dump(mode="json"), ensure_ascii=False)
 
 
 def of_base(folder: Path) -> dict[str, str]:
