@@ -4,6 +4,7 @@ A start on a CPU takes half a minute and little more than one core. Nothing is a
 the rates that are measured would be too low. On a GPU a server takes the memory, so that one alone starts ahead.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,59 +18,63 @@ PROCESS_BYTES = 3 * 2**29
 
 
 class Engines:
-    """Servers by the form that they serve, and what became of those that were started ahead."""
+    """Servers that were started ahead, by the form that they serve."""
 
     def __init__(self) -> None:
-        self._starting: dict[str, Engine] = {}
-        self._up: dict[str, Engine] = {}
-        self._failed: dict[str, StageError] = {}
+        self._ahead: dict[str, Engine] = {}
+        self._full = False
+        self._waited = False
 
     def start(self, form: str, vllm: Engine) -> None:
-        """Starts the server of a form ahead where it fits into memory beside those that were started before."""
+        """Starts the server of a form ahead where it fits into memory beside those that were started before; behind the
+        first one that does not, none starts ahead."""
         needed = plan.memory_needed(vllm.plan)
-        others = [plan.memory_needed(one.plan) for one in self._starting.values()]
-        if others and (needed is None or None in others):
-            return
+        others = [plan.memory_needed(one.plan) for one in self._ahead.values()]
         # What the others need is not all taken yet.
         free = environment.available_memory_bytes() - sum((one or 0) + PROCESS_BYTES for one in others)
-        if needed is None or needed + PROCESS_BYTES <= free:
-            stay.begin(vllm)
-            self._starting[form] = vllm
+        known = needed is not None and None not in others
+        if self._full or (others and not known) or (needed is not None and needed + PROCESS_BYTES > free):
+            self._full = True
+            return
+        stay.begin(vllm)
+        self._ahead[form] = vllm
 
     @contextmanager
     def take(self, form: str, vllm: Engine) -> Iterator[Engine]:
-        """Yields the server of a form, up, and stops it at the end: the given one where none was started ahead. Raises
-        RecipeError where memory does not suffice, and StageError where the server ends while it starts."""
+        """Yields the server of a form, up, and stops it at the end: the given one where none that was started ahead is
+        up, and then alone, since it may have failed beside others. Raises RecipeError where memory does not suffice,
+        and StageError where the server ends while it starts."""
         self._wait()
-        if form in self._failed:
-            raise self._failed.pop(form)
-        if form not in self._up:
+        ahead = self._ahead.pop(form, None)
+        if ahead is None or not ahead.alive():
+            if ahead:
+                ahead.stop()
+            self.stop()
             if problem := plan.memory_problem(vllm.plan, environment.available_memory_bytes()):
                 raise RecipeError(problem)
             stay.begin(vllm)
-            self._starting[form] = vllm
+            self._ahead[form] = vllm
             stay.wait(vllm)
-            self._up[form] = self._starting.pop(form)
+            ahead = self._ahead.pop(form)
         try:
-            yield self._up[form]
+            yield ahead
         finally:
-            self._up.pop(form).stop()
+            ahead.stop()
 
     def stop(self) -> None:
-        """Stops all servers."""
-        for engines in (self._starting, self._up):
-            while engines:
-                engines.popitem()[1].stop()
+        """Stops all servers that were started and not taken."""
+        while self._ahead:
+            self._ahead.popitem()[1].stop()
 
     def _wait(self) -> None:
-        while self._starting:
-            form = next(iter(self._starting))
+        """Waits, the first time, for all that were started ahead: those that come up stay."""
+        started, self._waited = () if self._waited else tuple(self._ahead.items()), True
+        for form, vllm in started:
             try:
-                stay.wait(self._starting[form])
-                self._up[form] = self._starting.pop(form)
+                stay.wait(vllm)
             except StageError as error:
-                self._failed[form] = error
-                self._starting.pop(form).stop()
+                print(f"vllm      {vllm.plan.name}: {error}; it is tried again alone", file=sys.stderr, flush=True)
+                self._ahead.pop(form).stop()
 
 
 @contextmanager

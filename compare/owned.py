@@ -36,11 +36,14 @@ Asked = tuple[list[Question], int]
 
 def start_ahead(place: Place, together: Sequence[Sequence[System]], engines: Engines) -> None:
     """Starts the servers that will be asked something, of those that are given, each by the systems that it serves.
-    Where one cannot be planned or started, its turn will tell why."""
-    for first, *_ in together:
+    Where one cannot be planned or started, its turn will tell why; what is asked with examples is not looked at, since
+    finding them takes as long as a start."""
+    for group in together:
         with suppress(RecipeError, StageError):
-            if _asking(place, first, _plan(place, first), asked_of(place, first)[0]).missing():
-                engines.start(_form(first), _engine(place, first))
+            planned = _plan(place, group[0])
+            plain = [one for one in group if not one.shots]
+            if any(_asking(place, one, planned, asked_of(place, one)[0]).missing() for one in plain):
+                engines.start(_form(group[0]), _engine(place, group[0]))
 
 
 def served(

@@ -152,7 +152,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _of(place: Place, system: System, rows: int) -> Measured:
     assert system.baseline is not None
-    backend = providers.remote(system.baseline, place.material, system.left_out)
+    backend = providers.first(place, system).backend
     requests = questions.requests(system, place.material, place.material.train[: min(rows, MOST_QUESTIONS)])
     if (price := prices.of(system.baseline)) is not None:
         most = 3 * spend.estimate([Question(one.id, 0, one) for one in requests], price).upper_usd

@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
 from ruamel.yaml.error import YAMLError
 
 from deploy import registry
@@ -33,7 +32,7 @@ def candidates(place: Path, refused: Collection[str] = ()) -> Iterator[str]:
 def behind(places: Sequence[Path], serve: Serve) -> engine.Plan:
     """Returns the plan of the vLLM behind the door. Raises RecipeError where nothing of what is deployed can be
     served; of a model whose current version cannot, an earlier one is taken, which the gateway tells."""
-    found = plan.of([_first(place) for place in places], serve)
+    found = plan.of([_first(place, serve) for place in places], serve)
     rank = max(LEAST_RANK, found.max_lora_rank)
     # At a change the old and the new version of a model are there together.
     return replace(found, adapters={}, max_lora_rank=rank, runtime_adapters=2 * len(places))
@@ -46,12 +45,6 @@ def of_version(place: Path, version: str) -> Served:
         if not registry.whole(there.folder):
             raise RecipeError(f"version {version} below {place} is not whole")
         return Served(place.name, there, there.recipe(), "adapter")
-    except ValidationError as error:
-        keys = ", ".join(sorted({".".join(map(str, one["loc"])) for one in error.errors()}))
-        raise RecipeError(
-            f"version {version} below {place} has a recipe.yaml that this version of insource does not read ({keys}); "
-            "a newer one may have written it: update insource here"
-        ) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, YAMLError) as error:
         raise RecipeError(f"version {version} below {place} cannot be read: {_told(error)}") from None
 
@@ -78,12 +71,14 @@ def not_beside(running: engine.Plan, served: Served) -> str | None:
     return None
 
 
-def _first(place: Path) -> Served:
-    """The newest version of a model that can be read."""
+def _first(place: Path, serve: Serve) -> Served:
+    """The newest version of a model that can be read and served."""
     told: list[str] = []
     for version in candidates(place):
         try:
-            return of_version(place, version)
+            served = of_version(place, version)
+            plan.of([served], serve)
+            return served
         except RecipeError as error:
             told.append(str(error))
     raise RecipeError(

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from recipes import schema_clashes
 from recipes.schema_compare import Compare
@@ -42,8 +42,9 @@ class Recipe(Section):
     accelerate: Accelerate = Accelerate()
 
     @model_validator(mode="after")
-    def _goes_together(self) -> Self:
-        if found := schema_clashes.find(self):
+    def _goes_together(self, info: ValidationInfo) -> Self:
+        # The recipe of a run was checked when the run was made, by the rules of then.
+        if not (info.context or {}).get("of_run") and (found := schema_clashes.find(self)):
             raise ClashError(found)
         changes = schema_clashes.filled_in(self)
         return self.model_copy(update=changes) if changes else self

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+from aiohttp import ClientError
+
 from recipes import command
 from recipes.errors import GateError, RecipeError, StageError
 from recipes.load import Loaded, load, precedence
@@ -187,14 +189,15 @@ def watch(vllm: Engine, served: Sequence[Served], key: str | None) -> None:
         print(f"vllm      died, {why}\nvllm      starting it again", file=sys.stderr, flush=True)
         try:
             seconds = started(vllm)
-        except StageError as error:
+            others = {one.name: recall.other_prompt(one, one.name, vllm.address, key) for one in served}
+        except (StageError, ClientError) as error:
             # Counted as another death: the memory of the one before may not be free yet.
             print(f"vllm      did not start again: {error}", file=sys.stderr, flush=True)
             vllm.stop()
             continue
-        for one in served:
-            if told := recall.other_prompt(one, one.name, vllm.address, key):
-                raise GateError(f"not served: {one.name} is asked otherwise than it was trained, {told}")
+        for name, told in others.items():
+            if told:
+                raise GateError(f"not served: {name} is asked otherwise than it was trained, {told}")
         print(f"ready     again after {seconds:.0f} s", flush=True)
 
 

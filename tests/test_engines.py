@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from compare.engines import PROCESS_BYTES, Engines
+from recipes.errors import StageError
 from recipes.schema_verdict import Serve
 from serve import plan
 from serve.engine import Address, Engine, Plan, free_port
@@ -34,11 +37,27 @@ def test_those_that_fit_start_side_by_side_and_all_are_stopped(tmp_path: Path) -
 def test_one_that_does_not_fit_beside_the_first_waits_for_its_turn(tmp_path: Path) -> None:
     first = engine(tmp_path, "merged")
     free = environment.available_memory_bytes() - (plan.memory_needed(first.plan) or 0) - PROCESS_BYTES
-    ours, two = Engines(), [first, engine(tmp_path, "int8", gib=free / 2**30)]
+    ours, three = Engines(), [first, engine(tmp_path, "int8", gib=free / 2**30), engine(tmp_path, "small")]
     try:
-        for one in two:
+        for one in three:
             ours.start(one.plan.name, one)
-        assert alive(two) == [True, False]
+        assert alive(three) == [True, False, False]
+    finally:
+        ours.stop()
+
+
+def test_what_failed_beside_others_is_tried_alone(tmp_path: Path) -> None:
+    """The memory, or the time, may not have sufficed for both."""
+    ours = Engines()
+    failing, given = (
+        Engine(Plan(str(tmp_path / "none"), name, Serve(), True), Address("127.0.0.1", free_port()), tmp_path / name)
+        for name in ("failing", "given")
+    )
+    try:
+        ours.start("failing", failing)
+        with pytest.raises(StageError, match="none"), ours.take("failing", given):
+            pass
+        assert failing.log.exists() and given.log.exists() and not failing.alive()
     finally:
         ours.stop()
 

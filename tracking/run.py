@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from recipes.errors import RecipeError, StageError
@@ -59,11 +60,18 @@ class Run:
         return self.manifest["stages"].get(name, {})  # type: ignore[no-any-return]
 
     def recipe(self) -> Recipe:
-        """Returns the resolved recipe of this run."""
+        """Returns the resolved recipe of this run. Raises RecipeError where this version does not read it."""
         values = YAML(typ="safe").load((self.folder / "recipe.yaml").read_text(encoding="utf-8"))
         for section, key in REMOVED_KEYS:
             values.get(section, {}).pop(key, None)
-        return Recipe.model_validate(values)
+        try:
+            return Recipe.model_validate(values, context={"of_run": True})
+        except ValidationError as error:
+            keys = sorted({".".join(map(str, one["loc"])) or str(one["msg"]) for one in error.errors()})
+            raise RecipeError(
+                f"{self.folder / 'recipe.yaml'}: this version of insource does not read it ({', '.join(keys)}); a "
+                "newer one may have written it: update insource here"
+            ) from None
 
 
 def runs_folder(given: str | None) -> Path:

@@ -149,7 +149,10 @@ def _save(model: Any, folder: Path, recipe: Recipe) -> None:
     plain = _copied(model) if getattr(model, "is_quantized", False) else model
     plain.save_pretrained(folder, max_shard_size=recipe.export.max_shard_size)
     # As it was published: recipes that pin other things share the folder, and serve with the tokenizer of the adapter.
-    published.tokenizer_of(recipe.model).save_pretrained(folder)
+    tokenizer = published.tokenizer_of(recipe.model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
 
 
 def _copied(model: Any) -> Any:
