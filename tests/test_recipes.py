@@ -21,6 +21,7 @@ from recipes.schema_lora import Lora
 from recipes.schema_train import Accelerate, Train
 from tasks import KINDS
 from tests.conftest import ROOT
+from tracking import run
 
 GOOD = """\
 task: {kind: classification, instruction: Route the message to one queue.}
@@ -340,3 +341,16 @@ def test_help_imports_nothing_heavy(stage: str) -> None:
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "usage: python -m" in answer.stdout
     assert answer.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_recipe_of_a_run_is_read_by_the_rules_of_its_day(tmp_path: Path) -> None:
+    """A rule of how keys go together that is newer than a run takes away neither its adapter nor what is deployed."""
+    (tmp_path / "data").mkdir()
+    here = run.create(tmp_path / "mine", load("classifier", (), "cpu").recipe, "digest", {}, tmp_path / "data")
+    path = here.folder / "recipe.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("optim: adamw_torch", "optim: paged_adamw_8bit"), encoding="utf-8")
+    assert here.recipe().train.optim == "paged_adamw_8bit"
+    path.write_text(text + "invented: {key: 1}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"recipe.yaml: this version of insource does not read it \(invented\)"):
+        here.recipe()
