@@ -69,11 +69,7 @@ def _number(text: str, decimal: str, with_currency: bool, path: str) -> tuple[in
     number = number_of(text, decimal)
     if number is not None:
         return number, ""
-    told = (
-        f"field {path}: {text.strip()[:40]!r} is no number with {decimal!r} before its decimals (data.formats.decimal)"
-    )
-    if read is not None:
-        told = f"field {path}: {text.strip()[:40]!r}"
+    told = f"field {path}: {text.strip()[:40]!r}"
     if read is not None:
         told += f" names a currency or a unit, {read[1]!r}; data.formats.amounts says what becomes of it"
     else:
