@@ -37,14 +37,18 @@ def time_of(text: str, form: str) -> datetime | None:
 
 
 def _object(record: Mapping[str, Any], fields: Mapping[str, Any], formats: Formats, above: str) -> dict[str, Any]:
-    found = dict(record)
+    found, currencies = dict(record), dict[str, str]()
     for name, value in record.items():
-        currency = formats.amounts.get(f"{above}{name}")
         if name in fields:
             found[name], written = _value(value, fields[name], formats, f"{above}{name}")
-            if currency is not None and written and found.get(currency) in (None, ""):
-                found[currency] = written
-    return found
+            currency = formats.amounts.get(f"{above}{name}")
+            if currency is not None and written:
+                currencies.setdefault(currency, written)
+    return found | {name: written for name, written in currencies.items() if _is_empty(found.get(name))}
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _value(value: Any, field: Mapping[str, Any], formats: Formats, path: str) -> tuple[Any, str]:

@@ -148,6 +148,31 @@ def test_a_record_is_read_by_its_formats() -> None:
     assert read_record(plain, SCHEMA, formats) == plain
 
 
+@pytest.mark.parametrize("empty", ["", "  ", None])
+def test_an_empty_currency_is_filled_wherever_it_stands(empty: str | None) -> None:
+    formats = Formats(decimal=",", amounts={"total": "currency", "pages": "currency"})
+    for record in ({"currency": empty, "total": "EUR 5,50"}, {"total": "EUR 5,50", "currency": empty, "pages": "2 kg"}):
+        found = read_record(record, SCHEMA, formats)
+        assert (found["total"], found["currency"]) == (5.5, "EUR")
+
+
+def test_a_required_currency_is_filled_where_its_cell_is_empty(tmp_path: Path) -> None:
+    with (tmp_path / "bills.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "total", "currency"])
+        writer.writerows([text, f"{n},50 EUR", "USD" if n % 2 else ""] for n, text in enumerate(texts(80)))
+    schema = "{total: {type: number}, currency: {type: string, maxLength: 10}}"
+    task = (
+        f"{{kind: extraction, instruction: Read the bill., json_schema: {{type: object, properties: {schema}, "
+        "required: [currency]}}"
+    )
+    data = '{source: {path: bills.csv}, formats: {decimal: ",", amounts: {total: currency}}}'
+    splits, report = prepared(tmp_path, data, task)
+    assert report["rows"]["rejected"] == {}
+    for row in (row for name in SPLITS for row in splits[name]):
+        assert row["target"]["currency"] == ("USD" if row["target"]["total"] % 2 == 1.5 else "EUR")
+
+
 def test_records_inside_of_records_are_read_by_dotted_names() -> None:
     line = {"type": "object", "properties": {"price": {"type": "number"}, "unit": {"type": "string"}}}
     schema = {"properties": {"lines": {"type": "array", "items": line}, "seller": line}}
