@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from data_prep.dotted import opened
 from recipes.schema_data import Formats
 from tasks.given import UnusableRowError
 from tasks.values import amount_of, number_of
@@ -52,7 +53,9 @@ def _is_empty(value: Any) -> bool:
 
 
 def _value(value: Any, field: Mapping[str, Any], formats: Formats, path: str) -> tuple[Any, str]:
-    """The value, and the currency that stood beside it."""
+    """The value, and the currency that stood beside it. A list or an object may stand there as its JSON."""
+    if {"array", "object"} & {*_kinds(field)} and not _is_empty(value):
+        value = opened(value)
     if isinstance(value, list):
         return [_value(one, field.get("items", {}), formats, path)[0] for one in value], ""
     if isinstance(value, dict) and "properties" in field:

@@ -263,6 +263,8 @@ def _states(given: Mapping[str, Any], record: Mapping[str, Any], text: str) -> d
 
 def _spellings(path: str, value: Any, given: Any) -> Iterator[tuple[str, set[str]]]:
     """Yields the path of each value that is there, with its spellings: as the record and as the source writes it."""
+    if isinstance(value, dict | list):
+        given = dotted.opened(given)
     if isinstance(value, dict):
         for name, inside in value.items():
             yield from _spellings(f"{path}.{name}", inside, given.get(name) if isinstance(given, dict) else None)

@@ -1,6 +1,7 @@
 """Numbers, truth values and dates as tables write them: read right, or their row is told and left out."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,22 @@ def test_records_inside_of_records_are_read_by_dotted_names() -> None:
 
 
 @pytest.mark.parametrize(
+    ("lines", "read"),
+    [
+        ('[{"price": "1.234,5"}, {"price": 2.5}]', [{"price": 1234.5}, {"price": 2.5}]),
+        (['{"price": "1,5"}', ""], [{"price": 1.5}, ""]),
+        ("[1,5", "[1,5"),
+        ("", ""),
+    ],
+)
+def test_what_is_inside_of_a_cell_of_json_is_read_by_the_formats(lines: Any, read: Any) -> None:
+    line = {"type": "object", "properties": {"price": {"type": "number"}}}
+    schema = {"properties": {"lines": {"type": ["array", "null"], "items": line}, "seller": line}}
+    found = read_record({"lines": lines, "seller": '{"price": "0,5"}'}, schema, Formats(decimal=","))
+    assert found == {"lines": read, "seller": {"price": 0.5}}
+
+
+@pytest.mark.parametrize(
     ("record", "told"),
     [
         ({"total": "12.5"}, "field total: '12.5' is no number with ',' before its decimals (data.formats.decimal)"),
@@ -272,6 +289,22 @@ def test_every_reference_answer_and_what_is_inside_of_lists_is_read_by_the_forma
     for row in (row for name in SPLITS for row in splits[name]):
         (one,), (two,) = row["target"]["lines"], row["references"][0]["lines"]
         assert (one["unit"], two["unit"], two["price"] - one["price"]) == ("EUR", "USD", 0.25)
+
+
+def test_cells_of_json_are_read_by_the_formats_and_found_in_the_text(tmp_path: Path) -> None:
+    with (tmp_path / "bills.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow(["text", "lines"])
+        for n, text in enumerate(texts(80)):
+            writer.writerow([f"{text}: 1.{n:03},50", json.dumps([{"price": f"1.{n:03},50"}])])
+    line = "{type: object, properties: {price: {type: number}}}"
+    schema = f"{{type: object, properties: {{lines: {{type: array, maxItems: 3, items: {line}}}}}}}"
+    task = f"{{kind: extraction, instruction: Read the bill., json_schema: {schema}}}"
+    splits, report = prepared(tmp_path, '{source: {path: bills.csv}, formats: {decimal: ","}}', task)
+    assert report["rows"]["rejected"] == {}
+    prices = {row["target"]["lines"][0]["price"] for name in SPLITS for row in splits[name]}
+    assert prices <= {1000.5 + n for n in range(80)} and len(prices) > 70
+    assert report["fields"]["lines.price"]["all"]["verbatim"] == 80
 
 
 def test_without_formats_such_numbers_are_refused_and_the_key_is_named(tmp_path: Path) -> None:
