@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from data_prep.dotted import opened
+from data_prep.source_row import Digits
 from recipes.schema_data import Formats
 from tasks.given import UnusableRowError
 from tasks.values import amount_of, number_of
@@ -64,7 +65,7 @@ def _value(value: Any, field: Mapping[str, Any], formats: Formats, path: str) ->
         return value, ""
     if path in formats.dates:
         return _date(value.strip(), formats.dates[path], path), ""
-    if formats.decimal is not None and {"number", "integer"} & {*_kinds(field)}:
+    if formats.decimal and not isinstance(value, Digits) and {"number", "integer"} & {*_kinds(field)}:
         return _number(value, formats.decimal, path in formats.amounts, path)
     return value, ""
 

@@ -2,9 +2,12 @@
 
 import csv
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -305,6 +308,34 @@ def test_cells_of_json_are_read_by_the_formats_and_found_in_the_text(tmp_path: P
     prices = {row["target"]["lines"][0]["price"] for name in SPLITS for row in splits[name]}
     assert prices <= {1000.5 + n for n in range(80)} and len(prices) > 70
     assert report["fields"]["lines.price"]["all"]["verbatim"] == 80
+
+
+def test_decimals_of_a_typed_column_are_numbers_already(tmp_path: Path) -> None:
+    rows = [
+        {
+            "text": text,
+            "total": Decimal(f"{n}.25"),
+            "lines": [{"price": Decimal(f"{n}.500")}],
+            "tax": f"0,{n:02}",
+            "day": Decimal(20260501),
+        }
+        for n, text in enumerate(texts(80))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "bills.parquet")
+    line = "{type: object, properties: {price: {type: number}}}"
+    schema = (
+        f"{{type: object, properties: {{total: {{type: number}}, tax: {{type: number}}, day: {{type: string, "
+        f"maxLength: 10}}, lines: {{type: array, maxItems: 3, items: {line}}}}}}}"
+    )
+    task = f"{{kind: extraction, instruction: Read the bill., json_schema: {schema}}}"
+    data = '{source: {path: bills.parquet}, formats: {decimal: ",", dates: {day: "%Y%m%d"}}, num_proc: 2}'
+    splits, report = prepared(tmp_path, data, task)
+    assert report["rows"]["rejected"] == {}
+    for target in (row["target"] for name in SPLITS for row in splits[name]):
+        n = round(target["tax"] * 100)
+        assert target == {
+            "total": n + 0.25, "tax": n / 100, "day": "2026-05-01", "lines": [{"price": n + 0.5}],
+        }  # fmt: skip
 
 
 def test_without_formats_such_numbers_are_refused_and_the_key_is_named(tmp_path: Path) -> None:
