@@ -152,6 +152,8 @@ def test_answers_that_one_has_are_read_as_the_rows_are() -> None:
     for given_ in (["réclamé", "Late"], '["réclamé", "Late"]', "réclamé; Late", "réclamé;late;"):
         assert read(given_) == '["late", "réclamé"]'
     assert read("") == "[]" and read("lost; late") == '["late", "lost"]'
+    assert read("['late' 'réclamé']") == "['late' 'réclamé']"
+    assert read("['late',\n 'réclamé']") == '["late", "réclamé"]'
     assert multilabel.given_answers(SPEC, True)("late; réclamé") == "late; réclamé"
     assert multilabel.given_answers(SPEC, False)(["Late"]) == '["Late"]'
 
@@ -244,6 +246,9 @@ def test_the_order_is_the_recipes_and_spellings_are_one_label(tmp_path: Path) ->
     [
         ("late; torn", "bad_labels", "needed: a list of labels, its JSON, or data.columns.label_separator"),
         ("[late, torn]", "bad_labels", "the labels are [late, torn]; needed"),
+        ("['late' 'torn']", "bad_list", "['late' 'torn'] is not a list: commas are missing between its entries"),
+        ("['late'\n 'torn']", "bad_list", "commas are missing"),
+        ("['late', 'to' \"rn\"]", "bad_list", "commas are missing"),
         (None, "bad_labels", "the labels are missing"),
         ({"late": 1}, "bad_labels", "needed: a list"),
         (["late", None], "bad_labels", "a label is null, and a label is a text"),
