@@ -133,6 +133,47 @@ def test_fields_of_a_record_may_stand_inside_a_dotted_column(tmp_path: Path) -> 
     assert {row["target"]["no"] for name in SPLITS for row in splits[name]} == set(range(60))
 
 
+# Objects of JSON.
+
+
+@pytest.mark.parametrize(
+    ("value", "columns", "rows"),
+    [
+        ({"text": "a bill", "total": 5, "items": [{"total": 2}, {"total": 3}]}, ("text", "total", "items"), 1),
+        ({"text": "a bill", "label": "b", "items": [{"no": 1}], "payments": [{"no": 1}]}, ("text", "label"), 1),
+        ({"text": "a bill", "label": "b", "items": []}, ("text", "label"), 1),
+        ({"id": 7, "messages": [{"role": "user"}, {"role": "assistant"}]}, ("messages",), 1),
+        ({"mail": {"body": "hello"}, "queue": "a", "tags": [{"no": 1}]}, ("mail.body", "queue", "mail"), 1),
+        ({"mails": [{"body": "hello"}, {"body": "again"}], "queue": "a"}, ("mails.0.body", "queue", "mails"), 1),
+        ({"id": 1, "text": "of May", "data": [{"id": 1, "text": "x", "label": "a"}]}, ("id", "text", "label"), "data"),
+        ({"id": 1, "answers": [{"id": 1, "output": "x"}, {"id": 2, "output": "y"}]}, ("id", "output"), "answers"),
+        ({"version": 1, "data": [{"text": "x"}]}, ("text", "label"), "data"),
+        ({"text": ["x", "y"], "items": [{"no": 1}, {"no": 2}]}, ("text", "items"), 2),
+    ],
+)
+def test_an_object_with_the_columns_is_one_row_whatever_lists_it_has(
+    tmp_path: Path, value: Any, columns: tuple[str, ...], rows: Any
+) -> None:
+    source = Source(path=str(place(tmp_path / "one.json", json.dumps(value, indent=1))))
+    found = [row.values for row in rows_of(source, *columns)]
+    if rows == 2:
+        assert found == [{"text": "x", "items": {"no": 1}}, {"text": "y", "items": {"no": 2}}]
+    else:
+        assert found == ([value] if rows == 1 else value[rows])
+
+
+def test_a_folder_of_records_with_lists_of_objects_is_a_row_a_file(tmp_path: Path) -> None:
+    for n, text in enumerate(texts(60)):
+        bill = {"text": f"{text} {n}", "lines": [{"no": n, "text": "x"}, {"no": n + 1}]}
+        place(tmp_path / "in" / f"{n}.json", json.dumps(bill, indent=1))
+    line = "{type: object, properties: {no: {type: integer}, text: {type: string, maxLength: 5}}}"
+    schema = f"{{type: object, properties: {{lines: {{type: array, maxItems: 3, items: {line}}}}}}}"
+    task = f"{{kind: extraction, instruction: Read the lines., json_schema: {schema}}}"
+    splits, report = prepared(tmp_path, "{source: {path: in}}", task)
+    assert report["rows"]["read"] == 60
+    assert {row["target"]["lines"][0]["no"] for name in SPLITS for row in splits[name]} == set(range(60))
+
+
 # Texts in files and folders.
 
 
