@@ -108,8 +108,21 @@ def free_text(value: object, what: str) -> str:
     return text
 
 
-def check_characters(what: str, text: str) -> None:
-    """Returns nothing where a text can be stored. Raises UnusableRowError over NUL bytes and halves of characters."""
+def check_characters(what: str, value: Any) -> None:
+    """Returns nothing where a text, or each of those inside of a list or an object, can be stored. Raises
+    UnusableRowError over NUL bytes and halves of characters."""
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, dict):
+            pending += [*one, *one.values()]
+        elif isinstance(one, list):
+            pending += one
+        elif isinstance(one, str):
+            _check_text(what, one)
+
+
+def _check_text(what: str, text: str) -> None:
     if "\x00" in text:
         raise UnusableRowError("nul_byte", f"the {what} holds a NUL byte")
     try:

@@ -133,6 +133,33 @@ def test_fields_of_a_record_may_stand_inside_a_dotted_column(tmp_path: Path) -> 
     assert {row["target"]["no"] for name in SPLITS for row in splits[name]} == set(range(60))
 
 
+@pytest.mark.parametrize(("escape", "reason"), [("\\ud83d", "lone_surrogate"), ("\\u0000", "nul_byte")])
+@pytest.mark.parametrize(
+    ("told", "data"),
+    [
+        ("text", "columns: {text: meta.odd}"),
+        ("answer", "columns: {label: meta.odd}"),
+        ("id", "columns: {id: meta.odd}"),
+        ("group", "split: {group: meta.odd}"),
+        ("slice kind", "slices: {kind: {by: meta.odd}}"),
+    ],
+)
+def test_what_no_file_can_hold_is_told_where_json_in_a_cell_brings_it(
+    tmp_path: Path, told: str, data: str, escape: str, reason: str
+) -> None:
+    with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "meta"])
+        for n, row in enumerate(labelled(60)):
+            odd = row["label"] if "label:" in data else f"{row['text']} {n}"
+            writer.writerow([row["text"], row["label"], f'{{"odd": "{odd}{escape if n == 7 else ""}"}}'])
+    prepared(tmp_path, f"{{source: {{path: rows.csv}}, max_rejected: 0.1, {data}}}")
+    (path,) = (tmp_path / "runs").rglob("rejected.jsonl")
+    (found,) = [one for one in map(json.loads, path.read_text("utf-8").splitlines()) if one["kind"] == "rejected"]
+    assert (found["line"], found["reason"]) == (9, reason)
+    assert found["detail"].startswith(f"the {told} holds ")
+
+
 # Objects of JSON.
 
 
