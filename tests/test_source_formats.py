@@ -237,6 +237,23 @@ def test_documents_below_train_and_test_keep_their_splits(tmp_path: Path, source
     assert sum(report["rows"]["written"].values()) + sum(report["rows"]["dropped"].values()) == 90
 
 
+def test_messages_and_files_name_the_document_that_is_meant(tmp_path: Path) -> None:
+    found = reviews(tmp_path / "in")
+    place(tmp_path / "in" / "pos" / "copy.txt", found[3])
+    place(tmp_path / "in" / "neg" / "other.txt", found[5])
+    data = "{source: {path: in, sample_by: document}, split: {test: 0.1, validation: 0.05, calibration: 0.05, seed: 3}"
+    prepared(tmp_path, f"{data}}}")
+    (path,) = (tmp_path / "runs").rglob("rejected.jsonl")
+    dropped = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert {one["id"] for one in dropped} == {f"{one['file']}:{one['line']}" for one in dropped}
+    assert {one["file"] for one in dropped} >= {"neg/other.txt", "pos/5_5.txt"}
+    with pytest.raises(RecipeError, match=r"neg/other.txt:1, pos/5_5.txt:1: 1 texts bear several answers"):
+        prepared(tmp_path, f"{data}, conflicts: fail}}")
+    place(tmp_path / "in" / "pos" / "long.txt", "parcel " * 3000)
+    with pytest.raises(RecipeError, match=r"pos/long.txt:1: 1 train rows are longer than train.max_length"):
+        prepared(tmp_path, f"{data}, too_long: fail}}")
+
+
 def test_documents_are_read_whole_or_told_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for name, content in {
