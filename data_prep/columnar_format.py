@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from data_prep import features
 from data_prep.encoding import has_half, refusing
-from data_prep.source_row import About, BadRowError, SourceFile, SourceRow
+from data_prep.source_row import About, BadRowError, Digits, SourceFile, SourceRow
 from recipes.errors import RecipeError, StageError
 from recipes.schema_data import Source
 
@@ -192,7 +192,7 @@ AS_TEXT: dict[type, Callable[[Any], str]] = {
     datetime: lambda value: str(value.isoformat()),
     date: lambda value: str(value.isoformat()),
     time: lambda value: str(value.isoformat()),
-    Decimal: lambda value: f"{value:f}",
+    Decimal: lambda value: Digits(f"{value:f}"),
     UUID: str,
 }
 

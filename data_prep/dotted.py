@@ -31,29 +31,13 @@ def reached(values: Mapping[str, Any], columns: Collection[str]) -> dict[str, An
 def names(values: Mapping[str, Any]) -> Iterator[str]:
     """Yields the dotted names of what stands inside of the objects of a row, for messages."""
     for name, value in values.items():
-        inside = _opened(value)
+        inside = opened(value)
         if isinstance(inside, dict):
             yield from (f"{name}.{below}" for below in [*inside, *names(inside)])
 
 
-def _reach(values: Mapping[str, Any], path: str) -> Any:
-    """What stands at the end of a path, by the longest name that begins it."""
-    if path in values:
-        return values[path]
-    for at in reversed(_dots(path)):
-        if path[:at] in values:
-            return _inside(_opened(values[path[:at]]), path[at + 1 :])
-    return MISSING
-
-
-def _inside(value: Any, path: str) -> Any:
-    if isinstance(value, list):
-        value = {str(number): entry for number, entry in enumerate(value)}
-    return _reach(value, path) if isinstance(value, dict) else None if value is None else MISSING
-
-
-def _opened(value: Any) -> Any:
-    """A value, or what a text holds as JSON: an object, a list, or null where it is empty."""
+def opened(value: Any) -> Any:
+    """Returns a value, or what a text holds as JSON: an object, a list, or null where it is empty."""
     if not isinstance(value, str):
         return value
     if not value.strip():
@@ -62,6 +46,22 @@ def _opened(value: Any) -> Any:
         return json.loads(value) if value.lstrip()[0] in "{[" else value
     except (ValueError, RecursionError):
         return value
+
+
+def _reach(values: Mapping[str, Any], path: str) -> Any:
+    """What stands at the end of a path, by the longest name that begins it."""
+    if path in values:
+        return values[path]
+    for at in reversed(_dots(path)):
+        if path[:at] in values:
+            return _inside(opened(values[path[:at]]), path[at + 1 :])
+    return MISSING
+
+
+def _inside(value: Any, path: str) -> Any:
+    if isinstance(value, list):
+        value = {str(number): entry for number, entry in enumerate(value)}
+    return _reach(value, path) if isinstance(value, dict) else None if value is None else MISSING
 
 
 def _dots(path: str) -> list[int]:

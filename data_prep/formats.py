@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from data_prep.dotted import opened
+from data_prep.source_row import Digits
 from recipes.schema_data import Formats
 from tasks.given import UnusableRowError
 from tasks.values import amount_of, number_of
@@ -37,18 +39,24 @@ def time_of(text: str, form: str) -> datetime | None:
 
 
 def _object(record: Mapping[str, Any], fields: Mapping[str, Any], formats: Formats, above: str) -> dict[str, Any]:
-    found = dict(record)
+    found, currencies = dict(record), dict[str, str]()
     for name, value in record.items():
-        currency = formats.amounts.get(f"{above}{name}")
         if name in fields:
             found[name], written = _value(value, fields[name], formats, f"{above}{name}")
-            if currency is not None and written and found.get(currency) in (None, ""):
-                found[currency] = written
-    return found
+            currency = formats.amounts.get(f"{above}{name}")
+            if currency is not None and written:
+                currencies.setdefault(currency, written)
+    return found | {name: written for name, written in currencies.items() if _is_empty(found.get(name))}
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _value(value: Any, field: Mapping[str, Any], formats: Formats, path: str) -> tuple[Any, str]:
-    """The value, and the currency that stood beside it."""
+    """The value, and the currency that stood beside it. A list or an object may stand there as its JSON."""
+    if {"array", "object"} & {*_kinds(field)} and not _is_empty(value):
+        value = opened(value)
     if isinstance(value, list):
         return [_value(one, field.get("items", {}), formats, path)[0] for one in value], ""
     if isinstance(value, dict) and "properties" in field:
@@ -57,7 +65,7 @@ def _value(value: Any, field: Mapping[str, Any], formats: Formats, path: str) ->
         return value, ""
     if path in formats.dates:
         return _date(value.strip(), formats.dates[path], path), ""
-    if formats.decimal is not None and {"number", "integer"} & {*_kinds(field)}:
+    if formats.decimal and not isinstance(value, Digits) and {"number", "integer"} & {*_kinds(field)}:
         return _number(value, formats.decimal, path in formats.amounts, path)
     return value, ""
 
@@ -69,11 +77,7 @@ def _number(text: str, decimal: str, with_currency: bool, path: str) -> tuple[in
     number = number_of(text, decimal)
     if number is not None:
         return number, ""
-    told = (
-        f"field {path}: {text.strip()[:40]!r} is no number with {decimal!r} before its decimals (data.formats.decimal)"
-    )
-    if read is not None:
-        told = f"field {path}: {text.strip()[:40]!r}"
+    told = f"field {path}: {text.strip()[:40]!r}"
     if read is not None:
         told += f" names a currency or a unit, {read[1]!r}; data.formats.amounts says what becomes of it"
     else:

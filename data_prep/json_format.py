@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from data_prep import json_layouts
+from data_prep import dotted, json_layouts
 from data_prep.encoding import Text, has_half, lines, open_text, refusing
 from data_prep.source_row import About, BadRowError, SourceFile, SourceRow
 from recipes.errors import RecipeError
@@ -62,7 +62,7 @@ def _json(file: SourceFile, text: Text, columns: Collection[str]) -> tuple[About
     with _json_refused(file.name):
         start = _skip(whole, 0)
         if whole[start : start + 1] == "{":
-            array = _wrapped(file.name, whole, start)
+            array = _wrapped(file.name, whole, start, columns)
             if array is None:
                 return _laid_out(file.name, whole, columns)
             key, start = array
@@ -99,22 +99,28 @@ def _json_rows(file: SourceFile, text: Text, whole: str, start: int) -> Iterator
             _check_end(whole, _skip(whole, end) + 1)
 
 
-def _wrapped(name: str, text: str, at: int) -> tuple[str, int] | None:
-    """The key of the one array of objects in the object at `at`, and where that array starts; None: it has none."""
+def _wrapped(name: str, text: str, at: int, columns: Collection[str]) -> tuple[str, int] | None:
+    """The key of the one array of objects in the object at `at`, and where that array starts; None: it has none, or
+    the object is a row itself, by the columns that it has: an invoice with its line items, a chat with its messages."""
     arrays: list[tuple[str, int]] = []
     empty: list[tuple[str, int]] = []
+    keys: set[str] = set()
+    inside: list[set[str]] = [set()]
     at = _skip(text, at + 1)
     while text[at : at + 1] != "}":
         key, at = LENIENT.raw_decode(text, at)
         colon = _skip(text, at)
         if not isinstance(key, str) or text[colon : colon + 1] != ":":
             raise json.JSONDecodeError("Expecting a name and ':'", text, colon)
+        keys.add(key)
         start = end = _skip(text, colon + 1)
         if text[start : start + 1] == "[":
             held = set()
+            inside.append(set())
             end = start + 1
             for value, after in _elements(text, start, LENIENT.raw_decode):
                 held.add(type(value))
+                inside[-1].update(value if isinstance(value, dict) else ())
                 end = after
             if dict in held or not held:
                 (arrays if held else empty).append((key, start))
@@ -127,6 +133,9 @@ def _wrapped(name: str, text: str, at: int) -> tuple[str, int] | None:
         elif text[at : at + 1] != "}":
             raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
     _check_end(text, at + 1)
+    found = _has(keys, columns)
+    if any(found) and found >= max(_has(one, columns) for one in inside):
+        return None
     arrays = arrays or empty
     if len(arrays) > 1:
         names = ", ".join(repr(key[:40]) for key, _ in arrays[:10])
@@ -134,6 +143,11 @@ def _wrapped(name: str, text: str, at: int) -> tuple[str, int] | None:
             f"{name}:1: an object where one array of objects is looked for, and it has several, {names}; leave one"
         )
     return arrays[0] if arrays else None
+
+
+def _has(keys: Collection[str], columns: Collection[str]) -> list[bool]:
+    """Which of the columns, the most needed first, an object with these keys has or may reach."""
+    return [any(name in keys for name in (column, *dotted.roots(column))) for column in columns]
 
 
 def _elements(text: str, at: int, decode: Callable[[str, int], tuple[Any, int]]) -> Iterator[tuple[Any, int]]:

@@ -1,4 +1,4 @@
-"""A JSON object that holds no array of objects, to the rows that it means.
+"""A JSON object that is no wrapper of an array of objects, to the rows that it means.
 
 {"text": "it is late", "label": "a"}                                 one row: a folder of one object a document
 {"0": {"text": "it is late", "label": "a"}, "1": {...}}               objects by their id (pandas: orient="index")
@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Collection, Mapping
+from itertools import chain
 from typing import Any
 
 from recipes.errors import RecipeError
@@ -28,7 +29,9 @@ def rows_of(name: str, value: Mapping[str, Any], columns: Collection[str]) -> tu
         if len({tuple(columnar[column]) for column in there}) == 1:
             ids = list(columnar[there[0]])
             return "columns", [{key: one.get(at) for key, one in columnar.items()} for at in ids]
-    if there and all(isinstance(value[column], list) for column in there):
+    lists = [value[column] for column in there if isinstance(value[column], list)]
+    # Objects alone are the messages or the line items of one row.
+    if there and len(lists) == len(there) and not all(isinstance(one, dict) for one in chain.from_iterable(lists)):
         listed = {key: one for key, one in value.items() if isinstance(one, list)}
         if len({len(one) for one in listed.values()}) == 1:
             return "columns", [dict(zip(listed, row, strict=True)) for row in zip(*listed.values(), strict=True)]

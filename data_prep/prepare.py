@@ -160,7 +160,7 @@ def _read(
             about, rows = read.read(file, recipe.data.source, read_columns(recipe, file.split))
             counter = _Counted(rows, file, recipe)
             given = -1 if file.split == "all" else SPLITS.index(file.split)
-            unusable += writer.add(file.name, given, counter, pool)
+            unusable += writer.add(given, counter, pool)
             if not counter.rows:
                 below = " below the header" if file.kind in ("csv", "tsv", "xlsx") else " in it"
                 raise RecipeError(f"{file.name}: there are no rows{below}")

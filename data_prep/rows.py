@@ -170,10 +170,16 @@ def row_of(source: SourceRow, recipe: Recipe) -> Row | Rejected:
             raise UnusableRowError("unreadable", source.problem)
         if not row_id:
             raise UnusableRowError("no_id", f"column {columns.id!r} is empty")
+        check_characters("id", row_id)
         return _usable(source, row_id, recipe)
     except UnusableRowError as why:
         detail = privacy.redact(why.detail, kinds).text if kinds else why.detail
-        return Rejected(source.file, source.line, row_id or None, why.reason, detail)
+        return Rejected(source.file, source.line, _storable(row_id) or None, why.reason, _storable(detail))
+
+
+def _storable(text: str) -> str:
+    """The text with halves of characters, which nothing can encode, as their escapes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
@@ -188,8 +194,8 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     if not (text if text.isascii() else UNSEEN.sub("", text).strip()):
         raise UnusableRowError("no_text", "the text is empty" + (", but for invisible characters" if text else ""))
     check_characters("text", text)
-    for answer in (given.target, *given.others):
-        check_characters("answer", answer if isinstance(answer, str) else json.dumps(answer))
+    check_characters("system prompt", given.system)
+    check_characters("answer", [given.target, *given.others])
     found = {one.kind for one in privacy.find(text)}
     hidden: Mapping[str, str] = {}
     if kinds and found:
@@ -198,7 +204,12 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     hide = _hiding(text, hidden, kinds, found) if task.FREE_TEXT else partial(_redacted, hidden)
     own = _own_values(values, given.target, recipe, hidden)
     target, *others = dict.fromkeys(task.target_text(one, recipe, hide) for one in (given.target, *given.others))
+    # What stood there as JSON is read now, its escapes with it.
+    check_characters("answer", [task.target_of(one) for one in (target, *others)])
     group = cell(values.get(split.group)).strip() or row_id if split.group else None
+    check_characters("group", group)
+    for name, value in own.items():
+        check_characters(f"slice {name}", value)
     return Row(
         id=row_id,
         text=text,
@@ -263,6 +274,8 @@ def _states(given: Mapping[str, Any], record: Mapping[str, Any], text: str) -> d
 
 def _spellings(path: str, value: Any, given: Any) -> Iterator[tuple[str, set[str]]]:
     """Yields the path of each value that is there, with its spellings: as the record and as the source writes it."""
+    if isinstance(value, dict | list):
+        given = dotted.opened(given)
     if isinstance(value, dict):
         for name, inside in value.items():
             yield from _spellings(f"{path}.{name}", inside, given.get(name) if isinstance(given, dict) else None)

@@ -24,6 +24,12 @@ SPLIT_NAMES = {
 }
 
 
+class Digits(str):
+    """A number of a typed column, in its digits as JSON writes them: data.formats says nothing of it."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class SourceFile:
     """One file of a source, or one split of a data set; `split` is "all" where the source does not say."""

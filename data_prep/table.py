@@ -1,7 +1,7 @@
 """The rows while they are prepared: texts in an Arrow file, and a few numbers a row in memory.
 
 Texts, a million of them or a hundred, stay on disk and are read batch by batch; what decides over a row (hashes,
-its place in the splits, its file and line) is about 80 bytes in NumPy arrays. That is why memory stays flat.
+its place in the splits, its line) is about 80 bytes in NumPy arrays. That is why memory stays flat.
 
     table.columns["key"][7]       8 bytes each: equal where two rows say the same
     table.value("text", 7)        "my parcel is late"
@@ -58,8 +58,6 @@ class Table:
 
     folder: Path
     columns: dict[str, Array] = field(repr=False)
-    files: list[str]
-    """Names of the source files, as `columns["file"]` counts them."""
     targets: Counter[str]
     """How often each label was written how; empty for tasks without labels."""
     systems: Counter[str]
@@ -76,7 +74,7 @@ class Table:
 
     def place(self, row: int) -> str:
         """Returns file:line of a row."""
-        return f"{self.files[self.columns['file'][row]]}:{self.columns['line'][row]}"
+        return f"{self.texts.value('file', row)}:{self.columns['line'][row]}"
 
 
 class Writer:
@@ -85,7 +83,6 @@ class Writer:
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         folder.mkdir(parents=True)
         self.folder, self.recipe = folder, recipe
-        self.files: list[str] = []
         self.targets: Counter[str] = Counter()
         self.systems: Counter[str] = Counter()
         self.states: Counter[tuple[str, str, str]] = Counter()
@@ -103,13 +100,11 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def add(self, name: str, split: int, rows: Iterable[SourceRow], spread: Spread) -> Iterator[Rejected]:
+    def add(self, split: int, rows: Iterable[SourceRow], spread: Spread) -> Iterator[Rejected]:
         """Adds the rows of one file, of which `split` is the place in SPLITS, or -1 where it is for us to choose.
 
         Yields each row that cannot be used.
         """
-        number = len(self.files)
-        self.files.append(name)
         source = iter(rows)
         pieces = iter(lambda: list(islice(source, BATCH_ROWS)), [])
         for batch in spread.map(partial(_batch, recipe=self.recipe), pieces):
@@ -117,11 +112,7 @@ class Writer:
             self._texts.write_batch(batch.texts)
             self._sizes.write(np.int64(count).tobytes())
             self._sketches.add(batch.bands, batch.sketches)
-            numbers = {
-                **batch.numbers,
-                "file": np.full(count, number, np.int32),
-                "given": np.full(count, split, np.int8),
-            }
+            numbers = {**batch.numbers, "given": np.full(count, split, np.int8)}
             for column, values in numbers.items():
                 self._numbers.setdefault(column, []).append(values)
             self.targets += batch.targets
@@ -134,7 +125,7 @@ class Writer:
         """Returns the table, written to its end: nothing can be added any more."""
         self._opened.close()
         columns = {name: np.concatenate(parts) for name, parts in self._numbers.items()}
-        return Table(self.folder, columns, self.files, self.targets, self.systems, self.states)
+        return Table(self.folder, columns, self.targets, self.systems, self.states)
 
 
 def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
@@ -144,6 +135,7 @@ def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
     keys = [duplicate_key(row.text) for row in kept]
     texts = {
         "id": [row.id for row in kept],
+        "file": [row.file for row in kept],
         "text": [row.text for row in kept],
         "target": [row.target for row in kept],
         "references": [json.dumps(row.references) if row.references else None for row in kept],

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "target", "references", "group", "slices", "key")])
+COLUMNS = ("id", "file", "text", "target", "references", "group", "slices", "key")
+SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
 
 
 class Texts:

@@ -81,8 +81,8 @@ def _dropped(row: int, table: Table, splits: Array, left: Left) -> Rejected:
         detail = f"of one group with {who}"
     if reason.startswith("near_"):
         detail = f"{left.similarity[row]:.2f} like {who}"
-    file, line = table.files[table.columns["file"][row]], int(table.columns["line"][row])
-    return Rejected(file, line, table.texts.value("id", row), reason, detail, kind="dropped")
+    file, row_id = (table.texts.value(column, row) for column in ("file", "id"))
+    return Rejected(file, int(table.columns["line"][row]), row_id, reason, detail, kind="dropped")
 
 
 def _row(row: Mapping[str, Any], recipe: Recipe, respelt: Callable[[str], str] | None) -> dict[str, Any]:

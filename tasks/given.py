@@ -5,9 +5,12 @@ out  Given("", "my parcel is late", "delivery_delay")
 """
 
 import ast
+import io
 import json
+import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from recipes.schema_data import Columns
@@ -66,7 +69,10 @@ def label_of(value: object, column: str) -> str:
 
 
 def list_of(value: object) -> list[Any] | None:
-    """Returns a list, also as tables write one (["a", "b"] or ['a', 'b']); None where a value is none."""
+    """Returns a list, also as tables write one (["a", "b"] or ['a', 'b']); None where a value is none.
+
+    Raises UnusableRowError over ['a' 'b'], as NumPy prints an array: Python reads one text in it, 'ab'.
+    """
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value if isinstance(value, list) else None
     for read in (json.loads, ast.literal_eval):
@@ -74,8 +80,17 @@ def list_of(value: object) -> list[Any] | None:
             found = read(value.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
+        if read is ast.literal_eval and _lacks_commas(value.strip()):
+            told = f"{value.strip()[:40]} is not a list: commas are missing between its entries"
+            raise UnusableRowError("bad_list", told)
         return found if isinstance(found, list) else None
     return None
+
+
+def _lacks_commas(text: str) -> bool:
+    """Whether two texts stand side by side in an expression of Python."""
+    tokens = [one.type for one in tokenize.generate_tokens(io.StringIO(text).readline) if one.type != tokenize.NL]
+    return any(one == other == tokenize.STRING for one, other in pairwise(tokens))
 
 
 def _kind(value: object) -> str:
@@ -93,8 +108,21 @@ def free_text(value: object, what: str) -> str:
     return text
 
 
-def check_characters(what: str, text: str) -> None:
-    """Returns nothing where a text can be stored. Raises UnusableRowError over NUL bytes and halves of characters."""
+def check_characters(what: str, value: Any) -> None:
+    """Returns nothing where a text, or each of those inside of a list or an object, can be stored. Raises
+    UnusableRowError over NUL bytes and halves of characters."""
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, dict):
+            pending += [*one, *one.values()]
+        elif isinstance(one, list):
+            pending += one
+        elif isinstance(one, str):
+            _check_text(what, one)
+
+
+def _check_text(what: str, text: str) -> None:
     if "\x00" in text:
         raise UnusableRowError("nul_byte", f"the {what} holds a NUL byte")
     try:

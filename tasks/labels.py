@@ -28,8 +28,17 @@ def find(written: str, labels: Collection[str], fold: bool = True) -> str | None
         return written
     if (cleaned := clean_label(written)) in labels:
         return cleaned
-    same = [label for label in labels if _key(label) == _key(written)] if fold else []
+    same = _by_key(tuple(labels)).get(_key(written), []) if fold else []
     return same[0] if len(same) == 1 else None
+
+
+@lru_cache(maxsize=64)
+def _by_key(labels: tuple[str, ...]) -> dict[str, list[str]]:
+    """The labels of each key."""
+    found: dict[str, list[str]] = {}
+    for label in labels:
+        found.setdefault(_key(label), []).append(label)
+    return found
 
 
 def identity(written: str, labels: Collection[str] | None, fold: bool) -> str:

@@ -1,6 +1,7 @@
 """Label identity: one rule for listed labels, labels of rows, conflicts, answers and scores."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from recipes.errors import RecipeError
 from recipes.load import load
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS, Task
-from tasks import classification
+from tasks import classification, labels
 from tasks.labels import clean_label, find, found, identity
 from tasks.text import label_key
 from tracking import files
@@ -84,6 +85,20 @@ def test_labels_that_a_mark_tells_apart_stay_apart(tmp_path: Path, labels: list[
 def test_spellings_of_one_label_are_one_label(spellings: list[str]) -> None:
     assert len({identity(one, None, fold=True) for one in spellings}) == 1
     assert {find(one, [spellings[0], "other"]) for one in spellings} == {spellings[0]}
+
+
+def test_each_label_of_a_list_is_folded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed, folded = [f"queue_{n}" for n in range(300)], Counter[str]()
+
+    def counted(label: str) -> str:
+        folded[label] += 1
+        return label_key(label)
+
+    monkeypatch.setattr(labels, "_key", counted)
+    assert [find(f"Queue {n}", listed) for n in range(300)] == listed
+    assert find("queue 300", dict.fromkeys(listed)) is None
+    assert set(folded.values()) == {1}
+    assert find("Us", ["US", "us"]) is None and find("Us", ["US"]) == "US" and find("Us", ["US"], fold=False) is None
 
 
 @given(st.text(min_size=1))

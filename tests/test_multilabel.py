@@ -152,6 +152,8 @@ def test_answers_that_one_has_are_read_as_the_rows_are() -> None:
     for given_ in (["réclamé", "Late"], '["réclamé", "Late"]', "réclamé; Late", "réclamé;late;"):
         assert read(given_) == '["late", "réclamé"]'
     assert read("") == "[]" and read("lost; late") == '["late", "lost"]'
+    assert read("['late' 'réclamé']") == "['late' 'réclamé']"
+    assert read("['late',\n 'réclamé']") == '["late", "réclamé"]'
     assert multilabel.given_answers(SPEC, True)("late; réclamé") == "late; réclamé"
     assert multilabel.given_answers(SPEC, False)(["Late"]) == '["Late"]'
 
@@ -244,11 +246,16 @@ def test_the_order_is_the_recipes_and_spellings_are_one_label(tmp_path: Path) ->
     [
         ("late; torn", "bad_labels", "needed: a list of labels, its JSON, or data.columns.label_separator"),
         ("[late, torn]", "bad_labels", "the labels are [late, torn]; needed"),
+        ("['late' 'torn']", "bad_list", "['late' 'torn'] is not a list: commas are missing between its entries"),
+        ("['late'\n 'torn']", "bad_list", "commas are missing"),
+        ("['late', 'to' \"rn\"]", "bad_list", "commas are missing"),
         (None, "bad_labels", "the labels are missing"),
         ({"late": 1}, "bad_labels", "needed: a list"),
         (["late", None], "bad_labels", "a label is null, and a label is a text"),
         (["late", ["torn"]], "bad_labels", 'a label is ["torn"]'),
         (["late", " "], "no_label", "the label is empty"),
+        ('["\\ud83d", "late"]', "unknown_label", "'\\ud83d' is not among task.labels"),
+        ('["late", ["\\ud83d"]]', "bad_labels", 'a label is ["\\ud83d"]'),
         (["late", "tron"], "unknown_label", "'tron' is not among task.labels; did you mean 'torn'?"),
     ],
 )
@@ -264,6 +271,13 @@ def test_a_row_whose_labels_cannot_be_read_is_rejected_with_the_reason(
         if one["kind"] == "rejected"
     ]
     assert line["reason"] == reason and detail in line["detail"] and line["line"] == 241
+
+
+@pytest.mark.parametrize(("escape", "reason"), [("\\ud83d", "lone_surrogate"), ("\\u0000", "nul_byte")])
+def test_a_label_that_no_file_can_hold_is_told(tmp_path: Path, escape: str, reason: str) -> None:
+    put(tmp_path / "rows.jsonl", [*rows(), {"text": "one row more", "label": f'["late", "{escape}"]'}])
+    _, report = prepared(tmp_path, "{source: {path: rows.jsonl}}", TASK)
+    assert report["rows"]["rejected"] == {reason: 1}
 
 
 def test_numbers_are_labels_and_an_empty_cell_with_a_separator_is_no_label(tmp_path: Path) -> None:

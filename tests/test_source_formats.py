@@ -133,6 +133,74 @@ def test_fields_of_a_record_may_stand_inside_a_dotted_column(tmp_path: Path) -> 
     assert {row["target"]["no"] for name in SPLITS for row in splits[name]} == set(range(60))
 
 
+@pytest.mark.parametrize(("escape", "reason"), [("\\ud83d", "lone_surrogate"), ("\\u0000", "nul_byte")])
+@pytest.mark.parametrize(
+    ("told", "data"),
+    [
+        ("text", "columns: {text: meta.odd}"),
+        ("answer", "columns: {label: meta.odd}"),
+        ("id", "columns: {id: meta.odd}"),
+        ("group", "split: {group: meta.odd}"),
+        ("slice kind", "slices: {kind: {by: meta.odd}}"),
+    ],
+)
+def test_what_no_file_can_hold_is_told_where_json_in_a_cell_brings_it(
+    tmp_path: Path, told: str, data: str, escape: str, reason: str
+) -> None:
+    with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "meta"])
+        for n, row in enumerate(labelled(60)):
+            odd = row["label"] if "label:" in data else f"{row['text']} {n}"
+            writer.writerow([row["text"], row["label"], f'{{"odd": "{odd}{escape if n == 7 else ""}"}}'])
+    prepared(tmp_path, f"{{source: {{path: rows.csv}}, max_rejected: 0.1, {data}}}")
+    (path,) = (tmp_path / "runs").rglob("rejected.jsonl")
+    (found,) = [one for one in map(json.loads, path.read_text("utf-8").splitlines()) if one["kind"] == "rejected"]
+    assert (found["line"], found["reason"]) == (9, reason)
+    assert found["detail"].startswith(f"the {told} holds ")
+
+
+# Objects of JSON.
+
+
+@pytest.mark.parametrize(
+    ("value", "columns", "rows"),
+    [
+        ({"text": "a bill", "total": 5, "items": [{"total": 2}, {"total": 3}]}, ("text", "total", "items"), 1),
+        ({"text": "a bill", "label": "b", "items": [{"no": 1}], "payments": [{"no": 1}]}, ("text", "label"), 1),
+        ({"text": "a bill", "label": "b", "items": []}, ("text", "label"), 1),
+        ({"id": 7, "messages": [{"role": "user"}, {"role": "assistant"}]}, ("messages",), 1),
+        ({"mail": {"body": "hello"}, "queue": "a", "tags": [{"no": 1}]}, ("mail.body", "queue", "mail"), 1),
+        ({"mails": [{"body": "hello"}, {"body": "again"}], "queue": "a"}, ("mails.0.body", "queue", "mails"), 1),
+        ({"id": 1, "text": "of May", "data": [{"id": 1, "text": "x", "label": "a"}]}, ("id", "text", "label"), "data"),
+        ({"id": 1, "answers": [{"id": 1, "output": "x"}, {"id": 2, "output": "y"}]}, ("id", "output"), "answers"),
+        ({"version": 1, "data": [{"text": "x"}]}, ("text", "label"), "data"),
+        ({"text": ["x", "y"], "items": [{"no": 1}, {"no": 2}]}, ("text", "items"), 2),
+    ],
+)
+def test_an_object_with_the_columns_is_one_row_whatever_lists_it_has(
+    tmp_path: Path, value: Any, columns: tuple[str, ...], rows: Any
+) -> None:
+    source = Source(path=str(place(tmp_path / "one.json", json.dumps(value, indent=1))))
+    found = [row.values for row in rows_of(source, *columns)]
+    if rows == 2:
+        assert found == [{"text": "x", "items": {"no": 1}}, {"text": "y", "items": {"no": 2}}]
+    else:
+        assert found == ([value] if rows == 1 else value[rows])
+
+
+def test_a_folder_of_records_with_lists_of_objects_is_a_row_a_file(tmp_path: Path) -> None:
+    for n, text in enumerate(texts(60)):
+        bill = {"text": f"{text} {n}", "lines": [{"no": n, "text": "x"}, {"no": n + 1}]}
+        place(tmp_path / "in" / f"{n}.json", json.dumps(bill, indent=1))
+    line = "{type: object, properties: {no: {type: integer}, text: {type: string, maxLength: 5}}}"
+    schema = f"{{type: object, properties: {{lines: {{type: array, maxItems: 3, items: {line}}}}}}}"
+    task = f"{{kind: extraction, instruction: Read the lines., json_schema: {schema}}}"
+    splits, report = prepared(tmp_path, "{source: {path: in}}", task)
+    assert report["rows"]["read"] == 60
+    assert {row["target"]["lines"][0]["no"] for name in SPLITS for row in splits[name]} == set(range(60))
+
+
 # Texts in files and folders.
 
 
@@ -167,6 +235,23 @@ def test_documents_below_train_and_test_keep_their_splits(tmp_path: Path, source
     assert len(splits["test"]) == 30
     assert {row["target"] for row in splits["test"]} == {"pos", "neg"}
     assert sum(report["rows"]["written"].values()) + sum(report["rows"]["dropped"].values()) == 90
+
+
+def test_messages_and_files_name_the_document_that_is_meant(tmp_path: Path) -> None:
+    found = reviews(tmp_path / "in")
+    place(tmp_path / "in" / "pos" / "copy.txt", found[3])
+    place(tmp_path / "in" / "neg" / "other.txt", found[5])
+    data = "{source: {path: in, sample_by: document}, split: {test: 0.1, validation: 0.05, calibration: 0.05, seed: 3}"
+    prepared(tmp_path, f"{data}}}")
+    (path,) = (tmp_path / "runs").rglob("rejected.jsonl")
+    dropped = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert {one["id"] for one in dropped} == {f"{one['file']}:{one['line']}" for one in dropped}
+    assert {one["file"] for one in dropped} >= {"neg/other.txt", "pos/5_5.txt"}
+    with pytest.raises(RecipeError, match=r"neg/other.txt:1, pos/5_5.txt:1: 1 texts bear several answers"):
+        prepared(tmp_path, f"{data}, conflicts: fail}}")
+    place(tmp_path / "in" / "pos" / "long.txt", "parcel " * 3000)
+    with pytest.raises(RecipeError, match=r"pos/long.txt:1: 1 train rows are longer than train.max_length"):
+        prepared(tmp_path, f"{data}, too_long: fail}}")
 
 
 def test_documents_are_read_whole_or_told_one_by_one(tmp_path: Path) -> None:
