@@ -247,10 +247,11 @@ async def _write(a_round: Round, rows: asyncio.Queue[Answered | None], attempts:
 
 
 def _row(a_round: Round, reply: Reply) -> Answered:
-    purse, received = a_round.purse, reply.received
+    purse, received, question = a_round.purse, reply.received, a_round.waiting[reply.id][0]
     return journals.row_of(
-        a_round.waiting[reply.id][0],
         reply.id,
+        question.id,
+        question.repeat,
         reply.request_sha256,
         received,
         asked=now(),

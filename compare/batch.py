@@ -22,7 +22,7 @@ from backends import batches
 from backends.ask import WIRES, Failed, request_sha256
 from backends.exchange import Backend, Constraint, Received, Request, Structured, Wire
 from compare.answers import Round
-from compare.journal import Question, batch_file, row_of
+from compare.journal import batch_file, row_of
 from compare.spend import input_bytes
 from recipes.errors import StageError
 from tracking import files
@@ -211,7 +211,7 @@ async def _outcomes(
 
 def _keep(a_round: Round, pending: Pending, outcomes: Mapping[str, Received | Failed]) -> int:
     """Writes what a batch brought into the journal. Returns how many requests are to be asked again another time."""
-    rows, lost, none = [], 0, Request("", (), 0)
+    rows, lost = [], 0
     for key, about in pending.keys.items():
         known = a_round.journal.rows.get(key)
         if known is not None and known.final:
@@ -224,8 +224,9 @@ def _keep(a_round: Round, pending: Pending, outcomes: Mapping[str, Received | Fa
         lost += again
         rows.append(
             row_of(
-                Question(about["id"], about["repeat"], none),
                 key,
+                about["id"],
+                about["repeat"],
                 about["request_sha256"],
                 received,
                 asked=pending.began,

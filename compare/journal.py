@@ -153,8 +153,9 @@ def key_of(identity: Any, body: Mapping[str, Any], repeat: int) -> str:
 
 
 def row_of(
-    question: Question,
     key: str,
+    row_id: str,
+    repeat: int,
     request_sha256: str,
     received: Received | None,
     *,
@@ -168,12 +169,12 @@ def row_of(
     latency_seconds: float | None = None,
     attempt_latencies_seconds: tuple[float, ...] = (),
 ) -> Answered:
-    """Returns the line of the journal for what became of a question."""
+    """Returns the line of the journal for what became of a question about a row."""
     usage = received.usage if received else Usage()
     return Answered(
         key=key,
-        id=question.id,
-        repeat=question.repeat,
+        id=row_id,
+        repeat=repeat,
         request_sha256=request_sha256,
         output=received.output if received else None,
         model_id=received.model_id if received else None,
@@ -204,28 +205,8 @@ def line_of(row: Answered) -> str:
 
 def _unanswered(key: str, usd: float) -> Answered:
     """A question that was sent, and of which nothing is known."""
-    return Answered(
-        output=None,
-        model_id=None,
-        finish_reason=None,
-        log_probability=None,
-        input_tokens=None,
-        output_tokens=None,
-        reasoning_tokens=None,
-        cached_tokens=None,
-        latency_seconds=None,
-        usd=None,
-        key=key,
-        id=key,
-        repeat=0,
-        request_sha256="",
-        attempt_latencies_seconds=(),
-        error="the process that asked ended before an answer was written down",
-        final=False,
-        unsure_usd=usd,
-        batch=False,
-        asked="",
-    )
+    error = "the process that asked ended before an answer was written down"
+    return row_of(key, key, 0, "", None, asked="", error=error, final=False, unsure_usd=usd)
 
 
 def _read(data: bytes, path: Path) -> tuple[list[Answered], int]:
