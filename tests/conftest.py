@@ -16,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 from recipes.demo.support_tickets import tickets
+from tests.faulty_provider import Provider, running
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -114,3 +115,16 @@ def python(tmp_path: Path) -> Iterator[Command]:
         return subprocess.run(asked, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=900, check=False)
 
     yield run
+
+
+@pytest.fixture
+def provider() -> Provider:
+    """A provider on loopback that refuses what the real ones refuse."""
+    return Provider()
+
+
+@pytest.fixture
+def address(provider: Provider) -> Iterator[str]:
+    """Where that provider listens."""
+    with running(provider) as address:
+        yield address

@@ -1,7 +1,6 @@
 """Calls that lose nothing: the real SDKs against a provider on loopback that fails in every way."""
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,17 +31,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / ".answers" / "provider.jsonl"
-
-
-@pytest.fixture
-def provider() -> Provider:
-    return Provider()
-
-
-@pytest.fixture
-def address(provider: Provider) -> Iterator[str]:
-    with running(provider) as address:
-        yield address
 
 
 def right(found: Collected) -> bool:
@@ -272,7 +260,7 @@ def test_a_provider_that_wants_to_be_left_alone_is(path: Path, address: str, pro
 
 
 def row(number: int) -> Answered:
-    return journal.row_of(question(f"T{number}", "?"), f"{number:064}", "9f2c", None, asked="2026-11-21T10:00:00Z")
+    return journal.row_of(f"{number:064}", f"T{number}", 0, "9f2c", None, asked="2026-11-21T10:00:00Z")
 
 
 def written(path: Path, rows: int) -> bytes:

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,21 +13,10 @@ from compare import answers, attempts, journal
 from compare.spend import Budget
 from tests.collecting import IDENTITY, Price, backend, collect, questions
 from tests.conftest import ROOT
-from tests.faulty_provider import Provider, running, tokens
+from tests.faulty_provider import Provider, tokens
 
 ROWS, CAP_USD = 400, 0.03
 SLOW = pytest.mark.slow(minutes=4)
-
-
-@pytest.fixture
-def provider() -> Provider:
-    return Provider()
-
-
-@pytest.fixture
-def address(provider: Provider) -> Iterator[str]:
-    with running(provider) as address:
-        yield address
 
 
 def spend() -> None:

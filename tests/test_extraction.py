@@ -2,13 +2,11 @@
 
 import json
 import random
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-import xgrammar
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -20,6 +18,7 @@ from tasks import extraction, render
 from tasks.parsed import UNFINISHED, Parsed
 from tasks.values import normalize
 from tests.conftest import Command
+from tests.grammars import check_spelling, matches, written_at_random
 from tracking import files
 from tracking import run as runs
 from train import adapter, launch, worker
@@ -176,19 +175,6 @@ def test_what_is_no_record_is_told_with_its_field(given: dict[str, Any], told: s
     assert told in str(caught.value)
 
 
-@cache
-def compiled(grammar: str) -> Any:
-    """The grammar for a vocabulary of 256 bytes and a stop token."""
-    vocabulary = [bytes([byte]) for byte in range(256)] + ["<stop>"]
-    about = xgrammar.TokenizerInfo(vocabulary, xgrammar.VocabType.RAW, stop_token_ids=[256])
-    return xgrammar.GrammarCompiler(about, max_threads=1).compile_grammar(grammar)
-
-
-def matches(grammar: str, text: str) -> bool:
-    matcher = xgrammar.GrammarMatcher(compiled(grammar))
-    return all(matcher.accept_token(byte) for byte in text.encode()) and bool(matcher.accept_token(256))
-
-
 texts = st.text(st.characters(codec="utf-8"), max_size=6) | st.sampled_from(
     ['a"b', "a\\b", "a\nb", "\x00", "é 漢", "😀"]
 )
@@ -207,27 +193,13 @@ records = st.fixed_dictionaries(
 @given(records)
 @example({"kind": "bill", "seller": "x", "total": -1.2345678901234567e-12})
 def test_the_answer_to_any_record_is_what_the_grammar_takes_and_what_is_read_back(given: dict[str, Any]) -> None:
-    canonical = extraction.record(SPEC, given)
-    answer = extraction.answer(SPEC, canonical)
-    assert matches(extraction.grammar(SPEC), answer)
-    assert extraction.parse(SPEC, answer) == Parsed(canonical)
-    assert extraction.record(SPEC, canonical) == canonical
-    jsonschema.validate(json.loads(answer), extraction.output_schema(SPEC))
+    check_spelling(SPEC, given)
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_whatever_the_grammar_lets_through_ends_and_is_a_record(seed: int) -> None:
-    rng = random.Random(seed)
-    matcher = xgrammar.GrammarMatcher(compiled(extraction.grammar(SPEC)))
-    allowed = xgrammar.allocate_token_bitmask(1, 257)
-    written = bytearray()
-    while not matcher.is_terminated():
-        matcher.fill_next_token_bitmask(allowed)
-        bits = allowed[0].tolist()
-        byte = rng.choice([one for one in range(257) if bits[one // 32] >> one % 32 & 1])
-        assert matcher.accept_token(byte)
-        written += bytes([byte]) if byte < 256 else b""
-    assert extraction.parse(SPEC, written.decode()).problem is None
+    written = written_at_random(extraction.grammar(SPEC), random.Random(seed))
+    assert extraction.parse(SPEC, written).problem is None
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from compare.predictions import Answer
 from recipes.errors import RecipeError
 from recipes.load import RECIPES, load
 from tests.closed_place import at_the_sdks_own_address, closed, compared, made, place, right_answers, two_labels
-from tests.faulty_provider import Provider, running
+from tests.faulty_provider import Provider
 from tracking import files
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -42,15 +41,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def provider() -> Provider:
-    return Provider()
-
-
-@pytest.fixture
-def address(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with running(provider) as address:
-        at_the_sdks_own_address(monkeypatch, address)
-        yield address
+def address(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    at_the_sdks_own_address(monkeypatch, address)
+    return address
 
 
 @pytest.mark.parametrize("name", WITH_CLOSED)

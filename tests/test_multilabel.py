@@ -21,8 +21,8 @@ from recipes.schema_data import SPLITS
 from tasks import in_figures, multilabel
 from tasks.parsed import UNFINISHED, Parsed
 from tests import serving
+from tests.grammars import matches
 from tests.test_data_faults import prepared, put
-from tests.test_extraction import matches
 from tests.test_labels import TOPICS, texts
 from tracking import files
 from tracking.run import Run

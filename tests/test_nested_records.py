@@ -9,7 +9,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-import xgrammar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -20,8 +19,9 @@ from recipes.schema_data import SPLITS
 from tasks import extraction, record_counts
 from tasks.parsed import Parsed
 from tests import serving
+from tests.grammars import check_spelling, matches, written_at_random
 from tests.test_data_faults import prepared, put
-from tests.test_extraction import compiled, matches, task
+from tests.test_extraction import task
 from tests.test_labels import texts
 from tracking import files
 from tracking.run import Run
@@ -149,28 +149,15 @@ records = st.fixed_dictionaries(
 @given(records)
 def test_the_answer_to_any_record_is_what_the_grammar_takes_and_what_is_read_back(given_: dict[str, Any]) -> None:
     for spec in SPECS:
-        canonical = extraction.record(spec, given_)
-        answer = extraction.answer(spec, canonical)
-        assert matches(extraction.grammar(spec), answer)
-        assert extraction.parse(spec, answer) == Parsed(canonical)
-        assert extraction.record(spec, canonical) == canonical
-        jsonschema.validate(json.loads(answer), extraction.output_schema(spec))
+        check_spelling(spec, given_)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_the_grammar_lets_through_ends_and_is_a_record(seed: int) -> None:
-    rng, spec = random.Random(seed), SPECS[seed % 2]
-    matcher = xgrammar.GrammarMatcher(compiled(extraction.grammar(spec)))
-    allowed, written = xgrammar.allocate_token_bitmask(1, 257), bytearray()
-    while not matcher.is_terminated():
-        matcher.fill_next_token_bitmask(allowed)
-        bits = allowed[0].tolist()
-        byte = rng.choice([one for one in range(257) if bits[one // 32] >> one % 32 & 1])
-        assert matcher.accept_token(byte)
-        written += bytes([byte]) if byte < 256 else b""
-    parsed = extraction.parse(spec, written.decode())
-    assert parsed.problem is None
-    if spec is OMIT and not any(end in written for end in (b'" "', b'"\\')):
+    spec = SPECS[seed % 2]
+    written = written_at_random(extraction.grammar(spec), random.Random(seed))
+    assert extraction.parse(spec, written).problem is None
+    if spec is OMIT and not any(end in written for end in ('" "', '"\\')):
         jsonschema.validate(json.loads(written), extraction.output_schema(spec))
 
 

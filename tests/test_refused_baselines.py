@@ -1,7 +1,7 @@
 """Whole comparisons with closed models that are asked rightly, asked wrongly, cut or held off."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from compare import first_request, stage
 from recipes.errors import RecipeError
 from recipes.load import load
 from tests.closed_place import at_the_sdks_own_address, closed, compared, made, place, right_answers, two_labels
-from tests.faulty_provider import ABOUT_THE_ROW, Provider, running
+from tests.faulty_provider import ABOUT_THE_ROW, Provider
 from tests.provider_answers import Json, completion, message
 from tests.test_first_request import WITH_CLOSED
 
@@ -27,15 +27,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def provider() -> Provider:
-    return Provider()
-
-
-@pytest.fixture
-def address(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with running(provider) as address:
-        at_the_sdks_own_address(monkeypatch, address)
-        yield address
+def address(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    at_the_sdks_own_address(monkeypatch, address)
+    return address
 
 
 @pytest.mark.parametrize("name", WITH_CLOSED)
