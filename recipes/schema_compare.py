@@ -200,7 +200,7 @@ class Compare(Section):
     """The most that all baselines together may cost. 0: nothing that costs is asked."""
     forms: Literal["served", "all"] | list[Annotated[str, Field(pattern=r"^(adapter|merged|quantized/\w+)$")]] = "all"
     """Which exported forms are compared beside the one that is served (`tuned`)."""
-    explore_rows: Annotated[int, Field(ge=50)] = 500
+    explore_rows: Annotated[int, Field(ge=50)] = 300
     """Test rows that other forms and the untuned base are asked, at most, unless the plan names them. They are chosen
     by a hash of the row's id, the same for all."""
     base_shots: Annotated[int, Field(ge=0, le=100)] = 3
