@@ -113,6 +113,9 @@ class Source(Section):
     quotes: bool | Annotated[str, Field(min_length=1, max_length=1)] = True
     """What opens a quoted field in CSV and TSV: true is a double quote, or another character, such as `'`; false: no
     character does."""
+    escape: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """What stands in CSV and TSV before a quote, a delimiter or a line end that is a character like any other: `\\`. A
+    cell of that sign and N is empty then."""
     sheet: Name | None = None
     """The sheet of an Excel workbook; without it, the one visible sheet that has the recipe's columns."""
     sample_by: Literal["line", "document"] | None = None
@@ -152,6 +155,8 @@ class Source(Section):
             raise ValueError(f"delimiter {self.delimiter!r} has several characters; that needs quotes: false")
         if self.quote is not None and (self.quote == self.delimiter or self.quote in "\r\n"):
             raise ValueError(f"quotes: {self.quote!r} cannot open a field: it ends fields or lines")
+        if self.escape is not None and (self.escape in (self.delimiter, self.quote) or self.escape in "\r\n "):
+            raise ValueError(f"escape: {self.escape!r} quotes fields, or ends fields or lines; a backslash is usual")
         return self
 
     @model_validator(mode="after")
