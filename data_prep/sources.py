@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep import plain_text
+from data_prep import json_splits, plain_text
 from data_prep.source_row import SPLIT_NAMES, SourceFile
 from recipes.errors import RecipeError
 from recipes.schema_data import Source
@@ -84,6 +84,7 @@ def _look(source: Source) -> tuple[list[SourceFile], list[str]]:
             "data.source.hub", source.hub, [(name, Path(source.hub)) for name in columnar_format.splits(source)]
         )
     found: list[SourceFile] = []
+    every: list[SourceFile] = []
     skipped: list[str] = []
     for split, paths in source.given.items():
         for number, given in enumerate(paths):
@@ -92,9 +93,13 @@ def _look(source: Source) -> tuple[list[SourceFile], list[str]]:
             if len(here) > 1 or Path(given).is_dir():
                 here, notes = plain_text.chosen(f"data.source.{key}", given, here, source)
                 beside = sorted(beside + notes)
+            every += here
+            if split == "all":
+                here, others = json_splits.expanded(here, source.encoding, split_named)
+                beside = beside + others
             found += _by_name(f"data.source.{key}", given, here) if source.path else here
             skipped += beside
-    _refuse_twice(found)
+    _refuse_twice(every)
     return _with_distinct_names(found), skipped
 
 
