@@ -55,6 +55,9 @@ def _sources(report: Mapping[str, Any]) -> list[str]:
     if left := report["left_out"]:
         more = f" and {len(left) - MOST} more" if len(left) > MOST else ""
         lines.append(f"not read, for their kind or because they are hidden: {', '.join(left[:MOST])}{more}")
+    for one in report["sources"]:
+        if lacks := one.get("lacks_answers"):
+            lines.append(f"{one['file']} has no column {' and '.join(map(repr, lacks))}: its answers are the others")
     for one in given:
         if lacks := one["lacks"]:
             columns = " and ".join(map(repr, lacks))

@@ -166,26 +166,32 @@ def _read(
                 raise RecipeError(f"{file.name}: there are no rows{below}")
             filtered += counter.filtered
             size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
-            counts = {"rows_read": counter.rows, "detected": about, "lacks": sorted(counter.lacks)}
+            lacks = {"lacks": sorted(counter.lacks), "lacks_answers": sorted(counter.unanswered)}
+            counts = {"rows_read": counter.rows, "detected": about, **lacks}
             told.append({"split": file.split, "file": file.name, "sha256": sha256, **size, **counts})
             if about.get("encoding_guessed"):
                 guess = f"{file.name} is no UTF-8: read as {about['encoding']}; data.source.encoding says it for sure"
                 print(f"data      {guess}", file=sys.stderr)
         table = writer.table()
     balance.check_rejected(unusable, len(table), filtered, recipe)
+    for key, column in recipe.data.columns.of_targets.items():
+        if all(column in one["lacks_answers"] for one in told):
+            raise RecipeError(f"{key}: no file has a column {column!r}; leave it out, or correct it")
     return table, unusable, told, filtered
 
 
 class _Counted:
     """The rows of a file, counted as they pass, the columns of the first readable one checked.
 
-    `lacks` names the columns of groups and times that no row of a given held-out file has: they are not needed there.
+    `lacks` names the columns of groups and times that no row of a given held-out file has: they are not needed there;
+    `unanswered` those of several answers.
     """
 
     def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe) -> None:
         self.rows, self.filtered, self._source, self._file, self._recipe = 0, 0, rows, file, recipe
         split = recipe.data.split
         self.lacks = {column for column in (split.group, split.time) if column is not None}
+        self.unanswered = {*recipe.data.columns.of_targets.values()}
 
     def __iter__(self) -> Iterator[SourceRow]:
         unchecked, where = True, self._recipe.data.where
@@ -199,6 +205,8 @@ class _Counted:
             self.rows += 1
             if self.lacks:
                 self.lacks.difference_update(row.values)
+            if self.unanswered:
+                self.unanswered.difference_update(row.values)
             if where and not row.problem and not matches(row.values, where):
                 self.filtered += 1
             else:

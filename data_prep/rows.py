@@ -120,10 +120,13 @@ def read_columns(recipe: Recipe, split: str) -> list[str]:
 
 
 def check_columns(file: str, split: str, values: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raises RecipeError naming every column of the recipe that a row of a file lacks, with the nearest that it has."""
+    """Raises RecipeError naming every column of the recipe that a row of a file lacks, with the nearest that it has. Of
+    several columns of answers one will do: test files have more of them than train files."""
     missing, present = [], list(values)
-    for key, column in needed_columns(recipe, split).items():
-        if column not in present:
+    needed, answers = needed_columns(recipe, split), recipe.data.columns.of_targets
+    spared = answers if {*answers.values()} & {*present} else {}
+    for key, column in needed.items():
+        if column not in present and key not in spared:
             near = get_close_matches(column, [*present, *(dotted.names(values) if "." in column else ())], 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             missing.append(f"  {key}: there is no column {column!r}{hint}")
