@@ -32,14 +32,15 @@ KEYS = {
 }
 
 
-def check_rejected(rejected: list[Rejected], usable: int, filtered: int, recipe: Recipe) -> None:
+def check_rejected(
+    rejected: list[Rejected], usable: int, filtered: int, unmatched: Sequence[str], recipe: Recipe
+) -> None:
     """Raises RecipeError where none of the rows that data.where asks for can be used, or more than data.max_rejected of
-    them cannot: the reasons, and the first places."""
+    them cannot: the reasons, and the first places. `unmatched` tells of values in data.where that no row has."""
     rows_read = usable + len(rejected)
     if filtered and not rows_read:
-        raise RecipeError(
-            f"data.where: none of {filtered} rows is among those asked for; compare it with the values there"
-        )
+        told = [f"  {line}" for line in unmatched[:MOST]] or ["  each value is there, but not in one row"]
+        raise RecipeError("\n".join([f"data.where: none of {filtered} rows is among those asked for:", *told]))
     if usable and len(rejected) <= recipe.data.max_rejected * rows_read:
         return
     reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(row.reason for row in rejected).most_common())

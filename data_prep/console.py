@@ -40,7 +40,8 @@ def summary(report: dict[str, Any], state: str) -> str:
 def notes(report: Mapping[str, Any]) -> list[str]:
     """Returns a line for each thing that was decided over rows: which files are splits, what straddles them, by which
     limits rows left, what became of rare labels, which labels cannot be learnt."""
-    return [*_sources(report), *_limits(report), *report["rare_labels"], *report["not_learnable"][:MOST]]
+    unmatched = report.get("where_unmatched", [])[:MOST]
+    return [*_sources(report), *unmatched, *_limits(report), *report["rare_labels"], *report["not_learnable"][:MOST]]
 
 
 def _sources(report: Mapping[str, Any]) -> list[str]:

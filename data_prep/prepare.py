@@ -41,7 +41,7 @@ from data_prep.deduplicate import Left, deduplicate
 from data_prep.rows import Rejected, check_columns, read_columns
 from data_prep.source_row import SourceFile, SourceRow
 from data_prep.table import Table, Writer
-from data_prep.where import matches
+from data_prep.where import Filter
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS
@@ -87,7 +87,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
         work = aside / ".work"
         with spread.over(_processes(recipe, found)) as pool:
             with steps("read and clean"):
-                table, unusable, read_from, filtered = _read(found, hashes, recipe, work, pool)
+                table, unusable, read_from, filtered, unmatched = _read(found, hashes, recipe, work, pool)
             _check_ids(table)
             with steps("split"):
                 assigned = split.assign(table, recipe.data.split, {file.split for file in found})
@@ -126,6 +126,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
             "left_out": sources.left_out(recipe.data.source),
             "rows": counted,
             **describe.findings(prepared),
+            "where_unmatched": unmatched,
             "rare_labels": rare_labels,
             "not_learnable": not_learnable,
             "straddling": {reason: len(rows) for reason, (rows, _) in straddling.items()},
@@ -149,16 +150,16 @@ def _processes(recipe: Recipe, found: list[SourceFile]) -> int:
 
 def _read(
     found: list[SourceFile], hashes: list[str], recipe: Recipe, work: Path, pool: spread.Spread
-) -> tuple[Table, list[Rejected], list[dict[str, Any]], int]:
-    """Reads all files into a table. Returns it, the rows that cannot be used, what each file was found to be, and how
-    many rows are not those that data.where asks for."""
+) -> tuple[Table, list[Rejected], list[dict[str, Any]], int, list[str]]:
+    """Reads all files into a table. Returns it, the rows that cannot be used, what each file was found to be, how many
+    rows are not those that data.where asks for, and lines about values in it that no row has."""
     unusable: list[Rejected] = []
-    filtered = 0
+    filtered, where = 0, Filter(recipe.data.where)
     told = []
     with Writer(work, recipe) as writer:
         for file, sha256 in zip(found, hashes, strict=True):
             about, rows = read.read(file, recipe.data.source, read_columns(recipe, file.split))
-            counter = _Counted(rows, file, recipe)
+            counter = _Counted(rows, file, recipe, where)
             given = -1 if file.split == "all" else SPLITS.index(file.split)
             unusable += writer.add(given, counter, pool)
             if not counter.rows:
@@ -173,11 +174,11 @@ def _read(
                 guess = f"{file.name} is no UTF-8: read as {about['encoding']}; data.source.encoding says it for sure"
                 print(f"data      {guess}", file=sys.stderr)
         table = writer.table()
-    balance.check_rejected(unusable, len(table), filtered, recipe)
+    balance.check_rejected(unusable, len(table), filtered, where.unmatched(), recipe)
     for key, column in recipe.data.columns.of_targets.items():
         if all(column in one["lacks_answers"] for one in told):
             raise RecipeError(f"{key}: no file has a column {column!r}; leave it out, or correct it")
-    return table, unusable, told, filtered
+    return table, unusable, told, filtered, where.unmatched()
 
 
 class _Counted:
@@ -187,14 +188,15 @@ class _Counted:
     `unanswered` those of several answers.
     """
 
-    def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe) -> None:
+    def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe, where: Filter) -> None:
         self.rows, self.filtered, self._source, self._file, self._recipe = 0, 0, rows, file, recipe
+        self._where = where
         split = recipe.data.split
         self.lacks = {column for column in (split.group, split.time) if column is not None}
         self.unanswered = {*recipe.data.columns.of_targets.values()}
 
     def __iter__(self) -> Iterator[SourceRow]:
-        unchecked, where = True, self._recipe.data.where
+        unchecked, filters = True, bool(self._recipe.data.where)
         inside = [column for column in read_columns(self._recipe, "all") if "." in column]
         for row in self._source:
             if inside and not row.problem:
@@ -207,7 +209,7 @@ class _Counted:
                 self.lacks.difference_update(row.values)
             if self.unanswered:
                 self.unanswered.difference_update(row.values)
-            if where and not row.problem and not matches(row.values, where):
+            if filters and not row.problem and not self._where.takes(row.values):
                 self.filtered += 1
             else:
                 yield row

@@ -263,15 +263,15 @@ def _split_of(file: SourceFile) -> str | None:
 
 
 def split_named(name: str) -> str | None:
-    """Returns the split that a file's name opens or ends with (train-00000-of-00002, reviews_test), or its folder's;
-    "held out" where it is not plain for what, None where the name tells nothing."""
+    """Returns the split that a file's name, or a part of it between dots, opens or ends with (train-00000-of-00002,
+    reviews_test, dialogs.dev), or its folder's; "held out" where it is not plain for what, None where the name tells
+    nothing."""
     path = Path(name.lower())
-    words = [word for word in re.split(r"[^a-z]+", path.name.split(".")[0]) if word]
-    words = [word for word in words if word != "of"]
-    for word in (*words[:1], *words[-1:], *reversed(path.parent.parts)):
-        if word in WORDS:
-            return WORDS[word]
-    return None
+    words: list[str] = []
+    for part in path.name.split("."):
+        found = [word for word in re.split(r"[^a-z]+", part) if word and word != "of"]
+        words += [*found[:1], *found[-1:]]
+    return next((WORDS[word] for word in (*words, *reversed(path.parent.parts)) if word in WORDS), None)
 
 
 def _refuse_twice(found: list[SourceFile]) -> None:

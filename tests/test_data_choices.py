@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data_prep import console
-from data_prep.where import matches
+from data_prep.where import Filter
 from recipes.errors import RecipeError
 from recipes.load import load
 from recipes.schema_data import SPLITS
@@ -64,7 +64,7 @@ def test_rows_that_are_not_asked_for_are_counted_and_are_otherwise_not_there(tmp
     ],
 )
 def test_a_value_is_the_one_asked_for_however_a_table_writes_it(values: Any, where: Any, same: bool) -> None:
-    assert matches(values, where) is same
+    assert Filter(where).takes(values) is same
 
 
 def test_a_filter_that_no_row_passes_is_refused(tmp_path: Path) -> None:
