@@ -63,6 +63,8 @@ def _sources(report: Mapping[str, Any]) -> list[str]:
         if lacks := one["lacks"]:
             columns = " and ".join(map(repr, lacks))
             lines.append(f"{one['file']} has no column {columns}: whether train rows straddle it is not known")
+    if alone := report["split"].get("rows_without_group"):
+        lines.append(f"{alone:,} rows have no group (the column of data.split.group is empty): each is one of its own")
     for reason, rows in report["straddling"].items():
         told = "left out" if reason in report["rows"]["dropped"] else "kept; data.split.straddling=drop leaves them out"
         lines.append(f"{rows:,} train rows {STRADDLING[reason]} ({told})")

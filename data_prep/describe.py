@@ -68,6 +68,7 @@ def findings(prepared: Prepared) -> dict[str, Any]:
         "split": {
             "by": _split_by(prepared),
             "cut": prepared.assigned.cut,
+            "rows_without_group": _without_group(prepared),
             "shares": split.deviations(table, prepared.assigned, prepared.label_sets),
         },
         "duplicate_key": DUPLICATE_KEY,
@@ -197,6 +198,12 @@ def _known_to_given_train(table: Table, slice_number: int) -> int:
         for place, counter in values.items():
             counter.update(value for value, at in zip(own, given[first : first + len(own)], strict=True) if at == place)
     return sum(count for value, count in values[TEST].items() if value in values[TRAIN])
+
+
+def _without_group(prepared: Prepared) -> int:
+    """How many of the rows that are ours to spread have an empty cell where the recipe looks for their group."""
+    alone = prepared.assigned.ours & ~prepared.table.columns["grouped"]
+    return int(alone.sum()) if prepared.recipe.data.split.group else 0
 
 
 def _split_by(prepared: Prepared) -> str:

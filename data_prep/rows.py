@@ -50,6 +50,7 @@ class Row:
     references: tuple[str, ...]
     """Further right answers, as texts of the same form."""
     group: str | None
+    """None where the recipe names no column of groups, or it is empty."""
     slices: dict[str, str]
     time: float | None
     found: frozenset[str]
@@ -209,7 +210,7 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     target, *others = dict.fromkeys(task.target_text(one, recipe, hide) for one in (given.target, *given.others))
     # What stood there as JSON is read now, its escapes with it.
     check_characters("answer", [task.target_of(one) for one in (target, *others)])
-    group = cell(values.get(split.group)).strip() or row_id if split.group else None
+    group = cell(values.get(split.group)).strip() or None if split.group else None
     check_characters("group", group)
     for name, value in own.items():
         check_characters(f"slice {name}", value)
