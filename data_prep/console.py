@@ -40,8 +40,16 @@ def summary(report: dict[str, Any], state: str) -> str:
 def notes(report: Mapping[str, Any]) -> list[str]:
     """Returns a line for each thing that was decided over rows: which files are splits, what straddles them, by which
     limits rows left, what became of rare labels, which labels cannot be learnt."""
-    unmatched = report.get("where_unmatched", [])[:MOST]
-    return [*_sources(report), *unmatched, *_limits(report), *report["rare_labels"], *report["not_learnable"][:MOST]]
+    unmatched, cut = report.get("where_unmatched", [])[:MOST], _cut(report["fields"])[:MOST]
+    rest = [*report["rare_labels"], *report["not_learnable"][:MOST]]
+    return [*_sources(report), *unmatched, *cut, *_limits(report), *rest]
+
+
+def _cut(fields: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
+    """Which fields have places that begin or end inside a word."""
+    rows = {name: sum(states.get("cut", 0) for states in of.values()) for name, of in fields.items()}
+    hint = "inside a word: are data.columns.slots.start and end right, and end_inclusive?"
+    return [f"field {name}: in {count:,} rows its place begins or ends {hint}" for name, count in rows.items() if count]
 
 
 def _sources(report: Mapping[str, Any]) -> list[str]:

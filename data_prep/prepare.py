@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,7 @@ from data_prep import (
     write,
 )
 from data_prep.deduplicate import Left, deduplicate
-from data_prep.rows import Rejected, check_columns, read_columns
+from data_prep.rows import Rejected, check_columns, lacking, read_columns
 from data_prep.source_row import SourceFile, SourceRow
 from data_prep.table import Table, Writer
 from data_prep.where import Filter
@@ -53,6 +53,8 @@ from tracking.run import now
 # Below this, starting another process costs more than it saves.
 BYTES_A_PROCESS = 2_000_000
 TOLD_SECONDS = 1.0
+# Objects leave out what they have no value for: so many of them together must have every column.
+ROWS_TO_COLUMNS = 1000
 
 
 @dataclass
@@ -182,7 +184,7 @@ def _read(
 
 
 class _Counted:
-    """The rows of a file, counted as they pass, the columns of the first readable one checked.
+    """The rows of a file, counted as they pass, and their columns checked.
 
     `lacks` names the columns of groups and times that no row of a given held-out file has: they are not needed there;
     `unanswered` those of several answers.
@@ -190,20 +192,20 @@ class _Counted:
 
     def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe, where: Filter) -> None:
         self.rows, self.filtered, self._source, self._file, self._recipe = 0, 0, rows, file, recipe
-        self._where = where
-        split = recipe.data.split
+        self._where, split = where, recipe.data.split
         self.lacks = {column for column in (split.group, split.time) if column is not None}
         self.unanswered = {*recipe.data.columns.of_targets.values()}
 
     def __iter__(self) -> Iterator[SourceRow]:
-        unchecked, filters = True, bool(self._recipe.data.where)
+        filters, seen = bool(self._recipe.data.where), dict[str, Any]()
         inside = [column for column in read_columns(self._recipe, "all") if "." in column]
+        complete = False
         for row in self._source:
             if inside and not row.problem:
                 row.values.update(dotted.reached(row.values, inside))
-            if unchecked and not row.problem:
-                check_columns(str(self._file.path), self._file.split, row.values, self._recipe)
-                unchecked = False
+            if not complete and not row.problem:
+                seen |= row.values
+                complete = self._has_all(seen)
             self.rows += 1
             if self.lacks:
                 self.lacks.difference_update(row.values)
@@ -213,6 +215,15 @@ class _Counted:
                 self.filtered += 1
             else:
                 yield row
+        if seen and not complete:
+            check_columns(str(self._file.path), self._file.split, seen, self._recipe)
+
+    def _has_all(self, seen: Mapping[str, Any]) -> bool:
+        """Whether the rows so far have every column that the recipe names. Raises RecipeError where they should."""
+        complete = not lacking(self._file.split, seen, self._recipe)
+        if not complete and (self._file.kind not in ("json", "jsonl") or self.rows >= ROWS_TO_COLUMNS):
+            check_columns(str(self._file.path), self._file.split, seen, self._recipe)
+        return complete
 
 
 def spellings(table: Table, recipe: Recipe) -> dict[str, str]:

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from data_prep import dotted
+from data_prep import dotted, slots
 from data_prep.csv_format import NO_HEADER, looks_like_names
 from data_prep.formats import read_record
 from data_prep.source_row import SourceRow
@@ -30,7 +30,7 @@ from recipes.schema_data import By
 from tasks import KINDS, privacy
 from tasks.chat import conversation
 from tasks.extraction import given_record
-from tasks.given import UnusableRowError, cell, check_characters
+from tasks.given import Given, UnusableRowError, cell, check_characters
 from tasks.text import UNSEEN, clean
 
 PLACES = ("verbatim", "rewrapped", "elsewhere")
@@ -61,6 +61,8 @@ class Row:
     """The text before it was cleaned, but redacted: to tell how much of test a plain comparison would have missed."""
     states: dict[str, str]
     """extraction: of each field, whether it is absent, empty, verbatim in the text, rewrapped there, or elsewhere."""
+    cut: frozenset[str]
+    """Fields whose place in the text, as the source gives it, begins or ends inside a word."""
     file: str
     line: int
 
@@ -116,21 +118,25 @@ def read_columns(recipe: Recipe, split: str) -> list[str]:
     """Returns the columns that a reader of a file of this split should look for: those that it must have, those of the
     fields of records, and what dotted names of either may begin with."""
     columns = [*needed_columns(recipe, split).values()]
-    columns += fields_of(recipe) if recipe.data.columns.target is None else []
+    columns += fields_of(recipe) if recipe.data.columns.target is None and not recipe.data.columns.of_slots else []
     return [*dict.fromkeys([*columns, *(root for column in columns for root in dotted.roots(column))])]
 
 
-def check_columns(file: str, split: str, values: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raises RecipeError naming every column of the recipe that a row of a file lacks, with the nearest that it has. Of
-    several columns of answers one will do: test files have more of them than train files."""
-    missing, present = [], list(values)
+def lacking(split: str, present: Collection[str], recipe: Recipe) -> dict[str, str]:
+    """Returns {recipe key: column} of what a file of this split must have and has not. Of several columns of answers one
+    will do: test files have more of them than train files."""
     needed, answers = needed_columns(recipe, split), recipe.data.columns.of_targets
-    spared = answers if {*answers.values()} & {*present} else {}
-    for key, column in needed.items():
-        if column not in present and key not in spared:
-            near = get_close_matches(column, [*present, *(dotted.names(values) if "." in column else ())], 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            missing.append(f"  {key}: there is no column {column!r}{hint}")
+    spared = answers if any(column in present for column in answers.values()) else {}
+    return {key: column for key, column in needed.items() if column not in present and key not in spared}
+
+
+def check_columns(file: str, split: str, values: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raises RecipeError naming every column of the recipe that a row of a file lacks, with the nearest that it has."""
+    missing, present = [], list(values)
+    for key, column in lacking(split, values, recipe).items():
+        near = get_close_matches(column, [*present, *(dotted.names(values) if "." in column else ())], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        missing.append(f"  {key}: there is no column {column!r}{hint}")
     if missing:
         shown = [name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}..." for name in present]
         more = f" and {len(shown) - SHOWN_COLUMNS} more" if len(shown) > SHOWN_COLUMNS else ""
@@ -188,8 +194,7 @@ def _storable(text: str) -> str:
 
 def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, KINDS[recipe.task.variant]
-    messages = recipe.data.columns.messages
-    given = task.given(values, recipe) if messages is None else conversation(values.get(messages), messages)
+    given, cut = _given(values, recipe)
     raw, text, written = given.text, clean(given.text), given.target
     schema, formats = recipe.task.json_schema, recipe.data.formats
     if schema is not None and (formats.decimal or formats.dates):
@@ -226,9 +231,21 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
         system=given.system,
         raw=raw,
         states=_states(given_record(written), json.loads(target), text) if fields_of(recipe) else {},
+        cut=cut,
         file=source.file,
         line=source.line,
     )
+
+
+def _given(values: Mapping[str, Any], recipe: Recipe) -> tuple[Given, frozenset[str]]:
+    """What a source row gives, and which fields of slots it cuts out of words."""
+    messages = recipe.data.columns.messages
+    if recipe.data.columns.of_slots:
+        found = slots.given(values, recipe)
+        return found.given, found.cut
+    if messages is not None:
+        return conversation(values.get(messages), messages), frozenset()
+    return KINDS[recipe.task.variant].given(values, recipe), frozenset()
 
 
 def _time(values: Mapping[str, Any], recipe: Recipe) -> float | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -36,6 +36,8 @@ from tasks.text import clean, duplicate_key, split_key
 Array = npt.NDArray[Any]
 
 BATCH_ROWS = 2000
+# Beside the states of a field: its place begins or ends inside a word.
+CUT = "cut"
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
         rejected=[one for one in found if isinstance(one, Rejected)],
         targets=Counter(label for row in kept for label in task.labels_in(row.target)) if task.LABELLED else Counter(),
         systems=Counter(row.system for row in kept if row.system),
-        states=Counter(state for row in kept for state in row.states.items()),
+        states=Counter(chain.from_iterable((*row.states.items(), *((one, CUT) for one in row.cut)) for row in kept)),
     )
 
 

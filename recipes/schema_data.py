@@ -185,6 +185,30 @@ class Source(Section):
         return {split: [path] for split in SPLITS if (path := getattr(self, split)) is not None}
 
 
+class Slots(Section):
+    """extraction: a column of lists, each entry of which names a field of the record and has its value, or says where
+    in the text it stands. Names reach into an entry as columns do: `valueSpan.endIndex`, or `2` of a list."""
+
+    column: Name
+    name: Name = "name"
+    """What names the field."""
+    value: Name | None = None
+    """What holds the value. Where `column` is the column of the text too, the text is all values, one after another,
+    and those without a name are no fields."""
+    start: Name | None = None
+    """Where the value begins in the text, in characters; an entry without it begins at 0, as protobuf writes it."""
+    end: Name | None = None
+    """The character after its last one."""
+    end_inclusive: bool = False
+    """Whether `end` is the last character itself."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.value is None) == (self.end is None) or (self.start is None) != (self.end is None):
+            raise ValueError("slots: give value, or start and end")
+        return self
+
+
 class Columns(Section):
     """Which column of the source holds what. A dot reaches into an object or a list (`order.customer.name`,
     `answers.text.0`), unless a column bears that very name."""
@@ -200,6 +224,11 @@ class Columns(Section):
     target: Name | None = None
     """extraction: the column of the whole record, a JSON object; without it, each field is a column of its name.
     generation: the column of the answer; without it, `target`."""
+    slots: Slots | None = None
+    """extraction: where the fields of a record come as a list of names and values, or of places in the text."""
+    tags: Name | None = None
+    """extraction: a column of tags, one a token (IOB, IOBES: B-artist, I-artist, O), as a list or with spaces between;
+    the text is a list of tokens, or has spaces between them."""
     targets: Name | Annotated[list[Name], Field(min_length=2)] | None = None
     """extraction, generation: a column of lists of right answers, or several columns of one each. An answer is scored
     against the nearest of them, and training learns the first."""
@@ -220,6 +249,12 @@ class Columns(Section):
         if self.targets is None or isinstance(self.targets, str):
             return {"data.columns.targets": self.targets} if self.targets else {}
         return {f"data.columns.targets[{at}]": name for at, name in enumerate(self.targets)}
+
+    @property
+    def of_slots(self) -> dict[str, str]:
+        """Returns {recipe key: column} of the column that fields come from as a list; {} where they do not."""
+        slots = {"data.columns.slots.column": self.slots.column} if self.slots else {}
+        return slots | ({"data.columns.tags": self.tags} if self.tags else {})
 
     @property
     def texts(self) -> list[str]:

@@ -9,7 +9,7 @@ from recipes.schema import Recipe
 from tracking import files
 
 # Raised when the same recipe and bytes would be prepared or trained into something else.
-DATA_VERSION = 3
+DATA_VERSION = 4
 TRAIN_VERSION = 4
 
 TOKENIZER = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja")
