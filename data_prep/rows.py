@@ -123,8 +123,8 @@ def read_columns(recipe: Recipe, split: str) -> list[str]:
 
 
 def lacking(split: str, present: Collection[str], recipe: Recipe) -> dict[str, str]:
-    """Returns {recipe key: column} of what a file of this split must have and has not. Of several columns of answers one
-    will do: test files have more of them than train files."""
+    """Returns {recipe key: column} of what a file of this split must have and has not. Of several columns of answers
+    one will do: test files have more of them than train files."""
     needed, answers = needed_columns(recipe, split), recipe.data.columns.of_targets
     spared = answers if any(column in present for column in answers.values()) else {}
     return {key: column for key, column in needed.items() if column not in present and key not in spared}

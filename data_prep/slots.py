@@ -19,7 +19,7 @@ from typing import Any
 from data_prep.dotted import MISSING, inside
 from recipes.schema import Recipe
 from recipes.schema_data import Slots
-from tasks.given import Given, UnusableRowError, cell, list_of, text_of
+from tasks.given import Given, UnusableRowError, cell, list_of, rows_of_columns, text_of
 from tasks.words import breaks_word, joined
 
 OUTSIDE = ("O", "")
@@ -80,15 +80,6 @@ def _entries(value: Any, column: str) -> list[Any]:
     if found is None:
         raise UnusableRowError("bad_slots", f"column {column!r}: a list of slots is needed, given {cell(value)[:40]}")
     return found
-
-
-def rows_of_columns(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """Returns the objects that columns of equal length stand for ({"slot": ["a", "b"], "end": [2, 5]}), as `datasets`
-    stores a list of objects; None where a value is none."""
-    columns = list(value.values())
-    if not columns or not all(isinstance(one, list) for one in columns) or len({len(one) for one in columns}) > 1:
-        return None
-    return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _slot(entry: Any, at: int, text: str, slots: Slots, cut: set[str]) -> tuple[str, Any]:

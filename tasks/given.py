@@ -87,6 +87,15 @@ def list_of(value: object) -> list[Any] | None:
     return None
 
 
+def rows_of_columns(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Returns the objects that columns of equal length stand for ({"slot": ["a", "b"], "end": [2, 5]}), as `datasets`
+    stores a list of objects; None where a value is none."""
+    columns = list(value.values())
+    if not columns or not all(isinstance(one, list) for one in columns) or len({len(one) for one in columns}) > 1:
+        return None
+    return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
 def _lacks_commas(text: str) -> bool:
     """Whether two texts stand side by side in an expression of Python."""
     tokens = [one.type for one in tokenize.generate_tokens(io.StringIO(text).readline) if one.type != tokenize.NL]
