@@ -147,6 +147,9 @@ def _hints(reasons: Counter[str], prepared: Prepared, replaced: Sequence[str]) -
     for reason, count in reasons.most_common():
         if reason == "too_long_to_serve":
             key, value = prepared.room.key, prepared.room.tokens
+        elif reason == "too_long_for_base":
+            lines.append(f"{count} rows left as {reason}: they are more than model.base can look at")
+            continue
         elif reason in KEYS:
             key, value = KEYS[reason], _value(prepared.recipe, KEYS[reason])
         else:

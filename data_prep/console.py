@@ -85,12 +85,16 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
     lines = []
     if dropped.get("too_long"):
         lines.append(f"too_long: more than train.max_length ({tokens['max_length']:,} tokens)")
+    if dropped.get("too_long_for_base"):
+        lines.append("too_long_for_base: more than model.base can look at, though train.max_length is more")
     if served := tokens.get("served"):
         limit = f"{served['limit']} ({served['tokens']:,} tokens, {served['for_the_answer']:,} of them for the answer)"
         if dropped.get("too_long_to_serve"):
             lines.append(f"too_long_to_serve: more than {limit}")
         if count := served["test_rows_that_do_not_fit"]:
             lines.append(f"{count:,} test rows are more than {limit}: a served model cannot answer them")
+        if count := served.get("train_rows_that_do_not_fit"):
+            lines.append(f"{count:,} train rows are more than {limit}: learnt, though a served model cannot be asked")
     return lines
 
 

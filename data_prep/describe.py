@@ -144,6 +144,7 @@ def tokens(prepared: Prepared) -> dict[str, Any]:
     counted = lengths[lengths >= 0]
     if not len(counted):
         return {"max_length": limit}
+    fits = prepared.room.fits(prepared.table)
     edges = np.unique(np.linspace(counted.min(), counted.max() + 1, BINS + 1).astype(int))
     return {
         "max_length": limit,
@@ -154,7 +155,8 @@ def tokens(prepared: Prepared) -> dict[str, Any]:
             "tokens": prepared.room.tokens,
             "limit": prepared.room.key,
             "for_the_answer": prepared.room.answer,
-            "test_rows_that_do_not_fit": int((prepared.written["test"] & ~prepared.room.fits(prepared.table)).sum()),
+            "test_rows_that_do_not_fit": int((prepared.written["test"] & ~fits).sum()),
+            "train_rows_that_do_not_fit": int((prepared.written["train"] & ~fits).sum()),
         },
         "histogram": {
             "edges": edges.tolist(),
