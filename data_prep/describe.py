@@ -105,6 +105,12 @@ def labels(prepared: Prepared) -> dict[str, dict[str, Any]]:
     return found
 
 
+def label_columns_without_rows(prepared: Prepared) -> list[str]:
+    """Returns a line for each column of one label that marks no row: it is no label then."""
+    named = prepared.recipe.data.columns.label_columns or []
+    return [f"column {name!r} marks no row: it is no label" for name in named if name not in prepared.table.targets]
+
+
 def labels_per_row(prepared: Prepared) -> dict[str, Any] | None:
     """Returns {"may_be_empty", "rows": {how many labels: rows written}}; None for tasks of one label a row, or none."""
     if not KINDS[prepared.recipe.task.variant].MANY:

@@ -130,7 +130,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
             **describe.findings(prepared),
             "where_unmatched": unmatched,
             "rare_labels": rare_labels,
-            "not_learnable": not_learnable,
+            "not_learnable": not_learnable + describe.label_columns_without_rows(prepared),
             "straddling": {reason: len(rows) for reason, (rows, _) in straddling.items()},
             "slices": describe.slices(prepared, slices),
             "suspects": doubts.told(),

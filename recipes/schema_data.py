@@ -221,6 +221,9 @@ class Columns(Section):
     label_separator: Name | None = None
     """task.labels_per_row many: what stands between the labels of a text, such as ";"; without it, a text is a JSON
     array."""
+    label_columns: Annotated[list[Name], Field(min_length=2)] | None = None
+    """task.labels_per_row many: a column for each label, named as the label is, with 1 (true, yes) where a row has it
+    and 0 where it has not; in place of `label`."""
     target: Name | None = None
     """extraction: the column of the whole record, a JSON object; without it, each field is a column of its name.
     generation: the column of the answer; without it, `target`."""
