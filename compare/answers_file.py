@@ -102,7 +102,7 @@ def read(baseline: Baseline, rules: Rules) -> AnswersFile:
     for row in given.rows:
         row_id, one = _line(row, rules)
         if (read := _by_formats(one.output, given.has_objects, rules)) is not one.output:
-            one, reformatted = replace(one, output=read), reformatted + 1
+            one, reformatted = replace(one, output=read), reformatted + isinstance(read, dict)
         if (other := found.get(row_id)) is not None:
             raise RecipeError(
                 f"{row.where}: id {row_id!r} stands in {given.unit} {other.number} already; a row has one answer: keep "
@@ -143,9 +143,9 @@ def matched(
 
 
 def _by_formats(output: Any, has_objects: bool, rules: Rules) -> Any:
-    """An answer with its numbers and dates read as those of the source; as it is where that changes nothing, or where
-    it cannot be read so. Text is what a model wrote, and is held to the same form as every model's answer, but in
-    tables, which have no other way to hold a record."""
+    """An answer with its numbers and dates read as those of the source; as it is where that changes nothing, and as
+    text, which no schema takes, where it is written otherwise. A text is what a model wrote, and is held to the form of
+    every model's answer, but in tables, which have no other way to hold a record."""
     formats, schema = rules.formats, rules.json_schema
     if schema is None or formats is None or not (formats.decimal or formats.dates):
         return output
@@ -155,7 +155,7 @@ def _by_formats(output: Any, has_objects: bool, rules: Rules) -> Any:
     try:
         found = read_record(record, schema, formats)
     except UnusableRowError:
-        return output
+        return cell(output)
     return output if found == record else found
 
 

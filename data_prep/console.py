@@ -63,7 +63,7 @@ def _sources(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"{named}{', ...' if len(report['sources']) > MOST else ''} are mixed, and split anew")
     if left := report["left_out"]:
         more = f" and {len(left) - MOST} more" if len(left) > MOST else ""
-        lines.append(f"not read, for their kind or because they are hidden: {', '.join(left[:MOST])}{more}")
+        lines.append(f"not read, as they are hidden or of no known kind or split: {', '.join(left[:MOST])}{more}")
     for one in report["sources"]:
         if lacks := one.get("lacks_answers"):
             lines.append(f"{one['file']} has no column {' and '.join(map(repr, lacks))}: its answers are the others")

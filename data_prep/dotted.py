@@ -60,7 +60,7 @@ def _reach(values: Mapping[str, Any], path: str) -> Any:
 
 def inside(value: Any, path: str) -> Any:
     """Returns what a path reaches in an object or a list, null where it ends early at null, MISSING where nothing."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         value = {str(number): entry for number, entry in enumerate(value)}
     return _reach(value, path) if isinstance(value, dict) else None if value is None else MISSING
 
