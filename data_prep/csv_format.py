@@ -59,18 +59,18 @@ def read(file: SourceFile, text: Text, source: Source, columns: Collection[str])
         content = _escaped(content, source.escape, {delimiter, source.quote or ""})
     csv.field_size_limit(FIELD_CHARACTERS)
     rows = _numbered(file, _reader(content, delimiter, source, strict=True), 1 if ordered else 0)
+    # An escape sign may stand before tabs and line ends of a field's own.
+    joins = delimiter == "\t" and source.quote is not None and source.escape is None
     if source.header is not None:
         first = list(islice(rows, 1))
         for line, fields in first:
             check_no_header(f"{file.name}:{line}", fields, source.header)
-        return about | {"columns": source.header}, _rows(
-            file, text, source, source.header, delimiter == "\t", chain(first, rows)
-        )
+        return about | {"columns": source.header}, _rows(file, text, source, source.header, joins, chain(first, rows))
     header_line, header = next(rows, (1, []))
     if not any(name.strip() for name in header):
         raise RecipeError(f"{file.name}:{header_line}: the file has no header line; its first line names the columns")
     named, unnamed = column_names(f"{file.name}:{header_line}", header)
-    return about | {"columns": named} | unnamed, _rows(file, text, source, named, delimiter == "\t", rows)
+    return about | {"columns": named} | unnamed, _rows(file, text, source, named, joins, rows)
 
 
 def check_no_header(place: str, first: Sequence[str], names: Sequence[str]) -> None:
@@ -105,11 +105,11 @@ def looks_like_names(header: Collection[str]) -> bool:
 
 
 def _rows(
-    file: SourceFile, text: Text, source: Source, header: list[str], tabs: bool, rows: Iterator[tuple[int, list[str]]]
+    file: SourceFile, text: Text, source: Source, header: list[str], joins: bool, rows: Iterator[tuple[int, list[str]]]
 ) -> Iterator[SourceRow]:
     nothing = None if source.escape is None else f"{source.escape}N"
     for line, fields in rows:
-        if tabs and _swallows_rows(fields, len(header)):
+        if joins and _swallows_rows(fields, len(header)):
             yield SourceRow(file.name, line, {}, SWALLOWED)
             continue
         if nothing in fields:

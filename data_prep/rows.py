@@ -136,6 +136,8 @@ def check_columns(file: str, split: str, values: Mapping[str, Any], recipe: Reci
     for key, column in lacking(split, values, recipe).items():
         near = get_close_matches(column, [*present, *(dotted.names(values) if "." in column else ())], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
+        if key == "data.columns.target" and (several := [one for one in present if _numbered(one, column)]):
+            hint = f"; data.columns.targets: [{', '.join([column, *several])}] takes whichever are there"
         missing.append(f"  {key}: there is no column {column!r}{hint}")
     if missing:
         shown = [name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}..." for name in present]
@@ -148,6 +150,11 @@ def check_columns(file: str, split: str, values: Mapping[str, Any], recipe: Reci
         ):
             lines.append(f"  Its first line does not look like names of columns: {NO_HEADER}.")
         raise RecipeError("\n".join(lines))
+
+
+def _numbered(name: str, column: str) -> bool:
+    """Whether a name is that of a column with a number: summary2 of summary."""
+    return re.fullmatch(rf"{re.escape(column)}[-_ ]?[0-9]+", name) is not None
 
 
 def slice_columns(recipe: Recipe) -> dict[str, str]:

@@ -132,7 +132,9 @@ def given_record(target: Any) -> dict[str, Any]:
         except ValueError:
             raise UnusableRowError("bad_record", "the record is text that is no JSON") from None
     if not isinstance(target, dict):
-        raise UnusableRowError("bad_record", f"the record is {'empty' if not target else 'no JSON object'}")
+        told = "empty" if not target else "no JSON object"
+        slots = "; data.columns.slots reads lists of slots" if isinstance(target, list) and target else ""
+        raise UnusableRowError("bad_record", f"the record is {told}{slots}")
     return target
 
 
