@@ -5,6 +5,7 @@ from typing import Any
 
 from data_prep.sources import split_named
 from tasks.labels import shown
+from tasks.text import clean
 
 # Lines of one kind that are shown.
 MOST = 10
@@ -116,12 +117,13 @@ def _doubts(suspects: Mapping[str, Any]) -> list[str]:
 
 
 def merged(labels: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns a line for each label that rows write in several ways: every spelling with its rows, the first MOST."""
+    """Returns a line for each label that rows write in several ways: every spelling with its rows, the first MOST.
+    White space alone is no other way where all rows have it."""
     told = [
         f"          label {shown(label)} in {len(one['spellings'])} spellings: "
         + ", ".join(f"{shown(spelt)} {rows:,}" for spelt, rows in sorted(one["spellings"].items(), key=_by_rows)[:MOST])
         for label, one in labels.items()
-        if "spellings" in one
+        if "spellings" in one and [*map(clean, one["spellings"])] != [label]
     ]
     more = [f"          and {len(told) - MOST} more labels in several spellings: see data.json"]
     hint = ["          labels that differ in spelling alone are one; data.normalize_labels=false keeps them apart"]

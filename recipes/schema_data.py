@@ -1,6 +1,6 @@
 """The sections that say what to do and with which rows: task, data, privacy."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
@@ -150,7 +150,7 @@ class Formats(Section):
 
 def _names_a_day(form: str) -> bool:
     """Whether a date can be read back from what this strptime format writes."""
-    day = datetime(2026, 11, 25, 13, 14, 15)
+    day = datetime(2026, 11, 25, 13, 14, 15, tzinfo=UTC)
     try:
         return datetime.strptime(day.strftime(form), form).date() == day.date()
     except ValueError:

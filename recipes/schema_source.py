@@ -129,7 +129,7 @@ class Slots(Section):
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if (self.value is None) == (self.end is None) or (self.start is None) != (self.end is None):
-            raise ValueError("slots: give value, or start and end")
+            raise ValueError("give value, or start and end")
         return self
 
 

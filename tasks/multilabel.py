@@ -113,7 +113,7 @@ def written(target: Any, separator: str | None) -> list[str]:
     if separator is None or not isinstance(target, str | int | float):
         ways = "a list of labels, its JSON" + ("" if separator else ", or data.columns.label_separator")
         raise UnusableRowError("bad_labels", f"the labels are {cell(target)[:40] or 'missing'}; needed: {ways}")
-    return [one for one in cell(target).split(separator) if spelling.clean_label(one)]
+    return [one.strip() for one in cell(target).split(separator) if spelling.clean_label(one)]
 
 
 def target_of(text: str) -> list[str]:

@@ -230,8 +230,8 @@ def test_what_cannot_be_read_is_rejected_with_the_reason(
 @pytest.mark.parametrize(
     ("columns", "told"),
     [
-        ("{slots: {column: s}}", r"r.yaml:12 .*slots: give value, or start and end"),
-        ("{slots: {column: s, start: b}}", "slots: give value, or start and end"),
+        ("{slots: {column: s}}", r"r.yaml:13  data.columns.slots: give value, or start and end"),
+        ("{slots: {column: s, start: b}}", "data.columns.slots: give value, or start and end"),
         ("{slots: {column: s, value: v}, tags: t}", "data.columns.slots: and data.columns.tags both hold the record"),
         ("{tags: t, target: record}", "data.columns.tags: and data.columns.target both hold the record; keep one"),
         ("{text: [a, b], tags: t}", "tells places in one text, and data.columns.text names 2 columns; name one"),
