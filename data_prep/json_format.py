@@ -76,8 +76,9 @@ def _json(file: SourceFile, text: Text, columns: Collection[str], header: Header
             array = _wrapped(file.name, whole, start, columns, header)
             if array is None:
                 return _laid_out(file.name, whole, columns)
-            key, start = array
-            return {"array": key}, _json_rows(file, text, whole, start, header)
+            key, start, others = array
+            about: About = {"array": key} | ({"arrays_not_read": others} if others else {})
+            return about, _json_rows(file, text, whole, start, header)
         if whole[start : start + 1] == "[":
             return {}, _json_rows(file, text, whole, start, header)
     raise RecipeError(f"{file.name}:1: JSON, but no array of objects; write [{{...}}, {{...}}], or JSONL")
@@ -110,22 +111,28 @@ def _json_rows(file: SourceFile, text: Text, whole: str, start: int, header: Hea
             _check_end(whole, _skip(whole, end) + 1)
 
 
-def _wrapped(name: str, text: str, at: int, columns: Collection[str], header: Header) -> tuple[str, int] | None:
-    """The key of the one array of rows in the object at `at`, and where that array starts; None: it has none, or the
-    object is a row itself, by the columns that it has: an invoice with its line items, a chat with its messages."""
+def _wrapped(
+    name: str, text: str, at: int, columns: Collection[str], header: Header
+) -> tuple[str, int, list[str]] | None:
+    """The key of the array of rows in the object at `at`, where that array starts, and the keys of other arrays of
+    objects; None: it has none, or the object is a row itself, by the columns that it has: an invoice with its line
+    items, a chat with its messages. Of several arrays the one whose objects have the columns is meant."""
     members = [*_members(text, at)]
     rows = {dict} if header is None else {dict, list}
     found = _has([key for key, *_ in members], columns)
     if any(found) and found >= max(_has(inside, columns) for inside in [set[str](), *(one[-1] for one in members)]):
         return None
-    arrays = [(key, start) for key, start, held, _ in members if held and rows & held]
-    arrays = arrays or [(key, start) for key, start, held, _ in members if held == set()]
-    if len(arrays) > 1:
-        names = ", ".join(repr(key[:40]) for key, _ in arrays[:10])
+    arrays = [one for one in members if one[2] and rows & one[2]] or [one for one in members if one[2] == set()]
+    having = [_has(inside, columns) for *_, inside in arrays]
+    best = [one for one, has in zip(arrays, having, strict=True) if any(has) and has == max(having)]
+    if len(best) == 1:
+        arrays = [best[0], *(one for one in arrays if one is not best[0])]
+    elif len(arrays) > 1:
+        names = ", ".join(repr(key[:40]) for key, *_ in arrays[:10])
         raise RecipeError(
             f"{name}:1: an object where one array of objects is looked for, and it has several, {names}; leave one"
         )
-    return arrays[0] if arrays else None
+    return (*arrays[0][:2], [key for key, *_ in arrays[1:]]) if arrays else None
 
 
 def arrays_of(text: str) -> list[str]:

@@ -175,6 +175,9 @@ def _read(
             if about.get("encoding_guessed"):
                 guess = f"{file.name} is no UTF-8: read as {about['encoding']}; data.source.encoding says it for sure"
                 print(f"data      {guess}", file=sys.stderr)
+            if others := about.get("arrays_not_read"):
+                told_of = f"{file.name}: the rows are those of {about['array']!r}; not read: {', '.join(others[:10])}"
+                print(f"data      {told_of}", file=sys.stderr)
         table = writer.table()
     balance.check_rejected(unusable, len(table), filtered, where.unmatched(), recipe)
     for key, column in recipe.data.columns.of_targets.items():

@@ -130,7 +130,10 @@ def _file(key: str, split: str, path: Path, name: str) -> SourceFile:
 
 
 def kind_of(path: Path) -> tuple[str, str | None] | None:
-    """Returns what the suffixes say: ("csv", "gz") of rows.csv.gz; None where they say nothing that can be read."""
+    """Returns what the suffixes say: ("csv", "gz") of rows.csv.gz; None where they say nothing that can be read. A name
+    that is a number alone is that of a text, as in 20 Newsgroups."""
+    if re.fullmatch(r"[0-9]+\.?", path.name):
+        return "txt", None
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
     if compression:

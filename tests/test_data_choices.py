@@ -104,13 +104,9 @@ def test_a_value_that_no_row_has_is_told_with_the_nearest_that_is_there(tmp_path
     assert "data.where.status: no row has 'sovled'; did you mean 'solved'?" in told
     assert "data.where.status: no row has an empty cell; there are 'closed' 54, 'solved' 53, 'open' 53" in told
     assert "data.where.done" not in told
-    with pytest.raises(
-        RecipeError, match=r"none of 160 rows is .*:\n  data.where.status: no row has 'Closed'; did"
-    ):
+    with pytest.raises(RecipeError, match=r"none of 160 rows is .*:\n  data.where.status: no row has 'Closed'; did"):
         prepared(tmp_path, "{source: {path: rows.jsonl}, where: {status: Closed}}")
-    with pytest.raises(
-        RecipeError, match=r"none of 160 rows is .*:\n  each value is there, but not"
-    ):
+    with pytest.raises(RecipeError, match=r"none of 160 rows is .*:\n  each value is there, but not"):
         prepared(tmp_path, "{source: {path: rows.jsonl}, where: {label: a, done: 1}}")
 
 

@@ -218,3 +218,82 @@ def test_objects_may_leave_out_what_they_have_no_value_for(tmp_path: Path) -> No
     assert report["rows"]["read"] == 80
     with pytest.raises(RecipeError, match=r"data.split.group: there is no column 'whom'; did you mean 'who'"):
         read(tmp_path, "{source: {path: rows.jsonl}, split: {group: whom}}")
+
+
+def test_20_newsgroups_documents_that_are_named_by_a_number(tmp_path: Path) -> None:
+    for n, (text, label) in enumerate(pairs(80)):
+        folder = tmp_path / "20_newsgroups" / {"a": "sci.med", "b": "alt.atheism"}[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / str(51060 + n)).write_bytes(f"From: someone\nSubject: caf\u00e9\n\n{text}\n".encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"holds 80 .txt files. data.source.sample_by: document reads each as one"):
+        read(tmp_path, "{source: {path: 20_newsgroups}}")
+    splits, report = read(tmp_path, "{source: {path: 20_newsgroups, sample_by: document}, deduplicate: {near: 1}}")
+    assert set(report["labels"]) == {"sci.med", "alt.atheism"}
+    assert report["rows"]["read"] == sum(report["rows"]["written"].values()) == 80
+    assert all("caf\u00e9" in row["input"]["text"] for row in splits["train"])
+
+
+def test_of_several_arrays_the_one_whose_objects_have_the_columns_is_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the data set server of the hub answers: the features in one array, the rows in another."""
+    answer = {
+        "features": [{"feature_idx": 0, "name": "text"}, {"feature_idx": 1, "name": "label"}],
+        "rows": [{"row_idx": n, "row": {"text": text, "label": label}} for n, (text, label) in enumerate(pairs(80))],
+    }
+    (tmp_path / "rows.json").write_text(json.dumps(answer), encoding="utf-8")
+    columns = "columns: {text: row.text, label: row.label}"
+    splits, _ = read(tmp_path, f"{{source: {{path: rows.json}}, {columns}, deduplicate: {{near: 1}}}}")
+    assert found(splits) == {*pairs(80)}
+    assert "rows.json: the rows are those of 'rows'; not read: features" in capsys.readouterr().err
+    several = {"may": answer["rows"][:40], "june": answer["rows"][40:]}
+    (tmp_path / "rows.json").write_text(json.dumps(several), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"it has several, 'may', 'june'; leave one"):
+        read(tmp_path, f"{{source: {{path: rows.json}}, {columns}}}")
+
+
+@pytest.mark.parametrize(
+    ("codec", "text"),
+    [
+        ("cp874", "วันนี้ฟุตบอลเริ่มแล้ว"),
+        ("cp1251", "сегодня начался матч, все рады"),
+        ("koi8-r", "сегодня начался матч, все рады"),
+        ("cp1253", "σήμερα άρχισε ο αγώνας"),
+        ("cp1255", "היום התחיל המשחק"),
+        ("cp1256", "بدأت المباراة اليوم"),
+    ],
+)
+def test_a_text_of_another_alphabet_is_refused_with_its_encoding_among_those_named(
+    tmp_path: Path, codec: str, text: str
+) -> None:
+    lines = "".join(f"{text} {n},{'ab'[n % 2]}\n" for n in range(40))
+    (tmp_path / "rows.csv").write_bytes(f"text,label\n{lines}".encode(codec))
+    with pytest.raises(RecipeError, match=rf"not UTF-8, and not surely anything else; set .*\b{codec}\b"):
+        read(tmp_path, "{source: {path: rows.csv}}")
+
+
+def test_spellings_that_differ_in_white_space_are_merged_and_shown(tmp_path: Path) -> None:
+    spelt = ["new york", "new\u00a0york", "new  york", " new york", "paris"]
+    put(tmp_path / "rows.jsonl", [{"text": text, "label": spelt[n % 5]} for n, text in enumerate(texts(150))])
+    _, report = read(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
+    assert set(report["labels"]) == {"new york", "paris"}
+    assert report["labels"]["new york"]["spellings"] == dict.fromkeys(spelt[:4], 30)
+    told = console.summary(report, "prepared")
+    assert r"in 4 spellings: ' new york' 30, 'new  york' 30, 'new york' 30, 'new\xa0york' 30" in told
+    # What all rows have at their edges is no other spelling.
+    put(tmp_path / "rows.jsonl", [{"text": text, "label": f"{'ab'[n % 2]} "} for n, text in enumerate(texts(150))])
+    _, report = read(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
+    assert set(report["labels"]) == {"a", "b"} and "spellings" not in console.summary(report, "prepared")
+
+
+def test_times_of_another_form_with_a_zone_are_read_by_their_format(tmp_path: Path) -> None:
+    rows = [
+        {"text": text, "label": label, "at": f"Fri May {n % 28 + 1:02d} 12:00:00 +0200 2026"}
+        for n, (text, label) in enumerate(pairs(90))
+    ]
+    put(tmp_path / "rows.jsonl", rows)
+    formats = "formats: {dates: {at: '%a %b %d %H:%M:%S %z %Y'}}"
+    _, report = read(
+        tmp_path, f"{{source: {{path: rows.jsonl}}, split: {{time: at}}, {formats}, deduplicate: {{near: 1}}}}"
+    )
+    assert report["split"]["cut"].endswith("T10:00:00Z")
