@@ -125,7 +125,8 @@ def _file(key: str, split: str, path: Path, name: str) -> SourceFile:
         raise RecipeError(f"{key}: {path} is neither a file nor a folder; write what it holds to a file")
     known = kind_of(path)
     if known is None:
-        raise RecipeError(f"{key}: {path.name}: unknown kind of file {path.suffix!r}; known: {KNOWN}")
+        hint = "" if path.suffix else f". Name it for what it holds, such as {path.name}.tsv"
+        raise RecipeError(f"{key}: {path.name}: unknown kind of file {path.suffix!r}; known: {KNOWN}{hint}")
     return SourceFile(split, path, name, *known)
 
 

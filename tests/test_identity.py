@@ -139,11 +139,19 @@ def test_runs_under_a_name_of_before_are_found_and_nothing_is_moved(
 def test_a_recipe_whose_file_was_renamed_finds_its_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, runs = recipe_in(tmp_path / "acme"), tmp_path / "runs"
     prepared(recipe, runs)
+    registry = tmp_path / "registry"
+    claimed(recipe, registry)
     recipe.path.rename(tmp_path / "acme" / "support.yaml")
     renamed = load(str(tmp_path / "acme" / "support.yaml"), (), "cpu")
     assert named(renamed, runs).name == claimed(renamed, runs).name == "support"
     assert "support now leads there" in capsys.readouterr().err
     assert prepare.main(renamed.recipe, runs / "support")[1] is False
+    # So does the registry, which has no data to compare; of a recipe of the same words in another folder it does not.
+    elsewhere = tmp_path / "elsewhere" / "other.yaml"
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(renamed.path.read_bytes())
+    assert not (registry / claimed(load(str(elsewhere), (), "cpu"), registry).name).is_symlink()
+    assert (registry / named(renamed, registry).name).is_symlink()
     # What comes to the old name is another recipe.
     assert claimed(recipe_in(tmp_path / "acme", rows=44), runs).name not in ("tickets", "support")
 

@@ -125,10 +125,14 @@ def _under_another_name(loaded: Loaded, parent: Path) -> Path | None:
     sha256 = files.sha256(loaded.path)
     for folder in sorted(path for path in parent.glob("*") if path.is_dir() and not path.is_symlink()):
         owner = _owner(folder)
-        if owner is None or Path(owner[0]).exists() or not _same_data(folder, loaded):
+        if owner is None or Path(owner[0]).exists():
             continue
-        if owner[1] == sha256:
+        same = _same_data(folder, loaded)
+        # A registry has no data; there it must be the same folder's.
+        if owner[1] == sha256 and (same or (same is None and Path(owner[0]).parent == loaded.path.parent)):
             return folder
+        if not same:
+            continue
         told = f"{folder} holds runs of the same data, of {owner[0]}, which is not there"
         print(f"recipe    {told}; if this is that recipe: ln -s {folder.name} {parent / loaded.name}", file=sys.stderr)
     return None
