@@ -91,6 +91,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
             with steps("read and clean"):
                 table, unusable, read_from, filtered, unmatched = _read(found, hashes, recipe, work, pool)
             _check_ids(table)
+            without_values = balance.check_fields(table, read_from, recipe)
             with steps("split"):
                 assigned = split.assign(table, recipe.data.split, {file.split for file in found})
             with steps("deduplicate"):
@@ -130,7 +131,7 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
             **describe.findings(prepared),
             "where_unmatched": unmatched,
             "rare_labels": rare_labels,
-            "not_learnable": not_learnable + describe.label_columns_without_rows(prepared),
+            "not_learnable": [*not_learnable, *without_values, *describe.label_columns_without_rows(prepared)],
             "straddling": {reason: len(rows) for reason, (rows, _) in straddling.items()},
             "slices": describe.slices(prepared, slices),
             "suspects": doubts.told(),

@@ -297,3 +297,27 @@ def test_times_of_another_form_with_a_zone_are_read_by_their_format(tmp_path: Pa
         tmp_path, f"{{source: {{path: rows.jsonl}}, split: {{time: at}}, {formats}, deduplicate: {{near: 1}}}}"
     )
     assert report["split"]["cut"].endswith("T10:00:00Z")
+
+
+INVOICE = """task:
+  kind: extraction
+  instruction: Read the invoice.
+  json_schema: {type: object, properties: {invoice_no: {type: string, maxLength: 9}, total: {type: number}}}
+model: {base: pocket}
+"""
+
+
+def test_a_field_that_no_row_has_is_told_and_records_without_any_value_are_refused(tmp_path: Path) -> None:
+    rows = [(f"{text} 17", f"N{n}", 17) for n, text in enumerate(texts(90))]
+    write_csv(tmp_path / "rows.csv", [("text", "Invoice No", "total"), *rows])
+    rest = "split: {stratify: null}, deduplicate: {near: 1}"
+    _, report = read(tmp_path, f"{{source: {{path: rows.csv}}, {rest}}}", INVOICE)
+    told = console.summary(report, "prepared")
+    assert "field invoice_no: no row has a value of it; did you mean the column 'Invoice No'?" in told
+    assert "field total" not in told
+    write_csv(tmp_path / "rows.csv", [("text", "Invoice No", "Sum"), *rows])
+    with pytest.raises(RecipeError, match=r"no row has a value of any field .*; the columns are text, Invoice No, Sum"):
+        read(tmp_path, f"{{source: {{path: rows.csv}}, {rest}}}", INVOICE)
+    put(tmp_path / "rows.jsonl", [{"text": text, "record": {"total": 17}} for text, *_ in rows])
+    with pytest.raises(RecipeError, match=r"no row has a value of any field .*: data.columns.target names a column of"):
+        read(tmp_path, f"{{source: {{path: rows.jsonl}}, {rest}}}", INVOICE)
