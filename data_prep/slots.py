@@ -55,6 +55,7 @@ def given(values: Mapping[str, Any], recipe: Recipe) -> Found:
 def _record(found: Sequence[tuple[str, Any]], recipe: Recipe) -> dict[str, Any]:
     schema: Any = recipe.task.json_schema
     record: dict[str, Any] = {}
+    found = [(name, value) for name, value in found if value is not None]
     for name in dict.fromkeys(name for name, _ in found):
         several = [value for one, value in found if one == name]
         kinds = schema["properties"].get(name, {}).get("type", ())

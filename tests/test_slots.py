@@ -142,6 +142,7 @@ def test_snips_text_in_pieces_of_which_some_are_slots(tmp_path: Path) -> None:
         lambda names: [["artist", name] for name in names],
         lambda names: json.dumps([["artist", name] for name in names]),
         lambda names: repr([("artist", name) for name in names]),
+        lambda names: [["playlist", None], *(["artist", name] for name in names)],
     ],
 )
 def test_several_values_of_one_slot_are_a_list(tmp_path: Path, slots: Callable[[list[str]], Any]) -> None:
