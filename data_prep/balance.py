@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from data_prep import label_sets
+from data_prep.columns import fields_of
 from data_prep.deduplicate import REASONS
 from data_prep.describe import Prepared
-from data_prep.rows import Rejected, fields_of
+from data_prep.rows import Rejected
 from data_prep.table import Table
 from recipes.errors import RecipeError
 from recipes.schema import Recipe

@@ -62,10 +62,10 @@ def read(file: SourceFile, text: Text, source: Source, columns: Collection[str])
     # An escape sign may stand before tabs and line ends of a field's own.
     joins = delimiter == "\t" and source.quote is not None and source.escape is None
     if source.header is not None:
-        first = list(islice(rows, 1))
-        for line, fields in first:
+        opening = list(islice(rows, 1))
+        for line, fields in opening:
             check_no_header(f"{file.name}:{line}", fields, source.header)
-        return about | {"columns": source.header}, _rows(file, text, source, source.header, joins, chain(first, rows))
+        return about | {"columns": source.header}, _rows(file, text, source, source.header, joins, chain(opening, rows))
     header_line, header = next(rows, (1, []))
     if not any(name.strip() for name in header):
         raise RecipeError(f"{file.name}:{header_line}: the file has no header line; its first line names the columns")

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from data_prep import deduplicate, label_sets, near, split
+from data_prep.columns import slice_columns
 from data_prep.deduplicate import REASONS, TEST, TRAIN, Left
 from data_prep.label_sets import LabelSets
 from data_prep.lengths import Room
-from data_prep.rows import Rejected, slice_columns
+from data_prep.rows import Rejected
 from data_prep.split import Assigned
 from data_prep.table import Array, Table
 from recipes.schema import Recipe

@@ -37,8 +37,9 @@ from data_prep import (
     suspects,
     write,
 )
+from data_prep.columns import check_answers, check_columns, lacking, read_columns
 from data_prep.deduplicate import Left, deduplicate
-from data_prep.rows import Rejected, check_columns, lacking, read_columns
+from data_prep.rows import Rejected
 from data_prep.source_row import SourceFile, SourceRow
 from data_prep.table import Table, Writer
 from data_prep.where import Filter
@@ -157,7 +158,7 @@ def _read(
     """Reads all files into a table. Returns it, the rows that cannot be used, what each file was found to be, how many
     rows are not those that data.where asks for, and lines about values in it that no row has."""
     unusable: list[Rejected] = []
-    filtered, where = 0, Filter(recipe.data.where)
+    filtered, where, columns = 0, Filter(recipe.data.where), set[str]()
     told = []
     with Writer(work, recipe) as writer:
         for file, sha256 in zip(found, hashes, strict=True):
@@ -169,6 +170,7 @@ def _read(
                 below = " below the header" if file.kind in ("csv", "tsv", "xlsx") else " in it"
                 raise RecipeError(f"{file.name}: there are no rows{below}")
             filtered += counter.filtered
+            columns |= counter.columns
             size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
             lacks = {"lacks": sorted(counter.lacks), "lacks_answers": sorted(counter.unanswered)}
             counts = {"rows_read": counter.rows, "detected": about, **lacks}
@@ -180,10 +182,8 @@ def _read(
                 told_of = f"{file.name}: the rows are those of {about['array']!r}; not read: {', '.join(others[:10])}"
                 print(f"data      {told_of}", file=sys.stderr)
         table = writer.table()
+    check_answers([one["lacks_answers"] for one in told], columns, recipe)
     balance.check_rejected(unusable, len(table), filtered, where.unmatched(), recipe)
-    for key, column in recipe.data.columns.of_targets.items():
-        if all(column in one["lacks_answers"] for one in told):
-            raise RecipeError(f"{key}: no file has a column {column!r}; leave it out, or correct it")
     return table, unusable, told, filtered, where.unmatched()
 
 
@@ -191,12 +191,13 @@ class _Counted:
     """The rows of a file, counted as they pass, and their columns checked.
 
     `lacks` names the columns of groups and times that no row of a given held-out file has: they are not needed there;
-    `unanswered` those of several answers.
+    `unanswered` those of several answers, and `columns` those that the first rows have.
     """
 
     def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe, where: Filter) -> None:
         self.rows, self.filtered, self._source, self._file, self._recipe = 0, 0, rows, file, recipe
         self._where, split = where, recipe.data.split
+        self.columns = set[str]()
         self.lacks = {column for column in (split.group, split.time) if column is not None}
         self.unanswered = {*recipe.data.columns.of_targets.values()}
 
@@ -210,6 +211,7 @@ class _Counted:
             if not complete and not row.problem:
                 seen |= row.values
                 complete = self._has_all(seen)
+                self.columns.update(seen)
             self.rows += 1
             if self.lacks:
                 self.lacks.difference_update(row.values)

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.columns import slice_columns
 from data_prep.deduplicate import REASONS, TRAIN, Left
-from data_prep.rows import Rejected, slice_columns
+from data_prep.rows import Rejected
 from data_prep.table import Array, Table
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS, NotInTrain

@@ -73,13 +73,16 @@ def _with_task(recipe: "Recipe") -> Found:
         yield ("data", "columns", "label_separator"), told
     columns = recipe.data.columns
     if columns.label_columns is not None:
-        key = ("data", "columns", "label_columns")
+        of_labels = ("data", "columns", "label_columns")
         if task.variant != "multilabel":
-            yield key, "holds several labels of a row: kind classification with task.labels_per_row: many; leave it out"
+            yield (
+                of_labels,
+                "holds several labels of a row: kind classification with task.labels_per_row: many; leave it out",
+            )
         elif columns.label_separator is not None:
-            yield key, "and data.columns.label_separator both say how labels are given; keep one"
+            yield of_labels, "and data.columns.label_separator both say how labels are given; keep one"
         elif len({*columns.label_columns}) < len(columns.label_columns):
-            yield key, "names a column twice; name each once"
+            yield of_labels, "names a column twice; name each once"
     if columns.targets is not None and task.kind not in ("extraction", "generation"):
         yield ("data", "columns", "targets"), f"holds several answers of a row, and kind is {task.kind}; leave it out"
     elif columns.targets is not None and (columns.target is not None or columns.messages is not None):

@@ -106,7 +106,7 @@ def test_dialogsum_one_summary_in_train_and_three_in_test(tmp_path: Path) -> Non
     assert "dialogsum.train.jsonl has no column 'summary1' and 'summary2' and 'summary3': its answers are the" in told
     assert "dialogsum.test.jsonl has no column 'summary': its answers are the others" in told
     wrong = columns.replace("summary3", "sumary3")
-    with pytest.raises(RecipeError, match=r"data.columns.targets\[3\]: no file has a column 'sumary3'"):
+    with pytest.raises(RecipeError, match=r"targets\[3\]: there is no column 'sumary3'; did you mean 'summary3'"):
         read(tmp_path, f"{{source: {{path: talks}}, columns: {wrong}, {rest}}}", SUMMARY)
     with pytest.raises(RecipeError, match=r"data.columns.targets\[0\]: there is no column 'a'"):
         read(tmp_path, f"{{source: {{path: talks}}, columns: {{text: dialogue, targets: [a, b]}}, {rest}}}", SUMMARY)
