@@ -159,7 +159,7 @@ def _read(
     rows are not those that data.where asks for, and lines about values in it that no row has."""
     unusable: list[Rejected] = []
     filtered, where, columns = 0, Filter(recipe.data.where), set[str]()
-    told = []
+    told: list[dict[str, Any]] = []
     with Writer(work, recipe) as writer:
         for file, sha256 in zip(found, hashes, strict=True):
             about, rows = read.read(file, recipe.data.source, read_columns(recipe, file.split))
