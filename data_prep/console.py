@@ -65,9 +65,10 @@ def _sources(report: Mapping[str, Any]) -> list[str]:
     if left := report["left_out"]:
         more = f" and {len(left) - MOST} more" if len(left) > MOST else ""
         lines.append(f"not read, as they are hidden or of no known kind or split: {', '.join(left[:MOST])}{more}")
-    for one in report["sources"]:
-        if lacks := one.get("lacks_answers"):
-            lines.append(f"{one['file']} has no column {' and '.join(map(repr, lacks))}: its answers are the others")
+    lacking = [one for one in report["sources"] if one.get("lacks_answers")]
+    for one in lacking[:MOST]:
+        columns = " and ".join(map(repr, one["lacks_answers"]))
+        lines.append(f"{one['file']} has no column {columns}: its answers are the others")
     for one in given:
         if lacks := one["lacks"]:
             columns = " and ".join(map(repr, lacks))

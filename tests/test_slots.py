@@ -3,16 +3,23 @@
 import csv
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel import yaml
 
 from data_prep import console
+from data_prep.rows import Rejected, Row, row_of
+from data_prep.source_row import SourceRow
 from recipes.errors import RecipeError
 from recipes.load import load
+from recipes.schema import Recipe
 from recipes.schema_data import SPLITS
 from tasks.words import breaks_word, joined
 from tests.test_data_faults import put
@@ -263,3 +270,35 @@ def test_a_place_inside_of_a_word_is_between_two_letters_or_digits_of_a_script_w
     assert not any(
         breaks_word(text, at) for text, at in (("6pm", 1), ("a b", 1), ("我爱北京", 2), ("서울에서", 2), ("ab", 2))
     )
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inside: (
+        st.lists(inside, max_size=3)
+        | st.lists(inside, max_size=3).map(tuple)
+        | st.dictionaries(st.sampled_from(["name", "b", "e", "v", "0", "1"]), inside, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        "{text: t, slots: {column: s, start: b, end: e}}",
+        "{text: t, slots: {column: s, value: v, name: '0'}}",
+        "{text: s, slots: {column: s, value: v}}",
+        "{text: t, tags: s}",
+    ],
+)
+@given(text=ANYTHING, given_=ANYTHING)
+def test_whatever_stands_there_is_a_row_or_is_rejected(columns: str, text: Any, given_: Any) -> None:
+    found = row_of(SourceRow("rows.jsonl", 1, {"t": text, "s": given_}), _recipe(columns))
+    assert isinstance(found, Row | Rejected)
+
+
+@lru_cache
+def _recipe(columns: str) -> Recipe:
+    values = yaml.YAML(typ="safe").load(MUSIC.replace("SOURCE", "{path: x}").replace("COLUMNS", columns))
+    return Recipe.model_validate(values)
