@@ -52,6 +52,8 @@ class AnswerRows:
     """What `number` counts: line or row."""
     guessed_encoding: str | None
     """The encoding, where the bytes do not say it for sure."""
+    has_objects: bool = True
+    """Whether the format can hold a record as an object; a table holds it as its JSON."""
 
 
 def read(path: Path, encoding: str, figures: Collection[str]) -> AnswerRows:
@@ -62,7 +64,7 @@ def read(path: Path, encoding: str, figures: Collection[str]) -> AnswerRows:
     unit = "row" if kind in BY_NUMBER else "line"
     if kind in ("parquet", "xlsx"):
         _, rows = data_files.read(file, Source(path=str(path)), [*NEEDED, *figures])
-        return AnswerRows(_checked(file, rows), unit, None)
+        return AnswerRows(_checked(file, rows), unit, None, has_objects=kind == "parquet")
     text = detect(file, encoding, KEY)
     guessed = text.encoding if text.guessed else None
     if kind in ("jsonl", "txt"):
@@ -72,7 +74,7 @@ def read(path: Path, encoding: str, figures: Collection[str]) -> AnswerRows:
     except RecipeError as error:
         raise _told(error) from None
     found = _checked(file, rows)
-    return AnswerRows(_numbers(found, figures) if kind in TABLES else found, unit, guessed)
+    return AnswerRows(_numbers(found, figures) if kind in TABLES else found, unit, guessed, kind not in TABLES)
 
 
 def _checked(file: SourceFile, rows: Iterator[SourceRow]) -> Iterator[AnswerRow]:

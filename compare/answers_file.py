@@ -11,7 +11,7 @@ Nothing is guessed: two answers with one id, or a figure that is no finite numbe
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ from compare import answer_rows
 from compare.answer_rows import AnswerRow
 from compare.material import Material
 from compare.predictions import Answer
+from data_prep.dotted import opened
+from data_prep.formats import read_record
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_compare import Baseline
+from recipes.schema_data import Formats
 from tasks import privacy
-from tasks.given import cell
+from tasks.given import UnusableRowError, cell
 
 TOKENS = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens")
 AMOUNTS = ("latency_seconds", "cost_usd")
@@ -44,6 +47,10 @@ class Rules:
     """Kinds of personal data that are replaced (privacy.redact)."""
     label_separator: str | None = None
     """What stands between several labels of a text (data.columns.label_separator)."""
+    formats: Formats | None = None
+    """How the source writes numbers and dates (data.formats)."""
+    json_schema: Mapping[str, Any] | None = None
+    """The schema of records, of which `formats` speaks."""
 
 
 AS_BY_DEFAULT = Rules()
@@ -68,11 +75,19 @@ class AnswersFile:
     by_id: Mapping[str, Line]
     guessed_encoding: str | None
     """The encoding, where the bytes do not say it for sure."""
+    reformatted: int = 0
+    """How many answers were read by data.formats into something else than what stands there."""
 
 
 def rules_of(recipe: Recipe) -> Rules:
     """Returns the rules by which a recipe's data were prepared."""
-    return Rules(recipe.data.normalize_labels, recipe.privacy.redact, recipe.data.columns.label_separator)
+    return Rules(
+        recipe.data.normalize_labels,
+        recipe.privacy.redact,
+        recipe.data.columns.label_separator,
+        recipe.data.formats,
+        recipe.task.json_schema,
+    )
 
 
 def read(baseline: Baseline, rules: Rules) -> AnswersFile:
@@ -83,15 +98,18 @@ def read(baseline: Baseline, rules: Rules) -> AnswersFile:
         raise RecipeError(f"compare.baselines: there is no file {path}")
     given = answer_rows.read(path, baseline.encoding, FIGURES)
     found: dict[str, Line] = {}
+    reformatted = 0
     for row in given.rows:
         row_id, one = _line(row, rules)
+        if (read := _by_formats(one.output, given.has_objects, rules)) is not one.output:
+            one, reformatted = replace(one, output=read), reformatted + isinstance(read, dict)
         if (other := found.get(row_id)) is not None:
             raise RecipeError(
                 f"{row.where}: id {row_id!r} stands in {given.unit} {other.number} already; a row has one answer: keep "
                 "one of them"
             )
         found[row_id] = one
-    return AnswersFile(path, found, given.guessed_encoding)
+    return AnswersFile(path, found, given.guessed_encoding, reformatted)
 
 
 def matched(
@@ -117,9 +135,28 @@ def matched(
     notes = []
     if file.guessed_encoding:
         notes.append(f"{name}: {file.path.name} is not UTF-8: read as {file.guessed_encoding}; set encoding to be sure")
+    if file.reformatted:
+        notes.append(f"{name}: numbers or dates of {file.reformatted:,} answers are read as data.formats says")
     if respelt:
         notes.append(f"{name}: {respelt:,} answers in another spelling of a label, read as data preparation reads it")
     return found, None if there == len(found) else told + (others if len(file.by_id) > there else ""), notes
+
+
+def _by_formats(output: Any, has_objects: bool, rules: Rules) -> Any:
+    """An answer with its numbers and dates read as those of the source; as it is where that changes nothing, and as
+    text, which no schema takes, where it is written otherwise. A text is what a model wrote, and is held to the form of
+    every model's answer, but in tables, which have no other way to hold a record."""
+    formats, schema = rules.formats, rules.json_schema
+    if schema is None or formats is None or not (formats.decimal or formats.dates):
+        return output
+    record = output if has_objects else opened(output)
+    if not isinstance(record, dict):
+        return output
+    try:
+        found = read_record(record, schema, formats)
+    except UnusableRowError:
+        return cell(output)
+    return output if found == record else found
 
 
 def _answer(row: str, line: Line | None, output: str | None, name: str, rules: Rules) -> Answer:

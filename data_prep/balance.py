@@ -5,12 +5,14 @@ labels with too few rows (the first 5 of 12):
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
 from data_prep import label_sets
+from data_prep.columns import fields_of
 from data_prep.deduplicate import REASONS
 from data_prep.describe import Prepared
 from data_prep.rows import Rejected
@@ -22,6 +24,7 @@ from tasks.labels import shown
 
 # Labels and limits that a message names: with its first line and its last, it has ten lines at most.
 MOST, MOST_HINTS = 5, 3
+MOST_COLUMNS = 20
 KEYS = {
     "too_long": "train.max_length",
     "conflict": "data.conflicts",
@@ -32,14 +35,15 @@ KEYS = {
 }
 
 
-def check_rejected(rejected: list[Rejected], usable: int, filtered: int, recipe: Recipe) -> None:
+def check_rejected(
+    rejected: list[Rejected], usable: int, filtered: int, unmatched: Sequence[str], recipe: Recipe
+) -> None:
     """Raises RecipeError where none of the rows that data.where asks for can be used, or more than data.max_rejected of
-    them cannot: the reasons, and the first places."""
+    them cannot: the reasons, and the first places. `unmatched` tells of values in data.where that no row has."""
     rows_read = usable + len(rejected)
     if filtered and not rows_read:
-        raise RecipeError(
-            f"data.where: none of {filtered} rows is among those asked for; compare it with the values there"
-        )
+        told = [f"  {line}" for line in unmatched[:MOST]] or ["  each value is there, but not in one row"]
+        raise RecipeError("\n".join([f"data.where: none of {filtered} rows is among those asked for:", *told]))
     if usable and len(rejected) <= recipe.data.max_rejected * rows_read:
         return
     reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(row.reason for row in rejected).most_common())
@@ -49,6 +53,37 @@ def check_rejected(rejected: list[Rejected], usable: int, filtered: int, recipe:
         f"{len(rejected)} of {rows_read} rows cannot be used ({reasons}); data.max_rejected is "
         f"{recipe.data.max_rejected:.2%}:\n" + "\n".join(lines + more)
     )
+
+
+def check_fields(table: Table, sources: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[str]:
+    """Returns a line for each field of a record that no row has a value of, with the column that may be meant.
+
+    Raises RecipeError where no row has a value of any field: nothing could be learnt then.
+    """
+    without = {name: Counter(dict.fromkeys(("absent", "empty"), 0)) for name in fields_of(recipe)}
+    for (_, path, state), rows in table.states.items():
+        if path in without and state in without[path]:
+            without[path][state] += rows
+    gone = [name for name, states in without.items() if states.total() == len(table)]
+    if gone and len(gone) == len(without) and len(table):
+        there = list(dict.fromkeys(column for one in sources for column in one["detected"].get("columns", ())))
+        told = f"; the columns are {', '.join(there[:MOST_COLUMNS])}{', ...' if len(there) > MOST_COLUMNS else ''}"
+        raise RecipeError(
+            f"no row has a value of any field of task.json_schema ({', '.join(without)}): data.columns.target names a "
+            f"column of whole records, without it each field is a column of its name{told if there else ''}"
+        )
+    return [f"field {name}: no row has a value of it{_near(name, sources, recipe)}" for name in gone]
+
+
+def _near(field: str, sources: Sequence[Mapping[str, Any]], recipe: Recipe) -> str:
+    """The column that may be meant by a field that is no column, as a hint."""
+    columns = recipe.data.columns
+    if columns.target or columns.targets or columns.of_slots:
+        return ""
+    there = [column for one in sources for column in one["detected"].get("columns", ())]
+    folded = {column.casefold().replace("_", " "): column for column in there}
+    near = get_close_matches(field.casefold().replace("_", " "), list(folded), 1)
+    return f"; did you mean the column {folded[near[0]]!r}?" if near and field not in there else ""
 
 
 def check_labels(labels: dict[str, str], table: Table, recipe: Recipe) -> None:
@@ -146,6 +181,9 @@ def _hints(reasons: Counter[str], prepared: Prepared, replaced: Sequence[str]) -
     for reason, count in reasons.most_common():
         if reason == "too_long_to_serve":
             key, value = prepared.room.key, prepared.room.tokens
+        elif reason == "too_long_for_base":
+            lines.append(f"{count} rows left as {reason}: they are more than model.base can look at")
+            continue
         elif reason in KEYS:
             key, value = KEYS[reason], _value(prepared.recipe, KEYS[reason])
         else:

@@ -5,6 +5,7 @@ from typing import Any
 
 from data_prep.sources import split_named
 from tasks.labels import shown
+from tasks.text import clean
 
 # Lines of one kind that are shown.
 MOST = 10
@@ -40,7 +41,16 @@ def summary(report: dict[str, Any], state: str) -> str:
 def notes(report: Mapping[str, Any]) -> list[str]:
     """Returns a line for each thing that was decided over rows: which files are splits, what straddles them, by which
     limits rows left, what became of rare labels, which labels cannot be learnt."""
-    return [*_sources(report), *_limits(report), *report["rare_labels"], *report["not_learnable"][:MOST]]
+    unmatched, cut = report.get("where_unmatched", [])[:MOST], _cut(report["fields"])[:MOST]
+    rest = [*report["rare_labels"], *report["not_learnable"][:MOST]]
+    return [*_sources(report), *unmatched, *cut, *_limits(report), *rest]
+
+
+def _cut(fields: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
+    """Which fields have places that begin or end inside a word."""
+    rows = {name: sum(states.get("cut", 0) for states in of.values()) for name, of in fields.items()}
+    hint = "inside a word: are data.columns.slots.start and end right, and end_inclusive?"
+    return [f"field {name}: in {count:,} rows its place begins or ends {hint}" for name, count in rows.items() if count]
 
 
 def _sources(report: Mapping[str, Any]) -> list[str]:
@@ -54,11 +64,17 @@ def _sources(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"{named}{', ...' if len(report['sources']) > MOST else ''} are mixed, and split anew")
     if left := report["left_out"]:
         more = f" and {len(left) - MOST} more" if len(left) > MOST else ""
-        lines.append(f"not read, for their kind or because they are hidden: {', '.join(left[:MOST])}{more}")
+        lines.append(f"not read, as they are hidden or of no known kind or split: {', '.join(left[:MOST])}{more}")
+    lacking = [one for one in report["sources"] if one.get("lacks_answers")]
+    for one in lacking[:MOST]:
+        columns = " and ".join(map(repr, one["lacks_answers"]))
+        lines.append(f"{one['file']} has no column {columns}: its answers are the others")
     for one in given:
         if lacks := one["lacks"]:
             columns = " and ".join(map(repr, lacks))
             lines.append(f"{one['file']} has no column {columns}: whether train rows straddle it is not known")
+    if alone := report["split"].get("rows_without_group"):
+        lines.append(f"{alone:,} rows have no group (the column of data.split.group is empty): each is one of its own")
     for reason, rows in report["straddling"].items():
         told = "left out" if reason in report["rows"]["dropped"] else "kept; data.split.straddling=drop leaves them out"
         lines.append(f"{rows:,} train rows {STRADDLING[reason]} ({told})")
@@ -71,12 +87,16 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
     lines = []
     if dropped.get("too_long"):
         lines.append(f"too_long: more than train.max_length ({tokens['max_length']:,} tokens)")
+    if dropped.get("too_long_for_base"):
+        lines.append("too_long_for_base: more than model.base can look at, though train.max_length is more")
     if served := tokens.get("served"):
         limit = f"{served['limit']} ({served['tokens']:,} tokens, {served['for_the_answer']:,} of them for the answer)"
         if dropped.get("too_long_to_serve"):
             lines.append(f"too_long_to_serve: more than {limit}")
         if count := served["test_rows_that_do_not_fit"]:
             lines.append(f"{count:,} test rows are more than {limit}: a served model cannot answer them")
+        if count := served.get("train_rows_that_do_not_fit"):
+            lines.append(f"{count:,} train rows are more than {limit}: learnt, though a served model cannot be asked")
     return lines
 
 
@@ -98,12 +118,13 @@ def _doubts(suspects: Mapping[str, Any]) -> list[str]:
 
 
 def merged(labels: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns a line for each label that rows write in several ways: every spelling with its rows, the first MOST."""
+    """Returns a line for each label that rows write in several ways: every spelling with its rows, the first MOST.
+    White space alone is no other way where all rows have it."""
     told = [
         f"          label {shown(label)} in {len(one['spellings'])} spellings: "
         + ", ".join(f"{shown(spelt)} {rows:,}" for spelt, rows in sorted(one["spellings"].items(), key=_by_rows)[:MOST])
         for label, one in labels.items()
-        if "spellings" in one
+        if "spellings" in one and [*map(clean, one["spellings"])] != [label]
     ]
     more = [f"          and {len(told) - MOST} more labels in several spellings: see data.json"]
     hint = ["          labels that differ in spelling alone are one; data.normalize_labels=false keeps them apart"]

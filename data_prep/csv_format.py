@@ -21,6 +21,10 @@ from recipes.errors import RecipeError
 from recipes.schema_data import Source
 
 FIELD_CHARACTERS = 10_000_000
+SWALLOWED = (
+    "a quoted field goes on over what looks like rows of its own; write it without tabs, or set data.source.quotes: "
+    "false if a quote is a character like any other"
+)
 NO_HEADER = "does the file lack a header? data.source.header names its columns, such as [label, title, text]"
 DELIMITERS = (",", ";", "\t", "|")
 # What stands for a delimiter of several characters: the csv module takes one.
@@ -50,15 +54,34 @@ def read(file: SourceFile, text: Text, source: Source, columns: Collection[str])
     if len(delimiter) > 1:
         content = (line.replace(source.delimiter, UNIT_SEPARATOR) for line in content)
         delimiter = UNIT_SEPARATOR
+    if source.escape is not None:
+        about["escape"] = source.escape
+        content = _escaped(content, source.escape, {delimiter, source.quote or ""})
     csv.field_size_limit(FIELD_CHARACTERS)
-    rows = _numbered(file, _reader(content, delimiter, source.quote, strict=True), 1 if ordered else 0)
+    rows = _numbered(file, _reader(content, delimiter, source, strict=True), 1 if ordered else 0)
+    # An escape sign may stand before tabs and line ends of a field's own.
+    joins = delimiter == "\t" and source.quote is not None and source.escape is None
     if source.header is not None:
-        return about | {"columns": source.header}, _rows(file, text, source.header, rows)
+        opening = list(islice(rows, 1))
+        for line, fields in opening:
+            check_no_header(f"{file.name}:{line}", fields, source.header)
+        return about | {"columns": source.header}, _rows(file, text, source, source.header, joins, chain(opening, rows))
     header_line, header = next(rows, (1, []))
     if not any(name.strip() for name in header):
         raise RecipeError(f"{file.name}:{header_line}: the file has no header line; its first line names the columns")
     named, unnamed = column_names(f"{file.name}:{header_line}", header)
-    return about | {"columns": named} | unnamed, _rows(file, text, named, rows)
+    return about | {"columns": named} | unnamed, _rows(file, text, source, named, joins, rows)
+
+
+def check_no_header(place: str, first: Sequence[str], names: Sequence[str]) -> None:
+    """Returns nothing where a first line is a row and no header. Raises RecipeError where it has, beside other short
+    names, one of the `names` that the recipe gives in that very column."""
+    same = [one.strip().casefold() == name.casefold() for one, name in zip(first, names, strict=False)]
+    if any(same) and looks_like_names(first) and all(one.strip() for one in first):
+        raise RecipeError(
+            f"{place}: the first line is a header itself ({', '.join(first)[:80]}), and data.source.header makes it a "
+            "row; leave data.source.header out, or the line"
+        )
 
 
 def column_names(place: str, header: Sequence[str]) -> tuple[list[str], About]:
@@ -82,9 +105,15 @@ def looks_like_names(header: Collection[str]) -> bool:
 
 
 def _rows(
-    file: SourceFile, text: Text, header: list[str], rows: Iterator[tuple[int, list[str]]]
+    file: SourceFile, text: Text, source: Source, header: list[str], joins: bool, rows: Iterator[tuple[int, list[str]]]
 ) -> Iterator[SourceRow]:
+    nothing = None if source.escape is None else f"{source.escape}N"
     for line, fields in rows:
+        if joins and _swallows_rows(fields, len(header)):
+            yield SourceRow(file.name, line, {}, SWALLOWED)
+            continue
+        if nothing in fields:
+            fields = ["" if one == nothing else one for one in fields]
         if len(fields) != len(header):
             problem = f"{len(fields)} fields where the header has {len(header)}"
             yield SourceRow(file.name, line, {}, problem + (" (NUL bytes)" if "\0" in fields[0] else ""))
@@ -92,6 +121,24 @@ def _rows(
             yield SourceRow(file.name, line, {}, "half of a surrogate pair, which is no character")
         else:
             yield SourceRow(file.name, line, dict(zip(header, fields, strict=True)))
+
+
+def _swallows_rows(fields: list[str], columns: int) -> bool:
+    """Whether a field of tabs and line ends has as many tabs in each line as rows that an unclosed quote joined."""
+    for at, one in enumerate(fields):
+        if "\t" in one and "\n" in one:
+            first, *between, last = [line.count("\t") for line in one.split("\n")]
+            if first == columns - 1 - at and last == at and {*between} <= {columns - 1}:
+                return True
+    return False
+
+
+def _escaped(content: Iterator[str], sign: str, special: Collection[str]) -> Iterator[str]:
+    """The lines with each escape sign doubled that stands before no sign of CSV: it is a character there, as in C:\\new
+    and \\N."""
+    pair = re.compile(re.escape(sign) + r"([\s\S]?)")
+    kept = {sign, "\r", "\n", *special} - {""}
+    return (pair.sub(lambda found: found[0] if found[1] in kept else sign + found[0], line) for line in content)
 
 
 def _numbered(file: SourceFile, reader: Any, above: int) -> Iterator[tuple[int, list[str]]]:
@@ -110,7 +157,8 @@ def _numbered(file: SourceFile, reader: Any, above: int) -> Iterator[tuple[int, 
 
 def _mistake(told: str) -> str:
     """What the csv module says, in words about the file."""
-    hint = "or set data.source.quotes: false if a quote is a character like any other"
+    hint = "or set data.source.quotes: false if a quote is a character like any other, or data.source.escape: '\\' "
+    hint += "if that stands before it"
     if "unexpected end" in told:
         return f"a quote that opens in this row is never closed ({told}); close it, {hint}"
     if "field larger" in told:
@@ -119,10 +167,9 @@ def _mistake(told: str) -> str:
     return f"a quoted field of this row goes on after its quote ({told}); double the quotes inside it, {hint}"
 
 
-def _reader(content: Any, delimiter: str, quote: str | None, strict: bool) -> Any:
-    if quote is None:
-        return csv.reader(content, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=strict)
-    return csv.reader(content, delimiter=delimiter, quotechar=quote, strict=strict)
+def _reader(content: Any, delimiter: str, source: Source, strict: bool) -> Any:
+    quoting: dict[str, Any] = {"quotechar": source.quote} if source.quote else {"quoting": csv.QUOTE_NONE}
+    return csv.reader(content, delimiter=delimiter, escapechar=source.escape, strict=strict, **quoting)
 
 
 def _sample(content: Iterator[str]) -> tuple[list[str], Iterator[str]]:
@@ -142,7 +189,7 @@ def _delimiter(sample: list[str], source: Source, columns: Collection[str]) -> s
     def plausible(delimiter: str) -> tuple[int, bool, int]:
         rows: list[list[str]] = []
         with suppress(csv.Error):
-            for row in _reader(sample, delimiter, source.quote, strict=False):
+            for row in _reader(sample, delimiter, source, strict=False):
                 rows += [row] if row else []
         if source.header is not None:
             return sum(len(row) == len(source.header) for row in rows), False, 0

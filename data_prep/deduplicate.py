@@ -45,6 +45,7 @@ REASONS = (
     "not_before_test",
     "too_long_to_serve",
     "rare_label",
+    "too_long_for_base",
 )
 
 

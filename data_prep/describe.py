@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from data_prep import deduplicate, label_sets, near, split
+from data_prep.columns import slice_columns
 from data_prep.deduplicate import REASONS, TEST, TRAIN, Left
 from data_prep.label_sets import LabelSets
 from data_prep.lengths import Room
-from data_prep.rows import Rejected, slice_columns
+from data_prep.rows import Rejected
 from data_prep.split import Assigned
 from data_prep.table import Array, Table
 from recipes.schema import Recipe
@@ -68,6 +69,7 @@ def findings(prepared: Prepared) -> dict[str, Any]:
         "split": {
             "by": _split_by(prepared),
             "cut": prepared.assigned.cut,
+            "rows_without_group": _without_group(prepared),
             "shares": split.deviations(table, prepared.assigned, prepared.label_sets),
         },
         "duplicate_key": DUPLICATE_KEY,
@@ -102,6 +104,12 @@ def labels(prepared: Prepared) -> dict[str, dict[str, Any]]:
         if set(spelt) - {label}:
             found[label]["spellings"] = spelt
     return found
+
+
+def label_columns_without_rows(prepared: Prepared) -> list[str]:
+    """Returns a line for each column of one label that marks no row: it is no label then."""
+    named = prepared.recipe.data.columns.label_columns or []
+    return [f"column {name!r} marks no row: it is no label" for name in named if name not in prepared.table.targets]
 
 
 def labels_per_row(prepared: Prepared) -> dict[str, Any] | None:
@@ -143,6 +151,7 @@ def tokens(prepared: Prepared) -> dict[str, Any]:
     counted = lengths[lengths >= 0]
     if not len(counted):
         return {"max_length": limit}
+    fits = prepared.room.fits(prepared.table)
     edges = np.unique(np.linspace(counted.min(), counted.max() + 1, BINS + 1).astype(int))
     return {
         "max_length": limit,
@@ -153,7 +162,8 @@ def tokens(prepared: Prepared) -> dict[str, Any]:
             "tokens": prepared.room.tokens,
             "limit": prepared.room.key,
             "for_the_answer": prepared.room.answer,
-            "test_rows_that_do_not_fit": int((prepared.written["test"] & ~prepared.room.fits(prepared.table)).sum()),
+            "test_rows_that_do_not_fit": int((prepared.written["test"] & ~fits).sum()),
+            "train_rows_that_do_not_fit": int((prepared.written["train"] & ~fits).sum()),
         },
         "histogram": {
             "edges": edges.tolist(),
@@ -197,6 +207,12 @@ def _known_to_given_train(table: Table, slice_number: int) -> int:
         for place, counter in values.items():
             counter.update(value for value, at in zip(own, given[first : first + len(own)], strict=True) if at == place)
     return sum(count for value, count in values[TEST].items() if value in values[TRAIN])
+
+
+def _without_group(prepared: Prepared) -> int:
+    """How many of the rows that are ours to spread have an empty cell where the recipe looks for their group."""
+    alone = prepared.assigned.ours & ~prepared.table.columns["grouped"]
+    return int(alone.sum()) if prepared.recipe.data.split.group else 0
 
 
 def _split_by(prepared: Prepared) -> str:

@@ -54,12 +54,13 @@ def _reach(values: Mapping[str, Any], path: str) -> Any:
         return values[path]
     for at in reversed(_dots(path)):
         if path[:at] in values:
-            return _inside(opened(values[path[:at]]), path[at + 1 :])
+            return inside(opened(values[path[:at]]), path[at + 1 :])
     return MISSING
 
 
-def _inside(value: Any, path: str) -> Any:
-    if isinstance(value, list):
+def inside(value: Any, path: str) -> Any:
+    """Returns what a path reaches in an object or a list, null where it ends early at null, MISSING where nothing."""
+    if isinstance(value, list | tuple):
         value = {str(number): entry for number, entry in enumerate(value)}
     return _reach(value, path) if isinstance(value, dict) else None if value is None else MISSING
 

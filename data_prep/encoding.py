@@ -74,12 +74,19 @@ ALPHABETS = {
         "Dutch": "äéèëïöüêá",
     }.items()
 }
-# What most letters of a text in each of these are: kana and Han, Hangul, Han.
-EAST_ASIAN = {
+# What most letters of a text in each of these are: kana and Han, Hangul, Han, and alphabets of which one byte is a
+# letter. Any bytes at all are letters of some of the latter, but seldom nearly all of them small ones.
+OTHER_LETTERS = {
     "cp932": re.compile("[\u3000-\u30ff\u4e00-\u9fff\uff01-\uff5e]"),
     "cp949": re.compile("[\uac00-\ud7af]"),
     "gb18030": re.compile("[\u3000-\u303f\u4e00-\u9fff\uff01-\uff5e]"),
     "big5": re.compile("[\u3000-\u303f\u4e00-\u9fff\uff01-\uff5e]"),
+    "cp874": re.compile("[\u0e00-\u0e7f]"),
+    "cp1251": re.compile("[\u0400-\u04ff]"),
+    "koi8-r": re.compile("[\u0400-\u04ff]"),
+    "cp1253": re.compile("[\u0370-\u03ff]"),
+    "cp1255": re.compile("[\u0590-\u05ff]"),
+    "cp1256": re.compile("[\u0600-\u06ff]"),
 }
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError)
 
@@ -310,7 +317,7 @@ def _guessed(file: SourceFile, broken: Scan, key: str) -> Text:
             why, what = "not UTF-8, though the rest is UTF-8", f"correct those characters, or set {key}"
         else:
             why = "not UTF-8, and not surely anything else"
-            what = f"set {key}, such as {' or '.join(_fitting(file, broken) or ['cp1252', 'cp1251'])}"
+            what = f"set {key}, such as {' or '.join(_fitting(file, broken) or ['cp1252', 'cp1251', 'cp1250'])}"
         raise _undecodable(file, broken, why, what)
     return Text(western, "cp1252", "strict", guessed=True, bom=False, scan=_scan(file, "cp1252", "strict", key))
 
@@ -327,15 +334,19 @@ def _mostly_utf8(pieces: Iterator[bytes]) -> bool:
 
 
 def _fitting(file: SourceFile, broken: Scan) -> list[str]:
-    """The encodings of East Asia that the first MiB fits, the one that reads most letters of its own first."""
+    """The encodings that the first MiB fits, the one that reads most letters of its own first, and of those with two
+    cases small ones. An alphabet of its own stands for most letters; a few above ASCII are accents."""
     head = b"".join(islice(blocks(file, broken), 1))
     head = head[: head.rfind(b"\n") + 1] or head
     scores = {}
-    for codec, own in EAST_ASIAN.items():
+    for codec, own in OTHER_LETTERS.items():
         with suppress(UnicodeDecodeError):
             letters = [one for one in head.decode(codec) if one > "\x7f"]
-            scores[codec] = sum(bool(own.match(one)) for one in letters) / max(len(letters), 1)
-    return sorted((codec for codec, score in scores.items() if score >= 0.9), key=lambda codec: -scores[codec])[:2]
+            fitting = [one for one in letters if own.match(one)]
+            accents = codec.startswith(("cp12", "koi8")) and len(letters) < sum(map(head.count, b"aeiou"))
+            if len(fitting) >= 0.9 * len(letters) and not accents:
+                scores[codec] = sum(one == one.lower() for one in fitting) / max(len(letters), 1)
+    return sorted(scores, key=lambda codec: -scores[codec])[:4]
 
 
 def _western(pieces: Iterator[bytes]) -> str | None:

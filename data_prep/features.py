@@ -52,7 +52,12 @@ def _meaning(feature: Any) -> Meaning | None:
     if kind == "Json":
         return _read
     if kind in ("List", "LargeList", "Sequence"):
-        inside = _meaning(feature.get("feature"))
+        described = feature.get("feature")
+        if kind == "Sequence" and isinstance(described, dict) and not isinstance(described.get("_type"), str):
+            # Versions before 4 store a sequence of objects as columns: {"name": [...], "kind": [...]}.
+            columns = {name: _each(one) for name, one in meanings(described).items()}
+            return _columns_or_objects(columns, _parts(meanings(described))) if columns else None
+        inside = _meaning(described)
         return None if inside is None else _each(inside)
     if kind is None or isinstance(kind, dict):
         parts = meanings(feature)
@@ -82,6 +87,11 @@ def _read(value: Any) -> Any:
 
 def _each(inside: Meaning) -> Meaning:
     return lambda value: [inside(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _columns_or_objects(columns: Mapping[str, Meaning], one: Meaning) -> Meaning:
+    of_columns, of_objects = _parts(columns), _each(one)
+    return lambda value: of_columns(value) if isinstance(value, dict) else of_objects(value)
 
 
 def _parts(parts: Mapping[str, Meaning]) -> Meaning:

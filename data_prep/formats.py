@@ -14,7 +14,7 @@ from typing import Any
 from data_prep.dotted import opened
 from data_prep.source_row import Digits
 from recipes.schema_data import Formats
-from tasks.given import UnusableRowError
+from tasks.given import UnusableRowError, rows_of_columns
 from tasks.values import amount_of, number_of
 
 # strptime's codes of a time of day.
@@ -57,6 +57,8 @@ def _value(value: Any, field: Mapping[str, Any], formats: Formats, path: str) ->
     """The value, and the currency that stood beside it. A list or an object may stand there as its JSON."""
     if {"array", "object"} & {*_kinds(field)} and not _is_empty(value):
         value = opened(value)
+    if isinstance(value, dict) and "properties" in field.get("items", {}) and (rows := rows_of_columns(value)):
+        value = rows
     if isinstance(value, list):
         return [_value(one, field.get("items", {}), formats, path)[0] for one in value], ""
     if isinstance(value, dict) and "properties" in field:

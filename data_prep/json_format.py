@@ -9,7 +9,7 @@ says; of JSON, the text of the file is in memory.
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,26 +22,38 @@ from recipes.schema_data import Source
 JSON_BYTES = 512 << 20
 # So much of a file tells whether each of its lines is an object.
 HEAD_CHARACTERS = 1 << 20
+Header = Sequence[str] | None
 TYPES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
 
 def read(file: SourceFile, text: Text, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
     """Returns what was found out about the file beside its encoding, and its rows."""
     if file.kind == "jsonl":
-        return {}, _lines(file, text)
+        return {}, _lines(file, text, source.header)
     with refusing(file.name), open_text(file, text, newline="") as stream:
         head = stream.read(HEAD_CHARACTERS)
-    return ({"json_lines": True}, _lines(file, text)) if OBJECT_LINES.match(head) else _json(file, text, columns)
+    if OBJECT_LINES.match(head):
+        return {"json_lines": True}, _lines(file, text, source.header)
+    return _json(file, text, columns, source.header)
 
 
-def _lines(file: SourceFile, text: Text) -> Iterator[SourceRow]:
+def whole_of(file: SourceFile, text: Text) -> str:
+    """Returns the text of a JSON file. Raises RecipeError where it is too large to be held."""
+    if text.scan.size_bytes > JSON_BYTES:
+        raise RecipeError(
+            f"{file.name}: JSON of more than {JSON_BYTES >> 20} MiB; convert it to JSONL, an object a line"
+        )
+    return "".join(lines(file, text, newline="", limit=JSON_BYTES + 1))
+
+
+def _lines(file: SourceFile, text: Text, header: Header) -> Iterator[SourceRow]:
     # A bare carriage return ends a line only in a file that has no other line ends.
     newline = "\r" if set(text.scan.line_ends) == {"cr"} else "\n"
     for number, line in enumerate(lines(file, text, newline), start=1):
         if not line.strip():
             continue
         try:
-            values = _object_of(STRICT.decode(line), "\\u" in line or text.halves)
+            values = _object_of(STRICT.decode(line), "\\u" in line or text.halves, header)
         except json.JSONDecodeError as error:
             cut = "; the last line is cut off" if not line.endswith(newline) else ""
             zeros = " (NUL bytes)" if "\0" in line else ""
@@ -52,23 +64,23 @@ def _lines(file: SourceFile, text: Text) -> Iterator[SourceRow]:
             yield SourceRow(file.name, number, values)
 
 
-def _json(file: SourceFile, text: Text, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+def _json(file: SourceFile, text: Text, columns: Collection[str], header: Header) -> tuple[About, Iterator[SourceRow]]:
     """An array of objects, or an object that holds one: only the text of the file is in memory, not its values."""
-    if text.scan.size_bytes > JSON_BYTES:
-        raise RecipeError(
-            f"{file.name}: JSON of more than {JSON_BYTES >> 20} MiB; convert it to JSONL, an object a line"
-        )
-    whole = "".join(lines(file, text, newline="", limit=JSON_BYTES + 1))
+    whole = whole_of(file, text)
     with _json_refused(file.name):
         start = _skip(whole, 0)
+        if file.array is not None:
+            start = next(at for key, at, *_ in _members(whole, start) if key == file.array)
+            return {"array": file.array}, _json_rows(file, text, whole, start, header)
         if whole[start : start + 1] == "{":
-            array = _wrapped(file.name, whole, start, columns)
+            array = _wrapped(file.name, whole, start, columns, header)
             if array is None:
                 return _laid_out(file.name, whole, columns)
-            key, start = array
-            return {"array": key}, _json_rows(file, text, whole, start)
+            key, start, others = array
+            about: About = {"array": key} | ({"arrays_not_read": others} if others else {})
+            return about, _json_rows(file, text, whole, start, header)
         if whole[start : start + 1] == "[":
-            return {}, _json_rows(file, text, whole, start)
+            return {}, _json_rows(file, text, whole, start, header)
     raise RecipeError(f"{file.name}:1: JSON, but no array of objects; write [{{...}}, {{...}}], or JSONL")
 
 
@@ -84,12 +96,12 @@ def _laid_out(name: str, whole: str, columns: Collection[str]) -> tuple[About, I
     return {"layout": layout}, (SourceRow(name, number, row) for number, row in enumerate(rows, start=1))
 
 
-def _json_rows(file: SourceFile, text: Text, whole: str, start: int) -> Iterator[SourceRow]:
+def _json_rows(file: SourceFile, text: Text, whole: str, start: int, header: Header) -> Iterator[SourceRow]:
     with _json_refused(file.name):
         end = start + 1
         for number, (value, after) in enumerate(_elements(whole, start, _element), start=1):
             try:
-                values = _object_of(value, text.halves or whole.find("\\u", end, after) >= 0)
+                values = _object_of(value, text.halves or whole.find("\\u", end, after) >= 0, header)
             except ValueError as error:
                 yield SourceRow(file.name, number, {}, _told(error))
             else:
@@ -99,50 +111,67 @@ def _json_rows(file: SourceFile, text: Text, whole: str, start: int) -> Iterator
             _check_end(whole, _skip(whole, end) + 1)
 
 
-def _wrapped(name: str, text: str, at: int, columns: Collection[str]) -> tuple[str, int] | None:
-    """The key of the one array of objects in the object at `at`, and where that array starts; None: it has none, or
-    the object is a row itself, by the columns that it has: an invoice with its line items, a chat with its messages."""
-    arrays: list[tuple[str, int]] = []
-    empty: list[tuple[str, int]] = []
-    keys: set[str] = set()
-    inside: list[set[str]] = [set()]
+def _wrapped(
+    name: str, text: str, at: int, columns: Collection[str], header: Header
+) -> tuple[str, int, list[str]] | None:
+    """The key of the array of rows in the object at `at`, where that array starts, and the keys of other arrays of
+    objects; None: it has none, or the object is a row itself, by the columns that it has: an invoice with its line
+    items, a chat with its messages. Of several arrays the one whose objects have the columns is meant."""
+    members = [*_members(text, at)]
+    rows = {dict} if header is None else {dict, list}
+    found = _has([key for key, *_ in members], columns)
+    if any(found) and found >= max(_has(inside, columns) for inside in [set[str](), *(one[-1] for one in members)]):
+        return None
+    arrays = [one for one in members if one[2] and rows & one[2]] or [one for one in members if one[2] == set()]
+    having = [_has(inside, columns) for *_, inside in arrays]
+    best = [one for one, has in zip(arrays, having, strict=True) if any(has) and has == max(having)]
+    if len(best) == 1:
+        arrays = [best[0], *(one for one in arrays if one is not best[0])]
+    elif len(arrays) > 1:
+        names = ", ".join(repr(key[:40]) for key, *_ in arrays[:10])
+        raise RecipeError(
+            f"{name}:1: an object where one array of objects is looked for, and it has several, {names}; leave one"
+        )
+    return (*arrays[0][:2], [key for key, *_ in arrays[1:]]) if arrays else None
+
+
+def arrays_of(text: str) -> list[str]:
+    """Returns the keys of the arrays of objects or arrays that a JSON object holds, in its order; none of any other
+    value. Raises JSONDecodeError, or RecursionError."""
+    at = _skip(text, 0)
+    if text[at : at + 1] != "{":
+        return []
+    return [key for key, _, held, _ in _members(text, at) if held and held & {dict, list}]
+
+
+def _members(text: str, at: int) -> Iterator[tuple[str, int, set[type] | None, set[str]]]:
+    """Yields for each member of the object at `at` its key, where its value starts, the types of the values of an array
+    (None where it is no array), and the keys of the objects in it. Raises JSONDecodeError."""
     at = _skip(text, at + 1)
     while text[at : at + 1] != "}":
         key, at = LENIENT.raw_decode(text, at)
         colon = _skip(text, at)
         if not isinstance(key, str) or text[colon : colon + 1] != ":":
             raise json.JSONDecodeError("Expecting a name and ':'", text, colon)
-        keys.add(key)
         start = end = _skip(text, colon + 1)
+        held: set[type] | None = None
+        inside: set[str] = set()
         if text[start : start + 1] == "[":
-            held = set()
-            inside.append(set())
-            end = start + 1
+            held, end = set(), start + 1
             for value, after in _elements(text, start, LENIENT.raw_decode):
                 held.add(type(value))
-                inside[-1].update(value if isinstance(value, dict) else ())
+                inside.update(value if isinstance(value, dict) else ())
                 end = after
-            if dict in held or not held:
-                (arrays if held else empty).append((key, start))
             end = _skip(text, end) + 1
         else:
             end = LENIENT.raw_decode(text, start)[1]
+        yield key, start, held, inside
         at = _skip(text, end)
         if text[at : at + 1] == ",":
             at = _skip(text, at + 1)
         elif text[at : at + 1] != "}":
             raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
     _check_end(text, at + 1)
-    found = _has(keys, columns)
-    if any(found) and found >= max(_has(one, columns) for one in inside):
-        return None
-    arrays = arrays or empty
-    if len(arrays) > 1:
-        names = ", ".join(repr(key[:40]) for key, _ in arrays[:10])
-        raise RecipeError(
-            f"{name}:1: an object where one array of objects is looked for, and it has several, {names}; leave one"
-        )
-    return arrays[0] if arrays else None
 
 
 def _has(keys: Collection[str], columns: Collection[str]) -> list[bool]:
@@ -202,12 +231,18 @@ def _json_refused(name: str) -> Iterator[None]:
         raise RecipeError(f"{name}: JSON that is nested too deep; flatten it") from None
 
 
-def _object_of(value: Any, may_hold_halves: bool) -> dict[str, Any]:
-    """The value as a row. Raises BadRowError, or the ValueError that stands in its place."""
+def _object_of(value: Any, may_hold_halves: bool, header: Header = None) -> dict[str, Any]:
+    """The value as a row; an array by the names of `header`. Raises BadRowError, or the ValueError that stands in its
+    place."""
     if isinstance(value, ValueError):
         raise value
+    if isinstance(value, list) and header is not None:
+        if len(value) != len(header):
+            raise BadRowError(f"{len(value)} values where data.source.header has {len(header)} names")
+        value = dict(zip(header, value, strict=True))
     if not isinstance(value, dict):
-        raise BadRowError(f"a JSON {TYPES[type(value)]} where an object belongs")
+        named = "; data.source.header names the values of arrays" if isinstance(value, list) else ""
+        raise BadRowError(f"a JSON {TYPES[type(value)]} where an object belongs{named}")
     if may_hold_halves and has_half(json.dumps(value, ensure_ascii=False)):
         raise BadRowError("half of a surrogate pair, which is no character")
     return value

@@ -23,6 +23,7 @@ from tasks import KINDS, render
 SEAM_TOKENS = 8
 # Characters that no text holds, in the place of the input.
 INPUT = "\ue000input\ue001"
+BASE = "what model.base can look at"
 
 
 @dataclass(frozen=True)
@@ -75,32 +76,43 @@ def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left, may_
 
 
 def drop_too_long(table: Table, splits: Array, recipe: Recipe, left: Left) -> Room:
-    """Makes train rows over max_length leave, or stops the stage; and rows of validation and calibration that no served
-    model could be asked. Test rows stay, for they count. Returns what a served model can take.
+    """Makes train rows over max_length, or over what the base can look at, leave, or stops the stage; and rows of
+    validation and calibration that no served model could be asked. Test rows stay, for they count. Returns what a
+    served model can take.
 
     Raises RecipeError naming the longest train row where data.too_long is fail.
     """
-    limit = recipe.train.max_length
-    rows = np.flatnonzero((splits == TRAIN) & left.stays & (table.columns["tokens"] > limit))
-    if len(rows) and recipe.data.too_long == "fail":
-        longest = int(rows[np.argmax(table.columns["tokens"][rows])])
-        raise RecipeError(
-            f"{table.place(longest)}: {len(rows)} train rows are longer than train.max_length ({limit} tokens), "
-            f"this one {table.columns['tokens'][longest]}; raise train.max_length, or set data.too_long: drop"
-        )
-    left.drop(rows, "too_long")
-    room = room_of(table, splits, recipe, left)
+    context = _context_of(recipe.model)
+    _drop_from_train(table, splits, recipe, left, recipe.train.max_length, "too_long")
+    if context is not None:
+        _drop_from_train(table, splits, recipe, left, context, "too_long_for_base")
+    room = room_of(table, splits, recipe, left, context)
     left.drop(~np.isin(splits, (TRAIN, TEST)) & left.stays & ~room.fits(table), "too_long_to_serve")
     return room
 
 
-def room_of(table: Table, splits: Array, recipe: Recipe, left: Left) -> Room:
-    """Returns what a served model can take, with the limit of answers that training will set."""
+def _drop_from_train(table: Table, splits: Array, recipe: Recipe, left: Left, limit: int, reason: str) -> None:
+    rows = np.flatnonzero((splits == TRAIN) & left.stays & (table.columns["tokens"] > limit))
+    if len(rows) and recipe.data.too_long == "fail":
+        longest = int(rows[np.argmax(table.columns["tokens"][rows])])
+        key, what = (
+            ("train.max_length", "raise train.max_length") if reason == "too_long" else (BASE, "take a longer one")
+        )
+        raise RecipeError(
+            f"{table.place(longest)}: {len(rows)} train rows are longer than {key} ({limit} tokens), "
+            f"this one {table.columns['tokens'][longest]}; {what}, or set data.too_long: drop"
+        )
+    left.drop(rows, reason)
+
+
+def room_of(table: Table, splits: Array, recipe: Recipe, left: Left, context: int | None) -> Room:
+    """Returns what a served model can take, with the limit of answers that training will set. `context` is how many
+    tokens the base can look at, None where that is not known."""
     answers = table.columns["answer_tokens"][(splits == TRAIN) & left.stays]
     answer = render.max_answer_tokens(int(answers.max(initial=0)) + 1)
     tokens, key = recipe.serve.max_model_len, "serve.max_model_len"
-    if (context := _context_of(recipe.model)) is not None and context < tokens:
-        tokens, key = context, "what model.base can look at"
+    if context is not None and context < tokens:
+        tokens, key = context, BASE
     return Room(tokens, answer, key)
 
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,11 +37,12 @@ from data_prep import (
     suspects,
     write,
 )
+from data_prep.columns import check_answers, check_columns, lacking, read_columns
 from data_prep.deduplicate import Left, deduplicate
-from data_prep.rows import Rejected, check_columns, read_columns
+from data_prep.rows import Rejected
 from data_prep.source_row import SourceFile, SourceRow
 from data_prep.table import Table, Writer
-from data_prep.where import matches
+from data_prep.where import Filter
 from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS
@@ -53,6 +54,8 @@ from tracking.run import now
 # Below this, starting another process costs more than it saves.
 BYTES_A_PROCESS = 2_000_000
 TOLD_SECONDS = 1.0
+# Objects leave out what they have no value for: so many of them together must have every column.
+ROWS_TO_COLUMNS = 1000
 
 
 @dataclass
@@ -87,8 +90,9 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
         work = aside / ".work"
         with spread.over(_processes(recipe, found)) as pool:
             with steps("read and clean"):
-                table, unusable, read_from, filtered = _read(found, hashes, recipe, work, pool)
+                table, unusable, read_from, filtered, unmatched = _read(found, hashes, recipe, work, pool)
             _check_ids(table)
+            without_values = balance.check_fields(table, read_from, recipe)
             with steps("split"):
                 assigned = split.assign(table, recipe.data.split, {file.split for file in found})
             with steps("deduplicate"):
@@ -126,8 +130,9 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
             "left_out": sources.left_out(recipe.data.source),
             "rows": counted,
             **describe.findings(prepared),
+            "where_unmatched": unmatched,
             "rare_labels": rare_labels,
-            "not_learnable": not_learnable,
+            "not_learnable": [*not_learnable, *without_values, *describe.label_columns_without_rows(prepared)],
             "straddling": {reason: len(rows) for reason, (rows, _) in straddling.items()},
             "slices": describe.slices(prepared, slices),
             "suspects": doubts.told(),
@@ -149,60 +154,82 @@ def _processes(recipe: Recipe, found: list[SourceFile]) -> int:
 
 def _read(
     found: list[SourceFile], hashes: list[str], recipe: Recipe, work: Path, pool: spread.Spread
-) -> tuple[Table, list[Rejected], list[dict[str, Any]], int]:
-    """Reads all files into a table. Returns it, the rows that cannot be used, what each file was found to be, and how
-    many rows are not those that data.where asks for."""
+) -> tuple[Table, list[Rejected], list[dict[str, Any]], int, list[str]]:
+    """Reads all files into a table. Returns it, the rows that cannot be used, what each file was found to be, how many
+    rows are not those that data.where asks for, and lines about values in it that no row has."""
     unusable: list[Rejected] = []
-    filtered = 0
-    told = []
+    filtered, where, columns = 0, Filter(recipe.data.where), set[str]()
+    told: list[dict[str, Any]] = []
     with Writer(work, recipe) as writer:
         for file, sha256 in zip(found, hashes, strict=True):
             about, rows = read.read(file, recipe.data.source, read_columns(recipe, file.split))
-            counter = _Counted(rows, file, recipe)
+            counter = _Counted(rows, file, recipe, where)
             given = -1 if file.split == "all" else SPLITS.index(file.split)
             unusable += writer.add(given, counter, pool)
             if not counter.rows:
                 below = " below the header" if file.kind in ("csv", "tsv", "xlsx") else " in it"
                 raise RecipeError(f"{file.name}: there are no rows{below}")
             filtered += counter.filtered
+            columns |= counter.columns
             size = {"bytes": file.path.stat().st_size} if file.path.is_file() else {}
-            counts = {"rows_read": counter.rows, "detected": about, "lacks": sorted(counter.lacks)}
+            lacks = {"lacks": sorted(counter.lacks), "lacks_answers": sorted(counter.unanswered)}
+            counts = {"rows_read": counter.rows, "detected": about, **lacks}
             told.append({"split": file.split, "file": file.name, "sha256": sha256, **size, **counts})
             if about.get("encoding_guessed"):
                 guess = f"{file.name} is no UTF-8: read as {about['encoding']}; data.source.encoding says it for sure"
                 print(f"data      {guess}", file=sys.stderr)
+            if others := about.get("arrays_not_read"):
+                told_of = f"{file.name}: the rows are those of {about['array']!r}; not read: {', '.join(others[:10])}"
+                print(f"data      {told_of}", file=sys.stderr)
         table = writer.table()
-    balance.check_rejected(unusable, len(table), filtered, recipe)
-    return table, unusable, told, filtered
+    check_answers([one["lacks_answers"] for one in told], columns, recipe)
+    balance.check_rejected(unusable, len(table), filtered, where.unmatched(), recipe)
+    return table, unusable, told, filtered, where.unmatched()
 
 
 class _Counted:
-    """The rows of a file, counted as they pass, the columns of the first readable one checked.
+    """The rows of a file, counted as they pass, and their columns checked.
 
-    `lacks` names the columns of groups and times that no row of a given held-out file has: they are not needed there.
+    `lacks` names the columns of groups and times that no row of a given held-out file has: they are not needed there;
+    `unanswered` those of several answers, and `columns` those that the first rows have.
     """
 
-    def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe) -> None:
+    def __init__(self, rows: Iterator[SourceRow], file: SourceFile, recipe: Recipe, where: Filter) -> None:
         self.rows, self.filtered, self._source, self._file, self._recipe = 0, 0, rows, file, recipe
-        split = recipe.data.split
+        self._where, split = where, recipe.data.split
+        self.columns = set[str]()
         self.lacks = {column for column in (split.group, split.time) if column is not None}
+        self.unanswered = {*recipe.data.columns.of_targets.values()}
 
     def __iter__(self) -> Iterator[SourceRow]:
-        unchecked, where = True, self._recipe.data.where
+        filters, seen = bool(self._recipe.data.where), dict[str, Any]()
         inside = [column for column in read_columns(self._recipe, "all") if "." in column]
+        complete = False
         for row in self._source:
             if inside and not row.problem:
                 row.values.update(dotted.reached(row.values, inside))
-            if unchecked and not row.problem:
-                check_columns(str(self._file.path), self._file.split, row.values, self._recipe)
-                unchecked = False
+            if not complete and not row.problem:
+                seen |= row.values
+                complete = self._has_all(seen)
+                self.columns.update(seen)
             self.rows += 1
             if self.lacks:
                 self.lacks.difference_update(row.values)
-            if where and not row.problem and not matches(row.values, where):
+            if self.unanswered:
+                self.unanswered.difference_update(row.values)
+            if filters and not row.problem and not self._where.takes(row.values):
                 self.filtered += 1
             else:
                 yield row
+        if seen and not complete:
+            check_columns(str(self._file.path), self._file.split, seen, self._recipe)
+
+    def _has_all(self, seen: Mapping[str, Any]) -> bool:
+        """Whether the rows so far have every column that the recipe names. Raises RecipeError where they should."""
+        complete = not lacking(self._file.split, seen, self._recipe)
+        if not complete and (self._file.kind not in ("json", "jsonl") or self.rows >= ROWS_TO_COLUMNS):
+            check_columns(str(self._file.path), self._file.split, seen, self._recipe)
+        return complete
 
 
 def spellings(table: Table, recipe: Recipe) -> dict[str, str]:

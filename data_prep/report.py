@@ -18,9 +18,9 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from data_prep import console, label_sets
+from data_prep.columns import paths_of
 from data_prep.deduplicate import REASONS
 from data_prep.describe import Prepared
-from data_prep.rows import paths_of
 from data_prep.suspects import Suspect
 from recipes.schema_data import SPLITS, Source
 

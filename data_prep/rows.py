@@ -12,31 +12,22 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
-from data_prep import dotted
-from data_prep.csv_format import NO_HEADER, looks_like_names
+from data_prep import dotted, slots
+from data_prep.columns import fields_of, slice_columns
 from data_prep.formats import read_record
 from data_prep.source_row import SourceRow
 from data_prep.times import seconds_of
-from recipes import schema_fields
-from recipes.errors import RecipeError
 from recipes.schema import Recipe
-from recipes.schema_data import By
 from tasks import KINDS, privacy
 from tasks.chat import conversation
 from tasks.extraction import given_record
-from tasks.given import UnusableRowError, cell, check_characters
+from tasks.given import Given, UnusableRowError, cell, check_characters
 from tasks.text import UNSEEN, clean
 
 PLACES = ("verbatim", "rewrapped", "elsewhere")
-# Of the columns that a file has, how many are shown, and of each how much.
-SHOWN_COLUMNS, SHOWN_CHARACTERS = 20, 40
-MISSING_SHOWN = 6
 PLACEHOLDER = re.compile(r"\[[A-Z]+_[0-9]+\]")
 
 
@@ -50,6 +41,7 @@ class Row:
     references: tuple[str, ...]
     """Further right answers, as texts of the same form."""
     group: str | None
+    """None where the recipe names no column of groups, or it is empty."""
     slices: dict[str, str]
     time: float | None
     found: frozenset[str]
@@ -60,6 +52,8 @@ class Row:
     """The text before it was cleaned, but redacted: to tell how much of test a plain comparison would have missed."""
     states: dict[str, str]
     """extraction: of each field, whether it is absent, empty, verbatim in the text, rewrapped there, or elsewhere."""
+    cut: frozenset[str]
+    """Fields whose place in the text, as the source gives it, begins or ends inside a word."""
     file: str
     line: int
 
@@ -92,73 +86,6 @@ class Rejected:
         }
 
 
-def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
-    """Returns {recipe key: column} of all that a file of this split ("all" or its name) must have."""
-    columns = recipe.data.columns
-    needed: dict[str, str | None] = {"data.columns.id": columns.id}
-    answer = KINDS[recipe.task.variant].answer_columns(recipe)
-    if columns.messages is not None:
-        needed["data.columns.messages"] = columns.messages
-    else:
-        several = len(columns.texts) > 1
-        texts = {f"data.columns.text{f'[{at}]' if several else ''}": name for at, name in enumerate(columns.texts)}
-        needed |= {**texts, **answer}
-    if split in ("all", "train"):
-        needed |= {"data.split.group": recipe.data.split.group, "data.split.time": recipe.data.split.time}
-    needed |= {f"data.where.{column}": column for column in recipe.data.where}
-    fields = fields_of(recipe)
-    needed |= {f"data.slices.{name}": column for name, column in slice_columns(recipe).items() if column not in fields}
-    return {key: column for key, column in needed.items() if column is not None}
-
-
-def read_columns(recipe: Recipe, split: str) -> list[str]:
-    """Returns the columns that a reader of a file of this split should look for: those that it must have, those of the
-    fields of records, and what dotted names of either may begin with."""
-    columns = [*needed_columns(recipe, split).values()]
-    columns += fields_of(recipe) if recipe.data.columns.target is None else []
-    return [*dict.fromkeys([*columns, *(root for column in columns for root in dotted.roots(column))])]
-
-
-def check_columns(file: str, split: str, values: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raises RecipeError naming every column of the recipe that a row of a file lacks, with the nearest that it has."""
-    missing, present = [], list(values)
-    for key, column in needed_columns(recipe, split).items():
-        if column not in present:
-            near = get_close_matches(column, [*present, *(dotted.names(values) if "." in column else ())], 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            missing.append(f"  {key}: there is no column {column!r}{hint}")
-    if missing:
-        shown = [name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}..." for name in present]
-        more = f" and {len(shown) - SHOWN_COLUMNS} more" if len(shown) > SHOWN_COLUMNS else ""
-        unnamed = [f"  and {len(missing) - MISSING_SHOWN} more"] if len(missing) > MISSING_SHOWN else []
-        lines = [f"{file} lacks columns that the recipe names:", *missing[:MISSING_SHOWN], *unnamed]
-        lines.append(f"  It has: {', '.join(shown[:SHOWN_COLUMNS])}{more}")
-        if Path(file).suffix.lower() not in (".json", ".jsonl", ".ndjson", ".parquet") and not looks_like_names(
-            present
-        ):
-            lines.append(f"  Its first line does not look like names of columns: {NO_HEADER}.")
-        raise RecipeError("\n".join(lines))
-
-
-def slice_columns(recipe: Recipe) -> dict[str, str]:
-    """Returns the column, or the field of the record, behind each slice of the recipe."""
-    return {name: one.by if isinstance(one, By) else one.not_in_train for name, one in recipe.data.slices.items()}
-
-
-def fields_of(recipe: Recipe) -> list[str]:
-    """Returns the fields of an extraction task, in the order of its schema; none for other kinds."""
-    schema: Any = recipe.task.json_schema
-    return list(schema["properties"]) if schema else []
-
-
-def paths_of(recipe: Recipe) -> list[str]:
-    """Returns the fields of an extraction task as the data page names them, in the order of its schema: objects and
-    lists of objects, where they are not there, and the paths of the values in them."""
-    values = schema_fields.paths(recipe.task.json_schema) if recipe.task.json_schema else []
-    found = [[field, *(path for path in values if path.startswith(f"{field}."))] for field in fields_of(recipe)]
-    return list(dict.fromkeys(chain.from_iterable(found)))
-
-
 def row_of(source: SourceRow, recipe: Recipe) -> Row | Rejected:
     """Returns the row that a source row is, cleaned and redacted, or why it cannot be used."""
     columns, kinds = recipe.data.columns, recipe.privacy.redact
@@ -184,8 +111,7 @@ def _storable(text: str) -> str:
 
 def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, KINDS[recipe.task.variant]
-    messages = recipe.data.columns.messages
-    given = task.given(values, recipe) if messages is None else conversation(values.get(messages), messages)
+    given, cut = _given(values, recipe)
     raw, text, written = given.text, clean(given.text), given.target
     schema, formats = recipe.task.json_schema, recipe.data.formats
     if schema is not None and (formats.decimal or formats.dates):
@@ -206,7 +132,7 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     target, *others = dict.fromkeys(task.target_text(one, recipe, hide) for one in (given.target, *given.others))
     # What stood there as JSON is read now, its escapes with it.
     check_characters("answer", [task.target_of(one) for one in (target, *others)])
-    group = cell(values.get(split.group)).strip() or row_id if split.group else None
+    group = cell(values.get(split.group)).strip() or None if split.group else None
     check_characters("group", group)
     for name, value in own.items():
         check_characters(f"slice {name}", value)
@@ -222,9 +148,21 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
         system=given.system,
         raw=raw,
         states=_states(given_record(written), json.loads(target), text) if fields_of(recipe) else {},
+        cut=cut,
         file=source.file,
         line=source.line,
     )
+
+
+def _given(values: Mapping[str, Any], recipe: Recipe) -> tuple[Given, frozenset[str]]:
+    """What a source row gives, and which fields of slots it cuts out of words."""
+    messages = recipe.data.columns.messages
+    if recipe.data.columns.of_slots:
+        found = slots.given(values, recipe)
+        return found.given, found.cut
+    if messages is not None:
+        return conversation(values.get(messages), messages), frozenset()
+    return KINDS[recipe.task.variant].given(values, recipe), frozenset()
 
 
 def _time(values: Mapping[str, Any], recipe: Recipe) -> float | None:

@@ -42,6 +42,8 @@ class SourceFile:
     compression: str | None = None
     documents: tuple[Path, ...] = ()
     """Of kind documents, where `path` is their folder: the files that are a text each."""
+    array: str | None = None
+    """Of kind json, where an object holds several splits: the key of this one."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep import plain_text
+from data_prep import json_splits, plain_text
 from data_prep.source_row import SPLIT_NAMES, SourceFile
 from recipes.errors import RecipeError
 from recipes.schema_data import Source
@@ -84,6 +84,7 @@ def _look(source: Source) -> tuple[list[SourceFile], list[str]]:
             "data.source.hub", source.hub, [(name, Path(source.hub)) for name in columnar_format.splits(source)]
         )
     found: list[SourceFile] = []
+    every: list[SourceFile] = []
     skipped: list[str] = []
     for split, paths in source.given.items():
         for number, given in enumerate(paths):
@@ -92,9 +93,13 @@ def _look(source: Source) -> tuple[list[SourceFile], list[str]]:
             if len(here) > 1 or Path(given).is_dir():
                 here, notes = plain_text.chosen(f"data.source.{key}", given, here, source)
                 beside = sorted(beside + notes)
+            every += here
+            if split == "all":
+                here, others = json_splits.expanded(here, source.encoding, split_named)
+                beside = beside + others
             found += _by_name(f"data.source.{key}", given, here) if source.path else here
             skipped += beside
-    _refuse_twice(found)
+    _refuse_twice(every)
     return _with_distinct_names(found), skipped
 
 
@@ -120,12 +125,16 @@ def _file(key: str, split: str, path: Path, name: str) -> SourceFile:
         raise RecipeError(f"{key}: {path} is neither a file nor a folder; write what it holds to a file")
     known = kind_of(path)
     if known is None:
-        raise RecipeError(f"{key}: {path.name}: unknown kind of file {path.suffix!r}; known: {KNOWN}")
+        hint = "" if path.suffix else f". Name it for what it holds, such as {path.name}.tsv"
+        raise RecipeError(f"{key}: {path.name}: unknown kind of file {path.suffix!r}; known: {KNOWN}{hint}")
     return SourceFile(split, path, name, *known)
 
 
 def kind_of(path: Path) -> tuple[str, str | None] | None:
-    """Returns what the suffixes say: ("csv", "gz") of rows.csv.gz; None where they say nothing that can be read."""
+    """Returns what the suffixes say: ("csv", "gz") of rows.csv.gz; None where they say nothing that can be read. A name
+    that is a number alone is that of a text, as in 20 Newsgroups."""
+    if re.fullmatch(r"[0-9]+\.?", path.name):
+        return "txt", None
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
     if compression:
@@ -258,15 +267,15 @@ def _split_of(file: SourceFile) -> str | None:
 
 
 def split_named(name: str) -> str | None:
-    """Returns the split that a file's name opens or ends with (train-00000-of-00002, reviews_test), or its folder's;
-    "held out" where it is not plain for what, None where the name tells nothing."""
+    """Returns the split that a file's name, or a part of it between dots, opens or ends with (train-00000-of-00002,
+    reviews_test, dialogs.dev), or its folder's; "held out" where it is not plain for what, None where the name tells
+    nothing."""
     path = Path(name.lower())
-    words = [word for word in re.split(r"[^a-z]+", path.name.split(".")[0]) if word]
-    words = [word for word in words if word != "of"]
-    for word in (*words[:1], *words[-1:], *reversed(path.parent.parts)):
-        if word in WORDS:
-            return WORDS[word]
-    return None
+    words: list[str] = []
+    for part in path.name.split("."):
+        found = [word for word in re.split(r"[^a-z]+", part) if word and word != "of"]
+        words += [*found[:1], *found[-1:]]
+    return next((WORDS[word] for word in (*words, *reversed(path.parent.parts)) if word in WORDS), None)
 
 
 def _refuse_twice(found: list[SourceFile]) -> None:

@@ -31,12 +31,12 @@ def leave(found: dict[str, tuple[Array, Array]], left: Left) -> None:
 
 def _each(table: Table, given: Array, train: Array, split: Split) -> Iterator[tuple[str, tuple[Array, Array]]]:
     if split.group is not None:
-        # A row's position is the hash of its group.
-        groups = table.columns["position"]
+        # A row's position is the hash of its group, if it has one.
+        groups, grouped = table.columns["position"], table.columns["grouped"]
         for name in GIVEN:
-            rows = np.flatnonzero(given == SPLITS.index(name))
+            rows = np.flatnonzero((given == SPLITS.index(name)) & grouped)
             rows = rows[np.argsort(groups[rows], kind="stable")]
-            mine = train[np.isin(groups[train], groups[rows])]
+            mine = train[grouped[train] & np.isin(groups[train], groups[rows])]
             yield f"group_in_{name}", (mine, rows[np.searchsorted(groups[rows], groups[mine])] if len(rows) else mine)
     if split.time is not None:
         times = table.columns["time"]

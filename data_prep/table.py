@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -36,6 +36,8 @@ from tasks.text import clean, duplicate_key, split_key
 Array = npt.NDArray[Any]
 
 BATCH_ROWS = 2000
+# Beside the states of a field: its place begins or ends inside a word.
+CUT = "cut"
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
         rejected=[one for one in found if isinstance(one, Rejected)],
         targets=Counter(label for row in kept for label in task.labels_in(row.target)) if task.LABELLED else Counter(),
         systems=Counter(row.system for row in kept if row.system),
-        states=Counter(state for row in kept for state in row.states.items()),
+        states=Counter(chain.from_iterable((*row.states.items(), *((one, CUT) for one in row.cut)) for row in kept)),
     )
 
 
@@ -163,7 +165,7 @@ def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Arra
     same = {row.answers: _comparable(row.answers, task, recipe) for row in rows}
     targets = [same[row.answers] for row in rows]
     subjects = (task.subject(key, target) for key, target in zip(keys, targets, strict=True))
-    units = [split_key(key) if row.group is None else row.group for row, key in zip(rows, keys, strict=True)]
+    units = [_unit(row, key, recipe) for row, key in zip(rows, keys, strict=True)]
     contents = ("\x1f".join((row.text, row.target, row.group or "", *row.references)) for row in rows)
     return {
         "line": np.array([row.line for row in rows], np.int64),
@@ -176,6 +178,7 @@ def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Arra
         "subject": hashes(subjects, 0),
         # Where a row stands in [0, 2**64): its split follows from that, and from nothing else.
         "position": hashes(units, seed),
+        "grouped": np.array([row.group is not None for row in rows], np.bool_),
         # An order of rows that does not depend on the order of the source: of two that say the same, who stays.
         "order": hashes(contents, seed),
         "time": np.array([np.nan if row.time is None else row.time for row in rows], np.float64),
@@ -184,6 +187,14 @@ def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Arra
         "tokens": np.full(len(rows), -1, np.int32),
         "answer_tokens": np.zeros(len(rows), np.int32),
     }
+
+
+def _unit(row: Row, key: str, recipe: Recipe) -> str:
+    """What goes to one split as a whole: a group; of a row without one the row itself, by its own id or by what it
+    says. The number of its line says nothing: rows may be added above it."""
+    if row.group is not None:
+        return row.group
+    return row.id if recipe.data.split.group and recipe.data.columns.id else split_key(key)
 
 
 def _comparable(answers: tuple[str, ...], task: ModuleType, recipe: Recipe) -> str:

@@ -21,7 +21,7 @@ from openpyxl import load_workbook
 from openpyxl.utils.exceptions import InvalidFileException
 
 from data_prep.columnar_format import as_json
-from data_prep.csv_format import column_names
+from data_prep.csv_format import check_no_header, column_names
 from data_prep.encoding import has_half, join_halves, refusing
 from data_prep.source_row import About, BadRowError, SourceFile, SourceRow
 from recipes.errors import RecipeError
@@ -72,6 +72,8 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Ab
         raise RecipeError(f"{place}: sheet {name!r} is empty")
     if source.header and len(header) > len(source.header):
         raise RecipeError(f"{place}: {len(header)} cells where data.source.header has {len(source.header)} names")
+    if source.header:
+        check_no_header(place, header, source.header)
     named, unnamed = (source.header, About()) if source.header else column_names(place, header)
     about: About = {"kind": file.kind, "sheet": name, "columns": named, **unnamed}
     if len(book.worksheets) > 1:

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.columns import slice_columns
 from data_prep.deduplicate import REASONS, TRAIN, Left
-from data_prep.rows import Rejected, slice_columns
+from data_prep.rows import Rejected
 from data_prep.table import Array, Table
 from recipes.schema import Recipe
 from recipes.schema_data import SPLITS, NotInTrain
@@ -73,6 +74,7 @@ def _dropped(row: int, table: Table, splits: Array, left: Left) -> Rejected:
         "conflict": f"says the same as {who}, with another answer",
         "duplicate": f"says the same as {who}, with the same answer",
         "too_long": f"{table.columns['tokens'][row]} tokens, more than train.max_length",
+        "too_long_for_base": f"{table.columns['tokens'][row]} tokens, more than model.base can look at",
         "too_long_to_serve": f"{prompt} tokens, and with the longest answer more than a served model takes",
         "rare_label": "its label has fewer rows than data.rare_labels.min_rows",
         "not_before_test": f"not before {who}, the oldest test row with a time",

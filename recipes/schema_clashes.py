@@ -72,11 +72,23 @@ def _with_task(recipe: "Recipe") -> Found:
         told = "stands between labels of a row: kind classification with task.labels_per_row: many; leave it out"
         yield ("data", "columns", "label_separator"), told
     columns = recipe.data.columns
+    if columns.label_columns is not None:
+        of_labels = ("data", "columns", "label_columns")
+        if task.variant != "multilabel":
+            yield (
+                of_labels,
+                "holds several labels of a row: kind classification with task.labels_per_row: many; leave it out",
+            )
+        elif columns.label_separator is not None:
+            yield of_labels, "and data.columns.label_separator both say how labels are given; keep one"
+        elif len({*columns.label_columns}) < len(columns.label_columns):
+            yield of_labels, "names a column twice; name each once"
     if columns.targets is not None and task.kind not in ("extraction", "generation"):
         yield ("data", "columns", "targets"), f"holds several answers of a row, and kind is {task.kind}; leave it out"
     elif columns.targets is not None and (columns.target is not None or columns.messages is not None):
         other = "target" if columns.target is not None else "messages"
         yield ("data", "columns", "targets"), f"and data.columns.{other} both name the answer; keep one"
+    yield from _with_slots(recipe)
     if task.variant == "multilabel":
         for key in ("class_weight", "balanced_sampling"):
             if getattr(train, key):
@@ -95,6 +107,20 @@ def _with_task(recipe: "Recipe") -> Found:
     if train.metric_for_best_model is not None and train.metric_for_best_model not in metrics:
         told = f"given {train.metric_for_best_model!r}, allowed for {_of(recipe)}: {', '.join(metrics)}"
         yield ("train", "metric_for_best_model"), told
+
+
+def _with_slots(recipe: "Recipe") -> Found:
+    columns = recipe.data.columns
+    given = [name for name in ("slots", "tags") if getattr(columns, name) is not None]
+    others = [name for name in ("target", "targets", "messages") if getattr(columns, name) is not None]
+    for name in given[:1]:
+        key = ("data", "columns", name)
+        if recipe.task.kind != "extraction":
+            yield key, f"holds the fields of a record, and kind is {recipe.task.kind}; leave it out"
+        if rest := given[1:] + others:
+            yield key, f"and data.columns.{rest[0]} both hold the record; keep one"
+        if len(columns.texts) > 1:
+            yield key, f"tells places in one text, and data.columns.text names {len(columns.texts)} columns; name one"
 
 
 def _with_formats(recipe: "Recipe") -> Found:

@@ -20,7 +20,6 @@ from recipes.schema_data import Task
 from tasks import labels as spelling
 from tasks.given import Given, UnusableRowError, cell, input_of, label_of
 from tasks.parsed import Parsed
-from tasks.text import clean
 
 # What `weakest` tells of, and by which figure.
 PARTS, PARTS_BY = "labels", "F1"
@@ -88,11 +87,12 @@ def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
 
 
 def target_text(target: str, recipe: Recipe, hide: Callable[[str], str]) -> str:
-    """Returns the label as it was written; a label holds nothing personal to `hide`.
+    """Returns the label as it was written, white space and all, so that what is merged can be shown; a label holds
+    nothing personal to `hide`.
 
     Raises UnusableRowError where it is empty, or not among those that the recipe lists.
     """
-    label, listed = clean(target), recipe.task.labels
+    label, listed = target, recipe.task.labels
     if not spelling.clean_label(label):
         raise UnusableRowError("no_label", "the label is empty")
     if listed != "auto" and spelling.find(label, listed, recipe.data.normalize_labels) is None:

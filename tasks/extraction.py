@@ -106,8 +106,8 @@ def answers(spec: Spec, target: Mapping[str, Any]) -> list[str]:
 def answer_columns(recipe: Recipe) -> dict[str, str]:
     """Returns {recipe key: column} of what the answer is read from; a column of a field may be missing."""
     columns = recipe.data.columns
-    if columns.targets is not None:
-        return columns.of_targets
+    if columns.targets is not None or columns.of_slots:
+        return columns.of_targets or columns.of_slots
     return {} if columns.target is None else {"data.columns.target": columns.target}
 
 
@@ -132,7 +132,9 @@ def given_record(target: Any) -> dict[str, Any]:
         except ValueError:
             raise UnusableRowError("bad_record", "the record is text that is no JSON") from None
     if not isinstance(target, dict):
-        raise UnusableRowError("bad_record", f"the record is {'empty' if not target else 'no JSON object'}")
+        told = "empty" if not target else "no JSON object"
+        slots = "; data.columns.slots reads lists of slots" if isinstance(target, list) and target else ""
+        raise UnusableRowError("bad_record", f"the record is {told}{slots}")
     return target
 
 

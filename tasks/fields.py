@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recipes.schema_fields import nullable
+from tasks.given import rows_of_columns
 from tasks.text import clean
 
 Field = Mapping[str, Any]
@@ -141,6 +142,9 @@ def canonical(field: Field, value: Any) -> Any:
     if isinstance(value, str):
         value = clean(value)
         value = _read(value, kind) if value and kind != "string" else value
+    if isinstance(value, dict) and kind == "array" and "properties" in field["items"]:
+        rows = rows_of_columns(value)
+        value = value if rows is None else rows
     if isinstance(value, list) and kind == "array":
         value = [one for one in (canonical(field["items"], given) for given in value) if not _is_nothing(one)]
     if isinstance(value, dict) and kind == "object":

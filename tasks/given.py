@@ -47,7 +47,7 @@ def text_of(value: object, column: str) -> str:
     """Returns the text of a column; a number is text too. Raises UnusableRowError over a list or an object."""
     if isinstance(value, list | dict):
         chat = isinstance(value, list) and value and isinstance(value[0], dict)
-        hint = "data.columns.messages reads chats" if chat else "name a column that holds text"
+        hint = "data.columns.messages reads chats" if chat else f"name a column that holds text{_inside(value, column)}"
         raise UnusableRowError("bad_text", f"column {column!r} holds {_kind(value)}, and a text is needed; {hint}")
     return cell(value)
 
@@ -64,7 +64,8 @@ def label_of(value: object, column: str) -> str:
         several = "for several labels a row, set task.labels_per_row: many"
         raise UnusableRowError("bad_label", f"column {column!r} holds a list, and a row has one label; {several}")
     if isinstance(value, dict):
-        raise UnusableRowError("bad_label", f"column {column!r} holds an object, and a label is a text")
+        told = f"column {column!r} holds an object, and a label is a text"
+        raise UnusableRowError("bad_label", told + _inside(value, column))
     return cell(value)
 
 
@@ -87,10 +88,25 @@ def list_of(value: object) -> list[Any] | None:
     return None
 
 
+def rows_of_columns(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Returns the objects that columns of equal length stand for ({"slot": ["a", "b"], "end": [2, 5]}), as `datasets`
+    stores a list of objects; None where a value is none."""
+    columns = list(value.values())
+    if not columns or not all(isinstance(one, list) for one in columns) or len({len(one) for one in columns}) > 1:
+        return None
+    return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
 def _lacks_commas(text: str) -> bool:
     """Whether two texts stand side by side in an expression of Python."""
     tokens = [one.type for one in tokenize.generate_tokens(io.StringIO(text).readline) if one.type != tokenize.NL]
     return any(one == other == tokenize.STRING for one, other in pairwise(tokens))
+
+
+def _inside(value: object, column: str) -> str:
+    """How to name what an object holds, as a hint."""
+    names = [name for name, one in value.items() if isinstance(one, str | int)] if isinstance(value, dict) else []
+    return f"; one inside of it has a name such as {column}.{names[-1]}"[:80] if names else ""
 
 
 def _kind(value: object) -> str:

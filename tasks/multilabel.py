@@ -22,7 +22,7 @@ from recipes.schema_data import Task
 from tasks import classification
 from tasks import labels as spelling
 from tasks.field_grammar import literal
-from tasks.fields import json_text
+from tasks.fields import TRUTHS, json_text
 from tasks.given import Given, UnusableRowError, cell, input_of, list_of
 from tasks.parsed import Parsed
 
@@ -76,13 +76,22 @@ def answers(spec: Spec, target: Sequence[str]) -> list[str]:
 
 def answer_columns(recipe: Recipe) -> dict[str, str]:
     """Returns {recipe key: column} of what the answer is read from."""
+    if names := recipe.data.columns.label_columns:
+        return {f"data.columns.label_columns[{at}]": name for at, name in enumerate(names)}
     return classification.answer_columns(recipe)
 
 
 def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
-    """Returns the text and the labels of a source row, as they stand there."""
+    """Returns the text and the labels of a source row, as they stand there. Raises UnusableRowError where a column of
+    one label holds neither 1 nor 0."""
     columns = recipe.data.columns
-    return Given("", input_of(values, columns), values.get(columns.label))
+    if columns.label_columns is None:
+        return Given("", input_of(values, columns), values.get(columns.label))
+    marks = {name: TRUTHS.get(cell(values.get(name)).strip().casefold()) for name in columns.label_columns}
+    if unclear := [name for name, mark in marks.items() if mark is None]:
+        told = f"column {unclear[0]!r} holds {cell(values.get(unclear[0]))[:40] or 'nothing'}; 1 or 0 is needed"
+        raise UnusableRowError("bad_labels", told)
+    return Given("", input_of(values, columns), [name for name, mark in marks.items() if mark])
 
 
 def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
@@ -104,7 +113,7 @@ def written(target: Any, separator: str | None) -> list[str]:
     if separator is None or not isinstance(target, str | int | float):
         ways = "a list of labels, its JSON" + ("" if separator else ", or data.columns.label_separator")
         raise UnusableRowError("bad_labels", f"the labels are {cell(target)[:40] or 'missing'}; needed: {ways}")
-    return [one for one in cell(target).split(separator) if spelling.clean_label(one)]
+    return [one.strip() for one in cell(target).split(separator) if spelling.clean_label(one)]
 
 
 def target_of(text: str) -> list[str]:

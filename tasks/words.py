@@ -8,6 +8,7 @@ learn from them.
 """
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 
 from tasks.text import duplicate_key
@@ -44,6 +45,25 @@ def terms(text: str) -> list[str]:
     found = [] if _OTHER_SCRIPT.search(lowered) else _LONG_WORD.findall(lowered)
     found = found or words(duplicate_key(text))
     return found + [f"{one} {other}" for one, other in pairwise(found)]
+
+
+def breaks_word(text: str, at: int) -> bool:
+    """Returns whether two letters, or two digits, of a script with spaces stand before and behind a place in a text."""
+    if not 0 < at < len(text):
+        return False
+    pair = text[at - 1 : at + 1]
+    return (pair.isalpha() or pair.isdigit()) and not (_HAS_UNSPACED.search(pair) or _HAS_DENSE.search(pair))
+
+
+def joined(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """Returns the text of tokens, with spaces between them but where a script has none, and where each stands in it."""
+    text, places = "", []
+    for token in tokens:
+        close = text[-1:] + token[:1]
+        text += "" if len(close) < 2 or len(_HAS_UNSPACED.findall(close)) == 2 else " "
+        places.append((len(text), len(text) + len(token)))
+        text += token
+    return text, places
 
 
 def runs(key: str) -> list[tuple[str, bool]]:

@@ -512,9 +512,16 @@ WORKBOOKS = [
     Hostile(
         "a sheet without a header",
         "rows.xlsx",
-        workbook(SHEET),
+        workbook(cells(1, "hello", "a") + cells(2, "world", "b")),
         source={"header": ["text", "label"]},
-        rows=(row(1, "text", "label"), *TWO),
+        rows=(row(1, "hello"), row(2, "world", "b")),
+    ),
+    Hostile(
+        "a header that is named again",
+        "rows.xlsx",
+        workbook(SHEET),
+        refused="1: the first line is a header itself (text, label)",
+        source={"header": ["text", "label"]},
     ),
     Hostile("a header too short", "rows.xlsx", workbook(SHEET), refused="2 cells where", source={"header": ["text"]}),
     Hostile(

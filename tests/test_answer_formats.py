@@ -5,14 +5,18 @@ import gzip
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from compare.answers_file import Rules
 from recipes.errors import RecipeError
-from tests.test_answers_file import TARGETS, gathered, right, written
+from recipes.schema_data import Formats
+from tasks import KINDS
+from tests.test_answers_file import TARGETS, gathered, material, right, written
 
 FIGURES = {"input_tokens": 231, "output_tokens": 5, "cost_usd": 0.0004, "latency_seconds": 0.8, "confidence": 0.9}
 
@@ -99,3 +103,47 @@ def test_what_a_table_or_a_json_file_cannot_have_is_told_with_its_place(
     with pytest.raises(RecipeError) as error:
         gathered(written(tmp_path, content, name))
     assert told in str(error.value) and "data.source" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["answers.jsonl", "answers.json", "answers.csv", "answers.tsv"])
+def test_records_are_read_by_the_formats_of_the_data(tmp_path: Path, name: str) -> None:
+    """What one pays for today writes numbers and dates as the data do; a text in JSON lines is what a model said."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "total": {"type": "number"},
+            "currency": {"type": "string", "maxLength": 5},
+            "issued": {"type": "string", "maxLength": 10},
+        },
+    }
+    task: Any = SimpleNamespace(instruction="Read.", json_schema=schema, normalizers={}, absent="null")
+    spec = KINDS["extraction"].specify(task, {})
+    of = material({"a": {"total": 1234, "currency": "EUR", "issued": "2026-05-01"},
+                   "b": {"total": 0.5, "currency": None, "issued": None}}, "extraction", spec)  # fmt: skip
+    formats = Formats(decimal=",", amounts={"total": "currency"}, dates={"issued": "%d.%m.%Y"})
+    rules = Rules(formats=formats, json_schema=schema)
+    # Without the format 1.234 would be a little more than one.
+    rows = {"a": {"total": "EUR 1.234", "issued": "01.05.2026"}, "b": {"total": "0,5"}}
+    if name.endswith("json"):
+        content = json.dumps([{"id": key, "output": row} for key, row in rows.items()])
+    elif name.endswith("jsonl"):
+        content = "".join(json.dumps({"id": key, "output": row}) + "\n" for key, row in rows.items())
+    else:
+        content = as_table({key: json.dumps(row) for key, row in rows.items()}, "\t" if name.endswith("tsv") else ",")
+    found = gathered(written(tmp_path, content, name), rules, of)
+    assert right(found, of) == 1
+    assert found.notes == ["today: numbers or dates of 2 answers are read as data.formats says"]
+    assert right(gathered(tmp_path / name, Rules(json_schema=schema), of), of) == 0
+    said = "".join(json.dumps({"id": key, "output": json.dumps(row)}) + "\n" for key, row in rows.items())
+    found = gathered(written(tmp_path, said), rules, of)
+    assert right(found, of) == 0 and not found.notes
+
+
+def test_a_record_that_its_format_does_not_fit_is_a_wrong_answer_and_no_error(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"total": {"type": "number"}}}
+    task: Any = SimpleNamespace(instruction="Read.", json_schema=schema, normalizers={}, absent="null")
+    spec = KINDS["extraction"].specify(task, {})
+    of = material({"a": {"total": 12.5}}, "extraction", spec)
+    rules = Rules(formats=Formats(decimal=","), json_schema=schema)
+    found = gathered(written(tmp_path, '{"id": "a", "output": {"total": "12.5"}}\n'), rules, of)
+    assert found.complete and right(found, of) == 0 and not found.notes

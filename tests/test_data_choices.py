@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data_prep import console
-from data_prep.where import matches
+from data_prep.where import Filter
 from recipes.errors import RecipeError
 from recipes.load import load
 from recipes.schema_data import SPLITS
@@ -61,10 +61,28 @@ def test_rows_that_are_not_asked_for_are_counted_and_are_otherwise_not_there(tmp
         ({}, {"a": None}, True),
         ({"a": "x"}, {"a": [None, "x"]}, True),
         ({"a": "x", "b": "y"}, {"a": "x", "b": "z"}, False),
+        ({"a": 1}, {"a": True}, True),
+        ({"a": "0"}, {"a": False}, True),
+        ({"a": "yes"}, {"a": True}, True),
+        ({"a": 2}, {"a": True}, False),
+        ({"a": None}, {"a": False}, False),
+        ({"a": True}, {"a": 1}, True),
+        ({"a": "True"}, {"a": 0}, False),
+        ({"a": 1.0}, {"a": "1"}, True),
+        ({"a": True}, {"a": "1"}, True),
+        ({"a": True}, {"a": "True"}, True),
+        ({"a": "1.0"}, {"a": "1"}, False),
+        ({"a": "01234"}, {"a": 1234}, True),
+        ({"a": "nan"}, {"a": 1}, False),
+        ({"a": "2026-05-01T00:00:00"}, {"a": "2026-05-01"}, True),
+        ({"a": "2026-05-01 00:00:00+00:00"}, {"a": "2026-05-01"}, True),
+        ({"a": "2026-05-01T09:30:00"}, {"a": "2026-05-01"}, False),
+        ({"a": "2026-05-01T12:00:00+02:00"}, {"a": "2026-05-01 10:00:00Z"}, True),
+        ({"a": "2026-05-x"}, {"a": "2026-05-x"}, True),
     ],
 )
 def test_a_value_is_the_one_asked_for_however_a_table_writes_it(values: Any, where: Any, same: bool) -> None:
-    assert matches(values, where) is same
+    assert Filter(where).takes(values) is same
 
 
 def test_a_filter_that_no_row_passes_is_refused(tmp_path: Path) -> None:
@@ -73,6 +91,23 @@ def test_a_filter_that_no_row_passes_is_refused(tmp_path: Path) -> None:
         prepared(tmp_path, "{source: {path: rows.jsonl}, where: {language: fr}}")
     with pytest.raises(RecipeError, match=r"data.where.langauge: there is no column 'langauge'; did you mean"):
         prepared(tmp_path, "{source: {path: rows.jsonl}, where: {langauge: fr}}")
+
+
+def test_a_value_that_no_row_has_is_told_with_the_nearest_that_is_there(tmp_path: Path) -> None:
+    rows = [
+        {**row, "status": ("closed", "solved", "open")[n % 3], "done": n % 2} for n, row in enumerate(labelled(160))
+    ]
+    put(tmp_path / "rows.jsonl", rows)
+    where = "{status: [closed, sovled, null], done: [true, false]}"
+    _, report = prepared(tmp_path, f"{{source: {{path: rows.jsonl}}, where: {where}}}")
+    told = console.summary(report, "prepared")
+    assert "data.where.status: no row has 'sovled'; did you mean 'solved'?" in told
+    assert "data.where.status: no row has an empty cell; there are 'closed' 54, 'solved' 53, 'open' 53" in told
+    assert "data.where.done" not in told
+    with pytest.raises(RecipeError, match=r"none of 160 rows is .*:\n  data.where.status: no row has 'Closed'; did"):
+        prepared(tmp_path, "{source: {path: rows.jsonl}, where: {status: Closed}}")
+    with pytest.raises(RecipeError, match=r"none of 160 rows is .*:\n  each value is there, but not"):
+        prepared(tmp_path, "{source: {path: rows.jsonl}, where: {label: a, done: 1}}")
 
 
 def rare(folder: Path) -> None:

@@ -163,6 +163,36 @@ def test_class_names_of_parquet_are_the_labels(tmp_path: Path) -> None:
     assert report["sources"][0]["detected"]["class_labels"] == ["label"]
 
 
+def test_class_names_inside_of_sequences_of_objects_are_the_values(tmp_path: Path) -> None:
+    """As versions of `datasets` before 4 store them: columns of equal length, numbers for names among them."""
+    named = {"names": ["good", "service"], "_type": "ClassLabel"}
+    features = {
+        "lines": {"feature": {"name": {"dtype": "string", "_type": "Value"}, "kind": named}, "_type": "Sequence"}
+    }
+    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    lines = [{"name": ["nail", "work"], "kind": [0, 1]} if n % 3 else {"name": [], "kind": []} for n in range(90)]
+    table = pa.table({"text": texts(90), "lines": lines}).replace_schema_metadata(told)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    word = {"type": "string", "maxLength": 20}
+    entry = {"type": "object", "properties": {"name": word, "kind": word}}
+    schema = {"type": "object", "properties": {"lines": {"type": "array", "maxItems": 5, "items": entry}}}
+    task = json.dumps({"kind": "extraction", "instruction": "Read the lines of the bill.", "json_schema": schema})
+    data = "{source: {path: rows.parquet}, split: {stratify: null}, deduplicate: {near: 1}}"
+    splits, report = prepared(tmp_path, data, task)
+    found = [row["target"]["lines"] for name in splits for row in splits[name]]
+    entries = [{"name": "nail", "kind": "good"}, {"name": "work", "kind": "service"}]
+    assert found.count(None) == 30 and found.count(entries) == 60
+    assert report["rows"]["rejected"] == {}
+
+
+def test_an_object_names_what_could_be_reached_in_it(tmp_path: Path) -> None:
+    put(tmp_path / "rows.jsonl", [{"text": {"body": text}, "label": {"id": 1, "name": "a"}} for text in texts(9)])
+    with pytest.raises(RecipeError, match=r"a label is a text; one inside of it has a name such as label.name"):
+        prepared(tmp_path, "{source: {path: rows.jsonl}, columns: {text: text.body}}")
+    with pytest.raises(RecipeError, match=r"that holds text; one inside of it has a name such as text.body"):
+        prepared(tmp_path, "{source: {path: rows.jsonl}, columns: {label: label.name}}")
+
+
 def test_a_number_without_a_name_is_called_so(tmp_path: Path) -> None:
     told = {b"huggingface": json.dumps({"info": {"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}})}
     table = pa.table({"text": texts(10), "label": [0, 1] * 4 + [2, 7]}).replace_schema_metadata(told)

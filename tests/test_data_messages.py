@@ -250,6 +250,8 @@ def test_rows_that_no_served_model_could_be_asked_leave_and_those_of_test_are_co
     told = console.summary(report, "prepared")
     assert "too_long_to_serve: more than serve.max_model_len (300 tokens, 64 of them for the answer)" in told
     assert f"{served['test_rows_that_do_not_fit']} test rows are more than serve.max_model_len" in told
+    learnt = sum(len(row["input"]["text"]) > 1000 for row in splits["train"])
+    assert f"{learnt} train rows are more than serve.max_model_len" in told and "learnt, though a served model" in told
 
 
 @pytest.mark.parametrize("more", ["", ", split: {time: at}"])
@@ -272,6 +274,14 @@ def test_what_the_base_can_look_at_is_a_limit_too(tmp_path: Path) -> None:
     splits, report = prepared(tmp_path, data, "classification", f"model.base={base}")
     assert max(len(row["input"]["text"]) for row in splits["validation"]) < 100
     assert "too_long_to_serve: more than what model.base can look at (300 tokens" in console.summary(report, "x")
+    # train.max_length is more, and yet nothing can be learnt of what is not looked at.
+    assert max(len(row["input"]["text"]) for row in splits["train"]) < 100
+    assert report["rows"]["dropped"]["too_long_for_base"] > 10 and report["tokens"]["max_length"] > 1000
+    assert "too_long_for_base: more than model.base can look at, though train.max_length is" in console.summary(
+        report, "x"
+    )
+    with pytest.raises(RecipeError, match=r"train rows are longer than what model.base can look at \(300 tokens\)"):
+        prepared(tmp_path, f"{data[:-1]}, too_long: fail}}", "classification", f"model.base={base}")
 
 
 def test_limits_of_a_schema_may_be_written_as_json_schema_takes_them() -> None:

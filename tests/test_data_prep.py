@@ -158,7 +158,7 @@ def test_spellings_of_a_label_are_one_and_the_original_is_kept(tmp_path: Path) -
     rows[10], rows[12] = ("an odd one out", "refund_status"), ("and a second of them", "REFUND-STATUS ")
     splits, report = prepared(recipe_for(tmp_path, rows), tmp_path / "one")
     assert set(report["labels"]) == {"Refund status", "other"}
-    assert report["labels"]["Refund status"]["spellings"].keys() == {"Refund status", "refund_status", "REFUND-STATUS"}
+    assert report["labels"]["Refund status"]["spellings"].keys() == {"Refund status", "refund_status", "REFUND-STATUS "}
     odd = next(row for name in SPLITS for row in splits[name] if row["input"]["text"] == "an odd one out")
     assert (odd["target"], odd["original_target"]) == ("Refund status", "refund_status")
     told = refused(recipe_for(tmp_path, rows, "  normalize_labels: false\n"), tmp_path / "two")

@@ -116,6 +116,62 @@ def test_runs_of_before_owners_were_written_down_are_found_by_their_data(tmp_pat
     assert run.find(runs / named(acme, runs).name, None).id == made.id
 
 
+def test_runs_under_a_name_of_before_are_found_and_nothing_is_moved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, runs = recipe_in(tmp_path / "acme", "my tickets.yaml"), tmp_path / "runs"
+    data, _ = prepare.main(recipe.recipe, runs / "my tickets")
+    made = run.create(runs / "my tickets", recipe.recipe, "d" * 16, {}, data)
+    run.point_latest(made)
+    for look in (named, claimed):
+        assert look(recipe, runs).name == "my-tickets"
+    assert "my-tickets now leads there" in capsys.readouterr().err
+    there = run.find(runs / "my-tickets", None)
+    assert (there.id, there.recipe_name) == (made.id, "my-tickets")
+    assert run.find(runs / "my-tickets", made.id).recipe() == made.recipe()
+    assert [one.id for one in run.with_digest(runs / "my-tickets", "d" * 16)] == [made.id]
+    assert made.folder.is_dir()
+    assert prepare.main(recipe.recipe, runs / "my-tickets")[1] is False
+    # Another recipe of that old name does not get them.
+    assert claimed(recipe_in(tmp_path / "globex", "my tickets.yaml"), runs).name not in ("my-tickets", "my tickets")
+
+
+def test_a_recipe_whose_file_was_renamed_finds_its_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, runs = recipe_in(tmp_path / "acme"), tmp_path / "runs"
+    prepared(recipe, runs)
+    registry = tmp_path / "registry"
+    claimed(recipe, registry)
+    recipe.path.rename(tmp_path / "acme" / "support.yaml")
+    renamed = load(str(tmp_path / "acme" / "support.yaml"), (), "cpu")
+    assert named(renamed, runs).name == claimed(renamed, runs).name == "support"
+    assert "support now leads there" in capsys.readouterr().err
+    assert prepare.main(renamed.recipe, runs / "support")[1] is False
+    # So does the registry, which has no data to compare; of a recipe of the same words in another folder it does not.
+    elsewhere = tmp_path / "elsewhere" / "other.yaml"
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(renamed.path.read_bytes())
+    assert not (registry / claimed(load(str(elsewhere), (), "cpu"), registry).name).is_symlink()
+    assert (registry / named(renamed, registry).name).is_symlink()
+    # What comes to the old name is another recipe.
+    assert claimed(recipe_in(tmp_path / "acme", rows=44), runs).name not in ("tickets", "support")
+
+
+def test_a_copy_of_a_recipe_and_one_of_other_data_have_runs_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, runs = recipe_in(tmp_path / "acme"), tmp_path / "runs"
+    prepared(recipe, runs)
+    (tmp_path / "acme" / "copy.yaml").write_bytes(recipe.path.read_bytes())
+    assert not (runs / claimed(load(str(tmp_path / "acme" / "copy.yaml"), (), "cpu"), runs).name).is_symlink()
+    recipe.path.unlink()
+    other = recipe_in(tmp_path / "globex", "support.yaml")
+    assert not (runs / claimed(other, runs).name).is_symlink()
+    changed = tmp_path / "acme" / "changed.yaml"
+    changed.write_text(f"{(tmp_path / 'acme' / 'copy.yaml').read_text(encoding='utf-8')}# more\n", encoding="utf-8")
+    assert not (runs / claimed(load(str(changed), (), "cpu"), runs).name).is_symlink()
+    assert f"tickets.yaml, which is not there; if this is that recipe: ln -s tickets {runs}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [

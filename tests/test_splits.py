@@ -174,6 +174,47 @@ def test_test_is_the_newest_by_time_and_a_cut_holds_it_there(tmp_path: Path) -> 
     }
 
 
+@few
+@given(rows=drawn, more=drawn)
+def test_with_a_cut_rows_that_are_added_move_no_old_row_to_another_split(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Row], more: list[Row]
+) -> None:
+    folder, override = tmp_path_factory.mktemp("cut"), ("data.split.time=customer", "data.split.cut=2026-03-21")
+
+    def where(name: str, *parts: tuple[list[Row], int]) -> dict[str, str]:
+        dated = [
+            (text, label, f"2026-{month:02d}-{1 + int(customer[1:]) % 28:02d}")
+            for given, month in parts
+            for text, label, customer in given
+        ]
+        splits = prepared(recipe_of(folder / name, dated, *override), folder)
+        return {duplicate_key(row["input"]["text"]): split for split in SPLITS for row in splits[split]}
+
+    # The same text at two times may be test and train: what is asked here is about others.
+    said = {duplicate_key(text) for text, *_ in more}
+    rows = list({duplicate_key(row[0]): row for row in rows if duplicate_key(row[0]) not in said}.values())
+    old = where("old", (filler(), 3), (rows, 3))
+    # Newer ones, all of them test; older ones; and those of the same month.
+    for name, month in (("newer", 5), ("older", 1), ("same", 3)):
+        new = where(name, (more, month), (filler(), 3), (rows, 3))
+        assert {text: new[text] for text in old if text in new} == {text: old[text] for text in old if text in new}
+        assert {text for text in old if old[text] == "test"} <= set(new)
+
+
+def test_rows_without_a_group_stay_where_they_are_when_rows_are_added_above_them(tmp_path: Path) -> None:
+    rows = [(text, label, customer if at % 3 else "") for at, (text, label, customer) in enumerate(filler(90))]
+    added = [(f"{text} newly", label, customer) for text, label, customer in filler(60)[::-1]]
+
+    def where(given: list[Row], name: str) -> dict[str, str]:
+        overrides = ("data.split.group=customer", "data.deduplicate.near=1")
+        splits = prepared(recipe_of(tmp_path / name, given, *overrides), tmp_path / name)
+        assert {row["group"] is None for split in SPLITS for row in splits[split]} == {True, False}
+        return {row["input"]["text"]: split for split in SPLITS for row in splits[split]}
+
+    old, new = where(rows, "old"), where([*added, *rows], "new")
+    assert old == {text: new[text] for text in old}
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [

@@ -9,7 +9,7 @@ from recipes.schema import Recipe
 from tracking import files
 
 # Raised when the same recipe and bytes would be prepared or trained into something else.
-DATA_VERSION = 3
+DATA_VERSION = 4
 TRAIN_VERSION = 4
 
 TOKENIZER = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja")
@@ -23,7 +23,7 @@ def of_data(recipe: Recipe, sources: Sequence[tuple[str, str, str]]) -> str:
     """
     keys = recipe.data.model_dump(mode="json", exclude={"source", "num_proc"})
     dialect = recipe.data.source.model_dump(
-        mode="json", include={"encoding", "delimiter", "header", "quotes", "sheet", "sample_by"}
+        mode="json", include={"encoding", "delimiter", "header", "quotes", "escape", "sheet", "sample_by"}
     )
     limits = {"max_length": recipe.train.max_length, "max_model_len": recipe.serve.max_model_len}
     prompt = {"task": _in_order(recipe), **limits}

@@ -38,9 +38,10 @@ def named(loaded: Loaded, parent: Path) -> Loaded:
     for folder in folders:
         if (owner := _owner(folder)) is not None and owner[0] == path:
             return replace(loaded, name=folder.name)
+    if not first.is_symlink() and not first.exists() and (old := _under_another_name(loaded, parent)) is not None:
+        _lead(first, old)
     other = _other_owner(first, loaded)
     if other is None:
-        _tell_of_old_name(loaded, parent)
         return loaded
     for folder in others:
         if _owner(folder) is not None and _other_owner(folder, loaded) is None:
@@ -115,10 +116,37 @@ def _free_name(loaded: Loaded, parent: Path) -> str:
     return next((name for name in names if _owner(parent / name) is None), names[-1])
 
 
-def _tell_of_old_name(loaded: Loaded, parent: Path) -> None:
+def _under_another_name(loaded: Loaded, parent: Path) -> Path | None:
+    """The folder that holds this recipe's runs under another name: of before names were such that W&B and servers take
+    them, or of the recipe's file before it was renamed: no file is there, and the recipe and its data are the same."""
     old = parent / loaded.path.stem
-    if loaded.name != loaded.path.stem and old.is_dir() and not (parent / loaded.name).exists():
-        print(f"recipe    {old} holds runs under a name of before: rename it to {loaded.name}", file=sys.stderr)
+    if loaded.path.stem != loaded.name and old.is_dir() and _other_owner(old, loaded) is None:
+        return old
+    sha256 = files.sha256(loaded.path)
+    for folder in sorted(path for path in parent.glob("*") if path.is_dir() and not path.is_symlink()):
+        owner = _owner(folder)
+        if owner is None or Path(owner[0]).exists():
+            continue
+        same = _same_data(folder, loaded)
+        # A registry has no data; there it must be the same folder's.
+        if owner[1] == sha256 and (same or (same is None and Path(owner[0]).parent == loaded.path.parent)):
+            return folder
+        if not same:
+            continue
+        told = f"{folder} holds runs of the same data, of {owner[0]}, which is not there"
+        print(f"recipe    {told}; if this is that recipe: ln -s {folder.name} {parent / loaded.name}", file=sys.stderr)
+    return None
+
+
+def _lead(name: Path, old: Path) -> None:
+    """Makes the name lead to the folder of before, where it can be: nothing is moved that a process may write to."""
+    told = f"recipe    {old} holds this recipe's runs, under a name of before"
+    try:
+        name.symlink_to(old.name)
+    except OSError as error:
+        print(f"{told}: rename it to {name.name} ({error.strerror})", file=sys.stderr)
+    else:
+        print(f"{told}; {name.name} now leads there", file=sys.stderr)
 
 
 def _owner(folder: Path) -> tuple[str, str] | None:

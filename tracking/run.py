@@ -110,7 +110,8 @@ def find(parent: Path, run_id: str | None) -> Run:
     """
     folder = parent / (run_id or "latest")
     if (folder / "manifest.json").is_file():
-        return Run(folder.resolve())
+        # Not resolved as a whole: a recipe's folder may be a link to the one that it had before.
+        return Run(parent / folder.resolve().name)
     if run_id is None:
         raise RecipeError(f"no finished run below {parent}: `make train RECIPE={parent.name}` makes one")
     names = sorted(path.parent.name for path in parent.glob("*/manifest.json") if not path.parent.is_symlink())
