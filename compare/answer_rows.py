@@ -27,7 +27,7 @@ NEEDED = ("id", "output")
 SHOWN_CHARACTERS = 80
 KEY = "encoding of this baseline (compare.baselines)"
 # What data preparation would set instead, and a baseline cannot.
-_OTHER_KEYS = re.compile(r", or set data\.source\.\w+: .*")
+_OTHER_KEYS = re.compile(r", or set data\.source\.\w+: .*")  # what a recipe's own data may set
 TABLES = ("csv", "tsv")
 BY_NUMBER = ("json", "parquet", "xlsx")
 
@@ -63,11 +63,11 @@ def read(path: Path, encoding: str, figures: Collection[str]) -> AnswerRows:
     if kind in ("parquet", "xlsx"):
         _, rows = data_files.read(file, Source(path=str(path)), [*NEEDED, *figures])
         return AnswerRows(_checked(file, rows), unit, None)
-    text = detect(file, encoding, KEY)
-    guessed = text.encoding if text.guessed else None
-    if kind in ("jsonl", "txt"):
-        return AnswerRows(_objects(file, text), unit, guessed)
     try:
+        text = detect(file, encoding, KEY, row_is=None if kind == "json" else "line")
+        guessed = text.encoding if text.guessed else None
+        if kind in ("jsonl", "txt"):
+            return AnswerRows(_objects(file, text), unit, guessed)
         _, rows = data_files.OF_TEXT[kind](file, text, Source(path=str(path)), [*NEEDED, *figures])
     except RecipeError as error:
         raise _told(error) from None
