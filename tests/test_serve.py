@@ -95,16 +95,19 @@ def test_answers_that_are_not_the_trained_ones_close_the_gate(runs: Path, small_
 
     here = run_in(runs)
     adapter = here.folder / "adapter"
-    kept = {path: path.read_bytes() for path in adapter.iterdir()}
+    kept = {path: path.read_bytes() for path in (*adapter.iterdir(), here.references)}
     try:
         tensors = load_file(adapter / "adapter_model.safetensors")
         torch.manual_seed(3)
         other = {name: one + 0.1 * torch.randn_like(one) for name, one in tensors.items()}
         save_file(other, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
-        lines = list(files.read_jsonl(adapter / "reference.jsonl"))
+        lines = list(files.read_jsonl(here.references))
         # As another template or tokenizer would do it: one token of one prompt is another.
         lines[0]["prompt_ids"][5] += 1
-        files.write_text(adapter / "reference.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        files.write_text(here.references, "".join(json.dumps(line) + "\n" for line in lines))
+        prompt = files.read_json(adapter / "prompt.json")
+        prompt["references"]["sha256"] = files.sha256(here.references)
+        files.write_json(adapter / "prompt.json", prompt)
         (adapter / files.SUMS).unlink()
         files.write_sums(adapter)
         answer = serving.call(runs, "serve", small_recipe, f"serve.port={engine.free_port()}")

@@ -92,7 +92,8 @@ def record_everything(run: runs.Run, recipe: Recipe) -> None:
     (run.folder / "adapter").mkdir()
     (run.folder / "adapter" / "adapter_model.safetensors").write_bytes(b"what was learnt")
     (run.folder / "adapter" / "prompt.json").write_text(json.dumps(LABELS), encoding="utf-8")
-    (run.folder / "adapter" / "reference.jsonl").write_text("a prompt of the reference", encoding="utf-8")
+    for folder in (run.folder, run.folder / "adapter"):  # where it is, and where it was once
+        (folder / "reference.jsonl").write_text("a prompt of the reference", encoding="utf-8")
     given = [LABELS[0], *LABELS[1:-1], None]
     rows = [
         {
