@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -249,6 +250,23 @@ def test_what_the_registry_does_not_hold_is_not_gone_back_to(trained: Callable[[
         with pytest.raises(RecipeError, match=r"no whole version|only version"):
             registry.roll_back(place, to)
     assert registry.current(place) == version
+
+
+def test_while_another_process_changes_the_registry_nothing_is_deployed(
+    trained: Callable[[str], Run], tmp_path: Path
+) -> None:
+    place = tmp_path / "registry" / "classifier"
+    one, second = registry.promote(place, trained("one"), []), trained("two")
+    asked = ["flock", "--no-fork", place / ".lock", "sh", "-c", "echo held; exec sleep 60"]
+    holder = subprocess.Popen(asked, stdout=subprocess.PIPE)
+    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    for attempt in (lambda: registry.promote(place, second, []), lambda: registry.roll_back(place, one)):
+        with pytest.raises(StageError, match="being changed by another process"):
+            attempt()
+    holder.kill()
+    holder.communicate()
+    assert registry.current(place) == one
+    assert registry.promote(place, second, []) == registry.current(place)
 
 
 def test_on_a_full_disk_what_is_deployed_stays(trained: Callable[[str], Run], tmp_path: Path) -> None:
