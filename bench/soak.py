@@ -251,10 +251,11 @@ async def faults(here: Soak, chance: random.Random) -> None:
         below = family(here.gateway)[1:]
         if not below:
             continue
-        number = chance.choice((signal.SIGKILL, signal.SIGSTOP))
-        with suppress(ProcessLookupError):
-            os.kill(chance.choice(below), number)
-            here.faults[number.name] += 1
+        number, pid = chance.choice((signal.SIGKILL, signal.SIGSTOP)), chance.choice(below)
+        with suppress(ProcessLookupError, FileNotFoundError):
+            name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+            os.kill(pid, number)
+            here.faults[f"{number.name} {name}"] += 1
         wait = chance.uniform(*FAULT_SECONDS)
 
 
