@@ -27,7 +27,7 @@ NEEDED = ("id", "output")
 SHOWN_CHARACTERS = 80
 KEY = "encoding of this baseline (compare.baselines)"
 # What data preparation would set instead, and a baseline cannot.
-_OTHER_KEYS = re.compile(r", or set data\.source\.\w+: .*")  # what a recipe's own data may set
+_OTHER_KEYS = re.compile(r", or set data\.source\.\w+: .*")
 TABLES = ("csv", "tsv")
 BY_NUMBER = ("json", "parquet", "xlsx")
 
@@ -60,10 +60,10 @@ def read(path: Path, encoding: str, figures: Collection[str]) -> AnswerRows:
     kind, compression = kind_of(path) or ("jsonl", None)
     file = SourceFile("answers", path, str(path), kind, compression)
     unit = "row" if kind in BY_NUMBER else "line"
-    if kind in ("parquet", "xlsx"):
-        _, rows = data_files.read(file, Source(path=str(path)), [*NEEDED, *figures])
-        return AnswerRows(_checked(file, rows), unit, None)
     try:
+        if kind in ("parquet", "xlsx"):
+            _, rows = data_files.read(file, Source(path=str(path)), [*NEEDED, *figures])
+            return AnswerRows(_checked(file, rows), unit, None)
         text = detect(file, encoding, KEY, row_is=None if kind == "json" else "line")
         guessed = text.encoding if text.guessed else None
         if kind in ("jsonl", "txt"):
