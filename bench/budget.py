@@ -11,6 +11,7 @@ After each kill: what was sent costs no more than the cap, and no more than what
 """
 
 import argparse
+import logging
 import random
 import signal
 import subprocess
@@ -43,6 +44,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # of clients that were killed
     rows = []
     for faults in FAULTS:
         with tempfile.TemporaryDirectory() as name:
