@@ -9,6 +9,7 @@ and a number a row. Then a batch is cut into pieces of limits.PIECE_BYTES, by th
 """
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,10 @@ def check_declared(file: SourceFile, declared: Any, wanted: list[str], limits: L
     stored = file.path.stat().st_size
     if limits.packed_too_much(size := declared.num_rows * ROW_BYTES, stored, FILE_TIMES):
         raise file_refused(file.name, limits, stored, f"{declared.num_rows:,} rows", size)
+    repeated = {column.path for column in _leaves(declared) if column.max_repetition_level > 0}
     for column in _columns(declared, wanted):
         size = column.total_uncompressed_size
-        if _repeats(declared, column):
+        if column.path_in_schema in repeated:
             size = max(size, column.num_values * NUMBER_BYTES)
         packed = min(column.total_compressed_size, stored)
         if limits.packed_too_much(size, packed, COLUMN_TIMES):
@@ -49,7 +51,7 @@ def by_dictionary(declared: Any, wanted: list[str]) -> list[str]:
     encodings = _encodings(declared, wanted)
     texts = {
         column.path
-        for column in map(declared.schema.column, range(len(declared.schema.names)))
+        for column in _leaves(declared)
         if column.physical_type == "BYTE_ARRAY" and column.logical_type.type == "STRING"
     }
     return [
@@ -115,9 +117,25 @@ def sizes(array: Any) -> Sizes:
 
 
 def _plain(batch: Any) -> Any:
-    """The batch with its dictionaries, at the top, as the texts that they stand for: these are quicker to take out."""
-    arrays = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in batch.columns]
+    """The batch with its dictionaries as the texts that they stand for: these are quicker to take out."""
+    every = pa.array(range(batch.num_rows))
+    arrays = []
+    for one in batch.columns:
+        kind = _without_dictionaries(one.type)
+        # take: a slice of a list still has what is inside of all lists, which a cast would write out.
+        arrays.append(one if kind == one.type else one.take(every).cast(kind))
     return pa.record_batch(arrays, names=batch.schema.names)
+
+
+def _without_dictionaries(kind: Any) -> Any:
+    """The type with the values of its dictionaries in their place."""
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_dictionaries(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_without_dictionaries(kind.value_type)))
+    return kind
 
 
 def _cuts(rows: Sizes) -> Iterator[int]:
@@ -135,13 +153,11 @@ def _cuts(rows: Sizes) -> Iterator[int]:
 
 def _columns(declared: Any, wanted: list[str]) -> Iterator[Any]:
     """What a Parquet file declares of each part of a column that is read, of each row group."""
+    names = {*wanted}
+    read = [at for at, leaf in enumerate(_leaves(declared)) if names & {*accumulate(leaf.path.split("."), _joined)}]
     for number in range(declared.num_row_groups):
         group = declared.row_group(number)
-        for at in range(group.num_columns):
-            column = group.column(at)
-            path = column.path_in_schema
-            if any(path == name or path.startswith(f"{name}.") for name in wanted):
-                yield column
+        yield from map(group.column, read)
 
 
 def _encodings(declared: Any, wanted: list[str]) -> dict[str, set[str]]:
@@ -152,13 +168,13 @@ def _encodings(declared: Any, wanted: list[str]) -> dict[str, set[str]]:
     return found
 
 
-def _repeats(declared: Any, column: Any) -> bool:
-    """Whether a row may have many values of a column."""
-    schema = declared.schema
-    return any(
-        schema.column(at).path == column.path_in_schema and schema.column(at).max_repetition_level > 0
-        for at in range(len(schema.names))
-    )
+def _leaves(declared: Any) -> list[Any]:
+    """The columns of a Parquet file as it stores them, one for each value inside of a list or an object."""
+    return [declared.schema.column(at) for at in range(len(declared.schema.names))]
+
+
+def _joined(above: str, name: str) -> str:
+    return f"{above}.{name}"
 
 
 def _is_text(kind: Any) -> bool:

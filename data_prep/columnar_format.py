@@ -54,8 +54,7 @@ def _parquet(file: SourceFile, source: Source, columns: Collection[str]) -> tupl
     meant = _meanings(features.of_schema(schema), wanted, about)
     table = pq.ParquetFile(file.path, metadata=declared, read_dictionary=arrow_sizes.by_dictionary(declared, wanted))
     rows = arrow_sizes.batch_rows(declared, schema, wanted, BATCH_ROWS)
-    batches = table.iter_batches(batch_size=rows, columns=wanted)
-    return about, _rows(file, _closing(table, batches), meant, most)
+    return about, _rows(file, _batches(table, rows, wanted), meant, most)
 
 
 def _meanings(description: dict[str, Any], wanted: list[str], about: About) -> dict[str, features.Meaning]:
@@ -66,9 +65,12 @@ def _meanings(description: dict[str, Any], wanted: list[str], about: About) -> d
     return features.meanings(read)
 
 
-def _closing(table: Any, batches: Iterator[Any]) -> Iterator[Any]:
+def _batches(table: Any, rows: int, wanted: list[str]) -> Iterator[Any]:
+    """The batches of a Parquet file, none over two row groups: each has a dictionary of its own, and Arrow joins them
+    inside of no list or object."""
     with table:
-        yield from batches
+        for group in range(table.num_row_groups):
+            yield from table.iter_batches(batch_size=rows, row_groups=[group], columns=wanted)
 
 
 def _dataset(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:

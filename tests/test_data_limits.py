@@ -242,6 +242,25 @@ def test_parquet_is_read_whatever_its_encoding(encoding: str | None, kind: Any, 
     assert [row["text"] for row in rows] == texts and [row["label"] for row in rows] == ["a", None, "b"] * 500
 
 
+def test_texts_in_objects_and_lists_are_read_over_row_groups_and_full_dictionaries(tmp_path: Path) -> None:
+    said = [f"{at} " * 300 for at in range(2000)]
+    turns = [[{"by": "user", "said": one}, {"by": "assistant", "said": "yes"}] for one in said]
+    columns = {"text": said, "label": ["a"] * 2000, "turns": turns, "mail": [{"body": one} for one in said]}
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=700, dictionary_pagesize_limit=50_000)
+    assert len(arrow_sizes.by_dictionary(pq.read_metadata(path), list(columns))) == 5
+    source = Source(path=str(path))
+    rows = [row.values for row in read(find(source)[0], source, COLUMNS)[1]]
+    assert [row["turns"] for row in rows] == turns and [row["mail"]["body"] for row in rows] == said
+
+
+def test_one_text_in_every_object_of_a_long_list_is_measured_before_it_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(parquet({"text": ["x"], "label": ["a"], "turns": [[{"said": "y" * 900_000}] * 200]}))
+    with pytest.raises(RecipeError, match=r"rows.parquet:1: a row, mostly column 'turns', of 172 MiB, more than 8"):
+        drained(path)
+
+
 def test_answers_that_are_too_large_are_told_without_a_key_that_they_do_not_have(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps({"id": "1", "output": "x" * 9 * MIB}).encode()))
