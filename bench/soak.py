@@ -129,9 +129,7 @@ def soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, chance
                 raise StageError(f"the gateway ended:\n{log.read_text(encoding='utf-8')[-3000:]}")
             time.sleep(0.5)
         references = {
-            registry.version_of(run.folder / "adapter"): {
-                one["id"]: one for one in files.read_jsonl(run.folder / "adapter" / "reference.jsonl")
-            }
+            registry.version_of(run.folder / "adapter"): {one["id"]: one for one in files.read_jsonl(run.references)}
             for run in runs
         }
         rows = clear_rows(references)
@@ -244,19 +242,21 @@ async def changes(here: Soak, folder: Path, recipe: Path, runs: Sequence[Run]) -
 
 async def faults(here: Soak, chance: random.Random) -> None:
     """Kills or freezes vLLM, or a process that it started."""
+    # In a short run all the same, once.
+    wait = min(chance.uniform(*FAULT_SECONDS), (here.until - time.monotonic()) / 3)
     while True:
-        # In a short run all the same, once.
-        wait = min(chance.uniform(*FAULT_SECONDS), max(20.0, (here.until - time.monotonic()) / 2))
         if time.monotonic() + wait > here.until - 10:
             return
         await asyncio.sleep(wait)
         below = family(here.gateway)[1:]
         if not below:
             continue
-        number = chance.choice((signal.SIGKILL, signal.SIGSTOP))
-        with suppress(ProcessLookupError):
-            os.kill(chance.choice(below), number)
-            here.faults[number.name] += 1
+        number, pid = chance.choice((signal.SIGKILL, signal.SIGSTOP)), chance.choice(below)
+        with suppress(ProcessLookupError, FileNotFoundError):
+            name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+            os.kill(pid, number)
+            here.faults[f"{number.name} {name}"] += 1
+        wait = chance.uniform(*FAULT_SECONDS)
 
 
 async def sampling(here: Soak) -> None:

@@ -62,14 +62,14 @@ def read(path: Path, encoding: str, figures: Collection[str]) -> AnswerRows:
     kind, compression = kind_of(path) or ("jsonl", None)
     file = SourceFile("answers", path, str(path), kind, compression)
     unit = "row" if kind in BY_NUMBER else "line"
-    if kind in ("parquet", "xlsx"):
-        _, rows = data_files.read(file, Source(path=str(path)), [*NEEDED, *figures])
-        return AnswerRows(_checked(file, rows), unit, None, has_objects=kind == "parquet")
-    text = detect(file, encoding, KEY)
-    guessed = text.encoding if text.guessed else None
-    if kind in ("jsonl", "txt"):
-        return AnswerRows(_objects(file, text), unit, guessed)
     try:
+        if kind in ("parquet", "xlsx"):
+            _, rows = data_files.read(file, Source(path=str(path)), [*NEEDED, *figures])
+            return AnswerRows(_checked(file, rows), unit, None)
+        text = detect(file, encoding, KEY, row_is=None if kind == "json" else "line")
+        guessed = text.encoding if text.guessed else None
+        if kind in ("jsonl", "txt"):
+            return AnswerRows(_objects(file, text), unit, guessed)
         _, rows = data_files.OF_TEXT[kind](file, text, Source(path=str(path)), [*NEEDED, *figures])
     except RecipeError as error:
         raise _told(error) from None

@@ -24,7 +24,7 @@ AS_TOLD = "nothing: as the system tells it"
 
 def scale(here: Run, material: Material) -> Platt | None:
     """Returns the scale of the tuned model, None where its references are all right or all wrong, or there are none."""
-    path = here.folder / "adapter" / "reference.jsonl"
+    path = here.references
     if material.module.OBJECTIVE == "prefer" or not path.exists():
         return None
     rows = {row["id"]: row for row in files.read_jsonl(here.folder / "data" / "validation.jsonl")}

@@ -18,7 +18,7 @@ from uuid import UUID
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep import features
+from data_prep import arrow_sizes, features, limits
 from data_prep.encoding import has_half, refusing
 from data_prep.source_row import About, BadRowError, Digits, SourceFile, SourceRow
 from recipes.errors import RecipeError, StageError
@@ -36,7 +36,7 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Ab
         if file.kind == "parquet" and file.path.stat().st_size == 0:
             raise RecipeError(f"{file.name}: the file is empty")
     try:
-        return _parquet(file, columns) if file.kind == "parquet" else _dataset(file, source, columns)
+        return _parquet(file, source, columns) if file.kind == "parquet" else _dataset(file, source, columns)
     except DAMAGED as error:
         raise _unreadable(file, error) from None
 
@@ -46,12 +46,15 @@ def splits(source: Source) -> list[str]:
     return list(_from_hub(source.hub or "", source.config, source.revision))
 
 
-def _parquet(file: SourceFile, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
-    table = pq.ParquetFile(file.path)
-    about, wanted = _about(file, table.schema_arrow, columns)
-    meant = _meanings(features.of_schema(table.schema_arrow), wanted, about)
-    batches = table.iter_batches(batch_size=BATCH_ROWS, columns=wanted)
-    return about, _rows(file, _closing(table, batches), meant)
+def _parquet(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+    declared, most = pq.read_metadata(file.path), limits.of(source)
+    schema = declared.schema.to_arrow_schema()
+    about, wanted = _about(file, schema, columns)
+    arrow_sizes.check_declared(file, declared, wanted, most)
+    meant = _meanings(features.of_schema(schema), wanted, about)
+    table = pq.ParquetFile(file.path, metadata=declared, read_dictionary=arrow_sizes.by_dictionary(declared, wanted))
+    rows = arrow_sizes.batch_rows(declared, schema, wanted, BATCH_ROWS)
+    return about, _rows(file, _batches(table, rows, wanted), meant, most)
 
 
 def _meanings(description: dict[str, Any], wanted: list[str], about: About) -> dict[str, features.Meaning]:
@@ -62,9 +65,12 @@ def _meanings(description: dict[str, Any], wanted: list[str], about: About) -> d
     return features.meanings(read)
 
 
-def _closing(table: Any, batches: Iterator[Any]) -> Iterator[Any]:
+def _batches(table: Any, rows: int, wanted: list[str]) -> Iterator[Any]:
+    """The batches of a Parquet file, none over two row groups: each has a dictionary of its own, and Arrow joins them
+    inside of no list or object."""
     with table:
-        yield from batches
+        for group in range(table.num_row_groups):
+            yield from table.iter_batches(batch_size=rows, row_groups=[group], columns=wanted)
 
 
 def _dataset(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
@@ -75,8 +81,9 @@ def _dataset(file: SourceFile, source: Source, columns: Collection[str]) -> tupl
         data = _datasets().load_from_disk(str(file.path), keep_in_memory=False)
     about, wanted = _about(file, data.features.arrow_schema, columns)
     meant = _meanings(data.features.to_dict(), wanted, about)
-    batches = data.select_columns(wanted).with_format("arrow").iter(BATCH_ROWS)
-    return about, _rows(file, batches, meant)
+    tables = data.select_columns(wanted).with_format("arrow").iter(BATCH_ROWS)
+    batches = (batch for table in tables for batch in table.to_batches())
+    return about, _rows(file, batches, meant, limits.of(source))
 
 
 def _datasets() -> Any:
@@ -117,10 +124,12 @@ def _holds_bytes(kind: Any) -> bool:
     return "binary" in str(kind) and (not inside or any(map(_holds_bytes, inside)))
 
 
-def _rows(file: SourceFile, batches: Iterator[Any], meant: dict[str, features.Meaning]) -> Iterator[SourceRow]:
+def _rows(
+    file: SourceFile, batches: Iterator[Any], meant: dict[str, features.Meaning], most: limits.Limits
+) -> Iterator[SourceRow]:
     number = 0
     try:
-        for batch in batches:
+        for batch in arrow_sizes.pieces(file, batches, most):
             for values in _values(batch):
                 number += 1
                 try:

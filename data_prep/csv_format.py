@@ -16,17 +16,18 @@ from itertools import chain, islice
 from typing import Any
 
 from data_prep.encoding import Text, has_half, lines
+from data_prep.limits import Limits
 from data_prep.source_row import About, SourceFile, SourceRow
 from recipes.errors import RecipeError
 from recipes.schema_data import Source
 
-FIELD_CHARACTERS = 10_000_000
 SWALLOWED = (
     "a quoted field goes on over what looks like rows of its own; write it without tabs, or set data.source.quotes: "
     "false if a quote is a character like any other"
 )
 NO_HEADER = "does the file lack a header? data.source.header names its columns, such as [label, title, text]"
 DELIMITERS = (",", ";", "\t", "|")
+UNCLOSED = "is a quote in it never closed? Close it, or set quotes: false if a quote is a character like any other"
 # What stands for a delimiter of several characters: the csv module takes one.
 UNIT_SEPARATOR = "\x1f"
 
@@ -57,8 +58,9 @@ def read(file: SourceFile, text: Text, source: Source, columns: Collection[str])
     if source.escape is not None:
         about["escape"] = source.escape
         content = _escaped(content, source.escape, {delimiter, source.quote or ""})
-    csv.field_size_limit(FIELD_CHARACTERS)
-    rows = _numbered(file, _reader(content, delimiter, source, strict=True), 1 if ordered else 0)
+    csv.field_size_limit(text.limits.row)
+    fed = _Fed(file, content, text.limits)
+    rows = _numbered(file, _reader(fed, delimiter, source, strict=True), fed, 1 if ordered else 0)
     # An escape sign may stand before tabs and line ends of a field's own.
     joins = delimiter == "\t" and source.quote is not None and source.escape is None
     if source.header is not None:
@@ -123,6 +125,23 @@ def _rows(
             yield SourceRow(file.name, line, dict(zip(header, fields, strict=True)))
 
 
+class _Fed:
+    """The lines as the csv module takes them: a row may go on over any number of them inside of quotes."""
+
+    def __init__(self, file: SourceFile, lines: Iterator[str], limits: Limits) -> None:
+        self.line, self.characters = 1, 0
+        """Where the row starts that is read now, and what of it was read."""
+        self._file, self._lines, self._limits = file, lines, limits
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self.characters += len(line)
+            if self.characters > self._limits.row:
+                what = "not CSV: a field or a row"
+                raise self._limits.row_refused(f"{self._file.name}:{self.line}", what, f"{UNCLOSED}; split the row")
+            yield line
+
+
 def _swallows_rows(fields: list[str], columns: int) -> bool:
     """Whether a field of tabs and line ends has as many tabs in each line as rows that an unclosed quote joined."""
     for at, one in enumerate(fields):
@@ -141,10 +160,11 @@ def _escaped(content: Iterator[str], sign: str, special: Collection[str]) -> Ite
     return (pair.sub(lambda found: found[0] if found[1] in kept else sign + found[0], line) for line in content)
 
 
-def _numbered(file: SourceFile, reader: Any, above: int) -> Iterator[tuple[int, list[str]]]:
+def _numbered(file: SourceFile, reader: Any, fed: _Fed, above: int) -> Iterator[tuple[int, list[str]]]:
     """Yields the rows that are not blank with the line where each starts."""
     while True:
-        line = above + reader.line_num + 1
+        line = fed.line = above + reader.line_num + 1
+        fed.characters = 0
         try:
             fields = next(reader, None)
         except csv.Error as error:
@@ -161,9 +181,6 @@ def _mistake(told: str) -> str:
     hint += "if that stands before it"
     if "unexpected end" in told:
         return f"a quote that opens in this row is never closed ({told}); close it, {hint}"
-    if "field larger" in told:
-        size = f"{FIELD_CHARACTERS:,}"
-        return f"a field of more than {size} characters; is a quote in this row never closed? Close it, {hint}"
     return f"a quoted field of this row goes on after its quote ({told}); double the quotes inside it, {hint}"
 
 

@@ -16,16 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 # compression.zstd of Python 3.14, for the Pythons before it.
 from backports import zstd
 
+from data_prep.limits import DEFAULT, FILE_TIMES, Limits, file_refused
 from data_prep.source_row import SourceFile
 from recipes.errors import RecipeError
 
 BLOCK_BYTES = 1 << 20
-LINE_CHARACTERS = 32 << 20
 
 # The longer ones first: a UTF-32 mark begins like a UTF-16 mark.
 MARKS = {
@@ -101,6 +101,7 @@ class Text:
     guessed: bool
     bom: bool
     scan: "Scan"
+    limits: Limits = DEFAULT
 
     @property
     def halves(self) -> bool:
@@ -129,6 +130,9 @@ class Scan:
     marked: bool = False
     halves: bool = False
     broken: tuple[int, bool] | None = None
+    longest_line: tuple[int, int] = (0, 1)
+    """Of the lines that no piece holds whole: the characters of the longest, and its number."""
+    _open_line: int = 0
     _after_return: bool = False
 
     @property
@@ -141,6 +145,7 @@ class Scan:
         if not text:
             return
         self.marked = self.marked or (self.characters == 0 and text[0] == "\ufeff")
+        self._measure_first(text)
         returns, newlines = text.count("\r"), text.count("\n")
         pairs = text.count("\r\n") if returns else 0
         self.line_ends += Counter(crlf=pairs, cr=returns - pairs, lf=newlines - pairs)
@@ -151,6 +156,13 @@ class Scan:
         self.last_line_ended = text[-1] in "\r\n"
         self.characters += len(text)
         self.halves = self.halves or has_half(text)
+
+    def _measure_first(self, text: str) -> None:
+        """Measures the line that a piece begins in, as far as it goes."""
+        ends = [at for at in (text.find("\n"), text.find("\r")) if at >= 0]
+        first = self._open_line + (min(ends) if ends else len(text))
+        self.longest_line = max(self.longest_line, (first, self.line))
+        self._open_line = len(text) - 1 - max(text.rfind("\n"), text.rfind("\r")) if ends else first
 
 
 def open_bytes(file: SourceFile) -> IO[bytes]:
@@ -192,11 +204,18 @@ def check_fetched(file: SourceFile) -> None:
             )
 
 
-def detect(file: SourceFile, encoding: str, key: str = "data.source.encoding") -> Text:
+def detect(
+    file: SourceFile,
+    encoding: str,
+    key: str = "data.source.encoding",
+    limits: Limits = DEFAULT,
+    row_is: Literal["line", "file"] | None = None,
+) -> Text:
     """Returns how to decode the file: by `encoding`, or where that is "auto", as the bytes themselves say.
 
-    `key` is the recipe's key of the encoding, for messages. Raises RecipeError with the line of the first byte that
-    does not fit.
+    `key` is the recipe's key of the encoding, for messages. `row_is`: where a line, or the whole file, is one row.
+    Raises RecipeError with the line of the first byte that does not fit, or where a row or what is unpacked gets larger
+    than the limits.
     """
     with refusing(file.name):
         if file.path.stat().st_size == 0:
@@ -212,26 +231,30 @@ def detect(file: SourceFile, encoding: str, key: str = "data.source.encoding") -
             codec, errors = MARKS.get(mark) or _by_zeros(head), "surrogatepass"
         else:
             codec, errors = _checked(encoding, key), "strict"
-        scan = _scan(file, codec, errors, key)
+        scan = _scan(file, codec, errors, key, limits, row_is)
         if scan.broken is not None:
             if encoding != "auto" or codec != "utf-8" or mark:
                 raise _undecodable(file, scan, f"not {codec.upper()}", f"set {key} to what it is")
-            return _guessed(file, scan, key)
+            return _guessed(file, scan, key, limits, row_is)
     # The codec utf-16 swallows the mark, all others hand it out.
     bom = scan.marked or (bool(mark) and codec in ("utf-16", "utf-32"))
     if scan.characters == scan.marked:
         raise RecipeError(f"{file.name}: the file is empty" + (" but for a byte order mark" if bom else ""))
     shown = "cesu-8" if codec == "utf-8" and scan.halves else codec
-    return Text(shown, codec, errors, guessed=False, bom=bom, scan=scan)
+    return Text(shown, codec, errors, guessed=False, bom=bom, scan=scan, limits=limits)
 
 
-def lines(file: SourceFile, text: Text, newline: str, limit: int = LINE_CHARACTERS) -> Iterator[str]:
-    """Yields the lines with their ends: split at "\\n" or "\\r" alone, or where `newline` is "", at any line end."""
+def lines(file: SourceFile, text: Text, newline: str, limit: int | None = None) -> Iterator[str]:
+    """Yields the lines with their ends: split at "\\n" or "\\r" alone, or where `newline` is "", at any line end.
+
+    Raises RecipeError for a line of more than `limit` characters, by default those of a row.
+    """
+    most = text.limits.row if limit is None else limit
     with refusing(file.name), open_text(file, text, newline) as stream:
         number = 1
-        while line := stream.readline(limit):
-            if len(line) >= limit:
-                raise RecipeError(f"{file.name}:{number}: a line of more than {limit:,} characters; split it")
+        while line := stream.readline(most + 1):
+            if len(line) > most:
+                raise text.limits.row_refused(f"{file.name}:{number}", "a line")
             line = line.removeprefix("\ufeff") if number == 1 else line
             yield join_halves(line) if text.halves else line
             number += 1
@@ -291,13 +314,19 @@ def blocks(file: SourceFile, scan: Scan) -> Iterator[bytes]:
             ) from None
 
 
-def _scan(file: SourceFile, codec: str, errors: str, key: str) -> Scan:
-    scan = Scan()
+def _scan(file: SourceFile, codec: str, errors: str, key: str, limits: Limits, row_is: str | None) -> Scan:
+    scan, stored = Scan(), file.path.stat().st_size
     decoder = codecs.getincrementaldecoder(codec)(errors)
     try:
         for block in blocks(file, scan):
             scan.size_bytes += len(block)
             scan.add(decoder.decode(block))
+            if row_is == "line" and scan.longest_line[0] > limits.row:
+                raise limits.row_refused(f"{file.name}:{scan.longest_line[1]}", "a line")
+            if row_is == "file" and scan.size_bytes > limits.row:
+                raise limits.row_refused(file.name, "a text")
+            if limits.packed_too_much(scan.size_bytes, stored, FILE_TIMES):
+                raise file_refused(f"{file.name}:{scan.line}", limits, stored)
         scan.add(decoder.decode(b"", True))
     except UnicodeDecodeError as error:
         with suppress(UnicodeError):  # idna replaces nothing; then the line is that of the block
@@ -309,7 +338,7 @@ def _scan(file: SourceFile, codec: str, errors: str, key: str) -> Scan:
     return scan
 
 
-def _guessed(file: SourceFile, broken: Scan, key: str) -> Text:
+def _guessed(file: SourceFile, broken: Scan, key: str, limits: Limits, row_is: str | None) -> Text:
     """latin-1 or cp1252, if the text looks like it; any bytes at all could be read as these, hence the doubt."""
     western = _western(blocks(file, broken))
     if western is None or western == "utf-8" or (broken.broken and broken.broken[1]):
@@ -319,7 +348,8 @@ def _guessed(file: SourceFile, broken: Scan, key: str) -> Text:
             why = "not UTF-8, and not surely anything else"
             what = f"set {key}, such as {' or '.join(_fitting(file, broken) or ['cp1252', 'cp1251', 'cp1250'])}"
         raise _undecodable(file, broken, why, what)
-    return Text(western, "cp1252", "strict", guessed=True, bom=False, scan=_scan(file, "cp1252", "strict", key))
+    scan = _scan(file, "cp1252", "strict", key, limits, row_is)
+    return Text(western, "cp1252", "strict", guessed=True, bom=False, scan=scan, limits=limits)
 
 
 def _mostly_utf8(pieces: Iterator[bytes]) -> bool:

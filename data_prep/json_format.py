@@ -4,22 +4,25 @@
     out  SourceRow("train.jsonl", 1, {"text": "Where is my card?", "label": "card_arrival"}, None)
 
 A row that cannot be read is yielded with the reason and without values. Rows of JSONL stream, whatever the file's name
-says; of JSON, the text of the file is in memory.
+says; of JSON, the text of the file is in memory, and one of its rows.
 """
 
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 from data_prep import dotted, json_layouts
 from data_prep.encoding import Text, has_half, lines, open_text, refusing
+from data_prep.limits import Limits
 from data_prep.source_row import About, BadRowError, SourceFile, SourceRow
 from recipes.errors import RecipeError
 from recipes.schema_data import Source
 
-JSON_BYTES = 512 << 20
+# Of an object that has to be decoded whole: what Python makes of a value takes a few times this.
+VALUE_BYTES = 16
 # So much of a file tells whether each of its lines is an object.
 HEAD_CHARACTERS = 1 << 20
 Header = Sequence[str] | None
@@ -39,11 +42,9 @@ def read(file: SourceFile, text: Text, source: Source, columns: Collection[str])
 
 def whole_of(file: SourceFile, text: Text) -> str:
     """Returns the text of a JSON file. Raises RecipeError where it is too large to be held."""
-    if text.scan.size_bytes > JSON_BYTES:
-        raise RecipeError(
-            f"{file.name}: JSON of more than {JSON_BYTES >> 20} MiB; convert it to JSONL, an object a line"
-        )
-    return "".join(lines(file, text, newline="", limit=JSON_BYTES + 1))
+    if (size := text.scan.size_bytes) > text.limits.unpacked:
+        raise text.limits.unpacked_refused(file.name, "JSON", AS_LINES, size)
+    return "".join(lines(file, text, newline="", limit=size))
 
 
 def _lines(file: SourceFile, text: Text, header: Header) -> Iterator[SourceRow]:
@@ -70,12 +71,12 @@ def _json(file: SourceFile, text: Text, columns: Collection[str], header: Header
     with _json_refused(file.name):
         start = _skip(whole, 0)
         if file.array is not None:
-            start = next(at for key, at, *_ in _members(whole, start) if key == file.array)
+            start = next(at for key, at, *_ in _members(file.name, whole, start, text.limits) if key == file.array)
             return {"array": file.array}, _json_rows(file, text, whole, start, header)
         if whole[start : start + 1] == "{":
-            array = _wrapped(file.name, whole, start, columns, header)
+            array = _wrapped(file.name, whole, start, columns, header, text.limits)
             if array is None:
-                return _laid_out(file.name, whole, columns)
+                return _laid_out(file.name, whole, columns, text.limits)
             key, start, others = array
             about: About = {"array": key} | ({"arrays_not_read": others} if others else {})
             return about, _json_rows(file, text, whole, start, header)
@@ -84,8 +85,10 @@ def _json(file: SourceFile, text: Text, columns: Collection[str], header: Header
     raise RecipeError(f"{file.name}:1: JSON, but no array of objects; write [{{...}}, {{...}}], or JSONL")
 
 
-def _laid_out(name: str, whole: str, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+def _laid_out(name: str, whole: str, columns: Collection[str], limits: Limits) -> tuple[About, Iterator[SourceRow]]:
     """The rows of an object without an array of objects, all of them in memory."""
+    if (size := VALUE_BYTES * sum(map(whole.count, ",[{"))) > limits.unpacked:
+        raise limits.unpacked_refused(name, "an object whose values take memory", AS_LINES, size)
     try:
         value = _object_of(STRICT.decode(whole), may_hold_halves=True)
     except json.JSONDecodeError:
@@ -99,7 +102,7 @@ def _laid_out(name: str, whole: str, columns: Collection[str]) -> tuple[About, I
 def _json_rows(file: SourceFile, text: Text, whole: str, start: int, header: Header) -> Iterator[SourceRow]:
     with _json_refused(file.name):
         end = start + 1
-        for number, (value, after) in enumerate(_elements(whole, start, _element), start=1):
+        for number, (value, after) in enumerate(_elements(file.name, whole, start, _element, text.limits), start=1):
             try:
                 values = _object_of(value, text.halves or whole.find("\\u", end, after) >= 0, header)
             except ValueError as error:
@@ -112,12 +115,12 @@ def _json_rows(file: SourceFile, text: Text, whole: str, start: int, header: Hea
 
 
 def _wrapped(
-    name: str, text: str, at: int, columns: Collection[str], header: Header
+    name: str, text: str, at: int, columns: Collection[str], header: Header, limits: Limits
 ) -> tuple[str, int, list[str]] | None:
     """The key of the array of rows in the object at `at`, where that array starts, and the keys of other arrays of
     objects; None: it has none, or the object is a row itself, by the columns that it has: an invoice with its line
     items, a chat with its messages. Of several arrays the one whose objects have the columns is meant."""
-    members = [*_members(text, at)]
+    members = [*_members(name, text, at, limits)]
     rows = {dict} if header is None else {dict, list}
     found = _has([key for key, *_ in members], columns)
     if any(found) and found >= max(_has(inside, columns) for inside in [set[str](), *(one[-1] for one in members)]):
@@ -135,18 +138,19 @@ def _wrapped(
     return (*arrays[0][:2], [key for key, *_ in arrays[1:]]) if arrays else None
 
 
-def arrays_of(text: str) -> list[str]:
+def arrays_of(file: SourceFile, text: str, limits: Limits) -> list[str]:
     """Returns the keys of the arrays of objects or arrays that a JSON object holds, in its order; none of any other
     value. Raises JSONDecodeError, or RecursionError."""
     at = _skip(text, 0)
     if text[at : at + 1] != "{":
         return []
-    return [key for key, _, held, _ in _members(text, at) if held and held & {dict, list}]
+    return [key for key, _, held, _ in _members(file.name, text, at, limits) if held and held & {dict, list}]
 
 
-def _members(text: str, at: int) -> Iterator[tuple[str, int, set[type] | None, set[str]]]:
+def _members(name: str, text: str, at: int, limits: Limits) -> Iterator[tuple[str, int, set[type] | None, set[str]]]:
     """Yields for each member of the object at `at` its key, where its value starts, the types of the values of an array
-    (None where it is no array), and the keys of the objects in it. Raises JSONDecodeError."""
+    (None where it is no array), and the keys of the objects in it. Raises JSONDecodeError, and RecipeError for a value
+    that is larger than a row may be."""
     at = _skip(text, at + 1)
     while text[at : at + 1] != "}":
         key, at = LENIENT.raw_decode(text, at)
@@ -158,12 +162,14 @@ def _members(text: str, at: int) -> Iterator[tuple[str, int, set[type] | None, s
         inside: set[str] = set()
         if text[start : start + 1] == "[":
             held, end = set(), start + 1
-            for value, after in _elements(text, start, LENIENT.raw_decode):
+            for value, after in _elements(name, text, start, LENIENT.raw_decode, limits):
                 held.add(type(value))
                 inside.update(value if isinstance(value, dict) else ())
                 end = after
             end = _skip(text, end) + 1
         else:
+            if not _ends_within(text, start, limits.row):
+                raise limits.row_refused(f"{name}:1", f"key {key[:40]!r}")
             end = LENIENT.raw_decode(text, start)[1]
         yield key, start, held, inside
         at = _skip(text, end)
@@ -179,12 +185,17 @@ def _has(keys: Collection[str], columns: Collection[str]) -> list[bool]:
     return [any(name in keys for name in (column, *dotted.roots(column))) for column in columns]
 
 
-def _elements(text: str, at: int, decode: Callable[[str, int], tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
-    """Yields each value of the array at `at` with the place after it. Raises JSONDecodeError."""
+def _elements(
+    name: str, text: str, at: int, decode: Callable[[str, int], tuple[Any, int]], limits: Limits
+) -> Iterator[tuple[Any, int]]:
+    """Yields each value of the array at `at` with the place after it. Raises JSONDecodeError, and RecipeError for a
+    value that is larger than a row may be."""
     at = _skip(text, at + 1)
     if text[at : at + 1] == "]":
         return
-    while True:
+    for number in count(1):
+        if not _ends_within(text, at, limits.row):
+            raise limits.row_refused(f"{name}:{number}")
         value, at = decode(text, at)
         yield value, at
         at = _skip(text, at)
@@ -193,6 +204,22 @@ def _elements(text: str, at: int, decode: Callable[[str, int], tuple[Any, int]])
         if text[at : at + 1] != ",":
             raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
         at = _skip(text, at + 1)
+
+
+def _ends_within(text: str, start: int, most: int) -> bool:
+    """Whether the value at `start` has at most so many characters: decoded, it may take thirty times as many bytes.
+    What is no JSON is for the decoder to refuse."""
+    if len(text) - start <= most or text[start] not in '[{"':
+        return True
+    at, depth = start, 0
+    while at - start <= most:
+        found = TOKEN.match(text, at)
+        if not found:
+            return True
+        at, depth = found.end(), depth + {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[1][0], 0)
+        if depth <= 0:
+            return at - start <= most
+    return False
 
 
 def _element(text: str, at: int) -> tuple[Any, int]:
@@ -274,6 +301,9 @@ def _no_number(name: str) -> Any:
     raise BadRowError(f"{name}, which is not JSON")
 
 
+AS_LINES = "convert it to JSONL, an object a line"
+# What stands before a bracket or a string, and that; nothing is given back, so that it takes time in proportion.
+TOKEN = re.compile(r'[^"\[\]{}]*+([\[\]{}]|"[^"\\]*+(?:\\.[^"\\]*+)*+")', re.DOTALL)
 SPACE = re.compile(r"[ \t\n\r]*")
 # An object on the first line, and another on the next: lines of JSON, whatever the file's name says.
 OBJECT_LINES = re.compile(r"\ufeff?\s*\{[^\n]*\}[ \t\r]*\n\s*\{")

@@ -15,13 +15,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep import csv_format
+from data_prep import csv_format, limits
 from data_prep.encoding import Text, check_fetched, detect, has_half, lines
 from data_prep.source_row import SPLIT_NAMES, About, SourceFile, SourceRow
 from recipes.errors import RecipeError
 from recipes.schema_data import Source
 
-DOCUMENT_BYTES = 32 << 20
 HALF = "half of a surrogate pair, which is no character"
 _SPLIT = "|".join(SPLIT_NAMES)
 _OF_SPLIT = re.compile(rf"^(?:{_SPLIT})(?:$|[-_. ])|[-_. ](?:{_SPLIT})$", re.IGNORECASE)
@@ -74,7 +73,7 @@ def documents(folder: SourceFile, source: Source) -> tuple[About, Iterator[Sourc
                 if not path.stat().st_size:
                     yield SourceRow(name, 1, {"text": "", "label": label, "file": name})
                     continue
-                text = detect(file, source.encoding)
+                text = detect(file, source.encoding, limits=limits.of(source), row_is="file")
             except RecipeError as error:
                 yield SourceRow(name, 1, {}, str(error).removeprefix(f"{name}: ").removeprefix(f"{name}:"))
                 continue
@@ -120,9 +119,7 @@ def _lines(file: SourceFile, text: Text) -> Iterator[SourceRow]:
 
 
 def _document(file: SourceFile, text: Text, label: str) -> SourceRow:
-    if text.scan.size_bytes > DOCUMENT_BYTES:
-        return SourceRow(file.name, 1, {}, f"a text of more than {DOCUMENT_BYTES >> 20} MiB; split it")
-    whole = "".join(lines(file, text, newline="", limit=DOCUMENT_BYTES + 1))
+    whole = "".join(lines(file, text, newline=""))
     if text.halves and has_half(whole):
         return SourceRow(file.name, 1, {}, HALF)
     return SourceRow(file.name, 1, {"text": whole, "label": label, "file": file.name})

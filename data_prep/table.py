@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_prep import near
+from data_prep import limits, near
 from data_prep.rows import Rejected, Row, row_of
 from data_prep.source_row import SourceRow
 from data_prep.spread import Spread
@@ -42,7 +42,7 @@ CUT = "cut"
 
 @dataclass(frozen=True)
 class Batch:
-    """What a process makes of BATCH_ROWS source rows."""
+    """What a process makes of BATCH_ROWS source rows, or fewer that are long."""
 
     texts: pa.RecordBatch
     numbers: dict[str, Array]
@@ -107,8 +107,7 @@ class Writer:
 
         Yields each row that cannot be used.
         """
-        source = iter(rows)
-        pieces = iter(lambda: list(islice(source, BATCH_ROWS)), [])
+        pieces = limits.pieces(rows, BATCH_ROWS, lambda row: limits.weight(row.values))
         for batch in spread.map(partial(_batch, recipe=self.recipe), pieces):
             count = batch.texts.num_rows
             self._texts.write_batch(batch.texts)

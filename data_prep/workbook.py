@@ -13,6 +13,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime, time
 from typing import Any
 from xml.parsers import expat
@@ -20,6 +21,7 @@ from xml.parsers import expat
 from openpyxl import load_workbook
 from openpyxl.utils.exceptions import InvalidFileException
 
+from data_prep import limits
 from data_prep.columnar_format import as_json
 from data_prep.csv_format import check_no_header, column_names
 from data_prep.encoding import has_half, join_halves, refusing
@@ -28,8 +30,6 @@ from recipes.errors import RecipeError
 from recipes.schema_data import Source
 from tasks.given import cell
 
-# Of all parts together, as they are declared; zipfile reads no byte more.
-WORKBOOK_BYTES = 512 << 20
 BLOCK_BYTES = 1 << 18
 # Excel's own limits are 1,048,576 rows of 16,384 cells; a cell is a few elements of XML.
 ROWS = 1 << 20
@@ -61,7 +61,7 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Ab
     """Returns what was found out about the workbook, and the rows of one sheet, as data_prep.read.read does."""
     warnings.filterwarnings("ignore", module=r"openpyxl\b")  # of styles and validations that it does not know
     with refusing(file.name):
-        _check(file)
+        _check(file, limits.of(source))
         try:
             book = load_workbook(file.path, read_only=True, data_only=True, keep_links=False)
             name, line, header = _sheet(file, book, source, columns)
@@ -78,7 +78,8 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Ab
     about: About = {"kind": file.kind, "sheet": name, "columns": named, **unnamed}
     if len(book.worksheets) > 1:
         about["sheets"] = book.sheetnames
-    return about, _rows(file, book, name, 0 if source.header else line, named, {*columns})
+    lines = _lines(file, book[name], limits.of(source))
+    return about, _rows(file, book, lines, 0 if source.header else line, named, {*columns})
 
 
 def _sheet(file: SourceFile, book: Any, source: Source, columns: Collection[str]) -> tuple[str, int, list[str]]:
@@ -87,7 +88,7 @@ def _sheet(file: SourceFile, book: Any, source: Source, columns: Collection[str]
     if source.sheet is not None and source.sheet not in sheets:
         raise RecipeError(f"{file.name}: there is no sheet {source.sheet!r} (data.source.sheet); {_named(sheets)}")
     chosen = [source.sheet] if source.sheet else [name for name in sheets if sheets[name].sheet_state == "visible"]
-    first = {name: next(_lines(sheets[name]), (1, ())) for name in chosen}
+    first = {name: next(_lines(file, sheets[name], limits.of(source)), (1, ())) for name in chosen}
     found = {name: (line, [cell(one) for one in _trimmed(row)]) for name, (line, row) in first.items()}
     filled = [name for name, (_, header) in found.items() if header]
     if len(filled) > 1 and not source.header:
@@ -106,10 +107,13 @@ def _named(sheets: Collection[str]) -> str:
     return f"it has {', '.join(map(repr, list(sheets)[:10]))}{', ...' if len(sheets) > 10 else ''}"
 
 
-def _lines(sheet: Any) -> Iterator[tuple[int, Sequence[Any]]]:
-    """Yields the rows that are not empty, with their numbers."""
+def _lines(file: SourceFile, sheet: Any, most: limits.Limits) -> Iterator[tuple[int, Sequence[Any]]]:
+    """Yields the rows that are not empty, with their numbers. Raises RecipeError for one that is too large: many cells
+    may share one text."""
     sheet.reset_dimensions()  # what a workbook says of its extent is often wrong, and rows beyond it would be lost
     for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
+        if (size := sum(len(one) for one in row if isinstance(one, str))) > most.row:
+            raise most.row_refused(f"{file.name}:{number}", size=size)
         if any(one not in (None, "") for one in row):
             yield number, row
 
@@ -120,11 +124,16 @@ def _trimmed(row: Sequence[Any]) -> Sequence[Any]:
 
 
 def _rows(
-    file: SourceFile, book: Any, name: str, above: int, header: list[str], columns: Collection[str]
+    file: SourceFile,
+    book: Any,
+    lines: Iterator[tuple[int, Sequence[Any]]],
+    above: int,
+    header: list[str],
+    columns: Collection[str],
 ) -> Iterator[SourceRow]:
     number = above
     try:
-        for number, row in _lines(book[name]):
+        for number, row in lines:
             if number > above:
                 yield _row(file, number, row, header, columns)
     except DAMAGED as error:
@@ -161,7 +170,7 @@ def _value(value: Any) -> Any:
     return as_json(value)
 
 
-def _check(file: SourceFile) -> None:
+def _check(file: SourceFile, most: limits.Limits) -> None:
     """Returns nothing where the parts of a workbook are XML without entities, and not more of it than can be held."""
     with file.path.open("rb") as stream:
         if stream.read(len(OLE)) == OLE:
@@ -170,14 +179,14 @@ def _check(file: SourceFile) -> None:
             )
     try:
         with zipfile.ZipFile(file.path) as archive:
-            parts = [part for part in archive.infolist() if part.filename.endswith((".xml", ".rels"))]
-            if (size := sum(part.file_size for part in parts)) > WORKBOOK_BYTES:
-                raise RecipeError(
-                    f"{file.name}: a workbook of {size >> 20:,} MiB when it is unpacked, more than "
-                    f"{WORKBOOK_BYTES >> 20:,}; export it as CSV"
-                )
+            parts = archive.infolist()
+            # As they are declared: zipfile reads no byte more.
+            if (size := sum(part.file_size for part in parts)) > most.unpacked:
+                raise most.unpacked_refused(file.name, "an unpacked workbook", "export it as CSV", size)
             for part in parts:
-                with archive.open(part) as stream:
+                # Whatever a part is called, a workbook may name it as a sheet; a picture is no XML from its start.
+                named = part.filename.endswith((".xml", ".rels"))
+                with archive.open(part) as stream, suppress(*(() if named else (expat.ExpatError,))):
                     _Part(f"{file.name}: {part.filename}").read(stream)
     except DAMAGED as error:
         raise _unreadable(file, error) from None

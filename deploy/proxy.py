@@ -19,7 +19,7 @@ from aiohttp import ClientSession, web
 
 from deploy import names, passing
 from deploy.keys import Keys
-from recipes.addresses import is_loopback, netloc_of
+from recipes.addresses import foreign
 from recipes.schema_verdict import Limits
 
 ASKING = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
@@ -124,7 +124,8 @@ def application(door: Door) -> web.Application:
     ) -> web.StreamResponse:
         request[TOLD] = Told()
         try:
-            if told := _foreign(door, request):
+            headers = request.headers
+            if told := foreign(headers.get("Host", ""), headers.get("Origin"), door.keys.required):
                 raise RefusedError(403, "permission_error", told)
             return await handler(request)
         except RefusedError as error:
@@ -191,10 +192,14 @@ def _owner(door: Door, request: web.Request) -> str:
 
 
 async def _body(door: Door, request: web.Request) -> bytes:
-    """Returns the body of a request. Raises RefusedError where it is too large, too slow or breaks off."""
+    """Returns the body of a request. Raises RefusedError where it is too large, too slow, breaks off or is no UTF-8."""
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await request.read()
+            body = await request.read()
+        body.decode()  # values of JSON are passed on unread, whatever bytes they are of
+        return body
+    except UnicodeDecodeError as error:
+        raise RefusedError(400, "invalid_request_error", f"the body is no UTF-8 at byte {error.start}") from None
     except web.HTTPRequestEntityTooLarge:
         told = f"a request may have {door.limits.body_kib:,} KiB (serve.limits.body_kib)"
         raise RefusedError(413, "request_too_large", told) from None
@@ -219,29 +224,6 @@ def _within(told: names.Fields, limits: Limits) -> dict[str, int]:
             what = f"{key} is {tokens:.0f}, and {limits.answer_tokens} may be (serve.limits.answer_tokens)"
             raise RefusedError(413, "request_too_large", what)
     return {} if any(tokens is not None for tokens in asked.values()) else {"max_tokens": limits.answer_tokens}
-
-
-def _foreign(door: Door, request: web.Request) -> str | None:
-    """Returns why a request looks like one that a web page of another origin had a browser send, None where not.
-
-    A page may send one to any address that its visitor reaches; and by a name that it lets point here (DNS rebinding)
-    it may read the answer, where no key is needed.
-    """
-    host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
-    if origin is not None and netloc_of(origin) != host.lower():
-        return f"requests of web pages from {origin!r} are not taken"
-    if not door.keys.required and not is_loopback(_host(host)):
-        return f"without a key, requests go to a name of this machine, and not to {host!r}"
-    return None
-
-
-def _host(netloc: str) -> str | None:
-    from recipes.addresses import host_of
-
-    try:
-        return host_of(f"//{netloc}")
-    except ValueError:
-        return None
 
 
 def _refusal(error: RefusedError, close: bool) -> web.StreamResponse:

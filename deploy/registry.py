@@ -1,6 +1,7 @@
 """What is deployed: a folder of versions, one of them current.
 
 registry/classifier/versions/3f2a90c17b5e44d0/adapter/     as training wrote it; the version is the digest of its bytes
+                                              reference.jsonl  rows and answers that the gateway holds it to
                                               recipe.yaml  the recipe of its run
                                               version.json {"run_id": ..., "recipe": ..., "promoted": ...}
 registry/classifier/current -> versions/3f2a90c17b5e44d0   replaced in one step
@@ -24,7 +25,7 @@ from typing import Any, BinaryIO
 
 from recipes.errors import RecipeError, StageError
 from tracking import bases, files
-from tracking.run import Run, now
+from tracking.run import REFERENCES, Run, now
 
 CURRENT = "current"
 
@@ -78,11 +79,14 @@ def promote(place: Path, run: Run, overridden: list[str]) -> str:
             with files.whole_folder(target) as aside:
                 shutil.copytree(run.folder / "adapter", aside / "adapter")
                 shutil.copyfile(run.folder / "recipe.yaml", aside / "recipe.yaml")
+                if run.references.parent == run.folder:
+                    shutil.copyfile(run.references, aside / REFERENCES)
                 base = keep_base(place, run)
                 about = {"run_id": run.id, "recipe": run.recipe_name, "promoted": now(), "base": base}
                 files.write_json(aside / "version.json", about)
                 if told := files.changed(aside / "adapter"):
                     raise StageError(f"the adapter of run {run.id} is not as training wrote it: {'; '.join(told)}")
+                Run(aside).check_references(files.read_json(aside / "adapter" / "prompt.json"))
         point(
             place, version, {"action": "deploy", "run_id": run.id, "forced": bool(overridden), "overridden": overridden}
         )
@@ -162,8 +166,9 @@ def whole(version: Path) -> bool:
 
 
 def hashes(version: Path) -> dict[str, str]:
-    """Returns the hashes that stand in the history for a version: of the sums of its adapter, and of its recipe."""
-    names = (f"adapter/{files.SUMS}", "recipe.yaml")
+    """Returns the hashes that stand in the history for a version: of the sums of its adapter, of its recipe, and of its
+    reference answers."""
+    names = (f"adapter/{files.SUMS}", "recipe.yaml", REFERENCES)
     return {name: files.sha256(version / name) for name in names if (version / name).is_file()}
 
 

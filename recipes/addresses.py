@@ -1,4 +1,4 @@
-"""Which addresses are this very machine."""
+"""Which addresses are this very machine, and which requests are those of web pages."""
 
 import ipaddress
 from urllib.parse import urlsplit
@@ -21,5 +21,26 @@ def netloc_of(url: str) -> str | None:
     """Returns host and port of a URL, None where there are none."""
     try:
         return urlsplit(url).netloc.lower() or None
+    except ValueError:
+        return None
+
+
+def foreign(host: str, origin: str | None, needs_key: bool) -> str | None:
+    """Returns why a request with these headers looks like one that a web page of another origin had a browser send,
+    None where not.
+
+    A page may send one to any address that its visitor reaches; and by a name that it lets point here (DNS rebinding)
+    it may read the answer, where no key is needed.
+    """
+    if origin is not None and netloc_of(origin) != host.lower():
+        return f"requests of web pages from {origin!r} are not taken"
+    if not needs_key and not is_loopback(_host(host)):
+        return f"without a key, requests go to a name of this machine, and not to {host!r}"
+    return None
+
+
+def _host(netloc: str) -> str | None:
+    try:
+        return host_of(f"//{netloc}")
     except ValueError:
         return None

@@ -13,6 +13,8 @@ from typing import NoReturn
 from recipes.errors import GateError, RecipeError, StageError
 
 ELSEWHERE = "RUNS=<folder> (or --runs) keeps runs elsewhere"
+NO_LOCKS = "the file system keeps no locks, without which two processes might write at once; RUNS=<folder> keeps runs, \
+and REGISTRY=<folder> the registry, on one that does"
 HINTS = {
     errno.ENOSPC: f"free some space, or {ELSEWHERE}",
     errno.EDQUOT: f"free some space, or {ELSEWHERE}",
@@ -20,6 +22,9 @@ HINTS = {
     errno.EACCES: f"give this user the right to, or {ELSEWHERE}",
     errno.EPERM: f"give this user the right to, or {ELSEWHERE}",
     errno.ENOTDIR: f"a file lies where a folder is needed; {ELSEWHERE}",
+    errno.ENOLCK: NO_LOCKS,
+    errno.ENOSYS: NO_LOCKS,
+    errno.EOPNOTSUPP: NO_LOCKS,
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 

@@ -70,8 +70,8 @@ class Serve(Section):
     start_seconds: Count = 900
     """How long the server may take until it is ready."""
     hang_seconds: Annotated[int, Field(ge=10)] = 60
-    """How long vLLM behind the gateway may send nothing, though it was asked, until it is started again; for half of
-    that time requests still wait for it. More, where one prompt takes longer."""
+    """How long vLLM may send nothing, though it was asked, until it is started again; behind the gateway, requests wait
+    for it for half of that time. More, where one prompt takes longer."""
     loopback_without_key: bool = False
     """Whether the gateway takes requests without a key where it listens on this machine's own address."""
     limits: Limits = Limits()

@@ -4,6 +4,7 @@ cpu.txt       what a machine without a GPU installs, but for torch
 torch.txt     torch alone, in all builds whose hashes are known
 cuda.txt      torch's CUDA libraries, wanted beside the two where pip has torch only as its CUDA build
 gpu.txt       everything for a machine with a GPU
+calibrate.txt llm-compressor (calibrate.in), which gets an environment of its own
 """
 
 import re
@@ -17,35 +18,28 @@ CUDA = re.compile(r"(nvidia-|cuda-|triton==)")
 TORCH_CPU_BUILD = {"cp311": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"}
 
 
-def resolve(extra: str, *more: str) -> list[str]:
-    """Returns one pinned requirement with its hashes for each package that pyproject.toml and the extra need."""
-    asked = [
-        "uv",
-        "pip",
-        "compile",
-        "pyproject.toml",
-        "--extra",
-        extra,
-        "--extra",
-        "dev",
-        "--universal",
-        "--python-version",
-        "3.11",
-    ]
-    asked += ["--generate-hashes", "--no-header", "--no-annotate", "--quiet", *more]
+def resolve(*sources: str) -> list[str]:
+    """Returns one pinned requirement with its hashes for each package that the sources, words of uv's, need."""
+    asked = ["uv", "pip", "compile", *sources, "--universal", "--python-version", "3.11"]
+    asked += ["--generate-hashes", "--no-header", "--no-annotate", "--quiet"]
     text = subprocess.run(asked, cwd=HERE.parent, stdout=subprocess.PIPE, text=True, check=True).stdout
     return re.split(r"\n(?=\S)", text.strip())
 
 
-def write(name: str, about: str, pins: list[str]) -> None:
+def of_project(extra: str, *more: str) -> list[str]:
+    """Returns the pins of what pyproject.toml and the extra need."""
+    return resolve("pyproject.toml", "--extra", extra, "--extra", "dev", *more)
+
+
+def write(name: str, about: str, pins: list[str], source: str = "pyproject.toml") -> None:
     (HERE / name).write_text(
-        f"# {about}\n# Made by `make lock` from pyproject.toml.\n" + "\n".join(pins) + "\n", encoding="utf-8"
+        f"# {about}\n# Made by `make lock` from {source}.\n" + "\n".join(pins) + "\n", encoding="utf-8"
     )
     print(f"{name}: {len(pins)} packages", file=sys.stderr)
 
 
 def main() -> None:
-    pins = resolve("cpu", "--override", "requirements/overrides-cpu.txt")
+    pins = of_project("cpu", "--override", "requirements/overrides-cpu.txt")
     hashes = "".join(f" \\\n    --hash=sha256:{sha256}" for sha256 in TORCH_CPU_BUILD.values())
     pins = [pin + hashes if pin.startswith("torch==") else pin for pin in pins]
     apart = [pin for pin in pins if CUDA.match(pin) or pin.startswith("torch==")]
@@ -56,7 +50,9 @@ def main() -> None:
         "torch's CUDA libraries, for a machine without a GPU whose pip takes the CUDA build of torch.",
         [pin for pin in pins if CUDA.match(pin)],
     )
-    write("gpu.txt", "For a machine with an NVIDIA GPU.", resolve("gpu"))
+    write("gpu.txt", "For a machine with an NVIDIA GPU.", of_project("gpu"))
+    calibrate = "requirements/calibrate.in"
+    write("calibrate.txt", "For the environment of llm-compressor (train/calibrate.py).", resolve(calibrate), calibrate)
 
 
 if __name__ == "__main__":

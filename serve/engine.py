@@ -32,6 +32,8 @@ from recipes.schema_verdict import Serve
 from tracking import children, environment
 
 MODULE = "vllm.entrypoints.openai.api_server"
+OWN_HOST = "serve.own_host.OwnHost"
+NO_DOMAIN = "none.invalid"
 FEW_CORES = 4
 # vLLM's own name for it, "uni", is overruled on a CPU, where its workers are apart so that each has its cores.
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
@@ -87,7 +89,7 @@ class Address:
         return self.socket is not None or self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
 
 
-def command(plan: Plan, address: Address) -> list[str]:
+def command(plan: Plan, address: Address, with_key: bool = False) -> list[str]:
     """Returns the vLLM command, as it is run and as --dry-run prints it."""
     where = ["--uds", str(address.socket)] if address.socket else ["--host", address.host, "--port", str(address.port)]
     asked = [sys.executable, "-m", MODULE, *where, "--model", plan.model, "--served-model-name", plan.name]
@@ -118,6 +120,10 @@ def command(plan: Plan, address: Address) -> list[str]:
         asked += ["--enable-lora", "--max-lora-rank", str(plan.max_lora_rank), "--max-loras", str(at_once)]
     if plan.adapters:
         asked += ["--lora-modules", *(f"{name}={folder}" for name, folder in plan.adapters.items())]
+    # Tasks are text: no request has the server fetch what it names.
+    asked += ["--allowed-media-domains", NO_DOMAIN]
+    if address.socket is None and not with_key:
+        asked += ["--middleware", OWN_HOST]
     asked += ["--enforce-eager"] if plan.serve.enforce_eager else []
     asked += ["--enable-prefix-caching" if plan.prefix_caching else "--no-enable-prefix-caching"]
     return [*asked, "--disable-uvicorn-access-log"]
@@ -166,7 +172,8 @@ class Engine:
             check_free(self.address.host, self.address.port)
         self._began = time.monotonic()
         with self.log.open("wb") as log:
-            self._process = _started(command(self.plan, self.address), settings(self.plan, self._api_key), log)
+            asked = command(self.plan, self.address, self._api_key is not None)
+            self._process = _started(asked, settings(self.plan, self._api_key), log)
 
     def wait_ready(self, on_progress: Callable[[float, str], None] = lambda seconds, line: None) -> float:
         """Returns after how many seconds the server was ready; `on_progress` gets seconds and the last line of its log.

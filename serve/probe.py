@@ -1,7 +1,7 @@
 """Is what a server answers what was trained? Two questions, never mixed.
 
 Same weights   adapter and merged model on the base that was trained on: the answers of the trained weights in
-               transformers (adapter/reference.jsonl) and in vLLM must be equal, but for a share of rows that the recipe
+               transformers (reference.jsonl) and in vLLM must be equal, but for a share of rows that the recipe
                allows; a row that differs comes with its margin: how much more probable the reference's closest token
                was than the next best
 Other weights  a quantized model, or anything on the published base, against the weights that were trained: judged by
@@ -43,7 +43,7 @@ class Probe:
     prompt: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     trained: Sequence[Mapping[str, Any]]
-    """The lines of adapter/reference.jsonl: what the weights that were trained answer."""
+    """The lines of reference.jsonl: what the weights that were trained answer."""
     same_weights: bool
     """Whether what is served has those weights, so that the same answers are due."""
 
@@ -152,10 +152,11 @@ class Found:
 
 def of(served: Served, rows: int, serve: Serve) -> Probe:
     """Returns the rows that a served model is asked. Raises StageError where reference answers are missing."""
-    trained = _references(served.run.folder / "adapter" / "reference.jsonl", rows)
+    served.run.check_references(served.prompt)
+    trained = _references(served.run.references, rows)
     by_id = {row["id"]: row for row in files.read_jsonl(served.run.folder / "data" / "validation.jsonl")}
     if missing := [one["id"] for one in trained if one["id"] not in by_id]:
-        raise StageError(f"validation.jsonl has no row {missing[0]}, which adapter/reference.jsonl answers")
+        raise StageError(f"validation.jsonl has no row {missing[0]}, which reference.jsonl answers")
     rows_asked = [by_id[one["id"]] for one in trained]
     return Probe(served, served.prompt, rows_asked, trained, same_weights(served, serve))
 

@@ -24,11 +24,11 @@ AROUND_TOKENS = 12
 
 
 def agreement(served: Served, name: str, address: Address, api_key: str | None = None) -> float:
-    """Returns the share of the first reference answers of an adapter folder that a server gives under `name`.
+    """Returns the share of the first reference answers of an adapter that a server gives under `name`.
 
     Raises StageError where it refuses to answer.
     """
-    references = _first(served.folder / "reference.jsonl")
+    references = _first(served.run.references)
     return asyncio.run(_agreement(references, served.prompt, name, address, api_key))
 
 

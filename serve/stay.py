@@ -19,10 +19,11 @@ from recipes.load import Loaded, load, precedence
 from recipes.schema_verdict import Serve
 from serve import engine, plan, probe, recall, table
 from serve.engine import Address, Engine
+from serve.heartbeat import Heartbeat
 from serve.plan import Served
 from tracking import environment, identity, run
 
-# An engine that dies more often than this is not started again.
+# An engine that fails more often than this is not started again.
 RESTARTS, WITHIN_SECONDS = 3, 600.0
 _WATCH_SECONDS = 1.0
 
@@ -67,6 +68,9 @@ def served_until_stopped(served: Sequence[Served], serve: Serve, address: Addres
         failures = [f"{one.name}: {told}" for one, here in found for told in here.failures(serve.parity)]
         if failures:
             raise GateError(f"not served: what answers is not what was trained: {'; '.join(failures)}")
+        if key is None:
+            told = f"every user of this machine may ask; with {plan.API_KEY} in the environment, who has it"
+            print(f"no key    {told}", file=sys.stderr, flush=True)
         print(*ready(served, address, seconds, key is not None), sep="\n", flush=True)
         watch(vllm, served, key)
 
@@ -103,7 +107,7 @@ def shown(asked: engine.Plan, address: Address, with_key: bool) -> str:
     """Returns the vLLM command as one can type it, with the environment that it needs; a key is not shown."""
     told = engine.settings(asked, "$" + plan.API_KEY if with_key else None)
     variables = [f'{name}="{value}"' if value.startswith("$") else f"{name}={value}" for name, value in told.items()]
-    return " ".join([*variables, shlex.join(engine.command(asked, address))])
+    return " ".join([*variables, shlex.join(engine.command(asked, address, with_key))])
 
 
 def started(vllm: Engine) -> float:
@@ -170,28 +174,24 @@ def ready(served: Sequence[Served], address: Address, seconds: float, with_key: 
 
 
 def watch(vllm: Engine, served: Sequence[Served], key: str | None) -> None:
-    """Returns never: starts the engine again where it dies. Raises StageError where it dies too often, GateError where
-    it reads other prompts than were trained on once it is up again."""
-    deaths: list[float] = []
-    ended: set[int] = set()
+    """Returns never: starts the engine again where it dies, or computes nothing though it is asked. Raises StageError
+    where it fails too often, GateError where it reads other prompts than were trained on once it is up again."""
+    failures: list[float] = []
+    hang_seconds = vllm.plan.serve.hang_seconds
     while True:
-        time.sleep(_WATCH_SECONDS)
-        if vllm.alive():
-            # A child that ends as it should is there for a moment; twice is no moment.
-            before, ended = ended, engine.ended_workers(vllm.pid)
-            if not before & ended:
-                continue
-        deaths = [at for at in deaths if at > time.monotonic() - WITHIN_SECONDS] + [time.monotonic()]
-        ended, why = set(), vllm.why()
+        why = failure(vllm, Heartbeat(vllm.address, served[0].name, key, hang_seconds), hang_seconds)
+        failures = [at for at in failures if at > time.monotonic() - WITHIN_SECONDS] + [time.monotonic()]
         vllm.stop()
-        if len(deaths) > RESTARTS:
-            raise StageError(f"vLLM has died {len(deaths)} times within {WITHIN_SECONDS / 60:.0f} minutes, {why}")
-        print(f"vllm      died, {why}\nvllm      starting it again", file=sys.stderr, flush=True)
+        if len(failures) > RESTARTS:
+            raise StageError(f"vLLM has failed {len(failures)} times within {WITHIN_SECONDS / 60:.0f} minutes: {why}")
+        print(f"vllm      {why}\nvllm      starting it again", file=sys.stderr, flush=True)
         try:
             seconds = started(vllm)
             others = {one.name: recall.other_prompt(one, one.name, vllm.address, key) for one in served}
+            if not Heartbeat(vllm.address, served[0].name, key, hang_seconds).answers():
+                raise StageError(f"it is up and gives no token within {hang_seconds} s (serve.hang_seconds)")
         except (StageError, ClientError) as error:
-            # Counted as another death: the memory of the one before may not be free yet.
+            # Counted as another failure: the memory of the one before may not be free yet.
             print(f"vllm      did not start again: {error}", file=sys.stderr, flush=True)
             vllm.stop()
             continue
@@ -199,6 +199,22 @@ def watch(vllm: Engine, served: Sequence[Served], key: str | None) -> None:
             if told:
                 raise GateError(f"not served: {name} is asked otherwise than it was trained, {told}")
         print(f"ready     again after {seconds:.0f} s", flush=True)
+
+
+def failure(vllm: Engine, heartbeat: Heartbeat, hang_seconds: float) -> str:
+    """Returns why the engine has to be started again, once it has: its process or one of its children has ended, or it
+    computes nothing."""
+    ended: set[int] = set()
+    while True:
+        time.sleep(_WATCH_SECONDS)
+        if not vllm.alive():
+            return f"died, {vllm.why()}"
+        # A child that ends as it should is there for a moment; twice is no moment.
+        before, ended = ended, engine.ended_workers(vllm.pid)
+        if before & ended:
+            return f"died, a process that it started has ended, {vllm.why()}"
+        if (silent := heartbeat.silent_seconds()) >= hang_seconds:
+            return f"hangs: it was asked and has computed nothing for {silent:.0f} s (serve.hang_seconds)"
 
 
 class Stoppable(Protocol):

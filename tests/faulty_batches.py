@@ -51,7 +51,8 @@ PROVIDER: web.AppKey[Provider] = web.AppKey("provider", Provider)
 
 def openai_batch(provider: Provider, batch: Batch) -> Json:
     """A batch as OpenAI describes it; its files are there once it ended."""
-    status, outputs = "in_progress", (None, None)
+    status = "in_progress"
+    outputs: tuple[str, str] | tuple[None, None] = (None, None)
     if provider.ended:
         status = provider.end_state
         outputs = openai_results(provider, batch) if status != "failed" else outputs

@@ -121,7 +121,7 @@ class Place:
         prompt = {"chat_template_sha256": hashlib.sha256(b"x").hexdigest(), "grammar": None, "max_answer_tokens": 5}
         files.write_json(adapter / "prompt.json", prompt | {"base": base})
         line = {"prompt_ids": [1, 2], "answer": mark} | ({"answered": answered} if answered else {})
-        (adapter / "reference.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+        (folder / "reference.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
         files.write_sums(adapter)
         settings = ["model.quantization=none", f"model.base={self.folder / 'base'}"]
         (folder / "recipe.yaml").write_text(recipe(to_yaml(load(NAME, settings, "cpu").recipe)), encoding="utf-8")

@@ -1,6 +1,6 @@
 """A process in the place of vLLM, for tests of what runs it: it takes vLLM's command line and speaks its wire.
 
-`python -m tests.stand_in_vllm --uds PATH ...`. An adapter that was loaded answers its own reference.jsonl, and anything
+`python -m tests.stand_in_vllm --uds PATH ...`. An adapter that was loaded answers its own references, and anything
 else with the mark in its weights. What a request has in `stand` decides how it is answered:
 
     {"wait": seconds}   that much later          {"raw": text}, {"sse": [text, ...]}   with this, %M the model's name
@@ -17,8 +17,10 @@ from typing import Any
 
 from aiohttp import web
 
+from tracking.run import Run
+
 FOLDER = "STAND_IN_FOLDER"
-"""Where files decide how it behaves, each once: slow_start, no_start, end_at_load, end_at_unload."""
+"""Where files decide how it behaves, each once: slow_start, no_start, end_at_load, end_at_unload, slow_load."""
 
 
 class StandIn:
@@ -40,6 +42,8 @@ class StandIn:
     async def load(self, request: web.Request) -> web.Response:
         if self.asked("end_at_load"):
             os._exit(1)
+        if self.asked("slow_load"):
+            await asyncio.sleep(2)
         body = await request.json()
         self.adapters[body["lora_name"]] = Path(body["lora_path"])
         return web.Response()
@@ -72,7 +76,7 @@ class StandIn:
         folder = self.adapters.get(body["model"])
         if folder is None:
             return "base"
-        for line in (folder / "reference.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in Run(folder.parent).references.read_text(encoding="utf-8").splitlines():
             if (one := json.loads(line))["prompt_ids"] == body.get("prompt"):
                 return str(one.get("answered", one["answer"]))
         return str(json.loads((folder / "adapter_model.safetensors").read_bytes()[8:])["__metadata__"]["mark"])

@@ -79,7 +79,7 @@ def test_the_merged_model_is_base_and_adapter(runs: Path) -> None:
     assert trained is not None and trained["quantization"] == "nf4"
     base = AutoModelForCausalLM.from_pretrained(bases.find(here.folder, trained["digest"]), dtype=torch.float32)
     merged = AutoModelForCausalLM.from_pretrained(here.folder / "merged", dtype=torch.float32)
-    (one, *_) = files.read_jsonl(here.folder / "adapter" / "reference.jsonl")
+    (one, *_) = files.read_jsonl(here.references)
     plain = logits(base, one["prompt_ids"])
     adapted = logits(PeftModel.from_pretrained(base, here.folder / "adapter"), one["prompt_ids"])
     found = logits(merged, one["prompt_ids"])
@@ -92,7 +92,7 @@ def test_the_merged_model_is_base_and_adapter(runs: Path) -> None:
 @pytest.mark.slow
 def test_references_are_the_answers_of_the_trained_weights(runs: Path) -> None:
     here = run_in(runs)
-    references = list(files.read_jsonl(here.folder / "adapter" / "reference.jsonl"))
+    references = list(files.read_jsonl(here.references))
     validation = [row["id"] for row in files.read_jsonl(here.folder / "data" / "validation.jsonl")]
     assert [one["id"] for one in references] == validation[:500]
     assert all(

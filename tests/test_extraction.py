@@ -314,7 +314,7 @@ def test_training_ends_with_the_words_of_its_task(tmp_path: Path) -> None:
         "tuned     exact match 50.0%, field F1 83.3%, schema valid 100.0%  (2 validation rows)",
         "untuned   exact match 0.0%, field F1 44.4%, schema valid 50.0%  (the same base before training)",
     ]
-    card = adapter.card(run, recipe, scores)
+    card = adapter.card(run, recipe, scores, {"rows": 3, "sha256": "0123abcd"})
     assert "| field F1 | 83.3% | 44.4% |" in card
     assert "Weakest fields by F1: supplier (50%), document_type (100%), total (100%)." in card
     assert worker.headline(extraction, scores)["validation/untuned_schema_valid"] == 0.5
@@ -349,7 +349,7 @@ def test_one_command_trains_an_extraction_and_leaves_what_serving_needs(python: 
     score = files.read_json(run / "manifest.json")["stages"]["train"]["metrics"]["validation"]["tuned"]
     # The grammar lets no other problem through than an answer that did not end.
     assert set(score["invalid"]) <= {UNFINISHED}
-    probes = list(files.read_jsonl(run / "adapter" / "reference.jsonl"))
+    probes = list(files.read_jsonl(run / "reference.jsonl"))
     assert all(len(one["token_ids"]) <= prompt["max_answer_tokens"] for one in probes)
 
 

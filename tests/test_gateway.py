@@ -95,10 +95,14 @@ def test_a_version_is_deployed_and_rolled_back_under_load(runs: Path, small_reci
 
 def broken(adapter: Path) -> None:
     """Makes the references of an adapter answers that it does not give."""
-    lines = list(files.read_jsonl(adapter / "reference.jsonl"))
+    path = adapter.parent / "reference.jsonl"
+    lines = list(files.read_jsonl(path))
     for line in lines:
         line["answer"] = "no label at all"
-    (adapter / "reference.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    prompt = files.read_json(adapter / "prompt.json")
+    prompt["references"]["sha256"] = files.sha256(path)
+    files.write_json(adapter / "prompt.json", prompt)
     (adapter / files.SUMS).unlink()
     files.write_sums(adapter)
 

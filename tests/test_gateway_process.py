@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,69 @@ def test_keys_are_changed_without_a_restart_and_stand_in_no_log(place: Place) ->
         lines = [json.loads(line) for line in access.splitlines()]
         assert [(one["key"], one["status"]) for one in lines[:3]] == [("team-a", 200), ("batch", 200), ("", 401)]
         assert "customer" not in access and "key-of" not in access + gateway.text()
+
+
+def test_keys_that_change_under_load_cut_no_answer_off(place: Place) -> None:
+    place.deploy("one")
+    keys = place.folder / "keys"
+    stays, goes = "stays-0123456789abcdef", "goes-0123456789abcdef"
+    keys.write_text(f"stays {stays}\ngoes {goes}\n", encoding="utf-8")
+    with place.gateway(INSOURCE_API_KEYS_FILE=str(keys)) as gateway:
+        gateway.says("ready     ")
+        over, statuses = threading.Event(), {stays: Counter[int](), goes: Counter[int]()}
+
+        def ask(key: str) -> None:
+            while not over.is_set():
+                statuses[key][gateway.ask(ASKED, Authorization=f"Bearer {key}")[0]] += 1
+
+        under_way: list[Any] = []
+        waiting = ASKED | {"stand": {"wait": 3}}
+        threads = [threading.Thread(target=ask, args=(key,)) for key in (stays, goes) * 4]
+        threads.append(threading.Thread(target=lambda: under_way.append(gateway.ask(waiting, x_api_key=goes))))
+        for thread in threads:
+            thread.start()
+        for text in (f"stays {stays}\n", "half of a li", f"stays {stays}\ngoes {goes}\n", "", f"stays {stays}\n"):
+            keys.write_text(text, encoding="utf-8")
+            threading.Event().wait(0.8)
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert set(statuses[stays]) == {200} and set(statuses[goes]) == {200, 401}
+        assert under_way[0][0] == 200  # it began while its key was valid
+        assert gateway.ask(ASKED, Authorization=f"Bearer {goes}")[0] == 401
+        assert "Traceback" not in gateway.text()
+
+
+def test_what_is_deployed_while_another_version_is_loaded_comes_after_it(place: Place) -> None:
+    one = place.deploy("one")
+    with place.gateway(LOOPBACK) as gateway:
+        assert version_of(gateway.answers()) == one
+        place.will("slow_load")
+        two = place.deploy("two")
+        until(lambda: True if not (place.behaviour / "slow_load").exists() else None, gateway)
+        three, broken = place.deploy("three"), place.deploy("broken", answered="something else")
+        registry.roll_back(place.registry, two)
+        registry.roll_back(place.registry, three)
+        found = set()
+        while (version := version_of(gateway.answers())) != three:
+            found.add(version)
+        assert found <= {one, two}
+        assert version_of(gateway.answers()) == three
+        gateway.says(f"drained   {NAME}@{one}")
+        assert broken not in gateway.text().replace(f"refused   {NAME}@{broken}", "")
+
+
+def test_a_version_that_is_gone_before_it_is_loaded_is_told_and_the_old_one_goes_on(place: Place) -> None:
+    one = place.deploy("one")
+    with place.gateway(LOOPBACK) as gateway:
+        gateway.answers()
+        place.will("slow_load")
+        place.deploy("two")
+        until(lambda: True if not (place.behaviour / "slow_load").exists() else None, gateway)
+        three = place.deploy("three")
+        shutil.rmtree(place.registry / "versions" / three)
+        assert f"{NAME}@{three}: version {three} below" in gateway.says(f"refused   {NAME}@{three}")
+        assert version_of(gateway.answers()) != one
 
 
 def test_without_a_key_the_recipe_has_to_say_that_loopback_is_enough(place: Place) -> None:

@@ -1,12 +1,20 @@
 """What a newcomer meets first: the Makefile, the README, the locks."""
 
+import hashlib
 import os
 import re
 import runpy
 import subprocess
 import tomllib
+import zipfile
+from pathlib import Path
 
+import pytest
+
+from recipes.errors import StageError
 from tests.conftest import ROOT
+from tracking import venvs
+from train import calibrate
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -41,6 +49,42 @@ def test_the_locks_hold_every_dependency_by_hash_and_no_address() -> None:
         assert all("--hash=sha256:" in pin for pin in pins if "==" in pin)
     assert "\ntorch==2.13" in (ROOT / "requirements" / "torch.txt").read_text(encoding="utf-8")
     assert "torchvision" not in (ROOT / "requirements" / "cpu.txt").read_text(encoding="utf-8")
+
+
+def test_the_lock_of_the_calibration_environment_is_whole_and_hashed() -> None:
+    text = calibrate.LOCK.read_text(encoding="utf-8")
+    asked = (ROOT / "requirements" / "calibrate.in").read_text(encoding="utf-8").split()
+    found = venvs.pins(text)
+    assert all(any(pin.startswith(f"{name} ") for pin in found) for name in asked)
+    assert len(found) > 30 and all("--hash=sha256:" in pin for pin in found) and "://" not in text
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_an_environment_takes_what_its_lock_has_the_hash_of_and_nothing_else(
+    right: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny.py", "VALUE = 7\n")
+        archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("tiny-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    lock, folder = tmp_path / "lock.txt", tmp_path / "venvs" / "tiny"
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest() if right else "0" * 64
+    lock.write_text(f"absent==2.0 \\\n    --hash=sha256:{sha256}\ntiny==1.0 \\\n    --hash=sha256:{sha256}\n")
+    if not right:
+        with pytest.raises(StageError, match="pip install ended with 1"):
+            venvs.python_of_lock(folder, lock, ("absent",))
+        assert not (folder / venvs.STAMP).exists()
+        return
+    python = venvs.python_of_lock(folder, lock, ("absent",))
+    told = subprocess.run([python, "-c", "import tiny; print(tiny.VALUE)"], capture_output=True, text=True, check=True)
+    assert told.stdout == "7\n"
+    made = (folder / venvs.STAMP).stat().st_mtime_ns
+    assert venvs.python_of_lock(folder, lock, ("absent",)) == python
+    assert (folder / venvs.STAMP).stat().st_mtime_ns == made
 
 
 def test_what_pips_install_side_by_side_is_the_whole_lock() -> None:

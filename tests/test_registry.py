@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from recipes.errors import RecipeError, StageError
 from recipes.load import load
 from tests.conftest import Command
 from tracking import files, run
-from tracking.run import Run
+from tracking.run import REFERENCES, Run
 
 RECIPE = load("classifier", (), "cpu").recipe
 
@@ -30,7 +31,10 @@ def trained(tmp_path: Path) -> Callable[[str], Run]:
         here = run.create(tmp_path / "runs" / "classifier", RECIPE, "digest", {}, data)
         (here.folder / "adapter").mkdir()
         (here.folder / "adapter" / "adapter_model.safetensors").write_text(weights, encoding="utf-8")
-        files.write_json(here.folder / "adapter" / "prompt.json", {"base": {"name": "some/model", "commit": "abc"}})
+        (here.folder / REFERENCES).write_text(f"a row that {weights} answers", encoding="utf-8")
+        told = {"rows": 1, "sha256": files.sha256(here.folder / REFERENCES)}
+        base = {"name": "some/model", "commit": "abc"}
+        files.write_json(here.folder / "adapter" / "prompt.json", {"base": base, "references": told})
         files.write_sums(here.folder / "adapter")
         run.start(here, "train", {})
         run.end(here, "train", "done", "done")
@@ -113,6 +117,32 @@ def test_an_adapter_that_changed_after_training_is_not_deployed(trained: Callabl
     assert not list((tmp_path / "registry" / "classifier" / "versions").iterdir())
 
 
+def test_reference_answers_go_along_beside_the_adapter_and_changed_ones_do_not(
+    trained: Callable[[str], Run], tmp_path: Path
+) -> None:
+    place, one, two = tmp_path / "registry" / "classifier", trained("one"), trained("two")
+    version = Run(place / "versions" / registry.promote(place, one, []))
+    assert version.references == version.folder / REFERENCES
+    assert version.references.read_text(encoding="utf-8") == "a row that one answers"
+    assert not (version.folder / "adapter" / REFERENCES).exists()
+    (two.folder / REFERENCES).write_text("others", encoding="utf-8")
+    with pytest.raises(StageError, match=r"reference.jsonl is not as training wrote it"):
+        registry.promote(place, two, [])
+    assert registry.current(place) == version.id
+
+
+def test_a_run_of_an_earlier_version_has_them_in_the_adapter(trained: Callable[[str], Run], tmp_path: Path) -> None:
+    here = trained("one")
+    prompt = files.read_json(here.folder / "adapter" / "prompt.json")
+    (here.folder / REFERENCES).rename(here.folder / "adapter" / REFERENCES)
+    files.write_json(here.folder / "adapter" / "prompt.json", {"base": prompt["base"]})
+    files.write_sums(here.folder / "adapter")
+    place = tmp_path / "registry" / "classifier"
+    version = Run(place / "versions" / registry.promote(place, here, []))
+    assert version.references == version.folder / "adapter" / REFERENCES and version.references.is_file()
+    assert registry.whole(version.folder)
+
+
 def test_a_run_without_an_adapter_is_not_deployed_by_force_either(
     trained: Callable[[str], Run], tmp_path: Path
 ) -> None:
@@ -178,7 +208,12 @@ def test_torn_lines_of_the_history_change_nothing(trained: Callable[[str], Run],
 
 @pytest.mark.parametrize(
     ("name", "again"),
-    [("adapter/adapter_model.safetensors", True), ("adapter/prompt.json", True), ("adapter/more", False)],
+    [
+        ("adapter/adapter_model.safetensors", True),
+        ("adapter/prompt.json", True),
+        ("adapter/more", False),
+        (REFERENCES, False),
+    ],
 )
 def test_a_version_whose_files_were_changed_is_not_whole(
     trained: Callable[[str], Run], tmp_path: Path, name: str, again: bool
@@ -215,6 +250,23 @@ def test_what_the_registry_does_not_hold_is_not_gone_back_to(trained: Callable[[
         with pytest.raises(RecipeError, match=r"no whole version|only version"):
             registry.roll_back(place, to)
     assert registry.current(place) == version
+
+
+def test_while_another_process_changes_the_registry_nothing_is_deployed(
+    trained: Callable[[str], Run], tmp_path: Path
+) -> None:
+    place = tmp_path / "registry" / "classifier"
+    one, second = registry.promote(place, trained("one"), []), trained("two")
+    asked = ["flock", "--no-fork", place / ".lock", "sh", "-c", "echo held; exec sleep 60"]
+    holder = subprocess.Popen(asked, stdout=subprocess.PIPE)
+    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    for attempt in (lambda: registry.promote(place, second, []), lambda: registry.roll_back(place, one)):
+        with pytest.raises(StageError, match="being changed by another process"):
+            attempt()
+    holder.kill()
+    holder.communicate()
+    assert registry.current(place) == one
+    assert registry.promote(place, second, []) == registry.current(place)
 
 
 def test_on_a_full_disk_what_is_deployed_stays(trained: Callable[[str], Run], tmp_path: Path) -> None:

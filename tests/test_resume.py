@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from bench import kills
 from tracking import files
+from tracking.run import Run
 from train import checkpoints
 from train.interrupt import ECHO_SECONDS
 
@@ -84,7 +85,7 @@ def test_five_kills_in_one_life_change_nothing(recipe: Path, whole: Path, runs: 
             path = f"*/*/checkpoints/.writing/checkpoint-{update}"
             assert kills.kill_when(process, lambda path=path: list(runs.glob(path)))  # type: ignore[misc]
         assert not (run_in(runs) / "adapter").exists()
-        assert train_stage(runs)["state"] == "running"
+        assert Run(run_in(runs)).stage("train")["state"] == "interrupted"
     printed = kills.finish(recipe, runs)
     assert "going on with the unfinished run" in printed
     assert outcome(runs) == outcome(whole)

@@ -188,6 +188,7 @@ def test_the_command_serves_adapters_and_hides_the_key(folder: Path) -> None:
     shown: Callable[[str], Any] = lambda name: words[words.index(name) + 1]  # noqa: E731
     assert (shown("--dtype"), shown("--max-lora-rank"), shown("--load-format")) == ("float32", "8", "safetensors")
     assert shown("--lora-modules") == f"classifier={folder}"
+    assert shown("--allowed-media-domains") == "none.invalid"
     assert json.loads(shown("--override-generation-config")) == {"temperature": 0.0}
     assert settings(asked, "secret")["VLLM_API_KEY"] == "secret" and "secret" not in " ".join(words)
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in settings(asked, None)

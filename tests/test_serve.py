@@ -1,9 +1,11 @@
 """Serving with a real vLLM: what answers is what was trained, or nothing answers."""
 
+import http.client
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -55,6 +57,18 @@ def test_it_serves_curl_and_both_sdks_and_comes_back_when_its_engine_dies(
             message = anthropic.messages.create(model="small", messages=asked, max_tokens=32)
         assert message.model == "small" and message.usage.output_tokens > 0
 
+        assert "no key    every user of this machine may ask" in said
+        for header in ({"Host": "pages.example"}, {"Origin": "https://pages.example"}):
+            assert status_of(port, {"model": "small", "messages": asked}, **header) == 403
+        # What a request names is not fetched.
+        with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+            elsewhere.settimeout(1)
+            url = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/picture.png"
+            picture = [{"type": "image_url", "image_url": {"url": url}}]
+            assert status_of(port, {"model": "small", "messages": [{"role": "user", "content": picture}]}) >= 400
+            with pytest.raises(TimeoutError):
+                elsewhere.accept()
+
         second = serving.call(runs, "serve", small_recipe, f"serve.port={port}")
         assert second.returncode == 2 and f"127.0.0.1:{port} cannot be listened at" in second.stderr
         assert "is free: SET=serve.port=" in second.stderr
@@ -71,6 +85,22 @@ def test_it_serves_curl_and_both_sdks_and_comes_back_when_its_engine_dies(
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert serving.running(children) == []
+
+
+@pytest.mark.slow(minutes=3)
+def test_a_server_that_hangs_is_told_and_started_again(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
+    port, log = engine.free_port(), tmp_path / "serve.log"
+    settings = ("serve.hang_seconds=10", f"serve.port={port}", "serve.model=merged")
+    with serving.staying(runs, log, "serve", small_recipe, *settings) as process:
+        serving.wait_for(log, "stop      Ctrl-C", process)
+        (server,) = [pid for pid in serving.below(process.pid) if "api_server" in command_of(pid)]
+        time.sleep(8)  # idle for longer than until it is asked: no reason to start it again
+        asked = {"model": "small", "prompt": "a", "max_tokens": 1}
+        assert status_of(port, asked, "/v1/completions") == 200
+        os.kill(next(pid for pid in serving.below(server) if "EngineCore" in name_of(pid)), signal.SIGSTOP)
+        said = serving.wait_for(log, "ready     again", process)
+        assert "vllm      hangs: it was asked and has computed nothing for" in said and "vllm      died" not in said
+        assert status_of(port, asked, "/v1/completions") == 200
 
 
 def test_a_server_whose_starter_is_killed_ends(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
@@ -95,16 +125,19 @@ def test_answers_that_are_not_the_trained_ones_close_the_gate(runs: Path, small_
 
     here = run_in(runs)
     adapter = here.folder / "adapter"
-    kept = {path: path.read_bytes() for path in adapter.iterdir()}
+    kept = {path: path.read_bytes() for path in (*adapter.iterdir(), here.references)}
     try:
         tensors = load_file(adapter / "adapter_model.safetensors")
         torch.manual_seed(3)
         other = {name: one + 0.1 * torch.randn_like(one) for name, one in tensors.items()}
         save_file(other, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
-        lines = list(files.read_jsonl(adapter / "reference.jsonl"))
+        lines = list(files.read_jsonl(here.references))
         # As another template or tokenizer would do it: one token of one prompt is another.
         lines[0]["prompt_ids"][5] += 1
-        files.write_text(adapter / "reference.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        files.write_text(here.references, "".join(json.dumps(line) + "\n" for line in lines))
+        prompt = files.read_json(adapter / "prompt.json")
+        prompt["references"]["sha256"] = files.sha256(here.references)
+        files.write_json(adapter / "prompt.json", prompt)
         (adapter / files.SUMS).unlink()
         files.write_sums(adapter)
         answer = serving.call(runs, "serve", small_recipe, f"serve.port={engine.free_port()}")
@@ -133,6 +166,15 @@ def test_what_kills_the_server_is_told_in_its_own_words(runs: Path, small_recipe
     assert answer.returncode == 1
     assert "vLLM ended while it started" in answer.stderr and "max_model_len" in answer.stderr
     assert "Traceback" not in answer.stderr and "serve.log" in answer.stderr
+
+
+def status_of(port: int, body: Any, path: str = "/v1/chat/completions", **headers: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json", **headers})
+        return connection.getresponse().status
+    finally:
+        connection.close()
 
 
 def command_of(pid: int) -> str:

@@ -2,7 +2,9 @@
 
 import csv
 import gzip
+import io
 import json
+import zipfile
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import console, dotted, workbook
+from data_prep import console, dotted
 from data_prep.read import read
 from data_prep.source_row import SourceRow
 from data_prep.sources import find, left_out
@@ -434,13 +436,31 @@ def test_an_error_in_a_column_that_nobody_needs_is_an_empty_cell(tmp_path: Path)
     ]
 
 
-def test_a_workbook_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workbook_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.xlsx").write_bytes(written(SHEET, more=b"<x>" + b" " * 3_000_000 + b"</x>"))
-    source = Source(path=str(tmp_path / "rows.xlsx"))
-    assert len(rows_of(source)) == 2
-    monkeypatch.setattr(workbook, "WORKBOOK_BYTES", 2 << 20)
-    with pytest.raises(RecipeError, match="a workbook of 2 MiB when it is unpacked, more than 2; export it as CSV"):
-        rows_of(source)
+    assert len(rows_of(Source(path=str(tmp_path / "rows.xlsx")))) == 2
+    with pytest.raises(RecipeError, match=r"an unpacked workbook of 2.9 MiB, more than 2; export it as CSV"):
+        rows_of(Source(path=str(tmp_path / "rows.xlsx"), max_unpacked_mib=2))
+
+
+def test_a_sheet_is_checked_whatever_its_name_is(tmp_path: Path) -> None:
+    entities = '<!DOCTYPE worksheet [<!ENTITY e "x">]>'
+    moved = renamed(written(SHEET, entities), "worksheets/sheet1.xml", "worksheets/sheet1.png")
+    (tmp_path / "rows.xlsx").write_bytes(moved)
+    with pytest.raises(RecipeError, match=r"sheet1.png has a document type"):
+        rows_of(Source(path=str(tmp_path / "rows.xlsx")))
+    picture = renamed(written(SHEET, more=b"\x89PNG\r\n\x1a\n" + bytes(range(256))), "xl/more.xml", "xl/more.png")
+    (tmp_path / "rows.xlsx").write_bytes(picture)
+    assert len(rows_of(Source(path=str(tmp_path / "rows.xlsx")))) == 2
+
+
+def renamed(content: bytes, before: str, after: str) -> bytes:
+    """The workbook with a part under another name, wherever it is named."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as given, zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in given.namelist():
+            archive.writestr(name.replace(before, after), given.read(name).replace(before.encode(), after.encode()))
+    return made.getvalue()
 
 
 @pytest.mark.parametrize("setting", ["quotes: ',', delimiter: ','", "delimiter: '::'", "quotes: ab", "sample_by: word"])

@@ -33,7 +33,7 @@ def test_what_is_pinned_stays_pinned_in_training_and_in_vllm(small_recipe: Path,
     (adapter,) = (runs / small_recipe.stem / "latest").glob("adapter")
     prompt = files.read_json(adapter / "prompt.json")
     assert prompt["stop"] == "<end_of_turn>" and prompt["template"]["pinned"]["enable_thinking"] is False
-    references = list(files.read_jsonl(adapter / "reference.jsonl"))
+    references = list(files.read_jsonl(adapter.parent / "reference.jsonl"))
     port, log = free_port(), tmp_path / "serve.log"
     # Serving compares the ids of all prompts, and all answers, with those of the training before it is ready.
     words = ("serve", small_recipe, setting, f"serve.port={port}", "serve.model=adapter")

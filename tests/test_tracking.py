@@ -28,6 +28,14 @@ with files.whole_folder(Path(sys.argv[1])) as folder:
     os.kill(os.getpid(), 9)
 """
 
+MADE = """
+import sys
+from pathlib import Path
+from tracking import files
+with files.whole_folder(Path(sys.argv[1]), keep=sys.argv[2] == "True") as folder:
+    (folder / "second.jsonl").touch()
+"""
+
 
 def wandb_records(path: Path) -> Iterator[Any]:
     """Reads an offline .wandb file: a header of 7 bytes, then LevelDB log records in blocks of 32 KiB."""
@@ -92,7 +100,8 @@ def record_everything(run: runs.Run, recipe: Recipe) -> None:
     (run.folder / "adapter").mkdir()
     (run.folder / "adapter" / "adapter_model.safetensors").write_bytes(b"what was learnt")
     (run.folder / "adapter" / "prompt.json").write_text(json.dumps(LABELS), encoding="utf-8")
-    (run.folder / "adapter" / "reference.jsonl").write_text("a prompt of the reference", encoding="utf-8")
+    for folder in (run.folder, run.folder / "adapter"):  # where it is, and where it was once
+        (folder / "reference.jsonl").write_text("a prompt of the reference", encoding="utf-8")
     given = [LABELS[0], *LABELS[1:-1], None]
     rows = [
         {
@@ -260,6 +269,25 @@ def test_an_offline_run_that_was_killed_goes_on_as_one_run_without_gaps_or_doubl
     ]
 
 
+@pytest.mark.parametrize("may_leave", [True, False])
+def test_before_wandb_gets_rows_a_line_says_so(
+    may_leave: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    said: list[str] = []
+
+    def refuse(**_: Any) -> None:
+        said.append(capsys.readouterr().err)
+        raise ConnectionError
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    asked = ["tracking.wandb.mode=online", f"privacy.data_may_leave={str(may_leave).lower()}"]
+    with pytest.raises(ConnectionError):
+        weights_and_biases.start(runs.Run(tmp_path), load("classifier", asked, "cpu").recipe, {})
+    assert ("insource gets rows of the data, with labels and answers, and the adapter" in said[0]) == may_leave
+
+
 def test_wandb_mode_off_is_respected(tmp_path: Path) -> None:
     recipe = load("classifier", ["tracking.wandb.mode=off"], "cpu").recipe
     assert weights_and_biases.start(runs.Run(tmp_path), recipe, {}) is None
@@ -295,6 +323,19 @@ def test_what_a_killed_process_left_of_a_folder_goes_with_the_next_attempt(tmp_p
     assert [file.name for file in tmp_path.glob("*/*")] == ["half.jsonl"]
     with files.whole_folder(tmp_path / "prepared") as folder:
         (folder / "whole.jsonl").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_two_processes_that_make_one_folder_remove_nothing_of_each_other(keep: bool, tmp_path: Path) -> None:
+    with files.whole_folder(tmp_path / "prepared", keep=keep) as first:
+        (first / "first.jsonl").touch()
+        asked = [sys.executable, "-c", MADE, str(tmp_path / "prepared"), str(keep)]
+        subprocess.run(asked, cwd=ROOT, check=True)
+        assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["second.jsonl"]
+        (first / "more.jsonl").touch()
+    there = sorted(path.name for path in (tmp_path / "prepared").iterdir())
+    assert there == (["second.jsonl"] if keep else ["first.jsonl", "more.jsonl"])
     assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
 
 

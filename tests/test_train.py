@@ -18,7 +18,6 @@ ADAPTER_FILES = {
     "adapter_model.safetensors",
     "chat_template.jinja",
     "prompt.json",
-    "reference.jsonl",
     "SHA256SUMS",
     "generation_config.json",
     "tokenizer.json",
@@ -109,7 +108,12 @@ def test_one_command_leaves_a_whole_run_and_the_second_call_leaves_it_unchanged(
     assert (run.parent / "latest").resolve() == run
     assert list((run / "wandb").rglob("*.wandb"))
     assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
-    probes = list(files.read_jsonl(run / "adapter" / "reference.jsonl"))
+    # Rows of the data lie beside the folder that people share, which has their hash.
+    told = files.read_json(run / "adapter" / "prompt.json")["references"]
+    assert told["sha256"] == files.sha256(run / "reference.jsonl") == stage["outputs"]["reference.jsonl"]
+    assert told["sha256"] in (run / "adapter" / "README.md").read_text(encoding="utf-8")
+    probes = list(files.read_jsonl(run / "reference.jsonl"))
+    assert len(probes) == told["rows"]
     assert probes and all(one["answer"] and one["prompt_ids"] and one["log_probability"] <= 0 for one in probes)
     config = files.read_json(run / "adapter" / "adapter_config.json")
     assert config["base_model_name_or_path"] == "pocket/model"

@@ -117,7 +117,11 @@ def _locked_folder(path: Path) -> Iterator[Path]:
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         lock = aside.with_name(f"{aside.name}.lock")
         with lock.open("w", encoding="utf-8") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX)
+            except OSError:  # a file system without locks
+                lock.unlink(missing_ok=True)
+                raise
             # Before the lock was held, another process may have taken the file for one that was left.
             if not _is_there(held, lock):
                 continue

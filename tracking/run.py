@@ -13,6 +13,7 @@ import io
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ from recipes.schema import Recipe
 from tracking import files, identity
 
 SCHEMA_VERSION = 1
+REFERENCES = "reference.jsonl"
+UNTOLD = "its process ended without recording how: it was killed, or the disk could not be written"
+# A reader that looks whether a run is worked on holds it for a moment.
+_LOCK_SECONDS = 0.5
+
+_held_here: set[Path] = set()
 
 # Keys that older versions wrote into recipe.yaml, and that mean nothing now.
 REMOVED_KEYS = (("export", "replay_nf4"),)
@@ -56,8 +63,37 @@ class Run:
         return files.read_json(self.folder / "manifest.json")  # type: ignore[no-any-return]
 
     def stage(self, name: str) -> dict[str, Any]:
-        """Returns the manifest's entry of a stage, {} where it has not begun."""
-        return self.manifest["stages"].get(name, {})  # type: ignore[no-any-return]
+        """Returns the manifest's entry of a stage, {} where it has not begun. One that runs, though no process works on
+        the run, was interrupted."""
+        entry: dict[str, Any] = self.manifest["stages"].get(name, {})
+        return entry if self.worked_on else _settled(entry)
+
+    @property
+    def references(self) -> Path:
+        """Returns the file of the reference answers of a run, or of a deployed version: beside the adapter, which is
+        what people share; in its folder, where an earlier version of insource trained it."""
+        beside = self.folder / REFERENCES
+        return beside if beside.exists() else self.folder / "adapter" / REFERENCES
+
+    def check_references(self, prompt: Mapping[str, Any]) -> None:
+        """Returns nothing where the reference answers are those that a prompt.json tells of. Raises StageError."""
+        told = prompt.get("references")
+        if told and (not self.references.is_file() or files.sha256(self.references) != told["sha256"]):
+            raise StageError(
+                f"{self.folder / REFERENCES} is not as training wrote it; copy it again, or train again (FRESH=1)"
+            )
+
+    @property
+    def worked_on(self) -> bool:
+        """Returns whether a process holds the run (`locked`), also where nothing can tell."""
+        try:
+            with (self.folder / ".lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
 
     def recipe(self) -> Recipe:
         """Returns the resolved recipe of this run. Raises RecipeError where this version does not read it."""
@@ -147,12 +183,19 @@ def end(run: Run, stage: str, state: State, reason: str, outputs: Sequence[Path]
 
 @contextmanager
 def recorded(run: Run, stage: str) -> Iterator[None]:
-    """Records how a stage ended where the block ends otherwise than well; what was raised goes on."""
+    """Records how a stage ended where the block ends otherwise than well; what was raised goes on.
+
+    Where that cannot be written (a full disk, one that became read-only), it is said, and `Run.stage` tells it later.
+    """
     try:
         yield
     except BaseException as error:
         state: State = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        end(run, stage, state, str(error) or type(error).__name__)
+        try:
+            end(run, stage, state, str(error) or type(error).__name__)
+        except OSError as unwritten:
+            told = f"{run.folder / 'manifest.json'} does not record that {stage} {state}: {unwritten.strerror}"
+            print(f"manifest  {told}", file=sys.stderr, flush=True)
         raise
 
 
@@ -163,11 +206,21 @@ def locked(run: Run) -> Iterator[None]:
     Raises StageError where another process holds it.
     """
     with (run.folder / ".lock").open("w", encoding="utf-8") as file:
+        end_of_wait = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end_of_wait:
+                    told = f"run {run.id} is being worked on by another process; wait for it, or end it"
+                    raise StageError(told) from None
+                time.sleep(0.05)
+        _held_here.add(run.folder.resolve())
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StageError(f"run {run.id} is being worked on by another process; wait for it, or end it") from None
-        yield
+            yield
+        finally:
+            _held_here.discard(run.folder.resolve())
 
 
 def point_latest(run: Run) -> None:
@@ -191,7 +244,18 @@ def now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
+def _settled(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of the manifest as it is where no process works on the run."""
+    if entry.get("state") != "running":
+        return entry
+    return entry | {"state": "interrupted", "exit_reason": UNTOLD}
+
+
 def _update(run: Run, stage: str, changes: Mapping[str, Any]) -> None:
     manifest = run.manifest
+    if run.folder.resolve() in _held_here or not run.worked_on:
+        # Whatever else runs by the manifest, nobody is at it.
+        others = {name: _settled(entry) for name, entry in manifest["stages"].items() if name != stage}
+        manifest["stages"].update(others)
     manifest["stages"].setdefault(stage, {}).update(changes)
     files.write_json(run.folder / "manifest.json", manifest)

@@ -1,13 +1,16 @@
 """Environments of their own, for programs that do not fit into ours: made once by pip, found again by a stamp."""
 
 import json
+import re
 import subprocess
 import sys
+import tempfile
 import venv
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from recipes.errors import StageError
+from tracking import files
 
 STAMP = "insource.json"
 
@@ -17,17 +20,49 @@ def python_of(folder: Path, requirements: Sequence[str], without: Sequence[str] 
 
     `without` is taken out again after the installation. Raises StageError with pip's last line where it cannot be made.
     """
+
+    def install(python: Path) -> None:
+        _pip(python, "install", "--no-compile", *requirements)
+        if without:
+            _pip(python, "uninstall", "-y", *without)
+
+    return _made(folder, [*requirements, *(f"without {name}" for name in without)], " ".join(requirements), install)
+
+
+def python_of_lock(folder: Path, lock: Path, without: Collection[str] = ()) -> Path:
+    """Returns the Python of an environment that holds what a lock names, each file with a hash that the lock has, but
+    for the packages of `without`. Made where it is not there yet, or holds another lock.
+
+    Raises StageError with pip's last line where it cannot be made, such as for a file with another hash.
+    """
+
+    def install(python: Path) -> None:
+        wanted = [pin for pin in pins(lock.read_text(encoding="utf-8")) if pin.partition("==")[0] not in without]
+        with tempfile.TemporaryDirectory() as made:
+            asked = Path(made) / "requirements.txt"
+            asked.write_text("\n".join(wanted) + "\n", encoding="utf-8")
+            # Nothing is resolved, since the lock is complete.
+            _pip(python, "install", "--no-compile", "--no-deps", "--require-hashes", "-r", str(asked))
+
+    stamp = [f"{lock.name} {files.sha256(lock)}", *(f"without {name}" for name in without)]
+    return _made(folder, stamp, lock.name, install)
+
+
+def pins(lock: str) -> list[str]:
+    """Returns the requirements of a lock, each with its hashes."""
+    return re.findall(r"^[A-Za-z0-9].*(?:\n[ \t]+.*)*", lock, re.MULTILINE)
+
+
+def _made(folder: Path, wanted: list[str], shown: str, install: Callable[[Path], None]) -> Path:
+    """The Python of an environment, installed unless its stamp says that it is what is wanted."""
     python, stamp = folder / "bin" / "python", folder / STAMP
-    wanted = [*requirements, *(f"without {name}" for name in without)]
     if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
         return python
-    print(f"setup     installing {' '.join(requirements)} into {folder}", file=sys.stderr, flush=True)
+    print(f"setup     installing {shown} into {folder}", file=sys.stderr, flush=True)
     folder.parent.mkdir(exist_ok=True)
     (folder.parent / ".gitignore").write_text("*\n", encoding="utf-8")
     venv.create(folder, with_pip=True, clear=True)
-    _pip(python, "install", "--no-compile", *requirements)
-    if without:
-        _pip(python, "uninstall", "-y", *without)
+    install(python)
     stamp.write_text(json.dumps(wanted), encoding="utf-8")
     return python
 

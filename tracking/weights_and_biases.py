@@ -217,7 +217,7 @@ def finish(wandb_run: Any, run: Run, summary: Mapping[str, float | int], digests
     wandb_run.summary.update({**summary, **digests})
     if run.recipe().privacy.data_may_leave:
         artifact = wandb.Artifact(f"{run.recipe_name}-adapter", type="model", metadata={"run_id": run.id, **digests})
-        # Reference answers are prompts from the data: they stay in the run folder.
+        # Runs of earlier versions have reference answers there, which are rows of the data: they stay.
         for path in sorted((run.folder / "adapter").iterdir()):
             if path.name != "reference.jsonl":
                 artifact.add_file(str(path), name=path.name)

@@ -3,9 +3,11 @@
 adapter_model.safetensors adapter_config.json    PEFT's own format, loaded by PEFT and by vLLM
 tokenizer.json tokenizer_config.json chat_template.jinja generation_config.json   the template pinned, the stop as EOS
 prompt.json        the task as prompts need it, and the hash of the template that rendered them
-reference.jsonl    what a server must reproduce, see references.py
 README.md          the model card, with the measured score
 SHA256SUMS         the hashes of all the others
+
+Beside it, in the run, lies reference.jsonl: what a server must reproduce (references.py). It holds rows of the data;
+the folder, which is what people share, has its hash alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,20 +41,21 @@ def export(
     probed: Decoded,
     answers: Sequence[Answer],
 ) -> Path:
-    """Returns the adapter folder of the run, written whole: weights, tokenizer, prompt, reference answers and card.
+    """Returns the adapter folder of the run, written whole: weights, tokenizer, prompt and card; the reference answers
+    lie beside it.
 
     `answers` are those of the trained weights to the rows of `probed`.
     """
+    told = references.write(run.folder, references.lines(probed.rows, probed.prompts, answers))
     with files.whole_folder(run.folder / "adapter") as folder:
         _save(model, recipe, folder)
         tokenizer.save_pretrained(folder)
         generation_config(tokenizer).save_pretrained(folder)
-        files.write_json(folder / "prompt.json", prompt)
-        files.write_text(folder / "README.md", card(run, recipe, scores))
+        files.write_json(folder / "prompt.json", {**prompt, "references": told})
+        files.write_text(folder / "README.md", card(run, recipe, scores, told))
         # A pickle has no place in what is deployed.
         for pickled in (*folder.glob("*.bin"), *folder.glob("*.pt")):
             pickled.unlink()
-        references.write(folder, references.lines(probed.rows, probed.prompts, answers))
         files.write_sums(folder)
     return run.folder / "adapter"
 
@@ -124,8 +127,8 @@ def prompt(
     }
 
 
-def card(run: Run, recipe: Recipe, scores: Mapping[str, Any]) -> str:
-    """Returns the model card (README.md) of the adapter."""
+def card(run: Run, recipe: Recipe, scores: Mapping[str, Any], told: Mapping[str, Any]) -> str:
+    """Returns the model card (README.md) of the adapter; `told` is what it says of the reference answers."""
     module = KINDS[recipe.task.variant]
     tuned, base = module.headline(scores["tuned"]), module.headline(scores["base"])
     rows = "\n".join(
@@ -161,8 +164,9 @@ The sealed test set was not opened.
 - LoRA: {method(recipe.lora)}
 - Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
 - Serving: {serving(run, recipe)}
-- Not to be shared: `reference.jsonl` holds validation rows of the data as token ids, which anybody can decode. Remove
-  it before this folder goes to others.
+- Not in this folder, and not to be shared: `reference.jsonl`, {told["rows"]} validation rows as token ids, which
+  anybody can decode, with the answers that a server is held to. It stays in the run and in the registry; its SHA-256
+  is `{told["sha256"]}`.
 """
 
 

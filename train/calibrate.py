@@ -19,7 +19,7 @@ from tracking import files, venvs
 from tracking.run import Run
 
 ROOT = Path(__file__).parent.parent
-REQUIREMENTS = ("llmcompressor==0.14.0.1",)
+LOCK = ROOT / "requirements" / "calibrate.txt"
 # They come built for CUDA and break `import transformers` next to a CPU build of torch.
 WITHOUT_ON_CPU = ("torchvision", "torchaudio")
 
@@ -27,7 +27,7 @@ WITHOUT_ON_CPU = ("torchvision", "torchaudio")
 def write(run: Run, recipe: Recipe, merged: Path, preset: str, group_size: int, folder: Path) -> None:
     """Writes the merged model quantized by a preset into a folder. Raises StageError where llm-compressor fails."""
     without = WITHOUT_ON_CPU if recipe.accelerate.use_cpu else ()
-    python = venvs.python_of(ROOT / ".venvs" / "llmcompressor", REQUIREMENTS, without)
+    python = venvs.python_of_lock(ROOT / ".venvs" / "llmcompressor", LOCK, without)
     with tempfile.TemporaryDirectory() as name:
         rows = Path(name) / "rows.jsonl"
         rows.write_text("".join(json.dumps({"input_ids": ids}) + "\n" for ids in token_ids(run, recipe, merged)))

@@ -155,7 +155,7 @@ def _launch(current: Run, recipe: Recipe) -> None:
         sys.exit(stage["metrics"].get("exit_code", command.FAILED))
     # Of a machine's processes only the very first one records, and exits with, the code 130.
     if code == command.INTERRUPTED or (stopped and (code or accelerate.machine_rank)):
-        if stage.get("state") == "running" and not accelerate.machine_rank:
+        if stage.get("exit_reason") == run.UNTOLD and not accelerate.machine_rank:
             run.end(current, "train", "interrupted", "killed after a second signal", exit_code=command.INTERRUPTED)
         print(f"interrupted: the same command goes on with run {current.id}", file=sys.stderr)
         sys.exit(command.INTERRUPTED)

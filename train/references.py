@@ -1,6 +1,6 @@
 """Reference answers: what the trained weights answer in transformers, so that a server can be held to it.
 
-adapter/reference.jsonl   {"id": "T000017", "prompt_ids": [...], "answer": "delivery_delay", "token_ids": [...],
+<run>/reference.jsonl     {"id": "T000017", "prompt_ids": [...], "answer": "delivery_delay", "token_ids": [...],
                            "log_probability": -0.03, "margin": 3.1}
 
 They are of the first validation rows. Adapter and merged model are served on the base that was trained on, so that the
@@ -31,10 +31,11 @@ def lines(
     ]
 
 
-def write(folder: Path, references: Sequence[Mapping[str, Any]]) -> None:
-    """Writes reference.jsonl into a folder of weights."""
+def write(folder: Path, references: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Writes reference.jsonl into the folder of a run. Returns what others may know of it: {"rows", "sha256"}."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in references)
     files.write_text(folder / "reference.jsonl", text)
+    return {"rows": len(references), "sha256": files.sha256(folder / "reference.jsonl")}
 
 
 def _told(answer: Answer) -> dict[str, Any]:

@@ -115,7 +115,8 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
         wandb_run, run, headline(task, scores), {f"data_{name}_sha256": sha for name, sha in hashes.items()}
     )
     spent = {"seconds": round(time.monotonic() - began, 1), "peak_memory_bytes": peak_memory_bytes()}
-    runs.end(run, "train", "done", "done", sorted(folder.iterdir()), validation=scores, **trained, **spent)
+    outputs = [*sorted(folder.iterdir()), run.references]
+    runs.end(run, "train", "done", "done", outputs, validation=scores, **trained, **spent)
 
 
 def rows_of(run: Run, split: str, hashes: Mapping[str, str]) -> list[dict[str, Any]]:

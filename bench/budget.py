@@ -1,0 +1,104 @@
+"""A comparison that is killed again and again: `python -m bench.budget` prints a table and writes
+bench/results/budget.json.
+
+A process asks a provider on loopback (tests/faulty_provider.py) and is killed (SIGKILL, SIGINT) at a random moment, 50
+times; it goes on with the answers and attempts that it finds on disk. Once the provider answers all requests and takes
+money for all that it gets, once one in ten is refused, reset, late or cut off.
+
+    | provider | kills | requests | sent | known | cap | over the cap |
+
+After each kill: what was sent costs no more than the cap, and no more than what is known of it on disk.
+"""
+
+import argparse
+import logging
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from bench import machine
+from compare import answers
+from compare.spend import Budget
+from recipes import command
+from tests.collecting import IDENTITY, Price, backend, collect, questions
+from tests.faulty_provider import Provider, running
+from tests.provider_answers import tokens
+from tracking import files
+
+RESULTS = Path(__file__).parent / "results" / "budget.json"
+KILLS, ROWS, CAP_USD = 50, 1500, 0.5
+FAULTS = (0.0, 0.1)
+# An attempt is settled by sums of the same figures in another order.
+ROUNDING = 1e-9
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.budget", description="What a comparison spends when killed.")
+    parser.add_argument("--kills", type=int, default=KILLS)
+    parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # of clients that were killed
+    rows = []
+    for faults in FAULTS:
+        with tempfile.TemporaryDirectory() as name:
+            found = killed(arguments.kills, faults, ROWS, CAP_USD, Path(name) / "provider.jsonl", arguments.seed)
+        rows.append(found)
+        told = " | ".join(f"{found[key]:,}" for key in ("kills", "requests", "sent_usd", "known_usd", "cap_usd"))
+        print(f"| one in ten fails: {faults > 0} | {told} | {found['over_cap']} |", flush=True)
+    about = {"command": "make bench BENCH=budget", "hardware": machine.hardware(on_gpu=False), "date": machine.today()}
+    files.write_json(arguments.results, [row | about for row in rows])
+    return command.FAILED if any(row["over_cap"] or row["over_known"] for row in rows) else command.DONE
+
+
+def killed(kills: int, faults: float, rows: int, cap_usd: float, path: Path, seed: int) -> dict[str, Any]:
+    """Returns what came of so many kills: what was sent, what is known of it, how often one of both was exceeded."""
+    provider = Provider(faults=faults, delay_seconds=0.0 if faults else 0.05)
+    chance, by, over, with_money = random.Random(seed), Counter[str](), Counter[str](), 0
+    with running(provider) as address:
+
+        def sent_usd() -> float:
+            """What it takes: for all that it gets, or where it refuses some, for all that it worked out."""
+            return Price().of(provider.charged if faults else [tokens(body) for _, _, body in provider.seen])
+
+        def known_usd() -> float:
+            return answers.known_usd(backend(address), IDENTITY, questions(rows), path)
+
+        words = [sys.executable, "-m", "bench.budget_child", address, str(path), str(rows), str(cap_usd)]
+        for _ in range(kills):
+            seen, until = len(provider.seen), chance.randint(1, 40)
+            process = subprocess.Popen(words, cwd=machine.ROOT, stderr=subprocess.DEVNULL)
+            while len(provider.seen) < seen + until and process.poll() is None:
+                time.sleep(0.002)
+            with_money += process.poll() is None
+            number = chance.choice((signal.SIGKILL, signal.SIGINT))
+            process.send_signal(number)
+            process.wait()
+            by[number.name] += 1
+            over["cap"] += sent_usd() > cap_usd
+            over["known"] += sent_usd() > known_usd() + ROUNDING
+        found = collect(address, path, questions(rows), budget=Budget(cap_usd, known_usd()))
+        return {
+            "faults": faults,
+            "kills": kills,
+            "signals": dict(by),
+            "killed_while_asking": with_money,
+            "requests": len(provider.seen),
+            "met": dict(provider.met),
+            "complete": found.complete,
+            "sent_usd": round(sent_usd(), 6),
+            "known_usd": round(known_usd(), 6),
+            "cap_usd": cap_usd,
+            "over_cap": over["cap"] + (sent_usd() > cap_usd),
+            "over_known": over["known"],
+        }
+
+
+if __name__ == "__main__":
+    command.run(main)
