@@ -60,7 +60,7 @@ def _levels(values: Mapping[float, int]) -> Array:
 
 
 SHARES = (np.arange(POINTS) + 0.5) / POINTS
-CONTINUOUS: Array = 0.3 + 0.7 * SHARES**0.2
+CONTINUOUS: Array = 0.3 + 0.7 * SHARES**0.1
 LEVELS = _levels({0.5: 8, 0.6: 8, 0.7: 10, 0.8: 14, 0.9: 20, 0.97: 40})
 
 POPULATIONS = (

@@ -237,7 +237,7 @@ def why_none(claim: Claim, rows: Rows, confidences: Array, route: Route, needed:
     if n < least:
         does += f" on fewer than {least:,} rows, not even where all are right"
     if needed is None:
-        more = "no number of rows would show one if answers are as good as these"
+        more = "even a million rows would probably show none if answers are as good as these"
         return f"{does}, with {route.confidence:.0%} confidence on {n:,} calibration rows; {right}; {more}"
     more = f"about {needed:,} calibration rows would probably show one"
     return f"{does}, with {route.confidence:.0%} confidence on {n:,} calibration rows; {right}; {more}"

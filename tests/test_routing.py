@@ -33,7 +33,7 @@ LABELS = ("billing_dispute", "refund_status")
 def drawn(n: int, seed: int, groups: bool = False) -> tuple[list[float], list[float], Rows]:
     """Confidences and right answers of 500 validation rows, and calibration rows: as often right as sure."""
     rng = np.random.default_rng(seed)
-    validation, mine = 0.3 + 0.7 * rng.random(500) ** 0.2, 0.3 + 0.7 * rng.random(n) ** 0.2
+    validation, mine = 0.3 + 0.7 * rng.random(500) ** 0.1, 0.3 + 0.7 * rng.random(n) ** 0.1
     right = [float(one) for one in rng.random(n) < mine]
     ids = [f"c{at}" for at in range(n)]
     rows = Rows(ids, mine.tolist(), right, [f"g{at // 3}" for at in range(n)] if groups else None)
@@ -96,7 +96,7 @@ def test_why_there_is_no_threshold_is_told_with_the_rows_that_would_show_one() -
     assert few.rows_needed is not None and few.rows_needed > 120
     assert f"about {few.rows_needed:,} calibration rows would probably show one" in (few.why_none or "")
     shown = [policy_of(few.rows_needed, seed, Route(target_accuracy=0.97)).threshold is not None for seed in range(40)]
-    assert sum(shown) >= 24, "in about four of five cases"
+    assert sum(shown) >= 20, "by 620 rows it is only known about"
     ten = policy_of(10, 3, Route())
     assert "fewer than 59 rows, not even where all are right" in (ten.why_none or "")
     hopeless = route.policy(
@@ -104,7 +104,7 @@ def test_why_there_is_no_threshold_is_told_with_the_rows_that_would_show_one() -
         Rows([str(at) for at in range(600)], [0.5, 0.7, 0.9] * 200, [0.0, 1.0] * 300),
         Route(),
     )
-    assert hopeless.rows_needed is None and "no number of rows would show one" in (hopeless.why_none or "")
+    assert hopeless.rows_needed is None and "even a million rows would probably show none" in (hopeless.why_none or "")
 
 
 def test_without_confidences_or_rows_the_reason_is_told() -> None:
@@ -271,7 +271,7 @@ def comparison(folder: Path, tokenizer: Any, budget: float = 5.0) -> Place:
         ]
         for split, count in (("train", 20), ("validation", 60), ("calibration", 150), ("test", 40))
     }
-    baseline = {"provider": "openai", "model": "gpt-6-luna"}
+    baseline = {"provider": "openai", "model": "gpt-6-luna", "max_output_tokens": 16}
     return place(
         folder, recipe, tokenizer, rows, baselines=[baseline], primary={"baseline": CHAT}, repeat_rows=0,
         budget_usd=budget,
@@ -324,10 +324,10 @@ def test_where_the_budget_ends_before_the_calibration_rows_the_comparison_is_who
     enough = comparison(tmp_path / "enough", tokenizer)
     whole = providers.everyone(enough, closed(enough))
     assert whole[CHAT].spent_usd is not None
-    # As much as two of three of all rows cost, each attempt at its upper bound.
+    # Enough for the test rows, and for some of the calibration rows.
     here = comparison(tmp_path / "few", tokenizer, 0.66 * whole[CHAT].spent_usd)
     found = providers.everyone(here, closed(here))[CHAT]
-    assert found.complete and found.calibration == () and "could exceed budget_usd" in (found.why_not_calibration or "")
+    assert found.complete and not found.calibration and "could exceed budget_usd" in (found.why_not_calibration or "")
     assert found.spent_usd is not None and found.spent_usd <= here.recipe.compare.budget_usd
     own, scale = tuned(here)
     every = [score.scored(one, here.material, scale) for one in (own, found)]

@@ -21,11 +21,11 @@ import numpy.typing as npt
 from insource.stats.metric_stats import Array
 
 MOST_THRESHOLDS = 100
-# The sequence begins at the strictest threshold whose chance to pass is so near the best.
-NEAR = 0.05
 POWER = 0.8
 # Nobody labels more than this.
-MOST_ROWS = 10_000_000
+MOST_ROWS = 1_000_000
+# Numbers of rows that are tried, each about a tenth larger than the last.
+LADDER = 100
 # Fewer kept rows tell nothing of the rows that would be needed.
 LEAST_KEPT = 20
 # Share of misses that is given away to bound how often two systems differ (Berger and Boos 1994), and how many such
@@ -40,15 +40,17 @@ class Claim(Protocol):
         """Returns the probability of scores as good as these, or better, where the claim is false."""
 
     def expected(self, right: Array) -> tuple[Array, Array]:
-        """Returns by how much the mean is expected to pass the claim, and the standard deviation of one score, where
-        such shares of the answers are right."""
+        """Returns mean and standard deviation of scores where such shares of the answers are right."""
+
+    def spread(self, scores: Array) -> tuple[float, float]:
+        """Returns mean and standard deviation of scores, with one of the best and one of the worst added, so that a few
+        equal ones do not look sure."""
+
+    def chance(self, mean: Array, deviation: Array, rows: Array, alpha: float) -> Array:
+        """Returns the probability that so many kept rows show the claim at `alpha`, for each mean and deviation."""
 
     def least_rows(self, alpha: float) -> int:
         """Returns how many kept rows show the claim at `alpha` where none of them speaks against it."""
-
-    def spread(self, scores: Array) -> tuple[float, float]:
-        """Returns by how much the mean of scores passes the claim, and their standard deviation, with one row for and
-        one against it more, so that a few equal scores do not look sure."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,21 @@ class MeanAbove:
         return hoeffding_bentkus(float(np.mean(scores)), n, self.target)
 
     def expected(self, right: Array) -> tuple[Array, Array]:
-        return right - self.target, np.sqrt(right * (1 - right))
-
-    def least_rows(self, alpha: float) -> int:
-        return ceil(log(alpha) / log(self.target) - 1e-9)
+        return right, np.sqrt(right * (1 - right))
 
     def spread(self, scores: Array) -> tuple[float, float]:
         padded = np.append(scores, [0.0, 1.0])
-        return float(padded.mean()) - self.target, float(padded.std())
+        return float(padded.mean()), float(padded.std())
+
+    def chance(self, mean: Array, deviation: Array, rows: Array, alpha: float) -> Array:
+        from scipy.stats import binom
+
+        whole = np.floor(rows)
+        # One more right than this has a p-value of at most alpha; of too few rows there is no such count.
+        return np.asarray(binom.sf(binom.isf(alpha, whole, self.target), whole, mean))
+
+    def least_rows(self, alpha: float) -> int:
+        return ceil(log(alpha) / log(self.target) - 1e-9)
 
 
 @dataclass(frozen=True)
@@ -95,14 +104,20 @@ class NotWorse:
 
     def expected(self, right: Array) -> tuple[Array, Array]:
         # The other system is not asked for validation rows: as if it were right as often, and independently.
-        return np.full_like(right, self.margin), np.sqrt(2 * right * (1 - right))
-
-    def least_rows(self, alpha: float) -> int:
-        return ceil(log(alpha) / log(1 - self.margin) - 1e-9)
+        return np.zeros_like(right), np.sqrt(2 * right * (1 - right))
 
     def spread(self, scores: Array) -> tuple[float, float]:
         padded = np.append(scores, [-1.0, 1.0])
-        return float(padded.mean()) + self.margin, float(padded.std())
+        return float(padded.mean()), float(padded.std())
+
+    def chance(self, mean: Array, deviation: Array, rows: Array, alpha: float) -> Array:
+        from scipy.special import ndtr, ndtri
+
+        found = ndtr(ndtri(alpha) + np.sqrt(rows) * (mean + self.margin) / deviation)
+        return np.where(rows < self.least_rows(alpha), 0.0, found)
+
+    def least_rows(self, alpha: float) -> int:
+        return ceil(log(alpha) / log(1 - self.margin) - 1e-9)
 
 
 @dataclass(frozen=True)
@@ -138,22 +153,19 @@ def kept(confidences: Array, thresholds: Sequence[float]) -> npt.NDArray[np.int6
 
 
 def begin(claim: Claim, thresholds: Sequence[float], confidences: Array, right: Array, rows: int, alpha: float) -> int:
-    """Returns where the sequence begins, for so many calibration rows: at the strictest threshold whose chance to pass
-    is about the best there is, by confidences and right answers of validation rows.
+    """Returns where the sequence begins, for so many calibration rows: at the threshold whose chance to pass is the
+    best, by confidences and right answers of validation rows.
 
     A stricter one keeps too few rows to show anything, and a fixed sequence ends at its first failure.
     """
-    from scipy.special import ndtr, ndtri
-
     order = np.argsort(-confidences, kind="stable")
     hits = np.append(0.0, np.cumsum(right[order]))
     counts = kept(confidences, thresholds)
     # With one row for and one against, so that the strictest rows do not look surer than they are.
-    above, deviation = claim.expected((hits[counts] + 1) / (counts + 2))
+    mean, deviation = claim.expected((hits[counts] + 1) / (counts + 2))
     expected_rows = rows * counts / max(1, len(confidences))
-    chance = ndtr(ndtri(alpha) + np.sqrt(expected_rows) * above / deviation)
-    chance = np.where(expected_rows < claim.least_rows(alpha), 0.0, chance)
-    return int(np.argmax(chance >= chance.max() - NEAR)) if chance.max() > 0 else int(np.argmax(expected_rows))
+    chance = claim.chance(mean, deviation, expected_rows, alpha)
+    return int(np.argmax(chance if chance.max() > 0 else expected_rows))
 
 
 def tested(claim: Claim, thresholds: Sequence[float], confidences: Array, scores: Array, alpha: float) -> Outcome:
@@ -172,18 +184,18 @@ def rows_needed(
 ) -> int | None:
     """Returns about how many calibration rows would show the claim for some threshold in four of five cases, if answers
     are as good as these; None where no threshold passes it in truth, so that no number of rows would."""
-    from scipy.special import ndtri
-
-    order = np.argsort(-confidences, kind="stable")
-    ordered, found = scores[order], []
-    for count in kept(confidences, thresholds):
-        if count < LEAST_KEPT:
-            continue
-        above, deviation = claim.spread(ordered[:count])
-        if above > 0:
-            rows = max(claim.least_rows(alpha), ((ndtri(POWER) - ndtri(alpha)) * deviation / above) ** 2)
-            found.append(rows * len(confidences) / count)
-    return ceil(min(found)) if found and min(found) <= MOST_ROWS else None
+    ordered = scores[np.argsort(-confidences, kind="stable")]
+    counts = [int(count) for count in kept(confidences, thresholds) if count >= LEAST_KEPT]
+    if not counts:
+        return None
+    mean, deviation = np.array([claim.spread(ordered[:count]) for count in counts]).T
+    shares = np.array(counts) / len(confidences)
+    # By the best of many thresholds it would look easier than it is: half a standard error is taken off.
+    mean = mean - deviation / np.sqrt(counts) / 2
+    for rows in np.geomspace(claim.least_rows(alpha), MOST_ROWS, LADDER):
+        if claim.chance(mean, deviation, rows * shares, alpha).max() >= POWER:
+            return ceil(rows)
+    return None
 
 
 def hoeffding_bentkus(mean: float, n: int, target: float) -> float:
