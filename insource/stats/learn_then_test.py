@@ -194,7 +194,7 @@ def rows_needed(
     mean = mean - deviation / np.sqrt(counts) / 2
     for rows in np.geomspace(claim.least_rows(alpha), MOST_ROWS, LADDER):
         if claim.chance(mean, deviation, rows * shares, alpha).max() >= POWER:
-            return ceil(rows)
+            return ceil(float(rows))
     return None
 
 
