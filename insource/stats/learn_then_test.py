@@ -30,7 +30,7 @@ LADDER = 100
 LEAST_KEPT = 20
 # Share of misses that is given away to bound how often two systems differ (Berger and Boos 1994), and how many such
 # shares are tried.
-BETA, NODES = 1e-3, 65
+BETA, NODES = 1e-3, 17
 
 
 class Claim(Protocol):
