@@ -50,7 +50,7 @@ class Escalation:
         price = prices.of(system.baseline)
         self._purse = MonthlyPurse(ledger, price) if ledger and price else None
         self.priced = self._purse is not None
-        self._line = Line(backend, self._purse)
+        self._lines = [Line(backend, self._purse)]
         self._failures, self._silent_until = 0, 0.0
 
     async def ask(self, given: Input) -> Judged | str:
@@ -77,7 +77,8 @@ class Escalation:
 
     async def close(self) -> None:
         """Closes its connections."""
-        await self._line.close()
+        for line in self._lines:
+            await line.close()
 
     async def _asked(self, request: Request) -> Judged | str:
         found = await self._judged(request)
@@ -99,15 +100,15 @@ class Escalation:
     async def _reply(self, request: Request) -> Reply:
         """Returns the reply, asked again without a parameter that the provider refuses by name."""
         while True:
-            line = self._line
+            line = self._lines[-1]
             reply = await line.reply(request)
             optional = WIRES[line.backend.wire].OPTIONAL
             refused = refusals.parameter(reply.error or "", optional)
             if refused is None or refused in line.backend.left_out:
                 return reply
-            if self._line is line:
+            if line is self._lines[-1]:
                 backend = replace(line.backend, left_out=(*line.backend.left_out, refused))
-                self._line = Line(backend, self._purse)
+                self._lines.append(Line(backend, self._purse))
 
 
 def of(task: Task, place: Path) -> Escalation | Kept:
