@@ -84,8 +84,9 @@ def promote(place: Path, run: Run, overridden: list[str], routing: Mapping[str, 
                 files.write_json(aside / "version.json", about)
                 if told := files.changed(aside / "adapter"):
                     raise StageError(f"the adapter of run {run.id} is not as training wrote it: {'; '.join(told)}")
-        about = {"action": "deploy", "run_id": run.id, "forced": bool(overridden), "overridden": overridden}
-        point(place, version, about | ({"routing": routing} if routing else {}))
+        line: dict[str, Any] = {"action": "deploy", "run_id": run.id, "forced": bool(overridden)}
+        line |= {"overridden": overridden} | ({"routing": dict(routing)} if routing else {})
+        point(place, version, line)
     return version
 
 

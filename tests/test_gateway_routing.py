@@ -1,0 +1,75 @@
+"""A version's routing comes with its deployment, and a new one with the next: no restart."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy import registry, routing
+from recipes.load import load
+from tasks import KINDS
+from tests.faulty_provider import Provider
+from tests.gateway_process import LOOPBACK, NAME, Place
+from tracking import files
+from tracking.run import Run
+
+LABELS = {"delivery_delay": "", "refund_status": ""}
+
+
+def task() -> dict[str, Any]:
+    recipe = load(NAME, [], "cpu").recipe
+    module = KINDS["classification"]
+    spec = module.specify(recipe.task, LABELS)
+    told = {"kind": "classification", **spec.__dict__}
+    return {"task": told, "grammar": module.grammar(spec), "output_schema": module.output_schema(spec)}
+
+
+def told(place: Place, threshold: float | None) -> dict[str, Any]:
+    """What a deployment records."""
+    folder = place.registry / routing.FOLDER
+    folder.mkdir(exist_ok=True)
+    files.write_json(folder / "new", {"threshold": threshold, "why_none": None if threshold else "too few rows"})
+    name = f"{files.sha256(folder / 'new')[:16]}.json"
+    (folder / "new").rename(folder / name)
+    return {"file": name, "scale": {"slope": 1.0, "intercept": 0.0}, "why_none": None}
+
+
+def test_a_threshold_comes_with_a_deployment_of_the_same_version(
+    tmp_path: Path, provider: Provider, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider.answer = lambda prompt: "refund_status"
+    place = Place(tmp_path)
+    version = place.deploy("delivery_delay", task=task())
+    run = Run(place.folder / "runs" / NAME / "run-delivery_delay")
+    baseline = f'[{{provider: openai, model: gpt-6-luna, base_url: "{address}/v1", name: api, api_key_env: API_KEY}}]'
+    words = [LOOPBACK, f"compare.baselines={baseline}", "compare.primary=null"]
+    asked = {"input": "a text of a customer"}
+    with place.gateway(*words, API_KEY="secret") as gateway:
+        assert "deployed without a comparison" in gateway.says("ready     ")
+        status, said, _ = gateway.ask(asked, f"/v1/tasks/{NAME}")
+        assert status == 200 and (said["answer"], said["reason"]) == ("delivery_delay", "no_threshold")
+
+        registry.promote(place.registry, run, [], told(place, 0.99))
+        gateway.says(f"routing   {NAME}: below a confidence of 0.9900 api answers")
+        _, said, headers = gateway.ask(asked, f"/v1/tasks/{NAME}")
+        assert (said["answer"], said["answered_by"], said["reason"]) == ("refund_status", "api", "below_threshold")
+        assert said["local_confidence"] == pytest.approx(0.9048, abs=1e-3)
+        assert headers["X-Insource-Version"] == version
+
+        registry.promote(place.registry, run, [], told(place, None))
+        gateway.says(f"routing   {NAME}: every request stays local: too few rows")
+        assert gateway.ask(asked, f"/v1/tasks/{NAME}")[1]["answered_by"] == "local"
+        access = (place.registry.parent / "access.jsonl").read_text(encoding="utf-8")
+        assert "customer" not in access + gateway.text() and '"path": "/v1/tasks"' in access
+
+
+def test_a_routing_file_that_was_changed_is_not_followed(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    version = place.deploy("delivery_delay", task=task())
+    recorded = told(place, 0.5)
+    registry.promote(place.registry, Run(place.folder / "runs" / NAME / "run-delivery_delay"), [], recorded)
+    history = registry.history(place.registry)
+    assert routing.of_history(place.registry, history, version).threshold == 0.5
+    (place.registry / routing.FOLDER / recorded["file"]).write_text('{"threshold": 0.0}', encoding="utf-8")
+    with pytest.raises(Exception, match="not as it was deployed"):
+        routing.of_history(place.registry, history, version)
