@@ -15,6 +15,7 @@ from deploy import escalation
 from deploy.answering import Deployed
 from deploy.routing import Routing
 from insource.stats.calibration import Platt
+from recipes.errors import RecipeError
 from recipes.schema_verdict import Limits
 from tests.faulty_provider import Provider
 from tests.task_door import EXTRACTOR, NAME, baseline, deployed, door, recipe
@@ -310,3 +311,21 @@ def test_an_engine_that_breaks_off_is_told_to_come_back_later(tmp_path: Path) ->
             assert said.status == 503 and int(said.headers["Retry-After"]) > 0
 
     run(ask)
+
+
+@pytest.mark.parametrize(
+    ("baselines", "route", "told"),
+    [
+        ("[]", "{baseline: api}", "there are no API models"),
+        ("http://127.0.0.1:9", "{baseline: other}", "given 'other', there are api"),
+        ("http://127.0.0.1:9, shots: 3", "{baseline: api}", "not deployed"),
+        ("http://127.0.0.1:9", "{personal_data: redacted}", "personal_data"),
+    ],
+)
+def test_a_recipe_that_routes_to_what_cannot_be_asked_is_told(
+    tmp_path: Path, baselines: str, route: str, told: str
+) -> None:
+    address, _, more = baselines.partition(", ")
+    made = baseline(address, more=f", {more}" if more else "") if address != "[]" else "[]"
+    with pytest.raises(RecipeError, match=told):
+        recipe(tmp_path, baselines=made, route=route)
