@@ -126,6 +126,8 @@ class Received:
     """Of the whole answer, natural logarithm; None where the provider does not tell."""
     probabilities: Mapping[str, float] | None = None
     """Of every label, from endpoints that decide instead of writing."""
+    field_log_probability: float | None = None
+    """Of the field of an answered record that the model was least sure of (tasks/field_confidence.py)."""
 
 
 @dataclass(frozen=True)

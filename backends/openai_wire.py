@@ -8,6 +8,7 @@ from backends.schemas import fitting, unwrapped, wrapped
 from backends.sdk_environment import without
 from recipes.addresses import host_of, is_loopback
 from recipes.errors import RecipeError
+from tasks.field_confidence import least_of_fields
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -109,4 +110,7 @@ def received(completion: "ChatCompletion", backend: Backend, request: Request) -
         ),
         finish_reason="refusal" if choice.message.refusal else str(choice.finish_reason),
         log_probability=sum(one.logprob for one in found) if found else None,
+        field_log_probability=least_of_fields([one.token for one in found], [one.logprob for one in found])
+        if found
+        else None,
     )

@@ -19,7 +19,7 @@ from tracking import bars, files
 from tracking.run import Run
 
 if TYPE_CHECKING:
-    from insource.stats.calibration import Platt
+    from compare.confidence import Scale
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class Gathered:
     test: Sequence[Answer]
     """Of all test rows in their order, or of those that the system was asked."""
     calibration: Sequence[Answer] = ()
+    """Of all calibration rows in their order; none where the system was not asked, or not all of them."""
+    why_not_calibration: str | None = None
+    """Why not all calibration rows were asked that were to be."""
     again: Sequence[Answer] = ()
     """Answers to the first rows of the test set, asked a second time."""
     complete: bool = True
@@ -46,7 +49,7 @@ class Gathered:
     price: Priced | None = None
     shutdown_date: str | None = None
     """The day, ISO 8601, when the provider will shut the model down, where it says so."""
-    scale: "Platt | None" = None
+    scale: "Scale | None" = None
     """Of its own probabilities, fitted on validation rows, where a provider was asked those."""
     notes: Sequence[str] = ()
     """What was done otherwise than one would expect."""
@@ -157,6 +160,7 @@ def answer_of(found: Collected, row: str, repeat: int = 0) -> Answer:
         finish_reason=one.finish_reason or "stop",
         model_id=one.model_id or "",
         log_probability=one.log_probability,
+        field_log_probability=one.field_log_probability,
         request_sha256=one.request_sha256,
         input_tokens=one.input_tokens,
         output_tokens=one.output_tokens,

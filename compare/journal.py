@@ -4,7 +4,8 @@
  "model_id": "gpt-6-luna-2026-09-12", "finish_reason": "stop", "log_probability": null, "input_tokens": 231,
  "output_tokens": 5, "reasoning_tokens": 0, "cached_tokens": 208, "latency_seconds": 0.61,
  "attempt_latencies_seconds": [0.61], "error": null, "final": true, "usd": 0.000013, "unsure_usd": 0.0,
- "batch": false, "asked": "2026-11-21T10:00:00Z", "refused": false, "probabilities": null}
+ "batch": false, "asked": "2026-11-21T10:00:00Z", "refused": false, "probabilities": null,
+ "field_log_probability": null}
 
 The key is the hash of who is asked, of the whole body and of the repeat: an answer is used again for that alone. Of
 several lines with one key the last counts. A process that is killed while it writes leaves a torn last line, which is
@@ -71,6 +72,7 @@ class Answered:
     """Whether it was refused for how it was asked: no answer, and no wrong one either."""
     probabilities: Mapping[str, float] | None = None
     """Of every label, where the provider tells them."""
+    field_log_probability: float | None = None
     reused: bool = False
     """Whether it was not asked for here: an earlier invocation was, or another row with the same request."""
 
@@ -194,6 +196,7 @@ def row_of(
         asked=asked,
         refused=refused,
         probabilities=received.probabilities if received else None,
+        field_log_probability=received.field_log_probability if received else None,
     )
 
 

@@ -37,6 +37,8 @@ class Answer:
     finish_reason: str = "stop"
     model_id: str = ""
     log_probability: float | None = None
+    field_log_probability: float | None = None
+    """Of the field of a record that the system was least sure of."""
     request_sha256: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
@@ -120,7 +122,7 @@ def write(
     for at, (answer, parsed) in enumerate(zip(found.answers, found.parsed, strict=True)):
         parse_ok, schema_ok, label_ok = stages(parsed.problem)
         told = asdict(answer)
-        for name in ("log_probability", "finish_reason", "may_pass"):
+        for name in ("log_probability", "field_log_probability", "finish_reason", "may_pass"):
             del told[name]
         line = {
             "id": answer.id,

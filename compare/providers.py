@@ -12,12 +12,12 @@ from backends.model_families import UNKNOWN, Family
 from compare import answers_file, confidence, instructions, models, prices, questions
 from compare.answers import Collected, Question
 from compare.answers_file import AS_BY_DEFAULT, Rules
+from compare.confidence import Scale
 from compare.gathered import Asking, Gathered, Place, answer_of, remembered, told
 from compare.material import Material, Rows, of_validation
 from compare.prices import Priced
 from compare.spend import Budget
 from compare.systems import System
-from insource.stats.calibration import Platt
 from recipes.errors import RecipeError
 from recipes.schema_compare import Baseline
 from tracking import run
@@ -32,19 +32,43 @@ def everyone(place: Place, systems: Sequence[System]) -> dict[str, Gathered]:
     with_price = priced(systems)
     spent = sum(known.known_usd() for one, price in with_price if price for known in _everything(place, one))
     budget = Budget(place.recipe.compare.budget_usd, spent)
-    found = {}
+    found: dict[str, Gathered] = {}
+    chosen: dict[str, instructions.Chosen] = {}
     for system, price in with_price:
         mine = budget if price else None
-        chosen = instructions.chosen(place, system, partial(_asking, place), mine, price)
-        one = asked(place, chosen.system)
+        chosen[system.name] = choice = instructions.chosen(place, system, partial(_asking, place), mine, price)
+        one = asked(place, choice.system)
         before = one.known_usd()
         answers = one.collect(mine, price)
-        usd = chosen.spent_usd + before + answers.spent_usd if price else None
+        usd = choice.spent_usd + before + answers.spent_usd if price else None
         ends = _shutdown_date(one, answers)
         left_out = [f"{system.title}: asked without {name}, which its provider refuses" for name in system.left_out]
-        more = {"price": price, "shutdown_date": ends, "notes": [*chosen.notes, *left_out]}
+        more = {"price": price, "shutdown_date": ends, "notes": [*choice.notes, *left_out]}
         found[system.name] = told(one, answers, place, spent_usd=usd, scale=_scale(place, system, answers), **more)
+    # Last, so that a budget which ends here takes nothing from the comparison.
+    for system, price in with_price:
+        asking = for_routing(place, chosen[system.name].system)
+        if asking is not None:
+            found[system.name] = _with_calibration(found[system.name], asking, budget if price else None, price)
     return found
+
+
+def _with_calibration(got: Gathered, asking: Asking, budget: Budget | None, price: Priced | None) -> Gathered:
+    """Returns what a system answered with its answers to the calibration rows, if all of them were asked."""
+    before = asking.known_usd()
+    answers = asking.collect(budget, price)
+    usd = (got.spent_usd or 0.0) + before + answers.spent_usd if price else None
+    if not answers.complete:
+        return replace(got, spent_usd=usd, why_not_calibration=answers.why_incomplete)
+    return replace(got, spent_usd=usd, calibration=[answer_of(answers, one.id) for one in asking.questions])
+
+
+def for_routing(place: Place, system: System) -> Asking | None:
+    """Returns the calibration rows that a system is asked for `route.not_worse_than` alone; None of another system,
+    and of one that decides, which is asked them in any case."""
+    if system.name != place.recipe.route.not_worse_than or _baseline(system).decides:
+        return None
+    return _asking(place, system, place.material, place.material.calibration)
 
 
 def priced(systems: Sequence[System]) -> list[tuple[System, Priced | None]]:
@@ -58,7 +82,8 @@ def priced(systems: Sequence[System]) -> list[tuple[System, Priced | None]]:
 def _everything(place: Place, system: System) -> list[Asking]:
     """Everything that a provider may be asked, or was by an earlier invocation: with any of its instructions."""
     tests = [asked(place, one) for one in instructions.variants(system)]
-    return [first(place, system), *tests, *instructions.trials(place, system, partial(_asking, place))]
+    bought = [one for variant in instructions.variants(system) if (one := for_routing(place, variant))]
+    return [first(place, system), *tests, *bought, *instructions.trials(place, system, partial(_asking, place))]
 
 
 def _shutdown_date(asking: Asking, found: Collected) -> str | None:
@@ -95,7 +120,7 @@ def _for_a_scale(place: Place) -> Rows:
     return of_validation(place.here).test[: place.recipe.compare.calibrate_rows]
 
 
-def _scale(place: Place, system: System, found: Collected) -> Platt | None:
+def _scale(place: Place, system: System, found: Collected) -> Scale | None:
     if not _baseline(system).decides:
         return None
     rows = _for_a_scale(place)
@@ -162,4 +187,13 @@ def given(place: Place, system: System, rules: Rules = AS_BY_DEFAULT) -> Gathere
     baseline = _baseline(system)
     file = answers_file.read(baseline, rules)
     found, why, notes = answers_file.matched(file, system.name, place.material, rules)
-    return Gathered(system, found, complete=why is None, why_incomplete=why, price=prices.of(baseline), notes=notes)
+    got = Gathered(system, found, complete=why is None, why_incomplete=why, price=prices.of(baseline), notes=notes)
+    if system.name != place.recipe.route.not_worse_than:
+        return got
+    calibration = place.material.calibration
+    missing = sum(row["id"] not in file.by_id for row in calibration)
+    if missing or not calibration:
+        told = f"{file.path.name} has no answer to {missing:,} of the {len(calibration):,} calibration rows"
+        return replace(got, why_not_calibration=told)
+    other = replace(place.material, test=calibration)
+    return replace(got, calibration=answers_file.matched(file, system.name, other, rules)[0])

@@ -17,7 +17,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from compare import cost_view, report_markdown, views, words
+from compare import cost_view, report_markdown, routing_view, views, words
 from compare.words import Scores
 from tracking import files
 
@@ -127,6 +127,7 @@ def _shown(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> dict[s
         "differences": views.differences(scores),
         "agreement": views.agreement(scores),
         "cost": cost_view.cost(scores),
+        "routing": routing_view.routing(scores),
         "validity": views.validity(scores),
         "parts": views.parts(scores),
         "confusion": views.confusion(scores),
@@ -145,6 +146,7 @@ def _sections(shown: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
         ("quality", "Quality", True),
         ("differences", "Differences", bool(shown["differences"])),
         ("cost", "Cost", True),
+        ("routing", "Routing", shown["routing"] is not None),
         ("validity", "Validity", bool(shown["validity"]["rows"])),
         ("parts", word, shown["parts"] is not None),
         ("confusion", "Confusion", bool(shown["confusion"])),

@@ -1,4 +1,5 @@
-"""report.md: a comparison for a pull request: verdict, main table, paired differences, cost, what is not whole, hashes.
+"""report.md: a comparison for a pull request: verdict, main table, paired differences, cost, routing, what is not
+whole, hashes.
 
 in   a label "a|b `x` <script>" in scores.json
 out  a&#124;b &#96;x&#96; &lt;script&gt;
@@ -10,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from compare import views, words
+from compare import routing_view, views, words
 from compare.words import Scores
 
 # A word joiner keeps a name from being called by its @.
@@ -25,6 +26,7 @@ def markdown(scores: Scores) -> str:
         *_systems(scores),
         *_differences(scores),
         *_cost(scores),
+        *_routing(scores),
         *_incomplete(scores),
         *_integrity(scores),
     ]
@@ -142,6 +144,25 @@ def _cost(scores: Scores) -> list[str]:
         rows.append([plain(named.get(name, name)), words.usd(one["usd_per_request"]), first, for_good])
     heads = ["Against", "a request", "owning pays from, requests a month", "for good from"]
     return ["## Cost", told, *([table(heads, rows)] if rows else [])]
+
+
+def _routing(scores: Scores) -> list[str]:
+    shown = routing_view.routing(scores)
+    if shown is None:
+        return []
+    rows = [
+        [
+            plain(one["title"]),
+            words.percent(one["local"]),
+            words.percent(one["right"]["value"]),
+            "–" if one["right"]["ci_low"] is None else words.between(one["right"]["ci_low"], one["right"]["ci_high"]),
+            words.usd(one["usd_per_1k"]),
+        ]
+        for one in shown["ways"]
+    ]
+    heads = ["Test rows answered", "by the owned model alone", "right", "interval", "per 1,000 requests"]
+    told = [shown["said"], shown["on_test"], shown["policy"]["guarantee"]]
+    return ["## Routing", *(plain(one) for one in told if one), *([table(heads, rows)] if rows else [])]
 
 
 def _incomplete(scores: Scores) -> list[str]:

@@ -6,14 +6,16 @@ from datetime import datetime
 from typing import Any
 
 from compare import comparisons, confidence, cost, predictions, report, route, score, words
+from compare.confidence import Scale
 from compare.gathered import Gathered
-from compare.material import Material
+from compare.material import Material, clusters_of
 from compare.plan import Opened
 from compare.route import Policy
 from compare.score import Scored
 from compare.systems import NotRun
 from recipes.schema import Recipe
 from recipes.schema_compare import Primary
+from recipes.schema_verdict import Route
 from tracking import environment, files, run, wandb_comparison
 from tracking.run import Run
 
@@ -22,12 +24,30 @@ SCHEMA_VERSION = 1
 POCKET_NAME = "pocket/model"
 
 
-def routed(tuned: Gathered, mine: Material, fitted: Any, recipe: Recipe) -> Policy:
-    """Returns from which confidence on the tuned model may answer alone, by the calibration rows."""
-    rows = mine.calibration if tuned.calibration else []
-    found = predictions.of(mine, rows, tuned.calibration)
-    told = confidence.of(tuned, fitted, tuned.calibration)
-    return route.policy(told, confidence.right_of(found, mine), recipe.route)
+def policy_of(
+    one: Gathered, mine: Material, fitted: Scale | None, target: Route, baseline: Gathered | None = None
+) -> Policy:
+    """Returns from which confidence on a system may answer alone, by the calibration rows. `baseline`: the system that
+    the target names, None where it was not run."""
+    rows = mine.calibration if one.calibration else []
+    right = confidence.right_of(predictions.of(mine, rows, one.calibration), mine)
+    told = confidence.of(one, fitted, one.calibration)
+    scale = fitted if one.system.kind == "tuned" else one.scale
+    theirs, missing = None, None
+    if baseline is not None and len(baseline.calibration) == len(mine.calibration) and baseline.complete:
+        theirs = confidence.right_of(predictions.of(mine, mine.calibration, baseline.calibration), mine)
+    elif baseline is not None:
+        missing = baseline.why_not_calibration or baseline.why_incomplete
+    ids = [row["id"] for row in rows]
+    answers = route.Rows(ids, told, right, clusters_of(rows), theirs if rows else None)
+    return route.policy(scale, answers, target, missing)
+
+
+def routed(every: Sequence[Scored], mine: Material, fitted: Scale | None, recipe: Recipe) -> Policy:
+    """Returns the policy of the tuned model, the first of these systems."""
+    tuned, *others = (one.gathered for one in every)
+    named = next((one for one in others if one.system.name == recipe.route.not_worse_than), None)
+    return policy_of(tuned, mine, fitted, recipe.route, named)
 
 
 def scores_json(
@@ -40,13 +60,13 @@ def scores_json(
     sha256: str,
     fitted: bool,
 ) -> dict[str, Any]:
-    """Returns scores.json without the verdict."""
+    """Returns scores.json without routing and verdict."""
     primary = recipe.compare.primary
     found = {one.name: score.system_json(one, mine, primary, fitted) for one in every}
     for one in every[1:]:
         # What an endpoint that decides could keep by itself, by the same rule as the tuned model.
-        by_itself = routed(one.gathered, mine, None, recipe).json() if one.gathered.scale else None
-        found[one.name]["routing"] = by_itself
+        alone = one.gathered.scale is not None and recipe.route.target_accuracy is not None
+        found[one.name]["routing"] = policy_of(one.gathered, mine, None, recipe.route).json() if alone else None
     incomplete = [f"{name}: {one['why_incomplete']}" for name, one in found.items() if not one["complete"]]
     incomplete += [f"{one.name}: {one.why}" for one in missing if one.incomplete]
     return {
@@ -146,9 +166,7 @@ def training_seconds(here: Run) -> float:
     return (datetime.fromisoformat(stage["ended"]) - datetime.fromisoformat(stage["started"])).total_seconds()
 
 
-def write(
-    here: Run, mine: Material, every: Sequence[Scored], scores: Mapping[str, Any], policy: Policy, recipe: Recipe
-) -> None:
+def write(here: Run, mine: Material, every: Sequence[Scored], scores: Mapping[str, Any], recipe: Recipe) -> None:
     """Writes predictions, routing policy, scores and report."""
     folder = here.folder / "predictions"
     for one in every:
@@ -156,7 +174,7 @@ def write(
         if again := one.gathered.again:
             found = predictions.of(mine, mine.test[: len(again)], again)
             predictions.write(folder, one.name, "test", found, [None] * len(again), repeat=1)
-    files.write_json(here.folder / "routing.json", policy.json())
+    files.write_json(here.folder / "routing.json", scores["routing"])
     files.write_json(here.folder / "scores.json", scores)
     by_name = {one.name: one for one in every}
     own, other = words.pair(scores)

@@ -13,6 +13,7 @@ from typing import Any
 
 from backends.exchange import Usage
 from compare import completeness, confidence, cost, predictions
+from compare.confidence import Scale
 from compare.gathered import Gathered
 from compare.material import Material, Rows, clusters_of
 from compare.predictions import Predictions
@@ -59,7 +60,7 @@ class Scored:
         return self.gathered.system.name
 
 
-def scored(one: Gathered, material: Material, fitted: Any) -> Scored:
+def scored(one: Gathered, material: Material, fitted: Scale | None) -> Scored:
     """Returns a system's answers to the test rows, scored."""
     asked = {answer.id for answer in one.test}
     rows = [row for row in material.test if row["id"] in asked]
@@ -79,7 +80,7 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
     targets = references.targets_of(material.module, material.spec, one.counted_rows, one.parsed)
     score = material.module.score(material.spec, targets, one.parsed)
     problems = Counter(parsed.problem for parsed in one.parsed if parsed.problem)
-    on_a_scale = fitted if system.kind == "tuned" else got.scale is not None
+    on_a_scale = fitted if system.kind == "tuned" else got.scale is not None and got.scale.platt is not None
     return {
         "kind": system.kind,
         "title": system.title,

@@ -20,6 +20,7 @@ from compare import (
     plan,
     preflight,
     result,
+    routed,
     score,
     summary,
     systems,
@@ -35,7 +36,7 @@ from tracking import files, run
 from tracking.run import Run
 
 # Raised when the same answers would be compared into something else.
-VERSION = 2
+VERSION = 3
 SECTIONS = ("compare", "cost", "decide", "route", "privacy", "serve")
 
 
@@ -130,10 +131,13 @@ def compared(
     fitted = confidence.scale(here, mine)
     print(f"scoring   {len(gathered)} systems on {len(mine.test):,} rows", file=sys.stderr, flush=True)
     every = [score.scored(one, mine, fitted) for one in gathered]
-    policy = result.routed(gathered[0], mine, fitted, recipe)
-    scores = result.scores_json(here, recipe, mine, every, missing, opened, sha256, fitted is not None)
+    policy = result.routed(every, mine, fitted, recipe)
+    on_a_scale = fitted is not None and fitted.platt is not None
+    scores = result.scores_json(here, recipe, mine, every, missing, opened, sha256, on_a_scale)
+    on_test = routed.on_test(policy, every[0], routed.baseline_of(recipe, every), fitted, scores["cost"])
+    scores["routing"] = {**policy.json(), "test": on_test}
     scores["verdict"] = verdicts.of(verdicts.Facts(recipe, scores, policy)).json()
-    result.write(here, mine, every, scores, policy, recipe)
+    result.write(here, mine, every, scores, recipe)
     return scores
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compare import first_request, instructions, prices, questions, words
+from compare import first_request, instructions, prices, questions, routing_view, words
 from compare.answers import Question
 from compare.spend import estimate
 from compare.systems import System
@@ -28,6 +28,8 @@ def lines(here: Run, scores: Mapping[str, Any]) -> list[str]:
     if told := scores["systems"]["tuned"]["latency"]:
         figures = f"p50 {told['p50_seconds']:.2f} s, p95 {told['p95_seconds']:.2f} s"
         last.append(f"latency   {figures} of the tuned model, {told['concurrency']} requests at a time")
+    if told := routing_view.routing(scores):
+        last.append(f"routing   {routing_view.brief(told['policy'])}")
     if scores["not_run"]:
         last.append(f"not run   {', '.join(one['name'] for one in scores['not_run'])}")
     last.append(f"report    {os.path.relpath(here.folder / 'report.html')}")
@@ -61,7 +63,8 @@ def estimated(here: Run, recipe: Recipe, running: Sequence[System]) -> list[str]
         reckoned = estimate(asked, price, one.baseline.mode == "batch")
         to_choose = min(len(asked), recipe.compare.choose_rows) * (1 + len(more)) if more else 0
         for_a_scale = recipe.compare.calibrate_rows + int(data["rows"]["written"].get("calibration", 0))
-        more_rows = to_choose + (for_a_scale if one.baseline.decides else 0)
+        to_route = int(data["rows"]["written"].get("calibration", 0)) if one.name == recipe.route.not_worse_than else 0
+        more_rows = to_choose + (for_a_scale if one.baseline.decides else to_route)
         times = (rows + min(rows, recipe.compare.repeat_rows) + more_rows) / max(1, len(asked))
         told = f"about ${reckoned.expected_usd * times:,.2f}, at most ${reckoned.upper_usd * times:,.2f}"
         lines.append(f"cost      {one.name}: {told}")

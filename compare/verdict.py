@@ -158,11 +158,13 @@ def _router(facts: Facts) -> Reason | None:
     if policy.threshold is None or policy.coverage is None or policy.accuracy is None:
         return Reason("routing", f"No part of the traffic can be given to it alone: {policy.why_none}.", None, "none")
     says = (
-        f"Above a confidence of {policy.threshold:.2f} it answers {policy.coverage:.0%} of the traffic alone, and "
-        f"{policy.accuracy:.1%} of that right ({policy.calibration_rows:,} calibration rows): at least "
-        f"{policy.target_accuracy:.0%} with {policy.confidence:.0%} confidence."
+        f"From a confidence of {policy.threshold:.2f} on it answers {policy.coverage:.0%} of the traffic alone, and "
+        f"{policy.accuracy:.1%} of that right ({policy.calibration_rows:,} calibration rows): {policy.target} with "
+        f"{policy.confidence:.0%} confidence, on traffic like the calibration rows."
     )
-    return Reason("routing", says, "hybrid" if policy.coverage >= LEAST_COVERAGE else None, f"{policy.coverage:.0%}")
+    named = facts.scores["systems"].get(policy.not_worse_than or "")
+    bulk = policy.coverage >= LEAST_COVERAGE and not (named and named["stand_in"])
+    return Reason("routing", says, "hybrid" if bulk else None, f"{policy.coverage:.0%}")
 
 
 def _left_open(facts: Facts, choice: Choice, costs: Voice) -> list[str]:

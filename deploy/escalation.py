@@ -117,7 +117,7 @@ def of(task: Task, place: Path) -> Escalation | Kept:
 
     `place`: registry/<name>, where what is spent is written down.
     """
-    recipe, name = task.recipe, baseline_of(task.recipe.route.baseline, task)
+    recipe, name = task.recipe, baseline_of(task)
     if not recipe.privacy.data_may_leave:
         return Kept("data_may_not_leave", "privacy.data_may_leave is false")
     chosen = [one for one in systems.closed(recipe) if one.name == name]
@@ -142,10 +142,10 @@ def of(task: Task, place: Path) -> Escalation | Kept:
     return Escalation(task, system, backend, ledger)
 
 
-def baseline_of(named: str | None, task: Task) -> str | None:
-    """Returns the name of the baseline that answers below the threshold: the one that the recipe names, else that of
-    the plan, else the first."""
-    compare = task.recipe.compare
+def baseline_of(task: Task) -> str | None:
+    """Returns the name of the baseline that answers below the threshold: the one that the recipe names for that, or as
+    its target, else that of the plan, else the first."""
+    compare, named = task.recipe.compare, task.recipe.route.baseline or task.recipe.route.not_worse_than
     closed: Sequence[System] = systems.closed(task.recipe)
     names = [one.name for one in closed]
     planned = compare.primary.baseline if compare.primary else None

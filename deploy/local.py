@@ -76,6 +76,7 @@ def answer_of(received: Received) -> Answer:
         finish_reason=received.finish_reason or "stop",
         model_id=received.model_id,
         log_probability=likely if likely is None or math.isfinite(likely) else None,
+        field_log_probability=received.field_log_probability,
         input_tokens=received.usage.input_tokens,
         output_tokens=received.usage.output_tokens,
         probabilities=received.probabilities,

@@ -121,6 +121,12 @@ def _with_plan(recipe: "Recipe") -> Found:
     if primary is not None and "metric" in primary.model_fields_set and primary.metric not in metrics:
         told = f"given {primary.metric!r}, allowed for {_of(recipe)}: {', '.join(metrics)}"
         yield ("compare", "primary", "metric"), told
+    named, names = recipe.route.not_worse_than, [one.called for one in recipe.compare.baselines]
+    if named is not None and named not in names:
+        told = f"given {named!r}, allowed: a baseline of compare.baselines ({', '.join(names) or 'there is none'})"
+        yield ("route", "not_worse_than"), told
+    if named is not None and recipe.task.kind == "preference":
+        yield ("route", "not_worse_than"), "closed models are not asked for preferences; leave it out"
     for at, baseline in enumerate(recipe.compare.baselines):
         if baseline.decides and recipe.task.variant != "classification":
             told = f"given {baseline.api}, which chooses one of the labels, and this is {_of(recipe)}; set chat"

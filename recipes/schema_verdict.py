@@ -1,8 +1,8 @@
 """The sections that say what becomes of a trained model: export, serve, cost, decide, route, tracking."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from recipes.section import Count, Name, NotNegative, OpenShare, Positive, Section, Share
 
@@ -108,13 +108,20 @@ class Decide(Section):
 
 
 class Route(Section):
-    """When the owned model may answer alone."""
+    """When the owned model may answer alone: `target_accuracy`, or `not_worse_than` with `margin`."""
 
-    target_accuracy: OpenShare = 0.95
+    target_accuracy: OpenShare | None = 0.95
+    """Share of its answers that must be right where it answers alone; null with `not_worse_than`."""
     confidence: OpenShare = 0.95
+    """How sure that must be: the threshold misses the target with a probability of 1 - confidence at most."""
+    not_worse_than: Name | None = None
+    """A baseline (its name in the report). Where the owned model answers alone, it may be right less often than this
+    one by less than `margin`. The baseline is asked the calibration rows for this, within compare.budget_usd."""
+    margin: OpenShare | None = None
+    """By default 0.02, with `not_worse_than`."""
     baseline: Name | None = None
-    """The API model that the gateway asks below the threshold: one of compare.baselines, by its name. By default that
-    of the plan (compare.primary), else the first."""
+    """The API model that the gateway asks below the threshold: one of compare.baselines, by its name. By default the
+    one that not_worse_than names, else that of the plan (compare.primary), else the first."""
     personal_data: Literal["local", "may_leave"] = "local"
     """Whether an input in which personal data is found may go to the API model, redacted as privacy.redact says."""
     when_api_fails: Literal["local", "error"] = "local"
@@ -125,6 +132,23 @@ class Route(Section):
     registry. 0: nothing that costs is asked."""
     api_seconds: Positive = 20.0
     """How long the API model may take for an answer, repeated attempts included."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_target(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("not_worse_than") is None:
+            return given
+        return {"target_accuracy": None, **given, "margin": 0.02 if given.get("margin") is None else given["margin"]}
+
+    @model_validator(mode="after")
+    def _two_targets(self) -> Self:
+        if self.not_worse_than is not None and self.target_accuracy is not None:
+            raise ValueError("target_accuracy and not_worse_than are two targets; leave one out, or set it to null")
+        if self.not_worse_than is None and self.target_accuracy is None:
+            raise ValueError("needs a target: target_accuracy (such as 0.95), or not_worse_than with a baseline's name")
+        if self.not_worse_than is None and self.margin is not None:
+            raise ValueError("margin goes with not_worse_than; leave it out, or name a baseline there")
+        return self
 
 
 class Wandb(Section):

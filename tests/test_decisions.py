@@ -132,16 +132,17 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
     tuned = tuned_by_a_linear_model(here)
     every = [score.scored(one, here.material, None) for one in (tuned, found)]
     opened = plan.open_test(here.here, here.recipe.compare.primary, "0" * 64)
-    policy = result.routed(tuned, here.material, None, here.recipe)
+    policy = result.routed(every, here.material, None, here.recipe)
     scores = result.scores_json(here.here, here.recipe, here.material, every, [], opened, "0" * 64, False)
     told = scores["systems"]["decides"]
     assert told["stand_in"] and told["rows"]["answered"] == 300 and told["calibration"]["fitted_on"] == "validation"
     assert told["routing"]["calibration_rows"] == 250 and told["tokens"]["output"] in (0, None)
     usd = 1000 * sum((one.input_tokens or 0) * 1e-7 for one in found.test) / 300
     assert told["cost_usd_per_1k"] == pytest.approx(usd) and told["price"]["date"] == "2026-10-10"
+    scores["routing"] = {**policy.json(), "test": None}
     scores["verdict"] = verdict.of(verdict.Facts(here.recipe, scores, policy)).json()
     assert scores["verdict"]["choice"] == "inconclusive", "a stand-in never decides"
-    result.write(here.here, here.material, every, scores, policy, here.recipe)
+    result.write(here.here, here.material, every, scores, here.recipe)
     assert "stand-in" in (here.here.folder / "report.md").read_text(encoding="utf-8")
     predicted = list(files.read_jsonl(here.here.folder / "predictions" / "decides.jsonl"))
     assert predicted[0]["probabilities"] == found.test[0].probabilities and 0 <= predicted[0]["confidence"] <= 1

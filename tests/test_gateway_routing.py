@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from compare.route import Policy
 from deploy import registry, routing
 from recipes.load import load
 from tasks import KINDS
@@ -24,14 +25,20 @@ def task() -> dict[str, Any]:
     return {"task": told, "grammar": module.grammar(spec), "output_schema": module.output_schema(spec)}
 
 
+def policy(threshold: float | None) -> dict[str, Any]:
+    """A routing.json."""
+    why = None if threshold else "too few rows"
+    return Policy(threshold=threshold, target_accuracy=0.95, confidence=0.95, calibration_rows=500, why_none=why).json()
+
+
 def told(place: Place, threshold: float | None) -> dict[str, Any]:
     """What a deployment records."""
     folder = place.registry / routing.FOLDER
     folder.mkdir(exist_ok=True)
-    files.write_json(folder / "new", {"threshold": threshold, "why_none": None if threshold else "too few rows"})
+    files.write_json(folder / "new", policy(threshold))
     name = f"{files.sha256(folder / 'new')[:16]}.json"
     (folder / "new").rename(folder / name)
-    return {"file": name, "scale": {"slope": 1.0, "intercept": 0.0}, "why_none": None}
+    return {"file": name, "scale": {"of": "answer", "slope": 1.0, "intercept": 0.0}, "why_none": None}
 
 
 def test_a_threshold_comes_with_a_deployment_of_the_same_version(

@@ -14,6 +14,7 @@ import openai
 import pytest
 from aiohttp import ClientSession
 
+from compare.route import Policy
 from deploy import label_tree, registry
 from recipes.demo.support_tickets import tickets
 from serve import engine
@@ -59,11 +60,12 @@ def place(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     provider.answer = lambda text: next(iter(prompt["task"]["labels"]))
     folder, scale = runs.parent / "registry" / "small", {"slope": 1.5, "intercept": -0.5}
     policy = runs / "routing.json"
-    files.write_json(policy, {"threshold": ALWAYS_UNSURE, "why_none": None})
+    told = Policy(threshold=ALWAYS_UNSURE, target_accuracy=0.95, confidence=0.95, calibration_rows=500)
+    files.write_json(policy, told.json())
     name = f"{files.sha256(policy)[:16]}.json"
     (folder / "routing").mkdir(parents=True)
     policy.rename(folder / "routing" / name)
-    registry.promote(folder, here, ["by hand"], {"file": name, "scale": scale, "why_none": None})
+    registry.promote(folder, here, ["by hand"], {"file": name, "scale": scale | {"of": "answer"}, "why_none": None})
     port, log = engine.free_port(), runs.parent / "gateway.log"
     with running(provider) as api:
         baseline = f'[{{provider: openai, model: gpt-6-luna, base_url: "{api}/v1", name: api, api_key_env: API_KEY}}]'

@@ -202,12 +202,12 @@ def test_few_labels_are_a_table_of_numbers_and_many_a_drawing_with_the_most_conf
 
 def test_sections_without_content_are_left_out_and_the_links_are_those_that_are_there(page: Page) -> None:
     scores = example_scores.scores()
-    scores |= {"confusion": {}, "comparisons": [], "agreement": {}, "not_run": [], "plan": None}
+    scores |= {"confusion": {}, "comparisons": [], "agreement": {}, "not_run": [], "plan": None, "routing": None}
     scores["task"]["parts"] = "fields"
     for system in scores["systems"].values():
         system |= {"slices": {}, "per_part": {}, "calibration": None, "latency": None, "invalid": {}, "errors": {}}
     bare = page_of(scores, [])
-    gone = {"differences", "parts", "confusion", "calibration", "slices", "latency", "disagreements"}
+    gone = {"differences", "routing", "parts", "confusion", "calibration", "slices", "latency", "disagreements"}
     assert not gone & set(bare.ids)
     assert gone <= set(page.ids)
     for one in (page, bare):
@@ -260,7 +260,7 @@ def test_the_pull_request_has_verdict_figures_differences_cost_and_hashes() -> N
     scores = example_scores.scores()
     text = report_markdown.markdown(scores)
     heads = re.findall(r"^## (.*)$", text, re.MULTILINE)
-    assert heads == ["Systems", "Paired differences", "Cost", "What is incomplete", "Integrity"]
+    assert heads == ["Systems", "Paired differences", "Cost", "Routing", "What is incomplete", "Integrity"]
     assert text.index("**Verdict: hybrid.**") < text.index("## Systems")
     assert "| **tuned (adapter)** | 91.2% (90.2 to 92.2) |" in text
     assert "8,961,001" in text

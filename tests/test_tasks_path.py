@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from compare.confidence import Scale
 from deploy import escalation
 from deploy.answering import Deployed
 from deploy.routing import Routing
@@ -41,7 +42,7 @@ def hybrid(folder: Path, address: str, api: str = "chat", more: str = "", **told
 
 def test_an_input_is_answered_with_its_confidence_by_whom_and_why(tmp_path: Path) -> None:
     scale = Platt(1.0, -1.0)
-    one = deployed(tmp_path, recipe(tmp_path), Routing(scale, None, "none was found"))
+    one = deployed(tmp_path, recipe(tmp_path), Routing(Scale(scale, "answer", (), ()), None, "none was found"))
 
     async def ask() -> None:
         async with door(one) as (client, _, _made):

@@ -1,26 +1,27 @@
 """What decides: the plan that was fixed, the five questions, the router. And what never decides: a stand-in."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from compare import plan, route, rule, systems, verdict
+from compare import plan, rule, systems, verdict
 from compare.route import Policy
 from recipes.errors import RecipeError, StageError
 from recipes.load import load
 from recipes.schema import Recipe
 from recipes.schema_compare import Primary
-from recipes.schema_verdict import Route
 from tests import example_scores
 from tests.example_scores import CLOSED, TUNED
 from tracking.run import Run
 
 PRIMARY = Primary(system=TUNED, baseline=CLOSED, metric="accuracy", margin=0.02, alpha=0.05)
-NO_ROUTE = Policy(None, 0.95, 0.95, 600, None, None, "no threshold can be shown")
-ROUTE = Policy(0.8, 0.95, 0.95, 600, 0.7, 0.968, None)
+NO_ROUTE = Policy(
+    threshold=None, target_accuracy=0.95, confidence=0.95, calibration_rows=600, why_none="no threshold can be shown"
+)
+ROUTE = Policy(threshold=0.8, target_accuracy=0.95, confidence=0.95, calibration_rows=600, coverage=0.7, accuracy=0.968)
 
 
 def recipe(*asked: str) -> Recipe:
@@ -248,29 +249,12 @@ def test_without_a_plan_nothing_is_confirmed(tmp_path: Path) -> None:
     assert told.why_not_confirmatory is not None and "no primary comparison" in told.why_not_confirmatory
 
 
-def test_the_router_keeps_its_target_on_rows_that_it_has_not_seen() -> None:
-    """Of 200 calibrations at most the share that the confidence allows may miss the target on the whole population."""
-    rng = np.random.default_rng(3)
-    missed = shown = 0
-    for _ in range(200):
-        confidences = rng.uniform(0.3, 1.0, 800)
-        right = (rng.uniform(size=800) < confidences).astype(float)
-        found = route.policy([float(one) for one in confidences], list(right), Route(target_accuracy=0.9))
-        if found.threshold is not None:
-            shown += 1
-            # The truth above a threshold t: the mean of a uniform confidence from t to 1.
-            missed += (1 + found.threshold) / 2 < 0.9
-    assert shown > 100
-    assert missed / 200 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
-
-
-def test_the_router_says_why_it_has_no_threshold() -> None:
-    rng = np.random.default_rng(4)
-    confidences = [float(one) for one in rng.uniform(size=400)]
-    nothing = route.policy(confidences, [float(one) for one in rng.uniform(size=400) < 0.5], Route())
-    assert nothing.threshold is None and "no threshold can be shown" in (nothing.why_none or "")
-    assert "too few" in (route.policy([0.9] * 10, [1.0] * 10, Route()).why_none or "")
-    assert "no probabilities" in (route.policy([None] * 100, [1.0] * 100, Route()).why_none or "")
+def test_a_target_against_a_stand_in_decides_nothing() -> None:
+    found = scores("worse")
+    named = replace(ROUTE, target_accuracy=None, not_worse_than=CLOSED, margin=0.02)
+    assert decided(found, named).choice == "hybrid"
+    found["systems"]["here"] = {**found["systems"][CLOSED], "stand_in": True}
+    assert decided(found, replace(named, not_worse_than="here")).choice == "closed"
 
 
 def test_nobody_is_asked_whom_the_data_may_not_reach() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasks.field_confidence import least_of_fields
 from tasks.render import shared_prefix_length
 from train import models
 
@@ -31,6 +32,8 @@ class Answer:
     where this was closest; infinite where there was never a choice."""
     complete: bool
     """Whether it ended by itself and not at `max_new_tokens`."""
+    field_log_probability: float | None = None
+    """Of the field of a record that the model was least sure of; None where the answer is none."""
 
 
 def decode(
@@ -94,7 +97,7 @@ class _Path:
     matcher: Any
     stop: int
     token_ids: list[int] = field(default_factory=list)
-    log_probability: float = 0.0
+    log_probabilities: list[float] = field(default_factory=list)
     margin: float = math.inf
 
     @property
@@ -107,7 +110,7 @@ class _Path:
         if self.matcher is not None:
             self.matcher.accept_token(token)
         self.token_ids.append(token)
-        self.log_probability += log_probability
+        self.log_probabilities.append(log_probability)
         self.margin = min(self.margin, log_probability - next_best)
 
 
@@ -154,10 +157,15 @@ def _decode_batch(
             cache.batch_select_indices(kept)
             ids, positions, seen = ids[kept], positions[kept], seen[kept]
             going = [going[at] for at in left]
-    return [
-        Answer(text_of(tokenizer, one.token_ids), one.token_ids, one.log_probability, one.margin, one.ended)
-        for one in paths
-    ]
+    return [_answer(tokenizer, one) for one in paths]
+
+
+def _answer(tokenizer: Any, path: _Path) -> Answer:
+    text = text_of(tokenizer, path.token_ids)
+    # Sums over the tokens of a field need the text of each token; of what is no record, nobody asks.
+    tokens = [text_of(tokenizer, [token]) for token in path.token_ids] if text.lstrip().startswith("{") else []
+    least = least_of_fields(tokens, path.log_probabilities) if tokens else None
+    return Answer(text, path.token_ids, sum(path.log_probabilities), path.margin, path.ended, least)
 
 
 def _allowed(logits: Any, going: list[_Path], constraint: Any) -> Any:

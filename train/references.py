@@ -1,7 +1,7 @@
 """Reference answers: what the trained weights answer in transformers, so that a server can be held to it.
 
 adapter/reference.jsonl   {"id": "T000017", "prompt_ids": [...], "answer": "delivery_delay", "token_ids": [...],
-                           "log_probability": -0.03, "margin": 3.1}
+                           "log_probability": -0.03, "field_log_probability": null, "margin": 3.1}
 
 They are of the first validation rows. Adapter and merged model are served on the base that was trained on, so that the
 same answers are due from both.
@@ -42,6 +42,7 @@ def _told(answer: Answer) -> dict[str, Any]:
         "answer": answer.text,
         "token_ids": answer.token_ids,
         "log_probability": answer.log_probability,
+        "field_log_probability": answer.field_log_probability,
         # JSON knows no infinity: null where there was never a choice.
         "margin": answer.margin if math.isfinite(answer.margin) else None,
     }

@@ -1,0 +1,148 @@
+"""Does the router keep its target: `python -m bench.routing` draws 1,000 sets of calibration rows whose truth is known,
+chooses a threshold by each, and counts how often it misses the target in truth; it writes bench/results/routing.json.
+
+    rows                          n     insource: missed   threshold   kept    the build before: missed ...
+    continuous, as sure as right  900   0.3%               100%        62.9%   0.0%
+
+Beside that, on data: what is promised, and what the rows that were left aside show (bench/routed_rows.py).
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import machine, routed_rows
+from bench.router_draws import ALPHA, METHODS, PAIRED, POPULATIONS, Population, drawn
+from recipes import command
+from recipes.errors import StageError
+from tracking import files
+
+RESULTS = Path(__file__).parent / "results" / "routing.json"
+DOCS = machine.ROOT / "docs" / "routing.md"
+BEGIN, END = "<!-- routing:begin -->", "<!-- routing:end -->"
+ROWS = (200, 900, 3000)
+OURS = "insource"
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    made = argparse.ArgumentParser(
+        prog="python -m bench.routing", description="How often the router misses its target."
+    )
+    made.add_argument("--draws", type=int, default=1000, help="sets of calibration rows for each n and population")
+    made.add_argument("--only", choices=("simulation", "data"), help="this part; the file keeps the other")
+    found = Path(os.environ.get("BANKING77") or machine.ROOT / "recipes" / "data" / "banking77")
+    made.add_argument("--banking77", type=Path, default=found, help="the folder of its train.csv (or $BANKING77)")
+    made.add_argument("--run", type=Path, action="append", default=[], help="a run folder with a routing.json")
+    made.add_argument("--write-docs", action="store_true", help="put the last results into docs/routing.md and end")
+    asked = made.parse_args()
+    if asked.write_docs:
+        write_docs()
+        return command.DONE
+    results: dict[str, list[Row]] = files.read_json(RESULTS) if RESULTS.exists() else {}
+    if asked.only != "data":
+        results["simulation"] = simulated(asked.draws)
+    if asked.only != "simulation":
+        about = {"hardware": machine.hardware(on_gpu=False), "date": machine.today()}
+        results["data"] = [{**row, **about} for row in routed_rows.everything(asked.banking77, asked.run)]
+    RESULTS.parent.mkdir(exist_ok=True)
+    files.write_json(RESULTS, results)
+    print(tables(results))
+    broken = [row for row in results.get("simulation", []) if not as_promised(row)]
+    for row in broken:
+        print(f"above the allowed rate: {row}", file=sys.stderr)
+    return command.FAILED if broken else command.DONE
+
+
+def simulated(draws: int) -> list[Row]:
+    """Returns a row for each population and number of calibration rows."""
+    about = {
+        "command": f"python -m bench.routing --only simulation --draws {draws}",
+        "hardware": machine.hardware(on_gpu=False),
+        "date": machine.today(),
+    }
+    found = []
+    for population in POPULATIONS:
+        for n in ROWS:
+            began = time.monotonic()
+            found.append({"rows": population.name, "n": n, "draws": draws, "methods": rates(population, n, draws)})
+            found[-1] |= about
+            print(f"{population.name}, {n} rows: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def rates(population: Population, n: int, draws: int, seed: int = 1) -> dict[str, Row]:
+    """Returns for each method how often it misses the target, how often it has a threshold at all, and which share of
+    the rows it keeps in truth, nothing where it has none."""
+    names = list(METHODS) if population.other is None else PAIRED
+    found = {name: np.zeros(3) for name in names}
+    for number in range(draws):
+        rng = np.random.default_rng([seed, n, POPULATIONS.index(population), number])
+        draw = drawn(population, n, rng)
+        for name in names:
+            threshold = METHODS[name](draw)
+            if threshold is not None:
+                share, missed = population.truth(threshold)
+                found[name] += (missed, 1, share)
+    keys = ("missed", "threshold", "kept")
+    return {name: dict(zip(keys, (counts / draws).tolist(), strict=True)) for name, counts in found.items()}
+
+
+def as_promised(row: Mapping[str, Any]) -> bool:
+    """Returns whether the target is missed in at most 5% of the draws, but for the simulation's own error."""
+    return bool(row["methods"][OURS]["missed"] <= allowed(row["draws"]))
+
+
+def allowed(draws: int) -> float:
+    """Returns 5% and two standard errors of such a share among so many draws."""
+    return ALPHA + 2 * sqrt(ALPHA * (1 - ALPHA) / draws)
+
+
+def tables(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Returns the results as Markdown."""
+    lines: list[str] = []
+    if rows := results.get("simulation"):
+        first, most = rows[0], allowed(rows[0]["draws"])
+        lines += [
+            f"{first['draws']:,} draws each; {first['hardware']}, {first['date']}, `{first['command']}`.",
+            f"In bold: missed in more than {most:.1%} of the draws (5% and two standard errors of the simulation).",
+        ]
+        for methods in dict.fromkeys(tuple(row["methods"]) for row in rows):
+            heads = ["rows", "n", *(f"{name}: {what}" for name in methods for what in ("missed", "kept"))]
+            lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+            lines += [_line(row, most) for row in rows if tuple(row["methods"]) == methods]
+    if rows := results.get("data"):
+        lines += ["", f"{rows[0]['hardware']}, {rows[0]['date']}, `python -m bench.routing --only data`.", ""]
+        lines += routed_rows.table(rows)
+    return "\n".join(lines)
+
+
+def _line(row: Mapping[str, Any], most: float) -> str:
+    told = [row["rows"], f"{row['n']:,}"]
+    for one in row["methods"].values():
+        missed = f"{one['missed']:.1%}"
+        told += [f"**{missed}**" if one["missed"] > most else missed, f"{one['kept']:.1%}"]
+    return f"| {' | '.join(told)} |"
+
+
+def write_docs() -> None:
+    """Writes the last results into docs/routing.md. Raises StageError where they, or their place, are missing."""
+    if not RESULTS.exists():
+        raise StageError(f"there is no bench/results/{RESULTS.name}; run python -m bench.routing first")
+    before, begin, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise StageError(f"docs/{DOCS.name} has no place for the tables; write {BEGIN} and {END} where they belong")
+    files.write_text(DOCS, f"{before}{begin}\n{tables(files.read_json(RESULTS))}\n{end}{after}")
+
+
+if __name__ == "__main__":
+    command.run(main)

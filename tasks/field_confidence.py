@@ -1,0 +1,61 @@
+"""The log-probability of the field of a record that the model is least sure of.
+
+tokens             {"   number  ": "  204   17    ",   "due":   null   }
+log-probability     0     0      0   -0.1  -0.2   0      0     -1.2   0      -> -1.2, of "due"; "number" has -0.3
+
+A token belongs to the first field whose value ends behind the token's start: what is decided between two values (which
+key comes next, where fields may be left out) counts for the later one. Only the fields of the record itself are told
+apart, not those of objects within it.
+"""
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+SPACE = re.compile(r"\s*")
+DECODER = json.JSONDecoder()
+
+
+def least_of_fields(tokens: Sequence[str], log_probabilities: Sequence[float]) -> float | None:
+    """Returns the smallest sum of log-probabilities over the tokens of one field; None where the text is no JSON object
+    with a field.
+
+    The texts of tokens may differ from the answer where a character is split into several: that is within a string.
+    """
+    ends = value_ends("".join(tokens))
+    if not ends:
+        return None
+    sums = [0.0] * len(ends)
+    starts = accumulate(map(len, tokens[:-1]), initial=0)
+    for start, log_probability in zip(starts, log_probabilities, strict=True):
+        sums[min(bisect_right(ends, start), len(ends) - 1)] += log_probability
+    return min(sums)
+
+
+def value_ends(text: str) -> list[int]:
+    """Returns where the value of each field of a JSON object ends; none where the text is no JSON object."""
+    ends: list[int] = []
+    at = _skipped(text, 0)
+    try:
+        if text[at] != "{":
+            return []
+        while text[at] != "}":
+            _, at = DECODER.raw_decode(text, _skipped(text, at + 1))
+            at = _skipped(text, at)
+            if text[at] != ":":
+                return []
+            _, at = DECODER.raw_decode(text, _skipped(text, at + 1))
+            ends.append(at)
+            at = _skipped(text, at)
+            if text[at] not in ",}":
+                return []
+    except (ValueError, IndexError, RecursionError):
+        return []
+    return ends
+
+
+def _skipped(text: str, at: int) -> int:
+    found = SPACE.match(text, at)
+    return found.end() if found else at
