@@ -1,5 +1,6 @@
 """A version's routing comes with its deployment, and a new one with the next: no restart."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tasks import KINDS
 from tests.faulty_provider import Provider
 from tests.gateway_process import LOOPBACK, NAME, Place
 from tracking import files
-from tracking.run import Run
+from tracking.run import Run, to_yaml
 
 LABELS = {"delivery_delay": "", "refund_status": ""}
 
@@ -80,3 +81,56 @@ def test_a_routing_file_that_was_changed_is_not_followed(tmp_path: Path) -> None
     (place.registry / routing.FOLDER / recorded["file"]).write_text('{"threshold": 0.0}', encoding="utf-8")
     with pytest.raises(Exception, match="not as it was deployed"):
         routing.of_history(place.registry, history, version)
+
+
+@pytest.fixture
+def compared(tmp_path: Path) -> Run:
+    """A run that was trained and compared, as far as a deployment's routing looks at it."""
+    run = Run(tmp_path / "runs" / NAME / "one")
+    rows = [{"id": f"r{at}", "input": {"text": f"text {at}"}, "target": "delivery_delay"} for at in range(40)]
+    answers = ["refund_status" if at % 4 == 0 else "delivery_delay" for at in range(40)]
+    lines = [
+        {"id": row["id"], "answer": answer, "log_probability": -0.1 * (at % 4)}
+        for at, (row, answer) in enumerate(zip(rows, answers, strict=True))
+    ]
+    (run.folder / "adapter").mkdir(parents=True)
+    (run.folder / "data").mkdir()
+    files.write_json(run.folder / "adapter" / "prompt.json", task())
+    for path, told_of in (("adapter/reference.jsonl", lines), ("data/validation.jsonl", rows)):
+        (run.folder / path).write_text("".join(json.dumps(one) + "\n" for one in told_of), encoding="utf-8")
+    files.write_sums(run.folder / "adapter")
+    files.write_json(run.folder / "routing.json", policy(0.9))
+    inputs = {f"adapter/{files.SUMS}": files.sha256(run.folder / "adapter" / files.SUMS)}
+    files.write_json(run.folder / "manifest.json", {"stages": {"compare": {"state": "done", "inputs": inputs}}})
+    (run.folder / "recipe.yaml").write_text(to_yaml(load(NAME, [], "cpu").recipe), encoding="utf-8")
+    return run
+
+
+def test_a_deployment_records_scale_and_threshold_of_its_comparison(compared: Run, tmp_path: Path) -> None:
+    place = tmp_path / "registry" / NAME
+    recorded = routing.of_run(place, compared)
+    assert recorded["why_none"] is None and recorded["scale"]["of"] == "answer" and recorded["scale"]["slope"]
+    found = routing.of_history(place, [{"to": "v1", "routing": recorded}], "v1")
+    assert found.threshold == 0.9 and found.scale is not None and found.scale.platt is not None
+    assert found.scale.platt.slope == recorded["scale"]["slope"]
+    assert routing.of_history(place, [{"to": "v0"}], "v1") == routing.Routing()
+
+
+@pytest.mark.parametrize("what", ["none", "of another adapter", "of before", "no threshold"])
+def test_a_comparison_that_tells_nothing_of_the_adapter_keeps_everything_local(
+    compared: Run, tmp_path: Path, what: str
+) -> None:
+    place, path = tmp_path / "registry" / NAME, compared.folder / "routing.json"
+    if what == "none":
+        path.unlink()
+    elif what == "of another adapter":
+        stage = {"state": "done", "inputs": {f"adapter/{files.SUMS}": "0" * 64}}
+        files.write_json(compared.folder / "manifest.json", {"stages": {"compare": stage}})
+    elif what == "of before":
+        files.write_json(path, {"threshold": 0.5, "why_none": None})
+    else:
+        files.write_json(path, policy(None))
+    recorded = routing.of_run(place, compared)
+    assert recorded["why_none"] and recorded["scale"]
+    found = routing.of_history(place, [{"to": "v1", "routing": recorded}], "v1")
+    assert found.threshold is None and found.why_none and found.scale is not None
