@@ -16,9 +16,9 @@ from urllib.parse import unquote
 from tasks import privacy
 from tasks.text import UNSEEN
 
-_JOINERS = re.compile("[\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f]")
+_JOINERS = re.compile("[\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f\u20e3]")
 # Of texts with single spaces, so that time is linear in the text.
-_OPEN, _CLOSE = r" ?[\[({<] ?", r" ?[\])}>] ?"
+_OPEN, _CLOSE = r" ?[\[({<*_|~'\"-] ?", r" ?[\])}>*_|~'\"-] ?"
 _AT_WORD, _DOT_WORD = r"(?:at|ät|arroba|chez)", r"(?:dot|punkt|punto|point)"
 _HOSTS = r"(?:gmail|googlemail|hotmail|outlook|yahoo|icloud|proton(?:mail)?|gmx|aol|live)\b"
 # "at" alone is an address only where "dot", or a host of mail alone, follows: one may order at example.com.

@@ -25,6 +25,12 @@ PERSONAL = (
     "ann[at]example[dot]org",
     "ann at example dot org",
     "ann at gmail.com",
+    "ann -at- example -dot- org",
+    "ann_AT_example_DOT_org",
+    "ann@\nexample.org",
+    "4\ufe0f\u20e31\ufe0f\u20e3" + "1\ufe0f\u20e3" * 14,
+    "\U0001d7d2\U0001d7cf" + "\U0001d7cf" * 14,
+    "020.7946.0958",
     "ann @ example . org",
     "анна@пример.рф",
     "+44 20 7946 0958",
@@ -49,6 +55,8 @@ HARMLESS = (
     "it costs 12.50 and came at 9 . Then it broke",
     "size 10 x 12 x 14, item 3 of 5",
     "the dot at the top is red",
+    "a state-of-the-art one - at last - in size 10-12",
+    "arrived at 10.30, at 12.15 and at 14.00",
     "100% wool & cotton",
 )
 
