@@ -25,7 +25,7 @@ from deploy.task import Task
 from tasks.inputs import Input
 
 LOCAL = "local"
-ASIDE_CHARACTERS = 4096
+ASIDE_CHARACTERS = 2048
 """Longer inputs are prepared in a thread, so that others do not wait."""
 
 
