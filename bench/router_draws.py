@@ -12,7 +12,7 @@ from math import log
 import numpy as np
 
 from insource.stats import learn_then_test
-from insource.stats.learn_then_test import Claim, MeanAbove, NotWorse, hoeffding_bentkus
+from insource.stats.learn_then_test import Claim, MeanAbove, NotWorse
 from insource.stats.metric_stats import Array
 
 TARGET, MARGIN, ALPHA = 0.95, 0.02, 0.05
@@ -104,15 +104,25 @@ def insource(draw: Draw) -> float | None:
     return None if found.chosen is None else found.thresholds[found.chosen]
 
 
+class OfMapie(MeanAbove):
+    """The p-value that MAPIE 1.6 has for right and wrong: the exact binomial, of a count of wrong rows that is rounded
+    up from its share, now and then to one more."""
+
+    def p_value(self, scores: Array) -> float:
+        from scipy.stats import binom
+
+        n = len(scores)
+        return float(binom.cdf(np.ceil(n * (1 - scores.sum() / n)), n, 1 - self.target)) if n else 1.0
+
+
 def before(draw: Draw) -> float | None:
-    """Returns the threshold as the build before chose it: of the calibration rows' own confidences, by the p-value of
-    Hoeffding and Bentkus (MAPIE 1.6), written anew without MAPIE."""
-    return _passed(draw, lambda scores: hoeffding_bentkus(float(scores.mean()), len(scores), TARGET))
-
-
-def own_grid(draw: Draw) -> float | None:
-    """Returns the same with the exact test: what the grid alone does."""
-    return _passed(draw, draw.claim.p_value)
+    """Returns the threshold as the build before chose it, written anew without MAPIE: quantiles of the calibration
+    rows' own confidences are tested from strict to loose."""
+    n = len(draw.confidences)
+    least = min(0.9, max(0.05, 2 * log(ALPHA) / log(TARGET) / n))
+    steps = np.unique(np.quantile(draw.confidences, np.linspace(1 - least, 0, STEPS_BEFORE)))[::-1].tolist()
+    found = learn_then_test.tested(OfMapie(TARGET), steps, draw.confidences, draw.scores, ALPHA)
+    return None if found.chosen is None else float(steps[found.chosen])
 
 
 def untested(draw: Draw) -> float | None:
@@ -125,23 +135,9 @@ def untested(draw: Draw) -> float | None:
     return float(thresholds[keeps].min()) if keeps.any() else None
 
 
-def _passed(draw: Draw, p_value: Callable[[Array], float]) -> float | None:
-    n = len(draw.confidences)
-    least = min(0.9, max(0.05, 2 * log(ALPHA) / log(TARGET) / n))
-    steps = np.unique(np.quantile(draw.confidences, np.linspace(1 - least, 0, STEPS_BEFORE)))[::-1]
-    ordered = draw.scores[np.argsort(-draw.confidences, kind="stable")]
-    passed = None
-    for threshold, count in zip(steps, learn_then_test.kept(draw.confidences, steps.tolist()), strict=True):
-        if not count or p_value(ordered[:count]) > ALPHA:
-            break
-        passed = float(threshold)
-    return passed
-
-
 METHODS: Mapping[str, Callable[[Draw], float | None]] = {
     "insource": insource,
     "the build before": before,
-    "its grid, exact test": own_grid,
     "no test": untested,
 }
 # Of differences the build before knew nothing.

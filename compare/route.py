@@ -133,7 +133,7 @@ class Policy:
             "where the calibration rows come from (exchangeable with them), by labels like theirs, with the same "
             "weights, prompt, constraint and scale. It says nothing of a single request, of one label or slice, of "
             "answers of the closed model, or of traffic that has changed. The confidence is over the draw of the "
-            f"calibration rows: at most {1 - self.confidence:.3%} of such draws give a threshold that misses it."
+            f"calibration rows: at most {100 * (1 - self.confidence):.4g}% of draws give a threshold that misses it."
         )
 
     def json(self) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def test_the_guarantee_says_what_it_covers_and_what_not() -> None:
     found = policy_of(900, 1, Route(target_accuracy=0.94, confidence=0.9))
     told = found.guarantee or ""
     assert told.startswith("With 90% confidence more than 94.0% of the answers that the owned model gives alone")
-    for words in ("on average", "exchangeable", "a single request", "answers of the closed model", "at most 10.000%"):
+    for words in ("on average", "exchangeable", "a single request", "of the closed model", "at most 10% of draws"):
         assert words in told
     assert "each group counting once" not in told
     grouped = policy_of(2400, 1, Route(target_accuracy=0.94), groups=True)

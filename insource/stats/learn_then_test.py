@@ -30,7 +30,7 @@ LADDER = 100
 LEAST_KEPT = 20
 # Share of misses that is given away to bound how often two systems differ (Berger and Boos 1994), and how many such
 # shares are tried.
-BETA, NODES = 1e-3, 65
+BETA, NODES = 1e-3, 17
 
 
 class Claim(Protocol):
@@ -194,7 +194,7 @@ def rows_needed(
     mean = mean - deviation / np.sqrt(counts) / 2
     for rows in np.geomspace(claim.least_rows(alpha), MOST_ROWS, LADDER):
         if claim.chance(mean, deviation, rows * shares, alpha).max() >= POWER:
-            return ceil(rows)
+            return ceil(float(rows))
     return None
 
 
