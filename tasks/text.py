@@ -6,8 +6,8 @@
     label_key("Refund-Status ")                 "refund status"
     label_key("-1"), label_key("A+")            "-1", "a+"
 
-Preparation and the gateway clean alike (inputs.py), so that the model sees what it saw in training. A request that passes
-the gateway as it is (<recipe>:raw, or with the task's own prompt) is not cleaned.
+Preparation and the gateway clean alike (inputs.py), so that the model sees what it saw in training. A request that
+passes the gateway as it is (<recipe>:raw, or with the task's own prompt) is not cleaned.
 """
 
 import re
