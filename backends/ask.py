@@ -3,6 +3,7 @@
     async for reply in replies(backend, requests):    closing the loop early cancels what is on its way
         ...
     ask(backend, requests)                            the same for callers that are not asynchronous, in order
+    await Line(backend).reply(request)                the same for requests that come one by one
 
 Asked again, up to `backend.retries` times: no connection, no answer in time, 408, 409, 429, 5xx, and an answer cut
 short. What a server says of when to come back (Retry-After) is heeded, by all requests to it (pace.py). Anything else
@@ -71,6 +72,25 @@ class _Asking:
     backend: Backend
     pace: Pace
     purse: Purse | None
+
+
+class Line:
+    """A backend that is asked one request at a time, as they come. What it says of its pace holds for all of them."""
+
+    def __init__(self, backend: Backend, purse: Purse | None = None) -> None:
+        """Raises RecipeError where the environment lacks what its SDK needs."""
+        wire, pace = WIRES[backend.wire], Pace(backend.concurrency, backend.longest_wait_seconds)
+        self.backend = backend
+        self._client = wire.client(backend, pace.heard)
+        self._asking = _Asking(wire, self._client, backend, pace, purse)
+
+    async def reply(self, request: Request) -> Reply:
+        """Returns the reply to a request. Raises what the purse raises."""
+        return await _reply(self._asking, request)
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._client.close()
 
 
 async def replies(

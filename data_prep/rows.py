@@ -21,11 +21,10 @@ from data_prep.formats import read_record
 from data_prep.source_row import SourceRow
 from data_prep.times import seconds_of
 from recipes.schema import Recipe
-from tasks import KINDS, privacy
+from tasks import KINDS, inputs, privacy
 from tasks.chat import conversation
 from tasks.extraction import given_record
 from tasks.given import Given, UnusableRowError, cell, check_characters
-from tasks.text import UNSEEN, clean
 
 PLACES = ("verbatim", "rewrapped", "elsewhere")
 PLACEHOLDER = re.compile(r"\[[A-Z]+_[0-9]+\]")
@@ -112,21 +111,16 @@ def _storable(text: str) -> str:
 def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
     values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, KINDS[recipe.task.variant]
     given, cut = _given(values, recipe)
-    raw, text, written = given.text, clean(given.text), given.target
+    raw, written = given.text, given.target
     schema, formats = recipe.task.json_schema, recipe.data.formats
     if schema is not None and (formats.decimal or formats.dates):
         read, *more = (read_record(given_record(one), schema, formats) for one in (written, *given.others))
         given = replace(given, target=read, others=more)
-    if not (text if text.isascii() else UNSEEN.sub("", text).strip()):
-        raise UnusableRowError("no_text", "the text is empty" + (", but for invisible characters" if text else ""))
-    check_characters("text", text)
+    prepared = inputs.prepared(raw, kinds)
     check_characters("system prompt", given.system)
     check_characters("answer", [given.target, *given.others])
-    found = {one.kind for one in privacy.find(text)}
-    hidden: Mapping[str, str] = {}
-    if kinds and found:
-        redacted = privacy.redact(text, kinds)
-        text, hidden, raw = redacted.text, redacted.values, redacted.text
+    text, hidden, found = prepared.text, prepared.hidden, set(prepared.found)
+    raw = text if kinds and found else raw
     hide = _hiding(text, hidden, kinds, found) if task.FREE_TEXT else partial(_redacted, hidden)
     own = _own_values(values, given.target, recipe, hidden)
     target, *others = dict.fromkeys(task.target_text(one, recipe, hide) for one in (given.target, *given.others))

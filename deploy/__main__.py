@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from deploy import gates, registry
+from deploy import gates, registry, routing
 from recipes import command
 from recipes.load import load, precedence
 from tracking import identity, run, weights_and_biases
@@ -43,7 +43,10 @@ def promote(place: Path, here: Run, arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(f"{before} -> {registry.version_of(here.folder / 'adapter')} (run {here.id})")
         return command.DONE
-    version = registry.promote(place, here, closed)
+    routed = routing.of_run(place, here)
+    if routed["why_none"]:
+        print(f"routing   the gateway keeps every request local: {routed['why_none']}", file=sys.stderr)
+    version = registry.promote(place, here, closed, routed)
     run.start(here, "deploy", {})
     run.end(here, "deploy", "done", "forced" if closed else "done", version=version, overridden=closed)
     weights_and_biases.promoted(here, recipe)

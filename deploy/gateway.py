@@ -12,19 +12,22 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from aiohttp import ClientError
 
 from deploy import keys, listening, proxy, registry
 from deploy.console import say
 from deploy.daemon import in_thread
+from deploy.deployments import Deployments
 from deploy.supervise import POLL_SECONDS, serving, watched
 from deploy.versions import behind, candidates, not_beside, of_version
 from recipes import command
 from recipes.errors import RecipeError, StageError
 from recipes.load import load, precedence
+from recipes.schema import Recipe
 from serve import engine, plan, recall, stay, wire
 from serve.engine import Address, Engine
 from serve.plan import Served
@@ -48,9 +51,16 @@ class Gateway:
     """The door, the engine behind it, and which version of each model is loaded there."""
 
     def __init__(
-        self, places: Sequence[Path], vllm: Engine, door: proxy.Door, parity: float, hang_seconds: float = 60.0
+        self,
+        places: Sequence[Path],
+        vllm: Engine,
+        door: proxy.Door,
+        parity: float,
+        hang_seconds: float = 60.0,
+        recipes: Mapping[str, Recipe] = MappingProxyType({}),
     ) -> None:
         self.places, self.vllm, self.door, self.parity, self.hang_seconds = places, vllm, door, parity, hang_seconds
+        self.deployments = Deployments(door, recipes)
         self.loaded: dict[str, set[str]] = {place.name: set() for place in places}
         self.refused: set[tuple[str, str]] = set()
         self._deployed_at: dict[str, int] = {}
@@ -67,6 +77,7 @@ class Gateway:
                 began = time.monotonic()
                 try:
                     agreement = await self.load(place, wanted)
+                    deployed = await self.deployments.load(place, wanted)
                 except BrokeOffError as error:
                     # No fault of the version: it is loaded when vLLM answers again.
                     self.say_once(f"vllm      broke off while {place.name}@{wanted} was loaded: {error}")
@@ -75,9 +86,10 @@ class Gateway:
                     self.refuse(place, wanted, error)
                     continue
                 told = "again    " if self.door.versions.get(place.name) == wanted else "current  "
-                self.door.versions[place.name] = wanted
+                self.deployments.put(place, wanted, deployed)
                 seconds = time.monotonic() - began
                 say(f"{told} {place.name}@{wanted}: {agreement:.1%} of its reference answers, after {seconds:.1f} s")
+            await self.deployments.refresh(place)
 
     def wanted(self, place: Path) -> str | None:
         """Returns the version that is to be loaded next, None where the one that answers is right: after a restart of
@@ -99,7 +111,7 @@ class Gateway:
         """Sets a version aside, and says so once."""
         self.refused.add((place.name, version))
         if self.door.versions.get(place.name) == version:
-            del self.door.versions[place.name]  # it answered until vLLM was started again
+            self.deployments.remove(place.name)  # it answered until vLLM was started again
         stays = self.door.versions.get(place.name)
         say(f"refused   {place.name}@{version}: {error}; {f'{stays} goes on' if stays else 'nothing answers'}")
 
@@ -142,6 +154,7 @@ class Gateway:
 
     async def tidy(self) -> None:
         """Takes out versions that answer no more, once nothing is on its way to them."""
+        await self.deployments.tidy()
         async with wire.session(self.vllm.address, read_seconds=self.hang_seconds) as asking:
             for name, versions in self.loaded.items():
                 for version in versions - {self.door.versions.get(name)}:
@@ -291,7 +304,8 @@ def main() -> int:
         vllm = Engine(
             asked, Address(socket=Path(private) / "vllm.sock"), folder / "vllm.log", stop_seconds=STOP_SECONDS
         )
-        gateway = Gateway(places, vllm, door, serve.parity.same_weights, serve.hang_seconds)
+        recipes = {place.name: one.recipe for place, one in zip(places, loaded, strict=True)}
+        gateway = Gateway(places, vllm, door, serve.parity.same_weights, serve.hang_seconds, recipes)
         try:
             with listening.access_log(folder / "access.jsonl") as access:
                 asyncio.run(serving(gateway, address, access))

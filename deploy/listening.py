@@ -19,7 +19,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http import HttpProcessingError
 
-from deploy import proxy
+from deploy import decisions, proxy, tasks_path
 from serve.engine import Address
 from tracking.run import now
 
@@ -87,7 +87,8 @@ class AccessLog(AbstractAccessLogger):
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         told = request.get(proxy.TOLD, proxy.Told())
-        known = request.path if request.path in (*proxy.ASKING, "/v1/models", "/health") else "other"
+        known = request.path if request.path in (*proxy.ASKING, decisions.PATH, "/v1/models", "/health") else "other"
+        known = "/v1/tasks" if request.path.startswith(tasks_path.PREFIX) else known
         line = {
             "at": now(),
             "from": request.remote,
@@ -100,6 +101,7 @@ class AccessLog(AbstractAccessLogger):
             "bytes_out": response.body_length,
             "seconds": round(time, 3),
         }
+        line |= {"answered": dict(told.answered)} if told.answered else {}
         self.logger.info(json.dumps(line))
 
 

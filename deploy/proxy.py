@@ -5,20 +5,24 @@ the way in and takes it back on the way out. Because every version has a name of
 is ever read by another, and changing over is one assignment: requests on their way end where they began.
 
 vLLM itself checks its key on some paths alone and lets everyone load adapters; here is what passes, and no more:
-POST /v1/chat/completions, /v1/completions and /v1/messages, GET /v1/models, and GET /health without a key.
+POST /v1/chat/completions, /v1/completions and /v1/messages, GET /v1/models, and GET /health without a key. The gateway
+itself answers POST /v1/tasks/<recipe> and /v1/decisions, and chats that hold an input of a task (on_tasks.py).
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 
 from aiohttp import ClientSession, web
 
-from deploy import names, passing
+from deploy import chat, decisions, names, on_tasks, passing, tasks_path
+from deploy.answering import Deployed
 from deploy.keys import Keys
+from deploy.local import Engine
+from deploy.refused import RefusedError, invalid
 from recipes.addresses import foreign
 from recipes.schema_verdict import Limits
 
@@ -27,14 +31,6 @@ LARGEST_BODY_BYTES = Limits().body_kib * 2**10
 BODY_SECONDS = 30.0
 """How long a client may take to send a body."""
 VERSION_HEADER = passing.VERSION_HEADER
-
-
-class RefusedError(Exception):
-    """A request is not passed on."""
-
-    def __init__(self, status: int, kind: str, message: str, retry_seconds: int | None = None) -> None:
-        super().__init__(message)
-        self.status, self.kind, self.retry_seconds = status, kind, retry_seconds
 
 
 class Door:
@@ -49,6 +45,8 @@ class Door:
         """Models that are deployed, whether or not a version of them answers."""
         self.versions: dict[str, str] = {}
         """{model: version} that new requests go to."""
+        self.tasks: dict[str, Deployed] = {}
+        """{model: its task}, of that version."""
         self.engine: ClientSession | None = None
         """The session with vLLM, None while it is down."""
         self.answers = True
@@ -89,6 +87,16 @@ class Door:
             raise RefusedError(503, "overloaded_error", "the model is being started", 5)
         return self.engine
 
+    def named(self, model: object) -> tuple[object, bool]:
+        """Returns the model that a request names, and whether it is to pass as it is."""
+        if isinstance(model, str) and model.endswith(chat.RAW) and model not in self.versions:
+            return model.removesuffix(chat.RAW), True
+        return model, False
+
+    def task_of(self, of: passing.Names) -> Deployed | None:
+        """Returns the task of a version, None where it states none."""
+        return self.tasks.get(of.inside.removesuffix(f"@{of.version}"))
+
     def version_of(self, model: object) -> str:
         """Returns the version that answers for a model. Raises RefusedError where there is none."""
         version = self.versions.get(model) if isinstance(model, str) else None
@@ -98,6 +106,15 @@ class Door:
             there = ", ".join(sorted(self.versions)) or "none yet"
             raise RefusedError(404, "not_found_error", f"there is no model {model!r}; there are: {there}")
         return version
+
+    @contextmanager
+    def under_way(self, inside: str) -> Iterator[None]:
+        """Counts a request to a version while it is on its way: it is not taken out of vLLM meanwhile."""
+        self.on_their_way[inside] += 1
+        try:
+            yield
+        finally:
+            self.on_their_way[inside] -= 1
 
     def heard(self) -> None:
         """Notes that vLLM sent something."""
@@ -110,6 +127,8 @@ class Told:
 
     key: str = ""
     model: str = ""
+    answered: Counter[str] = field(default_factory=Counter)
+    """Of inputs of a task: who answered them, and why."""
 
 
 TOLD = web.RequestKey("told", Told)
@@ -134,9 +153,16 @@ def application(door: Door) -> web.Application:
     async def ask(request: web.Request) -> web.StreamResponse:
         return await _ask(door, request)
 
+    async def task(request: web.Request) -> web.StreamResponse:
+        return await _task(door, request)
+
+    async def decide(request: web.Request) -> web.StreamResponse:
+        return await _decide(door, request)
+
     async def models(request: web.Request) -> web.StreamResponse:
         _owner(door, request)
-        listed = [{"id": name, "object": "model", "owned_by": "insource"} for name in sorted(door.versions)]
+        raw = [f"{name}{chat.RAW}" for name in door.tasks]
+        listed = [{"id": name, "object": "model", "owned_by": "insource"} for name in sorted([*door.versions, *raw])]
         return web.json_response({"object": "list", "data": listed})
 
     async def health(request: web.Request) -> web.StreamResponse:
@@ -148,38 +174,90 @@ def application(door: Door) -> web.Application:
     app = web.Application(client_max_size=door.limits.body_kib * 2**10, middlewares=[guard])
     for path in ASKING:
         app.router.add_post(path, ask)
+    app.router.add_post(f"{tasks_path.PREFIX}{{name}}", task)
+    app.router.add_post(decisions.PATH, decide)
     app.router.add_get("/v1/models", models)
     app.router.add_get("/health", health)
     app.router.add_route("*", "/{anything:.*}", nothing)
     return app
 
 
-async def _ask(door: Door, request: web.Request) -> web.StreamResponse:
-    """Returns vLLM's answer to one request. Raises RefusedError where it is not passed on."""
+@asynccontextmanager
+async def _taken(door: Door, request: web.Request) -> AsyncIterator[bytes]:
+    """Yields the body of a request that comes in, which counts meanwhile. Raises RefusedError where it does not."""
     owner = _owner(door, request)
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise RefusedError(415, "invalid_request_error", "a packed body (Content-Encoding) is not taken; send it plain")
     with door.counted(owner):
         door.check_open()
-        try:
-            told = names.fields(await _body(door, request))
-            model = names.value(told, "model")
-            version = door.version_of(model)
-            body = names.put(told, model=f"{model}@{version}", **_within(told, door.limits))
-        except ValueError:
-            raise RefusedError(400, "invalid_request_error", "the body is no JSON object") from None
-        request[TOLD].model = f"{model}@{version}"
-        engine = door.check_open()
-        inside = f"{model}@{version}"
-        door.on_their_way[inside] += 1
-        try:
-            return await passing.on(engine, request, body, passing.Names(inside, str(model), version), door.heard)
-        except passing.BrokeOffError as error:
-            raise RefusedError(503, "overloaded_error", str(error), 5) from None
-        except passing.TooLargeError as error:
-            raise RefusedError(413, "request_too_large", str(error)) from None
-        finally:
-            door.on_their_way[inside] -= 1
+        yield await _body(door, request)
+
+
+async def _ask(door: Door, request: web.Request) -> web.StreamResponse:
+    """Returns the answer to one request, vLLM's or a task's. Raises RefusedError where there is none."""
+    async with _taken(door, request) as sent:
+        told, of, raw = _model(door, request, sent)
+        engine, deployed = door.check_open(), door.task_of(of)
+        with door.under_way(of.inside):
+            try:
+                if deployed is not None and on_tasks.takes(deployed, request.path, raw):
+                    asking, counts = Engine(engine, door.heard), request[TOLD].answered
+                    answer = await on_tasks.chatted(asking, deployed, request, sent, of, door.limits, counts)
+                    if answer is not None:
+                        return answer
+                return await passing.on(engine, request, _put(told, of, door.limits), of, door.heard)
+            except passing.BrokeOffError as error:
+                raise RefusedError(503, "overloaded_error", str(error), 5) from None
+            except passing.TooLargeError as error:
+                raise RefusedError(413, "request_too_large", str(error)) from None
+
+
+def _put(told: names.Fields, of: passing.Names, limits: Limits) -> bytes:
+    """Returns the body that vLLM gets in the place of a client's. Raises RefusedError for more than may be."""
+    try:
+        return names.put(told, model=of.inside, **_within(told, limits))
+    except ValueError:
+        raise invalid("the body is no JSON object") from None
+
+
+async def _decide(door: Door, request: web.Request) -> web.StreamResponse:
+    """Returns the decision on an input of a task. Raises RefusedError where there is none."""
+    async with _taken(door, request) as sent:
+        _, of, _ = _model(door, request, sent)
+        if (deployed := door.task_of(of)) is None:
+            raise RefusedError(404, "not_found_error", f"the prompt.json of {of.inside} does not state its task")
+        with door.under_way(of.inside):
+            said = await decisions.answers(sent, deployed, Engine(door.check_open(), door.heard), of.outside)
+        return web.json_response(said, headers={VERSION_HEADER: of.version})
+
+
+def _model(door: Door, request: web.Request, sent: bytes) -> tuple[names.Fields, passing.Names, bool]:
+    """Returns a body's fields, the model that it asks, and whether it is to pass as it is. Raises RefusedError."""
+    try:
+        told = names.fields(sent)
+        model = names.value(told, "model")
+    except ValueError:
+        raise invalid("the body is no JSON object") from None
+    name, raw = door.named(model)
+    version = door.version_of(name)
+    request[TOLD].model = f"{name}@{version}"
+    return told, passing.Names(f"{name}@{version}", str(model), version), raw
+
+
+async def _task(door: Door, request: web.Request) -> web.StreamResponse:
+    """Returns the answer to inputs of a task. Raises RefusedError where there is none."""
+    async with _taken(door, request) as sent:
+        name = request.match_info["name"]
+        version = door.version_of(name)
+        if (deployed := door.tasks.get(name)) is None:
+            raise RefusedError(404, "not_found_error", f"the prompt.json of {name}@{version} does not state its task")
+        request[TOLD].model = deployed.task.inside
+        with door.under_way(deployed.task.inside):
+            private = chat.is_private(request.headers.get(chat.PRIVATE_HEADER))
+            engine = Engine(door.check_open(), door.heard)
+            said, outcomes = await tasks_path.answers(sent, deployed, engine, private, door.limits)
+        request[TOLD].answered.update(one.label for one in outcomes)
+        return web.json_response(said, headers={VERSION_HEADER: version})
 
 
 def _owner(door: Door, request: web.Request) -> str:
@@ -229,8 +307,7 @@ def _within(told: names.Fields, limits: Limits) -> dict[str, int]:
 def _refusal(error: RefusedError, close: bool) -> web.StreamResponse:
     """An error as both SDKs read it."""
     headers = {"Retry-After": str(error.retry_seconds)} if error.retry_seconds else None
-    said = {"type": error.kind, "message": str(error), "code": error.status}
-    answer = web.json_response({"type": "error", "error": said}, status=error.status, headers=headers)
+    answer = web.json_response({"type": "error", "error": error.json()}, status=error.status, headers=headers)
     if close:
         answer.force_close()
     return answer

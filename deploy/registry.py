@@ -6,7 +6,7 @@ registry/classifier/versions/3f2a90c17b5e44d0/adapter/     as training wrote it;
                                               version.json {"run_id": ..., "recipe": ..., "promoted": ...}
 registry/classifier/current -> versions/3f2a90c17b5e44d0   replaced in one step
 registry/classifier/history.jsonl  {"at", "action": "deploy", "from", "to", "run_id", "forced", "overridden": [...],
-                                    "sha256": {"adapter/SHA256SUMS": ..., "recipe.yaml": ...}}
+                                    "sha256": {"adapter/SHA256SUMS": ..., "recipe.yaml": ...}, "routing": {...}}
 registry/.bases/9f2c41a07be6d835/  the base that versions were trained on (tracking/bases.py), named by its digest
 
 A version counts as whole where its name is the digest of its sums, its files are as these say, and sums and recipe are
@@ -64,10 +64,11 @@ def history(place: Path) -> list[dict[str, Any]]:
     return [one for line in lines if isinstance(one := _read(line), dict) and {"action", "to"} <= one.keys()]
 
 
-def promote(place: Path, run: Run, overridden: list[str]) -> str:
+def promote(place: Path, run: Run, overridden: list[str], routing: Mapping[str, Any] | None = None) -> str:
     """Makes the adapter of a run the current version. Returns the version.
 
-    `overridden` are the gates that said no and were forced. Raises StageError where the copy is not what was trained.
+    `overridden` are the gates that said no and were forced, `routing` what the gateway routes by (deploy/routing.py).
+    Raises StageError where the copy is not what was trained.
     """
     if not (run.folder / "adapter" / files.SUMS).is_file():
         raise StageError(f"run {run.id} has no adapter to deploy; `make train RECIPE={run.recipe_name}` makes one")
@@ -87,9 +88,9 @@ def promote(place: Path, run: Run, overridden: list[str]) -> str:
                 if told := files.changed(aside / "adapter"):
                     raise StageError(f"the adapter of run {run.id} is not as training wrote it: {'; '.join(told)}")
                 Run(aside).check_references(files.read_json(aside / "adapter" / "prompt.json"))
-        point(
-            place, version, {"action": "deploy", "run_id": run.id, "forced": bool(overridden), "overridden": overridden}
-        )
+        line: dict[str, Any] = {"action": "deploy", "run_id": run.id, "forced": bool(overridden)}
+        line |= {"overridden": overridden} | ({"routing": dict(routing)} if routing else {})
+        point(place, version, line)
     return version
 
 

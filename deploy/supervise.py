@@ -45,6 +45,7 @@ async def serving(gateway: "Gateway", address: Address, access: Logger | None = 
         await asyncio.gather(watching, stopping, return_exceptions=True)
         await _drained(gateway.door)
         await gateway.close()
+        await gateway.deployments.close()
         # Together: vLLM has nothing left to answer, and may take as long to end as connections do.
         await asyncio.gather(in_thread(gateway.vllm.stop), runner.cleanup())
 

@@ -36,7 +36,7 @@ ROW_METRICS = {kind: names[0] for kind, names in METRICS.items()} | {"multilabel
 
 def find(recipe: "Recipe") -> list[tuple[tuple[str, ...], str]]:
     """Returns (key, what would do) for all of them."""
-    checks = (_with_task, _with_formats, _with_plan, _with_hardware, _with_adapter)
+    checks = (_with_task, _with_formats, _with_plan, _with_route, _with_hardware, _with_adapter)
     return [clash for check in checks for clash in check(recipe)]
 
 
@@ -159,6 +159,20 @@ def _with_plan(recipe: "Recipe") -> Found:
             yield ("compare", "baselines", str(at), "api"), told
         if wrong := _of_address(baseline, recipe.privacy.data_may_leave):
             yield ("compare", "baselines", str(at), "base_url"), wrong
+
+
+def _with_route(recipe: "Recipe") -> Found:
+    name = recipe.route.baseline
+    if name is None:
+        return
+    there = [one.called for one in recipe.compare.baselines if one.provider != "file"]
+    if name not in there:
+        yield ("route", "baseline"), f"given {name!r}, there are {', '.join(there) or 'no API models'}"
+    for one in recipe.compare.baselines:
+        if one.called == name and one.shots:
+            yield ("route", "baseline"), f"{name} is asked with examples of train (shots), which are not deployed"
+        if one.called == name and isinstance(one.instruction, list):
+            yield ("route", "baseline"), f"{name} has several instructions; give it the one that was chosen"
 
 
 def _of_address(baseline: "Baseline", data_may_leave: bool) -> str | None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from recipes.section import Name, Section
+from recipes.section import Count, Name, Section
 
 SPLITS = ("train", "validation", "calibration", "test")
 
@@ -46,6 +46,11 @@ class Source(Section):
     """Whether a line or a whole file of .txt is one text. The label of a line is the name of its file, that of a
     document the name of its folder. Without it, files that are named one by one are read by lines, and with `delimiter`
     or `header` .txt files are tables."""
+    max_row_mib: Count = 8
+    """MiB that one row may have."""
+    max_unpacked_mib: Count = 512
+    """MiB that may be unpacked as one piece: a JSON file, a workbook; of Parquet and packed files, what is 100 to 1,000
+    times larger than the file."""
 
     @field_validator("encoding")
     @classmethod

@@ -72,6 +72,9 @@ class Serve(Section):
     hang_seconds: Annotated[int, Field(ge=10)] = 60
     """How long vLLM may send nothing, though it was asked, until it is started again; behind the gateway, requests wait
     for it for half of that time. More, where one prompt takes longer."""
+    chat: Literal["task", "raw"] = "task"
+    """How the gateway takes a chat with a model's name. task: a conversation without the task's own prompt is its
+    input, to which prompt and constraint are added. raw: it passes as it is, as with <name>:raw."""
     loopback_without_key: bool = False
     """Whether the gateway takes requests without a key where it listens on this machine's own address."""
     limits: Limits = Limits()
@@ -116,6 +119,19 @@ class Route(Section):
     one by less than `margin`. The baseline is asked the calibration rows for this, within compare.budget_usd."""
     margin: OpenShare | None = None
     """By default 0.02, with `not_worse_than`."""
+    baseline: Name | None = None
+    """The API model that the gateway asks below the threshold: one of compare.baselines, by its name. By default the
+    one that not_worse_than names, else that of the plan (compare.primary), else the first."""
+    personal_data: Literal["local", "may_leave"] = "local"
+    """Whether an input in which personal data is found may go to the API model, redacted as privacy.redact says."""
+    when_api_fails: Literal["local", "error"] = "local"
+    """What is answered below the threshold while the API model does not answer, or there is no money left for it:
+    local: the deployed model's answer, marked as degraded."""
+    usd_per_month: NotNegative = 0
+    """The most that the gateway may spend on API calls in a calendar month (UTC), over all processes that share the
+    registry. 0: nothing that costs is asked."""
+    api_seconds: Positive = 20.0
+    """How long the API model may take for an answer, repeated attempts included."""
 
     @model_validator(mode="before")
     @classmethod

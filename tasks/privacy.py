@@ -10,8 +10,9 @@
     phone    see phones.py: more is taken than is meant, except order numbers, dates, times, amounts and addresses
     secret   key formats that have a prefix, private keys, and what stands after "password:" and looks like one
 
-Names, street addresses and what was spelled out ("ann at example dot org") are not found. Preparation redacts.
-What serves does not: a client redacts what it sends, so that the model sees in use what it saw in training.
+Names, street addresses and what was spelled out ("ann at example dot org") are not found. Preparation and
+the gateway redact alike (inputs.py), so that the model sees in use what it saw in training. A request that passes the
+gateway as it is (<recipe>:raw, or with the task's own prompt) is not redacted.
 """
 
 import re

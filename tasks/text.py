@@ -6,7 +6,8 @@
     label_key("Refund-Status ")                 "refund status"
     label_key("-1"), label_key("A+")            "-1", "a+"
 
-Preparation cleans. What serves does not: a client cleans what it sends, so that the model sees what it saw in training.
+Preparation and the gateway clean alike (inputs.py), so that the model sees what it saw in training. A request that
+passes the gateway as it is (<recipe>:raw, or with the task's own prompt) is not cleaned.
 """
 
 import re

@@ -108,9 +108,15 @@ class Place:
         """Has the stand-in behave in a way once."""
         (self.behaviour / what).touch()
 
-    def deploy(self, mark: str, answered: str | None = None, recipe: Callable[[str], str] = str) -> str:
+    def deploy(
+        self,
+        mark: str,
+        answered: str | None = None,
+        recipe: Callable[[str], str] = str,
+        task: dict[str, Any] | None = None,
+    ) -> str:
         """Deploys a version that answers its mark. Returns the version. `answered`: what it answers in the place of
-        its reference answers; `recipe`: what becomes of its recipe."""
+        its reference answers; `recipe`: what becomes of its recipe; `task`: what else is in its prompt.json."""
         folder = self.folder / "runs" / NAME / f"run-{mark}"
         adapter = folder / "adapter"
         adapter.mkdir(parents=True)
@@ -119,7 +125,7 @@ class Place:
         (adapter / "chat_template.jinja").write_text("x", encoding="utf-8")
         base = {"name": str(self.folder / "base"), "sha256": {}, "commit": None}
         prompt = {"chat_template_sha256": hashlib.sha256(b"x").hexdigest(), "grammar": None, "max_answer_tokens": 5}
-        files.write_json(adapter / "prompt.json", prompt | {"base": base})
+        files.write_json(adapter / "prompt.json", prompt | {"base": base} | (task or {}))
         line = {"prompt_ids": [1, 2], "answer": mark} | ({"answered": answered} if answered else {})
         (folder / "reference.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
         files.write_sums(adapter)

@@ -70,7 +70,12 @@ class StandIn:
             return stream
         if "raw" in stand:
             return web.Response(body=stand["raw"].replace("%M", model).encode(), content_type="application/json")
-        return web.json_response({"model": model, "choices": [{"text": self.text(body)}], "asked": body})
+        told: dict[str, Any] = {"text": self.text(body)}
+        if "messages" in body:
+            said = {"role": "assistant", "content": self.text(body)}
+            told |= {"index": 0, "message": said, "finish_reason": "stop"}
+            told["logprobs"] = {"content": [{"token": self.text(body), "logprob": -0.1, "top_logprobs": []}]}
+        return web.json_response({"model": model, "choices": [told], "asked": body})
 
     def text(self, body: dict[str, Any]) -> str:
         folder = self.adapters.get(body["model"])

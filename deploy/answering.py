@@ -1,0 +1,149 @@
+"""An input of a task to its answer: prepared, answered by the deployed version, and where that is not sure enough, by
+the API model of the recipe, unless something keeps the input on this machine.
+
+    reason                      answered by
+    confident                   the deployed version, at or above the threshold of routing.json
+    below_threshold             the API model
+    own_answer_invalid          the API model: the deployed version's answer does not fit the schema
+    private, personal_data      the deployed version: the request says so, or personal data is found in the input
+    data_may_not_leave,         the deployed version: the recipe says so, names no API model, has no money for it, or
+    no_api_model, no_budget,    there is no threshold that keeps the recipe's target
+    no_threshold
+    api_failed, over_budget,    the deployed version, though it is not sure (degraded: true), where the recipe says
+    api_answer_invalid          route.when_api_fails: local
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from deploy import local, personal
+from deploy.daemon import in_thread
+from deploy.escalation import OVER_BUDGET, Escalation, Kept
+from deploy.local import Engine, Judged
+from deploy.refused import RefusedError
+from deploy.task import Task
+from tasks.inputs import Input
+
+LOCAL = "local"
+ASIDE_CHARACTERS = 2048
+"""Longer inputs are prepared in a thread, so that others do not wait."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A deployed version of a task, and what answers beside it."""
+
+    task: Task
+    escalation: Escalation | Kept
+    deployed_at: int = 0
+    """When it became current, in nanoseconds since 1970."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An input as it is asked, and why it stays on this machine."""
+
+    given: Input
+    kept: str | None
+    """A reason, None where it may be escalated."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an input."""
+
+    value: Any
+    """The label, the labels, the record, the text: as the task's schema has it."""
+    text: str
+    confidence: float | None
+    local_confidence: float | None
+    """Of the deployed version's answer, whoever answered."""
+    answered_by: str
+    reason: str
+    degraded: bool = False
+    redacted: tuple[str, ...] = ()
+    """Kinds of personal data that were replaced in the input."""
+    usage: tuple[int, int] = field(default=(0, 0))
+    """Tokens that the deployed version read and wrote."""
+
+    @property
+    def label(self) -> str:
+        """Returns who answered and why, as the access log counts it."""
+        return f"{self.answered_by}/{self.reason}"
+
+    def json(self) -> dict[str, Any]:
+        """Returns what an answer says of it."""
+        return {
+            "answer": self.value,
+            "confidence": self.confidence,
+            "local_confidence": self.local_confidence,
+            "answered_by": self.answered_by,
+            "reason": self.reason,
+            "degraded": self.degraded,
+            "redacted": list(self.redacted),
+        }
+
+
+async def prepared(deployed: Deployed, raw: str, private: bool) -> Prepared:
+    """Returns an input as it is asked. Raises RefusedError where preparation would reject it."""
+    if len(raw) > ASIDE_CHARACTERS:
+        return await in_thread(_prepared, deployed, raw, private)
+    return _prepared(deployed, raw, private)
+
+
+def _prepared(deployed: Deployed, raw: str, private: bool) -> Prepared:
+    task = deployed.task
+    given = task.prepared(raw)
+    if private:
+        return Prepared(given, "private")
+    if isinstance(deployed.escalation, Kept):
+        return Prepared(given, deployed.escalation.reason)
+    found = task.recipe.route.personal_data == "local" and personal.kinds(raw)
+    return Prepared(given, "personal_data" if found else None)
+
+
+async def answered(engine: Engine, deployed: Deployed, asked: Prepared, most_tokens: int | None) -> Outcome:
+    """Returns the valid answer to an input. Raises RefusedError where there is none."""
+    task, escalation = deployed.task, deployed.escalation
+    own = await local.ask(engine, task, asked.given, most_tokens)
+    valid, threshold = own.parsed.problem is None, task.routing.threshold
+    if asked.kept or isinstance(escalation, Kept) or threshold is None:
+        return _own(task, asked, own, asked.kept or "no_threshold")
+    if valid and own.confidence is not None and own.confidence >= threshold:
+        return _own(task, asked, own, "confident")
+    theirs = await escalation.ask(asked.given)
+    if isinstance(theirs, Judged):
+        reason = "below_threshold" if valid else "own_answer_invalid"
+        return _outcome(task, asked, theirs, own, escalation.name, reason)
+    if task.recipe.route.when_api_fails == "local":
+        return _own(task, asked, own, theirs, degraded=True)
+    why = {OVER_BUDGET: "this month's route.usd_per_month is used up"}.get(theirs, f"{escalation.name} does not answer")
+    told = f"the deployed model is not sure enough, and {why} ({theirs}; route.when_api_fails: error)"
+    if theirs == OVER_BUDGET:
+        raise RefusedError(429, "rate_limit_error", told, retry_seconds=3600)
+    raise RefusedError(503, "overloaded_error", told, retry_seconds=10)
+
+
+def _own(task: Task, asked: Prepared, own: Judged, reason: str, degraded: bool = False) -> Outcome:
+    """The deployed version's answer. Raises RefusedError where it does not fit the task's schema."""
+    if own.parsed.problem is not None:
+        told = f"the model's answer does not fit the task's schema: {own.parsed.problem} (asked for it twice)"
+        raise RefusedError(422, "invalid_answer_error", told)
+    return _outcome(task, asked, own, own, LOCAL, reason, degraded)
+
+
+def _outcome(
+    task: Task, asked: Prepared, taken: Judged, own: Judged, by: str, reason: str, degraded: bool = False
+) -> Outcome:
+    given = asked.given
+    return Outcome(
+        value=taken.parsed.value,
+        text=task.text(taken.parsed.value),
+        confidence=taken.confidence,
+        local_confidence=own.confidence,
+        answered_by=by,
+        reason=reason,
+        degraded=degraded,
+        redacted=tuple(sorted(given.found & set(task.recipe.privacy.redact))),
+        usage=(own.answer.input_tokens or 0, own.answer.output_tokens or 0),
+    )

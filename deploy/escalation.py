@@ -1,0 +1,167 @@
+"""The API model that answers what the deployed version is not sure of: a baseline of the recipe, asked as by the
+comparison, within route.usd_per_month and route.api_seconds."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from backends import refusals
+from backends.ask import NOT_SENT, WIRES, Line
+from backends.exchange import Backend, Reply, Request
+from compare import prices, providers, questions, systems
+from compare.systems import System
+from deploy.local import Judged, answer_of
+from deploy.spending import Ledger, MonthlyPurse
+from deploy.task import Task
+from recipes.errors import StageError
+from recipes.schema_compare import Baseline
+from tasks.inputs import Input
+
+FAILED, OVER_BUDGET, INVALID = "api_failed", "over_budget", "api_answer_invalid"
+"""Why there is no answer of the API model."""
+FAILURES, REST_SECONDS = 5, 10.0
+"""So many failures in succession, and it is left alone for so long."""
+_IN_WORDS = {
+    "not_a_label": "it is none of the labels",
+    "not_json": "it is not JSON",
+    "wrong_schema": "it does not fit the schema",
+    "invented_key": "it has a key that was not asked for",
+    "empty": "it is empty",
+}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Why nothing is escalated: the reason in answers, and in words for the console."""
+
+    reason: str
+    words: str
+
+
+class Escalation:
+    """An API model behind the gateway."""
+
+    def __init__(self, task: Task, system: System, backend: Backend, ledger: Ledger | None) -> None:
+        assert system.baseline is not None
+        self.task, self.system, self.name = task, system, system.name
+        price = prices.of(system.baseline)
+        self._purse = MonthlyPurse(ledger, price) if ledger and price else None
+        self.priced = self._purse is not None
+        self._lines = [Line(backend, self._purse)]
+        self._failures, self._silent_until = 0, 0.0
+
+    async def ask(self, given: Input) -> Judged | str:
+        """Returns a valid answer of the API model, or why there is none: FAILED, OVER_BUDGET or INVALID."""
+        if time.monotonic() < self._silent_until:
+            return FAILED
+        row = {"id": secrets.token_hex(8), "input": {"text": given.text}}
+        (request,) = questions.requests(self.system, self.task.material, [row])
+        found: Judged | str = FAILED
+        try:
+            async with asyncio.timeout(self.task.recipe.route.api_seconds):
+                found = await self._asked(request)
+        except TimeoutError:
+            found = FAILED
+        except StageError:
+            return OVER_BUDGET  # what is spent cannot be written down
+        if found == FAILED:
+            self._failures += 1
+            if self._failures >= FAILURES:
+                self._silent_until = time.monotonic() + REST_SECONDS
+        else:
+            self._failures = 0
+        return found
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        for line in self._lines:
+            await line.close()
+
+    async def _asked(self, request: Request) -> Judged | str:
+        found = await self._judged(request)
+        if isinstance(found, str):
+            return found
+        problem = found.parsed.problem
+        if problem in _IN_WORDS and request.choices is None:
+            found = await self._judged(_repair(request, found.answer.output or "", problem))
+        return INVALID if isinstance(found, Judged) and found.parsed.problem is not None else found
+
+    async def _judged(self, request: Request) -> Judged | str:
+        reply = await self._reply(request)
+        if reply.received is None:
+            return OVER_BUDGET if reply.error == NOT_SENT.error else FAILED
+        answer = answer_of(reply.received)
+        parsed = self.task.read(answer)
+        return Judged(answer, parsed, self.task.told_confidence(answer) if parsed.problem is None else None)
+
+    async def _reply(self, request: Request) -> Reply:
+        """Returns the reply, asked again without a parameter that the provider refuses by name."""
+        while True:
+            line = self._lines[-1]
+            reply = await line.reply(request)
+            optional = WIRES[line.backend.wire].OPTIONAL
+            refused = refusals.parameter(reply.error or "", optional)
+            if refused is None or refused in line.backend.left_out:
+                return reply
+            if line is self._lines[-1]:
+                backend = replace(line.backend, left_out=(*line.backend.left_out, refused))
+                self._lines.append(Line(backend, self._purse))
+
+
+def of(task: Task, place: Path) -> Escalation | Kept:
+    """Returns the API model that a task's requests may be escalated to, or why there is none. Raises RecipeError where
+    its model family does not take what the recipe sets.
+
+    `place`: registry/<name>, where what is spent is written down.
+    """
+    recipe, name = task.recipe, baseline_of(task)
+    if not recipe.privacy.data_may_leave:
+        return Kept("data_may_not_leave", "privacy.data_may_leave is false")
+    chosen = [one for one in systems.closed(recipe) if one.name == name]
+    if not chosen or chosen[0].baseline is None:
+        return Kept("no_api_model", "the recipe names no API model (route.baseline)")
+    system, baseline = chosen[0], chosen[0].baseline
+    if told := _cannot(system, baseline):
+        return Kept("no_api_model", f"{name} {told}; name another one (route.baseline)")
+    if missing := systems.not_run([system], recipe):
+        return Kept("no_api_model", missing[0].why)
+    if unknown := prices.unknown([baseline]):
+        return Kept("no_api_model", unknown[0])
+    if task.routing.threshold is None:
+        return Kept("no_threshold", task.routing.why_none or "routing.json has no threshold")
+    ledger = None
+    if prices.of(baseline) is not None:
+        if not recipe.route.usd_per_month:
+            return Kept("no_budget", "route.usd_per_month is 0")
+        ledger = Ledger(place / "spend", recipe.route.usd_per_month)
+    seconds = min(baseline.timeout_seconds, recipe.route.api_seconds)
+    backend = replace(providers.remote(baseline, task.material), timeout_seconds=seconds)
+    return Escalation(task, system, backend, ledger)
+
+
+def baseline_of(task: Task) -> str | None:
+    """Returns the name of the baseline that answers below the threshold: the one that the recipe names for that, or as
+    its target, else that of the plan, else the first."""
+    compare, named = task.recipe.compare, task.recipe.route.baseline or task.recipe.route.not_worse_than
+    closed: Sequence[System] = systems.closed(task.recipe)
+    names = [one.name for one in closed]
+    planned = compare.primary.baseline if compare.primary else None
+    return named or (planned if planned in names else next(iter(names), None))
+
+
+def _cannot(system: System, baseline: Baseline) -> str | None:
+    """Returns what the gateway cannot give to a baseline, None where it can ask it as the comparison does."""
+    if system.shots:
+        return "is asked with examples of train, which are not deployed"
+    if isinstance(baseline.instruction, list):
+        return "has several instructions, of which the comparison chose one"
+    return None
+
+
+def _repair(request: Request, output: str, problem: str) -> Request:
+    told = f"This is no answer of the task: {_IN_WORDS[problem]}. Answer again, with the answer alone."
+    more = [{"role": "assistant", "content": output}, {"role": "user", "content": told}]
+    return replace(request, id=f"{request.id}-again", messages=[*request.messages, *more])

@@ -1,0 +1,53 @@
+"""Chats that hold an input of a task.
+
+Where the input stays on this machine and the wire can carry the task's constraint, vLLM gets the task's own request and
+its answer passes, event by event. Else the answer is made as those of /v1/tasks are, and told on the client's wire.
+"""
+
+from collections import Counter
+
+import msgspec
+from aiohttp import web
+
+from deploy import answering, bodies, chat, passing, wires
+from deploy.answering import LOCAL, Deployed
+from deploy.local import Engine
+from deploy.task import Task
+from recipes.schema_verdict import Limits
+
+
+def takes(deployed: Deployed, path: str, raw: bool) -> bool:
+    """Returns whether chats on a path may hold inputs of a task (serve.chat)."""
+    return path in chat.PATHS and not raw and deployed.task.recipe.serve.chat == "task"
+
+
+async def chatted(
+    engine: Engine,
+    deployed: Deployed,
+    request: web.Request,
+    sent: bytes,
+    of: passing.Names,
+    limits: Limits,
+    answered: Counter[str],
+) -> web.StreamResponse | None:
+    """Returns the answer to a chat, None where it holds the task's own prompt and passes as it is. Raises RefusedError
+    where there is no answer, and what passing.on raises; `answered` counts who answered, and why."""
+    task, body = deployed.task, await bodies.read(sent)
+    private = chat.is_private(request.headers.get(chat.PRIVATE_HEADER))
+    asked = chat.of(body, task, private)
+    if asked is None:
+        return None
+    given = await answering.prepared(deployed, asked.text, asked.private)
+    if given.kept and _carries(task, request.path):
+        answered[f"{LOCAL}/{given.kept}"] += 1
+        passed = chat.passed(body, task, given, request.path, limits.answer_tokens)
+        return await passing.on(engine.session, request, msgspec.json.encode(passed), of, engine.heard)
+    outcome = await answering.answered(engine, deployed, given, limits.answer_tokens)
+    answered[outcome.label] += 1
+    return await wires.respond(request, request.path, asked, outcome, of.outside, of.version)
+
+
+def _carries(task: Task, path: str) -> bool:
+    """Returns whether vLLM holds an answer on a path to the task's schema: Anthropic's wire has no grammar."""
+    free_text = task.material.prompt["grammar"] is None
+    return free_text or (path == chat.COMPLETIONS and task.grammar is not None)

@@ -1,0 +1,98 @@
+"""What the gateway routes by: the scale of the model's confidence, and the threshold of routing.json, as deployed.
+
+registry/<name>/routing/<digest of its bytes>.json     routing.json of the run
+registry/<name>/history.jsonl                          {..., "routing": {"file": "<digest>.json", "why_none": null,
+                                                        "scale": {"of": "answer", "slope": 1.4, "intercept": -0.3}}}
+
+So it comes with the version, in one step. A comparison after the deployment counts when the run is deployed again.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compare import confidence, route
+from compare.confidence import Scale
+from compare.material import Material
+from insource.stats.calibration import Platt
+from recipes.errors import StageError
+from tasks import spec_of
+from tracking import files
+from tracking.run import Run
+
+FOLDER = "routing"
+
+
+@dataclass(frozen=True)
+class Routing:
+    """When the deployed version answers for itself."""
+
+    scale: Scale | None = None
+    """Of its confidence; None: it is the probability of the answer as it stands."""
+    threshold: float | None = None
+    """None: nothing is known from which confidence on it is right often enough."""
+    why_none: str | None = "it was deployed without a comparison; `make compare`, then `make deploy`"
+
+
+def of_run(place: Path, run: Run) -> dict[str, Any]:
+    """Returns what the history records of a run, after copying its routing.json below registry/<name>."""
+    path = run.folder / "adapter" / "prompt.json"
+    prompt = files.read_json(path) if path.is_file() else {}
+    if "task" not in prompt or not (run.folder / "data" / "validation.jsonl").is_file():
+        why = f"run {run.id} has no prompt.json or no validation rows"
+        return {"file": None, "scale": None, "why_none": why}
+    module, spec = spec_of(prompt["task"])
+    scale = confidence.scale(run, Material(module, spec, prompt, [], [], []))
+    told = {"scale": scale.json() if scale else None}
+    source = run.folder / "routing.json"
+    if why := _of_other(run):
+        return {"file": None, **told, "why_none": why}
+    policy = route.read(source)
+    copied = place / FOLDER / f"{files.sha256(source)[:16]}.json"
+    copied.parent.mkdir(parents=True, exist_ok=True)
+    aside = copied.with_suffix(".aside")
+    shutil.copyfile(source, aside)
+    aside.replace(copied)
+    return {"file": copied.name, "scale": policy.score or told["scale"], "why_none": policy.why_none}
+
+
+def of_history(place: Path, history: Sequence[Mapping[str, Any]], version: str) -> Routing:
+    """Returns what the last deployment of a version recorded. Raises StageError where its file is another now."""
+    told = [line["routing"] for line in history if line["to"] == version and line.get("routing")]
+    if not told:
+        return Routing()
+    scale, name = _scale(told[-1]["scale"]), told[-1]["file"]
+    if name is None:
+        return Routing(scale, None, told[-1]["why_none"])
+    path = place / FOLDER / name
+    if not path.is_file() or files.sha256(path)[:16] != path.stem:
+        raise StageError(f"{path} is not as it was deployed; deploy the run again")
+    policy = route.read(path)
+    return Routing(scale, policy.threshold, policy.why_none)
+
+
+def _scale(told: Mapping[str, Any] | None) -> Scale | None:
+    """Returns the scale of what routing.json says of it; the rows that it was fitted on are not deployed."""
+    if told is None:
+        return None
+    platt = None if told["slope"] is None else Platt(float(told["slope"]), float(told["intercept"]))
+    return Scale(platt, told["of"], (), ())
+
+
+def _of_other(run: Run) -> str | None:
+    """Returns why there is no threshold for the deployed adapter, None where routing.json is of it."""
+    compare = run.stage("compare")
+    if compare.get("state") != "done" or not (run.folder / "routing.json").is_file():
+        return "it was deployed without a comparison; `make compare`, then `make deploy`"
+    sums = files.sha256(run.folder / "adapter" / files.SUMS)
+    if compare["inputs"].get(f"adapter/{files.SUMS}") != sums:
+        return "the comparison was of another adapter; `make compare`, then `make deploy`"
+    if run.recipe().serve.model.startswith("quantized"):
+        return "the comparison was of a quantized form, and adapters are deployed; compare with serve.model=adapter"
+    try:
+        route.read(run.folder / "routing.json")
+    except StageError as error:
+        return str(error)
+    return None
