@@ -42,7 +42,11 @@ def everyone(place: Place, systems: Sequence[System]) -> dict[str, Gathered]:
         usd = chosen.spent_usd + before + answers.spent_usd if price else None
         ends = _shutdown_date(one, answers)
         left_out = [f"{system.title}: asked without {name}, which its provider refuses" for name in system.left_out]
-        own = [f"{system.title}: asked with its own messages, not the task's prompt"] if _baseline(system).messages else []
+        own = (
+            [f"{system.title}: asked with its own messages, not the task's prompt"]
+            if _baseline(system).messages
+            else []
+        )
         more = {"price": price, "shutdown_date": ends, "notes": [*chosen.notes, *own, *left_out]}
         found[system.name] = told(one, answers, place, spent_usd=usd, scale=_scale(place, system, answers), **more)
     return found

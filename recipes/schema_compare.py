@@ -171,7 +171,9 @@ class Baseline(Section):
             raise ValueError("messages are the whole prompt; leave out instruction and shots")
         places = sum(one.content.count(INPUT) for one in messages)
         if places != 1 or INPUT not in messages[-1].content or messages[-1].role != "user":
-            raise ValueError(f"messages: {INPUT} must stand once, in the last message, of role user; given {places} times")
+            raise ValueError(
+                f"messages: {INPUT} must stand once, in the last message, of role user; given {places} times"
+            )
 
     def asked(self, text: str) -> list[dict[str, str]]:
         """Returns its own messages with the text of a row in its place. Needs `messages`."""

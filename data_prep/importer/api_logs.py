@@ -95,7 +95,9 @@ def _answer(response: Mapping[str, Any]) -> dict[str, Any]:
             if part.get("type") == "refusal":
                 raise UnusableRowError("refusal", "the model refused to answer")
             if part.get("type") not in ("text", "output_text"):
-                raise UnusableRowError("tool_call", f"the answer holds a {cell(part.get('type'))}; answers are texts here")
+                raise UnusableRowError(
+                    "tool_call", f"the answer holds a {cell(part.get('type'))}; answers are texts here"
+                )
             texts.append(cell(part.get("text")))
     return {"role": "assistant", "content": "".join(texts)}
 

@@ -82,7 +82,11 @@ def instruction_of(task: Task, sources: Sources) -> str:
     """Returns the instruction: the system message, with what all texts have in common; else one of ours."""
     parts = [sources.system.strip(), sources.preamble.before.strip(), sources.preamble.after.strip()]
     found = "\n".join(part for part in parts if part)
-    return found if len(found) >= LEAST_INSTRUCTION else " ".join(part for part in (found, INSTRUCTIONS[task.variant]) if part)
+    return (
+        found
+        if len(found) >= LEAST_INSTRUCTION
+        else " ".join(part for part in (found, INSTRUCTIONS[task.variant]) if part)
+    )
 
 
 def text(folder: Path, head: list[str], task: Task, sources: Sources, model: Model | None, longest_answer: int) -> str:
@@ -91,13 +95,13 @@ def text(folder: Path, head: list[str], task: Task, sources: Sources, model: Mod
     for one in head:
         lines += textwrap.wrap(one, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
     lines += [*_task(task, sources), *_data(folder, task, sources)]
+    rate = "learning_rate: 5.0e-5, beta: 0.1" if task.kind == "preference" else "learning_rate: 2.0e-4"
     if sources.redact:
         lines.append(f"privacy: {{redact: [{', '.join(sources.redact)}]}}    # replaced in the converted file already")
     lines += [
         "model: {base: Qwen/Qwen3-4B-Instruct-2507, quantization: nf4}    # docs/models.md: what else can be tuned",
         "lora: {r: 16, lora_alpha: 32, target_modules: all-linear}",
-        f"train: {{num_train_epochs: {EPOCHS[task.kind]}, learning_rate: {'5.0e-5, beta: 0.1' if task.kind == 'preference' else '2.0e-4'},"
-        " batch_size: 16, packing: shared_prefix}",
+        f"train: {{num_train_epochs: {EPOCHS[task.kind]}, {rate}, batch_size: 16, packing: shared_prefix}}",
         *_compare(task, sources, model, longest_answer),
     ]
     if task.kind in ("generation", "preference"):
@@ -125,15 +129,19 @@ def _task(task: Task, sources: Sources) -> list[str]:
     if task.kind == "classification":
         if task.labels:
             lines.append("  labels:    # the most frequent first; say what each one means where its name does not")
-            lines += [f"    {_quoted(label)}: \"\"" for label in task.labels]
+            lines += [f'    {_quoted(label)}: ""' for label in task.labels]
         else:
-            lines.append(f"  labels: auto    # those of the rows, {task.found_labels}; or a list, or {{label: what it means}}")
+            lines.append(
+                f"  labels: auto    # those of the rows, {task.found_labels}; or a list, or {{label: what it means}}"
+            )
     if task.json_schema:
         lines += ["  json_schema:    # from the answers, with headroom; say in a description what a name does not"]
         lines += ["    type: object", "    properties:"]
         lines += [f"      {_quoted(name)}: {_flow(one)}" for name, one in task.json_schema["properties"].items()]
         if required := task.json_schema.get("required"):
-            lines.append(f"    required: {_flow(required)}    # the others may be {'left out' if task.leaves_out else 'null'}")
+            lines.append(
+                f"    required: {_flow(required)}    # the others may be {'left out' if task.leaves_out else 'null'}"
+            )
         if task.leaves_out:
             lines.append("  absent: omit")
     return lines
@@ -150,14 +158,18 @@ def _data(folder: Path, task: Task, sources: Sources) -> list[str]:
     group = f", group: {sources.group}" if sources.group else ""
     lines = ["data:", f"  source: {source}", f"  columns: {_flow(dict(sources.columns))}"]
     if sources.where:
-        lines += ["  # Rows with another system message are left out; without this line they are read too.",
-                  f"  where: {_flow({'messages.0.content': sources.system})}"]
+        lines += [
+            "  # Rows with another system message are left out; without this line they are read too.",
+            f"  where: {_flow({'messages.0.content': sources.system})}",
+        ]
     lines.append(f"  split: {{{split}, stratify: {stratify}{group}, seed: 17}}")
     if task.rare and not task.labels:
-        lines.append(f"  rare_labels: {{min_rows: {task.least_rows}, do: drop}}    # {task.rare} answers that are too few to be labels")
+        lines.append(
+            f"  rare_labels: {{min_rows: {task.least_rows}, do: drop}}    # {task.rare} answers are too rare for labels"
+        )
     if sources.unusable_share:
         allowed = min(1.0, round(1.2 * sources.unusable_share + 0.005, 3))
-        lines.append(f"  max_rejected: {allowed:g}    # {sources.unusable_share:.1%} of the rows cannot be used; data.html names them")
+        lines.append(f"  max_rejected: {allowed:g}    # {sources.unusable_share:.1%} of the rows cannot be used")
     return lines
 
 
@@ -165,22 +177,27 @@ def _compare(task: Task, sources: Sources, model: Model | None, longest_answer: 
     metric = METRICS[task.variant]
     if task.kind == "preference":
         return [
-            "compare:    # an API tells no probability of a given answer, so that the tuned model is compared with its base",
+            "compare:    # an API gives no probability of a given answer: the tuned model is compared with its base",
             f"  primary: {{system: tuned, baseline: base, metric: {metric}, margin: 0.02, alpha: 0.05}}",
         ]
     decides = task.kind == "classification" and not task.many and task.found_labels <= 255
     luna = f"openai:gpt-6-luna{':decisions' if decides else ''}"
     lines = ["compare:"]
     planned = model.called if model else luna
-    lines.append(f"  primary: {{system: tuned, baseline: {_quoted(planned)}, metric: {metric}, margin: 0.02, alpha: 0.05}}")
+    lines.append(
+        f"  primary: {{system: tuned, baseline: {_quoted(planned)}, metric: {metric}, margin: 0.02, alpha: 0.05}}"
+    )
     lines.append("  baselines:")
     if model:
         lines += _taken_from(sources, model, longest_answer)
     if decides:
-        lines += ["    - {provider: openai, api: decisions, model: gpt-6-luna,    # chooses among the labels",
-                  '       price: {input_usd_per_million: 0.1, output_usd_per_million: 0, date: "2026-10-10"}}']
-    lines += ["    - {provider: openai, model: gpt-6-luna}", "  budget_usd: 5    # the most that all of them may cost"]
-    return lines
+        lines += [
+            "    - {provider: openai, api: decisions, model: gpt-6-luna,    # chooses among the labels",
+            '       price: {input_usd_per_million: 0.1, output_usd_per_million: 0, date: "2026-10-10"}}',
+        ]
+    if model is None or planned != "openai:gpt-6-luna":
+        lines.append("    - {provider: openai, model: gpt-6-luna}")
+    return [*lines, "  budget_usd: 5    # the most that all of them may cost"]
 
 
 def _taken_from(sources: Sources, model: Model, longest_answer: int) -> list[str]:
@@ -192,12 +209,17 @@ def _taken_from(sources: Sources, model: Model, longest_answer: int) -> list[str
         lines.append(f"      base_url: {_quoted(model.base_url)}")
     lines += ["      messages:    # what it is asked, with the text of the row in the place of {input}"]
     lines += [f"        - {_flow(one)}" for one in (*system, user)]
-    lines += ["      structured_output: false", f"      max_output_tokens: {answer_tokens(longest_answer)}"]
+    lines.append("      structured_output: false")
     family = model_families.of("anthropic" if model.provider == "anthropic" else "openai", model.name)
+    # A model that thinks needs room for that, which the comparison knows.
+    if family.default_effort in (None, "none") and (model.taught or family is not model_families.UNKNOWN):
+        lines.append(f"      max_output_tokens: {answer_tokens(longest_answer)}")
     if family.sampling == "yes":
         lines.append("      temperature: 0")
     if not is_loopback(host_of(model.base_url)):
-        lines.append("      # price: {input_usd_per_million: ..., output_usd_per_million: ...}    # if its price is not known here")
+        lines.append(
+            "      # price: {input_usd_per_million: ..., output_usd_per_million: ...}    # where it is not known"
+        )
     return lines
 
 

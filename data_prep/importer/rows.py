@@ -90,6 +90,8 @@ def surveyed(paths: list[Path]) -> Survey:
                 raise RecipeError(f"{row.file} is {title}, and the other file is {found.format}: import one format")
             found.format = title or found.format
             if isinstance(one, UnusableRowError):
+                # Data preparation learns every last answer.
+                found.plain &= one.reason != "weight_0"
                 if one.reason != "other_span":
                     found.problem(f"{row.file}:{row.line}", one.reason, one.detail)
             else:

@@ -2,7 +2,7 @@
 
 in   {"name": "chat gpt-4o-mini", "attributes": {"gen_ai.request.model": "gpt-4o-mini",
       "gen_ai.system_instructions": "[{\\"type\\": \\"text\\", \\"content\\": \\"Route it.\\"}]",
-      "gen_ai.input.messages": "[{\\"role\\": \\"user\\", \\"parts\\": [{\\"type\\": \\"text\\", \\"content\\": \\"it is late\\"}]}]",
+      "gen_ai.input.messages": "[{\\"role\\": \\"user\\", \\"parts\\": [{\\"type\\": \\"text\\", ...}]}]",
       "gen_ai.output.messages": "[{\\"role\\": \\"assistant\\", \\"parts\\": [...], \\"finish_reason\\": \\"stop\\"}]"}}
      {"resourceSpans": [{"scopeSpans": [{"spans": [{"attributes": [{"key": ..., "value": {"stringValue": ...}}]}]}]}]}
 out  Call("gpt-4o-mini", [{"role": "system", ...}, {"role": "user", ...}, {"role": "assistant", ...}])

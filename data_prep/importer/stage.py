@@ -16,7 +16,7 @@ from data_prep.importer import decide, recipe_text, rows
 from data_prep.importer.decide import Task
 from data_prep.importer.recipe_text import Model, Sources
 from data_prep.importer.rows import Outcome, Writer
-from data_prep.importer.survey import Preamble, Survey, preamble_of
+from data_prep.importer.survey import Survey, preamble_of
 from recipes import command
 from recipes.errors import RecipeError
 from recipes.load import RECIPES, load
@@ -36,6 +36,8 @@ ANSWERING = ("gpt-", "chatgpt-", "o1", "o3", "o4", "ft:", "claude", "anthropic.c
 
 def main(arguments: argparse.Namespace) -> int:
     """Returns the exit code. Raises RecipeError where the rows make no recipe: then nothing is written."""
+    if not arguments.source:
+        raise RecipeError("FROM: give the file of the fine-tune, or of the log: make import FROM=train.jsonl")
     train, test = _path(arguments.source), _path(arguments.test) if arguments.test else None
     to = _target(train, arguments.to)
     paths = [train] if test is None else [train, test]
@@ -54,8 +56,8 @@ def main(arguments: argparse.Namespace) -> int:
     to.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
         writers = [opened.enter_context(Writer(one)) for one in converted if one]
-        for path, writer in zip(paths, writers or [None, None], strict=False):
-            rows.checked(path, recipe, chosen, survey, outcome, writer)
+        for at, path in enumerate(paths):
+            rows.checked(path, recipe, chosen, survey, outcome, writers[at] if writers else None)
         rows.count_near(outcome)
         _check_usable(survey, outcome.usable, outcome.meant)
         unusable = 0.0 if writers else outcome.unusable_share
@@ -106,7 +108,9 @@ def _check_usable(survey: Survey, usable: int, read: int) -> None:
     shown = "\n".join(f"  {line}" for line in survey.shown)
     raise RecipeError(
         f"{usable:,} of {read:,} rows can be used ({reasons}); a recipe needs at least {LEAST_ROWS}, and most of the "
-        f"rows:\n{shown}" if shown else f"{usable:,} rows can be used; a recipe needs at least {LEAST_ROWS}"
+        f"rows:\n{shown}"
+        if shown
+        else f"{usable:,} rows can be used; a recipe needs at least {LEAST_ROWS}"
     )
 
 
@@ -162,7 +166,9 @@ def _model(arguments: argparse.Namespace, survey: Survey, chosen: Sources) -> Mo
         why = "asked as it was taught; `make record` keeps its answers while it lives"
         return Model(arguments.model, arguments.base_url, why, taught=survey.format not in LOGS)
     if arguments.base_url:
-        raise RecipeError("BASE_URL goes with MODEL, the name of the model (on Azure: of the deployment) at that address")
+        raise RecipeError(
+            "BASE_URL goes with MODEL, the name of the model (on Azure: of the deployment) at that address"
+        )
     names = survey.models.most_common(1)
     if not names or not names[0][0].startswith(ANSWERING):
         return None
@@ -171,7 +177,9 @@ def _model(arguments: argparse.Namespace, survey: Survey, chosen: Sources) -> Mo
 
 def _head(survey: Survey, outcome: Outcome, chosen: Sources, model: Model | None, train: Path) -> list[str]:
     """The first comments of the recipe."""
-    head = [f"Made from {train.name} ({survey.format}, {outcome.meant:,} rows) by `make import`: read it, and change it."]
+    head = [
+        f"Made from {train.name} ({survey.format}, {outcome.meant:,} rows) by `make import`: read it, and change it."
+    ]
     if survey.format in LOGS:
         who = survey.models.most_common(1)
         by = f" of {who[0][0]}" if who else ""
@@ -183,6 +191,11 @@ def _head(survey: Survey, outcome: Outcome, chosen: Sources, model: Model | None
         kinds = ", ".join(sorted(outcome.personal))
         counts = ", ".join(f"{kind} in {count:,} rows" for kind, count in sorted(outcome.personal.items()))
         head.append(f"Personal data: {counts}. `privacy: {{redact: [{kinds}]}}` replaces them.")
+    if model and model.taught and chosen.test is None:
+        head.append(
+            f"{model.name} was taught with these rows, so that a test split of them flatters it. Rows that it never "
+            "saw would judge it: make import TEST=..."
+        )
     if model and chosen.preamble:
         head.append("What every text begins or ends with was cut off it, and stands in the instruction.")
     return head
@@ -209,13 +222,21 @@ def _told(
         lines.append(f"note      {survey.several_turns:,} rows have {told}")
     if outcome.personal:
         counts = ", ".join(f"{kind} {count:,}" for kind, count in sorted(outcome.personal.items()))
-        lines.append(f"personal  {counts} rows" + (", replaced by placeholders" if chosen.redact else "; see the recipe"))
+        lines.append(
+            f"personal  {counts} rows" + (", replaced by placeholders" if chosen.redact else "; see the recipe")
+        )
     if outcome.duplicates or outcome.near:
-        lines.append(f"same      {outcome.duplicates:,} rows say what another one says, and {outcome.near:,} nearly that")
+        lines.append(
+            f"same      {outcome.duplicates:,} rows say what another one says, and {outcome.near:,} nearly that"
+        )
     if len(survey.models) > 1:
-        lines.append(f"note      answers of {', '.join(f'{name} ({count:,})' for name, count in survey.models.most_common())}")
+        lines.append(
+            f"note      answers of {', '.join(f'{name} ({count:,})' for name, count in survey.models.most_common())}"
+        )
     if model and task.kind == "preference":
         lines.append(f"note      {model.name} is no baseline: an API tells no probability of a given answer")
+    if model and model.taught and chosen.test is None and task.kind != "preference":
+        lines.append(f"note      {model.name} was taught with these rows: give rows that it never saw as TEST=...")
     for path in converted:
         lines.append(f"wrote     {_shown(path)}: the rows, converted: {_why_converted(survey, chosen)}")
     return lines
@@ -226,7 +247,9 @@ def _why_converted(survey: Survey, chosen: Sources) -> str:
         return "a log is no table of rows; personal data are replaced"
     if chosen.preamble:
         return "all texts have a beginning or an end in common"
-    return "each answer with a weight is a row of its own" if survey.expanded else "data preparation reads no such rows"
+    if survey.expanded:
+        return "each answer of a conversation that is learnt is a row of its own"
+    return "an answer of weight 0 is not learnt" if not survey.plain else "rows of another system message are left out"
 
 
 def _short(text: str) -> str:
