@@ -1,7 +1,7 @@
 """The answers of an API model to the held-out rows, kept while it lives: `make record RECIPE=tickets`.
 
-    recorded  openai:ft:gpt-4o-mini-2024-07-18:acme::Bx1: 3,080 of 3,080 test rows, $0.4213
-    wrote     recipes/tickets.openai-ft-gpt-4o-mini-2024-07-18-acme--Bx1.jsonl
+    recorded  openai:ft:gpt-4o-mini-2024-07-18:acme::Bx1: 3,080 test rows, $0.4213
+    wrote     recipes/tickets.openai-ft-gpt-4o-mini-2024-07-18-acme-Bx1-74e2f0.jsonl
 
 It needs no trained model. The rows are asked as the comparison asks them, first request, budget and journal alike, so
 that a comparison asks for nothing that is recorded. Of the test set the texts are read and no target: nothing is scored
