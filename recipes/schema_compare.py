@@ -169,15 +169,14 @@ class Baseline(Section):
             raise ValueError("messages are for a model that is asked by chat; leave them out")
         if self.instruction is not None or self.shots:
             raise ValueError("messages are the whole prompt; leave out instruction and shots")
-        places = sum(one.content.count(INPUT) for one in messages)
-        if places != 1 or INPUT not in messages[-1].content or messages[-1].role != "user":
-            raise ValueError(
-                f"messages: {INPUT} must stand once, in the last message, of role user; given {places} times"
-            )
+        if messages[-1].content.count(INPUT) != 1 or messages[-1].role != "user":
+            raise ValueError(f"messages: the last one must be of role user, and hold {INPUT} once")
 
     def asked(self, text: str) -> list[dict[str, str]]:
         """Returns its own messages with the text of a row in its place. Needs `messages`."""
-        return [{"role": one.role, "content": one.content.replace(INPUT, text)} for one in self.messages or ()]
+        told: list[dict[str, str]] = [{"role": one.role, "content": one.content} for one in self.messages or ()]
+        told[-1]["content"] = told[-1]["content"].replace(INPUT, text)
+        return told
 
     @property
     def decides(self) -> bool:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from data_prep import encoding, prepare
 from data_prep.importer import __main__ as command_line
-from data_prep.importer import decide, survey
+from data_prep.importer import decide, recipe_text, survey
 from recipes import command
 from recipes.load import RECIPES, load
 from recipes.schema import Recipe
@@ -314,8 +317,29 @@ def test_answers_decide_the_task() -> None:
     assert mixed.kind == "generation" and "field total has several types" in mixed.why
     omitted = of(json.dumps({"a": "x y"} | ({"b": at} if at % 2 else {})) for at in range(60))
     assert omitted.kind == "extraction" and omitted.leaves_out
+    empty = of(json.dumps({"a": at, "b": None, "c": [], "d": {"e": ""}}) for at in range(60))
+    assert empty.json_schema and list(empty.json_schema["properties"]) == ["a", "b", "c", "d"]
     deep: Any = {"a": {"b": {"c": {"d": {"e": 1}}}}}
     assert "objects more than" in of([json.dumps(deep)] * 60).why
+
+
+def test_what_rows_say_stands_in_the_recipe_to_the_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = "Classify: {input}?\n\n  - yes: #1 \u2028 'q' \"w\"\t\\n\x85☺\U0001f600 \n" * 2
+    labels = ("yes", "null", "-1", "true: x # y", "☺ {a}", "'[")
+    source = put(tmp_path / "train.jsonl", (chat(text(at), labels[at % 6], system) for at in range(120)))
+    code, to = imported(monkeypatch, source, "--model", MODEL)
+    assert code == 0
+    recipe, told = prepared(to)
+    assert recipe.task.instruction == system.strip() and set(told["labels"]) == set(labels)
+    assert recipe.compare.baselines[0].asked("a {input}") == [
+        {"role": "system", "content": system},
+        {"role": "user", "content": "a {input}"},
+    ]
+
+
+@given(st.text(max_size=40).filter(lambda value: not encoding.has_half(value)))
+def test_any_text_is_read_back_from_the_recipe(value: str) -> None:
+    assert YAML().load(f"one: {{two: {recipe_text._quoted(value)}}}")["one"]["two"] == value
 
 
 def test_the_command_is_a_make_target_and_says_what_is_missing(tmp_path: Path) -> None:

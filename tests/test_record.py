@@ -152,9 +152,9 @@ model: {base: some/model}
 compare: {baselines: [{provider: openai, model: x, MORE}]}
 """
     cases = {
-        "messages: [{role: user, content: hello}]": "must stand once",
-        'messages: [{role: user, content: "{input} {input}"}]': "given 2 times",
-        'messages: [{role: system, content: "{input}"}, {role: user, content: hello}]': "in the last message",
+        "messages: [{role: user, content: hello}]": "hold {input} once",
+        'messages: [{role: user, content: "{input} {input}"}]': "hold {input} once",
+        'messages: [{role: system, content: "{input}"}]': "must be of role user",
         'messages: [{role: user, content: "{input}"}], shots: 3': "leave out instruction and shots",
         'api: decisions, messages: [{role: user, content: "{input}"}]': "asked by chat",
         "messages: []": "at least 1",

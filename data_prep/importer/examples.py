@@ -63,7 +63,7 @@ def chat(values: Values) -> Iterator[Example | UnusableRowError]:
         yield UnusableRowError("no_answer", f"{told} (reinforcement fine-tuning has no answers to learn)")
         return
     answers = [at for at, one in enumerate(messages) if one["role"] == "assistant"]
-    learnt = [at for at in answers if weights[at] != 0]
+    learnt = [at for at in answers if weights[at] not in (0, "0")]
     if not learnt:
         yield UnusableRowError("weight_0", "every answer has weight 0: nothing is learnt from this row")
     more = {"plain": learnt == [len(messages) - 1], "expanded": len(learnt) > 1, "one_system": _one_system(given)}

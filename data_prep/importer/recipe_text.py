@@ -123,7 +123,8 @@ def _task(task: Task, sources: Sources) -> list[str]:
         written = ["  instruction: |-    # " + told, *(f"    {line}".rstrip() for line in instruction.split("\n"))]
     else:
         written = [f"  # {told}", f"  instruction: {_quoted(instruction)}"]
-    lines = ["task:", f"  kind: {task.kind}    # {task.why}", *written]
+    why = "".join(one if one.isprintable() else " " for one in task.why)
+    lines = ["task:", f"  kind: {task.kind}    # {why}", *written]
     if task.many:
         lines.append("  labels_per_row: many")
     if task.kind == "classification":

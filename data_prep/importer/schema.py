@@ -21,6 +21,8 @@ MOST_CHOICES, ROWS_A_CHOICE, LEAST_ROWS = 12, 20, 3
 LONGEST_CHOICE = 40
 # Below this share of its values, a type is a slip: these rows do not fit.
 SLIPS = 0.1
+# A field that never has a value may be any short text.
+NEVER_SEEN = {"type": "string", "maxLength": 40}
 # Of its fields an object has so many on average, or the objects have no shape in common.
 LEAST_FIELDS = 0.5
 MOST_FIELDS = 60
@@ -86,14 +88,14 @@ def leaves_out(shape: Shape) -> bool:
 
 def _object(shape: Shape, at: str) -> dict[str, Any]:
     objects = shape.kinds["object"]
-    # A field that never has a value says nothing of what it holds.
-    known = {name: one for name, one in shape.fields.items() if one.kinds["null"] < one.rows}
-    properties = {name: _field(one, f"{at}{name}") for name, one in known.items()}
-    required = [name for name, one in known.items() if one.rows == objects and not one.kinds["null"]]
+    properties = {name: _field(one, f"{at}{name}") for name, one in shape.fields.items()}
+    required = [name for name, one in shape.fields.items() if one.rows == objects and not one.kinds["null"]]
     return {"properties": properties} | ({"required": required} if required else {})
 
 
 def _field(shape: Shape, at: str) -> dict[str, Any]:
+    if shape.kinds["null"] == shape.rows:
+        return dict(NEVER_SEEN)
     kind = _main_kind(shape, at)
     if kind == "string":
         if choices := _choices(shape):
@@ -103,9 +105,8 @@ def _field(shape: Shape, at: str) -> dict[str, Any]:
         _check_fields(shape, at)
         return {"type": "object", **_object(shape, f"{at}.")}
     if kind == "array":
-        if shape.items is None or shape.items.kinds["null"] == shape.items.rows:
-            raise NoShapeError(f"field {at}: its lists are always empty")
-        return {"type": "array", "maxItems": math.ceil(shape.longest * HEADROOM), "items": _field(shape.items, at)}
+        items = _field(shape.items, at) if shape.items and shape.items.rows else dict(NEVER_SEEN)
+        return {"type": "array", "maxItems": max(1, math.ceil(shape.longest * HEADROOM)), "items": items}
     return {"type": kind}
 
 

@@ -10,17 +10,19 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from data_prep.importer import decide, recipe_text, rows
 from data_prep.importer.decide import Task
 from data_prep.importer.recipe_text import Model, Sources
 from data_prep.importer.rows import Outcome, Writer
-from data_prep.importer.survey import Survey, preamble_of
+from data_prep.importer.survey import Preamble, Survey, preamble_of
 from recipes import command
 from recipes.errors import RecipeError
 from recipes.load import RECIPES, load
 from recipes.schema import Recipe
+from recipes.schema_compare import INPUT
 from tasks import privacy
 from tracking import files
 
@@ -49,7 +51,7 @@ def main(arguments: argparse.Namespace) -> int:
     model = _model(arguments, survey, chosen)
     longest = survey.answers[system].longest
     draft = recipe_text.text(to.parent, [], task, chosen, model, longest)
-    recipe = Recipe.model_validate(YAML(typ="safe").load(draft))
+    recipe = _checked(draft)
     outcome = Outcome()
     converted = [chosen.train, chosen.test] if chosen.train != train else []
     _refuse_to_replace([to, *(one for one in converted if one)], arguments.force)
@@ -75,6 +77,15 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"          make record RECIPE={_shown(to)}    while {model.name} lives", file=sys.stderr)
     print(to)
     return command.DONE
+
+
+def _checked(draft: str) -> Recipe:
+    """The recipe of a text. Raises RecipeError where the rows, or the model asked for, make none that is valid."""
+    try:
+        return Recipe.model_validate(YAML(typ="safe").load(draft))
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+        raise RecipeError(f"no recipe can be made of these rows: {told}") from None
 
 
 def _path(given: str) -> Path:
@@ -141,6 +152,8 @@ def _sources(train: Path, test: Path | None, to: Path, survey: Survey, system: s
     log = survey.format in LOGS
     mixed = len(survey.systems) > 1
     preamble = preamble_of(survey.sample[system])
+    if INPUT in preamble.before + preamble.after:
+        preamble = Preamble()  # {input} could not be told from the place of the text
     in_place = survey.plain and not log and not preamble
     if mixed and (task.kind == "preference" or not survey.one_system or not system.strip()):
         in_place = False

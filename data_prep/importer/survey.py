@@ -95,6 +95,7 @@ class Survey:
     def problem(self, where: str, reason: str, detail: str) -> None:
         """Counts a row that cannot be used."""
         self.problems[reason] += 1
+        detail = "".join(one if one.isprintable() else " " for one in detail)
         if self.reasons_shown[reason] < 2 and len(self.shown) < PROBLEMS_SHOWN:
             self.shown.append(f"{where}  {reason}: {detail}")
             self.reasons_shown[reason] += 1
