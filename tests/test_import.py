@@ -169,6 +169,10 @@ def test_several_tasks_in_one_file_are_refused_until_one_is_chosen(
     told = capsys.readouterr().err
     assert "110 rows have 2 different system messages" in told and "SYSTEM=2  50 rows" in told
     assert list(tmp_path.iterdir()) == [source], "nothing is written"
+    own = put(tmp_path / "own.jsonl", (chat(text(at), "refund", f"You speak with customer {at}.") for at in range(300)))
+    assert imported(monkeypatch, own)[0] == 2
+    assert "300 rows have more than 200 different system messages" in capsys.readouterr().err
+    own.unlink()
     code, to = imported(monkeypatch, source, "--system", 2)
     assert code == 0
     recipe, found = prepared(to)
@@ -438,7 +442,10 @@ def test_spans_become_a_recipe_however_their_attributes_are_written(
             }
             for one in [*rows, other]
         ]
-        rows = [{"resourceSpans": [{"scopeSpans": [{"spans": listed[:30]}, {"spans": listed[30:]}]}]}]
+        rows = [
+            {"resourceMetrics": []},
+            {"resourceSpans": [{"scopeSpans": [{"spans": listed[:30]}, {"spans": listed[30:]}]}]},
+        ]
     else:
         rows.append(other)
     code, to = imported(monkeypatch, put(tmp_path / "spans.jsonl", rows))

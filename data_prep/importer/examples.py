@@ -160,5 +160,7 @@ FORMATS: Sequence[tuple[tuple[str, ...], str, Read]] = (
     (("messages",), "OpenAI's chat fine-tuning format", chat),
     (("request", "response"), "a log of API calls", called(api_logs.calls)),
     (("resourceSpans",), "OpenTelemetry spans (OTLP)", called(spans.calls)),
+    (("resourceLogs",), "OpenTelemetry spans (OTLP)", called(spans.calls)),
+    (("resourceMetrics",), "OpenTelemetry spans (OTLP)", called(spans.calls)),
     (("attributes",), "OpenTelemetry spans", called(spans.calls)),
 )

@@ -15,8 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-import numpy as np
-
 from data_prep import near, read, rows, sources
 from data_prep.importer.examples import Example, Read, format_of
 from data_prep.importer.recipe_text import Sources
@@ -30,8 +28,9 @@ from tasks.given import UnusableRowError
 from tasks.text import duplicate_key
 
 # What a reader of JSON looks for in an object that may be a row, or hold rows.
-COLUMNS = ("messages", "input", "request", "response", "attributes", "resourceSpans")
-CONVERTED = {"text": "text", "answer": "answer", "chosen": "chosen", "rejected": "rejected"}
+COLUMNS = ("messages", "input", "request", "response", "attributes", "resourceSpans", "resourceLogs", "resourceMetrics")
+# Near-duplicates are counted among so many rows; data preparation finds all of them.
+COMPARED_ROWS, SKETCHED_ROWS = 50_000, 2_000
 
 
 @dataclass
@@ -128,7 +127,8 @@ def checked(path: Path, recipe: Recipe, chosen: Sources, survey: Survey, outcome
         outcome.personal.update(made.found)
         if to:
             to.write(made, recipe, chosen.group)
-            outcome.keys.append(f"{duplicate_key(made.text)}\x1f{made.target}")
+            if len(outcome.keys) < COMPARED_ROWS:
+                outcome.keys.append(f"{duplicate_key(made.text)}\x1f{made.target}")
 
 
 def count_near(outcome: Outcome) -> None:
@@ -137,10 +137,11 @@ def count_near(outcome: Outcome) -> None:
     outcome.duplicates = len(outcome.keys) - len(keys)
     settings = Deduplicate()
     texts = [key.partition("\x1f") for key in keys]
-    bands, _ = near.sketch([text for text, _, _ in texts], settings)
     first: dict[tuple[int, int, str], int] = {}
     for at, (text, _, answer) in enumerate(texts):
-        places = [(band, int(hashed), answer) for band, hashed in enumerate(np.asarray(bands[at]))]
+        if at % SKETCHED_ROWS == 0:
+            bands, _ = near.sketch([one for one, _, _ in texts[at : at + SKETCHED_ROWS]], settings)
+        places = [(band, int(hashed), answer) for band, hashed in enumerate(bands[at % SKETCHED_ROWS])]
         mine = near.shingles(text, settings.shingle)
         others = {first[place] for place in places if place in first}
         if any(near.jaccard(mine, near.shingles(texts[one][0], settings.shingle)) >= settings.near for one in others):

@@ -25,7 +25,7 @@ SLIPS = 0.1
 NEVER_SEEN = {"type": "string", "maxLength": 40}
 # Of its fields an object has so many on average, or the objects have no shape in common.
 LEAST_FIELDS = 0.5
-MOST_FIELDS = 60
+MOST_FIELDS, MOST_KEYS = 60, 1000
 
 
 class NoShapeError(Exception):
@@ -64,7 +64,8 @@ class Shape:
                 self.items.add(one)
         elif kind == "object":
             for name, one in value.items():
-                self.fields.setdefault(name, Shape()).add(one)
+                if name in self.fields or len(self.fields) < MOST_KEYS:
+                    self.fields.setdefault(name, Shape()).add(one)
 
 
 def of_record(shape: Shape) -> dict[str, Any]:

@@ -66,9 +66,14 @@ def main(arguments: argparse.Namespace) -> int:
         final = replace(chosen, unusable_share=unusable)
         told = _told(survey, task, final, outcome, model, [one for one in converted if one])
         text = recipe_text.text(to.parent, _head(survey, outcome, final, model, train), task, final, model, longest)
-        for writer in writers:
-            writer.keep()
-        files.write_text(to, text)
+        try:
+            for writer in writers:
+                writer.keep()
+            files.write_text(to, text)
+        except OSError:
+            for writer in writers:
+                writer.path.unlink(missing_ok=True)
+            raise
     load(str(to), (), "gpu")
     for line in told:
         print(line, file=sys.stderr)
@@ -140,8 +145,9 @@ def _system(survey: Survey, number: int | None) -> str:
         for at, (one, count) in enumerate(frequent[:SYSTEMS_SHOWN], start=1)
     ]
     more = [f"  and {len(frequent) - SYSTEMS_SHOWN:,} more"] if len(frequent) > SYSTEMS_SHOWN else []
+    many = f"{'more than ' if survey.uncounted else ''}{len(frequent):,}"
     raise RecipeError(
-        f"{survey.examples:,} rows have {len(frequent):,} different system messages, and a recipe has one instruction: "
+        f"{survey.examples:,} rows have {many} different system messages, and a recipe has one instruction: "
         "these are several tasks, or the message holds what varies (a date, a name). Choose one:\n"
         + "\n".join(shown + more)
     )
@@ -239,9 +245,9 @@ def _told(
             f"personal  {counts} rows" + (", replaced by placeholders" if chosen.redact else "; see the recipe")
         )
     if outcome.duplicates or outcome.near:
-        lines.append(
-            f"same      {outcome.duplicates:,} rows say what another one says, and {outcome.near:,} nearly that"
-        )
+        among = f", of the first {rows.COMPARED_ROWS:,}" if len(outcome.keys) == rows.COMPARED_ROWS else ""
+        said = f"{outcome.duplicates:,} rows say what another one says, and {outcome.near:,} nearly that"
+        lines.append(f"same      {said}{among}")
     if len(survey.models) > 1:
         lines.append(
             f"note      answers of {', '.join(f'{name} ({count:,})' for name, count in survey.models.most_common())}"

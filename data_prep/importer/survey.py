@@ -19,6 +19,8 @@ LABEL_CHARACTERS, MOST_ANSWERS = 80, 5000
 # A preamble is what so many of the first texts begin with, if it is as long and ends where a line or a heading does.
 SAMPLE, SHARE, LEAST_PREAMBLE = 2000, 0.95, 20
 PROBLEMS_SHOWN = 5
+# Of more system messages than these it is only counted how many rows have another one.
+MOST_SYSTEMS = 200
 
 
 @dataclass
@@ -78,6 +80,8 @@ class Survey:
     reasons_shown: Counter[str] = field(default_factory=Counter)
     systems: Counter[str] = field(default_factory=Counter)
     """Rows by their system message, "" for none."""
+    uncounted: int = 0
+    """Rows whose system message came when there were too many to count them."""
     models: Counter[str] = field(default_factory=Counter)
     several_turns: int = 0
     plain: bool = True
@@ -103,7 +107,6 @@ class Survey:
     def add(self, example: Example) -> None:
         """Takes one more example."""
         self.examples += 1
-        self.systems[example.system] += 1
         self.several_turns += example.turns > 1
         self.plain &= example.plain
         self.expanded |= example.expanded
@@ -111,6 +114,10 @@ class Survey:
         self.preferences += example.rejected is not None
         if example.model:
             self.models[example.model] += 1
+        if example.system not in self.systems and len(self.systems) >= MOST_SYSTEMS:
+            self.uncounted += 1
+            return
+        self.systems[example.system] += 1
         texts = self.sample.setdefault(example.system, [])
         if len(texts) < SAMPLE and example.turns == 1:
             texts.append(example.text)
