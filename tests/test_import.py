@@ -341,6 +341,14 @@ def test_what_rows_say_stands_in_the_recipe_to_the_letter(tmp_path: Path, monkey
     ]
 
 
+def test_long_documents_get_limits_that_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, limit in ((20, 2048), (2500, 8192), (8000, 16384)):
+        rows = (chat(f"{text(at)} {'word ' * words}", QUEUES[at % 3]) for at in range(30))
+        code, to = imported(monkeypatch, put(tmp_path / "train.jsonl", rows), "--force")
+        recipe = load(str(to), (), "gpu").recipe
+        assert code == 0 and recipe.train.max_length == recipe.serve.max_model_len == limit
+
+
 @given(st.text(max_size=40).filter(lambda value: not encoding.has_half(value)))
 def test_any_text_is_read_back_from_the_recipe(value: str) -> None:
     assert YAML().load(f"one: {{two: {recipe_text._quoted(value)}}}")["one"]["two"] == value

@@ -10,7 +10,7 @@ from typing import Any
 
 from backends import model_families
 from data_prep.importer.decide import Task
-from data_prep.importer.survey import Preamble
+from data_prep.importer.survey import Answers, Preamble
 from recipes.addresses import host_of, is_loopback
 from recipes.schema_compare import HOSTS
 
@@ -34,6 +34,8 @@ WIDTH = 118
 EPOCHS = {"classification": 3, "extraction": 6, "generation": 6, "preference": 2}
 # An answer may be longer than any that was seen, and in some alphabets a character is more than one token.
 TOKENS_A_CHARACTER, LEAST_TOKENS = 2, 64
+# Limits of a row, the first of them the default; a token is taken for three characters, and the next limit for room.
+CHARACTERS_A_TOKEN, LIMITS, PACK_TOKENS = 3, (2048, 4096, 8192, 16384, 32768), 8192
 
 
 @dataclass(frozen=True)
@@ -89,24 +91,35 @@ def instruction_of(task: Task, sources: Sources) -> str:
     )
 
 
-def text(folder: Path, head: list[str], task: Task, sources: Sources, model: Model | None, longest_answer: int) -> str:
+def text(folder: Path, head: list[str], task: Task, sources: Sources, model: Model | None, answers: Answers) -> str:
     """Returns the recipe; `folder` is where it will lie, `head` its first comments."""
     lines = [f"# yaml-language-server: $schema={_relative(SCHEMA, folder)}"]
     for one in head:
         lines += textwrap.wrap(one, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
     lines += [*_task(task, sources), *_data(folder, task, sources)]
     rate = "learning_rate: 5.0e-5, beta: 0.1" if task.kind == "preference" else "learning_rate: 2.0e-4"
+    limit = row_tokens(answers.longest_row + len(instruction_of(task, sources)))
+    longer = f", max_length: {limit}" if limit > LIMITS[0] else ""
+    longer += f", pack_tokens: {limit}" if limit > PACK_TOKENS else ""
     if sources.redact:
         lines.append(f"privacy: {{redact: [{', '.join(sources.redact)}]}}    # replaced in the converted file already")
     lines += [
         "model: {base: Qwen/Qwen3-4B-Instruct-2507, quantization: nf4}    # docs/models.md: what else can be tuned",
         "lora: {r: 16, lora_alpha: 32, target_modules: all-linear}",
-        f"train: {{num_train_epochs: {EPOCHS[task.kind]}, {rate}, batch_size: 16, packing: shared_prefix}}",
-        *_compare(task, sources, model, longest_answer),
+        f"train: {{num_train_epochs: {EPOCHS[task.kind]}, {rate}, batch_size: 16, packing: shared_prefix{longer}}}",
+        *_compare(task, sources, model, answers.longest),
     ]
+    if limit > LIMITS[0]:
+        lines.append(f"serve: {{max_model_len: {limit}}}")
     if task.kind in ("generation", "preference"):
         lines.append('decide: {structured_output: "no"}    # free text: nothing constrains the answer')
     return "\n".join(lines) + "\n"
+
+
+def row_tokens(longest_row: int) -> int:
+    """Returns the limit for rows of which the longest has so many characters."""
+    wanted = longest_row / CHARACTERS_A_TOKEN
+    return next((limit for limit in LIMITS if limit >= wanted), LIMITS[-1])
 
 
 def answer_tokens(longest_answer: int) -> int:

@@ -49,8 +49,8 @@ def main(arguments: argparse.Namespace) -> int:
     task = decide.task_of(survey.answers[system], survey.preferences)
     chosen = _sources(train, test, to, survey, system, task)
     model = _model(arguments, survey, chosen)
-    longest = survey.answers[system].longest
-    draft = recipe_text.text(to.parent, [], task, chosen, model, longest)
+    answers = survey.answers[system]
+    draft = recipe_text.text(to.parent, [], task, chosen, model, answers)
     recipe = _checked(draft)
     outcome = Outcome()
     converted = [chosen.train, chosen.test] if chosen.train != train else []
@@ -65,7 +65,7 @@ def main(arguments: argparse.Namespace) -> int:
         unusable = 0.0 if writers else outcome.unusable_share
         final = replace(chosen, unusable_share=unusable)
         told = _told(survey, task, final, outcome, model, [one for one in converted if one])
-        text = recipe_text.text(to.parent, _head(survey, outcome, final, model, train), task, final, model, longest)
+        text = recipe_text.text(to.parent, _head(survey, outcome, final, model, train), task, final, model, answers)
         try:
             for writer in writers:
                 writer.keep()

@@ -30,6 +30,8 @@ class Answers:
     rows: int = 0
     longest: int = 0
     """Characters of the longest one."""
+    longest_row: int = 0
+    """Characters of the longest text with its answer."""
     short: Counter[str] = field(default_factory=Counter)
     """Answers that could be labels, by what they say (label_key), as often as they occur."""
     spelt: dict[str, str] = field(default_factory=dict)
@@ -121,7 +123,9 @@ class Survey:
         texts = self.sample.setdefault(example.system, [])
         if len(texts) < SAMPLE and example.turns == 1:
             texts.append(example.text)
-        self.answers.setdefault(example.system, Answers()).add(example.answer)
+        answers = self.answers.setdefault(example.system, Answers())
+        answers.add(example.answer)
+        answers.longest_row = max(answers.longest_row, len(example.text) + len(example.answer))
 
 
 @dataclass(frozen=True)
