@@ -16,13 +16,13 @@ VENV     := .venv/bin/python
 # tests wait for servers.
 WORKERS  := $(shell echo $$(($$(nproc) + 1)))
 TESTS    := OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
-export HARDWARE RUNS FRESH RUN FORCE REGISTRY
+export HARDWARE RUNS FRESH RUN FORCE REGISTRY TEST MODEL BASE_URL TO
 # Without bytecode, as container images often set it, every process would compile torch and vLLM anew: 10 to 15 s each.
 unexport PYTHONDONTWRITEBYTECODE
 # Modules come from the lock and from here, whatever the shell that calls make has before them.
 unexport PYTHONPATH
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor run data train export serve parity compare dashboard deploy rollback gateway models lint types test test-all check bench lock schema
+.PHONY: help setup doctor run import data train export serve parity record compare dashboard deploy rollback gateway models lint types test test-all check bench lock schema
 
 help: ## What one can type
 	@echo 'make TARGET [RECIPE=classifier] [SET="train.learning_rate=1e-4 ..."] [HARDWARE=cpu|gpu|multi-gpu|multi-node] [FRESH=1]'
@@ -36,6 +36,9 @@ run: setup ## All of it: train, export, compare on the held-out set with vLLM se
 train: setup ## Set up if needed, prepare data, train the adapter, score it on validation
 	@$(VENV) -m train $(RECIPE) $(SET)
 
+import: setup ## A recipe out of FROM=train.jsonl of an OpenAI or Azure fine-tune, or of a log (TEST= MODEL=ft:... TO=)
+	@$(VENV) -m data_prep.importer "$(FROM)" $(if $(SYSTEM),--system $(SYSTEM))
+
 data: setup ## Prepare the data only: read, clean, deduplicate, split
 	@$(VENV) -m data_prep $(RECIPE) $(SET)
 
@@ -47,6 +50,9 @@ serve: setup ## Serve it with vLLM, once its answers are those of the training; 
 
 parity: setup ## Serve every exported form in turn, and compare what it answers with what was trained
 	@$(VENV) -m serve.parity $(RECIPE) $(SET)
+
+record: setup ## Keep the answers of the planned API model to the test rows while it lives (SYSTEM=<name>: of another)
+	@$(VENV) -m compare.record $(RECIPE) $(SET) $(if $(SYSTEM),--system $(SYSTEM))
 
 compare: setup ## Compare it with its baselines on the sealed test set, decide, write the report (FRESH=1: anew)
 	@$(VENV) -m compare $(RECIPE) $(SET)

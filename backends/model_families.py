@@ -157,8 +157,15 @@ TABLE: Mapping[Wire, tuple[Family, ...]] = {
 
 
 def of(wire: Wire, model: str) -> Family:
-    """Returns the family of a model, UNKNOWN where the table has none."""
-    return next((one for one in TABLE.get(wire, ()) if re.search(one.models, model)), UNKNOWN)
+    """Returns the family of a model, UNKNOWN where the table has none. A fine-tune (ft:gpt-4o-mini-2024-07-18:org::id)
+    takes what its base takes."""
+    name = base_of_fine_tune(model) or model
+    return next((one for one in TABLE.get(wire, ()) if re.search(one.models, name)), UNKNOWN)
+
+
+def base_of_fine_tune(model: str) -> str | None:
+    """Returns the model that one of OpenAI's fine-tunes was made from, None where it is none."""
+    return model.split(":")[1] if model.startswith("ft:") else None
 
 
 def schema_keywords(backend: Backend) -> frozenset[str] | None:

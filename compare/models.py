@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
+from backends.model_families import base_of_fine_tune
 from compare import prices
 from compare.prices import Priced
 from recipes.load import RECIPES, load
@@ -87,10 +88,11 @@ def known(today: str) -> list[Known]:
 
 def announced(baseline: Baseline) -> str | None:
     """Returns the day (ISO 8601) when a closed model is shut down as its SDK announces it, None where it does not: also
-    for other hosts and clouds, which have days of their own."""
+    for other hosts and clouds, which have days of their own. A fine-tune goes with the model that it was made from."""
     if baseline.base_url is not None or baseline.provider not in ("openai", "anthropic"):
         return None
-    return (_openai_days() if baseline.provider == "openai" else _anthropic_days()).get(baseline.model or "")
+    model = base_of_fine_tune(baseline.model or "") or baseline.model or ""
+    return (_openai_days() if baseline.provider == "openai" else _anthropic_days()).get(model)
 
 
 def dated(provider: str, name: str) -> list[str]:

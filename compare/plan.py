@@ -4,6 +4,9 @@ runs/<recipe>/ledger.jsonl, one line an opening:
 {"opened": "2026-11-21T10:00:00Z", "run": "20261121T093000Z-x4fd", "test_sha256": "9f2c...", "plan_sha256": "17ab...",
  "plan": {"system": "tuned", "baseline": "openai:gpt-6-luna", "metric": "accuracy", "margin": 0.02, "alpha": 0.05}}
 
+A line with "recorded" in the place of "opened" says that a system was asked the test rows by `make record`: their texts
+were read and no target, so that it is no opening.
+
 The plan that counts for a run is the first that it opened this test set with. What was planned otherwise afterwards is
 exploratory: whoever has seen the answers can always find a question that they answer well.
 """
@@ -48,7 +51,7 @@ def open_test(here: Run, primary: Primary | None, test_sha256: str) -> Opened:
         fcntl.flock(ledger, fcntl.LOCK_EX)
         ledger.seek(0)
         lines = _read(ledger.readlines(), path)
-        known = [one for one in lines if one["test_sha256"] == test_sha256]
+        known = [one for one in lines if one["test_sha256"] == test_sha256 and "opened" in one]
         if not any(one["run"] == here.id and one["plan_sha256"] == sha256 for one in known):
             opening = {"opened": run.now(), "run": here.id, "test_sha256": test_sha256, "plan_sha256": sha256}
             ledger.write(json.dumps({**opening, "plan": plan}, ensure_ascii=False) + "\n")
@@ -57,6 +60,23 @@ def open_test(here: Run, primary: Primary | None, test_sha256: str) -> Opened:
             known.append({**opening, "plan": plan})
     first = next(one for one in known if one["run"] == here.id)
     return Opened(sha256, first["opened"], _why_not(plan, sha256, first), known)
+
+
+def record_reading(folder: Path, primary: Primary | None, test_sha256: str, system: str) -> None:
+    """Writes into the ledger below `folder` (runs/<recipe>) that a system's answers to the test rows are recorded,
+    before they are asked for; once for each system, test set and plan. Raises StageError where the ledger cannot be
+    read."""
+    plan = None if primary is None else primary.model_dump(mode="json")
+    told = {"system": system, "test_sha256": test_sha256, "plan_sha256": files.digest(plan)}
+    path = folder / "ledger.jsonl"
+    with path.open("a+", encoding="utf-8") as ledger:
+        fcntl.flock(ledger, fcntl.LOCK_EX)
+        ledger.seek(0)
+        lines = _read(ledger.readlines(), path)
+        if not any("recorded" in one and told.items() <= one.items() for one in lines):
+            ledger.write(json.dumps({"recorded": run.now(), **told, "plan": plan}, ensure_ascii=False) + "\n")
+            ledger.flush()
+            os.fsync(ledger.fileno())
 
 
 def _why_not(plan: Mapping[str, Any] | None, sha256: str, first: Mapping[str, Any]) -> str | None:

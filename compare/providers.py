@@ -43,7 +43,12 @@ def everyone(place: Place, systems: Sequence[System]) -> dict[str, Gathered]:
         usd = choice.spent_usd + before + answers.spent_usd if price else None
         ends = _shutdown_date(one, answers)
         left_out = [f"{system.title}: asked without {name}, which its provider refuses" for name in system.left_out]
-        more = {"price": price, "shutdown_date": ends, "notes": [*choice.notes, *left_out]}
+        own = (
+            [f"{system.title}: asked with its own messages, not the task's prompt"]
+            if _baseline(system).messages
+            else []
+        )
+        more = {"price": price, "shutdown_date": ends, "notes": [*choice.notes, *own, *left_out]}
         found[system.name] = told(one, answers, place, spent_usd=usd, scale=_scale(place, system, answers), **more)
     # Last, so that a budget which ends here takes nothing from the comparison.
     for system, price in with_price:

@@ -64,6 +64,8 @@ def _decision(baseline: Baseline, material: Material, row: Mapping[str, Any]) ->
 def conversations(system: System, material: Material, rows: Rows) -> list[list[dict[str, str]]]:
     """Returns the messages for each row, up to the answer."""
     spec, baseline = material.spec, system.baseline
+    if baseline is not None and baseline.messages:
+        return [baseline.asked(row["input"]["text"]) for row in rows]
     if baseline is not None and baseline.instruction:
         assert isinstance(baseline.instruction, str), "instructions.py has not chosen among several yet"
         spec = dataclasses.replace(spec, instruction=baseline.instruction)

@@ -76,6 +76,17 @@ class Price(Section):
         return given.isoformat() if isinstance(given, date) else given
 
 
+INPUT = "{input}"
+"""What stands in a message in the place of the row's text."""
+
+
+class Message(Section):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+
+
 class Baseline(Section):
     """One system to compare with."""
 
@@ -99,6 +110,9 @@ class Baseline(Section):
     mode: Literal["live", "batch"] = "live"
     instruction: Instruction | Annotated[list[Instruction], Field(min_length=2)] | None = None
     """Its own instead of the task's; of several, the one that it answers validation rows best with."""
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    """Its own prompt in the place of the task's, as a fine-tuned model was taught: messages up to the answer, {input}
+    once in the last one for the text of the row."""
     structured_output: bool = True
     """Whether it is held to the output schema by what the provider has for that."""
     temperature: NotNegative | None = None
@@ -127,6 +141,8 @@ class Baseline(Section):
             raise ValueError(f"provider {self.provider} takes no base_url: its SDK knows the address by the region")
         if self.decides:
             self._what_a_decision_takes()
+        if self.messages is not None:
+            self._what_messages_take(self.messages)
         if self.mode == "batch" and self.provider not in ("openai", "anthropic"):
             raise ValueError(f"provider {self.provider} has no batches here; set mode: live")
         if self.called in BUILT_IN:
@@ -146,6 +162,21 @@ class Baseline(Section):
         for key in ("temperature", "effort", "max_output_tokens"):
             if getattr(self, key) is not None:
                 raise ValueError(f"api: {self.api} writes nothing, so it takes no {key}; leave it out")
+
+    def _what_messages_take(self, messages: list[Message]) -> None:
+        """Raises ValueError where messages of its own do not ask for the answer to one row."""
+        if self.provider == "file" or self.decides:
+            raise ValueError("messages are for a model that is asked by chat; leave them out")
+        if self.instruction is not None or self.shots:
+            raise ValueError("messages are the whole prompt; leave out instruction and shots")
+        if messages[-1].content.count(INPUT) != 1 or messages[-1].role != "user":
+            raise ValueError(f"messages: the last one must be of role user, and hold {INPUT} once")
+
+    def asked(self, text: str) -> list[dict[str, str]]:
+        """Returns its own messages with the text of a row in its place. Needs `messages`."""
+        told: list[dict[str, str]] = [{"role": one.role, "content": one.content} for one in self.messages or ()]
+        told[-1]["content"] = told[-1]["content"].replace(INPUT, text)
+        return told
 
     @property
     def decides(self) -> bool:

@@ -37,6 +37,13 @@ def sent(baseline: Baseline, schema: Any = RECORD, max_tokens: int = 64) -> dict
     return BODY[backend.wire](backend, asked)
 
 
+def test_a_fine_tune_takes_what_its_base_takes() -> None:
+    for name, base in (("gpt-4o-mini-2024-07-18", "gpt-4"), ("o4-mini-2025-04-16", "o series")):
+        assert model_families.of("openai", f"ft:{name}:acme:tickets:Bx1").name == base
+    assert model_families.of("openai", "ft:some-model:acme::x") is UNKNOWN
+    assert "temperature" in sent(Baseline(provider="openai", model="ft:gpt-4.1-2025-04-14:acme::x", temperature=0))
+
+
 def test_every_row_of_the_table_has_a_source_and_a_date() -> None:
     for family in (UNKNOWN, *(row for rows in TABLE.values() for row in rows)):
         assert family.source and date.fromisoformat(family.checked), family.name

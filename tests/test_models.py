@@ -49,4 +49,5 @@ def test_the_day_that_an_sdk_announces_is_that_of_the_providers_own_address_alon
     assert models.announced(there) == "2027-01-14"
     assert models.announced(Baseline(provider="anthropic", model="claude-sonnet-4-5")) == "2026-11-30"
     assert models.announced(Baseline(provider="openai", model="gpt-6-luna")) is None
+    assert models.announced(Baseline(provider="openai", model="ft:gpt-4.1-mini-2025-04-14:acme::x")) == "2027-01-14"
     assert models.announced(there.model_copy(update={"base_url": "https://gateway.example/v1"})) is None

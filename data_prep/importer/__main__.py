@@ -1,0 +1,33 @@
+"""`python -m data_prep.importer train.jsonl`: a recipe out of the file of a fine-tune, or of a log; prints its path."""
+
+import argparse
+import os
+
+from recipes import command
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.importer",
+        description="Write a recipe for the rows of an OpenAI or Azure fine-tune, of a log of API calls, or of spans.",
+    )
+    parser.add_argument("source", metavar="FROM", help="the file that the model was taught with, or a log: JSON lines")
+    parser.add_argument("--test", default=_given("TEST"), help="held-out rows of the same format (default: a split)")
+    parser.add_argument("--model", default=_given("MODEL"), help="the fine-tuned model, ft:..., or an Azure deployment")
+    parser.add_argument("--base-url", default=_given("BASE_URL"), help="its address, where that is not the provider's")
+    parser.add_argument("--system", type=int, help="which of several system messages, by its number")
+    parser.add_argument("--to", default=_given("TO"), help="the recipe (default: recipes/<name of the file>.yaml)")
+    forced = os.environ.get("FORCE", "") not in ("", "0")
+    parser.add_argument("--force", action="store_true", default=forced, help="replace a recipe that is there")
+    arguments = parser.parse_args()
+    from data_prep.importer import stage
+
+    return stage.main(arguments)
+
+
+def _given(name: str) -> str | None:
+    return os.environ.get(name) or None
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,119 @@
+"""Calls of an API as people log them, {"request": ..., "response": ...} a line, to conversations with their answer.
+
+in   {"request": {"model": "gpt-4o-mini", "messages": [...]}, "response": {"choices": [{"message": {...}}]}}
+     {"request": {"model": "gpt-6-luna", "instructions": "Route it.", "input": "it is late"},
+      "response": {"output": [{"type": "message", "content": [{"type": "output_text", "text": "delivery_delay"}]}]}}
+     {"request": {"model": "claude-haiku-4-5", "system": "Route it.", "messages": [...]},
+      "response": {"type": "message", "content": [{"type": "text", "text": "delivery_delay"}]}}
+out  Call("gpt-4o-mini", [{"role": "system", ...}, {"role": "user", ...}, {"role": "assistant", ...}])
+
+The forms are those of openai 3.54 (ChatCompletion, Response) and anthropic 2.12 (Message): what `model_dump()` writes.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.given import UnusableRowError, cell
+
+CUT = ("length", "max_tokens", "model_context_window_exceeded", "max_output_tokens")
+# Blocks that a model writes for itself.
+THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that was answered: the conversation ends in the answer."""
+
+    model: str | None
+    messages: list[dict[str, Any]]
+
+
+def calls(values: Mapping[str, Any]) -> Iterator[Call | UnusableRowError]:
+    """Yields the call of a line, or why it has none that can be learnt from."""
+    try:
+        yield _call(_opened(values.get("request")), _opened(values.get("response")))
+    except UnusableRowError as error:
+        yield error
+
+
+def _call(request: Any, response: Any) -> Call:
+    if isinstance(response, list) or (isinstance(response, str) and response.startswith("data:")):
+        raise UnusableRowError("streamed", "the response is the chunks of a stream; log the message that they make")
+    if not isinstance(response, dict) or response.get("error"):
+        raise UnusableRowError("failed_call", f"the call failed: {cell(response)[:60]}")
+    if not isinstance(request, dict):
+        raise UnusableRowError("bad_request", f"the request is no object: {cell(request)[:60]}")
+    # The body may be one level down, as raw HTTP requests are logged.
+    request = request["body"] if isinstance(request.get("body"), dict) else request
+    response = response["body"] if isinstance(response.get("body"), dict) else response
+    model = request.get("model") or response.get("model")
+    answer = _answer(response)
+    return Call(model if isinstance(model, str) else None, [*_asked(request), answer])
+
+
+def _asked(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The messages of a request, its system prompt first."""
+    system = request.get("system", request.get("instructions"))
+    found = [{"role": "system", "content": system}] if system else []
+    given = request.get("messages", request.get("input"))
+    if isinstance(given, str):
+        return [*found, {"role": "user", "content": given}]
+    if not isinstance(given, list):
+        raise UnusableRowError("bad_request", "the request has neither messages nor input")
+    for one in given:
+        if isinstance(one, dict) and "role" not in one:
+            raise UnusableRowError("tool_call", f"the request holds a {cell(one.get('type', 'message without role'))}")
+    return found + given
+
+
+def _answer(response: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer as a message, by the form of each SDK. Raises UnusableRowError where there is none, or half of one."""
+    if choices := response.get("choices"):
+        _refuse_cut(choices[0].get("finish_reason"))
+        message = dict(choices[0].get("message") or {})
+        if message.get("refusal"):
+            raise UnusableRowError("refusal", "the model refused to answer")
+        return {name: message[name] for name in ("content", "tool_calls", "function_call") if message.get(name)} | {
+            "role": "assistant",
+            "content": message.get("content") or "",
+        }
+    _refuse_cut(response.get("stop_reason") or (response.get("incomplete_details") or {}).get("reason"))
+    if response.get("stop_reason") == "refusal":
+        raise UnusableRowError("refusal", "the model refused to answer")
+    blocks = response.get("output", response.get("content"))
+    if not isinstance(blocks, list):
+        raise UnusableRowError("no_answer", "the response has no choices, output or content")
+    texts = []
+    for block in blocks:
+        kind = block.get("type")
+        if kind in THOUGHTS:
+            continue
+        parts = block.get("content") if kind == "message" else [block]
+        for part in parts or []:
+            if part.get("type") == "refusal":
+                raise UnusableRowError("refusal", "the model refused to answer")
+            if part.get("type") not in ("text", "output_text"):
+                raise UnusableRowError(
+                    "tool_call", f"the answer holds a {cell(part.get('type'))}; answers are texts here"
+                )
+            texts.append(cell(part.get("text")))
+    return {"role": "assistant", "content": "".join(texts)}
+
+
+def _refuse_cut(reason: Any) -> None:
+    if reason in CUT:
+        raise UnusableRowError("cut", f"the answer was cut off ({reason})")
+    if reason == "content_filter":
+        raise UnusableRowError("refusal", "the answer was filtered")
+
+
+def _opened(value: Any) -> Any:
+    """A value, or what a text holds as JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value

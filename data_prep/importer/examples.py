@@ -1,0 +1,166 @@
+"""One line of a file that is imported, to what was asked and what was answered.
+
+in   {"messages": [{"role": "system", "content": "Route it."}, {"role": "user", "content": "it is late"},
+      {"role": "assistant", "content": "delivery_delay"}]}                       OpenAI's and Azure's fine-tuning format
+     {"input": {"messages": [...]}, "preferred_output": [{...}], "non_preferred_output": [{...}]}              their DPO
+out  Example("Route it.", "it is late", "delivery_delay")
+
+Sources: OpenAI API, FineTuneChatRequestInput and FineTunePreferenceRequestInput; Azure, "Customize a model with
+fine-tuning" and "Direct preference optimization". A line of a log may hold several calls (spans.py).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.importer import api_logs, spans
+from recipes.errors import RecipeError
+from tasks.chat import answer_of, asked, messages_of
+from tasks.given import UnusableRowError
+from tasks.text import clean
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """What was asked and answered: system message and text as they stand there, answers clean."""
+
+    system: str
+    text: str
+    answer: str
+    rejected: str | None = None
+    """The answer that is not preferred, of a preference."""
+    turns: int = 1
+    """Messages in the text that are no system message."""
+    model: str | None = None
+    """Who answered, where a log says so."""
+    plain: bool = True
+    """Whether data preparation would read the same from the line as it is."""
+    expanded: bool = False
+    """Whether its conversation gives other examples too."""
+    one_system: bool = True
+    """Whether the system message stands in the first message alone, as a text."""
+
+
+Read = Callable[[Values], Iterator[Example | UnusableRowError]]
+
+
+def chat(values: Values) -> Iterator[Example | UnusableRowError]:
+    """Yields what a line of the chat format teaches: one example for each answer of the assistant that is learnt.
+
+    OpenAI trains on every answer whose `weight` is not 0, so a conversation of three answers is three examples.
+    """
+    given = values.get("messages")
+    try:
+        messages = messages_of(given, "messages")
+    except UnusableRowError as error:
+        yield error
+        return
+    weights = [one.get("weight", 1) for one in given] if isinstance(given, list) else [1] * len(messages)
+    if messages[-1]["role"] != "assistant":
+        told = "the conversation does not end in an answer of the assistant"
+        yield UnusableRowError("no_answer", f"{told} (reinforcement fine-tuning has no answers to learn)")
+        return
+    answers = [at for at, one in enumerate(messages) if one["role"] == "assistant"]
+    learnt = [at for at in answers if weights[at] not in (0, "0")]
+    if not learnt:
+        yield UnusableRowError("weight_0", "every answer has weight 0: nothing is learnt from this row")
+    more = {"plain": learnt == [len(messages) - 1], "expanded": len(learnt) > 1, "one_system": _one_system(given)}
+    for at in learnt:
+        yield _example(messages[: at + 1], **more)
+
+
+def preference(values: Values) -> Iterator[Example | UnusableRowError]:
+    """Yields the pair of a line of the DPO format."""
+    try:
+        given = values.get("input")
+        prompt = messages_of(given.get("messages") if isinstance(given, dict) else given, "input.messages")
+        sides = [messages_of(values.get(name), name) for name in ("preferred_output", "non_preferred_output")]
+        if any(len(side) > 1 for side in sides):
+            raise UnusableRowError("bad_pair", "an output of several messages (calls of tools); one answer is needed")
+        chosen, rejected = (clean(answer_of(side[0])) for side in sides)
+        if not (chosen and rejected):
+            raise UnusableRowError("no_answer", "one of the two answers is empty")
+        if chosen == rejected:
+            raise UnusableRowError("same_answers", "both answers are the same")
+        system, text = asked(prompt)
+    except UnusableRowError as error:
+        yield error
+        return
+    plain = isinstance(given, dict)
+    yield Example(system, text, chosen, rejected, turns=_turns(prompt), plain=plain)
+
+
+def called(calls: Callable[[Values], Iterator[api_logs.Call | UnusableRowError]]) -> Read:
+    """Returns what reads a log, by what reads the calls of one of its lines."""
+
+    def read(values: Values) -> Iterator[Example | UnusableRowError]:
+        try:
+            for one in calls(values):
+                yield one if isinstance(one, UnusableRowError) else _of_call(one)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            yield UnusableRowError("bad_log", f"not as an SDK writes it ({type(error).__name__}: {str(error)[:60]})")
+
+    return read
+
+
+def _of_call(call: api_logs.Call) -> Example | UnusableRowError:
+    try:
+        return _example(messages_of(call.messages, "messages"), plain=False, model=call.model)
+    except UnusableRowError as error:
+        return error
+
+
+def format_of(name: str, values: Values) -> tuple[str, Read]:
+    """Returns the format of a file, by its first readable row, and what reads its rows.
+
+    Raises RecipeError where it is none of those that are imported.
+    """
+    for keys, title, read in FORMATS:
+        if all(key in values for key in keys):
+            return title, read
+    if "prompt" in values and "completion" in values:
+        raise RecipeError(
+            f"{name}: prompt and completion: no conversations. A recipe reads them as they are: copy "
+            "recipes/summarizer.yaml and set data.columns: {text: prompt, target: completion}"
+        )
+    raise RecipeError(
+        f"{name}: the first row has the keys {', '.join(map(str, list(values)[:8])) or '(none)'}; read are messages "
+        "(OpenAI's and Azure's fine-tuning format), input with preferred_output and non_preferred_output (DPO), "
+        "request with response (a log of API calls), and OpenTelemetry spans (attributes, or resourceSpans)"
+    )
+
+
+def _one_system(given: Any) -> bool:
+    systems = [one for one in given if one.get("role") in ("system", "developer")] if isinstance(given, list) else []
+    return len(systems) == 1 and systems == given[:1] and isinstance(systems[0].get("content"), str)
+
+
+def _example(messages: Sequence[Mapping[str, str]], **more: Any) -> Example | UnusableRowError:
+    try:
+        answer = clean(answer_of(messages[-1]))
+        system, text = asked(messages[:-1])
+        if not answer:
+            raise UnusableRowError("no_answer", "the answer is empty")
+        if not text.strip():
+            raise UnusableRowError("no_text", "the text is empty")
+    except UnusableRowError as error:
+        return error
+    return Example(system, text, answer, turns=_turns(messages[:-1]), **more)
+
+
+def _turns(messages: Sequence[Mapping[str, str]]) -> int:
+    return sum(one["role"] not in ("system", "developer") for one in messages)
+
+
+# The keys that tell a format, what it is called, and what reads it; the first that fits counts.
+FORMATS: Sequence[tuple[tuple[str, ...], str, Read]] = (
+    (("input", "preferred_output", "non_preferred_output"), "OpenAI's preference format (DPO)", preference),
+    (("messages",), "OpenAI's chat fine-tuning format", chat),
+    (("request", "response"), "a log of API calls", called(api_logs.calls)),
+    (("resourceSpans",), "OpenTelemetry spans (OTLP)", called(spans.calls)),
+    (("resourceLogs",), "OpenTelemetry spans (OTLP)", called(spans.calls)),
+    (("resourceMetrics",), "OpenTelemetry spans (OTLP)", called(spans.calls)),
+    (("attributes",), "OpenTelemetry spans", called(spans.calls)),
+)

@@ -1,0 +1,283 @@
+"""An import from top to bottom: look at the rows, decide what task they are, write the recipe, say why.
+
+Called again it changes nothing: a recipe that is there is written over only where that is asked for.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from data_prep.importer import decide, recipe_text, rows
+from data_prep.importer.decide import Task
+from data_prep.importer.recipe_text import Model, Sources
+from data_prep.importer.rows import Outcome, Writer
+from data_prep.importer.survey import Preamble, Survey, preamble_of
+from recipes import command
+from recipes.errors import RecipeError
+from recipes.load import RECIPES, load
+from recipes.schema import Recipe
+from recipes.schema_compare import INPUT
+from tasks import privacy
+from tracking import files
+
+# A recipe has one instruction: rows with another system message are another task, unless they are few.
+ONE_SYSTEM = 0.8
+SYSTEMS_SHOWN, SYSTEM_CHARACTERS = 5, 70
+# Below this share of usable rows a file is something else than it looks like.
+LEAST_USABLE = 0.5
+LEAST_ROWS = 10
+LOGS = ("a log of API calls", "OpenTelemetry spans (OTLP)", "OpenTelemetry spans")
+ANSWERING = ("gpt-", "chatgpt-", "o1", "o3", "o4", "ft:", "claude", "anthropic.claude")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Returns the exit code. Raises RecipeError where the rows make no recipe: then nothing is written."""
+    if not arguments.source:
+        raise RecipeError("FROM: give the file of the fine-tune, or of the log: make import FROM=train.jsonl")
+    train, test = _path(arguments.source), _path(arguments.test) if arguments.test else None
+    to = _target(train, arguments.to)
+    paths = [train] if test is None else [train, test]
+    survey = rows.surveyed(paths)
+    _check_usable(survey, survey.examples, survey.examples + survey.problems.total())
+    system = _system(survey, arguments.system)
+    task = decide.task_of(survey.answers[system], survey.preferences)
+    chosen = _sources(train, test, to, survey, system, task)
+    model = _model(arguments, survey, chosen)
+    answers = survey.answers[system]
+    draft = recipe_text.text(to.parent, [], task, chosen, model, answers)
+    recipe = _checked(draft)
+    outcome = Outcome()
+    converted = [chosen.train, chosen.test] if chosen.train != train else []
+    _refuse_to_replace([to, *(one for one in converted if one)], arguments.force)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as opened:
+        writers = [opened.enter_context(Writer(one)) for one in converted if one]
+        for at, path in enumerate(paths):
+            rows.checked(path, recipe, chosen, survey, outcome, writers[at] if writers else None)
+        rows.count_near(outcome)
+        _check_usable(survey, outcome.usable, outcome.meant)
+        unusable = 0.0 if writers else outcome.unusable_share
+        final = replace(chosen, unusable_share=unusable)
+        told = _told(survey, task, final, outcome, model, [one for one in converted if one])
+        text = recipe_text.text(to.parent, _head(survey, outcome, final, model, train), task, final, model, answers)
+        try:
+            for writer in writers:
+                writer.keep()
+            files.write_text(to, text)
+        except OSError:
+            for writer in writers:
+                writer.path.unlink(missing_ok=True)
+            raise
+    load(str(to), (), "gpu")
+    for line in told:
+        print(line, file=sys.stderr)
+    print(f"next      make data RECIPE={_shown(to)}    then look at data.html, and at the recipe", file=sys.stderr)
+    if model and model.taught and task.kind != "preference":
+        print(f"          make record RECIPE={_shown(to)}    while {model.name} lives", file=sys.stderr)
+    print(to)
+    return command.DONE
+
+
+def _checked(draft: str) -> Recipe:
+    """The recipe of a text. Raises RecipeError where the rows, or the model asked for, make none that is valid."""
+    try:
+        return Recipe.model_validate(YAML(typ="safe").load(draft))
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+        raise RecipeError(f"no recipe can be made of these rows: {told}") from None
+
+
+def _path(given: str) -> Path:
+    return Path(given).expanduser().absolute()
+
+
+def _target(train: Path, given: str | None) -> Path:
+    """Where the recipe goes: as asked, else into recipes/ by the name of the file."""
+    if given:
+        path = _path(given)
+        if path.suffix not in (".yaml", ".yml"):
+            raise RecipeError(f"TO: given {given}; a recipe is a .yaml file, such as recipes/tickets.yaml")
+        return path
+    name = train.name.split(".")[0].strip("*?[]-_ ") or "imported"
+    return RECIPES / f"{name}.yaml"
+
+
+def _refuse_to_replace(paths: Sequence[Path], forced: bool) -> None:
+    """Raises RecipeError where a file would be written over that nobody asked to replace."""
+    if not forced and (there := [one for one in paths if one.exists()]):
+        raise RecipeError(
+            f"{_shown(there[0])} is there already, and may hold your changes; give another name with "
+            "TO=recipes/NAME.yaml, or replace it with FORCE=1"
+        )
+
+
+def _check_usable(survey: Survey, usable: int, read: int) -> None:
+    if usable >= LEAST_ROWS and usable >= LEAST_USABLE * read:
+        return
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in survey.problems.most_common()) or "none were read"
+    shown = "\n".join(f"  {line}" for line in survey.shown)
+    raise RecipeError(
+        f"{usable:,} of {read:,} rows can be used ({reasons}); a recipe needs at least {LEAST_ROWS}, and most of the "
+        f"rows:\n{shown}"
+        if shown
+        else f"{usable:,} rows can be used; a recipe needs at least {LEAST_ROWS}"
+    )
+
+
+def _system(survey: Survey, number: int | None) -> str:
+    """The system message of the rows that are meant. Raises RecipeError where it is not plain which."""
+    frequent = survey.systems.most_common()
+    if number is not None:
+        if not 1 <= number <= len(frequent):
+            raise RecipeError(f"SYSTEM: given {number}; there are {len(frequent):,} system messages")
+        return frequent[number - 1][0]
+    system, rows_of_it = frequent[0]
+    if rows_of_it >= ONE_SYSTEM * survey.examples:
+        return system
+    shown = [
+        f"  SYSTEM={at}  {count:,} rows  {_short(one) or '(no system message)'}"
+        for at, (one, count) in enumerate(frequent[:SYSTEMS_SHOWN], start=1)
+    ]
+    more = [f"  and {len(frequent) - SYSTEMS_SHOWN:,} more"] if len(frequent) > SYSTEMS_SHOWN else []
+    many = f"{'more than ' if survey.uncounted else ''}{len(frequent):,}"
+    raise RecipeError(
+        f"{survey.examples:,} rows have {many} different system messages, and a recipe has one instruction: "
+        "these are several tasks, or the message holds what varies (a date, a name). Choose one:\n"
+        + "\n".join(shown + more)
+    )
+
+
+def _sources(train: Path, test: Path | None, to: Path, survey: Survey, system: str, task: Task) -> Sources:
+    """What the recipe reads: the file as it is, wherever data preparation reads the same from it."""
+    log = survey.format in LOGS
+    mixed = len(survey.systems) > 1
+    preamble = preamble_of(survey.sample[system])
+    if INPUT in preamble.before + preamble.after:
+        preamble = Preamble()  # {input} could not be told from the place of the text
+    in_place = survey.plain and not log and not preamble
+    if mixed and (task.kind == "preference" or not survey.one_system or not system.strip()):
+        in_place = False
+    found = Sources(train, test, {}, system, preamble, mixed and in_place, None, 0.0, ())
+    if in_place:
+        pair = {"text": "input.messages", "chosen": "preferred_output", "rejected": "non_preferred_output"}
+        return replace(found, columns=pair if task.kind == "preference" else {"messages": "messages"})
+    answer = {"label": "answer"} if task.kind == "classification" else {"target": "answer"}
+    columns = {"id": "id", "text": "text", **({} if task.kind == "preference" else answer)}
+    name = to.stem
+    return replace(
+        found,
+        train=to.with_name(f"{name}.train.jsonl" if test else f"{name}.rows.jsonl"),
+        test=to.with_name(f"{name}.test.jsonl") if test else None,
+        columns=columns,
+        group="conversation" if survey.expanded else None,
+        redact=privacy.KINDS if log else (),
+    )
+
+
+def _model(arguments: argparse.Namespace, survey: Survey, chosen: Sources) -> Model | None:
+    if arguments.model:
+        why = "asked as it was taught; `make record` keeps its answers while it lives"
+        return Model(arguments.model, arguments.base_url, why, taught=survey.format not in LOGS)
+    if arguments.base_url:
+        raise RecipeError(
+            "BASE_URL goes with MODEL, the name of the model (on Azure: of the deployment) at that address"
+        )
+    names = survey.models.most_common(1)
+    if not names or not names[0][0].startswith(ANSWERING):
+        return None
+    return Model(names[0][0], None, "who answered this log, asked as it was asked there", taught=False)
+
+
+def _head(survey: Survey, outcome: Outcome, chosen: Sources, model: Model | None, train: Path) -> list[str]:
+    """The first comments of the recipe."""
+    head = [
+        f"Made from {train.name} ({survey.format}, {outcome.meant:,} rows) by `make import`: read it, and change it."
+    ]
+    if survey.format in LOGS:
+        who = survey.models.most_common(1)
+        by = f" of {who[0][0]}" if who else ""
+        head.append(
+            f"The targets are answers{by} that nobody checked: a score against them says how often a model repeats "
+            "them, and not how often it is right."
+        )
+    if not chosen.redact and outcome.personal:
+        kinds = ", ".join(sorted(outcome.personal))
+        counts = ", ".join(f"{kind} in {count:,} rows" for kind, count in sorted(outcome.personal.items()))
+        head.append(f"Personal data: {counts}. `privacy: {{redact: [{kinds}]}}` replaces them.")
+    if model and model.taught and chosen.test is None:
+        head.append(
+            f"{model.name} was taught with these rows, so that a test split of them flatters it. Rows that it never "
+            "saw would judge it: make import TEST=..."
+        )
+    if model and chosen.preamble:
+        head.append("What every text begins or ends with was cut off it, and stands in the instruction.")
+    return head
+
+
+def _told(
+    survey: Survey, task: Task, chosen: Sources, outcome: Outcome, model: Model | None, converted: Sequence[Path]
+) -> list[str]:
+    """What is printed: what was read, what it is and why, what does not fit, what was written."""
+    lines = [f"read      {survey.read:,} lines: {survey.format}", f"task      {task.kind}: {task.why}"]
+    if survey.problems:
+        counts = ", ".join(f"{reason} {count:,}" for reason, count in survey.problems.most_common())
+        lines.append(f"unusable  {counts}; {outcome.usable:,} of {outcome.meant:,} rows can be used")
+        lines += [f"          {line}" for line in survey.shown]
+    if outcome.other_system:
+        others = len(survey.systems) - 1
+        lines.append(f"left out  {outcome.other_system:,} rows with {others:,} other system messages")
+    elif len(survey.systems) > 1:
+        lines.append(f"note      {len(survey.systems):,} system messages; the recipe has the most frequent one")
+    if task.rare:
+        lines.append(f"left out  {task.rare:,} answers of fewer than {task.least_rows} rows, which are no labels")
+    if survey.several_turns:
+        told = "several turns: their text bears the role of each, for the tuned model and for others"
+        lines.append(f"note      {survey.several_turns:,} rows have {told}")
+    if outcome.personal:
+        counts = ", ".join(f"{kind} {count:,}" for kind, count in sorted(outcome.personal.items()))
+        lines.append(
+            f"personal  {counts} rows" + (", replaced by placeholders" if chosen.redact else "; see the recipe")
+        )
+    if outcome.duplicates or outcome.near:
+        among = f", of the first {rows.COMPARED_ROWS:,}" if len(outcome.keys) == rows.COMPARED_ROWS else ""
+        said = f"{outcome.duplicates:,} rows say what another one says, and {outcome.near:,} nearly that"
+        lines.append(f"same      {said}{among}")
+    if len(survey.models) > 1:
+        lines.append(
+            f"note      answers of {', '.join(f'{name} ({count:,})' for name, count in survey.models.most_common())}"
+        )
+    if model and task.kind == "preference":
+        lines.append(f"note      {model.name} is no baseline: an API tells no probability of a given answer")
+    if model and model.taught and chosen.test is None and task.kind != "preference":
+        lines.append(f"note      {model.name} was taught with these rows: give rows that it never saw as TEST=...")
+    for path in converted:
+        lines.append(f"wrote     {_shown(path)}: the rows, converted: {_why_converted(survey, chosen)}")
+    return lines
+
+
+def _why_converted(survey: Survey, chosen: Sources) -> str:
+    if survey.format in LOGS:
+        return "a log is no table of rows; personal data are replaced"
+    if chosen.preamble:
+        return "all texts have a beginning or an end in common"
+    if survey.expanded:
+        return "each answer of a conversation that is learnt is a row of its own"
+    return "an answer of weight 0 is not learnt" if not survey.plain else "rows of another system message are left out"
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= SYSTEM_CHARACTERS else flat[: SYSTEM_CHARACTERS - 3] + "..."
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,188 @@
+"""What is in the examples of a file: system messages, what their texts have in common, what their answers are.
+
+All of it is counted while the rows pass, so that a large log takes no more memory than a small one.
+"""
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_prep.importer.examples import Example
+from data_prep.importer.schema import Shape
+from tasks.labels import clean_label
+from tasks.text import label_key
+
+# A label is short; of longer answers it is only counted how many there are.
+LABEL_CHARACTERS, MOST_ANSWERS = 80, 5000
+# A preamble is what so many of the first texts begin with, if it is as long and ends where a line or a heading does.
+SAMPLE, SHARE, LEAST_PREAMBLE = 2000, 0.95, 20
+PROBLEMS_SHOWN = 5
+# Of more system messages than these it is only counted how many rows have another one.
+MOST_SYSTEMS = 200
+
+
+@dataclass
+class Answers:
+    """What answers are."""
+
+    rows: int = 0
+    longest: int = 0
+    """Characters of the longest one."""
+    longest_row: int = 0
+    """Characters of the longest text with its answer."""
+    short: Counter[str] = field(default_factory=Counter)
+    """Answers that could be labels, by what they say (label_key), as often as they occur."""
+    spelt: dict[str, str] = field(default_factory=dict)
+    """The first spelling of each."""
+    too_many: bool = False
+    """Whether there were more different short answers than are counted."""
+    objects: int = 0
+    """Rows whose answer is a JSON object."""
+    shape: Shape = field(default_factory=Shape)
+    """Of these objects."""
+    lists: int = 0
+    """Rows whose answer is a JSON array of texts."""
+    listed: Counter[str] = field(default_factory=Counter)
+    """Texts in these arrays."""
+
+    def add(self, answer: str) -> None:
+        """Takes one more answer."""
+        self.rows += 1
+        self.longest = max(self.longest, len(answer))
+        if answer[:1] in "{[" and (value := _json(answer)) is not None:
+            if isinstance(value, dict):
+                self.objects += 1
+                self.shape.add(value)
+            elif len(self.listed) <= MOST_ANSWERS:
+                self.lists += all(isinstance(one, str) for one in value)
+                self.listed.update(one for one in value if isinstance(one, str))
+        elif len(answer) <= LABEL_CHARACTERS and "\n" not in answer:
+            key = label_key(clean_label(answer))
+            if key not in self.short and len(self.short) >= MOST_ANSWERS:
+                self.too_many = True
+            else:
+                self.short[key] += 1
+                self.spelt.setdefault(key, answer)
+
+
+@dataclass
+class Survey:
+    """What is in a file, or in several."""
+
+    format: str = ""
+    read: int = 0
+    """Lines read."""
+    examples: int = 0
+    problems: Counter[str] = field(default_factory=Counter)
+    """Rows that cannot be used, by reason."""
+    shown: list[str] = field(default_factory=list)
+    """The first of them, with their line."""
+    reasons_shown: Counter[str] = field(default_factory=Counter)
+    systems: Counter[str] = field(default_factory=Counter)
+    """Rows by their system message, "" for none."""
+    uncounted: int = 0
+    """Rows whose system message came when there were too many to count them."""
+    models: Counter[str] = field(default_factory=Counter)
+    several_turns: int = 0
+    plain: bool = True
+    """Whether data preparation would read every row alike from the file as it is."""
+    expanded: bool = False
+    """Whether some conversation gives several examples."""
+    one_system: bool = True
+    """Whether each system message is the text of the first message."""
+    sample: dict[str, list[str]] = field(default_factory=dict)
+    """The first texts of each system message."""
+    answers: dict[str, Answers] = field(default_factory=dict)
+    """By system message."""
+    preferences: int = 0
+
+    def problem(self, where: str, reason: str, detail: str) -> None:
+        """Counts a row that cannot be used."""
+        self.problems[reason] += 1
+        detail = "".join(one if one.isprintable() else " " for one in detail)
+        if self.reasons_shown[reason] < 2 and len(self.shown) < PROBLEMS_SHOWN:
+            self.shown.append(f"{where}  {reason}: {detail}")
+            self.reasons_shown[reason] += 1
+
+    def add(self, example: Example) -> None:
+        """Takes one more example."""
+        self.examples += 1
+        self.several_turns += example.turns > 1
+        self.plain &= example.plain
+        self.expanded |= example.expanded
+        self.one_system &= example.one_system
+        self.preferences += example.rejected is not None
+        if example.model:
+            self.models[example.model] += 1
+        if example.system not in self.systems and len(self.systems) >= MOST_SYSTEMS:
+            self.uncounted += 1
+            return
+        self.systems[example.system] += 1
+        texts = self.sample.setdefault(example.system, [])
+        if len(texts) < SAMPLE and example.turns == 1:
+            texts.append(example.text)
+        answers = self.answers.setdefault(example.system, Answers())
+        answers.add(example.answer)
+        answers.longest_row = max(answers.longest_row, len(example.text) + len(example.answer))
+
+
+@dataclass(frozen=True)
+class Preamble:
+    """What texts begin and end with, beside what varies."""
+
+    before: str = ""
+    after: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.before or self.after)
+
+    def within(self, text: str) -> str | None:
+        """Returns what varies in a text, None where it does not begin and end so."""
+        if not (text.startswith(self.before) and text.endswith(self.after)):
+            return None
+        inside = text[len(self.before) : len(text) - len(self.after)]
+        return inside if len(text) >= len(self.before) + len(self.after) and inside.strip() else None
+
+
+def preamble_of(texts: list[str]) -> Preamble:
+    """Returns what nearly all texts begin and end with, up to the end of a line or of a heading."""
+    if len(texts) < 10:
+        return Preamble()
+    before = _common(texts)
+    ends = [before.rfind(mark) + len(mark) for mark in ("\n", ": ") if mark in before]
+    before = before[: max(ends, default=0)]
+    rest = [text.removeprefix(before) for text in texts]
+    after = _common([text[::-1] for text in rest])[::-1]
+    after = after[after.find("\n") :] if "\n" in after else ""
+    return Preamble(
+        before if len(before.strip()) >= LEAST_PREAMBLE else "", after if len(after.strip()) >= LEAST_PREAMBLE else ""
+    )
+
+
+def _common(texts: list[str]) -> str:
+    """The longest beginning that SHARE of the texts have."""
+    least = math.ceil(SHARE * len(texts))
+    low, high = 0, max(map(len, texts))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _most(texts, middle)[1] >= least:
+            low = middle
+        else:
+            high = middle - 1
+    return _most(texts, low)[0]
+
+
+def _most(texts: list[str], length: int) -> tuple[str, int]:
+    """What most texts begin with, so long, and how many they are."""
+    found = Counter(text[:length] for text in texts if len(text) >= length).most_common(1)
+    return found[0] if found else ("", 0)
+
+
+def _json(text: str) -> Any:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict | list) else None
