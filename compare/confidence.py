@@ -37,7 +37,7 @@ def scale(here: Run, material: Material) -> Platt | None:
 
 def of(one: Gathered, fitted: Platt | None, answers: Sequence[Answer]) -> list[float | None]:
     """Returns the confidence of each answer, None where nothing tells it."""
-    return [_confidence(answer, fitted if one.system.kind == "tuned" else one.scale) for answer in answers]
+    return [_confidence(answer, fitted if one.system.on_tuned_scale else one.scale) for answer in answers]
 
 
 def scale_of(material: Material, rows: Rows, answers: Sequence[Answer]) -> Platt | None:
