@@ -21,15 +21,16 @@ def write(
     leave_out: Collection[str] = (),
     more: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Any] | None = None,
+    rename: Mapping[str, str] | None = None,
 ) -> Path:
     """Returns a GGUF file of the model in a folder, its matrices stored as `kind`.
 
     `leave_out` names metadata and tensors that are not written, `more` adds metadata, `tensors` adds or replaces
-    tensors (float32).
+    tensors (float32), `rename` makes control tokens of other tokens.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     architecture = model.config.model_type.removesuffix("_text")
-    values = {**_settings(model.config, architecture), **_tokenizer(folder), **(more or {})}
+    values = {**_settings(model.config, architecture), **_tokenizer(folder, rename or {}), **(more or {})}
     writer = gguf.GGUFWriter(path, str(values.pop("general.architecture", architecture)))
     for name, value in values.items():
         if name not in leave_out:
@@ -82,12 +83,14 @@ def _settings(config: Any, architecture: str) -> dict[str, Any]:
     return {f"{architecture}.{name}": value for name, value in settings.items()}
 
 
-def _tokenizer(folder: Path) -> dict[str, Any]:
+def _tokenizer(folder: Path, rename: Mapping[str, str]) -> dict[str, Any]:
     """A byte-level BPE, the kind that llama.cpp calls gpt2."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     about = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda one: one[1])]
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    controls = {at for at, token in enumerate(tokens) if token in rename}
+    tokens = [rename.get(token, token) for token in tokens]
+    special = controls | {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in about["model"]["merges"]]
     found = {
         "tokenizer.ggml.model": "gpt2",

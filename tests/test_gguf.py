@@ -135,6 +135,10 @@ def test_a_stop_that_is_no_eos_is_one_of_the_generation_config(tiny: Path, tmp_p
         ({"more": {"tokenizer.ggml.model": "none"}}, "has no tokenizer"),
         ({"more": {"tokenizer.ggml.model": "rwkv"}}, "has a tokenizer that cannot be read"),
         ({"leave_out": ["tokenizer.chat_template"]}, "has no chat template"),
+        (
+            {"more": {"tokenizer.chat_template": "<｜answer｜>"}, "rename": {"<|assistant|>": "<｜answer｜>"}},
+            "it cuts '<｜answer｜>'",
+        ),
         ({"more": {"split.count": 3}}, "is one of 3 parts; join them first"),
         ({"more": {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 8.0}}, "scales its positions"),
         ({"more": {"llama.attention.sliding_window": 64}}, "look back 64 tokens"),
@@ -153,6 +157,14 @@ def test_a_file_that_would_be_another_model_is_refused(
         gguf_program.write(path, folder, "float32")
     assert str(error.value).startswith("model.base: model.gguf ") and told in str(error.value)
     assert not list(folder.iterdir())
+
+
+def test_a_vocabulary_that_splits_texts_in_an_unknown_way_is_told(tiny: Path, tmp_path: Path) -> None:
+    for pre, told in (("qwen2", 0), ("smollm", 0), ("viking", 1)):
+        path = gguf_files.write(tiny / "llama", tmp_path / "model.gguf", more={"tokenizer.ggml.pre": pre})
+        (folder := tmp_path / pre).mkdir()
+        notes = gguf_program.write(path, folder, "float32")["notes"]
+        assert len(notes) == told and all("tokenizer.ggml.pre: viking" in note for note in notes)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.02, 0.5, 0.999])

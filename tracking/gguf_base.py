@@ -88,6 +88,11 @@ def about(base: str) -> Mapping[str, Any] | None:
     return found
 
 
+def notes(base: str) -> list[str]:
+    """Returns what is otherwise with a base that was a GGUF file than with the published model."""
+    return list((about(base) or {}).get("notes", []))
+
+
 def told(base: str, quantization: str, trained: Path | None) -> str | None:
     """Returns what was lost of the weights before training: by the GGUF file, and by NF4 or int8 on top of it, whose
     folder is `trained`; None for a base that was no GGUF file."""

@@ -21,6 +21,12 @@ PROBE = "Where's my parcel no. 12,345.67?\n\n\tStraße  naïve 注文 🙂 don't
 # Llama 3.1 and later, as published; the factor differs from model to model.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 TOLERANCE = 1e-3
+# Vocabularies (tokenizer.ggml.pre) that GPT-2's way to split texts is right for. Those of the second line split digits
+# one by one before, which comes to the same, since no token of theirs has two.
+SPLIT_AS_GPT2 = ("gpt-2",)
+DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell")
+# Types of tokens that are matched whole in a text (tokenizer.ggml.token_type).
+CONTROL, USER_DEFINED = 3, 4
 
 
 def write(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
@@ -59,9 +65,10 @@ def write(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
         eos_token_id=list(dict.fromkeys(stops)) or None,
         pad_token_id=header.token_id("padding"),
     )
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="5GB")
     _save(header, tokenizer, folder)
     return {
+        "notes": _notes(header),
         "architecture": header.architecture,
         "parameters": header.parameters,
         "types": dict(header.types),
@@ -140,12 +147,36 @@ def _unread(header: Header, model: Any) -> set[str]:
 
 
 def _tokenizer(header: Header, aside: str) -> Any:
+    """Returns the tokenizer. Raises RecipeError where it cuts what the chat template writes as one token."""
     from transformers import AutoTokenizer
+    from transformers.integrations.gguf import get_gguf_tokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(aside, gguf_file=LINK)
+        tokenizer = AutoTokenizer.from_pretrained(aside, gguf_file=LINK)
+        _, about, _ = get_gguf_tokenizer(str(Path(aside) / LINK))
     except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
         raise refused(header.name, f"has a tokenizer that cannot be read: {_first_line(error)}") from None
+    kinds = about.get("token_type") or [CONTROL] * len(about["tokens"])
+    for number, (token, kind) in enumerate(zip(about["tokens"], kinds, strict=False)):
+        written = kind in (CONTROL, USER_DEFINED) and token in tokenizer.chat_template
+        if written and tokenizer(token, add_special_tokens=False)["input_ids"] != [number]:
+            told = f"has a tokenizer that transformers does not read right: it cuts {token!r} into pieces"
+            raise refused(header.name, f"{told}; take the published model")
+    return tokenizer
+
+
+def _notes(header: Header) -> list[str]:
+    """Returns what may be otherwise than in the published model, though nothing stands against training on it."""
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    pre = header.values.get("tokenizer.ggml.pre")
+    known = (*SPLIT_AS_GPT2, *DIGITS_APART, *GGUF_PRE_TOKENIZER_SPLITS)
+    if header.values["tokenizer.ggml.model"] != "gpt2" or pre in known:
+        return []
+    return [
+        f"{header.name}: transformers does not know how its vocabulary splits texts (tokenizer.ggml.pre: {pre}), and "
+        "splits them as GPT-2 does; tokens may be others than those that the model was made with"
+    ]
 
 
 def _save(header: Header, tokenizer: Any, folder: Path) -> None:

@@ -71,6 +71,8 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     say(*rendering.lines())
     if rendering.differs:
         told(f"{rendering.differs}; learnt is what is served and decoded: the open prompt, the answer, the stop")
+    for note in gguf_base.notes(recipe.model.base):
+        told(note)
     rows = lesson.learnt(task, spec, tokenizer, train_rows)
     config = base.config_of(recipe.model)
     preflight.check(rows, tokenizer, recipe, config)
