@@ -91,7 +91,7 @@ def scale_of(material: Material, rows: Rows, answers: Sequence[Answer]) -> Scale
 
 def of(one: "Gathered", fitted: Scale | None, answers: Sequence[Answer]) -> list[float | None]:
     """Returns the confidence of each answer, None where nothing tells it."""
-    return [_confidence(answer, fitted if one.system.kind == "tuned" else one.scale) for answer in answers]
+    return [_confidence(answer, fitted if one.system.on_tuned_scale else one.scale) for answer in answers]
 
 
 def right_of(found: predictions.Predictions, material: Material) -> list[float]:

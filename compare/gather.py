@@ -80,10 +80,11 @@ def failed_system(place: Place, system: System, error: Exception, following: Sys
 
 def servers(systems: Sequence[System]) -> list[list[System]]:
     """Returns the systems that vLLM has to serve, those together that one process serves: the base goes with an adapter
-    that it bears, and each other form has a process of its own."""
+    that it bears, each other form has a process of its own, and a form with examples goes with the form."""
     tuned, base = ([one for one in systems if one.kind == kind] for kind in ("tuned", "base"))
-    found = [[one, *base] if one.which == "adapter" else [one] for one in tuned]
-    return [*found, base] if base and all(one.which != "adapter" for one in tuned) else found
+    forms = {which: [one for one in tuned if one.which == which] for which in dict.fromkeys(one.which for one in tuned)}
+    found = [[*together, *base] if which == "adapter" else together for which, together in forms.items()]
+    return [*found, base] if base and "adapter" not in forms else found
 
 
 def learnt(place: Place, system: System) -> Gathered:

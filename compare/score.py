@@ -80,7 +80,7 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
     targets = references.targets_of(material.module, material.spec, one.counted_rows, one.parsed)
     score = material.module.score(material.spec, targets, one.parsed)
     problems = Counter(parsed.problem for parsed in one.parsed if parsed.problem)
-    on_a_scale = fitted if system.kind == "tuned" else got.scale is not None and got.scale.platt is not None
+    on_a_scale = fitted if system.on_tuned_scale else got.scale is not None and got.scale.platt is not None
     return {
         "kind": system.kind,
         "title": system.title,

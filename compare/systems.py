@@ -1,6 +1,7 @@
 """What is compared: the tuned model in its forms, its untuned base, linear models, closed models, answers one has.
 
 tuned          the form that serve.model chooses         adapter merged int8   the other exported forms
+tuned:3-shot   the same with the most similar train rows as examples (compare.tuned_shots)
 base           the base before training, no examples     base:3-shot           with the most similar train rows
 tfidf          a linear model                            encoder               the same on a sentence encoder
 openai:gpt...  each baseline of the recipe, by its name
@@ -8,7 +9,7 @@ openai:gpt...  each baseline of the recipe, by its name
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from recipes.errors import RecipeError
@@ -40,6 +41,11 @@ class System:
         """Returns whether it answers on this machine in the place of a provider, of whom it tells nothing."""
         return self.baseline is not None and self.baseline.loopback
 
+    @property
+    def on_tuned_scale(self) -> bool:
+        """Returns whether the confidence scale of the tuned model, which was fitted without examples, is its own."""
+        return self.kind == "tuned" and not self.shots
+
 
 @dataclass(frozen=True)
 class NotRun:
@@ -55,9 +61,12 @@ class NotRun:
 def of(recipe: Recipe, here: Run) -> list[System]:
     """Returns the systems of a comparison, the tuned model first. Raises RecipeError where the form that is served was
     not exported, or the recipe names a form that is not there."""
-    found = [*_tuned(recipe, here), System(BASE, "base", "untuned base")]
+    tuned = _tuned(recipe, here)
+    found = [*tuned, System(BASE, "base", "untuned base")]
     if recipe.task.kind == "preference":
         return found
+    if recipe.compare.tuned_shots:
+        found.insert(1, with_examples(tuned[0], recipe.compare.tuned_shots))
     if shots := recipe.compare.base_shots:
         found.append(System(f"{BASE}:{shots}-shot", "base", f"untuned base, {shots} similar examples", shots=shots))
     if recipe.task.kind == "classification":
@@ -91,10 +100,16 @@ def _tuned(recipe: Recipe, here: Run) -> list[System]:
     ]
 
 
+def with_examples(tuned: System, shots: int) -> System:
+    """Returns the tuned model as a further system, with retrieved train rows as examples in its prompt."""
+    return replace(tuned, name=f"{TUNED}:{shots}-shot", title=f"{tuned.title}, {shots} similar examples", shots=shots)
+
+
 def in_its_place(systems: Sequence[System], which: str) -> list[System]:
     """Returns the systems with another form as the tuned model, in the place of one that cannot be served."""
     tuned = System(TUNED, "tuned", _title(which), which)
-    return [tuned, *(one for one in systems if one.name not in (TUNED, _short(which)))]
+    others = [one for one in systems if one.name not in (TUNED, _short(which))]
+    return [tuned, *(with_examples(tuned, one.shots) if one.kind == "tuned" and one.shots else one for one in others)]
 
 
 def failed(system: System, why: str) -> NotRun:

@@ -13,7 +13,7 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     from data_prep import console, prepare, sources
     from recipes.load import load, precedence
-    from tracking import files, identity, wheel_base
+    from tracking import files, gguf_base, identity, wheel_base
     from tracking.run import runs_folder
 
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
@@ -26,7 +26,8 @@ def main() -> int:
     loaded = identity.claimed(loaded, runs)
     if not arguments.no_heading:
         print("\n".join(precedence(loaded)), file=sys.stderr)
-    folder, made = prepare.main(loaded.recipe, runs / loaded.name, loaded.replaced)
+    recipe = gguf_base.on_disk(loaded.recipe, runs)
+    folder, made = prepare.main(recipe, runs / loaded.name, loaded.replaced)
     print(console.summary(files.read_json(folder / "data.json"), "prepared" if made else "unchanged"), file=sys.stderr)
     print(f"          see {os.path.relpath(folder / 'data.html')}", file=sys.stderr)
     print(folder)

@@ -29,7 +29,7 @@ from recipes.mistakes import MISSING, Key, describe
 from recipes.schema import Recipe
 
 RECIPES = Path(__file__).parent
-POCKET = RECIPES.parent / "pocket" / "model"
+POCKET = named_bases.POCKET
 # W&B allows 128 characters, with what is added to a name.
 LONGEST_NAME = 100
 SOURCE_KEYS = ("path", "train", "validation", "calibration", "test")
@@ -79,7 +79,11 @@ def load(name_or_path: str, overrides: Sequence[str] = (), hardware_name: str | 
     reason = "asked for" if hardware_name else ""
     if not hardware_name:
         hardware_name, reason = hardware.detect()
-    machine, asked = _for_kind(read(_hardware_file(hardware_name)), tree), _from_overrides(overrides)
+    asked = _from_overrides(overrides)
+    hardware_name, reason = hardware.for_base(hardware_name, reason, _base(asked) or _base(tree))
+    machine = read(_hardware_file(hardware_name))
+    _chosen(machine, "bases", _base(asked) or _base(machine))
+    _chosen(machine, "kinds", _part(tree, "task", "kind"))
     # What the hardware file replaces is checked too: a recipe is right or wrong on every machine alike.
     alone = deepcopy(tree)
     _lay_over(alone, asked)
@@ -197,15 +201,22 @@ def _lay_over(tree: Tree, layer: Tree) -> list[str]:
     return replaced
 
 
-def _for_kind(machine: Tree, recipe: Tree) -> Tree:
-    """Returns a hardware file with what its `kinds` says of the recipe's kind of task laid over the rest."""
-    kinds = machine.values.pop("kinds", {})
-    task = recipe.values.get("task")
-    kind = task.get("kind") if isinstance(task, dict) else None
-    if kind in kinds:
-        places = {key[2:]: place for key, place in machine.places.items() if key[:2] == ("kinds", kind)}
-        _lay_over(machine, Tree(kinds[kind], places))
-    return machine
+def _chosen(machine: Tree, section: str, name: Any) -> None:
+    """Lays what a section of a hardware file (`bases`, `kinds`) says of a name over the rest of the file, in place."""
+    named = machine.values.pop(section, {})
+    if isinstance(name, str) and name in named:
+        places = {key[2:]: place for key, place in machine.places.items() if key[:2] == (section, name)}
+        _lay_over(machine, Tree(named[name], places))
+
+
+def _base(tree: Tree) -> Any:
+    return _part(tree, "model", "base")
+
+
+def _part(tree: Tree, section: str, key: str) -> Any:
+    """Returns what a layer says of a key, None where it does not."""
+    found = tree.values.get(section)
+    return found.get(key) if isinstance(found, dict) else None
 
 
 def _origin(key: Key, layer: Tree) -> Place:
@@ -218,9 +229,12 @@ def _origin(key: Key, layer: Tree) -> Place:
 def _with_paths(recipe: Recipe, places: dict[Key, Place], path: Path) -> Recipe:
     """Makes paths absolute: those of a file start at its folder, those of SET at the current one."""
 
-    def absolute(text: str, *key: str) -> str:
+    def below(text: str, *key: str) -> Path:
         place = _place(key, places)
-        return str(((place.folder if place else path.parent) / Path(text).expanduser()).resolve())
+        return (place.folder if place else path.parent) / Path(text).expanduser()
+
+    def absolute(text: str, *key: str) -> str:
+        return str(below(text, *key).resolve())
 
     source = recipe.data.source
     found: dict[str, Any] = {
@@ -230,20 +244,10 @@ def _with_paths(recipe: Recipe, places: dict[Key, Place], path: Path) -> Recipe:
     }
     if source.paths is not None:
         found["paths"] = [absolute(value, "data", "source", "paths") for value in source.paths]
-    base = recipe.model.base
-    if base == "pocket":
-        base = str(POCKET)
-    elif base == named_bases.SMOLLM2:
-        base = str(named_bases.smollm2())
-    elif Path(folder := absolute(base, "model", "base")).is_dir():
-        base = folder
-    elif Path(folder).is_file():
-        raise RecipeError(
-            f"{_place(('model', 'base'), places)}: model.base: {folder} is a file; give the folder of a model with "
-            "config.json, *.safetensors and tokenizer.json (a GGUF alone cannot be trained on)"
-        )
-    elif base.startswith((".", "/", "~")):
-        raise RecipeError(f"{_place(('model', 'base'), places)}: model.base: there is no folder {folder}")
+    try:
+        base = named_bases.resolved(recipe.model.base, below(recipe.model.base, "model", "base"))
+    except RecipeError as error:
+        raise RecipeError(f"{_place(('model', 'base'), places)}: {error}") from None
     baselines = [
         one if one.path is None else one.model_copy(update={"path": absolute(one.path, "compare", "baselines")})
         for one in recipe.compare.baselines

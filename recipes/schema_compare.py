@@ -236,6 +236,8 @@ class Compare(Section):
     by a hash of the row's id, the same for all."""
     base_shots: Annotated[int, Field(ge=0, le=100)] = 3
     """Examples in the untuned base's second try; 0: it is asked without examples alone."""
+    tuned_shots: Annotated[int, Field(ge=0, le=100)] = 0
+    """Examples for the tuned model, as a further system: those that the untuned base gets. 0: there is none such."""
     encoder: Name | None = None
     """A sentence encoder (a folder or a name on the hub) under a linear model, as a further baseline."""
     concurrency: Count = 32

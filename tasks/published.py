@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from recipes import named_bases
 from recipes.errors import RecipeError
 from recipes.schema_train import Model
 
@@ -67,13 +68,14 @@ def not_found(model: Model, error: Exception) -> str:
 
 
 def refuse_gguf(model: Model) -> None:
-    """Raises RecipeError where the folder of a base has its weights as GGUF and not as safetensors."""
+    """Raises RecipeError where the folder of a base has its weights as GGUF and not as safetensors: a recipe names the
+    file, which is dequantized before (tracking/gguf_base.py)."""
     folder = Path(model.base)
-    ggufs = sorted(path.name for path in folder.glob("*.gguf")) if folder.is_dir() else []
-    if ggufs and not any(folder.glob("*.safetensors")):
+    ggufs = named_bases.ggufs_alone(folder) if folder.is_dir() else []
+    if ggufs:
         raise RecipeError(
-            f"model.base: {folder} has its weights as GGUF ({', '.join(ggufs[:3])}), which cannot be trained on; give "
-            "a folder with the published model: config.json, *.safetensors and tokenizer.json"
+            f"model.base: {folder} has its weights as GGUF ({', '.join(path.name for path in ggufs[:3])}); name the "
+            f"file itself, model.base={ggufs[0]}, or a folder with config.json, *.safetensors and tokenizer.json"
         )
 
 
@@ -94,6 +96,11 @@ def _no_tokenizer(model: Model, error: Exception) -> str:
     names = _names(model)
     if names is None:
         return not_found(model, error)
+    if ggufs := sorted(name for name in names if name.endswith(named_bases.GGUF)):
+        return (
+            f"model.base: {model.base} has its weights as GGUF; fetch one file (`hf download {model.base} {ggufs[0]}`) "
+            "and give its path, or take the repository that it was made of"
+        )
     if not names & {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json"}:
         return (
             f"model.base: {model.base} has no tokenizer (no tokenizer.json); copy tokenizer.json, "

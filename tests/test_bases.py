@@ -27,12 +27,13 @@ def test_a_base_without_a_tokenizer_is_told(tmp_path: Path) -> None:
     assert "has no tokenizer (no tokenizer.json); copy tokenizer.json" in refused(tmp_path)
 
 
-def test_a_base_that_is_a_gguf_alone_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_has_its_weights_as_gguf_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "model-Q4_1.gguf"
     path.write_bytes(b"GGUF\3" + bytes(19))
-    assert "has its weights as GGUF (model-Q4_1.gguf), which cannot be trained on" in refused(tmp_path)
-    with pytest.raises(RecipeError, match=r"model-Q4_1.gguf is a file; give the folder"):
-        load("classifier", [f"model.base={path}"], "cpu")
+    told = refused(tmp_path)
+    assert "has its weights as GGUF (model-Q4_1.gguf); name the file itself" in told and f"model.base={path}" in told
+    # In a recipe the folder stands for its one file.
+    assert load("classifier", [f"model.base={tmp_path}"], "cpu").recipe.model.base == str(path)
 
 
 def test_a_repository_of_mistral_with_tekken_json_has_its_ordinary_tokenizer(tmp_path: Path) -> None:

@@ -62,7 +62,12 @@ def asked(runs: Path, address: str) -> list[str]:
         "{provider: openai, model: gpt-6-luna}",
     ]
     primary = "{system: tuned, baseline: through openai, metric: accuracy}"
-    return [f"compare.baselines=[{', '.join(baselines)}]", f"compare.primary={primary}", "compare.base_shots=1"]
+    return [
+        f"compare.baselines=[{', '.join(baselines)}]",
+        f"compare.primary={primary}",
+        "compare.base_shots=1",
+        "compare.tuned_shots=2",
+    ]
 
 
 @pytest.mark.slow(minutes=5)
@@ -75,7 +80,8 @@ def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
     here = run_in(runs)
     scores = files.read_json(here.folder / "scores.json")
     n = scores["task"]["n_test"]
-    names = ["tuned", "adapter", "base", "base:1-shot", "tfidf", "through openai", "through anthropic", "what we have"]
+    names = ["tuned", "tuned:2-shot", "adapter", "base", "base:1-shot", "tfidf"]
+    names += ["through openai", "through anthropic", "what we have"]
     assert list(scores["systems"]) == names
     for name, one in scores["systems"].items():
         assert one["n"] == n and one["complete"] is (name != "what we have"), name
@@ -93,6 +99,14 @@ def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
     # On a CPU the merged model is served; it has the weights that were trained.
     assert scores["systems"]["tuned"]["title"] == "tuned (merged)"
     assert scores["systems"]["tuned"]["parity"]["agreement"] >= 0.99
+    # With examples it is the same weights, by the same server, and longer prompts.
+    shown = scores["systems"]["tuned:2-shot"]
+    assert (shown["title"], shown["shots"], shown["n_train"]) == (
+        "tuned (merged), 2 similar examples",
+        2,
+        scores["systems"]["tuned"]["n_train"],
+    )
+    assert shown["tokens"]["input"] > scores["systems"]["tuned"]["tokens"]["input"]
     # The same model, greedy, held to the same labels by a schema and by a grammar.
     assert scores["agreement"]["tuned | adapter"] > 0.9
     assert scores["not_run"][0]["name"] == "openai:gpt-6-luna" and "OPENAI_API_KEY" in scores["not_run"][0]["why"]
@@ -120,6 +134,7 @@ def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
 def test_a_form_that_cannot_be_served_gives_way_and_other_weights_are_compared(runs: Path, small_recipe: Path) -> None:
     # The merged model is made of the base that was trained on, and the recipe asks for the published one.
     words = ("serve.base=published", "compare.primary=null", "compare.base_shots=0", "compare.explore_rows=50")
+    words += ("compare.tuned_shots=1",)
     answer = serving.call(runs, "compare", small_recipe, *words)
     assert answer.returncode == 0, answer.stderr
     here = run_in(runs)
@@ -131,6 +146,7 @@ def test_a_form_that_cannot_be_served_gives_way_and_other_weights_are_compared(r
     assert [one["name"] for one in scores["not_run"]] == ["merged"]
     tuned = scores["systems"]["tuned"]
     assert tuned["title"] == "tuned (adapter)" and tuned["n"] == scores["task"]["n_test"]
+    assert scores["systems"]["tuned:1-shot"]["title"] == "tuned (adapter), 1 similar examples"
     # What is lost on other weights is shown with its interval, and stops nothing.
     parity = tuned["parity"]
     assert parity["agreement"] is None and parity["ci_low"] <= parity["difference"] <= parity["ci_high"]

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from compare import gather, systems
 from compare.engines import PROCESS_BYTES, Engines
+from compare.systems import System
 from recipes.errors import StageError
 from recipes.schema_verdict import Serve
 from serve import plan
@@ -21,6 +23,23 @@ def engine(folder: Path, name: str, use_cpu: bool = True, gib: float = 0.5) -> E
 
 def alive(engines: list[Engine]) -> list[bool]:
     return [one.alive() for one in engines]
+
+
+def test_a_form_with_examples_goes_with_the_form_and_gives_way_with_it() -> None:
+    tuned, adapter = System("tuned", "tuned", "tuned (merged)", "merged"), System("adapter", "tuned", "", "adapter")
+    shown, base = systems.with_examples(tuned, 3), System("base", "base", "untuned base")
+    assert (shown.name, shown.title) == ("tuned:3-shot", "tuned (merged), 3 similar examples")
+    assert gather.servers([tuned, shown, adapter, base]) == [[tuned, shown], [adapter, base]]
+    assert gather.servers([tuned, shown, base]) == [[tuned, shown], [base]]
+    # The merged model could not be served: the adapter takes its place, with examples too.
+    (together,) = gather.servers(systems.in_its_place([shown, adapter, base], "adapter"))
+    assert [(one.name, one.which) for one in together] == [
+        ("tuned", "adapter"),
+        ("tuned:3-shot", "adapter"),
+        ("base", None),
+    ]
+    assert together[1].title == "tuned (adapter), 3 similar examples"
+    assert tuned.on_tuned_scale and not shown.on_tuned_scale
 
 
 def test_those_that_fit_start_side_by_side_and_all_are_stopped(tmp_path: Path) -> None:

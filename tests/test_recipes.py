@@ -67,6 +67,38 @@ def test_hardware_lies_over_the_recipe_and_set_over_both_and_both_are_told() -> 
     assert any("SET train.learning_rate" in told for told in loaded.replaced)
 
 
+def test_settings_of_the_pocket_model_are_not_laid_over_what_a_recipe_says_of_another_base(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        GOOD.replace("some/model}", "some/model, stop: <|end|>}") + "lora: {r: 8}\ntrain: {learning_rate: 1e-4}\n",
+    )
+    for machine in ("cpu", "multi-cpu"):
+        pocket, other = (load(path, given, machine).recipe for given in ((), ["model.base=another/model"]))
+        assert (pocket.model.base, pocket.train.learning_rate, pocket.lora.r) == (str(POCKET), 2e-3, 32)
+        assert (other.model.base, other.train.learning_rate, other.lora.r) == ("another/model", 1e-4, 8)
+        assert other.train.adam_beta2 == 0.999 and other.accelerate.use_cpu
+    assert other.model.stop == "<|end|>" and load(path, (), "cpu").recipe.model.stop == "auto"
+    preferences = load("preference", ["model.base=another/model"], "cpu").recipe
+    assert preferences.train.learning_rate != load("preference", (), "cpu").recipe.train.learning_rate == 3e-4
+
+
+def test_on_a_cpu_smollm2_has_its_own_settings_however_it_is_named(tmp_path: Path) -> None:
+    settings = load("classifier", (), "cpu-smollm2")
+    asked = load("classifier", ["model.base=smollm2"], "cpu")
+    mine = load(write(tmp_path, GOOD.replace("some/model", "smollm2")), (), "cpu")
+    for loaded in (settings, asked, mine):
+        recipe = loaded.recipe
+        assert loaded.hardware == "cpu-smollm2" and recipe.model.base == settings.recipe.model.base
+        assert (recipe.model.quantization, recipe.train.learning_rate, recipe.lora.r) == ("none", 3e-4, 16)
+    assert asked.hardware_reason == "cpu, with the settings of model.base smollm2"
+    other = load("classifier", ["model.base=another/model"], "cpu-smollm2").recipe
+    assert (other.model.quantization, other.train.learning_rate) == (
+        "nf4",
+        load("classifier", (), "gpu").recipe.train.learning_rate,
+    )
+    assert load("classifier", ["model.base=smollm2"], "gpu").hardware == "gpu"
+
+
 def test_what_set_says_of_the_launch_it_says_to_the_hardware_file() -> None:
     asked = ["accelerate.num_processes=4", "accelerate.machine_rank=1", "accelerate.main_process_ip=10.0.0.1"]
     accelerate = load("classifier", asked, "multi-node").recipe.accelerate

@@ -8,7 +8,7 @@ from recipes import named_bases
 from recipes.errors import StageError
 from recipes.load import load
 from tests.conftest import Command
-from tracking import files, wheel_base
+from tracking import files, gguf_base, wheel_base
 
 FETCHED = (named_bases.smollm2() / files.SUMS).is_file()
 
@@ -19,6 +19,10 @@ def test_a_recipe_that_names_it_fetches_nothing_by_itself(
     monkeypatch.setenv("INSOURCE_CACHE", str(tmp_path / "cache"))
     recipe = load("banking77", ["data.source.train=x.csv", "data.source.test=y.csv"], "cpu-smollm2").recipe
     assert recipe.model.base == str(tmp_path / "cache" / named_bases.smollm2().name)
+    for words in (("--hardware", "cpu-smollm2"), ("--hardware", "cpu", "model.base=smollm2")):
+        answer = python("train", "classifier", "--dry-run", *words)
+        assert answer.returncode == 0 and "on hardware cpu-smollm2" in answer.stderr
+        assert "quantization: none" in answer.stdout and "learning_rate: 0.0003" in answer.stdout
     answer = python("train", "classifier", "--dry-run", "--hardware", "cpu-smollm2")
     assert answer.returncode == 0 and "smollm2: SmolLM2-135M-Instruct" in answer.stderr
     wheel_base.ensure("Qwen/Qwen3-4B-Instruct-2507")
@@ -47,6 +51,8 @@ def test_it_is_an_ordinary_base_whose_template_lets_it_answer_at_once() -> None:
 
     folder = named_bases.smollm2()
     assert files.changed(folder) == []
+    told = gguf_base.told(str(folder), "none", None)
+    assert told is not None and told.startswith("GGUF Q4_1 (5.")
     rendering = render.rendering_of(Model(base=str(folder)))
     assert (rendering.pinned, rendering.differs, rendering.tokenizer.eos_token) == ({}, None, "<|im_end|>")
     (example,) = render.examples(rendering.tokenizer, [[{"role": "user", "content": "Where is it?"}]], ["late"])

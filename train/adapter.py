@@ -22,7 +22,7 @@ from recipes.schema import Recipe
 from recipes.schema_lora import VLLM_RANKS, Lora
 from tasks import KINDS, in_words, render
 from tasks.render import Rendering
-from tracking import digests, files
+from tracking import digests, files, gguf_base
 from tracking.run import Run
 from train import references, variants
 from train.decode import Answer
@@ -86,9 +86,11 @@ def _save(model: Any, recipe: Recipe, folder: Path) -> None:
 
 
 def base_name(recipe: Recipe) -> str:
-    """Returns the base as others can find it: the hub name, or `pocket/model` or `smollm2` in this project."""
+    """Returns the base as others can find it: the hub name, the name of a GGUF file, or `pocket/model` or `smollm2` in
+    this project."""
     known = {str(POCKET): "pocket/model", str(named_bases.smollm2()): named_bases.SMOLLM2}
-    return known.get(recipe.model.base, recipe.model.base)
+    gguf = gguf_base.about(recipe.model.base)
+    return known.get(recipe.model.base) or (str(gguf["file"]) if gguf else recipe.model.base)
 
 
 def base_of(recipe: Recipe, commit: str | None, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -160,7 +162,8 @@ A LoRA adapter trained by insource, run `{run.id}`.
 Weakest {module.PARTS} by {module.PARTS_BY}: {worst}.
 The sealed test set was not opened.
 
-- Base: {base_name(recipe)}, quantization while training: {recipe.model.quantization}
+- Base: {base_name(recipe)}{", dequantized" if gguf_base.about(recipe.model.base) else ""}, quantization while training:
+  {recipe.model.quantization}
 - LoRA: {method(recipe.lora)}
 - Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
 - Serving: {serving(run, recipe)}
@@ -193,9 +196,10 @@ def serving(run: Run, recipe: Recipe) -> str:
     """Returns how the adapter is served, as the card tells it."""
     if why := recipe.lora.unservable:
         return f"merged into the base alone ({why})."
+    base = "<the base as a folder>" if gguf_base.about(recipe.model.base) else base_name(recipe)
     return (
         f"`make serve RECIPE={run.recipe_name}` checks it and serves it. By hand, unchecked:\n"
-        f"  `python -m vllm.entrypoints.openai.api_server --host 127.0.0.1 --model {base_name(recipe)} --enable-lora\n"
+        f"  `python -m vllm.entrypoints.openai.api_server --host 127.0.0.1 --model {base} --enable-lora\n"
         f"  --max-lora-rank {max_lora_rank(recipe.lora)} --lora-modules {run.recipe_name}=<this folder>\n"
         "  --tokenizer <this folder> --chat-template <this folder>/chat_template.jinja --tokenizer-mode hf\n"
         "  --generation-config <this folder>`"

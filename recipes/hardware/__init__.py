@@ -11,6 +11,8 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 # A file beside the others that is for another program.
 NO_HARDWARE = {"skypilot"}
+# (what a machine is, model.base): the file with the settings of that base.
+OF_BASE = {("cpu", "smollm2"): "cpu-smollm2"}
 
 
 def names() -> list[str]:
@@ -36,6 +38,13 @@ def gpu_count() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     named = len([one for one in visible.split(",") if one.strip() not in ("", "-1")]) if visible is not None else None
     return len(gpus()) if named is None else min(named, len(gpus()))
+
+
+def for_base(name: str, reason: str, base: object) -> tuple[str, str]:
+    """Returns the hardware file and why it is the one, where this base is asked for: another one than is named where
+    the base has settings of its own."""
+    other = next((file for (machine, known), file in OF_BASE.items() if (machine, known) == (name, base)), None)
+    return (other, f"{name}, with the settings of model.base {base}") if other else (name, reason)
 
 
 def detect() -> tuple[str, str]:
