@@ -32,7 +32,7 @@ def policy_of(
     rows = mine.calibration if one.calibration else []
     right = confidence.right_of(predictions.of(mine, rows, one.calibration), mine)
     told = confidence.of(one, fitted, one.calibration)
-    scale = fitted if one.system.kind == "tuned" else one.scale
+    scale = fitted if one.system.on_tuned_scale else one.scale
     theirs, missing = None, None
     if baseline is not None and len(baseline.calibration) == len(mine.calibration) and baseline.complete:
         theirs = confidence.right_of(predictions.of(mine, mine.calibration, baseline.calibration), mine)

@@ -11,24 +11,27 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 
-from data_prep import json_format
+from data_prep import json_format, limits
 from data_prep.encoding import detect, open_text
+from data_prep.limits import Limits
 from data_prep.source_row import SourceFile
 from recipes.errors import RecipeError
+from recipes.schema_source import Source
 
 HEAD_CHARACTERS = 4096
 ARRAY = re.compile(r'"([A-Za-z_-]{1,40})"\s*:\s*\[')
 
 
 def expanded(
-    found: list[SourceFile], encoding: str, split_named: Callable[[str], str | None]
+    found: list[SourceFile], source: Source, split_named: Callable[[str], str | None]
 ) -> tuple[list[SourceFile], list[str]]:
     """Returns the files, those of JSON that hold several splits as one each, and the names of their arrays that are no
     split. A file that cannot be read stays as it is: its reader tells why."""
     files: list[SourceFile] = []
     others: list[str] = []
     for file in found:
-        arrays = _arrays(file, encoding, split_named, _version(file)) if file.kind == "json" else ()
+        looked = (file, source.encoding, limits.of(source), split_named, _version(file))
+        arrays = _arrays(*looked) if file.kind == "json" else ()
         splits = [one for one in arrays if split_named(one)]
         if {"train", "test"} <= {split_named(one) for one in splits}:
             files += [replace(file, name=f"{file.name}/{one}", array=one) for one in splits]
@@ -45,13 +48,13 @@ def _version(file: SourceFile) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _arrays(
-    file: SourceFile, encoding: str, split_named: Callable[[str], str | None], version: tuple[int, int]
+    file: SourceFile, encoding: str, most: Limits, split_named: Callable[[str], str | None], version: tuple[int, int]
 ) -> tuple[str, ...]:
     """The keys of the arrays of rows in a file that looks as if it held splits; `version` tells its bytes apart."""
     with suppress(RecipeError, OSError, ValueError, RecursionError):
-        text = detect(file, encoding)
+        text = detect(file, encoding, limits=most)
         with open_text(file, text, newline="") as stream:
             head = stream.read(HEAD_CHARACTERS).lstrip("\ufeff \t\r\n")
         if head.startswith("{") and any(split_named(key) for key in ARRAY.findall(head)):
-            return tuple(json_format.arrays_of(json_format.whole_of(file, text)))
+            return tuple(json_format.arrays_of(file, json_format.whole_of(file, text), most))
     return ()

@@ -95,7 +95,7 @@ def _look(source: Source) -> tuple[list[SourceFile], list[str]]:
                 beside = sorted(beside + notes)
             every += here
             if split == "all":
-                here, others = json_splits.expanded(here, source.encoding, split_named)
+                here, others = json_splits.expanded(here, source, split_named)
                 beside = beside + others
             found += _by_name(f"data.source.{key}", given, here) if source.path else here
             skipped += beside

@@ -47,8 +47,8 @@ def of_run(place: Path, run: Run) -> dict[str, Any]:
     scale = confidence.scale(run, Material(module, spec, prompt, [], [], []))
     told = {"scale": scale.json() if scale else None}
     source = run.folder / "routing.json"
-    if why := _of_other(run):
-        return {"file": None, **told, "why_none": why}
+    if (other := _of_other(run)) is not None:
+        return {"file": None, **told, "why_none": other}
     policy = route.read(source)
     copied = place / FOLDER / f"{files.sha256(source)[:16]}.json"
     copied.parent.mkdir(parents=True, exist_ok=True)

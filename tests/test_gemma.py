@@ -105,7 +105,7 @@ def test_training_keeps_the_window_and_ends_answers_at_the_stop(
     assert files.read_json(adapter / "prompt.json")["stop"] == tokenizer.eos_token == STOP
     stop = tokenizer.convert_tokens_to_ids(STOP)
     assert files.read_json(adapter / "generation_config.json")["eos_token_id"] == stop
-    assert all(one["token_ids"][-1] == stop for one in files.read_jsonl(adapter / "reference.jsonl"))
+    assert all(one["token_ids"][-1] == stop for one in files.read_jsonl(adapter.parent / "reference.jsonl"))
 
 
 @pytest.mark.slow(minutes=2)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from data_prep import near, read, rows, sources
+from data_prep import columns, near, read, rows, sources
 from data_prep.importer.examples import Example, Read, format_of
 from data_prep.importer.recipe_text import Sources
 from data_prep.importer.survey import Survey
@@ -193,4 +193,4 @@ def _values(one: Example, text: str, where: str, number: int, group: str | None)
 def _dotted(values: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     from data_prep import dotted
 
-    return dotted.reached(values, [name for name in rows.read_columns(recipe, "all") if "." in name])
+    return dotted.reached(values, [name for name in columns.read_columns(recipe, "all") if "." in name])
