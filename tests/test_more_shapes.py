@@ -63,6 +63,15 @@ def test_splits_of_one_file_are_mixed_where_the_recipe_says_so_and_objects_do_as
     assert "are mixed, and split anew" in console.summary(report, "prepared")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_splits_of_one_file_are_found_in_every_encoding(tmp_path: Path, encoding: str) -> None:
+    rows = [{"text": f"{text} \u00e9", "label": label} for text, label in pairs(120)]
+    arrays = {"about": "\u00e9", "train": rows[:80], "test": rows[80:]}
+    (tmp_path / "rows.json").write_bytes(json.dumps(arrays, ensure_ascii=False).encode(encoding))
+    splits, _ = read(tmp_path, "{source: {path: rows.json}, deduplicate: {near: 1}}")
+    assert {row["input"]["text"] for row in splits["test"]} == {row["text"] for row in rows[80:]}
+
+
 def test_arrays_without_names_are_refused_with_the_key_that_names_them(tmp_path: Path) -> None:
     clinc(tmp_path, [list(pair) for pair in pairs(210)])
     with pytest.raises(RecipeError, match=r"a JSON array where an object belongs; data.source.header names"):
