@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from data_prep import json_format
-from data_prep.encoding import detect, open_bytes
+from data_prep.encoding import DAMAGED, detect, open_bytes
 from data_prep.source_row import SourceFile
 from recipes.errors import RecipeError
 
@@ -48,7 +48,7 @@ def _arrays(
     file: SourceFile, encoding: str, split_named: Callable[[str], str | None], version: tuple[int, int]
 ) -> tuple[str, ...]:
     """The keys of the arrays of rows in a file that looks as if it held splits; `version` tells its bytes apart."""
-    with suppress(RecipeError, OSError, ValueError, RecursionError):
+    with suppress(RecipeError, OSError, ValueError, RecursionError, *DAMAGED):
         with open_bytes(file) as stream:
             # Names of splits are ASCII in any encoding, but for the zeros of UTF-16 and UTF-32.
             head = stream.read(HEAD_BYTES).replace(b"\0", b"").decode("ascii", "ignore").lstrip()

@@ -1,6 +1,7 @@
 """Public data sets in the files that their authors publish, rebuilt in small by us, and how tables of databases lie
 there: a recipe of at most 15 lines each."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,14 @@ def test_splits_of_one_file_are_found_in_every_encoding(tmp_path: Path, encoding
     (tmp_path / "rows.json").write_bytes(json.dumps(arrays, ensure_ascii=False).encode(encoding))
     splits, _ = read(tmp_path, "{source: {path: rows.json}, deduplicate: {near: 1}}")
     assert {row["input"]["text"] for row in splits["test"]} == {row["text"] for row in rows[80:]}
+
+
+def test_a_damaged_file_that_might_hold_splits_is_told_by_its_reader(tmp_path: Path) -> None:
+    whole = gzip.compress(json.dumps({"train": [["a", "b"]] * 9, "test": [["a", "b"]] * 9}).encode())
+    for name, content in (("cut.json.gz", whole[:-20]), ("bad.json.gz", whole[:12] + b"xxxx" + whole[16:])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(RecipeError, match=rf"{name}:1: the gz stream is cut off after line 0 or damaged there"):
+            read(tmp_path, f"{{source: {{path: {name}}}}}")
 
 
 def test_arrays_without_names_are_refused_with_the_key_that_names_them(tmp_path: Path) -> None:
