@@ -175,6 +175,16 @@ def test_a_mark_that_is_neither_1_nor_0_is_told(tmp_path: Path, mark: str, told:
         read(tmp_path, "{source: {path: rows.csv}, columns: {label_columns: [a, b]}}", MANY)
 
 
+@pytest.mark.parametrize("written", ["{}:what {}", "__label__{} {}"])
+def test_trec_and_fasttext_a_label_and_the_rest_of_the_line(tmp_path: Path, written: str) -> None:
+    rows = [(f'Where is "{text}  now', written.format(label, "").strip()) for text, label in pairs(90)]
+    (tmp_path / "train.txt").write_text("".join(f"{label} {text}\n" for text, label in rows), encoding="utf-8")
+    source = "{path: train.txt, delimiter: ' ', quotes: false, header: [label, text]}"
+    splits, report = read(tmp_path, f"{{source: {source}, deduplicate: {{near: 1}}}}")
+    assert found(splits) == {(" ".join(text.split()), label) for text, label in rows}
+    assert report["rows"]["rejected"] == {}
+
+
 def test_quotes_that_a_backslash_stands_before(tmp_path: Path) -> None:
     """MySQL and Spark write them so, and nothing before other characters."""
     said = [f'{text}, "so" and C:\\new\\\\x' for text in texts(90)]
