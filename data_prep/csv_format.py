@@ -110,12 +110,15 @@ def _rows(
     file: SourceFile, text: Text, source: Source, header: list[str], joins: bool, rows: Iterator[tuple[int, list[str]]]
 ) -> Iterator[SourceRow]:
     nothing = None if source.escape is None else f"{source.escape}N"
+    rest_is_text = source.delimiter == " " and source.quote is None
     for line, fields in rows:
         if joins and _swallows_rows(fields, len(header)):
             yield SourceRow(file.name, line, {}, SWALLOWED)
             continue
         if nothing in fields:
             fields = ["" if one == nothing else one for one in fields]
+        if rest_is_text and len(fields) > len(header):
+            fields = [*fields[: len(header) - 1], " ".join(fields[len(header) - 1 :])]
         if len(fields) != len(header):
             problem = f"{len(fields)} fields where the header has {len(header)}"
             yield SourceRow(file.name, line, {}, problem + (" (NUL bytes)" if "\0" in fields[0] else ""))

@@ -12,13 +12,13 @@ from dataclasses import replace
 from functools import lru_cache
 
 from data_prep import json_format, limits
-from data_prep.encoding import detect, open_text
+from data_prep.encoding import DAMAGED, detect, open_bytes
 from data_prep.limits import Limits
 from data_prep.source_row import SourceFile
 from recipes.errors import RecipeError
 from recipes.schema_source import Source
 
-HEAD_CHARACTERS = 4096
+HEAD_BYTES = 16384
 ARRAY = re.compile(r'"([A-Za-z_-]{1,40})"\s*:\s*\[')
 
 
@@ -51,10 +51,11 @@ def _arrays(
     file: SourceFile, encoding: str, most: Limits, split_named: Callable[[str], str | None], version: tuple[int, int]
 ) -> tuple[str, ...]:
     """The keys of the arrays of rows in a file that looks as if it held splits; `version` tells its bytes apart."""
-    with suppress(RecipeError, OSError, ValueError, RecursionError):
-        text = detect(file, encoding, limits=most)
-        with open_text(file, text, newline="") as stream:
-            head = stream.read(HEAD_CHARACTERS).lstrip("\ufeff \t\r\n")
+    with suppress(RecipeError, OSError, ValueError, RecursionError, *DAMAGED):
+        with open_bytes(file) as stream:
+            # Names of splits are ASCII in any encoding, but for the zeros of UTF-16 and UTF-32.
+            head = stream.read(HEAD_BYTES).replace(b"\0", b"").decode("ascii", "ignore").lstrip()
         if head.startswith("{") and any(split_named(key) for key in ARRAY.findall(head)):
-            return tuple(json_format.arrays_of(file, json_format.whole_of(file, text), most))
+            whole = json_format.whole_of(file, detect(file, encoding, limits=most))
+            return tuple(json_format.arrays_of(file, whole, most))
     return ()

@@ -31,7 +31,8 @@ class Source(Section):
     encoding: Name = "auto"
     """A Python codec name, or `auto`: UTF-8, UTF-16, CESU-8, or, said aloud, latin-1 and cp1252."""
     delimiter: Literal["auto"] | Annotated[str, Field(min_length=1, max_length=8)] = "auto"
-    """What separates the columns of a CSV file; several characters, such as `::`, with quotes: false alone."""
+    """What separates the columns of a CSV file; several characters, such as `::`, with quotes: false alone. With a
+    space and quotes: false the last column has the rest of the line, spaces and all."""
     header: Annotated[list[Name], Field(min_length=1)] | None = None
     """The names of the columns of CSV, TSV and Excel files that have no header line."""
     quotes: bool | Annotated[str, Field(min_length=1, max_length=1)] = True

@@ -1,6 +1,7 @@
 """Public data sets in the files that their authors publish, rebuilt in small by us, and how tables of databases lie
 there: a recipe of at most 15 lines each."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,23 @@ def test_splits_of_one_file_are_mixed_where_the_recipe_says_so_and_objects_do_as
     assert report["rows"]["read"] == 210 == len(found(splits))
     assert {row["input"]["text"] for row in splits["test"]} != {row["text"] for row in rows[150:]}
     assert "are mixed, and split anew" in console.summary(report, "prepared")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_splits_of_one_file_are_found_in_every_encoding(tmp_path: Path, encoding: str) -> None:
+    rows = [{"text": f"{text} \u00e9", "label": label} for text, label in pairs(120)]
+    arrays = {"about": "\u00e9", "train": rows[:80], "test": rows[80:]}
+    (tmp_path / "rows.json").write_bytes(json.dumps(arrays, ensure_ascii=False).encode(encoding))
+    splits, _ = read(tmp_path, "{source: {path: rows.json}, deduplicate: {near: 1}}")
+    assert {row["input"]["text"] for row in splits["test"]} == {row["text"] for row in rows[80:]}
+
+
+def test_a_damaged_file_that_might_hold_splits_is_told_by_its_reader(tmp_path: Path) -> None:
+    whole = gzip.compress(json.dumps({"train": [["a", "b"]] * 9, "test": [["a", "b"]] * 9}).encode())
+    for name, content in (("cut.json.gz", whole[:-20]), ("bad.json.gz", whole[:12] + b"xxxx" + whole[16:])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(RecipeError, match=rf"{name}:1: the gz stream is cut off after line 0 or damaged there"):
+            read(tmp_path, f"{{source: {{path: {name}}}}}")
 
 
 def test_arrays_without_names_are_refused_with_the_key_that_names_them(tmp_path: Path) -> None:
@@ -155,6 +173,16 @@ def test_a_mark_that_is_neither_1_nor_0_is_told(tmp_path: Path, mark: str, told:
     write_csv(tmp_path / "rows.csv", [["text", "a", "b"], *([text, 1, mark] for text in texts(20))])
     with pytest.raises(RecipeError, match=f"bad_labels: {told}"):
         read(tmp_path, "{source: {path: rows.csv}, columns: {label_columns: [a, b]}}", MANY)
+
+
+@pytest.mark.parametrize("written", ["{}:what {}", "__label__{} {}"])
+def test_trec_and_fasttext_a_label_and_the_rest_of_the_line(tmp_path: Path, written: str) -> None:
+    rows = [(f'Where is "{text}  now', written.format(label, "").strip()) for text, label in pairs(90)]
+    (tmp_path / "train.txt").write_text("".join(f"{label} {text}\n" for text, label in rows), encoding="utf-8")
+    source = "{path: train.txt, delimiter: ' ', quotes: false, header: [label, text]}"
+    splits, report = read(tmp_path, f"{{source: {source}, deduplicate: {{near: 1}}}}")
+    assert found(splits) == {(" ".join(text.split()), label) for text, label in rows}
+    assert report["rows"]["rejected"] == {}
 
 
 def test_quotes_that_a_backslash_stands_before(tmp_path: Path) -> None:
