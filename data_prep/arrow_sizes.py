@@ -9,7 +9,6 @@ and a number a row. Then a batch is cut into pieces of limits.PIECE_BYTES, by th
 """
 
 from collections.abc import Iterator
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_prep.footer import Footer, Part
 from data_prep.limits import COLUMN_TIMES, FILE_TIMES, PIECE_BYTES, ROW_BYTES, Limits, file_refused
 from data_prep.source_row import SourceFile
 
@@ -29,57 +29,47 @@ BY_DICTIONARY = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACK
 AS_LARGE = {"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY"}
 
 
-def check_declared(file: SourceFile, declared: Any, wanted: list[str], limits: Limits) -> None:
+def check_declared(file: SourceFile, declared: Footer, wanted: set[str], limits: Limits) -> None:
     """Returns nothing where a Parquet file does not declare more than may be unpacked, nor far more rows than fit into
     it. Raises RecipeError naming the column."""
     stored = file.path.stat().st_size
-    if limits.packed_too_much(size := declared.num_rows * ROW_BYTES, stored, FILE_TIMES):
-        raise file_refused(file.name, limits, stored, f"{declared.num_rows:,} rows", size)
-    repeated = {column.path for column in _leaves(declared) if column.max_repetition_level > 0}
-    for column in _columns(declared, wanted):
-        size = column.total_uncompressed_size
-        if column.path_in_schema in repeated:
-            size = max(size, column.num_values * NUMBER_BYTES)
-        packed = min(column.total_compressed_size, stored)
-        if limits.packed_too_much(size, packed, COLUMN_TIMES):
-            what = f"column {column.path_in_schema!r} declares {packed:,} packed bytes that make a part"
+    if limits.packed_too_much(size := declared.rows * ROW_BYTES, stored, FILE_TIMES):
+        raise file_refused(file.name, limits, stored, f"{declared.rows:,} rows", size)
+    for part in declared.parts:
+        size = max(part.unpacked, part.values * NUMBER_BYTES if part.repeated else 0)
+        packed = min(part.packed, stored)
+        if part.is_in(wanted) and limits.packed_too_much(size, packed, COLUMN_TIMES):
+            what = f"column {part.path!r} declares {packed:,} packed bytes that make a part"
             raise limits.unpacked_refused(file.name, what, "write it in smaller row groups", size)
 
 
-def by_dictionary(declared: Any, wanted: list[str]) -> list[str]:
+def by_dictionary(declared: Footer, wanted: set[str]) -> list[str]:
     """Returns the columns of texts, also inside of lists and objects, that a Parquet file keeps in dictionaries."""
-    encodings = _encodings(declared, wanted)
-    texts = {
-        column.path
-        for column in _leaves(declared)
-        if column.physical_type == "BYTE_ARRAY" and column.logical_type.type == "STRING"
-    }
-    return [
-        name for name in texts & encodings.keys() if encodings[name] <= BY_DICTIONARY and encodings[name] - AS_LARGE
-    ]
+    encodings = _encodings([part for part in declared.parts if part.text and part.is_in(wanted)])
+    return [name for name, found in encodings.items() if found <= BY_DICTIONARY and found - AS_LARGE]
 
 
-def batch_rows(declared: Any, schema: Any, wanted: list[str], most: int) -> int:
+def batch_rows(declared: Footer, schema: Any, wanted: set[str], most: int) -> int:
     """Returns how many rows of a Parquet file may be read at once: `most`, but for cells that can be large although
     their pages are not."""
     widest = max((_width(schema.field(name).type) for name in wanted), default=1)
-    whole = _encodings(declared, wanted)
-    unsafe = {name for name, encodings in whole.items() if encodings - AS_LARGE} - {*by_dictionary(declared, wanted)}
-    large = [
-        column.total_uncompressed_size
-        for column in _columns(declared, wanted)
-        if column.path_in_schema in unsafe and column.physical_type == "BYTE_ARRAY"
-    ]
-    return max(1, min(most, PIECE_BYTES // max([widest, *map(int, large), 1])))
+    parts = [part for part in declared.parts if part.bytes and part.is_in(wanted)]
+    unsafe = {name for name, found in _encodings(parts).items() if found - AS_LARGE}
+    unsafe -= {*by_dictionary(declared, wanted)}
+    return max(1, min(most, PIECE_BYTES // max([widest, *(part.unpacked for part in parts if part.path in unsafe), 1])))
 
 
 def pieces(file: SourceFile, batches: Iterator[Any], limits: Limits) -> Iterator[Any]:
     """Yields the batches in pieces of about PIECE_BYTES, dictionaries as the texts that they stand for.
 
-    Raises RecipeError for a row that is too large, naming it and its largest column.
+    Raises RecipeError for a row that is too large, naming it and its largest column, and ArrowInvalid where a
+    dictionary has not what a row names.
     """
     before = 0
     for batch in batches:
+        for column in batch.columns:
+            if _without_dictionaries(column.type) != column.type:
+                column.validate(full=True)
         by_column = {name: sizes(batch.column(at)) for at, name in enumerate(batch.schema.names)}
         rows = np.sum(list(by_column.values()), axis=0) if by_column else np.zeros(batch.num_rows, np.int64)
         if len(large := np.flatnonzero(rows > limits.row)):
@@ -151,30 +141,12 @@ def _cuts(rows: Sizes) -> Iterator[int]:
         yield len(rows)
 
 
-def _columns(declared: Any, wanted: list[str]) -> Iterator[Any]:
-    """What a Parquet file declares of each part of a column that is read, of each row group."""
-    names = {*wanted}
-    read = [at for at, leaf in enumerate(_leaves(declared)) if names & {*accumulate(leaf.path.split("."), _joined)}]
-    for number in range(declared.num_row_groups):
-        group = declared.row_group(number)
-        yield from map(group.column, read)
-
-
-def _encodings(declared: Any, wanted: list[str]) -> dict[str, set[str]]:
-    """The encodings of each column that is read, in all row groups."""
+def _encodings(parts: list[Part]) -> dict[str, set[str]]:
+    """The encodings of each column, in all row groups."""
     found: dict[str, set[str]] = {}
-    for column in _columns(declared, wanted):
-        found.setdefault(column.path_in_schema, set()).update(column.encodings)
+    for part in parts:
+        found.setdefault(part.path, set()).update(part.encodings)
     return found
-
-
-def _leaves(declared: Any) -> list[Any]:
-    """The columns of a Parquet file as it stores them, one for each value inside of a list or an object."""
-    return [declared.schema.column(at) for at in range(len(declared.schema.names))]
-
-
-def _joined(above: str, name: str) -> str:
-    return f"{above}.{name}"
 
 
 def _is_text(kind: Any) -> bool:

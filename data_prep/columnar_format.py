@@ -18,7 +18,7 @@ from uuid import UUID
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep import arrow_sizes, features, limits
+from data_prep import arrow_sizes, features, footer, limits
 from data_prep.encoding import has_half, refusing
 from data_prep.source_row import About, BadRowError, Digits, SourceFile, SourceRow
 from recipes.errors import RecipeError, StageError
@@ -47,13 +47,14 @@ def splits(source: Source) -> list[str]:
 
 
 def _parquet(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
-    declared, most = pq.read_metadata(file.path), limits.of(source)
-    schema = declared.schema.to_arrow_schema()
+    with pq.ParquetFile(file.path) as opened:
+        schema, metadata = opened.schema_arrow, opened.metadata
     about, wanted = _about(file, schema, columns)
-    arrow_sizes.check_declared(file, declared, wanted, most)
+    declared, read, most = footer.of(file.path), {*wanted}, limits.of(source)
+    arrow_sizes.check_declared(file, declared, read, most)
     meant = _meanings(features.of_schema(schema), wanted, about)
-    table = pq.ParquetFile(file.path, metadata=declared, read_dictionary=arrow_sizes.by_dictionary(declared, wanted))
-    rows = arrow_sizes.batch_rows(declared, schema, wanted, BATCH_ROWS)
+    table = pq.ParquetFile(file.path, metadata=metadata, read_dictionary=arrow_sizes.by_dictionary(declared, read))
+    rows = arrow_sizes.batch_rows(declared, schema, read, BATCH_ROWS)
     return about, _rows(file, _batches(table, rows, wanted), meant, most)
 
 

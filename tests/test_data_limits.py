@@ -16,7 +16,7 @@ import pytest
 from backports import zstd
 
 from compare import answer_rows
-from data_prep import arrow_sizes, limits
+from data_prep import arrow_sizes, footer, limits
 from data_prep.read import read
 from data_prep.sources import find
 from recipes.errors import RecipeError
@@ -210,6 +210,23 @@ def test_rows_that_are_the_same_take_no_more_memory_the_more_they_are(tmp_path: 
     assert peak < 4 * limits.PIECE_BYTES
 
 
+def test_footers_are_read_whatever_became_of_the_process_that_reads_them(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.parquet", tmp_path / "bad.parquet"
+    good.write_bytes(parquet({"text": ["x", "y"], "turns": [[1], [2, 3]]}))
+    bad.write_bytes(good.read_bytes()[:-9] + b"\0" * 9)
+    for _ in range(2):
+        found = footer.of(good)
+        assert found.rows == 2 and [(part.path, part.repeated) for part in found.parts] == [
+            ("text", False),
+            ("turns.list.element", True),
+        ]
+        with pytest.raises(ValueError, match="damaged"):
+            footer.of(bad)
+        assert footer._READER._process is not None
+        footer._READER._process.kill()
+        footer._READER._process.wait()
+
+
 def test_rows_are_handed_on_by_what_they_weigh() -> None:
     found = list(limits.pieces([3, 4, limits.PIECE_BYTES, 1, 1, 1], 3, lambda one: one))
     assert found == [[3, 4, limits.PIECE_BYTES], [1, 1, 1]]
@@ -248,7 +265,7 @@ def test_texts_in_objects_and_lists_are_read_over_row_groups_and_full_dictionari
     columns = {"text": said, "label": ["a"] * 2000, "turns": turns, "mail": [{"body": one} for one in said]}
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table(columns), path, row_group_size=700, dictionary_pagesize_limit=50_000)
-    assert len(arrow_sizes.by_dictionary(pq.read_metadata(path), list(columns))) == 5
+    assert len(arrow_sizes.by_dictionary(footer.of(path), set(columns))) == 5
     source = Source(path=str(path))
     rows = [row.values for row in read(find(source)[0], source, COLUMNS)[1]]
     assert [row["turns"] for row in rows] == turns and [row["mail"]["body"] for row in rows] == said
