@@ -124,7 +124,8 @@ def tables(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
             lines += [_line(row, allowed(draws)) for row in mine]
     if rows := results.get("data"):
-        lines += ["", f"{rows[0]['hardware']}, {rows[0]['date']}, `python -m bench.routing --only data`.", ""]
+        command_line = "python -m bench.routing --only data --banking77 FOLDER --run RUN"
+        lines += ["", f"{rows[0]['hardware']}, {rows[0]['date']}, `{command_line}`.", ""]
         lines += routed_rows.table(rows)
     return "\n".join(lines)
 
