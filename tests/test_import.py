@@ -402,6 +402,10 @@ def test_a_log_of_calls_becomes_a_recipe_without_personal_data_and_with_its_mode
     assert "email 24 rows, replaced by placeholders" in told
     assert "same      0 rows say what another one says, and 60 nearly that" in told
     written = (tmp_path / "mine.rows.jsonl").read_text(encoding="utf-8")
+    before = sorted(tmp_path.iterdir())
+    assert imported(monkeypatch, tmp_path / "log.jsonl", "--dry-run")[0] == 0
+    shown = capsys.readouterr()
+    assert shown.out == to.read_text(encoding="utf-8") and sorted(tmp_path.iterdir()) == before
     assert "ann@example.org" not in written and written.count("[EMAIL_1]") == 24
     assert "answers of" in to.read_text(encoding="utf-8"), "the targets are a model's, which is said"
     recipe, found = prepared(to)
