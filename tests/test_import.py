@@ -341,6 +341,20 @@ def test_what_rows_say_stands_in_the_recipe_to_the_letter(tmp_path: Path, monkey
     ]
 
 
+def test_a_deployment_on_azure_is_the_plan_at_its_own_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, address = put(tmp_path / "train.jsonl", tickets(60)), "https://me.openai.azure.com"
+    code, to = imported(monkeypatch, source, "--model", "tickets-4o", "--base-url", address)
+    assert code == 0
+    recipe = load(str(to), (), "gpu").recipe
+    one = recipe.compare.baselines[0]
+    assert (one.provider, one.base_url, one.key_env) == ("azure", address, "AZURE_OPENAI_API_KEY")
+    assert recipe.compare.primary and recipe.compare.primary.baseline == "azure:tickets-4o"
+    assert imported(monkeypatch, source, "--base-url", address, "--force")[0] == 2
+    assert "BASE_URL goes with MODEL" in capsys.readouterr().err
+
+
 def test_long_documents_get_limits_that_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for words, limit in ((20, 2048), (2500, 8192), (8000, 16384)):
         rows = (chat(f"{text(at)} {'word ' * words}", QUEUES[at % 3]) for at in range(30))
@@ -402,6 +416,10 @@ def test_a_log_of_calls_becomes_a_recipe_without_personal_data_and_with_its_mode
     assert "email 24 rows, replaced by placeholders" in told
     assert "same      0 rows say what another one says, and 60 nearly that" in told
     written = (tmp_path / "mine.rows.jsonl").read_text(encoding="utf-8")
+    before = sorted(tmp_path.iterdir())
+    assert imported(monkeypatch, tmp_path / "log.jsonl", "--dry-run")[0] == 0
+    shown = capsys.readouterr()
+    assert shown.out == to.read_text(encoding="utf-8") and sorted(tmp_path.iterdir()) == before
     assert "ann@example.org" not in written and written.count("[EMAIL_1]") == 24
     assert "answers of" in to.read_text(encoding="utf-8"), "the targets are a model's, which is said"
     recipe, found = prepared(to)

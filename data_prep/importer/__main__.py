@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--to", default=_given("TO"), help="the recipe (default: recipes/<name of the file>.yaml)")
     forced = os.environ.get("FORCE", "") not in ("", "0")
     parser.add_argument("--force", action="store_true", default=forced, help="replace a recipe that is there")
+    parser.add_argument("--dry-run", action="store_true", help="print the recipe, and write nothing")
     arguments = parser.parse_args()
     from data_prep.importer import stage
 

@@ -152,11 +152,12 @@ def count_near(outcome: Outcome) -> None:
 
 
 class Writer:
-    """A converted file: whole or not at all. It takes its place with `keep`."""
+    """A converted file: whole or not at all. `keep` puts it in its place. The null device keeps nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, 0
-        self._aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        self._nowhere = path == Path(os.devnull)
+        self._aside = path if self._nowhere else path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         self._opened = ExitStack()
         self._file: IO[str] = self._opened.enter_context(self._aside.open("w", encoding="utf-8", newline=""))
 
@@ -180,7 +181,8 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._opened.close()
-        self._aside.unlink(missing_ok=True)
+        if not self._nowhere:
+            self._aside.unlink(missing_ok=True)
 
 
 def _values(one: Example, text: str, where: str, number: int, group: str | None) -> dict[str, Any]:

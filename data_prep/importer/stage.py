@@ -4,6 +4,7 @@ Called again it changes nothing: a recipe that is there is written over only whe
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -54,10 +55,12 @@ def main(arguments: argparse.Namespace) -> int:
     recipe = _checked(draft)
     outcome = Outcome()
     converted = [chosen.train, chosen.test] if chosen.train != train else []
-    _refuse_to_replace([to, *(one for one in converted if one)], arguments.force)
-    to.parent.mkdir(parents=True, exist_ok=True)
+    dry = arguments.dry_run
+    if not dry:
+        _refuse_to_replace([to, *(one for one in converted if one)], arguments.force)
+        to.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
-        writers = [opened.enter_context(Writer(one)) for one in converted if one]
+        writers = [opened.enter_context(Writer(Path(os.devnull) if dry else one)) for one in converted if one]
         for at, path in enumerate(paths):
             rows.checked(path, recipe, chosen, survey, outcome, writers[at] if writers else None)
         rows.count_near(outcome)
@@ -66,6 +69,10 @@ def main(arguments: argparse.Namespace) -> int:
         final = replace(chosen, unusable_share=unusable)
         told = _told(survey, task, final, outcome, model, [one for one in converted if one])
         text = recipe_text.text(to.parent, _head(survey, outcome, final, model, train), task, final, model, answers)
+        if dry:
+            print(*told, sep="\n", file=sys.stderr)
+            print(text, end="")
+            return command.DONE
         try:
             for writer in writers:
                 writer.keep()
@@ -75,8 +82,7 @@ def main(arguments: argparse.Namespace) -> int:
                 writer.path.unlink(missing_ok=True)
             raise
     load(str(to), (), "gpu")
-    for line in told:
-        print(line, file=sys.stderr)
+    print(*told, sep="\n", file=sys.stderr)
     print(f"next      make data RECIPE={_shown(to)}    then look at data.html, and at the recipe", file=sys.stderr)
     if model and model.taught and task.kind != "preference":
         print(f"          make record RECIPE={_shown(to)}    while {model.name} lives", file=sys.stderr)
