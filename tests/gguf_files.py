@@ -94,7 +94,7 @@ def _tokenizer(folder: Path, rename: Mapping[str, str]) -> dict[str, Any]:
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in about["model"]["merges"]]
     found = {
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.pre": "qwen2" if "qwen" in type(tokenizer).__name__.lower() else "gpt-2",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [CONTROL if at in special else NORMAL for at in range(len(tokens))],
         "tokenizer.ggml.merges": merges,

@@ -66,7 +66,7 @@ def write(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
         pad_token_id=header.token_id("padding"),
     )
     model.save_pretrained(folder, max_shard_size="5GB")
-    _save(header, tokenizer, folder)
+    _save(header, tokenizer, folder, model.get_input_embeddings().weight.shape[0])
     return {
         "notes": _notes(header),
         "architecture": header.architecture,
@@ -121,12 +121,19 @@ def _check_room(header: Header, folder: Path, bytes_each: int) -> None:
 
 
 def _check_whole(header: Header, model: Any, found: Any) -> None:
-    """Raises RecipeError where a weight of the model is not in the file, or one of the file not in the model."""
-    wrong = sorted([*found["missing_keys"], *(str(one[0]) for one in found["mismatched_keys"])])
+    """Raises RecipeError where a weight of the model is not in the file or of another shape, or one of the file not in
+    the model."""
+    import torch
+
+    # transformers 5.19 does not look at shapes here: it takes what it is given.
+    with torch.device("meta"):
+        expected = type(model)(model.config).state_dict()
+    shapes = model.state_dict()
+    other = {name for name, one in expected.items() if name in shapes and shapes[name].shape != one.shape}
+    wrong = sorted(other | set(found["missing_keys"]) | {str(one[0]) for one in found["mismatched_keys"]})
     if wrong:
-        raise refused(
-            header.name, f"lacks {len(wrong)} weights of its architecture {header.architecture}, such as {wrong[0]}"
-        )
+        told = f"has {len(wrong)} weights otherwise than its architecture {header.architecture}, or not at all"
+        raise refused(header.name, f"{told}, such as {wrong[0]}; take the published model")
     left = sorted({*found["unexpected_keys"], *_unread(header, model)} - {ROPE_FACTORS})
     if left:
         told = f"has {len(left)} tensors that transformers does not read, such as {left[0]}"
@@ -147,19 +154,26 @@ def _unread(header: Header, model: Any) -> set[str]:
 
 
 def _tokenizer(header: Header, aside: str) -> Any:
-    """Returns the tokenizer. Raises RecipeError where it cuts what the chat template writes as one token."""
-    from transformers import AutoTokenizer
-    from transformers.integrations.gguf import get_gguf_tokenizer
+    """Returns the tokenizer, with the file's tokens and no others: transformers adds <|endoftext|> to a byte-level
+    vocabulary that has none, such as Llama 3's, and that token has no row in the embeddings. Raises RecipeError where
+    it cuts what the chat template writes as one token."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(aside, gguf_file=LINK)
-        _, about, _ = get_gguf_tokenizer(str(Path(aside) / LINK))
+        architecture, about, special = get_gguf_tokenizer(str(Path(aside) / LINK))
+        written = json.loads(convert_gguf_tokenizer(architecture, about)[0].to_str())
+        written["added_tokens"] = [one for one in written["added_tokens"] if one["id"] < len(about["tokens"])]
+        backend = Tokenizer.from_str(json.dumps(written))
+        given = {name: value for name, value in special.items() if value is not None}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **given)
     except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
         raise refused(header.name, f"has a tokenizer that cannot be read: {_first_line(error)}") from None
     kinds = about.get("token_type") or [CONTROL] * len(about["tokens"])
     for number, (token, kind) in enumerate(zip(about["tokens"], kinds, strict=False)):
-        written = kind in (CONTROL, USER_DEFINED) and token in tokenizer.chat_template
-        if written and tokenizer(token, add_special_tokens=False)["input_ids"] != [number]:
+        whole = kind in (CONTROL, USER_DEFINED) and token in tokenizer.chat_template
+        if whole and tokenizer(token, add_special_tokens=False)["input_ids"] != [number]:
             told = f"has a tokenizer that transformers does not read right: it cuts {token!r} into pieces"
             raise refused(header.name, f"{told}; take the published model")
     return tokenizer
@@ -179,15 +193,16 @@ def _notes(header: Header) -> list[str]:
     ]
 
 
-def _save(header: Header, tokenizer: Any, folder: Path) -> None:
-    """Writes the tokenizer such that it is read again as it was. Raises RecipeError where it is not."""
+def _save(header: Header, tokenizer: Any, folder: Path, rows: int) -> None:
+    """Writes the tokenizer. Raises RecipeError where it is not read again as it was, or has more tokens than there are
+    rows of embeddings."""
     from transformers import AutoTokenizer
 
     tokenizer.save_pretrained(folder)
     again = AutoTokenizer.from_pretrained(folder, mistral_format=False)
     probe = PROBE + " ".join(str(token) for token in tokenizer.all_special_tokens)
     ids, same = (one(probe, add_special_tokens=False)["input_ids"] for one in (tokenizer, again))
-    if ids != same:
+    if ids != same or len(again) > rows:
         raise refused(
             header.name, "has a tokenizer that reads texts otherwise once it is saved; take the published model"
         )
