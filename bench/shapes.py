@@ -72,6 +72,12 @@ def shape(name: str, tokenizer: Any, rows: int, held_out: int, banking77: Path) 
 
 def banking(tokenizer: Any, count: int, folder: Path) -> list[Example]:
     """Returns real questions with the 77 intents before each."""
+    spec, rows = banking_rows(folder)
+    return _classified(tokenizer, spec, _drawn(rows, count))
+
+
+def banking_rows(folder: Path) -> tuple[classification.Spec, list[tuple[str, str]]]:
+    """Returns Banking77 as a task, and its questions with their intents. Raises RecipeError where it is not there."""
     path = folder / "train.csv"
     if not path.exists():
         raise RecipeError(
@@ -80,25 +86,32 @@ def banking(tokenizer: Any, count: int, folder: Path) -> list[Example]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = [(one["text"].strip(), one["category"].replace("_", " ")) for one in csv.DictReader(file)]
     labels = dict.fromkeys(sorted({label for _, label in rows}), "")
-    return _classified(tokenizer, "Name the intent of the bank customer's question.", _drawn(rows, count), labels)
+    return classification.Spec("Name the intent of the bank customer's question.", labels), rows
 
 
 def demo_tickets(tokenizer: Any, count: int, _: Path) -> list[Example]:
     """Returns the demo's messages with its twelve queues before each, as `make train RECIPE=classifier` has them."""
+    return _classified(tokenizer, demo_queues(), [(one.message, one.queue) for one in tickets(count, SEED)])
+
+
+def demo_queues() -> classification.Spec:
+    """Returns the task of the demo classifier."""
     task = load("classifier", hardware_name="cpu").recipe.task
-    labels = dict(classification.specify(task, task.labels if isinstance(task.labels, dict) else {}).labels)
-    rows = [(one.message, one.queue) for one in tickets(count, SEED)]
-    return _classified(tokenizer, task.instruction, rows, labels)
+    return classification.specify(task, task.labels if isinstance(task.labels, dict) else {})
 
 
 def demo_documents(tokenizer: Any, count: int, _: Path) -> list[Example]:
     """Returns the demo's orders and invoices: a short opening, long texts, long answers."""
-    recipe = load("extractor", hardware_name="cpu").recipe
+    recipe, spec = load("extractor", hardware_name="cpu").recipe, demo_fields()
     lines = Path(str(recipe.data.source.path)).read_text(encoding="utf-8").splitlines()
     rows = _drawn([json.loads(line) for line in lines], count)
-    spec = extraction.specify(recipe.task, {})
     conversations = [extraction.messages(spec, {"text": row["text"]}) for row in rows]
     return render.examples(tokenizer, conversations, [extraction.answer(spec, row["target"]) for row in rows])
+
+
+def demo_fields() -> extraction.Spec:
+    """Returns the task of the demo extractor."""
+    return extraction.specify(load("extractor", hardware_name="cpu").recipe.task, {})
 
 
 def free_text(tokenizer: Any, count: int, _: Path) -> list[Example]:
@@ -122,7 +135,8 @@ def many_labels(labels: int) -> Callable[[Any, int, Path], list[Example]]:
         names = [f"{subject} {matter}" for subject in SUBJECTS for matter in MATTERS]
         chosen = drawn.sample(names, labels)
         rows = [(one.message, drawn.choice(chosen)) for one in tickets(count, SEED)]
-        return _classified(tokenizer, "Choose the queue for the customer's message.", rows, dict.fromkeys(chosen, ""))
+        spec = classification.Spec("Choose the queue for the customer's message.", dict.fromkeys(chosen, ""))
+        return _classified(tokenizer, spec, rows)
 
     return made
 
@@ -136,10 +150,7 @@ SHAPES: dict[str, Callable[[Any, int, Path], list[Example]]] = {
 }
 
 
-def _classified(
-    tokenizer: Any, instruction: str, rows: Sequence[tuple[str, str]], labels: dict[str, str]
-) -> list[Example]:
-    spec = classification.Spec(instruction, labels)
+def _classified(tokenizer: Any, spec: classification.Spec, rows: Sequence[tuple[str, str]]) -> list[Example]:
     conversations = [classification.messages(spec, {"text": text}) for text, _ in rows]
     return render.examples(tokenizer, conversations, [label for _, label in rows])
 

@@ -1,4 +1,4 @@
-"""Decoding: greedy under the constraint, whatever stands beside a row in its batch."""
+"""Decoding: greedy under the constraint, whatever stands beside a row in its batch, and as plain decoding has it."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ import torch
 
 from recipes.load import load
 from recipes.schema_data import Task
-from tasks import classification, render
+from tasks import classification, extraction, render
+from tests.reference_decoding import assert_as_reference
 from train import base
 from train.decode import decode
 
@@ -74,3 +75,39 @@ def test_decoding_leaves_the_mode_as_it_was(model: Any, tokenizer: Any) -> None:
 def test_an_answer_that_does_not_end_is_not_complete(model: Any, tokenizer: Any) -> None:
     (one,) = decode(model, tokenizer, prompts(tokenizer)[:1], classification.grammar(SPEC), max_new_tokens=1)
     assert not one.complete
+
+
+def test_labels_are_those_of_plain_decoding(model: Any, tokenizer: Any) -> None:
+    # The last opens otherwise, and shares no prefix.
+    asked = [*prompts(tokenizer), prompts(tokenizer)[0][3:]]
+    assert_as_reference(model, tokenizer, asked, classification.grammar(SPEC))
+
+
+def test_records_are_those_of_plain_decoding(model: Any, tokenizer: Any) -> None:
+    spec = extraction.specify(load("extractor", (), "cpu").recipe.task, {})
+    asked = render.prompt_ids(tokenizer, [extraction.messages(spec, {"text": text}) for text in TEXTS])
+    assert_as_reference(model, tokenizer, asked, extraction.grammar(spec), max_new_tokens=48)
+
+
+def test_free_text_is_that_of_plain_decoding(model: Any, tokenizer: Any) -> None:
+    assert_as_reference(model, tokenizer, prompts(tokenizer), None, max_new_tokens=12)
+
+
+def test_labels_that_part_within_a_character_are_those_of_plain_decoding(model: Any, tokenizer: Any) -> None:
+    # Their certain beginning, the first byte of two, is no text.
+    labels = dict.fromkeys(["é1", "ê1", "漢字", "漢子"], "")
+    spec = classification.specify(Task(kind="classification", instruction="Say what it is."), labels)
+    asked = render.prompt_ids(tokenizer, [classification.messages(spec, {"text": text}) for text in TEXTS])
+    assert_as_reference(model, tokenizer, asked, classification.grammar(spec))
+
+
+def test_an_answer_is_cut_where_plain_decoding_is(model: Any, tokenizer: Any) -> None:
+    for most in (1, 2, 3, 5):
+        assert_as_reference(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC), max_new_tokens=most)
+
+
+def test_small_batches_answer_as_large_ones(model: Any, tokenizer: Any) -> None:
+    asked = prompts(tokenizer) * 3
+    together = decode(model, tokenizer, asked, classification.grammar(SPEC))
+    apart = decode(model, tokenizer, asked, classification.grammar(SPEC), batch_rows=5)
+    assert [one.token_ids for one in together] == [one.token_ids for one in apart]

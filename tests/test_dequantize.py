@@ -192,6 +192,38 @@ def test_large_dequantized_weights_stay_quantized_in_training(tmp_path: Path, mo
     assert dequantize.load(recipe(), tmp_path, print)[0].is_quantized
 
 
+def layers(model: Any) -> set[str]:
+    return {type(one).__name__ for one in model.modules() if isinstance(one, torch.nn.Linear)}
+
+
+def test_validation_holds_dequantized_weights_that_answer_as_nf4_does_to_the_bit() -> None:
+    told: list[str] = []
+    asked = recipe()
+    model = base.with_adapter(base.base_model(asked), asked.lora, seed=3)
+    quantized, before = logits(model), layers(model)
+    with dequantize.held(model, told.append):
+        assert "Linear4bit" in before and "Linear4bit" not in layers(model)
+        assert torch.equal(logits(model), quantized)
+    assert layers(model) == before and torch.equal(logits(model), quantized) and told == []
+
+
+def test_where_memory_is_short_validation_stays_quantized_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "memory_bytes", lambda: 10**7)
+    told: list[str] = []
+    model = base.base_model(recipe())
+    before = layers(model)
+    with dequantize.held(model, told.append):
+        assert layers(model) == before
+    assert len(told) == 1 and "dequantizes 4-bit weights in every pass" in told[0]
+
+
+def test_a_model_that_is_not_quantized_stays_as_it_is() -> None:
+    model = base.base_model(recipe("model.quantization=none"))
+    before = list(model.modules())
+    with dequantize.held(model, pytest.fail):
+        assert list(model.modules()) == before
+
+
 def test_one_warning_of_a_missing_kernel_is_set_aside_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
     base.set_aside_missing_kernel()
     base.set_aside_missing_kernel()

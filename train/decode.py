@@ -1,22 +1,20 @@
 """What the model answers: greedy decoding under the task's output constraint, for many rows at once.
 
 This is the one decision rule of the project, and the constraint is compiled by xgrammar, the library that constrains
-vLLM's output too; a task of free text has none. The opening that all prompts share is computed once; its key-value
-cache is copied for each batch. Rows that have ended leave the batch.
+vLLM's output too; a task of free text has none. What prompts open with is computed and kept once (`shared_cache.py`);
+`greedy.py` takes the tokens.
 """
 
-import copy
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tasks.field_confidence import least_of_fields
-from tasks.render import shared_prefix_length
-from train import models
-
-# A batch is made smaller when so large a part of it has ended.
-ENDED = 0.25
+from train import greedy, models, prefixes
+from train.greedy import Path
+from train.padded_cache import PaddedCache
+from train.rows import OwnAttentionError, Rows, Span
+from train.shared_cache import SharedCache
 
 
 @dataclass(frozen=True)
@@ -45,36 +43,29 @@ def decode(
     batch_rows: int = 64,
     max_new_tokens: int = 64,
     on_batch: Callable[[int], None] = lambda rows: None,
+    announce: Callable[[str], None] = lambda told: None,
 ) -> list[Answer]:
     """Returns one answer for each prompt (token ids), in the order of the prompts.
 
-    `grammar` is EBNF, None for free text; `on_batch` is told how many rows are done after each batch. Changes no
-    weight, and leaves the model in the mode that it found.
+    `grammar` is EBNF, None for free text; `on_batch` is told how many rows are done after each batch, `announce` why
+    rows share no prefix where the model cannot. Changes no weight, and leaves the model in the mode that it found.
     """
     import torch
 
     if not prompts:
         return []
     constraint = compiled(tokenizer, model.config.get_text_config().vocab_size, grammar) if grammar else None
-    # What remains behind the prefix is never empty: the last prompt token is what the first answer token comes from.
-    # A recurrent layer would carry the padding behind the prefix into its state.
-    prefix = min(shared_prefix_length(prompts), min(map(len, prompts)) - 1)
-    prefix = 0 if models.recurrent(model.config) else prefix
-    order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
     answers: dict[int, Answer] = {}
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        cache = None
-        if prefix:
-            ids = torch.tensor([prompts[0][:prefix]], device=model.device)
-            cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-        for first in range(0, len(order), batch_rows):
-            chosen = order[first : first + batch_rows]
-            rows = [prompts[at][prefix:] for at in chosen]
-            answers |= zip(
-                chosen, _decode_batch(model, tokenizer, cache, prefix, rows, constraint, max_new_tokens), strict=True
-            )
+        for places, rows, prefix in _batches(model, tokenizer, prompts, batch_rows, announce):
+            paths = [
+                Path(at, list(prompts[place][prefix:]), tokenizer.eos_token_id, max_new_tokens)
+                for at, place in enumerate(places)
+            ]
+            greedy.decode(rows, paths, constraint, tokenizer)
+            answers |= {place: _answer(tokenizer, path) for place, path in zip(places, paths, strict=True)}
             on_batch(len(answers))
     model.train(was_training)
     return [answers[at] for at in range(len(prompts))]
@@ -90,114 +81,53 @@ def compiled(tokenizer: Any, vocabulary_size: int, grammar: str) -> Any:
     return xgrammar.GrammarCompiler(about).compile_grammar(grammar)
 
 
-@dataclass
-class _Path:
-    """A row while it is decoded. `matcher` is its place in the grammar, None for free text."""
+def _batches(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], batch_rows: int, announce: Callable[[str], None]
+) -> Iterator[tuple[list[int], Rows, int]]:
+    """Yields the places of prompts that are decoded together, a cache for them, and how many tokens of them it holds.
 
-    matcher: Any
-    stop: int
-    token_ids: list[int] = field(default_factory=list)
-    log_probabilities: list[float] = field(default_factory=list)
-    margin: float = math.inf
-
-    @property
-    def ended(self) -> bool:
-        if self.matcher is None:
-            return self.token_ids[-1:] == [self.stop]
-        return bool(self.matcher.is_terminated())
-
-    def go(self, token: int, log_probability: float, next_best: float) -> None:
-        if self.matcher is not None:
-            self.matcher.accept_token(token)
-        self.token_ids.append(token)
-        self.log_probabilities.append(log_probability)
-        self.margin = min(self.margin, log_probability - next_best)
-
-
-def _decode_batch(
-    model: Any,
-    tokenizer: Any,
-    prefix_cache: Any,
-    prefix: int,
-    rows: list[list[int]],
-    constraint: Any,
-    max_new_tokens: int,
-) -> list[Answer]:
-    """Decodes rows behind one prefix: [prefix | padding | row], so that all rows end, and go on, in one column."""
-    import torch
-    import xgrammar
-
-    cache, ids, seen, positions = _behind_prefix(tokenizer.pad_token_id, prefix_cache, prefix, rows, model.device)
-    matchers = [xgrammar.GrammarMatcher(constraint) if constraint else None for _ in rows]
-    paths = [_Path(matcher, tokenizer.eos_token_id) for matcher in matchers]
-    going = list(paths)
-    for _ in range(max_new_tokens):
-        output = model(
-            input_ids=ids,
-            attention_mask=seen,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
+    Rows of a batch open alike and are about as long.
+    """
+    problem = _no_shared_prefix(model, prompts[0])
+    if problem:
+        announce(problem)
+        order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
+        for first in range(0, len(order), batch_rows):
+            places = order[first : first + batch_rows]
+            yield places, PaddedCache(model, len(places), tokenizer.pad_token_id), 0
+        return
+    lengths, group_of = prefixes.groups(prompts, len(prompts))
+    for group, length in enumerate(lengths):
+        order = sorted(
+            (at for at in range(len(prompts)) if group_of[at] == group), key=lambda at: (len(prompts[at]), at)
         )
-        cache = output.past_key_values
-        best = torch.log_softmax(_allowed(output.logits[:, -1].float(), going, constraint), dim=-1).topk(2)
-        for path, (token, _), (gained, next_best) in zip(
-            going, best.indices.tolist(), best.values.tolist(), strict=True
-        ):
-            if not path.ended:
-                path.go(token, gained, next_best)
-        ids, positions = best.indices[:, :1], positions[:, -1:] + 1
-        seen = torch.cat([seen, seen.new_ones(len(going), 1)], dim=1)
-        left = [at for at, path in enumerate(going) if not path.ended]
-        if not left:
-            break
-        if len(left) <= (1 - ENDED) * len(going):
-            kept = torch.tensor(left, device=model.device)
-            cache.batch_select_indices(kept)
-            ids, positions, seen = ids[kept], positions[kept], seen[kept]
-            going = [going[at] for at in left]
-    return [_answer(tokenizer, one) for one in paths]
+        prefix = None
+        if length:
+            prefix = SharedCache(model, 1)
+            prefix.logits([Span(0, 0, prompts[order[0]][:length], 0)])
+        for first in range(0, len(order), batch_rows):
+            places = order[first : first + batch_rows]
+            yield places, SharedCache(model, len(places), prefix), length
 
 
-def _answer(tokenizer: Any, path: _Path) -> Answer:
+def _no_shared_prefix(model: Any, prompt: Sequence[int]) -> str | None:
+    """Returns why rows of this model cannot share a prefix, None where they can; reads a token to see it."""
+    name = model.config.get_text_config().model_type
+    if models.recurrent(model.config):
+        return f"{name} has layers that carry a state from token to token: validation computes each prompt by itself"
+    try:
+        SharedCache(model, 1).logits([Span(0, 0, prompt[:1], 0)])
+    except OwnAttentionError:
+        return f"{name} attends in its own way: validation computes each prompt by itself"
+    return None
+
+
+def _answer(tokenizer: Any, path: Path) -> Answer:
     text = text_of(tokenizer, path.token_ids)
     # Sums over the tokens of a field need the text of each token; of what is no record, nobody asks.
     tokens = [text_of(tokenizer, [token]) for token in path.token_ids] if text.lstrip().startswith("{") else []
     least = least_of_fields(tokens, path.log_probabilities) if tokens else None
     return Answer(text, path.token_ids, sum(path.log_probabilities), path.margin, path.ended, least)
-
-
-def _allowed(logits: Any, going: list[_Path], constraint: Any) -> Any:
-    """Returns the logits [rows, vocabulary] with what the constraint forbids at minus infinity."""
-    import xgrammar
-
-    if constraint is None:
-        return logits
-    allowed = xgrammar.allocate_token_bitmask(len(going), constraint.tokenizer_info.vocab_size)
-    for at, path in enumerate(going):
-        if not path.ended:
-            path.matcher.fill_next_token_bitmask(allowed, at)
-    xgrammar.apply_token_bitmask_inplace(logits, allowed.to(logits.device))
-    return logits
-
-
-def _behind_prefix(
-    pad: int, prefix_cache: Any, prefix: int, rows: list[list[int]], device: Any
-) -> tuple[Any, Any, Any, Any]:
-    """Returns a cache for the batch and the ids, attention mask and positions of its rows ([rows, tokens] each)."""
-    import torch
-
-    cache = None
-    if prefix_cache is not None:
-        cache = copy.deepcopy(prefix_cache)
-        cache.batch_repeat_interleave(len(rows))
-    longest = max(map(len, rows))
-    gaps = [longest - len(row) for row in rows]
-    ids = torch.tensor([[pad] * gap + row for gap, row in zip(gaps, rows, strict=True)], device=device)
-    seen = torch.tensor([[1] * prefix + [0] * gap + [1] * (longest - gap) for gap in gaps], device=device)
-    columns = torch.arange(longest, device=device)[None] - torch.tensor(gaps, device=device)[:, None]
-    return cache, ids, seen, columns.clamp(min=0) + prefix
 
 
 def text_of(tokenizer: Any, ids: Sequence[int]) -> str:

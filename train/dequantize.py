@@ -8,13 +8,15 @@ model, folder = load(recipe, bases, announce)
     nf4 or int8          the quantized base for training, and its dequantized weights on disk
 
 Where disk or memory do not suffice, the published base is served, which is announced and recorded; scores of what is
-served can then differ from those of training.
+served can then differ from those of training. Validation on a quantized base holds dequantized weights meanwhile
+(`held`).
 """
 
 import copy
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,67 @@ def load(recipe: Recipe, store: Path, announce: Announce) -> tuple[Any, Path | N
     if resident:
         model = _plain(model)
     return model, _written(recipe, model, path, size, announce) if processes.first() else None
+
+
+@contextmanager
+def held(model: Any, announce: Announce) -> Iterator[None]:
+    """Has 4-bit layers compute with dequantized weights inside of the block, the same values, where memory allows.
+
+    For many passes without gradients: each pass would dequantize all of them anew. The weights must be whole in this
+    process (no FSDP).
+    """
+    import torch
+    from bitsandbytes.nn.modules import Linear4bit
+
+    found = [
+        (parent, name, layer)
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if isinstance(layer, Linear4bit)
+    ]
+    size = sum(layer.in_features * layer.out_features for *_, layer in found) * int(model.dtype.itemsize)
+    memory = device_memory_bytes(model.device)
+    problem = "" if size <= MEMORY_SHARE * memory else f"{memory / 1e9:,.1f} GB of memory are too few"
+    plain: list[Any] = []
+    if not problem:
+        try:
+            plain += (_plain_layer(layer, model.dtype) for *_, layer in found)
+        except torch.OutOfMemoryError:
+            plain.clear()
+            problem = "too little memory is free"
+    if problem:
+        announce(f"validation dequantizes 4-bit weights in every pass: they take {size / 1e9:,.1f} GB, and {problem}")
+    try:
+        for (parent, name, _), layer in zip(found, plain or [layer for *_, layer in found], strict=True):
+            setattr(parent, name, layer)
+        yield
+    finally:
+        for parent, name, layer in found:
+            setattr(parent, name, layer)
+
+
+def device_memory_bytes(device: Any) -> int:
+    """Returns the memory of a device, all of it."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return environment.memory_bytes()
+
+
+def _plain_layer(layer: Any, dtype: Any) -> Any:
+    """Returns an ordinary layer of the weights of a 4-bit one, which computes in their type as that does."""
+    import torch
+    from peft.utils.integrations import dequantize_module_weight
+
+    class Plain(torch.nn.Linear):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+    plain = Plain(layer.in_features, layer.out_features, bias=False, device="meta")
+    plain.weight = torch.nn.Parameter(dequantize_module_weight(layer).detach().to(dtype), requires_grad=False)
+    plain.bias = layer.bias
+    return plain.train(layer.training)
 
 
 def digest(recipe: Recipe, model: Any) -> str:

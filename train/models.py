@@ -1,5 +1,6 @@
 """What a model's layers can take, read from its config before anything is trained."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from train.attention import BLOCK_TOKENS
@@ -32,6 +33,27 @@ def window_tokens(config: Any) -> int | None:
     text = config.get_text_config()
     found = [getattr(text, WINDOWS[kind]) for kind in layer_types(config) & set(WINDOWS)]
     return min(found) if found else None
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the tokens of a layer see of those before them."""
+
+    kind: str
+    tokens: int
+
+    def first(self, positions: Any) -> Any:
+        """Returns the first position that tokens at these positions see."""
+        return positions // self.tokens * self.tokens if self.kind == CHUNKED else positions - self.tokens + 1
+
+
+def window_of(config: Any, layer: int) -> Window | None:
+    """Returns the window of a layer that attends, or None where it looks at everything."""
+    text = config.get_text_config()
+    named = getattr(text, "layer_types", None)
+    kind = named[layer] if named else next(iter(layer_types(config)))
+    tokens = getattr(text, WINDOWS[kind], None) if kind in WINDOWS else None
+    return Window(kind, tokens) if tokens else None
 
 
 def packing(asked: Kind, config: Any, longest_row: int) -> tuple[Kind, str | None]:

@@ -5,13 +5,14 @@ the model finds the answer that was chosen, and the one that was rejected (`Comp
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 from tasks import references, slice_name
 from tasks.parsed import UNFINISHED, Parsed
-from train import likelihood, processes
+from train import dequantize, likelihood, processes
 from train.decode import Answer, decode
 from train.packing import Plan, Row
 
@@ -28,6 +29,8 @@ class Decoded:
     max_answer_tokens: int
     sharded: bool
     """Whether a process holds but a part of the weights (FSDP), so that all must compute the same."""
+    announce: Callable[[str], None] = lambda told: None
+    """Is told what is computed more slowly than elsewhere, and why."""
 
     def first(self, rows: int) -> "Decoded":
         """Returns the same with the first rows alone."""
@@ -38,7 +41,8 @@ class Decoded:
         from train.progress import bar
 
         mine = list(self.prompts) if self.sharded else processes.dealt(self.prompts)
-        with bar(what, len(mine)) as advance:
+        whole = nullcontext() if self.sharded else dequantize.held(model, self.announce)
+        with bar(what, len(mine)) as advance, whole:
             answers = decode(
                 model,
                 self.tokenizer,
@@ -46,6 +50,7 @@ class Decoded:
                 self.task.grammar(self.spec),
                 max_new_tokens=self.max_answer_tokens,
                 on_batch=advance,
+                announce=self.announce,
             )
         return answers if self.sharded else processes.together(answers, len(self.prompts))
 

