@@ -16,6 +16,9 @@ from train.padded_cache import PaddedCache
 from train.rows import OwnAttentionError, Rows, Span
 from train.shared_cache import SharedCache
 
+# Fewer rows get no prefix of their own where there are many: a batch of them would take as many passes as a full one.
+LEAST_ROWS = 16
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -96,7 +99,7 @@ def _batches(
             places = order[first : first + batch_rows]
             yield places, PaddedCache(model, len(places), tokenizer.pad_token_id), 0
         return
-    lengths, group_of = prefixes.groups(prompts, len(prompts))
+    lengths, group_of = prefixes.groups(prompts, max(2, len(prompts) // LEAST_ROWS))
     for group, length in enumerate(lengths):
         order = sorted(
             (at for at in range(len(prompts)) if group_of[at] == group), key=lambda at: (len(prompts[at]), at)
