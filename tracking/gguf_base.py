@@ -113,7 +113,7 @@ def moved(before: Path, after: Path) -> float:
     from safetensors import safe_open
 
     differences = norms = 0.0
-    places = {}
+    places: dict[str, Path] = {}
     for path in before.glob("*.safetensors"):
         with safe_open(path, "pt") as opened:
             places |= dict.fromkeys(opened.keys(), path)
