@@ -32,7 +32,7 @@ from tests.provider_answers import tokens
 from tracking import files
 
 RESULTS = Path(__file__).parent / "results" / "budget.json"
-KILLS, ROWS, CAP_USD = 50, 1500, 0.5
+KILLS, ROWS, CAP_USD = 50, 1500, 1.0
 FAULTS = (0.0, 0.1)
 # An attempt is settled by sums of the same figures in another order.
 ROUNDING = 1e-9
