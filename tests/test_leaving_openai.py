@@ -1,4 +1,5 @@
-"""Every command of docs/leaving-openai.md, as `make` would run it, with a fine-tune that answers on loopback."""
+"""The commands of docs/leaving-openai.md up to the recorded answers, as `make` would run them, with a fine-tune that
+answers on loopback."""
 
 import json
 import os
@@ -10,8 +11,6 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from deploy import registry
-from serve import engine
 from tests import faulty_provider, serving
 from tests.conftest import ROOT
 from tests.faulty_provider import Provider
@@ -20,7 +19,6 @@ from tracking import files
 
 PAGE = (ROOT / "docs" / "leaving-openai.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines() if line]
-STAYS = "make gateway"
 
 
 @pytest.fixture
@@ -97,35 +95,6 @@ def test_the_commands_from_the_download_to_the_recorded_answers(
     outputs = {row["id"]: row["output"] for row in files.read_jsonl(path)}
     assert len(outputs) == 40 and outputs["heldout.jsonl:1"] == QUEUES[110 % 3]
     assert not provider.broken_rules
-
-
-@pytest.mark.slow(minutes=6)
-def test_the_commands_from_the_recipe_to_the_deployed_adapter(tmp_path: Path, provider: Provider, address: str) -> None:
-    reader = Reader(tmp_path, address)
-    for line in COMMANDS[:3]:
-        assert reader.types(line).returncode == 0, line
-    # Two updates, and of the exported forms the merged one: what is tried here is the way.
-    fast = reader.recipe.read_text(encoding="utf-8").replace("train: {", "train: {max_steps: 2, save_steps: 2, ")
-    fast = fast.replace("compare:\n", "compare:\n  forms: served\n  base_shots: 0\n")
-    reader.recipe.write_text(f"{fast}export: {{quantize: none}}\nserve: {{model: merged}}\n", encoding="utf-8")
-    for line in COMMANDS[3:-1]:
-        answer = reader.types(line)
-        assert answer.returncode == 0, (line, answer.stderr[-3000:])
-    here = reader.runs / "mytickets" / "latest"
-    systems = files.read_json(here / "scores.json")["systems"]
-    assert systems["tuned"]["n"] == systems[f"openai:{MODEL}"]["n"] == 40 and systems[f"openai:{MODEL}"]["complete"]
-    assert registry.current(tmp_path / "registry" / "mytickets")
-    assert COMMANDS[-1].startswith(STAYS)
-    log, port = tmp_path / "gateway.log", engine.free_port()
-    words = [str(reader.recipe), f"serve.port={port}"]
-    with serving.staying(reader.runs, log, "deploy.gateway", *words, INSOURCE_API_KEY="secret") as process:
-        serving.wait_for(log, "ready     ", process)
-        prompt = files.read_json(here / "adapter" / "prompt.json")
-        body = json.dumps({"model": "mytickets", "messages": prompt["messages"], "max_tokens": 16})
-        asked = ["curl", "-s", f"http://127.0.0.1:{port}/v1/chat/completions", "-d", body]
-        asked += ["-H", "Authorization: Bearer secret", "-H", "Content-Type: application/json"]
-        answer = subprocess.run(asked, capture_output=True, text=True, check=True)
-        assert json.loads(answer.stdout)["choices"][0]["message"]["content"] in QUEUES
 
 
 def test_the_page_names_no_target_that_is_not_there() -> None:

@@ -86,6 +86,7 @@ def test_what_is_recorded_is_asked_as_the_model_was_taught_and_a_comparison_asks
     before = provider.attempts.total()
     assert recorded(recipe) == 0 and provider.attempts.total() == before, "called again it asks for nothing"
     here, loaded = as_trained(recipe, tokenizer)
+    assert here.recipe().compare == loaded.compare, "a run's own recipe has the messages too"
     closed = [one for one in systems.closed(loaded) if one.name == f"openai:{MODEL}"]
     scores = compared(here, loaded, closed)
     assert provider.attempts.total() == before, "nor does a comparison"
