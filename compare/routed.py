@@ -32,11 +32,11 @@ DRAWN = 40
 
 
 def baseline_of(recipe: Recipe, every: Sequence[Scored]) -> Scored | None:
-    """Returns the system that would answer the rest: the one that the target names, else the plan's baseline, else the
-    first that has answered everything; None where there is none."""
+    """Returns the system that would answer the rest: the one that the gateway is to ask, else the one that the target
+    names, else the plan's baseline, else the first that has answered everything; None where there is none."""
     able = {one.name: one for one in every if one.gathered.system.kind in ("closed", "file") and one.gathered.complete}
     primary = recipe.compare.primary
-    for name in (recipe.route.not_worse_than, primary.baseline if primary else None, *able):
+    for name in (recipe.route.baseline, recipe.route.not_worse_than, primary.baseline if primary else None, *able):
         if name in able:
             return able[name]
     return None
