@@ -156,6 +156,10 @@ def policy(scale: Scale | None, calibration: Rows, route: Route, missing: str | 
         "left_out_rows": len(calibration.ids) - len(rows.ids),
         "score": scale.json() if scale else None,
     }
+    if not rows.ids:
+        return Policy(
+            threshold=None, why_none="there are no calibration rows; give data.split.calibration a share", **told
+        )
     if route.not_worse_than is not None and rows.baseline_right is None:
         why = f"{route.not_worse_than} has not answered the calibration rows ({missing or 'it was not run'})"
         return Policy(threshold=None, why_none=why, **told)
@@ -163,12 +167,7 @@ def policy(scale: Scale | None, calibration: Rows, route: Route, missing: str | 
         why = "thresholds are those of validation rows, and no answer to one tells a probability"
         return Policy(threshold=None, why_none=why, **told)
     if all(one is None for one in rows.confidences):
-        why = (
-            "no answer to a calibration row tells a probability"
-            if rows.ids
-            else ("there are no calibration rows; give data.split.calibration a share")
-        )
-        return Policy(threshold=None, why_none=why, **told)
+        return Policy(threshold=None, why_none="no answer to a calibration row tells a probability", **told)
     confidences, scores = known(rows.confidences), scores_of(rows)
     thresholds = learn_then_test.grid(scale.confidences)
     validation, right = np.asarray(scale.confidences), np.asarray(scale.right, dtype=np.float64)

@@ -62,7 +62,7 @@ def on_test(
         if stays.any():
             mine = [groups[at] for at in np.flatnonzero(stays)] if groups else None
             found["right_of_kept"] = _interval(right[stays], mine)
-            if theirs is not None and policy.not_worse_than is not None:
+            if other and theirs is not None and other.name == policy.not_worse_than:
                 found["difference_of_kept"] = _difference(right[stays], theirs[stays], mine)
     found["ways"] = ways(policy, own, other if theirs is not None else None, confidences, owned_usd_per_1k(costs))
     thresholds = learn_then_test.grid(scale.confidences, DRAWN)

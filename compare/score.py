@@ -84,6 +84,7 @@ def system_json(one: Scored, material: Material, primary: Primary | None, fitted
     return {
         "kind": system.kind,
         "title": system.title,
+        "form": system.which,
         "stand_in": system.stand_in,
         "model_ids": sorted({answer.model_id for answer in got.test if answer.model_id}),
         "shots": system.shots,

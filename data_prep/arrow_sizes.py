@@ -49,14 +49,16 @@ def by_dictionary(declared: Footer, wanted: set[str]) -> list[str]:
     return [name for name, found in encodings.items() if found <= BY_DICTIONARY and found - AS_LARGE]
 
 
-def batch_rows(declared: Footer, schema: Any, wanted: set[str], most: int) -> int:
+def batch_rows(declared: Footer, schema: Any, wanted: set[str], most: int, limits: Limits) -> int:
     """Returns how many rows of a Parquet file may be read at once: `most`, but for cells that can be large although
     their pages are not."""
     widest = max((_width(schema.field(name).type) for name in wanted), default=1)
     parts = [part for part in declared.parts if part.bytes and part.is_in(wanted)]
     unsafe = {name for name, found in _encodings(parts).items() if found - AS_LARGE}
     unsafe -= {*by_dictionary(declared, wanted)}
-    return max(1, min(most, PIECE_BYTES // max([widest, *(part.unpacked for part in parts if part.path in unsafe), 1])))
+    # Of a page that is large as soon as one cell is, each row may take all that the page declares.
+    largest = max((part.unpacked for part in parts if part.path in unsafe), default=1)
+    return max(1, min(most, PIECE_BYTES // max(widest, 1), limits.unpacked // max(largest, 1)))
 
 
 def pieces(file: SourceFile, batches: Iterator[Any], limits: Limits) -> Iterator[Any]:
@@ -125,6 +127,8 @@ def _without_dictionaries(kind: Any) -> Any:
         return pa.struct([field.with_type(_without_dictionaries(field.type)) for field in kind])
     if pa.types.is_list(kind):
         return pa.list_(kind.value_field.with_type(_without_dictionaries(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_without_dictionaries(kind.value_type)))
     return kind
 
 

@@ -26,7 +26,7 @@ from recipes.schema_data import Source
 
 BATCH_ROWS = 500
 # What Arrow raises over a file that is damaged: in its footer at once, in a page when the page is read.
-DAMAGED = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
+DAMAGED = (pa.ArrowException, OSError, ValueError, IndexError, KeyError, OverflowError)
 NO_VALUE = (pa.ArrowException, ValueError, KeyError, OverflowError)
 
 
@@ -54,7 +54,7 @@ def _parquet(file: SourceFile, source: Source, columns: Collection[str]) -> tupl
     arrow_sizes.check_declared(file, declared, read, most)
     meant = _meanings(features.of_schema(schema), wanted, about)
     table = pq.ParquetFile(file.path, metadata=metadata, read_dictionary=arrow_sizes.by_dictionary(declared, read))
-    rows = arrow_sizes.batch_rows(declared, schema, read, BATCH_ROWS)
+    rows = arrow_sizes.batch_rows(declared, schema, read, BATCH_ROWS, most)
     return about, _rows(file, _batches(table, rows, wanted), meant, most)
 
 
@@ -110,14 +110,20 @@ def _from_hub(name: str, config: str | None, revision: str | None) -> Any:
 
 
 def _about(file: SourceFile, schema: Any, columns: Collection[str]) -> tuple[About, list[str]]:
-    """What a schema says, and the columns to read: all but bytes that the recipe has no use for."""
+    """What a schema says, and the columns to read: all but bytes and lists of numbers (token ids) that the recipe has no
+    use for."""
     names = list(schema.names)
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise RecipeError(f"{file.name}: column {', '.join(map(repr, twice))} stands there twice; rename one")
-    unread = [field.name for field in schema if field.name not in columns and _holds_bytes(field.type)]
+    unread = [field.name for field in schema if field.name not in columns and _is_not_text(field.type)]
     about: About = {"kind": file.kind, "columns": names} | ({"columns_not_read": unread} if unread else {})
     return about, [name for name in names if name not in unread]
+
+
+def _is_not_text(kind: Any) -> bool:
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return _holds_bytes(kind) or bool(lists and pa.types.is_primitive(kind.value_type))
 
 
 def _holds_bytes(kind: Any) -> bool:

@@ -144,7 +144,11 @@ def arrays_of(file: SourceFile, text: str, limits: Limits) -> list[str]:
     at = _skip(text, 0)
     if text[at : at + 1] != "{":
         return []
-    return [key for key, _, held, _ in _members(file.name, text, at, limits) if held and held & {dict, list}]
+    return [
+        key
+        for key, _, held, _ in _members(file.name, text, at, limits)
+        if held is not None and (not held or held & {dict, list})
+    ]
 
 
 def _members(name: str, text: str, at: int, limits: Limits) -> Iterator[tuple[str, int, set[type] | None, set[str]]]:
@@ -168,7 +172,9 @@ def _members(name: str, text: str, at: int, limits: Limits) -> Iterator[tuple[st
                 end = after
             end = _skip(text, end) + 1
         else:
-            if not _ends_within(text, start, limits.row):
+            # A table by columns (df.to_json()) is no row: what its values take counts, as in _laid_out.
+            taken = VALUE_BYTES * sum(text.count(sign, start) for sign in ",[{")
+            if taken > limits.unpacked and not _ends_within(text, start, limits.row):
                 raise limits.row_refused(f"{name}:1", f"key {key[:40]!r}")
             end = LENIENT.raw_decode(text, start)[1]
         yield key, start, held, inside

@@ -11,6 +11,7 @@ out       "play nina simone" and {"artist": "nina simone"}
 A slot of several values is a list where the schema has an array; where it has none, the row cannot be used.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,8 @@ def _place(value: Any) -> int | None:
     """A place as a whole number; None where it is none."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
         return int(value)
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    whole = whole and value == int(value)
     return int(value) if whole else None
 
 

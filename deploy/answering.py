@@ -18,7 +18,7 @@ from typing import Any
 
 from deploy import local, personal
 from deploy.daemon import in_thread
-from deploy.escalation import OVER_BUDGET, Escalation, Kept
+from deploy.escalation import OVER_BUDGET, REFUSED, Escalation, Kept
 from deploy.local import Engine, Judged
 from deploy.refused import RefusedError
 from deploy.task import Task
@@ -117,7 +117,11 @@ async def answered(engine: Engine, deployed: Deployed, asked: Prepared, most_tok
         return _outcome(task, asked, theirs, own, escalation.name, reason)
     if task.recipe.route.when_api_fails == "local":
         return _own(task, asked, own, theirs, degraded=True)
-    why = {OVER_BUDGET: "this month's route.usd_per_month is used up"}.get(theirs, f"{escalation.name} does not answer")
+    whys = {
+        OVER_BUDGET: "this month's route.usd_per_month is used up",
+        REFUSED: f"{escalation.name} refuses this input",
+    }
+    why = whys.get(theirs, f"{escalation.name} does not answer")
     told = f"the deployed model is not sure enough, and {why} ({theirs}; route.when_api_fails: error)"
     if theirs == OVER_BUDGET:
         raise RefusedError(429, "rate_limit_error", told, retry_seconds=3600)
@@ -127,7 +131,7 @@ async def answered(engine: Engine, deployed: Deployed, asked: Prepared, most_tok
 def _own(task: Task, asked: Prepared, own: Judged, reason: str, degraded: bool = False) -> Outcome:
     """The deployed version's answer. Raises RefusedError where it does not fit the task's schema."""
     if own.parsed.problem is not None:
-        told = f"the model's answer does not fit the task's schema: {own.parsed.problem} (asked for it twice)"
+        told = f"the model's answer does not fit the task's schema: {own.parsed.problem}"
         raise RefusedError(422, "invalid_answer_error", told)
     return _outcome(task, asked, own, own, LOCAL, reason, degraded)
 

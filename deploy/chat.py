@@ -71,6 +71,13 @@ def is_private(value: Any) -> bool:
     raise invalid(f"private is {str(value)[:40]!r}, allowed: true or false")
 
 
+def asks_privacy(headers: Any) -> bool:
+    """Returns whether any of the headers of that name says that an input is private. Raises RefusedError likewise."""
+    # All of them are read: one that says neither is refused, wherever it stands.
+    told = [is_private(one) for one in headers.getall(PRIVATE_HEADER, [])]
+    return any(told)
+
+
 def passed(body: Mapping[str, Any], task: Task, given: Prepared, path: str, most_tokens: int | None) -> dict[str, Any]:
     """Returns the request that vLLM gets in the place of a client's, on the same wire."""
     request = task.request(given.given, most_tokens)

@@ -24,9 +24,10 @@ from deploy import answering, bodies
 from deploy.answering import Deployed
 from deploy.daemon import in_thread
 from deploy.label_tree import Ids, Tree
-from deploy.local import Engine
+from deploy.local import Engine, message_of
 from deploy.refused import RefusedError, invalid
 from deploy.task import Task, text_of
+from recipes.schema_verdict import Limits
 
 PATH = "/v1/decisions"
 QUESTIONS, CHOICES = 400, (2, 255)
@@ -35,14 +36,14 @@ MOST_TOKENS = 128
 _KEYS = ("model", "input", "questions", "prompt_cache_key", "prompt_cache_options", "safety_identifier")
 
 
-async def answers(body: bytes, deployed: Deployed, engine: Engine, model: str) -> dict[str, Any]:
+async def answers(body: bytes, deployed: Deployed, engine: Engine, model: str, limits: Limits) -> dict[str, Any]:
     """Returns the decision on a request. Raises RefusedError where it asks for what the model was not trained for."""
     asked = await bodies.read(body)
     task = deployed.task
     questions = _checked(asked, task)
     given = await answering.prepared(deployed, text_of(task, asked["input"]), True)
     ids, tree = await in_thread(task.tokens.of, given.given.text)
-    chances, tokens = await _scored(engine, tree, task.inside, ids)
+    chances, tokens = await _scored(engine, tree, task.inside, ids, limits.sequences)
     return {
         "model": model,
         "answers": [_answer(one, chances) for one in questions],
@@ -56,14 +57,23 @@ async def answers(body: bytes, deployed: Deployed, engine: Engine, model: str) -
     }
 
 
-async def _scored(engine: Engine, tree: Tree, model: str, prompt_ids: Sequence[int]) -> tuple[dict[str, float], int]:
-    """Returns the probability of each label behind a prompt, and how many tokens that has. Raises RefusedError."""
+async def _scored(
+    engine: Engine, tree: Tree, model: str, prompt_ids: Sequence[int], at_once: int
+) -> tuple[dict[str, float], int]:
+    """Returns the probability of each label behind a prompt, and how many tokens that has; vLLM is asked `at_once`
+    requests at a time. Raises RefusedError."""
+    room = asyncio.Semaphore(at_once)
+
+    async def next_of(at: Ids, tokens: Sequence[int]) -> dict[int, float]:
+        async with room:
+            return await _next(engine, model, [*prompt_ids, *at], tokens)
+
     asked = [
         (at, tokens[first : first + MOST_TOKENS])
         for at, tokens in tree.choices.items()
         for first in range(0, len(tokens), MOST_TOKENS)
     ]
-    found = await asyncio.gather(*(_next(engine, model, [*prompt_ids, *at], tokens) for at, tokens in asked))
+    found = await asyncio.gather(*(next_of(at, tokens) for at, tokens in asked))
     told: dict[Ids, dict[int, float]] = {}
     for (at, _), one in zip(asked, found, strict=True):
         told.setdefault(at, {}).update(one)
@@ -84,15 +94,18 @@ async def _next(engine: Engine, model: str, ids: Sequence[int], tokens: Sequence
     try:
         async with engine.session.post("/v1/completions", json=body) as answer:
             said = await answer.json(content_type=None)
-    except (ClientError, ValueError) as error:
+    except (ClientError, ValueError, RuntimeError) as error:  # RuntimeError: the session ended with its vLLM
         raise RefusedError(503, "overloaded_error", f"the model broke off: {type(error).__name__}", 5) from None
     if answer.status >= 500:
         raise RefusedError(503, "overloaded_error", "the model fails", 5)
     engine.heard()
     if answer.status != 200:
-        raise invalid("the input is too long for the model")
-    (top,) = said["choices"][0]["logprobs"]["top_logprobs"]
-    named = {int(name.rpartition(":")[2]): float(value) for name, value in top.items()}
+        raise invalid(f"the model refuses the input: {message_of(said)}")
+    try:
+        (top,) = said["choices"][0]["logprobs"]["top_logprobs"]
+        named = {int(name.rpartition(":")[2]): float(value) for name, value in top.items()}
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise RefusedError(502, "api_error", f"the model's answer cannot be read: {type(error).__name__}") from None
     return {token: named.get(token, -math.inf) for token in tokens}
 
 

@@ -39,13 +39,16 @@ class Deployments:
             self.door.tasks[name] = deployed
             self._read_at[name] = deployed.deployed_at
             say(f"routing   {name}: {_told(deployed)}")
+        self._retire(before)
+
+    def _retire(self, before: Deployed | None) -> None:
         if before is not None and isinstance(before.escalation, Escalation):
             self._retired.append((time.monotonic(), before.escalation))
 
     def remove(self, name: str) -> None:
         """Has a model answer no more."""
         del self.door.versions[name]
-        self.door.tasks.pop(name, None)
+        self._retire(self.door.tasks.pop(name, None))
 
     async def refresh(self, place: Path) -> None:
         """Reads the task of the version that answers again where it was deployed again: its threshold may be new."""

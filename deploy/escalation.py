@@ -20,8 +20,9 @@ from recipes.errors import StageError
 from recipes.schema_compare import Baseline
 from tasks.inputs import Input
 
-FAILED, OVER_BUDGET, INVALID = "api_failed", "over_budget", "api_answer_invalid"
-"""Why there is no answer of the API model."""
+FAILED, REFUSED = "api_failed", "api_refused"
+OVER_BUDGET, INVALID = "over_budget", "api_answer_invalid"
+"""Why there is no answer of the API model. REFUSED: it will not answer this input."""
 FAILURES, REST_SECONDS = 5, 10.0
 """So many failures in succession, and it is left alone for so long."""
 _IN_WORDS = {
@@ -52,17 +53,23 @@ class Escalation:
         self.priced = self._purse is not None
         self._lines = [Line(backend, self._purse)]
         self._failures, self._silent_until = 0, 0.0
+        self._asking: set[asyncio.Task[Judged | str]] = set()
 
     async def ask(self, given: Input) -> Judged | str:
-        """Returns a valid answer of the API model, or why there is none: FAILED, OVER_BUDGET or INVALID."""
+        """Returns a valid answer of the API model, or why there is none: FAILED, REFUSED, OVER_BUDGET or INVALID.
+
+        A client that is gone meanwhile ends nothing: what was asked is paid for, and its price has to be known.
+        """
         if time.monotonic() < self._silent_until:
             return FAILED
         row = {"id": secrets.token_hex(8), "input": {"text": given.text}}
         (request,) = questions.requests(self.system, self.task.material, [row])
-        found: Judged | str = FAILED
+        asking = asyncio.create_task(self._in_time(request))
+        self._asking.add(asking)
+        asking.add_done_callback(self._ended)
+        found: Judged | str
         try:
-            async with asyncio.timeout(self.task.recipe.route.api_seconds):
-                found = await self._asked(request)
+            found = await asyncio.shield(asking)
         except TimeoutError:
             found = FAILED
         except StageError:
@@ -76,9 +83,20 @@ class Escalation:
         return found
 
     async def close(self) -> None:
-        """Closes its connections."""
+        """Closes its connections, and ends what is still asked."""
+        for asking in self._asking:
+            asking.cancel()
         for line in self._lines:
             await line.close()
+
+    def _ended(self, asking: asyncio.Task[Judged | str]) -> None:
+        self._asking.discard(asking)
+        if not asking.cancelled():
+            asking.exception()  # nobody may wait for it any more
+
+    async def _in_time(self, request: Request) -> Judged | str:
+        async with asyncio.timeout(self.task.recipe.route.api_seconds):
+            return await self._asked(request)
 
     async def _asked(self, request: Request) -> Judged | str:
         found = await self._judged(request)
@@ -92,7 +110,9 @@ class Escalation:
     async def _judged(self, request: Request) -> Judged | str:
         reply = await self._reply(request)
         if reply.received is None:
-            return OVER_BUDGET if reply.error == NOT_SENT.error else FAILED
+            if reply.error == NOT_SENT.error:
+                return OVER_BUDGET
+            return FAILED if reply.again else REFUSED
         answer = answer_of(reply.received)
         parsed = self.task.read(answer)
         return Judged(answer, parsed, self.task.told_confidence(answer) if parsed.problem is None else None)
@@ -130,6 +150,9 @@ def of(task: Task, place: Path) -> Escalation | Kept:
         return Kept("no_api_model", missing[0].why)
     if unknown := prices.unknown([baseline]):
         return Kept("no_api_model", unknown[0])
+    if not task.routing.keeps(recipe.route):
+        told = "the threshold is of another target than `route` names now; `make compare`, then `make deploy`"
+        return Kept("no_threshold", told)
     if task.routing.threshold is None:
         return Kept("no_threshold", task.routing.why_none or "routing.json has no threshold")
     ledger = None
@@ -138,7 +161,11 @@ def of(task: Task, place: Path) -> Escalation | Kept:
             return Kept("no_budget", "route.usd_per_month is 0")
         ledger = Ledger(place / "spend", recipe.route.usd_per_month)
     seconds = min(baseline.timeout_seconds, recipe.route.api_seconds)
-    backend = replace(providers.remote(baseline, task.material), timeout_seconds=seconds)
+    backend = replace(
+        providers.remote(baseline, task.material),
+        timeout_seconds=seconds,
+        longest_wait_seconds=recipe.route.api_seconds,
+    )
     return Escalation(task, system, backend, ledger)
 
 

@@ -57,7 +57,8 @@ async def ask(engine: Engine, task: Task, given: Input, most_tokens: int | None)
         if error.status != 400:  # more tokens than the model has room for
             raise
         return own
-    return second if second.parsed.problem is None else own
+    # The comparison asks once: of second answers no scale and no threshold is known.
+    return replace(second, confidence=None) if second.parsed.problem is None else own
 
 
 async def _asked(engine: Engine, task: Task, backend: Backend, request: Request) -> Judged:
@@ -89,7 +90,7 @@ async def _received(engine: Engine, backend: Backend, request: Request) -> Recei
     try:
         async with engine.session.post("/v1/chat/completions", json=openai_wire.body(backend, request)) as found:
             said: Any = await found.json(content_type=None)
-    except (ClientError, ValueError) as error:
+    except (ClientError, ValueError, RuntimeError) as error:  # RuntimeError: the session ended with its vLLM
         raise RefusedError(
             503, "overloaded_error", f"the model broke off: {type(error).__name__}", retry_seconds=5
         ) from None
@@ -97,14 +98,15 @@ async def _received(engine: Engine, backend: Backend, request: Request) -> Recei
         raise RefusedError(503, "overloaded_error", "the model fails", retry_seconds=5)
     engine.heard()
     if found.status != 200:
-        raise invalid(f"the model refuses the input: {_message(said)}")
+        raise invalid(f"the model refuses the input: {message_of(said)}")
     try:
         return openai_wire.received(ChatCompletion.construct(**said), backend, request)
     except (ValueError, AttributeError, TypeError) as error:
         raise RefusedError(502, "api_error", f"the model's answer cannot be read: {type(error).__name__}") from None
 
 
-def _message(said: Any) -> str:
+def message_of(said: Any) -> str:
+    """Returns what vLLM says of an error."""
     told = said.get("error", said) if isinstance(said, dict) else said
     told = told.get("message", told) if isinstance(told, dict) else told
     return str(told)[:_SHOWN_CHARACTERS]

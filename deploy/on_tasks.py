@@ -33,7 +33,7 @@ async def chatted(
     """Returns the answer to a chat, None where it holds the task's own prompt and passes as it is. Raises RefusedError
     where there is no answer, and what passing.on raises; `answered` counts who answered, and why."""
     task, body = deployed.task, await bodies.read(sent)
-    private = chat.is_private(request.headers.get(chat.PRIVATE_HEADER))
+    private = chat.asks_privacy(request.headers)
     asked = chat.of(body, task, private)
     if asked is None:
         return None

@@ -5,10 +5,12 @@ ANSWER_BYTES.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 from aiohttp import ClientError, ClientResponse, ClientSession, web
 
@@ -62,13 +64,31 @@ async def on(
                 answer = _answer(found, of)
                 await _sent_whole(request, answer, said)
             return answer
-    except ClientError as error:
+    except (ClientError, RuntimeError) as error:  # RuntimeError: the session ended with its vLLM
         if answer is not None:
             # Half an answer is out: the connection breaks off, which the client sees.
             raise ConnectionResetError(f"vLLM broke off: {type(error).__name__}") from None
         raise BrokeOffError(f"the model broke off: {type(error).__name__}") from None
     except names.LineTooLongError as error:
         raise ConnectionResetError(f"a line of vLLM's stream has {error}") from None
+
+
+async def told(request: web.Request, said: Any, headers: Mapping[str, str]) -> web.StreamResponse:
+    """Sends a JSON answer of the gateway's own, within the time that one of vLLM's has. Raises ConnectionResetError
+    where the client takes nothing."""
+    answer = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8", **headers})
+    await _sent_whole(request, answer, json.dumps(said).encode())
+    return answer
+
+
+async def streamed(request: web.Request, said: bytes, headers: Mapping[str, str]) -> web.StreamResponse:
+    """Sends events that are known as a whole, within the same time. Raises ConnectionResetError likewise."""
+    answer = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **headers})
+    await answer.prepare(request)
+    async with _taken(request, WRITE_SECONDS + len(said) / LEAST_BYTES_A_SECOND):
+        await answer.write(said)
+        await answer.write_eof()
+    return answer
 
 
 def _headers(given: Mapping[str, str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from tasks import privacy
 from tasks.text import UNSEEN
 
-_JOINERS = re.compile("[\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f\u20e3]")
+_JOINERS = re.compile("[\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f\u20e3\U000e0100-\U000e01ef]")
 # Of texts with single spaces, so that time is linear in the text.
 _OPEN, _CLOSE = r" ?[\[({<*_|~'\"-] ?", r" ?[\])}>*_|~'\"-] ?"
 _AT_WORD, _DOT_WORD = r"(?:at|ät|arroba|chez)", r"(?:dot|punkt|punto|point)"
@@ -34,6 +34,10 @@ _MOST_WORDS = 6
 _EDGES = 3
 # Digits one by one, or in pairs: 4 1 1 1 1 1, 4-1-1-1-1-1.
 _APART = re.compile(r"(?<!\d)\d{1,2}(?:[ ._,*/|\\-]{1,3}\d{1,2}){6,}(?!\d)")
+# Groups of four, as cards and accounts are written: 4111.1111.1111.1111, DE89/3704/0044/0532/0130/00.
+_IN_FOURS = re.compile(r"(?<=[0-9A-Za-z]{4})[._/,|*](?=[0-9A-Za-z]{1,4}(?![0-9A-Za-z]))")
+# An address may be escaped more than once on its way here.
+_UNESCAPED = 2
 
 
 def kinds(text: str) -> frozenset[str]:
@@ -46,9 +50,12 @@ def readings(text: str) -> Iterator[str]:
     yield text
     plain = unicodedata.normalize("NFKC", _JOINERS.sub("", UNSEEN.sub("", text)))
     yield plain
-    meant = html.unescape(unquote(plain)) if "%" in plain or "&" in plain else plain
+    meant = plain.replace("\u3002", ".")
+    for _ in range(_UNESCAPED):
+        meant = html.unescape(unquote(meant)) if "%" in meant or "&" in meant else meant
     meant = re.sub(r"\s+", " ", meant)
     yield meant
+    yield _IN_FOURS.sub(" ", meant)
     if _AT.search(meant):
         yield _DOT.sub(".", _AT.sub("@", meant))
     digits = _NUMBER_WORD.sub(_digit, meant) if len(_NUMBER_WORD.findall(meant)) > _MOST_WORDS else meant

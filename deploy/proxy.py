@@ -227,8 +227,9 @@ async def _decide(door: Door, request: web.Request) -> web.StreamResponse:
         if (deployed := door.task_of(of)) is None:
             raise RefusedError(404, "not_found_error", f"the prompt.json of {of.inside} does not state its task")
         with door.under_way(of.inside):
-            said = await decisions.answers(sent, deployed, Engine(door.check_open(), door.heard), of.outside)
-        return web.json_response(said, headers={VERSION_HEADER: of.version})
+            engine = Engine(door.check_open(), door.heard)
+            said = await decisions.answers(sent, deployed, engine, of.outside, door.limits)
+            return await passing.told(request, said, {VERSION_HEADER: of.version})
 
 
 def _model(door: Door, request: web.Request, sent: bytes) -> tuple[names.Fields, passing.Names, bool]:
@@ -253,11 +254,11 @@ async def _task(door: Door, request: web.Request) -> web.StreamResponse:
             raise RefusedError(404, "not_found_error", f"the prompt.json of {name}@{version} does not state its task")
         request[TOLD].model = deployed.task.inside
         with door.under_way(deployed.task.inside):
-            private = chat.is_private(request.headers.get(chat.PRIVATE_HEADER))
+            private = chat.asks_privacy(request.headers)
             engine = Engine(door.check_open(), door.heard)
             said, outcomes = await tasks_path.answers(sent, deployed, engine, private, door.limits)
-        request[TOLD].answered.update(one.label for one in outcomes)
-        return web.json_response(said, headers={VERSION_HEADER: version})
+            request[TOLD].answered.update(one.label for one in outcomes)
+            return await passing.told(request, said, {VERSION_HEADER: version})
 
 
 def _owner(door: Door, request: web.Request) -> str:

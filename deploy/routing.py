@@ -18,6 +18,7 @@ from compare.confidence import Scale
 from compare.material import Material
 from insource.stats.calibration import Platt
 from recipes.errors import StageError
+from recipes.schema_verdict import Route
 from tasks import spec_of
 from tracking import files
 from tracking.run import Run
@@ -34,6 +35,13 @@ class Routing:
     threshold: float | None = None
     """None: nothing is known from which confidence on it is right often enough."""
     why_none: str | None = "it was deployed without a comparison; `make compare`, then `make deploy`"
+    target: tuple[float | None, str | None, float | None, float] | None = None
+    """What the threshold keeps: target_accuracy, not_worse_than, margin and confidence of the recipe's `route` then."""
+
+    def keeps(self, asked: Route) -> bool:
+        """Returns whether the threshold, if there is one, is of the target that a recipe names now."""
+        now = (asked.target_accuracy, asked.not_worse_than, asked.margin, asked.confidence)
+        return self.target is None or self.target == now
 
 
 def of_run(place: Path, run: Run) -> dict[str, Any]:
@@ -70,7 +78,8 @@ def of_history(place: Path, history: Sequence[Mapping[str, Any]], version: str) 
     if not path.is_file() or files.sha256(path)[:16] != path.stem:
         raise StageError(f"{path} is not as it was deployed; deploy the run again")
     policy = route.read(path)
-    return Routing(scale, policy.threshold, policy.why_none)
+    target = (policy.target_accuracy, policy.not_worse_than, policy.margin, policy.confidence)
+    return Routing(scale, policy.threshold, policy.why_none, target)
 
 
 def _scale(told: Mapping[str, Any] | None) -> Scale | None:
@@ -89,8 +98,10 @@ def _of_other(run: Run) -> str | None:
     sums = files.sha256(run.folder / "adapter" / files.SUMS)
     if compare["inputs"].get(f"adapter/{files.SUMS}") != sums:
         return "the comparison was of another adapter; `make compare`, then `make deploy`"
-    if run.recipe().serve.model.startswith("quantized"):
-        return "the comparison was of a quantized form, and adapters are deployed; compare with serve.model=adapter"
+    form = files.read_json(run.folder / "scores.json")["systems"]["tuned"].get("form")
+    if form not in ("adapter", "merged"):
+        told = form or "a form that it does not name"
+        return f"the comparison was of {told}, and adapters are deployed; compare with serve.model=adapter"
     try:
         route.read(run.folder / "routing.json")
     except StageError as error:

@@ -81,7 +81,10 @@ class Ledger:
 
 
 class MonthlyPurse:
-    """Who says whether a call to an API may be paid for in this month (`backends.exchange.Purse`)."""
+    """Who says whether a call to an API may be paid for in this month (`backends.exchange.Purse`).
+
+    A token is reserved for every byte of a text: what earlier texts had tells nothing of the next client's.
+    """
 
     def __init__(self, ledger: Ledger, price: Price) -> None:
         self._ledger, self._price = ledger, price
@@ -102,7 +105,6 @@ class MonthlyPurse:
         at, most = self._reserved.pop(request.id)
         spent = most if unsure else 0.0
         if received is not None:
-            self._reckoning.learn(request, received.usage)
             usage = received.usage
             known = usage.input_tokens is not None and usage.output_tokens is not None
             spent = self._price.usd(usage) if known else most
@@ -126,7 +128,10 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise StageError(f"{path}: what is spent cannot be written: {error.strerror or error}") from None
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise StageError(f"{path}: what is spent cannot be written: {error.strerror or error}") from None
         yield file
 
 

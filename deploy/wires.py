@@ -28,13 +28,9 @@ async def respond(
         headers[CONFIDENCE_HEADER] = f"{outcome.confidence:.6f}"
     if not chat.stream:
         told = completion(outcome, model) if path == COMPLETIONS else message(outcome, model)
-        return web.json_response(told, headers=headers)
-    stream = web.StreamResponse(headers=headers | {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-    await stream.prepare(request)
+        return await passing.told(request, told, headers)
     told_in_parts = completion_events if path == COMPLETIONS else message_events
-    await stream.write(told_in_parts(outcome, model, chat.with_usage))
-    await stream.write_eof()
-    return stream
+    return await passing.streamed(request, told_in_parts(outcome, model, chat.with_usage), headers)
 
 
 def completion(outcome: Outcome, model: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Heartbeat:
         if self._answered.is_set() or (counted is not None and counted != self._counted):
             self._silent = 0.0
             self._answered.clear()
-        self._counted = counted
+        self._counted = self._counted if counted is None else counted
         if self._silent >= PROBE_SECONDS and (self._probe is None or not self._probe.is_alive()):
             self._probe = threading.Thread(target=self._ask, daemon=True)
             self._probe.start()

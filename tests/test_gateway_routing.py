@@ -96,10 +96,11 @@ def compared(tmp_path: Path) -> Run:
     (run.folder / "adapter").mkdir(parents=True)
     (run.folder / "data").mkdir()
     files.write_json(run.folder / "adapter" / "prompt.json", task())
-    for path, told_of in (("adapter/reference.jsonl", lines), ("data/validation.jsonl", rows)):
+    for path, told_of in (("reference.jsonl", lines), ("data/validation.jsonl", rows)):
         (run.folder / path).write_text("".join(json.dumps(one) + "\n" for one in told_of), encoding="utf-8")
     files.write_sums(run.folder / "adapter")
     files.write_json(run.folder / "routing.json", policy(0.9))
+    files.write_json(run.folder / "scores.json", {"systems": {"tuned": {"form": "merged"}}})
     inputs = {f"adapter/{files.SUMS}": files.sha256(run.folder / "adapter" / files.SUMS)}
     files.write_json(run.folder / "manifest.json", {"stages": {"compare": {"state": "done", "inputs": inputs}}})
     (run.folder / "recipe.yaml").write_text(to_yaml(load(NAME, [], "cpu").recipe), encoding="utf-8")
@@ -114,9 +115,11 @@ def test_a_deployment_records_scale_and_threshold_of_its_comparison(compared: Ru
     assert found.threshold == 0.9 and found.scale is not None and found.scale.platt is not None
     assert found.scale.platt.slope == recorded["scale"]["slope"]
     assert routing.of_history(place, [{"to": "v0"}], "v1") == routing.Routing()
+    route = load(NAME, [], "cpu").recipe.route
+    assert found.keeps(route) and not found.keeps(route.model_copy(update={"target_accuracy": 0.99}))
 
 
-@pytest.mark.parametrize("what", ["none", "of another adapter", "of before", "no threshold"])
+@pytest.mark.parametrize("what", ["none", "of another adapter", "of another form", "of before", "no threshold"])
 def test_a_comparison_that_tells_nothing_of_the_adapter_keeps_everything_local(
     compared: Run, tmp_path: Path, what: str
 ) -> None:
@@ -126,6 +129,8 @@ def test_a_comparison_that_tells_nothing_of_the_adapter_keeps_everything_local(
     elif what == "of another adapter":
         stage = {"state": "done", "inputs": {f"adapter/{files.SUMS}": "0" * 64}}
         files.write_json(compared.folder / "manifest.json", {"stages": {"compare": stage}})
+    elif what == "of another form":
+        files.write_json(compared.folder / "scores.json", {"systems": {"tuned": {"form": "quantized/int8"}}})
     elif what == "of before":
         files.write_json(path, {"threshold": 0.5, "why_none": None})
     else:

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from data_prep import encoding, prepare
 from data_prep.importer import __main__ as command_line
 from data_prep.importer import decide, recipe_text, survey
+from data_prep.importer import rows as importer_rows
 from recipes import command
 from recipes.load import RECIPES, load
 from recipes.schema import Recipe
@@ -230,10 +231,11 @@ def test_a_file_of_tool_calls_or_of_nothing_that_is_imported_is_refused(
 def test_a_line_beyond_the_limit_is_refused_with_its_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(encoding.lines, "__defaults__", (20_000,))
-    source = put(tmp_path / "train.jsonl", [*tickets(30), chat("x" * 30_000, "refund")])
+    monkeypatch.setattr(importer_rows, "LOG_ROW_MIB", 1)
+    source = put(tmp_path / "train.jsonl", [*tickets(30), chat("x" * (1100 << 10), "refund")])
     assert imported(monkeypatch, source)[0] == 2
-    assert "train.jsonl:31: a line of more than 20,000 characters" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "train.jsonl:31: a line of more than 1 MiB" in told and "max_row_mib" not in told
 
 
 def test_an_answer_of_weight_1_is_a_row_and_one_conversation_stays_together(

@@ -1,5 +1,6 @@
 """The monthly cap of the gateway: on disk before a call, for all processes, whoever is killed."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.spending import Ledger
+from backends.exchange import Received, Request, Usage
+from compare.prices import Priced
+from deploy.spending import Ledger, MonthlyPurse
 from recipes.errors import StageError
 from tests.conftest import ROOT
 
@@ -96,3 +99,31 @@ def test_where_nothing_can_be_written_nothing_is_sent(tmp_path: Path) -> None:
     (tmp_path / "spend").write_text("", encoding="utf-8")
     with pytest.raises(StageError, match="cannot be written"):
         Ledger(tmp_path / "spend", 1.0).reserve(0.1)
+
+
+def test_texts_with_more_tokens_than_those_before_stay_within_the_cap(tmp_path: Path) -> None:
+    price = Priced(1_000_000.0, 0.0, None, None, None, "recipe", None)  # a dollar a token
+    ledger = Ledger(tmp_path, 3000.0)
+    purse = MonthlyPurse(ledger, price)
+
+    def request(number: int, text: str) -> Request:
+        return Request(str(number), [{"role": "user", "content": text}], 8)
+
+    async def asked(requests: list[Request], tokens: int) -> int:
+        """Asks all at once, each of which has so many tokens; returns how many were made."""
+        made = [one for one in requests if await purse.reserve(one)]
+        for one in made:
+            purse.settle(one, Received("a", "m", Usage(tokens, 1), "stop"), unsure=False)
+        await asyncio.gather(*purse._writing)
+        return len(made)
+
+    async def main() -> tuple[int, int]:
+        plain = [request(at, "where is my parcel, please") for at in range(30)]
+        few = 0
+        for one in plain:
+            few += await asked([one], 6)
+        return few, await asked([request(100 + at, "!?" * 100) for at in range(40)], 190)
+
+    few, dense = asyncio.run(main())
+    assert few == 30 and 0 < dense < 40
+    assert ledger.spent_usd() <= 3000.0

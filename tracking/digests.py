@@ -23,7 +23,11 @@ def of_data(recipe: Recipe, sources: Sequence[tuple[str, str, str]]) -> str:
     """
     keys = recipe.data.model_dump(mode="json", exclude={"source", "num_proc"})
     dialect = recipe.data.source.model_dump(
-        mode="json", include={"encoding", "delimiter", "header", "quotes", "escape", "sheet", "sample_by"}
+        mode="json",
+        include={
+            *("encoding", "delimiter", "header", "quotes", "escape", "sheet", "sample_by"),
+            *("max_row_mib", "max_unpacked_mib"),
+        },
     )
     limits = {"max_length": recipe.train.max_length, "max_model_len": recipe.serve.max_model_len}
     prompt = {"task": _in_order(recipe), **limits}

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from data_prep import columns, near, read, rows, sources
+from data_prep import columns, limits, near, read, rows, sources
 from data_prep.importer.examples import Example, Read, format_of
 from data_prep.importer.recipe_text import Sources
 from data_prep.importer.survey import Survey
@@ -29,6 +29,8 @@ from tasks.text import duplicate_key
 
 # What a reader of JSON looks for in an object that may be a row, or hold rows.
 COLUMNS = ("messages", "input", "request", "response", "attributes", "resourceSpans", "resourceLogs", "resourceMetrics")
+# A line of a log may hold thousands of calls.
+LOG_ROW_MIB = 512
 # Near-duplicates are counted among so many rows; data preparation finds all of them.
 COMPARED_ROWS, SKETCHED_ROWS = 50_000, 2_000
 
@@ -57,10 +59,14 @@ class Outcome:
 
 def lines_of(path: Path) -> Iterator[SourceRow]:
     """Yields the rows of a file, a folder or a glob, with what is wrong with those that cannot be read."""
-    source = Source(path=str(path))
-    for file in sources.find(source):
-        _, found = read.read(file, source, COLUMNS)
-        yield from found
+    source = Source(path=str(path), max_row_mib=LOG_ROW_MIB)
+    try:
+        for file in sources.find(source):
+            _, found = read.read(file, source, COLUMNS)
+            yield from found
+    except RecipeError as error:
+        # There is no recipe yet whose key could be raised.
+        raise RecipeError(str(error).partition(f", or set {limits.ROW_KEY}")[0]) from None
 
 
 def examples_of(path: Path) -> Iterator[tuple[SourceRow, str, Example | UnusableRowError]]:

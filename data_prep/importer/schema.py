@@ -12,6 +12,7 @@ from collections import Counter
 from typing import Any
 
 from recipes import schema_fields
+from tasks import privacy
 
 # A new document may have a longer text, or more lines, than any that was seen.
 HEADROOM = 1.5
@@ -128,7 +129,11 @@ def _choices(shape: Shape) -> list[str]:
     found = shape.choices
     if not found or shape.rows < ROWS_A_CHOICE * len(found) or len(found) < 2:
         return []
-    plain = all(len(one) <= LONGEST_CHOICE and one == one.strip() and not _has_digit(one) for one in found)
+    # Personal data is replaced in rows, so that a list of it would fit none of them.
+    plain = all(
+        len(one) <= LONGEST_CHOICE and one == one.strip() and not _has_digit(one) and not privacy.find(one)
+        for one in found
+    )
     return sorted(found) if plain and min(found.values()) >= LEAST_ROWS else []
 
 

@@ -29,6 +29,9 @@ def calls(values: Mapping[str, Any]) -> Iterator[Call | UnusableRowError]:
             yield _call(_attributes(span))
         except UnusableRowError as error:
             yield error
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            # One span: those behind it in the line are others.
+            yield UnusableRowError("bad_log", f"not as an SDK writes it ({type(error).__name__}: {str(error)[:60]})")
 
 
 def _spans(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -67,7 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
         _check_usable(survey, outcome.usable, outcome.meant)
         unusable = 0.0 if writers else outcome.unusable_share
         final = replace(chosen, unusable_share=unusable)
-        told = _told(survey, task, final, outcome, model, [one for one in converted if one])
+        told = _told(survey, task, final, outcome, model, [one for one in converted if one], dry)
         text = recipe_text.text(to.parent, _head(survey, outcome, final, model, train), task, final, model, answers)
         if dry:
             print(*told, sep="\n", file=sys.stderr)
@@ -227,9 +227,15 @@ def _head(survey: Survey, outcome: Outcome, chosen: Sources, model: Model | None
 
 
 def _told(
-    survey: Survey, task: Task, chosen: Sources, outcome: Outcome, model: Model | None, converted: Sequence[Path]
+    survey: Survey,
+    task: Task,
+    chosen: Sources,
+    outcome: Outcome,
+    model: Model | None,
+    converted: Sequence[Path],
+    dry: bool,
 ) -> list[str]:
-    """What is printed: what was read, what it is and why, what does not fit, what was written."""
+    """What is printed: what was read, what it is and why, what does not fit, what was written or would be."""
     lines = [f"read      {survey.read:,} lines: {survey.format}", f"task      {task.kind}: {task.why}"]
     if survey.problems:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in survey.problems.most_common())
@@ -263,7 +269,8 @@ def _told(
     if model and model.taught and chosen.test is None and task.kind != "preference":
         lines.append(f"note      {model.name} was taught with these rows: give rows that it never saw as TEST=...")
     for path in converted:
-        lines.append(f"wrote     {_shown(path)}: the rows, converted: {_why_converted(survey, chosen)}")
+        wrote = "would write" if dry else "wrote    "
+        lines.append(f"{wrote} {_shown(path)}: the rows, converted: {_why_converted(survey, chosen)}")
     return lines
 
 
