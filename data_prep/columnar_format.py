@@ -110,8 +110,8 @@ def _from_hub(name: str, config: str | None, revision: str | None) -> Any:
 
 
 def _about(file: SourceFile, schema: Any, columns: Collection[str]) -> tuple[About, list[str]]:
-    """What a schema says, and the columns to read: all but bytes and lists of numbers (token ids) that the recipe has no
-    use for."""
+    """What a schema says, and the columns to read: all but bytes and lists of numbers (token ids) that no recipe key
+    names."""
     names = list(schema.names)
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})

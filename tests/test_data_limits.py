@@ -36,7 +36,7 @@ def parquet(columns: dict[str, Any], **given: Any) -> bytes:
 
 def drained(path: Path, **settings: Any) -> int:
     source = Source(path=str(path), **settings)
-    return sum(1 for file in find(source) for _ in read(file, source, COLUMNS)[1])
+    return sum(1 for file in find(source) for _ in read(file, source, [*COLUMNS, "codes"])[1])
 
 
 def shared_texts(cells: int, characters: int) -> bytes:
@@ -283,3 +283,18 @@ def test_answers_that_are_too_large_are_told_without_a_key_that_they_do_not_have
     path.write_bytes(gzip.compress(json.dumps({"id": "1", "output": "x" * 9 * MIB}).encode()))
     with pytest.raises(RecipeError, match=r"answers.jsonl.gz:1: a line of more than 8 MiB; split it$"):
         list(answer_rows.read(path, "auto", ()).rows)
+
+
+def test_token_ids_that_a_recipe_does_not_name_refuse_no_file(tmp_path: Path) -> None:
+    ids = [np.ones(4096, np.int64)] * 100
+    (tmp_path / "rows.parquet").write_bytes(parquet({"text": ["x"] * 100, "label": ["a"] * 100, "attention_mask": ids}))
+    assert drained(tmp_path / "rows.parquet", max_row_mib=1, max_unpacked_mib=2) == 100
+
+
+def test_a_table_by_columns_may_have_columns_larger_than_a_row(tmp_path: Path) -> None:
+    columns = {
+        "text": {str(at): "x" * 2000 for at in range(800)},
+        "label": {str(at): "a" for at in range(800)},
+    }
+    (tmp_path / "rows.json").write_text(json.dumps(columns), encoding="utf-8")
+    assert drained(tmp_path / "rows.json", max_row_mib=1, max_unpacked_mib=4) == 800
