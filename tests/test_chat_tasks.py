@@ -9,6 +9,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+from multidict import CIMultiDict
 
 from deploy.answering import Deployed
 from tests import task_door
@@ -208,6 +209,7 @@ def test_a_private_chat_never_reaches_the_api(hybrid: Deployed, provider: Provid
                 (user(text, private=True), {}),
                 (user(text, private="true"), {}),
                 (user(text), {"X-Insource-Private": "1"}),
+                (user(text), CIMultiDict([("X-Insource-Private", "false"), ("X-Insource-Private", "true")])),
                 (user(text, private=True, stream=True), {}),
             ):
                 said = await client.post("/v1/chat/completions", json=body, headers=headers)
@@ -215,7 +217,7 @@ def test_a_private_chat_never_reaches_the_api(hybrid: Deployed, provider: Provid
                 await said.read()
             said = await client.post("/v1/messages", json=user(text, private=True, max_tokens=9))
             assert (await said.json())["content"][0]["text"] == "lost"
-            assert len(engine.asked) == 5 and all("private" not in body for _, body in engine.asked)
+            assert len(engine.asked) == 6 and all("private" not in body for _, body in engine.asked)
             assert provider.seen == []
 
     run(ask)

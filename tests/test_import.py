@@ -484,6 +484,21 @@ def test_spans_become_a_recipe_however_their_attributes_are_written(
     assert recipe.compare.primary and recipe.compare.primary.baseline == "openai:gpt-4o-mini"
 
 
+def test_a_broken_span_costs_none_of_those_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = [span(at, True) for at in range(60)]
+    told[25]["gen_ai.output.messages"] = ["a text"]
+    listed = [
+        {"name": "chat", "attributes": [{"key": key, "value": otlp(of)} for key, of in one.items()]} for one in told
+    ]
+    rows = [{"resourceSpans": [{"scopeSpans": [{"spans": listed}]}]}]
+    code, to = imported(monkeypatch, put(tmp_path / "spans.jsonl", rows))
+    shown = capsys.readouterr().err
+    assert code == 0 and "59 of 59 answers" in shown and "bad_log 1" in shown, shown
+    assert prepared(to)[1]["rows"]["read"] == 59
+
+
 def test_spans_without_content_say_what_was_not_captured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,6 +95,24 @@ def test_inputs_are_texts_columns_or_messages_and_one_that_fails_fails_alone(tmp
     run(ask)
 
 
+def test_inputs_that_meet_a_model_that_is_started_again_are_told_to_come_back(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path))
+
+    async def ask() -> None:
+        async with door(one, limits=Limits(sequences=4)) as (client, engine, made):
+            asking = asyncio.create_task(client.post(PATH, json={"inputs": [f"{at} wait=0.2" for at in range(40)]}))
+            while len(engine.asked) < 6:
+                await asyncio.sleep(0.01)
+            assert made.engine is not None
+            await made.engine.close()  # as the gateway does when vLLM has died
+            said = await asking
+            answers = (await said.json())["answers"]
+            assert said.status == 200 and sum("answer" in one for one in answers) >= 2
+            assert {one["error"]["code"] for one in answers if "error" in one} == {503}
+
+    run(ask)
+
+
 def test_as_many_inputs_are_on_their_way_as_the_limits_allow(tmp_path: Path) -> None:
     one = deployed(tmp_path, recipe(tmp_path))
 
