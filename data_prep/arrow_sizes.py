@@ -36,11 +36,20 @@ def check_declared(file: SourceFile, declared: Footer, wanted: set[str], limits:
     if limits.packed_too_much(size := declared.rows * ROW_BYTES, stored, FILE_TIMES):
         raise file_refused(file.name, limits, stored, f"{declared.rows:,} rows", size)
     for part in declared.parts:
-        size = max(part.unpacked, part.values * NUMBER_BYTES if part.repeated else 0)
-        packed = min(part.packed, stored)
+        size, packed = _size(part), min(part.packed, stored)
         if part.is_in(wanted) and limits.packed_too_much(size, packed, COLUMN_TIMES):
             what = f"column {part.path!r} declares {packed:,} packed bytes that make a part"
             raise limits.unpacked_refused(file.name, what, "write it in smaller row groups", size)
+
+
+def too_large(declared: Footer, columns: set[str], stored: int, limits: Limits) -> set[str]:
+    """Returns those of some columns that declare more than may be unpacked, such as the masks of a tokenized file."""
+    large = [one for one in declared.parts if limits.packed_too_much(_size(one), min(one.packed, stored), COLUMN_TIMES)]
+    return {name for name in columns if any(part.is_in({name}) for part in large)}
+
+
+def _size(part: Part) -> int:
+    return max(part.unpacked, part.values * NUMBER_BYTES if part.repeated else 0)
 
 
 def by_dictionary(declared: Footer, wanted: set[str]) -> list[str]:

@@ -51,6 +51,9 @@ def _parquet(file: SourceFile, source: Source, columns: Collection[str]) -> tupl
         schema, metadata = opened.schema_arrow, opened.metadata
     about, wanted = _about(file, schema, columns)
     declared, read, most = footer.of(file.path), {*wanted}, limits.of(source)
+    if spared := arrow_sizes.too_large(declared, read.difference(columns), file.path.stat().st_size, most):
+        wanted, read = [name for name in wanted if name not in spared], read - spared
+        about["columns_not_read"] = [*about.get("columns_not_read", []), *sorted(spared)]
     arrow_sizes.check_declared(file, declared, read, most)
     meant = _meanings(features.of_schema(schema), wanted, about)
     table = pq.ParquetFile(file.path, metadata=metadata, read_dictionary=arrow_sizes.by_dictionary(declared, read))
@@ -110,20 +113,14 @@ def _from_hub(name: str, config: str | None, revision: str | None) -> Any:
 
 
 def _about(file: SourceFile, schema: Any, columns: Collection[str]) -> tuple[About, list[str]]:
-    """What a schema says, and the columns to read: all but bytes and lists of numbers (token ids) that no recipe key
-    names."""
+    """What a schema says, and the columns to read: all but bytes that the recipe has no use for."""
     names = list(schema.names)
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise RecipeError(f"{file.name}: column {', '.join(map(repr, twice))} stands there twice; rename one")
-    unread = [field.name for field in schema if field.name not in columns and _is_not_text(field.type)]
+    unread = [field.name for field in schema if field.name not in columns and _holds_bytes(field.type)]
     about: About = {"kind": file.kind, "columns": names} | ({"columns_not_read": unread} if unread else {})
     return about, [name for name in names if name not in unread]
-
-
-def _is_not_text(kind: Any) -> bool:
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return _holds_bytes(kind) or bool(lists and pa.types.is_primitive(kind.value_type))
 
 
 def _holds_bytes(kind: Any) -> bool:
