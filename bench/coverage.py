@@ -16,18 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from bench import machine
+from bench import docs_tables, machine
 from bench.two_systems import CLUSTER, METRICS, RIGHT, Metric, drawn, loss_of
 from insource.stats import intervals, paired
 from insource.stats.intervals import SAME, Interval
 from insource.stats.paired import Difference
 from recipes import command
-from recipes.errors import StageError
 from tracking import files
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 DOCS = machine.ROOT / "docs" / "statistics.md"
-BEGIN, END = "<!-- coverage:begin -->", "<!-- coverage:end -->"
 
 ROWS = (100, 400, 2000)
 ALPHA, MARGIN = 0.05, 0.02
@@ -54,7 +52,7 @@ def main() -> int:
     made.add_argument("--write-docs", action="store_true", help="put the last results into docs/statistics.md and end")
     asked = made.parse_args()
     if asked.write_docs:
-        write_docs()
+        docs_tables.write(DOCS, "coverage", RESULTS, tables)
         return command.DONE
     sets, resamples = (100, 500) if asked.quick else (asked.sets, intervals.RESAMPLES)
     about = {
@@ -206,17 +204,6 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
 
 def _measured(row: Mapping[str, Any]) -> tuple[str, str]:
     return row["date"], row["command"]
-
-
-def write_docs() -> None:
-    """Writes the last results into docs/statistics.md. Raises StageError where they, or their place, are missing."""
-    if not RESULTS.exists():
-        raise StageError(f"there is no bench/results/{RESULTS.name}; run python -m bench.coverage first")
-    before, begin, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise StageError(f"docs/{DOCS.name} has no place for the tables; write {BEGIN} and {END} where they belong")
-    files.write_text(DOCS, f"{before}{begin}\n{tables(files.read_json(RESULTS))}\n{end}{after}")
 
 
 if __name__ == "__main__":

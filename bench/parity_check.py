@@ -19,17 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from bench import machine
+from bench import docs_tables, machine
 from bench.paired_intervals import ALPHA, bca_of, bca_of_shares, bonett_price, fay_lumbard, flipped, tango
 from bench.row_scores import SCENARIOS, changes
 from insource.stats.bounded_mean import mean_interval, share_interval
 from recipes import command
-from recipes.errors import StageError
 from tracking import files
 
 RESULTS = Path(__file__).parent / "results" / "parity_check.json"
 DOCS = machine.ROOT / "docs" / "statistics.md"
-BEGIN, END = "<!-- parity_check:begin -->", "<!-- parity_check:end -->"
 
 SCORE_DROP = 0.01
 ROWS, DISCORDANT, DROPS = (64, 128, 500), (0.01, 0.03, 0.10), (0.0, 0.01, 0.02)
@@ -51,7 +49,7 @@ def main() -> int:
     made.add_argument("--write-docs", action="store_true", help="put the last results into docs/statistics.md and end")
     arguments = made.parse_args()
     if arguments.write_docs:
-        write_docs()
+        docs_tables.write(DOCS, "parity_check", RESULTS, tables)
         return command.DONE
     about = {
         "command": f"python -m bench.parity_check --sets {arguments.sets}",
@@ -155,17 +153,6 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
             told += [_cell(share, allowed, row["sets"]) for share in row["worse"].values()]
             lines.append(f"| {' | '.join(told)} |")
     return "\n".join(lines)
-
-
-def write_docs() -> None:
-    """Writes the last results into docs/statistics.md. Raises StageError where they, or their place, are missing."""
-    if not RESULTS.exists():
-        raise StageError(f"there is no bench/results/{RESULTS.name}; run python -m bench.parity_check first")
-    before, begin, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise StageError(f"docs/{DOCS.name} has no place for the tables; write {BEGIN} and {END} where they belong")
-    files.write_text(DOCS, f"{before}{begin}\n{tables(files.read_json(RESULTS))}\n{end}{after}")
 
 
 def _cell(share: float, allowed: float | None, sets: int | None) -> str:

@@ -18,15 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from bench import machine, routed_rows
+from bench import docs_tables, machine, routed_rows
 from bench.router_draws import ALPHA, METHODS, PAIRED, POPULATIONS, Population, drawn
 from recipes import command
-from recipes.errors import StageError
 from tracking import files
 
 RESULTS = Path(__file__).parent / "results" / "routing.json"
 DOCS = machine.ROOT / "docs" / "routing.md"
-BEGIN, END = "<!-- routing:begin -->", "<!-- routing:end -->"
 ROWS = (200, 900, 3000)
 OURS = "insource"
 
@@ -45,7 +43,7 @@ def main() -> int:
     made.add_argument("--write-docs", action="store_true", help="put the last results into docs/routing.md and end")
     asked = made.parse_args()
     if asked.write_docs:
-        write_docs()
+        docs_tables.write(DOCS, "routing", RESULTS, tables)
         return command.DONE
     results: dict[str, list[Row]] = files.read_json(RESULTS) if RESULTS.exists() else {}
     if asked.only != "data":
@@ -136,17 +134,6 @@ def _line(row: Mapping[str, Any], most: float) -> str:
         missed = f"{one['missed']:.1%}"
         told += [f"**{missed}**" if one["missed"] > most else missed, f"{one['kept']:.1%}"]
     return f"| {' | '.join(told)} |"
-
-
-def write_docs() -> None:
-    """Writes the last results into docs/routing.md. Raises StageError where they, or their place, are missing."""
-    if not RESULTS.exists():
-        raise StageError(f"there is no bench/results/{RESULTS.name}; run python -m bench.routing first")
-    before, begin, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise StageError(f"docs/{DOCS.name} has no place for the tables; write {BEGIN} and {END} where they belong")
-    files.write_text(DOCS, f"{before}{begin}\n{tables(files.read_json(RESULTS))}\n{end}{after}")
 
 
 if __name__ == "__main__":
