@@ -179,7 +179,7 @@ def watch(vllm: Engine, served: Sequence[Served], key: str | None) -> None:
     failures: list[float] = []
     hang_seconds = vllm.plan.serve.hang_seconds
     while True:
-        why = failure(vllm, Heartbeat(vllm.address, served[0].name, key, hang_seconds), hang_seconds)
+        why = failure(vllm, Heartbeat(vllm.address, vllm.plan.name, key, hang_seconds), hang_seconds)
         failures = [at for at in failures if at > time.monotonic() - WITHIN_SECONDS] + [time.monotonic()]
         vllm.stop()
         if len(failures) > RESTARTS:
@@ -188,7 +188,7 @@ def watch(vllm: Engine, served: Sequence[Served], key: str | None) -> None:
         try:
             seconds = started(vllm)
             others = {one.name: recall.other_prompt(one, one.name, vllm.address, key) for one in served}
-            if not Heartbeat(vllm.address, served[0].name, key, hang_seconds).answers():
+            if not Heartbeat(vllm.address, vllm.plan.name, key, hang_seconds).answers():
                 raise StageError(f"it is up and gives no token within {hang_seconds} s (serve.hang_seconds)")
         except (StageError, ClientError) as error:
             # Counted as another failure: the memory of the one before may not be free yet.

@@ -134,7 +134,7 @@ def test_a_second_ctrl_c_ends_it_at_once(recipe: Path, runs: Path) -> None:
     time.sleep(ECHO_SECONDS + 0.5)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
-    printed, _ = process.communicate(timeout=10)
+    printed, _ = process.communicate(timeout=30)
     assert process.returncode == 130, printed
     assert "finishing the running update" in printed
     assert train_stage(runs)["state"] == "interrupted"

@@ -36,7 +36,7 @@ def test_a_failed_start_is_tried_again_and_counts_as_a_death(
                 threading.Event().wait(0.05)
 
         threading.Thread(target=kill_again, daemon=True).start()
-        with pytest.raises(StageError, match="has died 4 times"):
+        with pytest.raises(StageError, match="has failed 4 times"):
             stay.watch(vllm, [], None)
     said = capfd.readouterr().err
     assert "did not start again" in said and "not enough memory" in said
