@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from compare import score
+from compare import score, systems
 from compare.confidence import Scale
 from compare.material import clusters_of
 from compare.route import Policy, known
@@ -32,14 +32,9 @@ DRAWN = 40
 
 
 def baseline_of(recipe: Recipe, every: Sequence[Scored]) -> Scored | None:
-    """Returns the system that would answer the rest: the one that the gateway is to ask, else the one that the target
-    names, else the plan's baseline, else the first that has answered everything; None where there is none."""
+    """Returns the system that would answer the rest: the first that has answered everything; None where none has."""
     able = {one.name: one for one in every if one.gathered.system.kind in ("closed", "file") and one.gathered.complete}
-    primary = recipe.compare.primary
-    for name in (recipe.route.baseline, recipe.route.not_worse_than, primary.baseline if primary else None, *able):
-        if name in able:
-            return able[name]
-    return None
+    return next((able[name] for name in (*systems.for_the_rest(recipe), *able) if name in able), None)
 
 
 def on_test(

@@ -84,6 +84,14 @@ def closed(recipe: Recipe) -> list[System]:
     return [one for one in map(_closed, recipe.compare.baselines) if one.kind == "closed"]
 
 
+def for_the_rest(recipe: Recipe) -> list[str]:
+    """Returns the names of what answers below the threshold, the first that can: what the recipe names for the gateway,
+    what its target names, the plan's baseline, the closed models as they stand."""
+    route, primary = recipe.route, recipe.compare.primary
+    named = [route.baseline, route.not_worse_than, primary.baseline if primary else None]
+    return [*dict.fromkeys([*(one for one in named if one), *(one.name for one in closed(recipe))])]
+
+
 def _tuned(recipe: Recipe, here: Run) -> list[System]:
     there, forms = plan.forms_of(here, recipe), recipe.compare.forms
     which, *_ = plan.candidates(here, recipe, recipe.serve)

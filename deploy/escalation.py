@@ -4,7 +4,6 @@ comparison, within route.usd_per_month and route.api_seconds."""
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -172,11 +171,9 @@ def of(task: Task, place: Path) -> Escalation | Kept:
 def baseline_of(task: Task) -> str | None:
     """Returns the name of the baseline that answers below the threshold: the one that the recipe names for that, or as
     its target, else that of the plan, else the first."""
-    compare, named = task.recipe.compare, task.recipe.route.baseline or task.recipe.route.not_worse_than
-    closed: Sequence[System] = systems.closed(task.recipe)
-    names = [one.name for one in closed]
-    planned = compare.primary.baseline if compare.primary else None
-    return named or (planned if planned in names else next(iter(names), None))
+    named = task.recipe.route.baseline or task.recipe.route.not_worse_than
+    closed = {one.name for one in systems.closed(task.recipe)}
+    return named or next((name for name in systems.for_the_rest(task.recipe) if name in closed), None)
 
 
 def _cannot(system: System, baseline: Baseline) -> str | None:

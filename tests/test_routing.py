@@ -206,13 +206,16 @@ def test_on_the_test_rows_it_stands_beside_all_owned_all_closed_and_random_routi
 def test_the_rest_is_answered_by_whom_the_target_or_else_the_plan_names() -> None:
     one, two = (replace_kind(scored([1.0], [0.5], name)) for name in ("one", "two"))
     own = scored([1.0], [0.5])
-    recipe: Any = SimpleNamespace(route=Route(), compare=SimpleNamespace(primary=None))
+    recipe: Any = SimpleNamespace(route=Route(), compare=SimpleNamespace(primary=None, baselines=[]))
     assert routed.baseline_of(recipe, [own]) is None
     assert routed.baseline_of(recipe, [own, one, two]) is one
     recipe.compare.primary = SimpleNamespace(baseline="two")
     assert routed.baseline_of(recipe, [own, one, two]) is two
     recipe.route = Route(not_worse_than="one")
     assert routed.baseline_of(recipe, [own, one, two]) is one
+    recipe.route = Route(not_worse_than="one", baseline="two")
+    assert routed.baseline_of(recipe, [own, one, two]) is two
+    recipe.route = Route(not_worse_than="one")
     partly = replace(one, gathered=replace(one.gathered, complete=False))
     assert routed.baseline_of(recipe, [own, partly, two]) is two
 
