@@ -2,7 +2,9 @@
 
 import tracemalloc
 from math import sqrt
+from pathlib import Path
 from random import Random
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.sparse import csr_array
 
-from bench import coverage, two_systems
+from bench import coverage, docs_tables, parity_check, routing, two_systems
 from insource.stats import intervals, metric_stats
 from insource.stats.metric_stats import Array, Tally
 from insource.stats.resampling import Units, bootstrapped, jackknifed, numbered, swapped, units_of
+from recipes.errors import StageError
 
 # Efron and Tibshirani 1993, An Introduction to the Bootstrap, table 14.1: the spatial test data, A.
 SPATIAL = [48, 36, 20, 29, 42, 42, 20, 42, 22, 41, 45, 14, 6, 0, 33, 28, 34, 4, 32, 24, 47, 41, 24, 26, 30, 41]
@@ -225,8 +228,23 @@ def test_coverage_is_told_for_every_figure_and_what_fails_is_bold() -> None:
     told = coverage.tables(results)
     assert "| accuracy | 0.917 | 400 | - | **91.0%** |" in told
     assert told.count("| accuracy difference | ") == 4 + 2 and told.count("| 20 |") == 6 + 2
-    docs = coverage.DOCS.read_text(encoding="utf-8")
-    assert docs.index(coverage.BEGIN) < docs.index(coverage.END)
+
+
+def test_tables_go_between_the_marks_of_the_docs_and_nowhere_else(tmp_path: Path) -> None:
+    page, results = tmp_path / "page.md", tmp_path / "rows.json"
+    results.write_text('["new"]', encoding="utf-8")
+    page.write_text("before <!-- rows:begin -->old<!-- rows:end --> after", encoding="utf-8")
+    docs_tables.write(page, "rows", results, lambda rows: str(rows[0]))
+    assert page.read_text(encoding="utf-8") == "before <!-- rows:begin -->\nnew\n<!-- rows:end --> after"
+    with pytest.raises(StageError, match="no place"):
+        docs_tables.write(page, "others", results, str)
+
+
+@pytest.mark.parametrize("bench", [coverage, parity_check, routing])
+def test_docs_have_a_place_for_the_tables_of_each_bench(bench: ModuleType) -> None:
+    name = bench.__name__.removeprefix("bench.")
+    docs = bench.DOCS.read_text(encoding="utf-8")
+    assert docs.index(f"<!-- {name}:begin -->") < docs.index(f"<!-- {name}:end -->")
 
 
 @pytest.mark.slow
