@@ -199,18 +199,34 @@ class Accelerate(Section):
     """The address of machine 0, as the others reach it."""
     main_process_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     rdzv_backend: Literal["static", "c10d"] = "static"
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Annotated[
+        Literal["no", "bf16", "fp16"], Field(json_schema_extra={"enum": ["no", "bf16", "fp16", "auto"]})
+    ] = "no"
+    """What matrices are multiplied in while training; adapter and optimizer are float32. auto: bf16 where a GPU or the
+    processor (AVX512_BF16, AMX) multiplies it, else no. On a CPU only training computes in it: what is validated and
+    served is float32."""
     fsdp_config: dict[str, JsonValue] | None = None
     """FSDP: keys of accelerate's config file, such as fsdp_version."""
 
     @model_validator(mode="before")
     @classmethod
-    def _all_gpus(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("num_processes") != "auto":
+    def _as_this_machine(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
             return given
-        machines = given.get("num_machines", 1)
-        counted = max(1, hardware.gpu_count()) * (machines if isinstance(machines, int) else 1)
-        return {**given, "num_processes": counted}
+        settled = dict(given)
+        if given.get("num_processes") == "auto":
+            machines = given.get("num_machines", 1)
+            settled["num_processes"] = max(1, hardware.gpu_count()) * (machines if isinstance(machines, int) else 1)
+        if given.get("mixed_precision") == "auto":
+            multiplied = hardware.cpu_has_bfloat16() if given.get("use_cpu") else hardware.gpu_count() > 0
+            settled["mixed_precision"] = "bf16" if multiplied else "no"
+        return settled
+
+    @model_validator(mode="after")
+    def _fp16_needs_a_gpu(self) -> Self:
+        if self.use_cpu and self.mixed_precision == "fp16":
+            raise ClashError([(("mixed_precision",), "fp16 is for GPUs; with use_cpu: true take auto, bf16 or no")])
+        return self
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:

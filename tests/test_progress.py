@@ -17,6 +17,7 @@ from train.progress import Recorder, bar
 FACTS = header.Facts(
     base="pocket/model",
     quantization="nf4",
+    multiplied="float32",
     parameters=5_300_000,
     trainable=900_000,
     adapter="LoRA r=32",
@@ -39,7 +40,7 @@ FACTS = header.Facts(
 
 def test_the_header_tells_what_is_trained_what_the_prefix_saves_and_what_was_left_out() -> None:
     assert header.lines(FACTS) == [
-        "base      pocket/model, nf4, 5,300,000 parameters",
+        "base      pocket/model, nf4, 5,300,000 parameters, multiplied in float32",
         "adapter   LoRA r=32: 900,000 trainable parameters (14.52%)",
         "rows      1,620 to train on, 302 to validate on, the longest of 187 tokens",
         "left out  1 rejected (1 empty_text), 63 dropped (12 conflict, 51 duplicate); data/data.html tells which",

@@ -23,7 +23,7 @@ def report() -> list[tuple[str, str]]:
     hub = hub_reachable()
     return [
         ("cores", f"{len(os.sched_getaffinity(0))} ({environment.cpu_name()})"),
-        ("bfloat16", "yes, in the processor" if environment.cpu_has_bfloat16() else "no: float32 on this processor"),
+        ("bfloat16", "yes, in the processor" if hardware.cpu_has_bfloat16() else "no: float32 on this processor"),
         ("memory", f"{environment.memory_bytes() / 2**30:.0f} GiB"),
         ("disk", f"{disk.free / 2**30:.0f} GiB free here"),
         ("GPU", "; ".join(hardware.gpus()) or "none"),

@@ -67,11 +67,6 @@ def machine(recipe: Recipe) -> str:
     return f"{len(names)}x {names[0]}" if names else "GPUs that this machine does not show"
 
 
-def cpu_has_bfloat16() -> bool:
-    """Returns whether the processor multiplies bfloat16 itself; where it does not, float32 is faster."""
-    return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
-
-
 def cpu_serves_w4a16() -> bool:
     """Returns whether vLLM has a kernel for 4-bit weights on this processor: its build for AVX2 has none."""
     return cpu_has_avx512()
@@ -79,16 +74,12 @@ def cpu_serves_w4a16() -> bool:
 
 def cpu_has_avx512() -> bool:
     """Returns whether the processor has AVX-512."""
-    return "avx512f" in _cpu_flags()
+    return "avx512f" in hardware.cpu_flags()
 
 
 def cpu_has_amx() -> bool:
     """Returns whether vLLM multiplies int8 by this CPU's AMX tiles: that kernel takes bfloat16 and no float32."""
-    return "amx_tile" in _cpu_flags()
-
-
-def _cpu_flags() -> set[str]:
-    return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    return "amx_tile" in hardware.cpu_flags()
 
 
 def memory_bytes() -> int:

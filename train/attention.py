@@ -7,11 +7,15 @@ A dense mask has each token of a pack look at all others, the hidden ones too, w
 matrices of the model. Here rows stand in blocks of some hundred tokens; a block looks at the prefix and itself, through
 the mask of its own tokens, so that the result is the same sum over what is seen. PyTorch's FlexAttention does that on
 GPUs, and has no backward pass on a CPU.
+
+In bfloat16 (precision.py) blocks are multiplied as matrices: PyTorch's fused kernel for CPUs is no faster in bfloat16
+than in float32, and these products are nearly twice as fast (docs/training.md).
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -23,6 +27,8 @@ BLOCKS: Implementation = "shared_prefix"
 # Below, a dense mask is as quick. Larger blocks look at more in vain, smaller ones keep no core busy.
 LEAST_TOKENS = 512
 BLOCK_TOKENS = 320
+# Of a prefix whose blocks are multiplied as matrices: a block looks at all before it and at itself.
+PRODUCT_TOKENS = 112
 
 
 def quickest(device: Any) -> Implementation:
@@ -38,11 +44,24 @@ class Blocks:
     """Its tokens, 0 where nothing is shared."""
     masks: tuple[Any, ...]
     """What each block sees, [1, 1, B, prefix + B]: the prefix, and what it may of itself. Blocks stand in order."""
+    _added: dict[tuple[int, Any], list[Any]] = field(default_factory=dict, compare=False, repr=False)
+    """What `added` returned."""
 
     @property
     def tokens(self) -> list[int]:
         """How many tokens the prefix and each block have."""
         return [self.prefix, *(mask.shape[2] for mask in self.masks)]
+
+    def added(self, repeated: int, dtype: Any) -> list[Any]:
+        """Returns what is added to the scores of each block, [repeated * B, prefix + B]: 0 where it sees, else -inf."""
+        import torch
+
+        if (repeated, dtype) not in self._added:
+            made = (
+                torch.zeros(one.shape[2:], dtype=dtype).masked_fill(~one[0, 0], float("-inf")) for one in self.masks
+            )
+            self._added[repeated, dtype] = [one.repeat(repeated, 1) for one in made]
+        return self._added[repeated, dtype]
 
 
 def block_lengths(prefix: int, row_tokens: Sequence[int]) -> list[int] | None:
@@ -93,6 +112,8 @@ def by_blocks(module: Any, query: Any, key: Any, value: Any, attention_mask: Any
 
     if _blocks is None:
         raise RuntimeError(f"{BLOCKS} attends to the blocks of a pack, and there is none")
+    if torch.is_autocast_enabled("cpu") and query.device.type == "cpu" and not given.get("dropout"):
+        return _by_products(query, key, value, _blocks, given.get("scaling") or query.shape[-1] ** -0.5), None
     # Split once: the gradient of a slice is as long as the pack, and there are as many as blocks.
     queries, keys, values = (one.split(_blocks.tokens, dim=2) for one in (query, key, value))
     found = []
@@ -102,3 +123,46 @@ def by_blocks(module: Any, query: Any, key: Any, value: Any, attention_mask: Any
         seen = (torch.cat([keys[0], key_rows], dim=2), torch.cat([values[0], value_rows], dim=2))
         found.append(sdpa(module, rows, *seen, mask, **given)[0])
     return torch.cat(found, dim=1), None
+
+
+def _by_products(query: Any, key: Any, value: Any, blocks: Blocks, scaling: float) -> Any:
+    """Returns attention [1, T, heads, width] in the type that autocast multiplies in, block by block.
+
+    Scores and probabilities of a block are held in that type, as transformers' own eager attention does; the softmax
+    sums in float32. Probabilities are kept for the backward pass: heads x pairs of tokens of each layer.
+    """
+    import torch
+
+    with torch.autocast("cpu", enabled=False):
+        dtype, (heads, tokens, width), groups = torch.get_autocast_dtype("cpu"), query.shape[1:], key.shape[1]
+        query, key, value = (query * scaling).to(dtype)[0], key.to(dtype)[0], value.to(dtype)[0]
+        found, shared = [], blocks.prefix
+        lengths = [min(PRODUCT_TOKENS, shared - first) for first in range(0, shared, PRODUCT_TOKENS)]
+        queries = query.split([*lengths, *blocks.tokens[1:]], dim=1)
+        keys, values = (one.split([shared, tokens - shared], dim=1) for one in (key, value))
+
+        def attended(rows: Any, seen_keys: Any, seen_values: Any, mask: Any) -> Any:
+            # Heads that share keys stand below each other.
+            scores = torch.bmm(rows.reshape(groups, -1, width), seen_keys.transpose(1, 2)).add_(mask)
+            return torch.bmm(torch.softmax(scores, dim=-1), seen_values).view(heads, -1, width)
+
+        first = 0
+        for rows in queries[: len(lengths)]:
+            first += rows.shape[1]
+            mask = _causal(rows.shape[1], first, heads // groups, dtype)
+            found.append(attended(rows, keys[0][:, :first], values[0][:, :first], mask))
+        own = (one[1].split(blocks.tokens[1:], dim=1) for one in (keys, values))
+        masks = blocks.added(heads // groups, dtype)
+        for rows, key_rows, value_rows, mask in zip(queries[len(lengths) :], *own, masks, strict=True):
+            seen_keys = torch.cat([keys[0], key_rows], dim=1)
+            found.append(attended(rows, seen_keys, torch.cat([values[0], value_rows], dim=1), mask))
+        return torch.cat(found, dim=1).transpose(0, 1)[None]
+
+
+@cache
+def _causal(tokens: int, seen: int, repeated: int, dtype: Any) -> Any:
+    """Returns what is added to the scores of a prefix's tokens [repeated * tokens, seen], the last of those it sees."""
+    import torch
+
+    hidden = torch.ones(tokens, seen, dtype=torch.bool).triu(seen - tokens + 1)
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, float("-inf")).repeat(repeated, 1)

@@ -3,12 +3,13 @@
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from recipes.schema import Recipe
 from tracking import metrics
 from tracking.run import Run
-from train import checkpoints, memory, order, processes
+from train import checkpoints, memory, order, precision, processes
 from train.interrupt import Wish
 from train.lesson import Lesson
 
@@ -113,6 +114,7 @@ def trainer_for(
         evaluator=evaluator,
         recorder=recorder,
         announce=announce,
+        computing=partial(precision.training, recipe),
     )
     trainer.add_callback(recorder)
     if recipe.train.early_stopping_patience is not None:
@@ -139,7 +141,8 @@ def arguments(recipe: Recipe, folder: str, an_epoch: int) -> Any:
         num_train_epochs=1,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
-        bf16=precision == "bf16",
+        # On a CPU accelerate would have validation compute in bfloat16, too; see precision.py.
+        bf16=precision == "bf16" and not on_cpu,
         fp16=precision == "fp16",
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,

@@ -1,6 +1,6 @@
 """What is said before training: what will be trained on what, for how long, in how much memory.
 
-base      Qwen/Qwen3-4B-Instruct-2507, nf4, 4,022,468,096 parameters
+base      Qwen/Qwen3-4B-Instruct-2507, nf4, 4,022,468,096 parameters, multiplied in bfloat16
 weights   GGUF Q4_K (5.0 bits a weight), dequantized; nf4 on top of that moved the weights that it changed by 8.6%
 adapter   LoRA r=16: 33,030,144 trainable parameters (0.81%)
 rows      1,620 to train on, 302 to validate on, the longest of 187 tokens
@@ -55,6 +55,8 @@ class Facts:
     quantization: str
     parameters: int
     """Of the base, without the adapter."""
+    multiplied: str
+    """The type in which training multiplies matrices: float32 or bfloat16."""
     trainable: int
     adapter: str
     """Such as `LoRA r=16`."""
@@ -89,7 +91,8 @@ def lines(facts: Facts) -> list[str]:
     """Returns the header, a line a thing."""
     share = facts.trainable / (facts.parameters + facts.trainable)
     told = {
-        "base": f"{facts.base}, {facts.quantization}, {facts.parameters:,} parameters",
+        "base": f"{facts.base}, {facts.quantization}, {facts.parameters:,} parameters, "
+        f"multiplied in {facts.multiplied}",
         "weights": facts.weights,
         "adapter": f"{facts.adapter}: {facts.trainable:,} trainable parameters ({share:.2%})",
         "rows": f"{facts.train_rows:,} to train on, {facts.validation_rows:,} to validate on, "
@@ -161,19 +164,24 @@ def estimate(
     checkpointing: bool = False,
     optim: str = "adamw_torch",
     compute_bytes: int = 4,
+    autocast: bool = False,
     shards: int = 1,
 ) -> Memory:
     """Returns what training this model (base and adapter) with packs of so many tokens will hold at most.
 
     `pack_tokens` and `answer_tokens` are those of the longest pack, its padding included; `mask_pairs` is of how many
-    pairs of tokens its mask speaks, 0 without one. `compute_bytes` is 2 for bfloat16; `shards` is over how many
-    processes the weights are spread (FSDP). What a GPU's allocator wastes is not in it, nor what FlexAttention saves.
+    pairs of tokens its mask speaks, 0 without one. `compute_bytes` is 2 for bfloat16; `autocast`: float32
+    weights are multiplied in it (precision.py), and their copies and the probabilities of attention are kept; `shards`
+    is over how many processes the weights are spread (FSDP). What a GPU's allocator wastes is not in it, nor what
+    FlexAttention saves.
     """
     trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
     adapter = trainable * (2 * FLOAT32 + MOMENT_BYTES.get(optim, 2 * FLOAT32))
     held = weight_bytes(model)
     text = model.config.get_text_config()
-    pack = _pack_bytes(text, pack_tokens, answer_tokens, mask_pairs, checkpointing, compute_bytes)
+    kept_pairs = mask_pairs * (text.num_attention_heads if autocast else 1)
+    pack = _pack_bytes(text, pack_tokens, answer_tokens, kept_pairs, checkpointing, compute_bytes)
+    pack += held // 2 // (text.num_hidden_layers if checkpointing else 1) if autocast else 0
     return Memory(held // shards, adapter // shards, pack, pack_tokens, _process_bytes(model, held, pack))
 
 

@@ -223,7 +223,9 @@ def _watched(asked: list[str], settings: Mapping[str, str]) -> tuple[int, bool]:
 def _worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
     accelerate = recipe.accelerate
     defaults = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true", "PYTHONWARNINGS": "ignore", **QUIET}
-    told = {"ACCELERATE_MIXED_PRECISION": accelerate.mixed_precision, LAUNCHER: str(os.getpid())}
+    # On a CPU training itself sees to it (train/precision.py).
+    mixed_precision = "no" if accelerate.use_cpu else accelerate.mixed_precision
+    told = {"ACCELERATE_MIXED_PRECISION": mixed_precision, LAUNCHER: str(os.getpid())}
     if accelerate.use_cpu:
         told["ACCELERATE_USE_CPU"] = "true"
     elif accelerate.distributed_type == "NO":

@@ -6,7 +6,7 @@ that a process does of one update (`packing.Share`), so per_device_train_batch_s
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ class PackTrainer(Trainer):  # type: ignore[misc]
     """A Trainer whose batches are shares of an update.
 
     `lesson` says what is learnt; `evaluator` returns the validation metrics of the model as it is; `recorder` is told
-    what every update was made of; `announce` gets a sentence for the person and the record.
+    what every update was made of; `announce` gets a sentence for the person and the record;
+    `computing` is what forward passes run in.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         evaluator: Callable[[], dict[str, float]],
         recorder: Recorder,
         announce: Callable[[str], None],
+        computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
         **given: Any,
     ) -> None:
         super().__init__(data_collator=_only, **given)
         self.lesson, self.loss_of, self.beta = lesson, OBJECTIVES[lesson.objective], beta
         self.evaluator, self.recorder, self.announce = evaluator, recorder, announce
+        self.computing = computing
         self.most_rows: int | None = None
         """Rows that a pack may hold since memory did not suffice for more."""
         self.share: Share | None = None
@@ -79,7 +82,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
                 batch = self._batch(pack)
                 # Backward too: checkpointing computes layers again there.
                 with attending(self.model.config, batch):
-                    with self.compute_loss_context_manager():
+                    with self.compute_loss_context_manager(), self.computing():
                         summed, more = self.loss_of(model, batch, self.beta)
                     self.accelerator.backward(summed * scale)
             loss += summed.detach() * scale

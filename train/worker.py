@@ -34,6 +34,7 @@ from train import (
     lesson,
     order,
     packing,
+    precision,
     preflight,
     processes,
     ranks,
@@ -87,7 +88,8 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     if task.OBJECTIVE == "prefer":
         pairs = lesson.learnt(task, spec, tokenizer, validation_rows)
         asked = Compared(task, spec, validation_rows, pairs, packing.same_for(plan, pairs, BATCH_ROWS), tokenizer)
-        reference = Compared(task, spec, train_rows, rows, plan, tokenizer).ask(model, "reference")
+        with precision.training(recipe):
+            reference = Compared(task, spec, train_rows, rows, plan, tokenizer).ask(model, "reference")
         rows = [replace(row, reference=one) for row, one in zip(rows, reference, strict=True)]
     untuned: list[Any] = asked.ask(model, "untuned")
 
@@ -188,13 +190,15 @@ def facts(
         mask_pairs=tokens.longest_pack_pairs,
         checkpointing=train.gradient_checkpointing,
         optim=train.optim,
-        compute_bytes=4 if recipe.accelerate.use_cpu else 2,
+        compute_bytes=2 if precision.multiplies_in(recipe) == "bfloat16" else 4,
+        autocast=precision.is_bfloat16_on_cpu(recipe),
         shards=processes.count() if recipe.accelerate.distributed_type == "FSDP" else 1,
     )
     return header.Facts(
         base=adapter.base_name(recipe),
         quantization=recipe.model.quantization,
         parameters=model.num_parameters() - trainable,
+        multiplied=precision.multiplies_in(recipe),
         trainable=trainable,
         adapter=f"LoRA r={recipe.lora.r}",
         train_rows=len(lesson.rows),

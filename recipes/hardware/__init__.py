@@ -14,6 +14,10 @@ NO_HARDWARE = {"skypilot"}
 # (what a machine is, model.base): the file with the settings of that base.
 OF_BASE = {("cpu", "smollm2"): "cpu-smollm2"}
 
+# Values of ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA that leave bfloat16 to float32's instructions.
+OLDER_ATEN = {"default", "avx2"}
+OLDER_ONEDNN = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
+
 
 def names() -> list[str]:
     """Returns the names that HARDWARE takes."""
@@ -38,6 +42,24 @@ def gpu_count() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     named = len([one for one in visible.split(",") if one.strip() not in ("", "-1")]) if visible is not None else None
     return len(gpus()) if named is None else min(named, len(gpus()))
+
+
+def cpu_flags() -> set[str]:
+    """Returns the instruction sets of the processor, as Linux names them."""
+    return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+
+
+def cpu_has_bfloat16() -> bool:
+    """Returns whether the processor multiplies bfloat16 itself; where it does not, float32 is faster.
+
+    The variables that have PyTorch and oneDNN compute as an older processor does are heeded.
+    """
+    if os.environ.get("ATEN_CPU_CAPABILITY", "avx512").lower() in OLDER_ATEN:
+        return False
+    asked = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
+    if asked.upper() in OLDER_ONEDNN:
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
 
 
 def for_base(name: str, reason: str, base: object) -> tuple[str, str]:
