@@ -35,10 +35,10 @@ EVENTS = re.compile(
 )
 
 
-def run(checkout: Path, recipe: str, runs: Path) -> dict[str, Any]:
-    """Returns the seconds of each stage and the timeline of one run from train to verdict. Raises RuntimeError where a
-    stage fails."""
-    variables = {**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1"}
+def run(checkout: Path, recipe: str, runs: Path, more: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the seconds of each stage and the timeline of one run from train to verdict, with `more` variables in its
+    environment. Raises RuntimeError where a stage fails."""
+    variables = {**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1", **more}
     began = time.monotonic()
     stages: dict[str, float] = {}
     timeline: list[Any] = []
@@ -81,16 +81,25 @@ def table(builds: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.end_to_end", description="How long `make run` takes in two builds.")
     parser.add_argument("--before", type=Path, required=True, help="a checkout of the earlier build")
+    parser.add_argument(
+        "--before-with",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="variables of the earlier build alone, such as ATEN_CPU_CAPABILITY=avx2, without which the build of "
+        "2026-11-21 ends without a report on processors with bfloat16",
+    )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--recipe", default="classifier")
     arguments = parser.parse_args()
     checkouts = {"before": arguments.before.resolve(), "now": ROOT}
+    more = {"before": dict(one.split("=", 1) for one in arguments.before_with), "now": {}}
     builds: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
     for number in range(arguments.runs):
         for name, checkout in checkouts.items():
             print(f"bench     {name}, run {number + 1} of {arguments.runs}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="insource-end-to-end-") as folder:
-                builds[name].append(run(checkout, arguments.recipe, Path(folder)))
+                builds[name].append(run(checkout, arguments.recipe, Path(folder), more[name]))
             _write(builds, checkouts, arguments)
     print(*table(builds), sep="\n")
     for name, measured in builds.items():
@@ -101,7 +110,8 @@ def main() -> int:
 def _write(builds: Mapping[str, Any], checkouts: Mapping[str, Path], arguments: argparse.Namespace) -> None:
     medians = {name: statistics.median(one["seconds"] for one in told) for name, told in builds.items() if told}
     result = {
-        "command": f"python -m bench.end_to_end --before CHECKOUT --runs {arguments.runs} --recipe {arguments.recipe}",
+        "command": f"python -m bench.end_to_end --before CHECKOUT --runs {arguments.runs} --recipe {arguments.recipe}"
+        + (f" --before-with {' '.join(arguments.before_with)}" if arguments.before_with else ""),
         "commits": {name: _commit(path) for name, path in checkouts.items()},
         "machine": cpu(),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
