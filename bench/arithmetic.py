@@ -26,6 +26,7 @@ from typing import Any
 
 from bench.data_prep import cpu
 from compare import words
+from recipes import hardware
 from tracking import environment, files
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +45,7 @@ class Setting:
 
 SETTINGS = (
     Setting("as the machine computes"),
+    Setting("multiplied in float32", changes=("accelerate.mixed_precision=no",)),
     Setting("another seed, 18", changes=("train.seed=18",)),
     Setting("another seed, 19", changes=("train.seed=19",)),
     Setting("one thread", {"OMP_NUM_THREADS": "1"}),
@@ -55,6 +57,8 @@ SETTINGS = (
 
 def here(setting: Setting) -> bool:
     """Returns whether a setting computes otherwise than this processor does by itself."""
+    if setting.changes == ("accelerate.mixed_precision=no",):
+        return hardware.cpu_has_bfloat16()
     return "AVX2" not in setting.variables.get("ONEDNN_MAX_CPU_ISA", "") or environment.cpu_has_avx512()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from bench.shapes import LABEL_COUNTS
+from recipes import hardware
 from recipes.errors import RecipeError
 
 MODULES: Mapping[str, str] = {
@@ -24,6 +25,8 @@ class Case:
     shape: str
     batch_size: int = 16
     quantization: str = "none"
+    precision: str = "float32"
+    """What all systems multiply in: float32, or bfloat16 where GPU or processor do that themselves."""
     systems: tuple[str, ...] = tuple(MODULES)
     timed_updates: int = 3
     """After one that warms up."""
@@ -80,6 +83,8 @@ def chosen(asked: argparse.Namespace) -> list[Case]:
     if asked.systems:
         kept = [tuple(one for one in case.systems if one in asked.systems) for case in cases]
         cases = [replace(case, systems=systems) for case, systems in zip(cases, kept, strict=True) if systems]
+    precision = asked.precision or ("bfloat16" if hardware.gpu_count() or hardware.cpu_has_bfloat16() else "float32")
+    cases = [replace(case, precision=precision) for case in cases]
     if asked.repeats:
         cases = [replace(case, repeats=asked.repeats) for case in cases]
     return [replace(case, carried=()) for case in cases] if asked.full else cases

@@ -87,7 +87,7 @@ def main() -> int:
         default=[],
         metavar="NAME=VALUE",
         help="variables of the earlier build alone, such as ATEN_CPU_CAPABILITY=avx2, without which the build of "
-        "2026-11-21 ends without a report on processors with bfloat16",
+        "2026-11-22 ends without a report on processors with bfloat16",
     )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--recipe", default="classifier")

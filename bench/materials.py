@@ -41,7 +41,6 @@ def save_model(name: str, tokenizer: Any, folder: Path, on_gpu: bool) -> Model:
     """Returns what the model is; leaves it, the tokenizer and the adapter that everybody starts from in the folder."""
     import torch
     import transformers
-    from peft import LoraConfig, TaskType, get_peft_model
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     transformers.utils.logging.disable_progress_bar()
@@ -55,18 +54,30 @@ def save_model(name: str, tokenizer: Any, folder: Path, on_gpu: bool) -> Model:
     model = Qwen3ForCausalLM(config).to(torch.bfloat16 if on_gpu else torch.float32)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    parameters = model.num_parameters()
-    linear = [layer for layer in model.model.modules() if isinstance(layer, torch.nn.Linear)]
-    linear_parameters = sum(layer.weight.numel() for layer in linear)
-    lora = LoraConfig(task_type=TaskType.CAUSAL_LM, r=RANK, lora_alpha=ALPHA, target_modules="all-linear")
-    adapted = get_peft_model(model, lora)
-    adapted.peft_config["default"].base_model_name_or_path = str(folder)
-    adapted.save_pretrained(str(folder / ADAPTER))
+    parameters, linear_parameters = model.num_parameters(), linear_parameters_of(model)
+    save_adapter(model, str(folder), folder / ADAPTER)
     about = (
         f"Qwen3, random weights, {parameters / 1e6:.1f}M parameters ({config.num_hidden_layers} layers of "
         f"{config.hidden_size}, vocabulary {config.vocab_size}), LoRA r={RANK} on all linear layers"
     )
     return Model(about, linear_parameters)
+
+
+def linear_parameters_of(model: Any) -> int:
+    """Returns the weights of the layers that every token passes."""
+    import torch
+
+    return sum(layer.weight.numel() for layer in model.model.modules() if isinstance(layer, torch.nn.Linear))
+
+
+def save_adapter(model: Any, base: str, folder: Path) -> None:
+    """Leaves the adapter that everybody starts from, on all linear layers of the model."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    lora = LoraConfig(task_type=TaskType.CAUSAL_LM, r=RANK, lora_alpha=ALPHA, target_modules="all-linear")
+    adapted = get_peft_model(model, lora)
+    adapted.peft_config["default"].base_model_name_or_path = base
+    adapted.save_pretrained(str(folder))
 
 
 def save_rows(path: Path, examples: Sequence[Example]) -> None:

@@ -49,7 +49,7 @@ class Runs:
 
     def __init__(self, bench: Bench, case: Case, data: Shape) -> None:
         self.bench, self.case, self.data = bench, case, data
-        self.folder = bench.folder / f"{case.shape}-{case.batch_size}-{case.quantization}"
+        self.folder = bench.folder / f"{case.shape}-{case.batch_size}-{case.quantization}-{case.precision}"
         self.folder.mkdir(parents=True)
         materials.save_rows(self.folder / "speed.jsonl", data.examples[: case.batch_size * (1 + case.timed_updates)])
         materials.save_rows(self.folder / "quality.jsonl", data.examples[: case.batch_size * bench.updates])
@@ -149,6 +149,7 @@ class Runs:
             updates=self.bench.updates if rows == "quality" else 1 + self.case.timed_updates,
             learning_rate=LEARNING_RATE,
             on_gpu=self.bench.on_gpu,
+            bfloat16=self.case.precision == "bfloat16",
             # LLaMA-Factory and Unsloth pad as TRL does, on the same engine.
             micro_batch=1 if system == "trl_bfd" else min(self._fastest("trl", 4), self.case.batch_size),
             pack_tokens=self._fastest("trl_bfd", self._longest) if system == "trl_bfd" else 0,
@@ -173,6 +174,7 @@ class Runs:
             "shape": self.case.shape,
             "batch_size": self.case.batch_size,
             "quantization": self.case.quantization,
+            "precision": self.case.precision,
             "system": system,
             "version": runs[0]["version"],
             "command": f"python -m bench.peers.{MODULES[system]} spec.json",

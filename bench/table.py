@@ -59,7 +59,7 @@ def carried(case: Case, at_16: Result) -> Result:
 
 
 def _key(case: Case) -> Result:
-    return {name: getattr(case, name) for name in KEY}
+    return {name: getattr(case, name) for name in (*KEY, "precision")}
 
 
 def compared(results: Sequence[Result], systems: Sequence[str]) -> list[Result]:
@@ -188,9 +188,10 @@ def same(one: Result, other: Result) -> bool:
     return place(one) == place(other)
 
 
-def place(one: Result) -> int:
-    """Returns which of the cases a result is of."""
-    return [_key(case) for case in CASES].index({name: one[name] for name in KEY})
+def place(one: Result) -> tuple[str, int]:
+    """Returns which of the cases a result is of, in which precision (results before 2026-11-29 are float32)."""
+    cases = [tuple(getattr(case, name) for name in KEY) for case in CASES]
+    return one.get("precision", "float32"), cases.index(tuple(one[name] for name in KEY))
 
 
 def figure(value: float | None, written: str) -> str:

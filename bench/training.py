@@ -59,7 +59,7 @@ def main() -> int:
             repeats=0 if asked.quick else 3,
             updates=QUICK_UPDATES if asked.quick else QUALITY_UPDATES,
             on_gpu=on_gpu,
-            matmul_flops=machine.matmul_flops(on_gpu),
+            matmul_flops=machine.matmul_flops(on_gpu, cases[0].precision),
         )
         for case in cases:
             began = time.monotonic()
@@ -82,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--systems", nargs="+", choices=MODULES, help="leave out the others")
     made.add_argument("--repeats", type=int, help="runs of each system, of which the median counts (3)")
     made.add_argument("--model", choices=materials.MODELS, help="what is timed (27M; 4B on a GPU)")
+    made.add_argument("--precision", choices=["float32", "bfloat16"], help="bfloat16 where it is multiplied natively")
     made.add_argument("--full", action="store_true", help="time peers at every batch size (hours on a CPU)")
     made.add_argument("--quick", action="store_true", help="a tiny model and few updates, to see that it runs")
     made.add_argument("--results", type=Path, help=f"where the JSON goes ({RESULTS.name}; --quick: nowhere)")

@@ -70,6 +70,8 @@ def recipe_of(spec: Spec) -> Recipe:
         "train.max_length": 8192,
         "train.pack_tokens": 8192,
     }
+    if not spec.on_gpu:
+        keys["accelerate.mixed_precision"] = "bf16" if spec.bfloat16 else "no"
     if spec.on_gpu:
         keys["train.optim"] = "adamw_torch"
         keys["train.gradient_checkpointing"] = False

@@ -75,7 +75,7 @@ def settings(spec: Spec, folder: Path) -> dict[str, Any]:
         "optim": "adamw_torch",
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
-        "bf16": spec.on_gpu,
+        "bf16": spec.bfloat16,
         "use_cpu": not spec.on_gpu,
         "dataloader_pin_memory": spec.on_gpu,
         "logging_steps": 1,

@@ -34,6 +34,8 @@ class Spec:
     updates: int
     learning_rate: float
     on_gpu: bool = False
+    bfloat16: bool = False
+    """Whether matrices are multiplied in it; float32 otherwise."""
     micro_batch: int = 1
     """Rows of one forward pass, for systems that pad."""
     pack_tokens: int = 0

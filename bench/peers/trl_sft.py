@@ -37,7 +37,7 @@ def adapted(spec: Spec) -> tuple[Any, Any]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    dtype = torch.bfloat16 if spec.on_gpu else torch.float32
+    dtype = torch.bfloat16 if spec.bfloat16 else torch.float32
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
@@ -79,7 +79,7 @@ def trainer_of(
         weight_decay=0.0,
         max_grad_norm=1.0,
         gradient_checkpointing=False,
-        bf16=spec.on_gpu,
+        bf16=spec.bfloat16,
         use_cpu=not spec.on_gpu,
         dataloader_pin_memory=spec.on_gpu,
         logging_steps=1,

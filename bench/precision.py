@@ -1,0 +1,141 @@
+"""Training in float32 and in bfloat16 on this processor, in turns: `python -m bench.precision`.
+
+SmolLM2-135M-Instruct (real weights) on Banking77 and the pocket model on the demo's tickets, through the modules that
+`make train` runs; the same rows in the same order, a process for each run, the first update left out. Writes
+bench/results/precision.json. Nothing else may run beside it.
+
+    | model | batch | float32 | bfloat16 | times | share of the bfloat16 peak | loss, last update |
+    | smollm2 | 16 | 4.1 examples/s | 7.4 | 1.79 | 44% | 3.7123, 3.7098 |
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import machine, materials, table
+from bench.peers.spec import ADAPTER, Spec
+from bench.shapes import Shape, shape
+from recipes import command, hardware
+from recipes.errors import StageError
+from recipes.load import load
+from tasks import render
+from tracking import environment, files
+
+RESULTS = Path(__file__).parent / "results" / "precision.json"
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained."""
+
+    base: str
+    shape: str
+    batch_size: int
+    updates: int
+    """Timed ones, after one that warms up."""
+
+
+CASES = (
+    Case("smollm2", "banking77", 16, 4),
+    Case("smollm2", "banking77", 64, 2),
+    Case("pocket", "classifier", 16, 24),
+)
+
+
+def main() -> int:
+    made = argparse.ArgumentParser(prog="python -m bench.precision", description="Training in float32 and in bfloat16.")
+    made.add_argument("--banking77", type=Path, required=True, help="the folder of its train.csv")
+    made.add_argument("--runs", type=int, default=3, help="of each, of which the median counts")
+    asked = made.parse_args()
+    if not hardware.cpu_has_bfloat16():
+        raise StageError("this processor does not multiply bfloat16 itself (AVX512_BF16 or AMX): training is float32")
+    peaks = {precision: machine.matmul_flops(False, precision) for precision in PRECISIONS}
+    cases: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in CASES:
+            cases.append(measure(case, Path(folder) / f"{case.base}-{case.batch_size}", asked, peaks))
+            print(row(cases[-1]), file=sys.stderr, flush=True)
+            result = {
+                "command": f"python -m bench.precision --banking77 FOLDER --runs {asked.runs}",
+                "machine": machine.hardware(on_gpu=False),
+                "date": machine.today(),
+                "versions": environment.versions(),
+                "matmul_flops": peaks,
+                "cases": cases,
+            }
+            files.write_json(RESULTS, result)
+    print("| model | batch | float32 | bfloat16 | times | share of the bfloat16 peak | loss, last update |")
+    print("|---|---|---|---|---|---|---|", *map(row, cases), sep="\n")
+    return command.DONE
+
+
+def measure(case: Case, folder: Path, asked: argparse.Namespace, peaks: Mapping[str, float]) -> dict[str, Any]:
+    """Returns examples a second, share of the peak and losses of a case in both precisions."""
+    recipe = load("classifier", [f"model.base={case.base}", "model.quantization=none"], "cpu").recipe
+    tokenizer = render.tokenizer_of(recipe.model)
+    data = shape(case.shape, tokenizer, case.batch_size * (1 + case.updates), 0, asked.banking77)
+    folder.mkdir()
+    materials.save_rows(folder / "rows.jsonl", data.examples)
+    linear_parameters = begin(recipe.model.base, folder / ADAPTER)
+    results: dict[str, list[dict[str, Any]]] = {precision: [] for precision in PRECISIONS}
+    for number in range(asked.runs):
+        for precision in PRECISIONS:
+            spec = Spec(
+                system="insource",
+                folder=str(folder / f"{precision}-{number}"),
+                model=recipe.model.base,
+                adapter=str(folder / ADAPTER),
+                rows=str(folder / "rows.jsonl"),
+                quantization="none",
+                batch_size=case.batch_size,
+                updates=1 + case.updates,
+                learning_rate=3e-4,
+                bfloat16=precision == "bfloat16",
+            )
+            results[precision].append(machine.call(Path(sys.executable), "bench.peers.insource", spec))
+    found = {precision: told(runs, data, linear_parameters, peaks[precision]) for precision, runs in results.items()}
+    times = found["bfloat16"]["examples_per_second"] / found["float32"]["examples_per_second"]
+    return {"base": case.base, "shape": case.shape, "batch_size": case.batch_size, "times": round(times, 2), **found}
+
+
+def begin(base: str, adapter: Path) -> int:
+    """Leaves the adapter that every run starts from; returns the weights of the layers that every token passes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    linear_parameters = materials.linear_parameters_of(model)
+    torch.manual_seed(materials.SEED)
+    materials.save_adapter(model, base, adapter)
+    return linear_parameters
+
+
+def told(runs: Sequence[Mapping[str, Any]], data: Shape, linear_parameters: int, peak: float) -> dict[str, Any]:
+    """Returns the medians of the runs in one precision."""
+    flops = [4 * linear_parameters * sum(one["computed_tokens"][1:]) / sum(one["raw_seconds"][1:]) for one in runs]
+    return {
+        "examples_per_second": round(statistics.median(table.rate(one, data.row_tokens) for one in runs), 3),
+        "matmul_share": round(statistics.median(flops) / peak, 3),
+        "peak_memory_bytes": statistics.median(one["peak_memory_bytes"] for one in runs),
+        "losses": runs[0]["losses"],
+        "raw_seconds": [one["raw_seconds"] for one in runs],
+    }
+
+
+def row(case: Mapping[str, Any]) -> str:
+    """Returns a line of the table."""
+    rates = [case[precision]["examples_per_second"] for precision in PRECISIONS]
+    losses = ", ".join(f"{case[precision]['losses'][-1]:.4f}" for precision in PRECISIONS)
+    shown = [case["base"], str(case["batch_size"]), f"{rates[0]:.2f} examples/s", f"{rates[1]:.2f}"]
+    shown += [f"{case['times']:.2f}", f"{case['bfloat16']['matmul_share']:.0%}", losses]
+    return f"| {' | '.join(shown)} |"
+
+
+if __name__ == "__main__":
+    command.run(main)
