@@ -62,7 +62,8 @@ def test_the_best_on_validation_becomes_the_latest_run_and_nobody_reads_the_test
     assert best["to_the_best"] is None and best["interval"]["low"] < figures[0] < best["interval"]["high"]
     for one in others:
         apart = one["to_the_best"]
-        assert apart["low"] <= apart["delta"] == pytest.approx(one["figures"]["accuracy"] - figures[0]) <= apart["high"]
+        assert apart["low"] <= apart["delta"] <= apart["high"]
+        assert apart["delta"] == pytest.approx(one["figures"]["accuracy"] - figures[0])
     assert not list(parent.glob("*/scores.json")) and not list(parent.glob("*/merged"))
     assert answer.stdout.splitlines()[1].startswith("train.max_steps=40")
 
