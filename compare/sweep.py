@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
 def variants_of(models: Sequence[str], given: str) -> list[Variant]:
     """Returns every model with every group of settings. Raises RecipeError where that is no choice."""
     groups = [tuple(one.split()) for one in given.split(";") if one.strip()] or [()]
-    bases = [(f"model.base={model}",) for model in models] or [()]
+    bases: list[tuple[str, ...]] = [(f"model.base={model}",) for model in models] or [()]
     names = list(models) or [""]
     variants = [
         Variant(" ".join([name, *settings]).strip(), (*base, *settings))
