@@ -22,9 +22,9 @@ from deploy.escalation import OVER_BUDGET, REFUSED, Escalation, Kept
 from deploy.local import Engine, Judged
 from deploy.refused import RefusedError
 from deploy.task import Task
+from deploy.watch import LOCAL, Watch
 from tasks.inputs import Input
 
-LOCAL = "local"
 ASIDE_CHARACTERS = 2048
 """Longer inputs are prepared in a thread, so that others do not wait."""
 
@@ -102,10 +102,25 @@ def _prepared(deployed: Deployed, raw: str, private: bool) -> Prepared:
     return Prepared(given, "personal_data" if found else None)
 
 
-async def answered(engine: Engine, deployed: Deployed, asked: Prepared, most_tokens: int | None) -> Outcome:
-    """Returns the valid answer to an input. Raises RefusedError where there is none."""
+async def answered(
+    engine: Engine, deployed: Deployed, asked: Prepared, most_tokens: int | None, watch: Watch
+) -> Outcome:
+    """Returns the valid answer to an input. Raises RefusedError where there is none. Either is noted by `watch`."""
+    try:
+        outcome = await _answered(engine, deployed, asked, most_tokens, watch)
+    except RefusedError as error:
+        watch.refused(deployed.task, error.status)
+        raise
+    watch.answered(deployed.task, outcome)
+    return outcome
+
+
+async def _answered(
+    engine: Engine, deployed: Deployed, asked: Prepared, most_tokens: int | None, watch: Watch
+) -> Outcome:
     task, escalation = deployed.task, deployed.escalation
     own = await local.ask(engine, task, asked.given, most_tokens)
+    watch.judged(task, LOCAL, own)
     valid, threshold = own.parsed.problem is None, task.routing.threshold
     if asked.kept or isinstance(escalation, Kept) or threshold is None:
         return _own(task, asked, own, asked.kept or "no_threshold")
@@ -113,8 +128,10 @@ async def answered(engine: Engine, deployed: Deployed, asked: Prepared, most_tok
         return _own(task, asked, own, "confident")
     theirs = await escalation.ask(asked.given)
     if isinstance(theirs, Judged):
+        watch.judged(task, escalation.name, theirs)
         reason = "below_threshold" if valid else "own_answer_invalid"
         return _outcome(task, asked, theirs, own, escalation.name, reason)
+    watch.failed(task, escalation.name, theirs)
     if task.recipe.route.when_api_fails == "local":
         return _own(task, asked, own, theirs, degraded=True)
     whys = {

@@ -48,6 +48,8 @@ class Escalation:
         assert system.baseline is not None
         self.task, self.system, self.name = task, system, system.name
         price = prices.of(system.baseline)
+        self.ledger = ledger if price else None
+        """Of what it costs; None: nothing."""
         self._purse = MonthlyPurse(ledger, price) if ledger and price else None
         self.priced = self._purse is not None
         self._lines = [Line(backend, self._purse)]

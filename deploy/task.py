@@ -62,6 +62,11 @@ class Task:
         return Tokens(self.folder, self.material.module, self.material.spec)
 
     @property
+    def labels(self) -> Mapping[str, str] | None:
+        """Returns the labels with their descriptions, None where answers are no labels."""
+        return self.material.spec.labels if self.material.module.LABELLED else None
+
+    @property
     def grammar(self) -> str | None:
         """Returns the output constraint of requests, None where there is none: free text, or the recipe asks for none
         (serve.structured_output)."""
