@@ -13,10 +13,12 @@ the API model of the recipe, unless something keeps the input on this machine.
     api_answer_invalid          route.when_api_fails: local
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from deploy import local, personal
+from deploy.answer_ids import Answered, AnswerIds
 from deploy.daemon import in_thread
 from deploy.escalation import OVER_BUDGET, REFUSED, Escalation, Kept
 from deploy.local import Engine, Judged
@@ -25,6 +27,8 @@ from deploy.task import Task
 from deploy.watch import LOCAL, Watch
 from tasks.inputs import Input
 
+CONFIDENT = "confident"
+"""The reason for answers that the threshold keeps."""
 ASIDE_CHARACTERS = 2048
 """Longer inputs are prepared in a thread, so that others do not wait."""
 
@@ -35,6 +39,9 @@ class Deployed:
 
     task: Task
     escalation: Escalation | Kept
+    place: Path
+    """registry/<name>, where feedback and what was observed are kept."""
+    ids: AnswerIds = field(default_factory=AnswerIds)
     deployed_at: int = 0
     """When it became current, in nanoseconds since 1970."""
 
@@ -65,6 +72,8 @@ class Outcome:
     """Kinds of personal data that were replaced in the input."""
     usage: tuple[int, int] = field(default=(0, 0))
     """Tokens that the deployed version read and wrote."""
+    id: str = ""
+    """By which feedback finds it (deploy/answer_ids.py)."""
 
     @property
     def label(self) -> str:
@@ -74,6 +83,7 @@ class Outcome:
     def json(self) -> dict[str, Any]:
         """Returns what an answer says of it."""
         return {
+            "id": self.id,
             "answer": self.value,
             "confidence": self.confidence,
             "local_confidence": self.local_confidence,
@@ -112,7 +122,18 @@ async def answered(
         watch.refused(deployed.task, error.status)
         raise
     watch.answered(deployed.task, outcome)
-    return outcome
+    return replace(outcome, id=_id(deployed, outcome))
+
+
+def _id(deployed: Deployed, outcome: Outcome) -> str:
+    told = Answered(
+        deployed.task.deployment,
+        deployed.ids.digest(deployed.task.identity(outcome.value)),
+        local=outcome.answered_by == LOCAL,
+        kept=outcome.reason == CONFIDENT,
+        confidence=outcome.local_confidence,
+    )
+    return deployed.ids.seal(told)[0]
 
 
 async def _answered(
@@ -125,7 +146,7 @@ async def _answered(
     if asked.kept or isinstance(escalation, Kept) or threshold is None:
         return _own(task, asked, own, asked.kept or "no_threshold")
     if valid and own.confidence is not None and own.confidence >= threshold:
-        return _own(task, asked, own, "confident")
+        return _own(task, asked, own, CONFIDENT)
     theirs = await escalation.ask(asked.given)
     if isinstance(theirs, Judged):
         watch.judged(task, escalation.name, theirs)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy import escalation, registry, routing, task, versions
+from deploy import answer_ids, escalation, registry, routing, task, versions
 from deploy.answering import Deployed
 from deploy.console import say
 from deploy.daemon import in_thread
@@ -87,10 +87,11 @@ def read(place: Path, version: str, started_with: Recipe | None, deployed_at: in
         ) from None
     if found is None:
         return None
+    ids = answer_ids.of_registry(place)
     try:
-        return Deployed(found, escalation.of(found, place), deployed_at)
+        return Deployed(found, escalation.of(found, place), place, ids, deployed_at)
     except RecipeError as error:
-        return Deployed(found, Kept("no_api_model", str(error)), deployed_at)
+        return Deployed(found, Kept("no_api_model", str(error)), place, ids, deployed_at)
 
 
 def _told(deployed: Deployed) -> str:

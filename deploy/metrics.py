@@ -51,6 +51,10 @@ class Metrics:
             buckets=CONFIDENCES,
         )
         self._labels = self._counter("labels", "Labels that the deployed model answered.", "model", "label")
+        told = "How far the deployed model's answers today are from those to the calibration rows, from 0 to 1."
+        self._drift = self._gauge("drift", told, "model", "of")
+        told = "Right answers that came by POST /v1/feedback."
+        self._feedback = self._counter("feedback", told, "model", "by", "right")
         self._ready = self._gauge("ready", "1 while requests are passed on.")
         self._in_flight = self._gauge("requests_in_flight", "Requests on their way.")
         self._deployed = self._gauge("deployed", "1 for the version that answers.", "model", "version")
@@ -83,6 +87,14 @@ class Metrics:
             self._confidence.labels(model).observe(confidence)
         for label in labels:
             self._labels.labels(model, label).inc()
+
+    def drifted(self, model: str, of: str, distance: float) -> None:
+        """Sets how far answers are from those of the calibration rows."""
+        self._drift.labels(model, of).set(distance)
+
+    def fed_back(self, model: str, by: str, right: bool) -> None:
+        """Counts a right answer that came later."""
+        self._feedback.labels(model, by, str(right).lower()).inc()
 
     def now(self, ready: bool, in_flight: int, versions: Mapping[str, str]) -> None:
         """Sets what is true at this moment."""

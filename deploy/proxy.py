@@ -6,8 +6,8 @@ is ever read by another, and changing over is one assignment: requests on their 
 
 vLLM itself checks its key on some paths alone and lets everyone load adapters; here is what passes, and no more:
 POST /v1/chat/completions, /v1/completions and /v1/messages, GET /v1/models. The gateway itself answers POST
-/v1/tasks/<recipe> and /v1/decisions, and chats that hold an input of a task (on_tasks.py); GET /metrics; and without a
-key GET /healthz (the process runs) and /readyz (requests are passed on; /health is its name of before).
+/v1/tasks/<recipe>, /v1/decisions and /v1/feedback, chats that hold an input of a task (on_tasks.py), and GET /metrics;
+and without a key GET /healthz (the process runs) and /readyz (requests are passed on; /health is its name of before).
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import ClientSession, web
 
-from deploy import chat, decisions, metrics, names, on_tasks, passing, tasks_path
+from deploy import chat, decisions, feedback, metrics, names, on_tasks, passing, tasks_path
 from deploy.answering import Deployed
 from deploy.daemon import in_thread
 from deploy.keys import Keys
@@ -31,7 +31,7 @@ from recipes.schema_verdict import Limits
 
 ASKING = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
 STATES = ("/health", "/healthz", "/readyz")
-OTHERS = (decisions.PATH, "/v1/models", "/metrics", *STATES)
+OTHERS = (decisions.PATH, feedback.PATH, "/v1/models", "/metrics", *STATES)
 """Paths that the gateway itself answers, beside those of tasks."""
 LARGEST_BODY_BYTES = Limits().body_kib * 2**10
 BODY_SECONDS = 30.0
@@ -181,6 +181,10 @@ def application(door: Door) -> web.Application:
     async def decide(request: web.Request) -> web.StreamResponse:
         return await _decide(door, request)
 
+    async def corrected(request: web.Request) -> web.StreamResponse:
+        async with _taken(door, request, of_model=False) as sent:
+            return await passing.told(request, await feedback.answers(sent, door.tasks, door.watch), {})
+
     async def models(request: web.Request) -> web.StreamResponse:
         _owner(door, request)
         raw = [f"{name}{chat.RAW}" for name in door.tasks]
@@ -190,6 +194,7 @@ def application(door: Door) -> web.Application:
     async def measured(request: web.Request) -> web.StreamResponse:
         _owner(door, request)
         door.watch.metrics.now(door.ready, door.of_key.total(), door.versions)
+        door.watch.drifted(door.tasks)
         said = await in_thread(door.watch.exposition, dict(door.tasks))
         return web.Response(body=said, headers={"Content-Type": metrics.CONTENT_TYPE})
 
@@ -207,6 +212,7 @@ def application(door: Door) -> web.Application:
         app.router.add_post(path, ask)
     app.router.add_post(f"{tasks_path.PREFIX}{{name}}", task)
     app.router.add_post(decisions.PATH, decide)
+    app.router.add_post(feedback.PATH, corrected)
     app.router.add_get("/v1/models", models)
     app.router.add_get("/metrics", measured)
     app.router.add_get("/healthz", alive)
@@ -217,13 +223,15 @@ def application(door: Door) -> web.Application:
 
 
 @asynccontextmanager
-async def _taken(door: Door, request: web.Request) -> AsyncIterator[bytes]:
-    """Yields the body of a request that comes in, which counts meanwhile. Raises RefusedError where it does not."""
+async def _taken(door: Door, request: web.Request, of_model: bool = True) -> AsyncIterator[bytes]:
+    """Yields the body of a request that comes in, which counts meanwhile. Raises RefusedError where it does not;
+    `of_model`: whether that is so while vLLM is started."""
     owner = _owner(door, request)
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise RefusedError(415, "invalid_request_error", "a packed body (Content-Encoding) is not taken; send it plain")
     with door.counted(owner):
-        door.check_open()
+        if of_model:
+            door.check_open()
         yield await _body(door, request)
 
 

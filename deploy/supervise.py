@@ -46,6 +46,7 @@ async def serving(gateway: "Gateway", address: Address, access: Logger | None = 
         await _drained(gateway.door)
         await gateway.close()
         await gateway.deployments.close()
+        await gateway.door.watch.observed.write(now=True)
         # Together: vLLM has nothing left to answer, and may take as long to end as connections do.
         await asyncio.gather(in_thread(gateway.vllm.stop), runner.cleanup())
 

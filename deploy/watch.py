@@ -1,15 +1,19 @@
-"""What the gateway notes of the answers that it gives: counts for Prometheus.
+"""What the gateway notes of the answers that it gives: counts for Prometheus, and what `make drift` looks at.
 
 Nothing here waits or writes while a request is answered; what reads a disk runs in a thread.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploy.answer_ids import Answered
 from deploy.escalation import Escalation
 from deploy.local import Judged
 from deploy.metrics import NOBODY, Metrics, labels_of
+from deploy.observed import Observed
 from deploy.task import Task
+from insource.stats import drift
 from recipes.errors import StageError
 
 if TYPE_CHECKING:
@@ -22,15 +26,19 @@ LOCAL = "local"
 class Watch:
     """What is noted of answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: Path | None = None) -> None:
+        """`registry`: where what was observed is written, None: nowhere."""
         self.metrics = Metrics()
+        self.observed = Observed(registry)
 
     def judged(self, task: Task, by: str, judged: Judged) -> None:
         """Notes an answer that was read by the task's schema, whether or not it is given."""
         self.metrics.checked(task.name, by, judged.parsed.problem)
         self.metrics.used(task.name, by, judged.answer.input_tokens, judged.answer.output_tokens)
         if by == LOCAL and judged.parsed.problem is None:
-            self.metrics.said(task.name, judged.confidence, labels_of(judged.parsed.value, task.labels))
+            value = judged.parsed.value
+            self.metrics.said(task.name, judged.confidence, labels_of(value, task.labels))
+            self.observed.of(task).profile.add(judged.confidence, task.text(value) if task.labels else None)
 
     def failed(self, task: Task, by: str, why: str) -> None:
         """Notes an API model that gave no valid answer."""
@@ -39,14 +47,30 @@ class Watch:
     def answered(self, task: Task, outcome: "Outcome") -> None:
         """Notes what became of an input."""
         self.metrics.answered(task.name, outcome.answered_by, outcome.reason, outcome.degraded)
+        self.observed.of(task).reasons[outcome.label] += 1
 
     def passed(self, task: Task, reason: str) -> None:
         """Notes a chat whose answer passes from vLLM to the client unread."""
         self.metrics.answered(task.name, LOCAL, reason)
+        self.observed.of(task).reasons[f"{LOCAL}/{reason}"] += 1
 
     def refused(self, task: Task, status: int) -> None:
         """Notes an input that has an error for an answer."""
         self.metrics.answered(task.name, NOBODY, f"error_{status}")
+
+    def fed_back(self, task: Task, answered: Answered, right: bool) -> None:
+        """Notes a right answer that came later."""
+        self.metrics.fed_back(task.name, LOCAL if answered.local else "api", right)
+
+    def drifted(self, tasks: "Mapping[str, Deployed]") -> None:
+        """Sets how far the answers that this process saw are from those to the calibration rows."""
+        for name, one in tasks.items():
+            before, now = one.task.routing.profile, self.observed.today(one.task)
+            if before is None or not now.rows:
+                continue
+            self.metrics.drifted(name, "confidence", drift.largest_difference(before.confidences, now.confidences))
+            if before.answers:
+                self.metrics.drifted(name, "labels", drift.total_variation(before.answers, now.answers))
 
     def exposition(self, tasks: "Mapping[str, Deployed]") -> bytes:
         """Returns the metrics as Prometheus reads them. For a thread: it reads what this month's calls did cost."""
