@@ -98,5 +98,8 @@ def _told(deployed: Deployed) -> str:
     one, route = deployed.escalation, deployed.task.recipe.route
     if isinstance(one, Kept):
         return f"every request stays local: {one.words}"
+    if route.mirror:
+        money = f", for at most {route.usd_per_month:g} USD a month" if one.priced else ""
+        return f"before the switch: {one.name} answers{money}; {route.mirror:.1%} are also answered here, aside"
     money = f", at most {route.usd_per_month:g} USD a month" if one.priced else ""
     return f"below a confidence of {deployed.task.routing.threshold:.4f} {one.name} answers{money}"

@@ -22,17 +22,19 @@ from typing import Any
 from compare import route
 from compare.profile import Profile
 from compare.route import Policy
-from deploy import feedback, observed, registry, routing
+from deploy import feedback, mirror, observed, registry, routing
 from deploy.observed import Seen
 from deploy.routing import Routing
-from insource.stats import drift
+from insource.stats import drift, paired
 from insource.stats.intervals import wilson
-from insource.stats.paired import holm
+from insource.stats.metric_stats import of_scores
 from recipes import command
 from recipes.errors import RecipeError, StageError
 from recipes.load import load, precedence
 from tracking import files, identity
 
+Line = Mapping[str, Any]
+Lines = Sequence[Line]
 ALPHA = 0.01
 LEAST_ANSWERS = 50
 """Of fewer answers nothing is tested."""
@@ -63,30 +65,31 @@ def main() -> int:
     if (version := registry.current(place)) is None:
         raise RecipeError(f"nothing is deployed below {place}; `make deploy RECIPE={arguments.recipe}` deploys")
     routed = routing.of_history(place, registry.history(place), version)
-    if routed.profile is None:
-        raise StageError(
-            f"{version} below {place} has no profile of its calibration rows to hold traffic against: "
-            f"`make compare RECIPE={arguments.recipe}`, then `make deploy RECIPE={arguments.recipe}`"
-        )
     return judged(place, version, routed, int(arguments.days))
 
 
 def judged(place: Path, version: str, routed: Routing, days: int) -> int:
-    """Prints what was found of a deployed version. Returns the exit code."""
+    """Prints what was found of a deployed version. Returns the exit code. Raises StageError where there is nothing to
+    hold its traffic against."""
     deployment = files.digest([version, routed.file])
     since = datetime.now(UTC) - timedelta(days=days)
     seen = observed.read(place, deployment, f"{since:%Y-%m-%d}")
-    told = feedback.read(place, deployment, since)
-    assert routed.profile is not None and routed.file is not None
-    policy = route.read(place / routing.FOLDER / routed.file)
-    print(
-        f"drift     {place.name}@{version}: {seen.profile.rows:,} answers of the last {days} days, beside "
-        f"{routed.profile.rows:,} calibration rows"
-    )
-    found = [*of_traffic(routed.profile, seen), of_feedback(policy, told)]
-    for line in [*routes(seen), *of_others(told)]:
+    told, mirrored = feedback.read(place, deployment, since), mirror.read(place, deployment, since)
+    if routed.profile is None and not mirrored:
+        raise StageError(
+            f"{version} below {place} has no profile of its calibration rows to hold traffic against: "
+            f"`make compare RECIPE={place.name}`, then `make deploy RECIPE={place.name}`"
+        )
+    policy = route.read(place / routing.FOLDER / routed.file) if routed.file else None
+    before = routed.profile or Profile()
+    beside = f", beside {before.rows:,} calibration rows" if before.rows else ""
+    print(f"drift     {place.name}@{version}: {seen.profile.rows:,} answers of the last {days} days{beside}")
+    found = of_traffic(before, seen) if before.rows else []
+    if policy is not None:
+        found.append(of_feedback(policy, told, mirrored))
+    for line in [*routes(seen), *of_others(told), *of_mirror(told, mirrored)]:
         print(line)
-    return conclude(policy, found)
+    return conclude(policy, found, routed.why_none)
 
 
 def of_traffic(before: Profile, seen: Seen) -> list[Finding]:
@@ -107,11 +110,14 @@ def of_traffic(before: Profile, seen: Seen) -> list[Finding]:
     return found or [Finding("traffic", "no answer tells a confidence, and the task has no labels", None)]
 
 
-def of_feedback(policy: Policy, told: Sequence[Mapping[str, Any]]) -> Finding:
-    """Returns what right answers tell of those that the threshold kept."""
-    right = [bool(line["right"]) for line in told if line["kept"]]
+def of_feedback(policy: Policy, told: Lines, mirrored: Mapping[str, Line]) -> Finding:
+    """Returns what right answers tell of those that the threshold kept, or would keep of those that were mirrored."""
     if policy.threshold is None:
         return Finding("feedback", f"there is no threshold: {policy.why_none}", None)
+    right = [bool(line["right"]) for line in told if line["kept"]]
+    for line, mine in _both(told, mirrored):
+        if mine["confidence"] is not None and mine["confidence"] >= policy.threshold:
+            right.append(mine["digest"] == line["right_digest"])
     if not right:
         return Finding("feedback", "of no answer that the threshold kept the right one is known", None)
     share = _share(right, "kept answers")
@@ -123,13 +129,33 @@ def of_feedback(policy: Policy, told: Sequence[Mapping[str, Any]]) -> Finding:
     return Finding("feedback", f"{share}; promised: {policy.target}", p_value)
 
 
-def of_others(told: Sequence[Mapping[str, Any]]) -> list[str]:
+def of_others(told: Lines) -> list[str]:
     """Returns lines on right answers of answers that nothing was promised of."""
     found = []
     for name, local in (("other local answers", True), ("answers of the API model", False)):
         if right := [bool(line["right"]) for line in told if line["local"] is local and not line["kept"]]:
             found.append(f"feedback  {_share(right, name)}")
     return found
+
+
+def of_mirror(told: Lines, mirrored: Mapping[str, Line]) -> list[str]:
+    """Returns lines on what the deployed model answered aside: how often as the API model, and how often right."""
+    if not mirrored:
+        return []
+    found = [f"mirror    {_share([bool(one['agreed']) for one in mirrored.values()], 'mirrored answers', 'the same')}"]
+    if both := _both(told, mirrored):
+        own = [mine["digest"] == line["right_digest"] for line, mine in both]
+        theirs = [bool(line["right"]) for line, _ in both]
+        between = paired.of(*(of_scores([float(one) for one in right]) for right in (own, theirs)))
+        found.append(f"mirror    {_share(own, 'of them')}; {_share(theirs, 'of the API model')}")
+        told_in_points = (100 * one for one in (between.delta, between.low, between.high))
+        found.append("mirror    difference {:+.1f} points ({:+.1f} to {:+.1f})".format(*told_in_points))
+    return found
+
+
+def _both(told: Lines, mirrored: Mapping[str, Line]) -> list[tuple[Line, Line]]:
+    """Feedback on answers that the deployed model was asked for too, with what it said."""
+    return [(line, mirrored[line["answer"]]) for line in told if line["answer"] in mirrored]
 
 
 def routes(seen: Seen) -> list[str]:
@@ -139,10 +165,10 @@ def routes(seen: Seen) -> list[str]:
     return [f"routes    {shares}"] if total else []
 
 
-def conclude(policy: Policy, found: Sequence[Finding]) -> int:
-    """Prints each finding and what follows. Returns the exit code."""
+def conclude(policy: Policy | None, found: Sequence[Finding], why_none: str | None) -> int:
+    """Prints each finding and what follows. Returns the exit code. `why_none`: why there is no threshold."""
     tested = [one for one in found if one.p_value is not None]
-    adjusted = dict(zip((one.what for one in tested), holm([one.p_value or 0.0 for one in tested]), strict=True))
+    adjusted = dict(zip((one.what for one in tested), paired.holm([one.p_value or 0.0 for one in tested]), strict=True))
     lost = [one.what for one in tested if adjusted[one.what] < ALPHA]
     for one in found:
         word = "untested" if one.p_value is None else "LOST" if one.what in lost else "holds"
@@ -154,8 +180,8 @@ def conclude(policy: Policy, found: Sequence[Finding]) -> int:
             "into the data, then `make run` and `make deploy`; until then a stricter route.target_accuracy keeps less"
         )
         return command.GATE
-    if policy.threshold is None:
-        print(f"verdict   there is no guarantee to lose: {policy.why_none}")
+    if policy is None or policy.threshold is None:
+        print(f"verdict   there is no guarantee to lose: {why_none}")
     elif not tested:
         print("verdict   too little is known of this traffic to say")
     else:
@@ -163,10 +189,10 @@ def conclude(policy: Policy, found: Sequence[Finding]) -> int:
     return command.DONE
 
 
-def _share(right: Sequence[bool], what: str) -> str:
+def _share(right: Sequence[bool], what: str, right_is: str = "right") -> str:
     share, n = sum(right) / len(right), len(right)
     low, high = wilson(share, n, 0.05)
-    return f"{sum(right):,} of {n:,} {what} right, {share:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{sum(right):,} of {n:,} {what} {right_is}, {share:.1%} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _median(counts: Mapping[int, int]) -> float:

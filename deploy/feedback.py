@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from deploy import bodies, journal
+from deploy import bodies, journal, traffic
 from deploy.answer_ids import Answered
 from deploy.answering import Deployed
 from deploy.daemon import in_thread
@@ -44,8 +44,8 @@ class Given:
     answered: Answered
     digest: str
     """Of the right answer."""
-    text: str
-    """The right answer, as the task writes it."""
+    value: Any
+    """The right answer."""
 
     @property
     def right(self) -> bool:
@@ -89,15 +89,15 @@ def _checked(piece: Any, tasks: Mapping[str, Deployed]) -> Given | RefusedError:
     if deployed is None or answered is None:
         return RefusedError(404, "not_found_error", f"{told[:24]!r} is the id of no answer of this gateway")
     try:
-        text = right_answer(deployed.task, piece["answer"])
+        value = right_answer(deployed.task, piece["answer"])
     except RefusedError as error:
         return error
-    return Given(deployed, answered, deployed.ids.digest(text), text)
+    return Given(deployed, answered, deployed.ids.digest(deployed.task.identity(value)), value)
 
 
-def right_answer(task: Task, value: Any) -> str:
-    """Returns what equal answers share (`Task.identity`) of a right answer that a client gives: a label, a list of
-    labels, a record, a text, or its JSON. Raises RefusedError where the task has no such answer."""
+def right_answer(task: Task, value: Any) -> Any:
+    """Returns a right answer that a client gives, as the task has it: a label, a list of labels, a record, a text, or
+    its JSON. Raises RefusedError where the task has no such answer."""
     module, spec = task.material.module, task.material.spec
     if module.OBJECTIVE == "prefer":
         raise invalid(f"{task.name} is of kind preference, whose answers are neither right nor wrong")
@@ -108,7 +108,7 @@ def right_answer(task: Task, value: Any) -> str:
     parsed = module.parse(spec, text)
     if parsed.problem is not None:
         raise invalid(f"answer is no answer of {task.name}: {parsed.problem}")
-    return task.identity(parsed.value)
+    return parsed.value
 
 
 def _record(given: list[Given]) -> None:
@@ -120,6 +120,9 @@ def _record(given: list[Given]) -> None:
             mine = [one for one in given if one.deployed.place == place]
             for number, one in enumerate(mine, 1):
                 journal.append(file, _line(one, at), _WHAT, flush=number == len(mine))
+    for one in given:
+        if one.answered.recorded:
+            traffic.correct(one.deployed.task, one.deployed.place, one.answered.name, one.answered.day, one.value)
 
 
 def _line(one: Given, at: str) -> dict[str, object]:

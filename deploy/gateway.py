@@ -183,7 +183,6 @@ class Gateway:
             elif not self._announced and not self._said:
                 raise StageError("no deployed version can be served")
             await self.tidy()
-            await self.door.watch.observed.write()
             if told := await in_thread(self.door.keys.refresh):
                 say(f"keys      {told}")
             await asyncio.sleep(POLL_SECONDS)

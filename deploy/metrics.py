@@ -55,6 +55,8 @@ class Metrics:
         self._drift = self._gauge("drift", told, "model", "of")
         told = "Right answers that came by POST /v1/feedback."
         self._feedback = self._counter("feedback", told, "model", "by", "right")
+        told = "API answers that the deployed model was asked for too (route.mirror), by whether both agree."
+        self._mirrored = self._counter("mirrored", told, "model", "result")
         self._ready = self._gauge("ready", "1 while requests are passed on.")
         self._in_flight = self._gauge("requests_in_flight", "Requests on their way.")
         self._deployed = self._gauge("deployed", "1 for the version that answers.", "model", "version")
@@ -91,6 +93,10 @@ class Metrics:
     def drifted(self, model: str, of: str, distance: float) -> None:
         """Sets how far answers are from those of the calibration rows."""
         self._drift.labels(model, of).set(distance)
+
+    def mirrored(self, model: str, result: str) -> None:
+        """Counts an input that the deployed model was to answer too."""
+        self._mirrored.labels(model, result).inc()
 
     def fed_back(self, model: str, by: str, right: bool) -> None:
         """Counts a right answer that came later."""

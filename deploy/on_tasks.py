@@ -11,9 +11,9 @@ from aiohttp import web
 
 from deploy import answering, bodies, chat, passing, wires
 from deploy.answering import Deployed
-from deploy.local import Engine
+from deploy.local import LOCAL, Engine
 from deploy.task import Task
-from deploy.watch import LOCAL, Watch
+from deploy.watch import Watch
 from recipes.schema_verdict import Limits
 
 
@@ -39,8 +39,8 @@ async def chatted(
     asked = chat.of(body, task, private)
     if asked is None:
         return None
-    given = await answering.prepared(deployed, asked.text, asked.private)
-    if given.kept and _carries(task, request.path):
+    given = await answering.prepared(deployed, asked.text, asked.private, watch)
+    if given.kept and not given.recorded and _carries(task, request.path):
         answered[f"{LOCAL}/{given.kept}"] += 1
         watch.passed(task, given.kept)
         passed = chat.passed(body, task, given, request.path, limits.answer_tokens)

@@ -23,9 +23,9 @@ from deploy import chat, decisions, feedback, metrics, names, on_tasks, passing,
 from deploy.answering import Deployed
 from deploy.daemon import in_thread
 from deploy.keys import Keys
-from deploy.local import Engine
+from deploy.local import LOCAL, Engine
 from deploy.refused import RefusedError, invalid
-from deploy.watch import LOCAL, Watch
+from deploy.watch import Watch
 from recipes.addresses import foreign
 from recipes.schema_verdict import Limits
 
@@ -279,7 +279,7 @@ async def _decide(door: Door, request: web.Request) -> web.StreamResponse:
             raise RefusedError(404, "not_found_error", f"the prompt.json of {of.inside} does not state its task")
         with door.under_way(of.inside):
             engine = Engine(door.check_open(), door.heard)
-            said = await decisions.answers(sent, deployed, engine, of.outside, door.limits)
+            said = await decisions.answers(sent, deployed, engine, of.outside, door.limits, door.watch)
             return await passing.told(request, said, {VERSION_HEADER: of.version})
 
 

@@ -39,7 +39,7 @@ async def answers(
     head = {"task": task.name, "version": task.version}
 
     async def one(value: Any) -> Outcome:
-        given = await answering.prepared(deployed, text_of(task, value), private)
+        given = await answering.prepared(deployed, text_of(task, value), private, watch)
         return await answering.answered(engine, deployed, given, limits.answer_tokens, watch)
 
     if not several:

@@ -3,24 +3,29 @@
 Nothing here waits or writes while a request is answered; what reads a disk runs in a thread.
 """
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploy import traffic
 from deploy.answer_ids import Answered
 from deploy.escalation import Escalation
-from deploy.local import Judged
+from deploy.local import LOCAL, Judged
 from deploy.metrics import NOBODY, Metrics, labels_of
+from deploy.mirror import Mirror
 from deploy.observed import Observed
 from deploy.task import Task
+from deploy.traffic import Traffic
 from insource.stats import drift
 from recipes.errors import StageError
+from tasks.inputs import Input
+from tracking.run import now
 
 if TYPE_CHECKING:
     from deploy.answering import Deployed, Outcome
 
-LOCAL = "local"
-"""The deployed version, as the one who answered."""
+EVERY_SECONDS = 0.5
 
 
 class Watch:
@@ -30,15 +35,22 @@ class Watch:
         """`registry`: where what was observed is written, None: nowhere."""
         self.metrics = Metrics()
         self.observed = Observed(registry)
+        self.traffic = Traffic()
+        self.mirror = Mirror(self.metrics, self.judged)
 
-    def judged(self, task: Task, by: str, judged: Judged) -> None:
-        """Notes an answer that was read by the task's schema, whether or not it is given."""
+    def judged(self, task: Task, by: str, judged: Judged, sample: bool = True) -> None:
+        """Notes an answer that was read by the task's schema, whether or not it is given.
+
+        `sample`: whether `make drift` looks at it. While a share is mirrored, that is the sample, and other answers of
+        the deployed model would bias it.
+        """
         self.metrics.checked(task.name, by, judged.parsed.problem)
         self.metrics.used(task.name, by, judged.answer.input_tokens, judged.answer.output_tokens)
         if by == LOCAL and judged.parsed.problem is None:
             value = judged.parsed.value
             self.metrics.said(task.name, judged.confidence, labels_of(value, task.labels))
-            self.observed.of(task).profile.add(judged.confidence, task.text(value) if task.labels else None)
+            if sample:
+                self.observed.of(task).profile.add(judged.confidence, task.text(value) if task.labels else None)
 
     def failed(self, task: Task, by: str, why: str) -> None:
         """Notes an API model that gave no valid answer."""
@@ -57,6 +69,37 @@ class Watch:
     def refused(self, task: Task, status: int) -> None:
         """Notes an input that has an error for an answer."""
         self.metrics.answered(task.name, NOBODY, f"error_{status}")
+
+    def record(self, deployed: "Deployed", given: Input, outcome: "Outcome", name: str) -> None:
+        """Has an answered input written into the record of traffic. `name`: of the answer's id."""
+        one = traffic.Answer(
+            deployed.task,
+            deployed.place,
+            name,
+            given.text,
+            outcome.value,
+            outcome.answered_by,
+            outcome.reason,
+            outcome.confidence,
+            now(),
+        )
+        self.traffic.add(one)
+
+    async def run(self) -> None:
+        """Writes what is due, for ever."""
+        while True:
+            await asyncio.sleep(EVERY_SECONDS)
+            await self.write()
+
+    async def write(self, at_once: bool = False) -> None:
+        """Writes what is due, or `at_once` all that there is."""
+        await self.traffic.write()
+        await self.observed.write(at_once)
+
+    async def close(self) -> None:
+        """Ends what is asked aside, and writes what is not written yet."""
+        await self.mirror.close()
+        await self.write(at_once=True)
 
     def fed_back(self, task: Task, answered: Answered, right: bool) -> None:
         """Notes a right answer that came later."""

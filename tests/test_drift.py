@@ -100,7 +100,7 @@ def served(folder: Path, one: Deployed, rows: Sequence[tuple[str, float]]) -> li
         watch = Watch(folder / "registry")
         async with door(one, watch=watch) as (client, _, _made):
             found.extend(await ask(client, rows))
-            await watch.observed.write(now=True)
+            await watch.close()
 
     run(all_of_it)
     return found
@@ -291,7 +291,7 @@ def test_the_target_against_a_baseline_is_not_tested_by_feedback_and_it_is_told(
 ) -> None:
     place = place_of(tmp_path, profile(drawn(400, 1)), target_accuracy=None, not_worse_than="api", margin=0.02)
     line = {"kept": True, "local": True, "right": False}
-    found = drifting.of_feedback(drifting.route.read(place / routing.FOLDER / str(routed(place).file)), [line] * 30)
+    found = drifting.of_feedback(drifting.route.read(place / routing.FOLDER / str(routed(place).file)), [line] * 30, {})
     assert found.p_value is None and "0 of 30 kept answers right" in found.told and "api" in found.told
 
 

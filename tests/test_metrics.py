@@ -44,7 +44,7 @@ def test_inputs_are_counted_by_who_answered_and_why_with_validity_tokens_and_spe
     provider.answer = lambda prompt: "broken"
     price = ", price: {input_usd_per_million: 10, output_usd_per_million: 0}"
     asked = recipe(tmp_path, baselines=baseline(address, more=price), route="{usd_per_month: 5}")
-    inputs = ["says lost p=0.95", "says lost p=0.95", "says late p=0.5", "says nonsense", "mail ann@example.org", ""]
+    inputs = ["says lost p=0.94", "says lost p=0.94", "says late p=0.5", "says nonsense", "mail ann@example.org", ""]
 
     async def ask() -> None:
         async with door(deployed(tmp_path, asked)) as (client, _, _made):
@@ -60,7 +60,7 @@ def test_inputs_are_counted_by_who_answered_and_why_with_validity_tokens_and_spe
                 ("local", "false", NAME, "personal_data"): 1,
             }
             assert found["insource_checked_answers_total", "local", NAME, "valid"] == 4
-            assert found["insource_checked_answers_total", "local", NAME, "not_a_label"] == 2, "asked once more"
+            assert found["insource_checked_answers_total", "local", NAME, "not_a_label"] == 1
             assert found["insource_checked_answers_total", "api", NAME, "valid"] == 2
             assert found["insource_labels_total", "lost", NAME] == 2
             assert found["insource_labels_total", "late", NAME] == 2
