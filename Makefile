@@ -8,6 +8,7 @@ RUN      ?=
 FORCE    ?=
 REGISTRY ?= registry
 TO       ?=
+DAYS     ?=
 BENCH    ?= training
 ARGS     ?=
 PYTHON   ?= python3
@@ -16,13 +17,13 @@ VENV     := .venv/bin/python
 # tests wait for servers.
 WORKERS  := $(shell echo $$(($$(nproc) + 1)))
 TESTS    := OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
-export HARDWARE RUNS FRESH RUN FORCE REGISTRY TEST MODEL MODELS VARIANTS COMPARE BASE_URL TO
+export HARDWARE RUNS FRESH RUN FORCE REGISTRY TEST MODEL MODELS VARIANTS COMPARE BASE_URL TO DAYS
 # Without bytecode, as container images often set it, every process would compile torch and vLLM anew: 10 to 15 s each.
 unexport PYTHONDONTWRITEBYTECODE
 # Modules come from the lock and from here, whatever the shell that calls make has before them.
 unexport PYTHONPATH
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor run import data train export serve parity record compare sweep dashboard deploy rollback gateway models lint types test test-all check bench lock schema
+.PHONY: help setup doctor run import data train export serve parity record compare sweep dashboard deploy rollback gateway drift models lint types test test-all check bench lock schema
 
 help: ## What one can type
 	@echo 'make TARGET [RECIPE=classifier] [SET="train.learning_rate=1e-4 ..."] [HARDWARE=cpu|gpu|multi-gpu|multi-node] [FRESH=1]'
@@ -71,6 +72,9 @@ rollback: setup ## Make the version before the deployed one the deployed one (TO
 
 gateway: setup ## Serve what is deployed, behind one door, without a gap when that changes
 	@$(VENV) -m deploy.gateway $(RECIPE) $(SET)
+
+drift: setup ## Does the deployed threshold's guarantee still hold on today's traffic? exit 3 where not (DAYS=7)
+	@$(VENV) -m deploy.drift $(RECIPE) $(SET)
 
 doctor: setup ## What this machine has; with RECIPE=... each of its closed baselines is asked one train row
 	@$(VENV) -m tracking.doctor

@@ -27,6 +27,7 @@ from deploy.label_tree import Ids, Tree
 from deploy.local import Engine, message_of
 from deploy.refused import RefusedError, invalid
 from deploy.task import Task, text_of
+from deploy.watch import Watch
 from recipes.schema_verdict import Limits
 
 PATH = "/v1/decisions"
@@ -36,12 +37,14 @@ MOST_TOKENS = 128
 _KEYS = ("model", "input", "questions", "prompt_cache_key", "prompt_cache_options", "safety_identifier")
 
 
-async def answers(body: bytes, deployed: Deployed, engine: Engine, model: str, limits: Limits) -> dict[str, Any]:
+async def answers(
+    body: bytes, deployed: Deployed, engine: Engine, model: str, limits: Limits, watch: Watch
+) -> dict[str, Any]:
     """Returns the decision on a request. Raises RefusedError where it asks for what the model was not trained for."""
     asked = await bodies.read(body)
     task = deployed.task
     questions = _checked(asked, task)
-    given = await answering.prepared(deployed, text_of(task, asked["input"]), True)
+    given = await answering.prepared(deployed, text_of(task, asked["input"]), True, watch)
     ids, tree = await in_thread(task.tokens.of, given.given.text)
     chances, tokens = await _scored(engine, tree, task.inside, ids, limits.sequences)
     return {
