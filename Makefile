@@ -16,13 +16,13 @@ VENV     := .venv/bin/python
 # tests wait for servers.
 WORKERS  := $(shell echo $$(($$(nproc) + 1)))
 TESTS    := OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
-export HARDWARE RUNS FRESH RUN FORCE REGISTRY TEST MODEL BASE_URL TO
+export HARDWARE RUNS FRESH RUN FORCE REGISTRY TEST MODEL BASE_URL TO INPUT OUTPUT ENGINE PROBABILITIES
 # Without bytecode, as container images often set it, every process would compile torch and vLLM anew: 10 to 15 s each.
 unexport PYTHONDONTWRITEBYTECODE
 # Modules come from the lock and from here, whatever the shell that calls make has before them.
 unexport PYTHONPATH
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor run import data train export serve parity record compare dashboard deploy rollback gateway models lint types test test-all check bench lock schema
+.PHONY: help setup doctor run import data train export serve parity record compare predict dashboard deploy rollback gateway models lint types test test-all check bench lock schema
 
 help: ## What one can type
 	@echo 'make TARGET [RECIPE=classifier] [SET="train.learning_rate=1e-4 ..."] [HARDWARE=cpu|gpu|multi-gpu|multi-node] [FRESH=1]'
@@ -56,6 +56,9 @@ record: setup ## Keep the answers of the planned API model to the test rows whil
 
 compare: setup ## Compare it with its baselines on the sealed test set, decide, write the report (FRESH=1: anew)
 	@$(VENV) -m compare $(RECIPE) $(SET)
+
+predict: setup ## The answer to every row of INPUT=<file, folder or glob>, into OUTPUT=answers.parquet, .jsonl or .csv; goes on when killed
+	@$(VENV) -m predict $(RECIPE) $(SET)
 
 dashboard: setup ## A W&B workspace for the recipe's runs, or its specification where W&B is not logged in
 	@$(VENV) -m tracking.dashboard $(RECIPE) $(SET)

@@ -43,7 +43,7 @@ async def answers(body: bytes, deployed: Deployed, engine: Engine, model: str, l
     questions = _checked(asked, task)
     given = await answering.prepared(deployed, text_of(task, asked["input"]), True)
     ids, tree = await in_thread(task.tokens.of, given.given.text)
-    chances, tokens = await _scored(engine, tree, task.inside, ids, limits.sequences)
+    chances, tokens = await scored(engine, tree, task.inside, ids, limits.sequences)
     return {
         "model": model,
         "answers": [_answer(one, chances) for one in questions],
@@ -57,7 +57,7 @@ async def answers(body: bytes, deployed: Deployed, engine: Engine, model: str, l
     }
 
 
-async def _scored(
+async def scored(
     engine: Engine, tree: Tree, model: str, prompt_ids: Sequence[int], at_once: int
 ) -> tuple[dict[str, float], int]:
     """Returns the probability of each label behind a prompt, and how many tokens that has; vLLM is asked `at_once`
