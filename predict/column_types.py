@@ -76,6 +76,27 @@ def _settled(kind: Any) -> Any:
     return kind
 
 
+def array(values: Sequence[Any], kind: Any) -> Any:
+    """Returns values as an Arrow array of a type that takes all of them."""
+    try:
+        return pa.array(values, kind)
+    except pa.ArrowInvalid:  # a whole number that no double is equal to
+        return pa.array([_as_floats(value, kind) for value in values], kind)
+
+
+def _as_floats(value: Any, kind: Any) -> Any:
+    if value is None:
+        return None
+    if pa.types.is_floating(kind):
+        return float(value)
+    if pa.types.is_list(kind):
+        return [_as_floats(inside, kind.value_type) for inside in value]
+    if pa.types.is_struct(kind):
+        fields = [kind.field(number) for number in range(kind.num_fields)]
+        return {field.name: _as_floats(value.get(field.name), field.type) for field in fields}
+    return value
+
+
 def of_answer(module: Any, spec: Any) -> Any:
     """Returns the Arrow type of a task's answer: a text, a list of labels, or the record by its schema."""
     if module.MANY:

@@ -17,6 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from predict import column_types
 from predict.column_types import ColumnTypes
 from predict.prediction import COLUMNS, Prediction
 from recipes.errors import RecipeError
@@ -127,8 +131,6 @@ def _cell(value: Any) -> str:
 
 
 def _schema(layout: Layout) -> Any:
-    import pyarrow as pa
-
     types = {
         "answer": layout.answer,
         "confidence": pa.float64(),
@@ -140,22 +142,16 @@ def _schema(layout: Layout) -> Any:
 
 
 def _write_parquet(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     schema = _schema(layout)
     values = {name: [layout.own.value(name, own.get(name)) for own, _ in rows] for name in layout.own.names}
     for column, name in layout.names.items():
         values[name] = [getattr(prediction, column) for _, prediction in rows]
-    arrays = [pa.array(values[field.name], field.type) for field in schema]
+    arrays = [column_types.array(values[field.name], field.type) for field in schema]
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path)
 
 
 def _join_parquet(parts: Iterator[Path], layout: Layout, path: Path) -> None:
     """Row groups of about ROW_GROUP_ROWS or ROW_GROUP_BYTES, whichever comes first: so much is in memory."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     with pq.ParquetWriter(path, _schema(layout)) as writer:
         waiting: list[Any] = []
         for part in parts:
