@@ -88,7 +88,7 @@ def check_output(output: Path, given: str, files: list[SourceFile]) -> None:
 def survey(files: list[SourceFile], source: Source, recipe: Recipe, with_types: bool) -> Survey:
     """Returns what the files hold; the types of columns are looked at where the output has types. Raises RecipeError
     where a file cannot be read, lacks a column of the input, or has no rows."""
-    types, told = ColumnTypes(), []
+    types, told, total = ColumnTypes(), list[dict[str, Any]](), 0
     for file in files:
         sha256 = sources.sha256(file, source)
         rows, seen = 0, dict[str, Any]()
@@ -104,8 +104,9 @@ def survey(files: list[SourceFile], source: Source, recipe: Recipe, with_types: 
             raise RecipeError(f"INPUT: {file.name}: there are no rows in it")
         if seen:
             check_input_columns(file.name, seen, recipe)
+        total += rows
         told.append({"file": file.name, "sha256": sha256, "rows": rows})
-    return Survey(told, sum(one["rows"] for one in told), types)
+    return Survey(told, total, types)
 
 
 def segments(

@@ -36,6 +36,7 @@ class Journal:
         try:
             return prediction.of_line(json.loads(line))
         except (ValueError, TypeError, KeyError, RecursionError):
+            self.close()
             raise StageError(
                 f"{self.path}:{number}: this line is no answer. Another program changed the file: remove the line, "
                 "and its row is asked again"

@@ -75,6 +75,7 @@ class Pipeline:
         self._requests: asyncio.Queue[tuple[OpenSegment, str, Row] | None] = asyncio.Queue(2 * concurrency)
         self._answers: asyncio.Queue[Arrived | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(OPEN_SEGMENTS)
+        self._opened: set[OpenSegment] = set()
 
     async def run(self, segments: Iterator[Segment | None]) -> None:
         """Asks all rows that have no answer on disk. Raises what reading, asking and writing raise, the first of it."""
@@ -89,6 +90,9 @@ class Pipeline:
                 self._answers.put_nowait(None)
         except ExceptionGroup as errors:
             raise _first(errors) from None
+        finally:
+            for opened in self._opened:
+                opened.journal.close()
 
     async def _read(self, segments: Iterator[Segment | None], group: asyncio.TaskGroup) -> None:
         while True:
@@ -102,6 +106,7 @@ class Pipeline:
                 continue
             path = self._state.journal(segment.number)
             opened = await asyncio.to_thread(OpenSegment, segment, path)
+            self._opened.add(opened)
             self._on_rows(opened.n_known)
             if not opened.missing:
                 group.create_task(self._finish(opened))
@@ -142,6 +147,7 @@ class Pipeline:
 
     async def _finish(self, opened: OpenSegment) -> None:
         await asyncio.to_thread(opened.finish, self._state)
+        self._opened.discard(opened)
         self._room.release()
 
 
