@@ -57,7 +57,7 @@ record: setup ## Keep the answers of the planned API model to the test rows whil
 compare: setup ## Compare it with its baselines on the sealed test set, decide, write the report (FRESH=1: anew)
 	@$(VENV) -m compare $(RECIPE) $(SET)
 
-predict: setup ## The answer to every row of INPUT=<file, folder or glob>, into OUTPUT=answers.parquet, .jsonl or .csv; goes on when killed
+predict: setup ## Answer every row of INPUT=<file, folder or glob> into OUTPUT=answers.parquet (or .jsonl, .csv); goes on where it was killed (PROBABILITIES=1 ENGINE=gateway BASE_URL=)
 	@$(VENV) -m predict $(RECIPE) $(SET)
 
 dashboard: setup ## A W&B workspace for the recipe's runs, or its specification where W&B is not logged in

@@ -109,6 +109,11 @@ def survey(files: list[SourceFile], source: Source, recipe: Recipe, with_types: 
     return Survey(told, total, types)
 
 
+def unchanged(survey: Survey, files: list[SourceFile], source: Source) -> bool:
+    """Returns whether the files are what they were when they were looked through."""
+    return [one["sha256"] for one in survey.files] == [sources.sha256(file, source) for file in files]
+
+
 def segments(
     files: list[SourceFile], source: Source, task: Task, recipe: Recipe, is_done: Callable[[int], bool]
 ) -> Iterator[Segment | None]:

@@ -80,17 +80,21 @@ class Work:
             say("unchanged", f"{self.job.output} has these rows (FRESH=1 asks anew)")
             self.state.remove()
             return
-        counts = self.state.counts()
-        if counts.rows != self.job.survey.rows:
+        counts, survey = self.state.counts(), self.job.survey
+        if counts.rows != survey.rows or not inputs.unchanged(survey, self.job.files, self.job.source):
+            self.state.remove()
             raise StageError(
-                f"INPUT had {self.job.survey.rows:,} rows and then {counts.rows:,}: it was changed while it was read; "
-                "call again"
+                "INPUT was changed while it was read, so that answers may stand beside other rows; call again"
             )
         output.join(self.state.parts(), self.layout, self.job.output)
         files.write_json(about_path(self.job.output), self._summary(counts))
         self.state.remove()
-        for line in _lines(counts):
-            print(line, file=sys.stderr, flush=True)
+        refused, routed = counts.refused.total(), self.task.routing.threshold is not None
+        abstains = f", abstains in {counts.abstained:,} of them" if routed else ""
+        say("answered", f"{counts.rows - refused:,} of {counts.rows:,} rows{abstains}")
+        if refused:
+            reasons = ", ".join(f"{code} {rows:,}" for code, rows in counts.refused.most_common())
+            say("refused", f"{refused:,} rows: {reasons}")
 
     def _layout(self) -> Layout:
         material = self.task.material
@@ -102,7 +106,7 @@ class Work:
         job, routing = self.job, self.task.routing
         recipe = job.recipe.model_dump(mode="json", include={"privacy": {"redact"}, "data": {"columns"}})
         scale = routing.scale.json() if routing.scale else None
-        options = job.source.model_dump(mode="json")
+        options = job.source.model_dump(mode="json", exclude={"paths"})
         asked = [self.layout.kind, self.labels, job.recipe.serve.structured_output, routing.threshold, scale]
         return [VERSION, list(self.who), job.survey.files, recipe, options, asked]
 
@@ -129,11 +133,3 @@ class Work:
 def say(what: str, words: str) -> None:
     """Prints a line of progress."""
     print(f"{what:<9} {words}", file=sys.stderr, flush=True)
-
-
-def _lines(counts: Counts) -> list[str]:
-    """What the console says of the rows."""
-    refused = counts.refused.total()
-    reasons = ", ".join(f"{code} {rows:,}" for code, rows in counts.refused.most_common())
-    lines = [f"{'answered':<9} {counts.rows - refused:,} of {counts.rows:,} rows, abstains in {counts.abstained:,}"]
-    return lines + ([f"{'refused':<9} {refused:,} rows: {reasons}"] if refused else [])

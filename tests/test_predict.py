@@ -227,12 +227,17 @@ def test_chats_are_asked_without_their_answer_and_one_row_keeps_its_messages(tmp
 
 
 def test_called_again_it_asks_for_nothing_until_rows_or_wishes_change(
-    place: Place, engine: StandIn, address: str, capsys: pytest.CaptureFixture[str]
+    place: Place,
+    engine: StandIn,
+    address: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = write_csv(place.folder / "in.csv", rows_of(TEXTS[:80]))
     path = place.predicted(rows, "out.csv", address)
     before = path.read_bytes()
-    place.predicted(rows, "out.csv", address)
+    monkeypatch.chdir(place.folder)
+    place.predicted("in.csv", "out.csv", address)
     assert engine.answered.total() == 80 and path.read_bytes() == before
     assert "unchanged" in capsys.readouterr().err
     place.predicted(rows, "out.csv", address, "--fresh")
@@ -284,6 +289,20 @@ def test_a_row_that_fails_is_asked_again_and_a_server_that_is_gone_ends_it_with_
     assert set(engine.answered.values()) == {1}
     with pytest.raises(StageError, match="does not answer"):
         place.predicted(more, "again.csv", address)
+
+
+def test_an_input_that_is_changed_while_it_is_read_gives_no_output(place: Place, engine: StandIn, address: str) -> None:
+    rows = write_csv(place.folder / "in.csv", rows_of(TEXTS))
+    before = rows.read_text(encoding="utf-8")
+
+    def change(text: str, times: int) -> int:
+        rows.write_text(before.replace("239,", "0,"), encoding="utf-8")
+        return 0
+
+    engine.refuse = change
+    with pytest.raises(StageError, match="INPUT was changed"):
+        place.predicted(rows, "out.csv", address)
+    assert not place.output("out.csv").exists() and not list(place.here.folder.parent.glob(".predict/*"))
 
 
 @pytest.mark.parametrize(
