@@ -175,7 +175,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
 
 def peak_bytes(place: Place, address: str, n: int) -> int:
     """The most memory that a prediction of so many rows takes, with text of 100 MB in all for 200,000 of them."""
-    filling = "the parcel has not come, and nobody can say where it is; " * 8
+    filling = "the parcel has not come and nobody can say where it is " * 8 + "now"
     path = place.folder / f"{n}.csv"
     with path.open("w", encoding="utf-8") as file:
         file.write("number,message\n")
