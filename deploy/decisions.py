@@ -46,7 +46,7 @@ async def answers(
     questions = _checked(asked, task)
     given = await answering.prepared(deployed, text_of(task, asked["input"]), True, watch)
     ids, tree = await in_thread(task.tokens.of, given.given.text)
-    chances, tokens = await _scored(engine, tree, task.inside, ids, limits.sequences)
+    chances, tokens = await scored(engine, tree, task.inside, ids, limits.sequences)
     return {
         "model": model,
         "answers": [_answer(one, chances) for one in questions],
@@ -60,7 +60,7 @@ async def answers(
     }
 
 
-async def _scored(
+async def scored(
     engine: Engine, tree: Tree, model: str, prompt_ids: Sequence[int], at_once: int
 ) -> tuple[dict[str, float], int]:
     """Returns the probability of each label behind a prompt, and how many tokens that has; vLLM is asked `at_once`
