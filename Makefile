@@ -12,11 +12,12 @@ DAYS     ?=
 BENCH    ?= training
 ARGS     ?=
 PYTHON   ?= python3
-VENV     := .venv/bin/python
+# The environment that .venv names now, which another set-up may have it name later.
+VENV      = $(realpath .venv)/bin/python
 # One thread each, since threads of several processes would wait for each other; a process more than cores, since many
 # tests wait for servers.
 WORKERS  := $(shell echo $$(($$(nproc) + 1)))
-TESTS    := OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+TESTS     = OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 export HARDWARE RUNS FRESH RUN FORCE REGISTRY TEST MODEL MODELS VARIANTS COMPARE BASE_URL TO DAYS INPUT OUTPUT ENGINE PROBABILITIES
 # Without bytecode, as container images often set it, every process would compile torch and vLLM anew: 10 to 15 s each.
 unexport PYTHONDONTWRITEBYTECODE

@@ -151,7 +151,8 @@ class Gateway:
                 self.loaded[served.name].add(version)
             if told := await in_thread(recall.other_prompt, served, name, self.vllm.address):
                 raise StageError(f"vLLM reads other token ids for its prompts than were trained on, {told}")
-            return await in_thread(_agreement, served, name, self.vllm.address)
+            rounding = plan.rounding(served, self.vllm.plan.serve)
+            return await in_thread(_agreement, served, name, self.vllm.address, rounding)
 
     async def tidy(self) -> None:
         """Takes out versions that answer no more, once nothing is on its way to them."""
@@ -272,10 +273,10 @@ class Gateway:
             say(line)
 
 
-def _agreement(served: Served, name: str, address: Address) -> float:
+def _agreement(served: Served, name: str, address: Address, rounding: float) -> float:
     """Share of its reference answers that vLLM gives. Raises StageError where they cannot be read."""
     try:
-        return recall.agreement(served, name, address)
+        return recall.agreement(served, name, address, rounding=rounding)
     except ClientError:
         raise
     except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:

@@ -1,10 +1,15 @@
-"""`make setup`: installs the lock into `.venv` with plain pip; does nothing where it is installed already.
+"""`make setup`: installs the lock with plain pip, into `.venv-cpu` or `.venv-gpu`, and has `.venv` name that one; does
+nothing where it is installed already.
+
+Two locks never share an environment: vLLM's builds for CPUs and for GPUs are packages of different names with the same
+files, of which pip would keep the wrong ones when it comes back to the first lock.
 
 pip installs one package after the other and spends most of its time unpacking: as many pips as there are cores each
 install a part of the lock, which share nothing because the lock is complete and nothing is resolved.
 
-Needs Python 3.11 to 3.13 and nothing else. The stamp in `.venv` holds the digest of what was installed and is written
-last, so that a set-up that was interrupted goes on when it is called again.
+Needs Python 3.11 to 3.13, and for a GPU a C compiler and Python.h: Triton compiles with them what PyTorch and vLLM run.
+The stamp in the environment holds the digest of what was installed and is written last, so that a set-up that was
+interrupted goes on when it is called again.
 """
 
 import hashlib
@@ -20,37 +25,83 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).parent
-VENV = HERE.parent / ".venv"
-PYTHON = VENV / "bin" / "python"
-STAMP = VENV / "insource.json"
+sys.path.insert(0, str(HERE.parent))
+
+from recipes import hardware  # noqa: E402 - of the project itself, which is not installed
+
+LINK = HERE.parent / ".venv"
+STAMP = "insource.json"
 MOST_PIPS = 4
 
 
 def main() -> None:
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         sys.exit(f"error: insource needs Python 3.11 to 3.13, this is {sys.version.split()[0]}; try PYTHON=python3.11")
-    # HARDWARE as the recipes have it: cpu, or one of those with a GPU.
-    asked = os.environ.get("HARDWARE") or ("gpu" if shutil.which("nvidia-smi") else "cpu")
-    locks = ["torch.txt", "cpu.txt"] if asked == "cpu" else ["gpu.txt"]
+    # HARDWARE as the recipes have it, else what they take by themselves here.
+    asked = os.environ.get("HARDWARE") or hardware.detect()[0]
+    family = "cpu" if hardware.on_cpu(asked) else "gpu"
+    locks = ["torch.txt", "cpu.txt"] if family == "cpu" else ["gpu.txt"]
     sha256 = hashlib.sha256(b"".join((HERE / lock).read_bytes() for lock in locks)).hexdigest()
     wanted = {"python": sys.version.split()[0], "locks": list(locks), "sha256": sha256}
-    if STAMP.exists() and json.loads(STAMP.read_text(encoding="utf-8")) == wanted:
+    if stamp_of(LINK) == wanted:
         return
-    say(f"setup     installing requirements/{locks[-1]} into .venv (a few minutes, once)")
+    folder = HERE.parent / f".venv-{family}"
+    if stamp_of(folder) == wanted:
+        point(folder)
+        say(f"setup     .venv is {folder.name}, which is installed")
+        return
+    if family == "gpu" and (missing := hardware.compiler_problem()):
+        sys.exit(f"error: {missing}")
+    if family == "gpu" and (old := hardware.driver_problem()):
+        say(f"warning   {old}")
+    say(f"setup     installing requirements/{locks[-1]} into {folder.name} (a few minutes, once)")
     began = time.monotonic()
-    if not PYTHON.exists():
-        venv.create(VENV, with_pip=True)
-    STAMP.unlink(missing_ok=True)
+    make(folder)
+    python = folder / "bin" / "python"
+    (folder / STAMP).unlink(missing_ok=True)
     builds = []
-    if asked == "cpu" and (build := torch_cpu_build()):
+    if family == "cpu" and (build := torch_cpu_build(python)):
         builds.append(build)
         locks.remove("torch.txt")
-    elif asked == "cpu":
+    elif family == "cpu":
         say("setup     pip has no CPU build of torch here that the lock knows; the CUDA build runs too, and is larger")
         locks.append("cuda.txt")
-    install(builds, [pin for lock in locks for pin in pins((HERE / lock).read_text(encoding="utf-8"))])
-    STAMP.write_text(json.dumps(wanted), encoding="utf-8")
+    install(python, builds, [pin for lock in locks for pin in pins((HERE / lock).read_text(encoding="utf-8"))])
+    (folder / STAMP).write_text(json.dumps(wanted), encoding="utf-8")
+    point(folder)
     say(f"setup     done in {time.monotonic() - began:.0f} s")
+
+
+def stamp_of(folder: Path) -> dict[str, object] | None:
+    """Returns what an environment holds, None where it is not whole."""
+    path = folder / STAMP
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None  # type: ignore[no-any-return]
+
+
+def make(folder: Path) -> None:
+    """Makes an environment with pip, where there is none. One of an earlier insource, which is `.venv` itself, becomes
+    it where it holds the same family, and is removed where it does not."""
+    if LINK.is_dir() and not LINK.is_symlink():
+        held = stamp_of(LINK) or {}
+        if folder.exists() or f"{folder.name.removeprefix('.venv-')}.txt" not in list(held.get("locks") or []):
+            say("setup     removing .venv, which was made for another lock")
+            shutil.rmtree(LINK)
+        else:
+            LINK.rename(folder)
+    if (folder / "bin" / "python").exists():
+        return
+    try:
+        venv.create(folder, with_pip=True)
+    except subprocess.CalledProcessError:
+        shutil.rmtree(folder, ignore_errors=True)
+        sys.exit(f"error: this Python cannot make an environment with pip (ensurepip is missing): {hardware.PACKAGES}")
+
+
+def point(folder: Path) -> None:
+    """Has `.venv` name an environment beside it."""
+    aside = LINK.with_name(f".venv.{os.getpid()}")
+    aside.symlink_to(folder.name)
+    aside.replace(LINK)
 
 
 def pins(lock: str) -> list[str]:
@@ -58,9 +109,9 @@ def pins(lock: str) -> list[str]:
     return re.findall(r"^[A-Za-z0-9].*(?:\n[ \t]+.*)*", lock, re.MULTILINE)
 
 
-def install(builds: list[str], wanted: list[str]) -> None:
+def install(python: Path, builds: list[str], wanted: list[str]) -> None:
     """Installs with pip: nothing is resolved, the lock is complete; nothing is compiled that is never imported."""
-    asked = [PYTHON, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile", "--disable-pip-version-check"]
+    asked = [python, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile", "--disable-pip-version-check"]
     parts = min(MOST_PIPS, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
         pips = [subprocess.Popen([*asked, build]) for build in builds]
@@ -76,7 +127,7 @@ def install(builds: list[str], wanted: list[str]) -> None:
         sys.exit("error: pip could not install the lock, as it says above; `make setup` goes on from here")
 
 
-def torch_cpu_build() -> str | None:
+def torch_cpu_build(python: Path) -> str | None:
     """Returns the CPU build of torch that pip would take here, by address and hash, if the lock knows the hash.
 
     pip is asked without hashes first: with them it prefers a file whose hash its index tells, which is the CUDA build.
@@ -84,7 +135,7 @@ def torch_cpu_build() -> str | None:
     lock = (HERE / "torch.txt").read_text(encoding="utf-8")
     pin = next(line for line in lock.splitlines() if line.startswith("torch==")).split(" ")[0]
     asked = [
-        PYTHON,
+        python,
         "-m",
         "pip",
         "install",

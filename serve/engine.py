@@ -321,9 +321,19 @@ def own_words(log: str) -> list[str]:
 def hint(said: str) -> str:
     """Returns what would do about an error that is known, with a line break before it, else nothing."""
     known = {
-        r"out of memory|No available memory|Free memory on device|Cannot allocate|larger than the available KV": (
-            "Not enough memory: take a smaller serve.max_model_len, serve.gpu_memory_utilization up to 0.95, "
-            "serve.model=quantized/int8, or a larger machine."
+        # Said before anything is loaded: others hold a part of the GPU, such as the screen.
+        r"Free memory on device|less than desired GPU memory utilization|Decrease GPU memory": (
+            "Something else holds a part of the GPU (nvidia-smi tells what): end that, or take a lower "
+            "serve.gpu_memory_utilization, below the free share that is told above."
+        ),
+        # The cache gets what the share leaves beside the weights.
+        r"No available memory|larger than the available KV": (
+            "The weights leave too little for the cache: take a smaller serve.max_model_len, "
+            "serve.gpu_memory_utilization up to 0.95, serve.model=quantized/int8, or a larger machine."
+        ),
+        r"out of memory|Cannot allocate": (
+            "Not enough memory beside the weights and the cache: take a lower serve.gpu_memory_utilization, a smaller "
+            "serve.max_model_len, serve.model=quantized/int8, or a larger machine."
         ),
         r"max_model_len|max_position_embeddings": "serve.max_model_len is more than this model can take.",
         r"PackageNotFoundError|No module named 'vllm'": "vLLM is not installed here: `make setup`.",

@@ -24,6 +24,9 @@ from tracking import bases, environment, files
 from tracking.run import Run
 
 API_KEY = "INSOURCE_API_KEY"
+# bfloat16: measured on the pocket classifier, 0.03 at the median, 0.085 at 95%, 0.22 at most; float16 has 8 times its
+# precision. In float32 all answers were equal, so that none is let pass.
+ROUNDING = {"float32": 0.0, "float16": 0.03, "bfloat16": 0.25}
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,14 @@ def same_weights(served: Served, serve: Serve) -> bool:
         return False
     quantization = served.recipe.model.quantization
     return quantization == "none" or (quantization == "nf4" and trained_base(served, serve) is not None)
+
+
+def rounding(served: Served, serve: Serve) -> float:
+    """Returns by how much (natural logarithm) two kernels may move the gap between the two best tokens, in the less
+    precise of the types that training decoded in and that this is served in."""
+    served_in = Plan(str(served.folder), served.name, serve, served.recipe.accelerate.use_cpu).dtype
+    trained_in = "float32" if served.recipe.accelerate.use_cpu else "bfloat16"
+    return max(ROUNDING[served_in], ROUNDING[trained_in])
 
 
 def trained_base(served: Served, serve: Serve) -> Mapping[str, Any] | None:

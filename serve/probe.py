@@ -3,7 +3,8 @@
 Same weights   adapter and merged model on the base that was trained on: the answers of the trained weights in
                transformers (reference.jsonl) and in vLLM must be equal, but for a share of rows that the recipe
                allows; a row that differs comes with its margin: how much more probable the reference's closest token
-               was than the next best
+               was than the next best. Rows whose margin is within the rounding of the type that is computed in are
+               counted apart: neither answer is the wrong one there
 Other weights  a quantized model, or anything on the published base, against the weights that were trained: judged by
                the task's score on the same rows, with an interval of the difference
 
@@ -24,7 +25,7 @@ from recipes.schema_clashes import ROW_METRICS
 from recipes.schema_verdict import Parity, Serve
 from serve import recall, wire
 from serve.engine import Address
-from serve.plan import Served, same_weights
+from serve.plan import Served, rounding, same_weights
 from tasks import references, spec_of
 from tasks.parsed import UNFINISHED, Parsed
 from tracking import files
@@ -46,6 +47,8 @@ class Probe:
     """The lines of reference.jsonl: what the weights that were trained answer."""
     same_weights: bool
     """Whether what is served has those weights, so that the same answers are due."""
+    rounding: float = 0.0
+    """See `plan.rounding`."""
 
     def first(self, rows: int) -> "Probe":
         """Returns the same with the first rows alone."""
@@ -84,7 +87,10 @@ class Same:
 
     n: int
     agreement: float
+    """Share of rows without a flip."""
     flips: Sequence[Flip]
+    close: Sequence[Flip] = ()
+    """Rows that differ where the reference's margin is within rounding."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,9 @@ class Found:
         if self.same and self.same.agreement < parity.same_weights:
             found.append(
                 f"vLLM answers {self.same.agreement:.1%} of {self.same.n} rows as transformers does with the same "
-                f"weights, and serve.parity.same_weights asks for {parity.same_weights:.1%}; {_first(self.same.flips)}"
+                f"weights"
+                + (f" ({len(self.same.close)} more differ within rounding)" if self.same.close else "")
+                + f", and serve.parity.same_weights asks for {parity.same_weights:.1%}; {_first(self.same.flips)}"
             )
         return found
 
@@ -158,7 +166,7 @@ def of(served: Served, rows: int, serve: Serve) -> Probe:
     if missing := [one["id"] for one in trained if one["id"] not in by_id]:
         raise StageError(f"validation.jsonl has no row {missing[0]}, which reference.jsonl answers")
     rows_asked = [by_id[one["id"]] for one in trained]
-    return Probe(served, served.prompt, rows_asked, trained, same_weights(served, serve))
+    return Probe(served, served.prompt, rows_asked, trained, same_weights(served, serve), rounding(served, serve))
 
 
 def ways(probe: Probe, serve: Serve) -> list[Structured]:
@@ -254,12 +262,14 @@ def _references(path: Any, rows: int) -> list[dict[str, Any]]:
 
 
 def _same(probe: Probe, answers: Sequence[Received]) -> Same:
-    flips = [
+    differing = [
         Flip(expected["id"], expected["answer"], answer.output, expected["margin"])
         for expected, answer in zip(probe.trained, answers, strict=True)
         if expected["answer"] != answer.output
     ]
-    return Same(len(answers), 1 - len(flips) / len(answers), flips)
+    close = [one for one in differing if one.margin is not None and one.margin < probe.rounding]
+    flips = [one for one in differing if one not in close]
+    return Same(len(answers), 1 - len(flips) / len(answers), flips, close)
 
 
 def _read(probe: Probe, answers: Sequence[Received]) -> list[Parsed]:

@@ -23,13 +23,19 @@ OTHER_WEIGHTS = 0.5
 AROUND_TOKENS = 12
 
 
-def agreement(served: Served, name: str, address: Address, api_key: str | None = None) -> float:
-    """Returns the share of the first reference answers of an adapter that a server gives under `name`.
+def agreement(served: Served, name: str, address: Address, api_key: str | None = None, rounding: float = 0.0) -> float:
+    """Returns the share of the first reference answers of an adapter that a server gives under `name`; others of rows
+    whose margin is below `rounding` (`plan.rounding`) count as given.
 
     Raises StageError where it refuses to answer.
     """
     references = _first(served.run.references)
-    return asyncio.run(_agreement(references, served.prompt, name, address, api_key))
+    answers = asyncio.run(_answers(references, served.prompt, name, address, api_key))
+    given = [
+        answer == one["answer"] or (one["margin"] is not None and one["margin"] < rounding)
+        for one, answer in zip(references, answers, strict=True)
+    ]
+    return sum(given) / len(given)
 
 
 def other_prompt(served: Served, name: str, address: Address, api_key: str | None = None) -> str | None:
@@ -67,14 +73,11 @@ def _first(path: Path) -> list[dict[str, Any]]:
     return [one for one, _ in zip(files.read_jsonl(path), range(ROWS), strict=False)]
 
 
-async def _agreement(
+async def _answers(
     references: list[dict[str, Any]], prompt: dict[str, Any], name: str, address: Address, api_key: str | None
-) -> float:
+) -> list[str]:
     async with wire.session(address, api_key) as asking:
-        answers = await asyncio.gather(*(_answer(asking, one["prompt_ids"], prompt, name) for one in references))
-    wanted = [one["answer"] for one in references]
-    equal: list[bool] = [a == b for a, b in zip(answers, wanted, strict=True)]
-    return sum(equal) / len(equal)
+        return await asyncio.gather(*(_answer(asking, one["prompt_ids"], prompt, name) for one in references))
 
 
 async def _answer(asking: "ClientSession", prompt_ids: list[int], prompt: dict[str, Any], name: str) -> str:

@@ -18,6 +18,8 @@ def lines(name: str, found: Found) -> list[str]:
     told = [f"{name}: {found.prompt_ids_equal:.1%} of {found.n} prompts read as trained"]
     if found.same:
         told.append(f"{found.same.agreement:.1%} of answers as transformers gives them with these weights")
+        if found.same.close:
+            told.append(f"{len(found.same.close)} of {found.same.n} differ within rounding")
     told.append(
         f"{in_words(other.metric)} {other.value:.1%}, trained weights {other.trained:.1%} "
         f"(difference {seen.delta:+.1%}, 95% interval {seen.low:+.1%} to {seen.high:+.1%})"
@@ -63,6 +65,9 @@ Judged by the interval: *worse* where all of it is more than {parity.score_drop:
 
 {flips or "None."}
 
+Not among them, where 16 bits are computed in: rows in which the two closest tokens of transformers are nearer to each
+other than rounding. Neither answer is the wrong one there; they count as equal, and their number stands above.
+
 ## The same rows again
 
 {repeated or "Not asked again."}
@@ -74,7 +79,10 @@ def _interval(difference: Difference) -> str:
 
 
 def _agreement(same: Same | None) -> str:
-    return "no such weights in transformers" if same is None else f"{same.agreement:.1%} of {same.n}"
+    if same is None:
+        return "no such weights in transformers"
+    close = f", and {len(same.close)} within rounding" if same.close else ""
+    return f"{same.agreement:.1%} of {same.n}{close}"
 
 
 def _flips(which: str, same: Same) -> list[str]:

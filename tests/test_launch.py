@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -203,27 +203,78 @@ def test_the_other_machines_join_the_run_that_machine_0_launches_now_and_not_an_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machines, "BEAT_SECONDS", 0.05)
-    with machines.announced(Run(tmp_path / "old"), of_machine(0)):
+    with machines.announced(tmp_path, of_machine(0)) as announcement:
+        announcement.launches(Run(tmp_path / "old"))
         time.sleep(0.1)
-    found: list[Run] = []
+    found: list[Run | None] = []
     joiner = threading.Thread(target=lambda: found.append(machines.joined(tmp_path, of_machine(1), 20)))
     joiner.start()
     time.sleep(0.3)
     assert not found
-    with machines.announced(Run(tmp_path / "new"), of_machine(0)):
+    with machines.announced(tmp_path, of_machine(0)) as announcement:
+        time.sleep(0.3)  # it prepares data
+        assert not found
+        announcement.launches(Run(tmp_path / "new"))
         joiner.join(20)
     assert found == [Run(tmp_path / "new")]
 
 
 def test_machines_that_do_not_agree_or_do_not_come_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machines, "BEAT_SECONDS", 0.05)
-    with (
-        machines.announced(Run(tmp_path / "new"), of_machine(0)),
-        pytest.raises(StageError, match=r"train.seed: 17 there, 18 here"),
-    ):
-        machines.joined(tmp_path, of_machine(1, "train.seed=18"), 20)
+    with machines.announced(tmp_path, of_machine(0)) as announcement:
+        with pytest.raises(StageError, match=r"train.seed: 17 there, 18 here"):
+            machines.joined(tmp_path, of_machine(1, "train.seed=18"), 20)
+        announcement.launches(Run(tmp_path / "new"))
     with pytest.raises(StageError, match="of run new, is over"):
         machines.joined(tmp_path, of_machine(1), 0.2)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [("unchanged", None), ("data", "ended with exit code 2"), ("refused", "the disk is full"), ("stopped", "Keyboard")],
+)
+def test_the_other_machines_leave_where_machine_0_launches_nothing(
+    how: str, told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machines, "BEAT_SECONDS", 0.05)
+    # An earlier launch left its file, as of the same recipe.
+    monkeypatch.setattr(machines, "LINGER_SECONDS", 0.0)
+    with machines.announced(tmp_path, of_machine(0)) as announcement:
+        announcement.nothing("run 1 did this")
+    monkeypatch.setattr(machines, "LINGER_SECONDS", 3.0)
+    ended: list[Run | str | None] = []
+
+    def wait() -> None:
+        try:
+            ended.append(machines.joined(tmp_path, of_machine(1), 20))
+        except StageError as error:
+            ended.append(str(error))
+
+    # It comes before machine 0 has said anything, and another one when that has ended already.
+    others = [threading.Thread(target=wait) for _ in range(2)]
+    others[0].start()
+    time.sleep(0.2)
+    errors = {"data": SystemExit(2), "refused": StageError("the disk is full"), "stopped": KeyboardInterrupt()}
+
+    def lead() -> None:
+        with suppress(BaseException), machines.announced(tmp_path, of_machine(0)) as announcement:
+            time.sleep(0.2)
+            if how != "unchanged":
+                raise errors[how]
+            announcement.nothing("run 1 did this")
+
+    leader = threading.Thread(target=lead)
+    leader.start()
+    time.sleep(1.0)
+    # Who is interrupted does not stay to tell.
+    late = others[1:] if how != "stopped" else []
+    for one in late:
+        one.start()
+    for one in (others[0], *late, leader):
+        one.join(20)
+    assert len(ended) == 1 + len(late)
+    for one in ended:
+        assert one is None if told is None else told in str(one) and "machine 0 launched no run" in str(one)
 
 
 def test_the_scripts_for_clusters_are_whole() -> None:

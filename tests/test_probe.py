@@ -1,14 +1,18 @@
 """What parity concludes from what it found: which floors hold, and what a person is told."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backends.exchange import Received, Usage
 from insource.stats import metric_stats, paired
+from recipes.load import load
 from recipes.schema_verdict import Parity
-from serve import engine, table
-from serve.probe import Flip, Found, Same, ScoreDifference
+from serve import engine, plan, probe, table
+from serve.probe import Flip, Found, Probe, Same, ScoreDifference
+from tracking.run import Run
 
 PARITY = Parity()
 
@@ -48,6 +52,35 @@ def test_the_same_weights_must_agree() -> None:
     (told,) = found(same=Same(500, 0.988, flips)).failures(PARITY)
     assert "98.8% of 500" in told and "99.0%" in told and "first row T0: 'b' where transformers answers 'a'" in told
     assert found(same=Same(500, 0.988, flips)).failures(Parity(same_weights=0.98)) == []
+
+
+def test_rows_within_rounding_are_told_apart_and_not_held_against_what_is_served() -> None:
+    close = [Flip(f"T{n}", "a", "b", 0.1) for n in range(40)]
+    assert found(same=Same(500, 1.0, [], close)).failures(PARITY) == []
+    (told,) = found(same=Same(500, 0.98, [Flip("T99", "a", "b", 2.0)] * 10, close)).failures(PARITY)
+    assert "98.0% of 500" in told and "(40 more differ within rounding)" in told and "first row T99" in told
+    report = {"start_seconds": {"adapter": 31.4}, "repeated": []}
+    assert "| 100.0% of 500, and 40 within rounding |" in table.markdown(
+        "classifier", report, [found(same=Same(500, 1.0, [], close))], PARITY
+    )
+
+
+def test_what_counts_as_rounding_follows_the_type_that_is_computed_in(tmp_path: Path) -> None:
+    def of(hardware: str, dtype: str = "auto") -> float:
+        recipe = load("classifier", [f"serve.dtype={dtype}"], hardware).recipe
+        return plan.rounding(plan.Served("classifier", Run(tmp_path), recipe, "adapter"), recipe.serve)
+
+    assert of("cpu") == 0.0
+    assert of("cpu", "bfloat16") == of("gpu") == of("gpu", "float32") == 0.25
+    assert 0 < of("cpu", "float16") < 0.05
+    received = [Received(text, "classifier", Usage(1, 1), "stop") for text in ("a", "b", "b", "b")]
+    margins = [3.0, 3.0, 0.1, None]
+    trained = [{"id": f"T{at}", "answer": "a", "margin": margin} for at, margin in enumerate(margins)]
+    for rounding, flips, close in ((0.25, ["T1", "T3"], ["T2"]), (0.0, ["T1", "T2", "T3"], [])):
+        probed = Probe(None, {}, [], trained, True, rounding)  # type: ignore[arg-type]
+        same = probe._same(probed, received)
+        assert ([one.id for one in same.flips], [one.id for one in same.close]) == (flips, close)
+        assert same.agreement == 1 - len(flips) / 4
 
 
 @pytest.mark.parametrize(
@@ -92,7 +125,14 @@ def test_the_servers_own_words_are_its_errors_without_tracebacks() -> None:
         "ValueError: No available memory for the cache blocks.",
         "RuntimeError: Engine core initialization failed.",
     ]
-    assert "Not enough memory" in engine.hint("\n".join(said)) and engine.hint("ok") == ""
+    assert "up to 0.95" in engine.hint("\n".join(said)) and engine.hint("ok") == ""
+    taken = (
+        "ValueError: Free memory on device cuda:0 (20.9/23.6 GiB) on startup is less than desired GPU memory "
+        "utilization (0.9, 21.24 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
+    )
+    assert "a lower serve.gpu_memory_utilization" in engine.hint(taken) and "0.95" not in engine.hint(taken)
+    beyond = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+    assert "a lower serve.gpu_memory_utilization" in engine.hint(beyond)
     pydantic = "pydantic_core.ValidationError: 1 validation error for ModelConfig\n  Value error, too long [type=v]\n"
     assert engine.own_words(pydantic)[0].endswith("for ModelConfig Value error, too long [type=v]")
     assert engine.own_words("one\n\ntwo\n") == ["one", "two"]

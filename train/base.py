@@ -15,7 +15,7 @@ from recipes.schema_lora import Lora
 from recipes.schema_train import Model
 from tasks import published
 from tracking import wheel_base
-from train import variants
+from train import text_part, variants
 
 
 def config_of(model: Model) -> Any:
@@ -28,8 +28,9 @@ def config_of(model: Model) -> Any:
         raise RecipeError(published.not_found(model, error)) from None
 
 
-def base_model(recipe: Recipe, attn_implementation: str = "sdpa") -> Any:
-    """Returns the base model in evaluation mode, quantized as the recipe says, on the device of this process.
+def base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_memory: bool = False) -> Any:
+    """Returns the base model in evaluation mode, quantized as the recipe says, on the device of this process, or
+    in main memory, in the type that its device computes in.
 
     NF4 is with double quantization (QLoRA, arXiv:2305.14314), int8 is LLM.int8 (arXiv:2208.07339). Computes in bfloat16
     on a GPU and in float32 on a CPU.
@@ -63,12 +64,13 @@ def base_model(recipe: Recipe, attn_implementation: str = "sdpa") -> Any:
             dtype=dtype,
             quantization_config=quantization,
             attn_implementation=attn_implementation,
-            device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if on_gpu else {"": "cpu"},
+            device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if on_gpu and not in_main_memory else {"": "cpu"},
             use_safetensors=True,
         )
     except OSError as error:
         raise RecipeError(published.not_found(recipe.model, error)) from None
     keep_weights_in_place(model)
+    text_part.name_own_layers(model)
     return model.eval()
 
 
@@ -108,7 +110,10 @@ def with_adapter(model: Any, lora: Lora, seed: int) -> Any:
     import torch
     from peft import LoraConfig, TaskType, get_peft_model
 
-    settings = {name: value for name, value in lora.model_dump(exclude={"loftq_config"}).items() if value is not None}
+    given = lora.model_dump(exclude={"loftq_config"}) | {
+        "exclude_modules": text_part.excluded(model, lora.exclude_modules)
+    }
+    settings = {name: value for name, value in given.items() if value is not None}
     later = variants.begun_on_weights(lora) and getattr(model, "is_quantized", False)
     if later:
         settings["init_lora_weights"] = True

@@ -29,6 +29,7 @@ from tracking import digests, environment, files, gguf_base, identity, run, whee
 from tracking.run import Run
 from train import machines
 from train.interrupt import ECHO_SECONDS
+from train.machines import Announcement
 from train.ranks import LAUNCHER
 
 ROOT = Path(__file__).parent.parent
@@ -57,6 +58,13 @@ def main(arguments: argparse.Namespace) -> int:
     parent = runs / loaded.name
     if (machine := loaded.recipe.accelerate.machine_rank) > 0:
         return _follow(machine, parent, loaded.recipe)
+    several = loaded.recipe.accelerate.num_machines > 1
+    with machines.announced(parent, loaded.recipe) if several else nullcontext() as announcement:
+        return _lead(arguments, loaded, parent, announcement)
+
+
+def _lead(arguments: argparse.Namespace, loaded: Loaded, parent: Path, announcement: Announcement | None) -> int:
+    """Finds or makes the run and has it trained; of several machines, machine 0 does this, and announces it."""
     data = _prepare(arguments)
     digest = digests.of_training(machines.alike(loaded.recipe), data.name)
     known = [] if arguments.fresh else run.with_digest(parent, digest)
@@ -64,6 +72,8 @@ def main(arguments: argparse.Namespace) -> int:
         one for one in known if one.stage("train").get("state") == "done" and (one.folder / "adapter").is_dir()
     ]:
         print(f"train     unchanged: run {done[0].id} did this (FRESH=1 trains anew)", file=sys.stderr)
+        if announcement:
+            announcement.nothing(f"run {done[0].id} did this")
         return _conclude(done[0])
     if known:
         current = known[0]
@@ -71,9 +81,9 @@ def main(arguments: argparse.Namespace) -> int:
     else:
         current = run.create(parent, loaded.recipe, digest, environment.collect(loaded.recipe), data, loaded.replaced)
         _record_data(current, data)
-    several = loaded.recipe.accelerate.num_machines > 1
-    with machines.announced(current, loaded.recipe) if several else nullcontext():
-        _launch(current, loaded.recipe)
+    if announcement:
+        announcement.launches(current)
+    _launch(current, loaded.recipe)
     return _conclude(current)
 
 
@@ -95,6 +105,10 @@ def heading(loaded: Loaded) -> list[str]:
         how = {"MULTI_CPU": "CPU", "MULTI_GPU": "DDP, a GPU each", "FSDP": "FSDP, a GPU each"}
         machines_told = f" on {accelerate.num_machines} machines" if accelerate.num_machines > 1 else ""
         lines.append(f"processes {accelerate.num_processes}{machines_told}: {how[accelerate.distributed_type]}")
+    elif not accelerate.use_cpu and (idle := hardware.gpu_count() - 1) > 0:
+        lines.append(
+            f"processes 1 on one GPU; {idle} more {'is' if idle == 1 else 'are'} idle: HARDWARE=multi-gpu takes all"
+        )
     if (why := loaded.recipe.lora.unservable) and serve.model == "merged":
         lines.append(f"serving   merged into the base: lora.{why}")
     return lines
@@ -122,6 +136,8 @@ def _follow(machine: int, parent: Path, recipe: Recipe) -> int:
     """Does this machine's part of the run that machine 0 launches."""
     print(f"machine   {machine}: waiting for machine 0 to launch the run below {parent}", file=sys.stderr)
     current = machines.joined(parent, recipe)
+    if current is None:
+        return command.DONE
     print(f"machine   {machine}: joins run {current.id}", file=sys.stderr)
     _launch(current, recipe)
     print(f"machine   {machine}: has done its part; machine 0 concludes run {current.id}", file=sys.stderr)
@@ -223,12 +239,14 @@ def _watched(asked: list[str], settings: Mapping[str, str]) -> tuple[int, bool]:
 def _worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
     accelerate = recipe.accelerate
     defaults = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true", "PYTHONWARNINGS": "ignore", **QUIET}
+    # Packs and batches of answers differ in length: without it the allocator's blocks fragment.
+    defaults |= {} if accelerate.use_cpu else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     # On a CPU training itself sees to it (train/precision.py).
     mixed_precision = "no" if accelerate.use_cpu else accelerate.mixed_precision
     told = {"ACCELERATE_MIXED_PRECISION": mixed_precision, LAUNCHER: str(os.getpid())}
     if accelerate.use_cpu:
         told["ACCELERATE_USE_CPU"] = "true"
-    elif accelerate.distributed_type == "NO":
+    elif accelerate.num_processes == 1 and accelerate.distributed_type != "FSDP":
         # Trainer would take every GPU that it sees, by nn.DataParallel.
         told["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     # A folder as base needs no hub, and a machine without one would wait for time-outs.

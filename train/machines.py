@@ -1,12 +1,14 @@
 """Several machines, one run: machine 0 prepares data and makes the run, the others wait for it in the shared folder.
 
-    runs/classifier/.launched.json   {"run": "20261121T093000Z-x4fd", "beat": 41, "state": "running",
+    runs/classifier/.launched.json   {"run": "20261121T093000Z-x4fd", "beat": 41, "state": "running", "reason": "",
                                       "recipe": {"train.seed": 17, "accelerate.num_processes": 16, ...}}
 
-Machine 0 writes the file anew every two seconds. What another machine has seen change is no left-over of an earlier
-launch, whatever the clocks of the machines say.
+Machine 0 writes the file anew every two seconds, from before it prepares data: `preparing`, then `running`, in the end
+`over`, or `unchanged` where an earlier run did it all. What another machine has seen change is no left-over of an
+earlier launch, whatever the clocks of the machines say.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,8 +24,11 @@ from tracking.run import Run
 
 NAME = ".launched.json"
 BEAT_SECONDS = 2.0
-# Machine 0 may have millions of rows to prepare before there is a run.
+# How long others wait for machine 0 to say anything: a cluster may start it much later.
 WAIT_SECONDS = 1800.0
+# How long it is told that nothing was launched.
+LINGER_SECONDS = 60.0
+PREPARING, RUNNING, UNCHANGED, OVER = "preparing", "running", "unchanged", "over"
 
 # What differs between the machines of a training, or between two launches of the same one.
 _OF_A_MACHINE = ("machine_rank", "main_process_ip", "main_process_port", "rdzv_backend")
@@ -35,47 +40,104 @@ def alike(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"accelerate": recipe.accelerate.model_copy(update=plain)})
 
 
-@contextmanager
-def announced(run: Run, recipe: Recipe) -> Iterator[None]:
-    """Tells the other machines of a run for as long as the block lasts, and how the launch ended after it."""
-    path, told, over = run.folder.parent / NAME, _settings(recipe), threading.Event()
+class Announcement:
+    """What machine 0 tells the others of its launch, anew every two seconds."""
 
-    def write(beat: int, state: str) -> None:
-        files.write_json(path, {"run": run.id, "beat": beat, "state": state, "recipe": told})
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
+        self.run: str | None = None
+        self.state, self.reason, self.beat = PREPARING, "", 0
+        self._writing = threading.Lock()
+
+    def launches(self, run: Run) -> None:
+        """Tells that this run is launched now, which the others join."""
+        self.run, self.state = run.id, RUNNING
+        self.write()
+
+    def nothing(self, why: str) -> None:
+        """Tells that there is nothing to launch."""
+        self.state, self.reason = UNCHANGED, why
+        self.write()
+
+    def ended(self, why: str) -> None:
+        """Tells that the launch is over."""
+        if self.state != UNCHANGED:
+            self.state, self.reason = OVER, why
+        self.write()
+
+    def write(self) -> None:
+        with self._writing:
+            self.beat += 1
+            told = {"run": self.run, "beat": self.beat, "state": self.state, "reason": self.reason}
+            files.write_json(self.path, {**told, "recipe": self.settings})
+
+
+@contextmanager
+def announced(parent: Path, recipe: Recipe) -> Iterator[Announcement]:
+    """Tells the other machines from the beginning of the block what becomes of the launch below `parent`.
+
+    Where nothing was launched, the end is told for LINGER_SECONDS more: others may come later, and take what no longer
+    changes for a left-over of an earlier launch.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    told, over = Announcement(parent / NAME, _settings(recipe)), threading.Event()
 
     def tell() -> None:
-        beat = 0
-        while not over.wait(BEAT_SECONDS if beat else 0.0):
-            beat += 1
-            write(beat, "running")
+        told.write()
+        while not over.wait(BEAT_SECONDS):
+            told.write()
 
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()
     try:
-        yield
+        try:
+            yield told
+            told.ended("done")
+        except BaseException as error:
+            code = f"it ended with exit code {error.code}" if isinstance(error, SystemExit) else str(error)
+            told.ended(code or type(error).__name__)
+            if isinstance(error, KeyboardInterrupt):
+                over.set()
+            raise
+        finally:
+            if told.run is None and not over.is_set():
+                print(
+                    f"machine   0: launches nothing, and tells the others for {LINGER_SECONDS:.0f} s", file=sys.stderr
+                )
+                over.wait(LINGER_SECONDS)
     finally:
         over.set()
         teller.join()
-        write(-1, "over")
 
 
-def joined(parent: Path, recipe: Recipe, wait_seconds: float = WAIT_SECONDS) -> Run:
-    """Returns the run that machine 0 has launched below `parent`, once there is one.
+def joined(parent: Path, recipe: Recipe, wait_seconds: float = WAIT_SECONDS) -> Run | None:
+    """Returns the run that machine 0 has launched below `parent`, once there is one; None where it has nothing to
+    launch.
 
-    Raises StageError where machine 0 trains something else, or launches nothing in that time.
+    Raises StageError where machine 0 trains something else, ends without a run, or does not tell anything for that
+    time.
     """
     path, deadline = parent / NAME, time.monotonic() + wait_seconds
-    first = _read(path)
+    first = before = _read(path)
     while time.monotonic() < deadline:
         found = _read(path)
-        if found is not None and found["state"] == "running" and found != first:
+        if found is not None and found != first:
             if differing := _differing(found["recipe"], _settings(recipe)):
                 raise StageError(
                     "machine 0 trains something else:\n  "
                     + "\n  ".join(differing)
                     + "\n  Type the same command on every machine, but for accelerate.machine_rank."
                 )
-            return Run(parent / str(found["run"]))
+            if found["state"] == RUNNING:
+                return Run(parent / str(found["run"]))
+            if found["state"] == UNCHANGED:
+                print(f"machine   0: has nothing to launch, {found['reason']}", file=sys.stderr)
+                return None
+            if found["state"] == OVER:
+                raise StageError(f"machine 0 launched no run below {parent}: {found['reason']}")
+            if found != before:  # it prepares data, however long that takes
+                deadline = time.monotonic() + wait_seconds
+        before = found
         time.sleep(BEAT_SECONDS / 4)
     last = f"; the last launch there, of run {first['run']}, is over" if first else ""
     raise StageError(

@@ -6,11 +6,16 @@ Looks at what the operating system and `nvidia-smi` say, so that nothing heavy i
 import os
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 # A file beside the others that is for another program.
 NO_HARDWARE = {"skypilot"}
+# Of PyTorch's CUDA 13 build, which requirements/gpu.txt has.
+LEAST_DRIVER = 580
+_DRIVER = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+PACKAGES = "apt install build-essential python3-dev python3-venv (Debian, Ubuntu)"
 # (what a machine is, model.base): the file with the settings of that base.
 OF_BASE = {("cpu", "smollm2"): "cpu-smollm2"}
 
@@ -60,6 +65,42 @@ def cpu_has_bfloat16() -> bool:
     if asked.upper() in OLDER_ONEDNN:
         return False
     return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+
+
+def driver() -> str | None:
+    """Returns the version of NVIDIA's driver, None where nvidia-smi does not tell it."""
+    try:
+        answer = subprocess.run(_DRIVER, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return next(iter(answer.stdout.split()), None) if answer.returncode == 0 else None
+
+
+def driver_problem() -> str | None:
+    """Returns what stands against the driver here, None where it is new enough or nobody can tell."""
+    found = driver()
+    if found is None or not found[0].isdigit() or int(found.partition(".")[0]) >= LEAST_DRIVER:
+        return None
+    return f"NVIDIA's driver is {found}, and the locked PyTorch (CUDA 13) needs {LEAST_DRIVER} or newer: update it"
+
+
+def compiler_problem() -> str | None:
+    """Returns what Triton lacks here to compile what a GPU runs, None where it has all."""
+    compiler = next(
+        (name for name in (os.environ.get("CC"), "gcc", "clang", "cc") if name and shutil.which(name)), None
+    )
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    missing = ([] if compiler else ["no C compiler (gcc, clang)"]) + ([] if header.exists() else [f"no {header}"])
+    if not missing:
+        return None
+    return f"PyTorch and vLLM compile kernels for a GPU (Triton), and there is {' and '.join(missing)}: {PACKAGES}"
+
+
+def on_cpu(name: str) -> bool:
+    """Returns whether a hardware file computes on CPUs; one that is not here is taken for a GPU's."""
+    path = FOLDER / f"{name}.yaml"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return any("use_cpu: true" in line.partition("#")[0] for line in lines)
 
 
 def for_base(name: str, reason: str, base: object) -> tuple[str, str]:
