@@ -146,7 +146,7 @@ def of_mirror(told: Lines, mirrored: Mapping[str, Line]) -> list[str]:
     if both := _both(told, mirrored):
         own = [mine["digest"] == line["right_digest"] for line, mine in both]
         theirs = [bool(line["right"]) for line, _ in both]
-        between = paired.of(*(of_scores([float(one) for one in right]) for right in (own, theirs)))
+        between = paired.of(of_scores(list(map(float, own))), of_scores(list(map(float, theirs))))
         found.append(f"mirror    {_share(own, 'of them')}; {_share(theirs, 'of the API model')}")
         told_in_points = (100 * one for one in (between.delta, between.low, between.high))
         found.append("mirror    difference {:+.1f} points ({:+.1f} to {:+.1f})".format(*told_in_points))
