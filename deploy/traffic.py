@@ -8,8 +8,8 @@ registry/<name>/traffic/2026-11-29.jsonl
 
 Columns of text, answer, id and time are the recipe's. Personal data of every kind that the redactor finds is replaced,
 whatever the recipe redacts; an input that is private, or in which personal data is found that the redactor does not
-replace, is not recorded. Feedback on a recorded answer adds a row with the right one (`labelled_by: feedback`). Files older than
-`days` are removed.
+replace, is not recorded. Feedback on a recorded answer adds a row with the right one (`labelled_by: feedback`). Files
+older than `days` are removed.
 """
 
 import random
