@@ -31,7 +31,7 @@ def agreement(served: Served, name: str, address: Address, api_key: str | None =
     """
     references = _first(served.run.references)
     answers = asyncio.run(_answers(references, served.prompt, name, address, api_key))
-    given = [
+    given: list[bool] = [
         answer == one["answer"] or (one["margin"] is not None and one["margin"] < rounding)
         for one, answer in zip(references, answers, strict=True)
     ]
