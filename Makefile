@@ -8,6 +8,7 @@ RUN      ?=
 FORCE    ?=
 REGISTRY ?= registry
 TO       ?=
+DAYS     ?=
 BENCH    ?= training
 ARGS     ?=
 PYTHON   ?= python3
@@ -17,13 +18,13 @@ VENV      = $(realpath .venv)/bin/python
 # tests wait for servers.
 WORKERS  := $(shell echo $$(($$(nproc) + 1)))
 TESTS     = OMP_NUM_THREADS=1 $(VENV) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
-export HARDWARE RUNS FRESH RUN FORCE REGISTRY TEST MODEL BASE_URL TO
+export HARDWARE RUNS FRESH RUN FORCE REGISTRY TEST MODEL MODELS VARIANTS COMPARE BASE_URL TO DAYS INPUT OUTPUT ENGINE PROBABILITIES
 # Without bytecode, as container images often set it, every process would compile torch and vLLM anew: 10 to 15 s each.
 unexport PYTHONDONTWRITEBYTECODE
 # Modules come from the lock and from here, whatever the shell that calls make has before them.
 unexport PYTHONPATH
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor run import data train export serve parity record compare dashboard deploy rollback gateway models lint types test test-all check bench lock schema
+.PHONY: help setup doctor run import data train export serve parity record compare sweep predict dashboard deploy rollback gateway drift models lint types test test-all check bench lock schema
 
 help: ## What one can type
 	@echo 'make TARGET [RECIPE=classifier] [SET="train.learning_rate=1e-4 ..."] [HARDWARE=cpu|gpu|multi-gpu|multi-node] [FRESH=1]'
@@ -58,6 +59,12 @@ record: setup ## Keep the answers of the planned API model to the test rows whil
 compare: setup ## Compare it with its baselines on the sealed test set, decide, write the report (FRESH=1: anew)
 	@$(VENV) -m compare $(RECIPE) $(SET)
 
+sweep: setup ## Train several bases or settings and compare the best: MODELS="a b" or VARIANTS="lora.r=8; lora.r=32" (COMPARE=0: rank alone)
+	@$(VENV) -m compare.sweep $(RECIPE) $(SET)
+
+predict: setup ## Answer every row of INPUT=<file, folder or glob> into OUTPUT=answers.parquet (or .jsonl, .csv); goes on where it was killed (PROBABILITIES=1 ENGINE=gateway BASE_URL=)
+	@$(VENV) -m predict $(RECIPE) $(SET)
+
 dashboard: setup ## A W&B workspace for the recipe's runs, or its specification where W&B is not logged in
 	@$(VENV) -m tracking.dashboard $(RECIPE) $(SET)
 
@@ -69,6 +76,9 @@ rollback: setup ## Make the version before the deployed one the deployed one (TO
 
 gateway: setup ## Serve what is deployed, behind one door, without a gap when that changes
 	@$(VENV) -m deploy.gateway $(RECIPE) $(SET)
+
+drift: setup ## Does the deployed threshold's guarantee still hold on today's traffic? exit 3 where not (DAYS=7)
+	@$(VENV) -m deploy.drift $(RECIPE) $(SET)
 
 doctor: setup ## What this machine has; with RECIPE=... each of its closed baselines is asked one train row
 	@$(VENV) -m tracking.doctor

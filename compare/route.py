@@ -5,12 +5,13 @@ routing.json
  "confidence": 0.95, "calibration_rows": 1180, "left_out_rows": 0, "coverage": 0.71, "accuracy": 0.968,
  "difference": null, "p_value": 0.031, "why_none": null, "rows_needed": null,
  "sequence": {"validation_rows": 500, "thresholds": 98, "start": 0.97, "tested": 41},
- "score": {"of": "answer", "slope": 1.4, "intercept": -0.3}, "guarantee": "...", "test": {...}}
+ "score": {"of": "answer", "slope": 1.4, "intercept": -0.3}, "guarantee": "...", "test": {...}, "calibration": {...}}
 
 An answer stays where its confidence is at least `threshold`. Thresholds are those of validation rows, tested on
 calibration rows, which serve nothing else, from strict to loose until one cannot be shown to keep the target (Learn
 then Test, insource/stats/learn_then_test.py; docs/routing.md). "None can be shown" is a usual outcome. `test` is what
-the policy does on the test rows (compare/routed.py), which choose nothing.
+the policy does on the test rows (compare/routed.py), which choose nothing; `calibration` is what traffic is held
+against (compare/profile.py).
 """
 
 import hashlib
@@ -50,17 +51,24 @@ class Rows:
         no p-value would hold."""
         if self.groups is None:
             return self
-        first: dict[object, int] = {}
-        for at in sorted(range(len(self.ids)), key=lambda at: hashlib.sha256(self.ids[at].encode()).digest()):
-            group = self.groups[at]
-            first.setdefault(at if group is None else (group,), at)
-        chosen = sorted(first.values())
+        chosen = one_a_group(self.ids, self.groups)
 
         def of(values: Sequence[Any]) -> list[Any]:
             return [values[at] for at in chosen]
 
         other = None if self.baseline_right is None else of(self.baseline_right)
         return Rows(of(self.ids), of(self.confidences), of(self.right), of(self.groups), other)
+
+
+def one_a_group(ids: Sequence[str], groups: Sequence[str | None] | None) -> list[int]:
+    """Returns the positions of one row of each group, see `Rows.one_a_group`; of all rows where there are no groups."""
+    if groups is None:
+        return list(range(len(ids)))
+    first: dict[object, int] = {}
+    for at in sorted(range(len(ids)), key=lambda at: hashlib.sha256(ids[at].encode()).digest()):
+        group = groups[at]
+        first.setdefault(at if group is None else (group,), at)
+    return sorted(first.values())
 
 
 @dataclass(frozen=True)

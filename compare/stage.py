@@ -19,6 +19,7 @@ from compare import (
     material,
     plan,
     preflight,
+    profile,
     result,
     routed,
     score,
@@ -36,7 +37,7 @@ from tracking import files, run
 from tracking.run import Run
 
 # Raised when the same answers would be compared into something else.
-VERSION = 3
+VERSION = 4
 SECTIONS = ("compare", "cost", "decide", "route", "privacy", "serve")
 
 
@@ -135,7 +136,8 @@ def compared(
     on_a_scale = fitted is not None and fitted.platt is not None
     scores = result.scores_json(here, recipe, mine, every, missing, opened, sha256, on_a_scale)
     on_test = routed.on_test(policy, every[0], routed.baseline_of(recipe, every), fitted, scores["cost"])
-    scores["routing"] = {**policy.json(), "test": on_test}
+    held_against = profile.of(every[0].gathered, mine, fitted).json()
+    scores["routing"] = {**policy.json(), "test": on_test, profile.KEY: held_against}
     scores["verdict"] = verdicts.of(verdicts.Facts(recipe, scores, policy)).json()
     result.write(here, mine, every, scores, recipe)
     return scores

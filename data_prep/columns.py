@@ -27,20 +27,33 @@ MISSING_SHOWN = 6
 def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
     """Returns {recipe key: column} of all that a file of this split ("all" or its name) must have."""
     columns = recipe.data.columns
-    needed: dict[str, str | None] = {"data.columns.id": columns.id}
     answer = KINDS[recipe.task.variant].answer_columns(recipe)
-    if columns.messages is not None:
-        needed["data.columns.messages"] = columns.messages
-    else:
-        several = len(columns.texts) > 1
-        texts = {f"data.columns.text{f'[{at}]' if several else ''}": name for at, name in enumerate(columns.texts)}
-        needed |= {**texts, **answer}
+    needed: dict[str, str | None] = {"data.columns.id": columns.id, **input_columns(recipe)}
+    if columns.messages is None:
+        needed |= answer
     if split in ("all", "train"):
         needed |= {"data.split.group": recipe.data.split.group, "data.split.time": recipe.data.split.time}
     needed |= {f"data.where.{column}": column for column in recipe.data.where}
     fields = fields_of(recipe)
     needed |= {f"data.slices.{name}": column for name, column in slice_columns(recipe).items() if column not in fields}
     return {key: column for key, column in needed.items() if column is not None}
+
+
+def input_columns(recipe: Recipe) -> dict[str, str]:
+    """Returns {recipe key: column} of what the input of a row is read from."""
+    columns = recipe.data.columns
+    if columns.messages is not None:
+        return {"data.columns.messages": columns.messages}
+    several = len(columns.texts) > 1
+    return {f"data.columns.text{f'[{at}]' if several else ''}": name for at, name in enumerate(columns.texts)}
+
+
+def check_input_columns(file: str, values: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raises RecipeError naming every column of the input that a file lacks, with the nearest that it has; what answers
+    are read from may be missing."""
+    _check_lacking(
+        file, {key: name for key, name in input_columns(recipe).items() if name not in values}, values, recipe
+    )
 
 
 def read_columns(recipe: Recipe, split: str) -> list[str]:
@@ -61,8 +74,12 @@ def lacking(split: str, present: Collection[str], recipe: Recipe) -> dict[str, s
 
 def check_columns(file: str, split: str, values: Mapping[str, Any], recipe: Recipe) -> None:
     """Raises RecipeError naming every column of the recipe that a row of a file lacks, with the nearest that it has."""
+    _check_lacking(file, lacking(split, values, recipe), values, recipe)
+
+
+def _check_lacking(file: str, lacks: Mapping[str, str], values: Mapping[str, Any], recipe: Recipe) -> None:
     missing, present = [], list(values)
-    for key, column in lacking(split, values, recipe).items():
+    for key, column in lacks.items():
         near = get_close_matches(column, [*present, *(dotted.names(values) if "." in column else ())], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         if key == "data.columns.target" and (several := [one for one in present if _numbered(one, column)]):

@@ -20,7 +20,8 @@ from typing import Any
 from data_prep.dotted import MISSING, inside
 from recipes.schema import Recipe
 from recipes.schema_data import Slots
-from tasks.given import Given, UnusableRowError, cell, list_of, rows_of_columns, text_of
+from tasks.given import Given, UnusableRowError, cell, list_of, rows_of_columns
+from tasks.given import text_of as text_of_column
 from tasks.words import breaks_word, joined
 
 OUTSIDE = ("O", "")
@@ -48,9 +49,22 @@ def given(values: Mapping[str, Any], recipe: Recipe) -> Found:
         if slots.column == column:
             text, found = _of_pieces(entries, slots)
         else:
-            text = text_of(values.get(column), column)
+            text = text_of_column(values.get(column), column)
             found = [_slot(entry, at, text, slots, cut) for at, entry in enumerate(entries, start=1)]
     return Found(Given("", text, _record(found, recipe)), frozenset(cut))
+
+
+def text_of(values: Mapping[str, Any], recipe: Recipe) -> str:
+    """Returns the text of a source row without slots or tags: they need not be there. Raises UnusableRowError."""
+    columns = recipe.data.columns
+    (column,) = columns.texts
+    value = values.get(column)
+    if columns.tags is not None:
+        return value if isinstance(value, str) and list_of(value) is None else joined(_words(value))[0]
+    assert columns.slots is not None
+    if columns.slots.column == column:
+        return _of_pieces(_entries(value, column), columns.slots)[0]
+    return text_of_column(value, column)
 
 
 def _record(found: Sequence[tuple[str, Any]], recipe: Recipe) -> dict[str, Any]:

@@ -9,22 +9,27 @@ the API model of the recipe, unless something keeps the input on this machine.
     data_may_not_leave,         the deployed version: the recipe says so, names no API model, has no money for it, or
     no_api_model, no_budget,    there is no threshold that keeps the recipe's target
     no_threshold
+    before_switch               the API model, with route.mirror, which has the deployed version asked aside
     api_failed, over_budget,    the deployed version, though it is not sure (degraded: true), where the recipe says
     api_answer_invalid          route.when_api_fails: local
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from deploy import local, personal
+from deploy.answer_ids import Answered, AnswerIds
 from deploy.daemon import in_thread
 from deploy.escalation import OVER_BUDGET, REFUSED, Escalation, Kept
-from deploy.local import Engine, Judged
+from deploy.local import LOCAL, Engine, Judged
 from deploy.refused import RefusedError
 from deploy.task import Task
+from deploy.watch import Watch
 from tasks.inputs import Input
 
-LOCAL = "local"
+CONFIDENT, BEFORE_SWITCH = "confident", "before_switch"
+"""The reasons for answers that the threshold keeps, and for those of the API model while route.mirror is set."""
 ASIDE_CHARACTERS = 2048
 """Longer inputs are prepared in a thread, so that others do not wait."""
 
@@ -35,6 +40,9 @@ class Deployed:
 
     task: Task
     escalation: Escalation | Kept
+    place: Path
+    """registry/<name>, where feedback and what was observed are kept."""
+    ids: AnswerIds = field(default_factory=AnswerIds)
     deployed_at: int = 0
     """When it became current, in nanoseconds since 1970."""
 
@@ -46,6 +54,8 @@ class Prepared:
     given: Input
     kept: str | None
     """A reason, None where it may be escalated."""
+    recorded: bool = False
+    """Whether it is to stand in the record of traffic."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,9 @@ class Outcome:
     redacted: tuple[str, ...] = ()
     """Kinds of personal data that were replaced in the input."""
     usage: tuple[int, int] = field(default=(0, 0))
-    """Tokens that the deployed version read and wrote."""
+    """Tokens that the deployed version read and wrote, or the API model where it alone was asked."""
+    id: str = ""
+    """By which feedback finds it (deploy/answer_ids.py)."""
 
     @property
     def label(self) -> str:
@@ -74,6 +86,7 @@ class Outcome:
     def json(self) -> dict[str, Any]:
         """Returns what an answer says of it."""
         return {
+            "id": self.id,
             "answer": self.value,
             "confidence": self.confidence,
             "local_confidence": self.local_confidence,
@@ -84,11 +97,13 @@ class Outcome:
         }
 
 
-async def prepared(deployed: Deployed, raw: str, private: bool) -> Prepared:
+async def prepared(deployed: Deployed, raw: str, private: bool, watch: Watch) -> Prepared:
     """Returns an input as it is asked. Raises RefusedError where preparation would reject it."""
     if len(raw) > ASIDE_CHARACTERS:
-        return await in_thread(_prepared, deployed, raw, private)
-    return _prepared(deployed, raw, private)
+        found = await in_thread(_prepared, deployed, raw, private)
+    else:
+        found = _prepared(deployed, raw, private)
+    return replace(found, recorded=watch.traffic.chosen(deployed.task, private))
 
 
 def _prepared(deployed: Deployed, raw: str, private: bool) -> Prepared:
@@ -102,19 +117,77 @@ def _prepared(deployed: Deployed, raw: str, private: bool) -> Prepared:
     return Prepared(given, "personal_data" if found else None)
 
 
-async def answered(engine: Engine, deployed: Deployed, asked: Prepared, most_tokens: int | None) -> Outcome:
-    """Returns the valid answer to an input. Raises RefusedError where there is none."""
+async def answered(
+    engine: Engine, deployed: Deployed, asked: Prepared, most_tokens: int | None, watch: Watch
+) -> Outcome:
+    """Returns the valid answer to an input. Raises RefusedError where there is none. Either is noted by `watch`."""
+    try:
+        outcome = await _answered(engine, deployed, asked, most_tokens, watch)
+    except RefusedError as error:
+        watch.refused(deployed.task, error.status)
+        raise
+    task, mirrored = deployed.task, outcome.reason == BEFORE_SWITCH and watch.mirror.chosen(deployed.task)
+    told = Answered(
+        task.deployment,
+        deployed.ids.digest(task.identity(outcome.value)),
+        local=outcome.answered_by == LOCAL,
+        kept=outcome.reason == CONFIDENT,
+        mirrored=mirrored,
+        recorded=asked.recorded,
+        confidence=outcome.local_confidence,
+    )
+    sealed, name = deployed.ids.seal(told)
+    watch.answered(task, outcome)
+    if asked.recorded:
+        watch.record(deployed, asked.given, outcome, name)
+    if mirrored:
+        watch.mirror.start(engine, deployed, asked.given, name, told.digest, most_tokens)
+    return replace(outcome, id=sealed)
+
+
+async def _answered(
+    engine: Engine, deployed: Deployed, asked: Prepared, most_tokens: int | None, watch: Watch
+) -> Outcome:
     task, escalation = deployed.task, deployed.escalation
+    if task.recipe.route.mirror and not asked.kept and isinstance(escalation, Escalation):
+        return await _before_switch(engine, task, escalation, asked, most_tokens, watch)
     own = await local.ask(engine, task, asked.given, most_tokens)
+    watch.judged(task, LOCAL, own, sample=not task.recipe.route.mirror)
     valid, threshold = own.parsed.problem is None, task.routing.threshold
     if asked.kept or isinstance(escalation, Kept) or threshold is None:
         return _own(task, asked, own, asked.kept or "no_threshold")
     if valid and own.confidence is not None and own.confidence >= threshold:
-        return _own(task, asked, own, "confident")
-    theirs = await escalation.ask(asked.given)
+        return _own(task, asked, own, CONFIDENT)
+    theirs = await _theirs(task, escalation, asked, watch)
     if isinstance(theirs, Judged):
         reason = "below_threshold" if valid else "own_answer_invalid"
         return _outcome(task, asked, theirs, own, escalation.name, reason)
+    return _instead(task, escalation, asked, own, theirs)
+
+
+async def _before_switch(
+    engine: Engine, task: Task, escalation: Escalation, asked: Prepared, most_tokens: int | None, watch: Watch
+) -> Outcome:
+    """The API model's answer, whatever the deployed model would say; that is asked where the API model fails."""
+    theirs = await _theirs(task, escalation, asked, watch)
+    if isinstance(theirs, Judged):
+        return _outcome(task, asked, theirs, None, escalation.name, BEFORE_SWITCH)
+    own = await local.ask(engine, task, asked.given, most_tokens)
+    watch.judged(task, LOCAL, own, sample=not task.recipe.route.mirror)
+    return _instead(task, escalation, asked, own, theirs)
+
+
+async def _theirs(task: Task, escalation: Escalation, asked: Prepared, watch: Watch) -> Judged | str:
+    theirs = await escalation.ask(asked.given)
+    if isinstance(theirs, Judged):
+        watch.judged(task, escalation.name, theirs)
+    else:
+        watch.failed(task, escalation.name, theirs)
+    return theirs
+
+
+def _instead(task: Task, escalation: Escalation, asked: Prepared, own: Judged, theirs: str) -> Outcome:
+    """What is answered where the API model gives no answer, `theirs` saying why. Raises RefusedError."""
     if task.recipe.route.when_api_fails == "local":
         return _own(task, asked, own, theirs, degraded=True)
     whys = {
@@ -137,17 +210,17 @@ def _own(task: Task, asked: Prepared, own: Judged, reason: str, degraded: bool =
 
 
 def _outcome(
-    task: Task, asked: Prepared, taken: Judged, own: Judged, by: str, reason: str, degraded: bool = False
+    task: Task, asked: Prepared, taken: Judged, own: Judged | None, by: str, reason: str, degraded: bool = False
 ) -> Outcome:
-    given = asked.given
+    given, counted = asked.given, (own or taken).answer
     return Outcome(
         value=taken.parsed.value,
         text=task.text(taken.parsed.value),
         confidence=taken.confidence,
-        local_confidence=own.confidence,
+        local_confidence=own.confidence if own else None,
         answered_by=by,
         reason=reason,
         degraded=degraded,
         redacted=tuple(sorted(given.found & set(task.recipe.privacy.redact))),
-        usage=(own.answer.input_tokens or 0, own.answer.output_tokens or 0),
+        usage=(counted.input_tokens or 0, counted.output_tokens or 0),
     )

@@ -27,6 +27,7 @@ from deploy.label_tree import Ids, Tree
 from deploy.local import Engine, message_of
 from deploy.refused import RefusedError, invalid
 from deploy.task import Task, text_of
+from deploy.watch import Watch
 from recipes.schema_verdict import Limits
 
 PATH = "/v1/decisions"
@@ -36,14 +37,16 @@ MOST_TOKENS = 128
 _KEYS = ("model", "input", "questions", "prompt_cache_key", "prompt_cache_options", "safety_identifier")
 
 
-async def answers(body: bytes, deployed: Deployed, engine: Engine, model: str, limits: Limits) -> dict[str, Any]:
+async def answers(
+    body: bytes, deployed: Deployed, engine: Engine, model: str, limits: Limits, watch: Watch
+) -> dict[str, Any]:
     """Returns the decision on a request. Raises RefusedError where it asks for what the model was not trained for."""
     asked = await bodies.read(body)
     task = deployed.task
     questions = _checked(asked, task)
-    given = await answering.prepared(deployed, text_of(task, asked["input"]), True)
+    given = await answering.prepared(deployed, text_of(task, asked["input"]), True, watch)
     ids, tree = await in_thread(task.tokens.of, given.given.text)
-    chances, tokens = await _scored(engine, tree, task.inside, ids, limits.sequences)
+    chances, tokens = await scored(engine, tree, task.inside, ids, limits.sequences)
     return {
         "model": model,
         "answers": [_answer(one, chances) for one in questions],
@@ -57,7 +60,7 @@ async def answers(body: bytes, deployed: Deployed, engine: Engine, model: str, l
     }
 
 
-async def _scored(
+async def scored(
     engine: Engine, tree: Tree, model: str, prompt_ids: Sequence[int], at_once: int
 ) -> tuple[dict[str, float], int]:
     """Returns the probability of each label behind a prompt, and how many tokens that has; vLLM is asked `at_once`

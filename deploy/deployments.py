@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy import escalation, registry, routing, task, versions
+from deploy import answer_ids, escalation, registry, routing, task, versions
 from deploy.answering import Deployed
 from deploy.console import say
 from deploy.daemon import in_thread
@@ -87,15 +87,19 @@ def read(place: Path, version: str, started_with: Recipe | None, deployed_at: in
         ) from None
     if found is None:
         return None
+    ids = answer_ids.of_registry(place)
     try:
-        return Deployed(found, escalation.of(found, place), deployed_at)
+        return Deployed(found, escalation.of(found, place), place, ids, deployed_at)
     except RecipeError as error:
-        return Deployed(found, Kept("no_api_model", str(error)), deployed_at)
+        return Deployed(found, Kept("no_api_model", str(error)), place, ids, deployed_at)
 
 
 def _told(deployed: Deployed) -> str:
     one, route = deployed.escalation, deployed.task.recipe.route
     if isinstance(one, Kept):
         return f"every request stays local: {one.words}"
+    if route.mirror:
+        money = f", for at most {route.usd_per_month:g} USD a month" if one.priced else ""
+        return f"before the switch: {one.name} answers{money}; {route.mirror:.1%} are also answered here, aside"
     money = f", at most {route.usd_per_month:g} USD a month" if one.priced else ""
     return f"below a confidence of {deployed.task.routing.threshold:.4f} {one.name} answers{money}"

@@ -48,6 +48,8 @@ class Escalation:
         assert system.baseline is not None
         self.task, self.system, self.name = task, system, system.name
         price = prices.of(system.baseline)
+        self.ledger = ledger if price else None
+        """Of what it costs; None: nothing."""
         self._purse = MonthlyPurse(ledger, price) if ledger and price else None
         self.priced = self._purse is not None
         self._lines = [Line(backend, self._purse)]
@@ -149,11 +151,8 @@ def of(task: Task, place: Path) -> Escalation | Kept:
         return Kept("no_api_model", missing[0].why)
     if unknown := prices.unknown([baseline]):
         return Kept("no_api_model", unknown[0])
-    if not task.routing.keeps(recipe.route):
-        told = "the threshold is of another target than `route` names now; `make compare`, then `make deploy`"
+    if not recipe.route.mirror and (told := _no_threshold(task)):
         return Kept("no_threshold", told)
-    if task.routing.threshold is None:
-        return Kept("no_threshold", task.routing.why_none or "routing.json has no threshold")
     ledger = None
     if prices.of(baseline) is not None:
         if not recipe.route.usd_per_month:
@@ -174,6 +173,15 @@ def baseline_of(task: Task) -> str | None:
     named = task.recipe.route.baseline or task.recipe.route.not_worse_than
     closed = {one.name for one in systems.closed(task.recipe)}
     return named or next((name for name in systems.for_the_rest(task.recipe) if name in closed), None)
+
+
+def _no_threshold(task: Task) -> str | None:
+    """Returns why no threshold says what to escalate, None where one does."""
+    if not task.routing.keeps(task.recipe.route):
+        return "the threshold is of another target than `route` names now; `make compare`, then `make deploy`"
+    if task.routing.threshold is None:
+        return task.routing.why_none or "routing.json has no threshold"
+    return None
 
 
 def _cannot(system: System, baseline: Baseline) -> str | None:

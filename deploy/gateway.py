@@ -24,6 +24,7 @@ from deploy.daemon import in_thread
 from deploy.deployments import Deployments
 from deploy.supervise import POLL_SECONDS, serving, watched
 from deploy.versions import behind, candidates, not_beside, of_version
+from deploy.watch import Watch
 from recipes import command
 from recipes.errors import RecipeError, StageError
 from recipes.load import load, precedence
@@ -299,7 +300,7 @@ def main() -> int:
         print(stay.shown(asked, Address(socket=Path("vllm.sock")), with_key=False))
         return command.DONE
     valid = keys.of_environment(address, serve.loopback_without_key)
-    door = proxy.Door(valid, serve.limits, tuple(place.name for place in places))
+    door = proxy.Door(valid, serve.limits, tuple(place.name for place in places), Watch(folder))
     engine.check_free(serve.host, serve.port)
     with tempfile.TemporaryDirectory(prefix="insource-") as private:  # readable by this user alone
         vllm = Engine(

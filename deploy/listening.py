@@ -19,7 +19,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http import HttpProcessingError
 
-from deploy import decisions, proxy, tasks_path
+from deploy import proxy
 from serve.engine import Address
 from tracking.run import now
 
@@ -87,14 +87,12 @@ class AccessLog(AbstractAccessLogger):
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         told = request.get(proxy.TOLD, proxy.Told())
-        known = request.path if request.path in (*proxy.ASKING, decisions.PATH, "/v1/models", "/health") else "other"
-        known = "/v1/tasks" if request.path.startswith(tasks_path.PREFIX) else known
         line = {
             "at": now(),
             "from": request.remote,
             "key": told.key,
             "method": request.method,
-            "path": known,
+            "path": proxy.known(request.path),
             "model": told.model,
             "status": response.status,
             "bytes_in": request.content_length,

@@ -16,6 +16,8 @@ from deploy.task import Task
 from tasks.inputs import Input
 from tasks.parsed import UNFINISHED, Parsed
 
+LOCAL = "local"
+"""The deployed version, as the one who answered."""
 TIMES_LONGER = 2
 """An answer that was cut off is asked for again with so many times the tokens."""
 _SHOWN_CHARACTERS = 300

@@ -53,6 +53,19 @@ def number(told: Fields, key: str) -> float | None:
         return None
 
 
+def used(answer: bytes) -> tuple[int, int]:
+    """Returns how many tokens an answer read and wrote, on OpenAI's or Anthropic's wire; 0 where it does not say."""
+    try:
+        usage = fields(bytes(fields(answer)["usage"]))
+    except (ValueError, KeyError):
+        return 0, 0
+    read, written = (
+        number(usage, openai) or number(usage, anthropic) or 0.0
+        for openai, anthropic in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
+    )
+    return int(read), int(written)
+
+
 def prompts(told: Fields) -> int:
     """Returns how many prompts a request has: a list of texts or of lists are several, a list of numbers is one."""
     raw = bytes(told.get("prompt", b""))

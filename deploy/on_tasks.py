@@ -10,9 +10,10 @@ import msgspec
 from aiohttp import web
 
 from deploy import answering, bodies, chat, passing, wires
-from deploy.answering import LOCAL, Deployed
-from deploy.local import Engine
+from deploy.answering import Deployed
+from deploy.local import LOCAL, Engine
 from deploy.task import Task
+from deploy.watch import Watch
 from recipes.schema_verdict import Limits
 
 
@@ -29,6 +30,7 @@ async def chatted(
     of: passing.Names,
     limits: Limits,
     answered: Counter[str],
+    watch: Watch,
 ) -> web.StreamResponse | None:
     """Returns the answer to a chat, None where it holds the task's own prompt and passes as it is. Raises RefusedError
     where there is no answer, and what passing.on raises; `answered` counts who answered, and why."""
@@ -37,12 +39,13 @@ async def chatted(
     asked = chat.of(body, task, private)
     if asked is None:
         return None
-    given = await answering.prepared(deployed, asked.text, asked.private)
-    if given.kept and _carries(task, request.path):
+    given = await answering.prepared(deployed, asked.text, asked.private, watch)
+    if given.kept and not given.recorded and _carries(task, request.path):
         answered[f"{LOCAL}/{given.kept}"] += 1
+        watch.passed(task, given.kept)
         passed = chat.passed(body, task, given, request.path, limits.answer_tokens)
         return await passing.on(engine.session, request, msgspec.json.encode(passed), of, engine.heard)
-    outcome = await answering.answered(engine, deployed, given, limits.answer_tokens)
+    outcome = await answering.answered(engine, deployed, given, limits.answer_tokens, watch)
     answered[outcome.label] += 1
     return await wires.respond(request, request.path, asked, outcome, of.outside, of.version)
 

@@ -26,6 +26,10 @@ _TO_VLLM = ("accept", "anthropic-version", "anthropic-beta", "x-request-id", "tr
 _TO_CLIENTS = ("content-type", "cache-control", "retry-after", "x-request-id")
 
 
+USED = web.ResponseKey("used", tuple)
+"""Of an answer of vLLM that came as a whole: tokens that were read and written, as it tells them."""
+
+
 class BrokeOffError(Exception):
     """vLLM did not answer."""
 
@@ -41,6 +45,11 @@ class Names:
     inside: str
     outside: str
     version: str
+
+    @property
+    def model(self) -> str:
+        """Returns its name without the version."""
+        return self.inside.removesuffix(f"@{self.version}")
 
 
 async def on(
@@ -62,6 +71,7 @@ async def on(
             else:
                 said = names.put_back(await _whole(found, told), of.inside, of.outside)
                 answer = _answer(found, of)
+                answer[USED] = names.used(said)
                 await _sent_whole(request, answer, said)
             return answer
     except (ClientError, RuntimeError) as error:  # RuntimeError: the session ended with its vLLM

@@ -5,8 +5,9 @@ the way in and takes it back on the way out. Because every version has a name of
 is ever read by another, and changing over is one assignment: requests on their way end where they began.
 
 vLLM itself checks its key on some paths alone and lets everyone load adapters; here is what passes, and no more:
-POST /v1/chat/completions, /v1/completions and /v1/messages, GET /v1/models, and GET /health without a key. The gateway
-itself answers POST /v1/tasks/<recipe> and /v1/decisions, and chats that hold an input of a task (on_tasks.py).
+POST /v1/chat/completions, /v1/completions and /v1/messages, GET /v1/models. The gateway itself answers POST
+/v1/tasks/<recipe>, /v1/decisions and /v1/feedback, chats that hold an input of a task (on_tasks.py), and GET /metrics;
+and without a key GET /healthz (the process runs) and /readyz (requests are passed on; /health is its name of before).
 """
 
 import asyncio
@@ -18,15 +19,20 @@ from dataclasses import dataclass, field
 
 from aiohttp import ClientSession, web
 
-from deploy import chat, decisions, names, on_tasks, passing, tasks_path
+from deploy import chat, decisions, feedback, metrics, names, on_tasks, passing, tasks_path
 from deploy.answering import Deployed
+from deploy.daemon import in_thread
 from deploy.keys import Keys
-from deploy.local import Engine
+from deploy.local import LOCAL, Engine
 from deploy.refused import RefusedError, invalid
+from deploy.watch import Watch
 from recipes.addresses import foreign
 from recipes.schema_verdict import Limits
 
 ASKING = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
+STATES = ("/health", "/healthz", "/readyz")
+OTHERS = (decisions.PATH, feedback.PATH, "/v1/models", "/metrics", *STATES)
+"""Paths that the gateway itself answers, beside those of tasks."""
 LARGEST_BODY_BYTES = Limits().body_kib * 2**10
 BODY_SECONDS = 30.0
 """How long a client may take to send a body."""
@@ -37,10 +43,15 @@ class Door:
     """What stands behind the door now, and what is on its way through it."""
 
     def __init__(
-        self, api_key: str | Keys | None, limits: Limits | None = None, deployed: tuple[str, ...] = ()
+        self,
+        api_key: str | Keys | None,
+        limits: Limits | None = None,
+        deployed: tuple[str, ...] = (),
+        watch: Watch | None = None,
     ) -> None:
         self.keys = api_key if isinstance(api_key, Keys) else Keys(api_key)
         self.limits = limits or Limits()
+        self.watch = watch or Watch()
         self.deployed = deployed
         """Models that are deployed, whether or not a version of them answers."""
         self.versions: dict[str, str] = {}
@@ -95,7 +106,7 @@ class Door:
 
     def task_of(self, of: passing.Names) -> Deployed | None:
         """Returns the task of a version, None where it states none."""
-        return self.tasks.get(of.inside.removesuffix(f"@{of.version}"))
+        return self.tasks.get(of.model)
 
     def version_of(self, model: object) -> str:
         """Returns the version that answers for a model. Raises RefusedError where there is none."""
@@ -142,6 +153,17 @@ def application(door: Door) -> web.Application:
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         request[TOLD] = Told()
+        began, status = time.monotonic(), metrics.BROKEN_OFF
+        try:
+            answer = await answered(request, handler)
+            status = str(answer.status)
+            return answer
+        finally:
+            door.watch.metrics.requested(known(request.path), status, time.monotonic() - began)
+
+    async def answered(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
         try:
             headers = request.headers
             if told := foreign(headers.get("Host", ""), headers.get("Origin"), door.keys.required):
@@ -159,13 +181,27 @@ def application(door: Door) -> web.Application:
     async def decide(request: web.Request) -> web.StreamResponse:
         return await _decide(door, request)
 
+    async def corrected(request: web.Request) -> web.StreamResponse:
+        async with _taken(door, request, of_model=False) as sent:
+            return await passing.told(request, await feedback.answers(sent, door.tasks, door.watch), {})
+
     async def models(request: web.Request) -> web.StreamResponse:
         _owner(door, request)
         raw = [f"{name}{chat.RAW}" for name in door.tasks]
         listed = [{"id": name, "object": "model", "owned_by": "insource"} for name in sorted([*door.versions, *raw])]
         return web.json_response({"object": "list", "data": listed})
 
-    async def health(request: web.Request) -> web.StreamResponse:
+    async def measured(request: web.Request) -> web.StreamResponse:
+        _owner(door, request)
+        door.watch.metrics.now(door.ready, door.of_key.total(), door.versions)
+        door.watch.drifted(door.tasks)
+        said = await in_thread(door.watch.exposition, dict(door.tasks))
+        return web.Response(body=said, headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def alive(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"alive": True})
+
+    async def ready(request: web.Request) -> web.StreamResponse:
         return web.json_response({"ready": door.ready}, status=200 if door.ready else 503)
 
     async def nothing(request: web.Request) -> web.StreamResponse:
@@ -176,20 +212,26 @@ def application(door: Door) -> web.Application:
         app.router.add_post(path, ask)
     app.router.add_post(f"{tasks_path.PREFIX}{{name}}", task)
     app.router.add_post(decisions.PATH, decide)
+    app.router.add_post(feedback.PATH, corrected)
     app.router.add_get("/v1/models", models)
-    app.router.add_get("/health", health)
+    app.router.add_get("/metrics", measured)
+    app.router.add_get("/healthz", alive)
+    for path in ("/readyz", "/health"):
+        app.router.add_get(path, ready)
     app.router.add_route("*", "/{anything:.*}", nothing)
     return app
 
 
 @asynccontextmanager
-async def _taken(door: Door, request: web.Request) -> AsyncIterator[bytes]:
-    """Yields the body of a request that comes in, which counts meanwhile. Raises RefusedError where it does not."""
+async def _taken(door: Door, request: web.Request, of_model: bool = True) -> AsyncIterator[bytes]:
+    """Yields the body of a request that comes in, which counts meanwhile. Raises RefusedError where it does not;
+    `of_model`: whether that is so while vLLM is started."""
     owner = _owner(door, request)
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise RefusedError(415, "invalid_request_error", "a packed body (Content-Encoding) is not taken; send it plain")
     with door.counted(owner):
-        door.check_open()
+        if of_model:
+            door.check_open()
         yield await _body(door, request)
 
 
@@ -197,19 +239,28 @@ async def _ask(door: Door, request: web.Request) -> web.StreamResponse:
     """Returns the answer to one request, vLLM's or a task's. Raises RefusedError where there is none."""
     async with _taken(door, request) as sent:
         told, of, raw = _model(door, request, sent)
-        engine, deployed = door.check_open(), door.task_of(of)
+        engine, deployed, watch = door.check_open(), door.task_of(of), door.watch
         with door.under_way(of.inside):
             try:
+                answer = None
                 if deployed is not None and on_tasks.takes(deployed, request.path, raw):
                     asking, counts = Engine(engine, door.heard), request[TOLD].answered
-                    answer = await on_tasks.chatted(asking, deployed, request, sent, of, door.limits, counts)
-                    if answer is not None:
-                        return answer
-                return await passing.on(engine, request, _put(told, of, door.limits), of, door.heard)
+                    answer = await on_tasks.chatted(asking, deployed, request, sent, of, door.limits, counts, watch)
+                if answer is None:
+                    answer = await passing.on(engine, request, _put(told, of, door.limits), of, door.heard)
+                watch.metrics.used(of.model, LOCAL, *answer.get(passing.USED, (0, 0)))
+                return answer
             except passing.BrokeOffError as error:
                 raise RefusedError(503, "overloaded_error", str(error), 5) from None
             except passing.TooLargeError as error:
                 raise RefusedError(413, "request_too_large", str(error)) from None
+
+
+def known(path: str) -> str:
+    """Returns a path as log and metrics name it: of those that nobody knows there are no end."""
+    if path.startswith(tasks_path.PREFIX):
+        return tasks_path.PREFIX.rstrip("/")
+    return path if path in (*ASKING, *OTHERS) else "other"
 
 
 def _put(told: names.Fields, of: passing.Names, limits: Limits) -> bytes:
@@ -228,7 +279,7 @@ async def _decide(door: Door, request: web.Request) -> web.StreamResponse:
             raise RefusedError(404, "not_found_error", f"the prompt.json of {of.inside} does not state its task")
         with door.under_way(of.inside):
             engine = Engine(door.check_open(), door.heard)
-            said = await decisions.answers(sent, deployed, engine, of.outside, door.limits)
+            said = await decisions.answers(sent, deployed, engine, of.outside, door.limits, door.watch)
             return await passing.told(request, said, {VERSION_HEADER: of.version})
 
 
@@ -256,7 +307,7 @@ async def _task(door: Door, request: web.Request) -> web.StreamResponse:
         with door.under_way(deployed.task.inside):
             private = chat.asks_privacy(request.headers)
             engine = Engine(door.check_open(), door.heard)
-            said, outcomes = await tasks_path.answers(sent, deployed, engine, private, door.limits)
+            said, outcomes = await tasks_path.answers(sent, deployed, engine, private, door.limits, door.watch)
             request[TOLD].answered.update(one.label for one in outcomes)
             return await passing.told(request, said, {VERSION_HEADER: version})
 

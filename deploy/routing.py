@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compare import confidence, route
+from compare import confidence, profile, route
 from compare.confidence import Scale
 from compare.material import Material
+from compare.profile import Profile
 from insource.stats.calibration import Platt
 from recipes.errors import StageError
 from recipes.schema_verdict import Route
@@ -37,6 +38,10 @@ class Routing:
     why_none: str | None = "it was deployed without a comparison; `make compare`, then `make deploy`"
     target: tuple[float | None, str | None, float | None, float] | None = None
     """What the threshold keeps: target_accuracy, not_worse_than, margin and confidence of the recipe's `route` then."""
+    file: str | None = None
+    """Below registry/<name>/routing."""
+    profile: Profile | None = None
+    """Of the answers to the calibration rows; None: routing.json is of before, or there is none."""
 
     def keeps(self, asked: Route) -> bool:
         """Returns whether the threshold, if there is one, is of the target that a recipe names now."""
@@ -79,7 +84,14 @@ def of_history(place: Path, history: Sequence[Mapping[str, Any]], version: str) 
         raise StageError(f"{path} is not as it was deployed; deploy the run again")
     policy = route.read(path)
     target = (policy.target_accuracy, policy.not_worse_than, policy.margin, policy.confidence)
-    return Routing(scale, policy.threshold, policy.why_none, target)
+    return Routing(scale, policy.threshold, policy.why_none, target, name, _profile(path))
+
+
+def _profile(path: Path) -> Profile | None:
+    """Returns the profile that routing.json has of the calibration rows, None where it has none of a row."""
+    told = files.read_json(path).get(profile.KEY)
+    found = profile.of_json(told) if told else None
+    return found if found and found.rows else None
 
 
 def _scale(told: Mapping[str, Any] | None) -> Scale | None:

@@ -9,21 +9,21 @@ that is still waiting. The month is that in which the attempt was made, in UTC.
 """
 
 import asyncio
-import fcntl
 import json
 import os
 import secrets
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from backends.exchange import Received, Request
 from compare.spend import Price, Reckoning
+from deploy import journal
 from deploy.daemon import in_thread
 from recipes.errors import StageError
+
+_WHAT = "what is spent"
 
 
 class Ledger:
@@ -43,22 +43,22 @@ class Ledger:
         the limit. Raises StageError where it cannot be written."""
         attempt = secrets.token_hex(8)
         path = self._folder / f"{datetime.now(UTC):%Y-%m}.jsonl"
-        with self._lock, _opened(path) as file:
+        with self._lock, journal.opened(path, _WHAT) as file:
             if self._spent(path, file) + usd > self.limit_usd:
                 return None
-            _append(file, {"attempt": attempt, "usd": usd})
+            journal.append(file, {"attempt": attempt, "usd": usd}, _WHAT)
         return path, attempt
 
     def settle(self, at: tuple[Path, str], spent_usd: float) -> None:
         """Writes down what an attempt did cost. Raises StageError where that fails: it counts in full then."""
         path, attempt = at
-        with self._lock, _opened(path) as file:
-            _append(file, {"attempt": attempt, "spent_usd": spent_usd}, flush=False)
+        with self._lock, journal.opened(path, _WHAT) as file:
+            journal.append(file, {"attempt": attempt, "spent_usd": spent_usd}, _WHAT, flush=False)
 
     def spent_usd(self) -> float:
         """Returns what this month's attempts cost, or may have cost."""
         path = self._folder / f"{datetime.now(UTC):%Y-%m}.jsonl"
-        with self._lock, _opened(path) as file:
+        with self._lock, journal.opened(path, _WHAT) as file:
             return self._spent(path, file)
 
     def _spent(self, path: Path, file: BinaryIO) -> float:
@@ -117,36 +117,3 @@ class MonthlyPurse:
             await in_thread(self._ledger.settle, at, spent_usd)
         except StageError:
             return  # it counts in full
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Yields a file that nobody else reads or appends to meanwhile. Raises StageError where it cannot be opened."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab+", buffering=0)
-    except OSError as error:
-        raise StageError(f"{path}: what is spent cannot be written: {error.strerror or error}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise StageError(f"{path}: what is spent cannot be written: {error.strerror or error}") from None
-        yield file
-
-
-def _append(file: BinaryIO, line: dict[str, object], flush: bool = True) -> None:
-    """Appends a line, behind the end of one that a process was killed at."""
-    size = file.seek(0, os.SEEK_END)
-    torn = b""
-    if size:
-        file.seek(size - 1)
-        torn = b"" if file.read(1) == b"\n" else b"\n"
-    try:
-        left = memoryview(torn + json.dumps(line).encode() + b"\n")
-        while left:
-            left = left[file.write(left) :]
-        if flush:
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise StageError(f"{file.name}: what is spent cannot be written: {error.strerror or error}") from None

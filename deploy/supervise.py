@@ -30,7 +30,7 @@ async def serving(gateway: "Gateway", address: Address, access: Logger | None = 
     await runner.setup()
     assert runner.server is not None
     listener = await listening.listen(runner.server, address)
-    watching = asyncio.create_task(watched(gateway, address))
+    watching, writing = asyncio.create_task(watched(gateway, address)), asyncio.create_task(gateway.door.watch.run())
     stopping = asyncio.create_task(stopped.wait())
     try:
         await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -42,9 +42,11 @@ async def serving(gateway: "Gateway", address: Address, access: Logger | None = 
         gateway.door.stopping = True
         stopping.cancel()
         watching.cancel()
-        await asyncio.gather(watching, stopping, return_exceptions=True)
+        writing.cancel()
+        await asyncio.gather(watching, stopping, writing, return_exceptions=True)
         await _drained(gateway.door)
         await gateway.close()
+        await gateway.door.watch.close()
         await gateway.deployments.close()
         # Together: vLLM has nothing left to answer, and may take as long to end as connections do.
         await asyncio.gather(in_thread(gateway.vllm.stop), runner.cleanup())

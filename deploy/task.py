@@ -27,6 +27,7 @@ from tasks.chat import asked, messages_of
 from tasks.given import UnusableRowError, input_of
 from tasks.inputs import Input
 from tasks.parsed import Parsed
+from tracking import files
 
 OWN = System(TUNED, "tuned", "tuned (adapter)", "adapter")
 SECTIONS = ("route", "compare", "serve")
@@ -57,9 +58,19 @@ class Task:
         return f"{self.name}@{self.version}"
 
     @cached_property
+    def deployment(self) -> str:
+        """Returns 16 hex digits for the version with its routing.json: what confidences on one scale share."""
+        return files.digest([self.version, self.routing.file])
+
+    @cached_property
     def tokens(self) -> Tokens:
         """Returns prompts and labels as tokens."""
         return Tokens(self.folder, self.material.module, self.material.spec)
+
+    @property
+    def labels(self) -> Mapping[str, str] | None:
+        """Returns the labels with their descriptions, None where answers are no labels."""
+        return self.material.spec.labels if self.material.module.LABELLED else None
 
     @property
     def grammar(self) -> str | None:
@@ -104,6 +115,13 @@ class Task:
         """Returns how sure an API model says it is, None where it does not say."""
         other = System("api", "closed", "api")
         return confidence.of(Gathered(other, [answer]), None, [answer])[0]
+
+    def identity(self, value: Any) -> str:
+        """Returns what equal answers share, by the rule that scores them."""
+        module, spec = self.material.module, self.material.spec
+        if self.recipe.task.kind == "extraction":
+            return str(module.comparable_record(spec, value))
+        return self.text(value)
 
     def text(self, value: Any) -> str:
         """Returns the text of an answer: the label, the record as JSON, the text."""

@@ -17,6 +17,7 @@ from deploy.chat import is_private
 from deploy.local import Engine
 from deploy.refused import RefusedError, invalid
 from deploy.task import text_of
+from deploy.watch import Watch
 from recipes.schema_verdict import Limits
 
 PREFIX = "/v1/tasks/"
@@ -25,7 +26,7 @@ _KEYS = ("input", "inputs", "private")
 
 
 async def answers(
-    body: bytes, deployed: Deployed, engine: Engine, private: bool, limits: Limits
+    body: bytes, deployed: Deployed, engine: Engine, private: bool, limits: Limits, watch: Watch
 ) -> tuple[dict[str, Any], list[Outcome]]:
     """Returns the answer to a request, and what became of its inputs. Raises RefusedError where it is wrong, or its
     only input has no answer.
@@ -38,8 +39,8 @@ async def answers(
     head = {"task": task.name, "version": task.version}
 
     async def one(value: Any) -> Outcome:
-        given = await answering.prepared(deployed, text_of(task, value), private)
-        return await answering.answered(engine, deployed, given, limits.answer_tokens)
+        given = await answering.prepared(deployed, text_of(task, value), private, watch)
+        return await answering.answered(engine, deployed, given, limits.answer_tokens, watch)
 
     if not several:
         outcome = await one(asked["input"])

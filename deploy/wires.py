@@ -12,10 +12,11 @@ from deploy import passing
 from deploy.answering import Outcome
 from deploy.chat import COMPLETIONS, Chat
 
-BY_HEADER, REASON_HEADER, CONFIDENCE_HEADER = (
+BY_HEADER, REASON_HEADER, CONFIDENCE_HEADER, ID_HEADER = (
     "X-Insource-Answered-By",
     "X-Insource-Reason",
     "X-Insource-Confidence",
+    "X-Insource-Answer-Id",
 )
 
 
@@ -24,6 +25,7 @@ async def respond(
 ) -> web.StreamResponse:
     """Sends an answer on the wire of the path that was asked. Returns what was sent."""
     headers = {passing.VERSION_HEADER: version, BY_HEADER: outcome.answered_by, REASON_HEADER: outcome.reason}
+    headers[ID_HEADER] = outcome.id
     if outcome.confidence is not None:
         headers[CONFIDENCE_HEADER] = f"{outcome.confidence:.6f}"
     if not chat.stream:

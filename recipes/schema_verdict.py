@@ -47,6 +47,15 @@ class Limits(Section):
     """KiB of a request."""
 
 
+class Record(Section):
+    """Which inputs of tasks the gateway writes down, redacted, as rows that data preparation reads."""
+
+    share: Share = 0
+    """Of the inputs, chosen by chance; 0: none."""
+    days: Count = 90
+    """How long a row is kept."""
+
+
 class Serve(Section):
     """What vLLM serves."""
 
@@ -78,6 +87,9 @@ class Serve(Section):
     loopback_without_key: bool = False
     """Whether the gateway takes requests without a key where it listens on this machine's own address."""
     limits: Limits = Limits()
+    record: Record = Record()
+    """registry/<name>/traffic/: none by default. Inputs that are private, or hold personal data that is not replaced,
+    are not written."""
     structured_output: bool = True
     """Whether answers are asked for under the task's output constraint."""
     parity: Parity = Parity()
@@ -130,6 +142,9 @@ class Route(Section):
     usd_per_month: NotNegative = 0
     """The most that the gateway may spend on API calls in a calendar month (UTC), over all processes that share the
     registry. 0: nothing that costs is asked."""
+    mirror: Share = 0
+    """Before the switch: above 0, the API model answers every request that may leave, and this share of them is also
+    answered by the deployed model, aside, for `make drift`. No threshold is needed. 0: local first."""
     api_seconds: Positive = 20.0
     """How long the API model may take for an answer, repeated attempts included."""
 

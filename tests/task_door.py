@@ -19,9 +19,10 @@ from typing import Any
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestClient, TestServer
 
-from deploy import escalation, proxy, task
+from deploy import answer_ids, escalation, proxy, task
 from deploy.answering import Deployed
 from deploy.routing import Routing
+from deploy.watch import Watch
 from recipes.load import load
 from recipes.schema import Recipe
 from recipes.schema_verdict import Limits
@@ -93,7 +94,8 @@ def deployed(
     served = Served(NAME, Run(folder / "run"), asked, "adapter")
     found = task.of_version(served, VERSION, started_with or asked, routing or Routing(None, 0.9, None))
     assert found is not None
-    return Deployed(found, escalation.of(found, folder / "registry" / NAME))
+    place = folder / "registry" / NAME
+    return Deployed(found, escalation.of(found, place), place, answer_ids.of_registry(place))
 
 
 def log_probability(ids: list[int], token: int) -> float:
@@ -178,13 +180,13 @@ class Engine:
 
 @asynccontextmanager
 async def door(
-    task_of: Deployed, api_key: str | None = None, limits: Limits | None = None
+    task_of: Deployed, api_key: str | None = None, limits: Limits | None = None, watch: Watch | None = None
 ) -> AsyncIterator[tuple[TestClient[Any, Any], Engine, proxy.Door]]:
     """Yields a client of the door, the engine behind it, and the door."""
     engine = Engine()
     app = web.Application(client_max_size=2**30)
     app.router.add_route("*", "/{path:.*}", engine.answer)
-    made = proxy.Door(api_key, limits, (NAME,))
+    made = proxy.Door(api_key, limits, (NAME,), watch)
     made.versions, made.tasks = {NAME: VERSION}, {NAME: task_of}
     async with TestServer(app) as server, ClientSession(str(server.make_url("/"))) as session:
         made.engine = session

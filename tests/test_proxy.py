@@ -119,7 +119,7 @@ def test_only_who_has_the_key_comes_in_and_the_engine_never_sees_it(headers: dic
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/tokenize", "/metrics", "/generative_scoring", "/invocations",
+    ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/tokenize", "/generative_scoring", "/invocations",
      "/v1/chat/completions/../../tokenize", "/v1/chat/completions/", "/docs", "/"],
 )  # fmt: skip
 def test_nothing_else_passes(path: str) -> None:

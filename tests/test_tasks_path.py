@@ -49,6 +49,7 @@ def test_an_input_is_answered_with_its_confidence_by_whom_and_why(tmp_path: Path
             said = await client.post(PATH, json={"input": "says lost p=0.8, ann@example.org"})
             assert said.status == 200 and said.headers["X-Insource-Version"] == "v1"
             told = await said.json()
+            assert len(told.pop("id")) > 40
             sure = scale.confidence(math.log(0.8))
             assert told.pop("confidence") == told.pop("local_confidence") == pytest.approx(sure)
             assert told == {

@@ -127,6 +127,7 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
         wandb_run, run, headline(task, scores), {f"data_{name}_sha256": sha for name, sha in hashes.items()}
     )
     spent: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1), "peak_memory_bytes": peak_memory_bytes()}
+    spent |= {"parameters": told_facts.parameters, "trainable_parameters": told_facts.trainable}
     spent |= {"weights": weights} if weights else {}
     outputs = [*sorted(folder.iterdir()), run.references]
     runs.end(run, "train", "done", "done", outputs, validation=scores, **trained, **spent)

@@ -1,0 +1,132 @@
+"""What Prometheus reads at GET /metrics.
+
+insource_answers_total{model="classifier",answered_by="local",reason="confident",degraded="false"} 912.0
+insource_confidence_bucket{model="classifier",le="0.95"} 231.0
+
+Counts, sums and histograms alone: no text of a request or an answer, no id, no client. Every label has few values:
+models, versions, paths, statuses, reasons, API models, and the labels of a task.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+VALID = "valid"
+BROKEN_OFF = "broken_off"
+"""In the place of a status: the client left, or half an answer was out when vLLM broke off."""
+NOBODY = "nobody"
+
+
+class Metrics:
+    """The metrics of one gateway."""
+
+    def __init__(self) -> None:
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._requests = self._counter("requests", "Requests by path and HTTP status.", "path", "status")
+        self._seconds = Histogram(
+            "insource_request_seconds",
+            "Seconds from the header of a request to the end of its answer.",
+            ["path"],
+            registry=self.registry,
+            buckets=SECONDS,
+        )
+        told = "Inputs of tasks by who answered them and why."
+        self._answers = self._counter("answers", told, "model", "answered_by", "reason", "degraded")
+        told = "Answers that were checked against the task's schema, by what was found."
+        self._checked = self._counter("checked_answers", told, "model", "by", "result")
+        told = "Tokens read and written, of requests whose answer the gateway reads (streams of vLLM: not counted)."
+        self._tokens = self._counter("tokens", told, "model", "by", "kind")
+        self._confidence = Histogram(
+            "insource_confidence",
+            "Confidence of the deployed model's valid answers, whoever answered in the end.",
+            ["model"],
+            registry=self.registry,
+            buckets=CONFIDENCES,
+        )
+        self._labels = self._counter("labels", "Labels that the deployed model answered.", "model", "label")
+        told = "How far the deployed model's answers today are from those to the calibration rows, from 0 to 1."
+        self._drift = self._gauge("drift", told, "model", "of")
+        told = "Right answers that came by POST /v1/feedback."
+        self._feedback = self._counter("feedback", told, "model", "by", "right")
+        told = "API answers that the deployed model was asked for too (route.mirror), by whether both agree."
+        self._mirrored = self._counter("mirrored", told, "model", "result")
+        self._ready = self._gauge("ready", "1 while requests are passed on.")
+        self._in_flight = self._gauge("requests_in_flight", "Requests on their way.")
+        self._deployed = self._gauge("deployed", "1 for the version that answers.", "model", "version")
+        told = "USD that API calls of this month cost or may have cost, of all gateways that share the registry."
+        self._spent = self._gauge("api_month_usd", told, "model")
+        self._limit = self._gauge("api_month_limit_usd", "route.usd_per_month.", "model")
+
+    def requested(self, path: str, status: str, seconds: float) -> None:
+        """Counts a request that has ended."""
+        self._requests.labels(path, status).inc()
+        self._seconds.labels(path).observe(seconds)
+
+    def answered(self, model: str, by: str, reason: str, degraded: bool = False) -> None:
+        """Counts an input of a task."""
+        self._answers.labels(model, by, reason, str(degraded).lower()).inc()
+
+    def checked(self, model: str, by: str, problem: str | None) -> None:
+        """Counts an answer that was read by the task's schema."""
+        self._checked.labels(model, by, problem or VALID).inc()
+
+    def used(self, model: str, by: str, read: int | None, written: int | None) -> None:
+        """Counts tokens."""
+        for kind, tokens in (("input", read), ("output", written)):
+            if tokens:
+                self._tokens.labels(model, by, kind).inc(tokens)
+
+    def said(self, model: str, confidence: float | None, labels: Sequence[str]) -> None:
+        """Counts a valid answer of the deployed model."""
+        if confidence is not None:
+            self._confidence.labels(model).observe(confidence)
+        for label in labels:
+            self._labels.labels(model, label).inc()
+
+    def drifted(self, model: str, of: str, distance: float) -> None:
+        """Sets how far answers are from those of the calibration rows."""
+        self._drift.labels(model, of).set(distance)
+
+    def mirrored(self, model: str, result: str) -> None:
+        """Counts an input that the deployed model was to answer too."""
+        self._mirrored.labels(model, result).inc()
+
+    def fed_back(self, model: str, by: str, right: bool) -> None:
+        """Counts a right answer that came later."""
+        self._feedback.labels(model, by, str(right).lower()).inc()
+
+    def now(self, ready: bool, in_flight: int, versions: Mapping[str, str]) -> None:
+        """Sets what is true at this moment."""
+        self._ready.set(ready)
+        self._in_flight.set(in_flight)
+        self._deployed.clear()
+        for model, version in versions.items():
+            self._deployed.labels(model, version).set(1)
+
+    def spent(self, model: str, usd: float, limit_usd: float) -> None:
+        """Sets what this month's API calls cost, and may cost."""
+        self._spent.labels(model).set(usd)
+        self._limit.labels(model).set(limit_usd)
+
+    def text(self) -> bytes:
+        """Returns everything in Prometheus' text format."""
+        return prometheus_client.generate_latest(self.registry)
+
+    def _counter(self, name: str, told: str, *labels: str) -> Counter:
+        return Counter(f"insource_{name}", told, labels, registry=self.registry)
+
+    def _gauge(self, name: str, told: str, *labels: str) -> Gauge:
+        return Gauge(f"insource_{name}", told, labels, registry=self.registry)
+
+
+def labels_of(value: Any, labels: Mapping[str, str] | None) -> list[str]:
+    """Returns the labels of an answer, none where its task has no labels."""
+    found = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    return [one for one in found if labels and one in labels]

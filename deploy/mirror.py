@@ -1,0 +1,119 @@
+"""Before the switch: a share of what the API model answers is also answered by the deployed model, off the client's
+path.
+
+route: {mirror: 0.05}
+
+registry/<name>/mirrored/2026-11.jsonl
+{"at": "...", "answer": "9f2c...", "deployment": "51ab...", "confidence": 0.974, "digest": "07be...", "agreed": true}
+
+The client has its answer by then, and never waits for this. At most AT_ONCE of them are asked at a time and WAITING
+wait; beyond, and while vLLM is started again, they are left out and counted. No answer stands on the disk, only keyed
+digests (deploy/answer_ids.py), which feedback is compared with.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploy import journal, local
+from deploy.console import say
+from deploy.daemon import in_thread
+from deploy.local import LOCAL, Engine, Judged
+from deploy.metrics import Metrics
+from deploy.refused import RefusedError
+from deploy.task import Task
+from recipes.errors import StageError
+from tasks.inputs import Input
+from tracking.run import now
+
+if TYPE_CHECKING:
+    from deploy.answering import Deployed
+
+FOLDER = "mirrored"
+AT_ONCE, WAITING = 4, 64
+AGREED, DIFFERED, INVALID, FAILED, LEFT_OUT = "agreed", "differed", "invalid", "failed", "left_out"
+_WHAT = "what was mirrored"
+
+
+class Mirror:
+    """Inputs that are answered once more."""
+
+    def __init__(self, metrics: Metrics, judged: Callable[[Task, str, Judged], None]) -> None:
+        """`judged` notes an answer of the deployed model."""
+        self._metrics, self._judged = metrics, judged
+        self._asking: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._told = False
+
+    def chosen(self, task: Task) -> bool:
+        """Returns whether an input is to be answered once more, which chance decides."""
+        if random.random() >= task.recipe.route.mirror:
+            return False
+        if len(self._asking) >= AT_ONCE + WAITING:
+            self._metrics.mirrored(task.name, LEFT_OUT)
+            return False
+        return True
+
+    def start(
+        self, engine: Engine, deployed: "Deployed", given: Input, name: str, digest: str, most_tokens: int | None
+    ) -> None:
+        """Has an input answered once more. `name`, `digest`: of the answer that was given."""
+        asking = asyncio.create_task(self._mirrored(engine, deployed, given, name, digest, most_tokens))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asking.discard)
+
+    async def settled(self) -> None:
+        """Waits until nothing is asked any more."""
+        while self._asking:
+            await asyncio.gather(*self._asking, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Ends what is still asked."""
+        for asking in self._asking:
+            asking.cancel()
+        await self.settled()
+
+    async def _mirrored(
+        self, engine: Engine, deployed: "Deployed", given: Input, name: str, digest: str, most_tokens: int | None
+    ) -> None:
+        task = deployed.task
+        async with self._room:
+            try:
+                own = await local.ask(engine, task, given, most_tokens)
+            except RefusedError:
+                self._metrics.mirrored(task.name, FAILED)
+                return
+        self._judged(task, LOCAL, own)
+        valid = own.parsed.problem is None
+        mine = deployed.ids.digest(task.identity(own.parsed.value)) if valid else None
+        self._metrics.mirrored(task.name, AGREED if mine == digest else DIFFERED if valid else INVALID)
+        told = {"answer": name, "deployment": task.deployment, "confidence": own.confidence, "digest": mine}
+        try:
+            await in_thread(_written, deployed.place, told | {"agreed": mine == digest})
+        except StageError as error:
+            if not self._told:
+                say(f"mirror    {error}")
+            self._told = True
+
+
+def read(place: Path, deployment: str, since: datetime) -> dict[str, Mapping[str, Any]]:
+    """Returns what was mirrored below registry/<name> of a deployment from then on, by the names of the answers."""
+    return {
+        line["answer"]: line
+        for line in _lines(place)
+        if line["deployment"] == deployment and datetime.fromisoformat(line["at"]) >= since
+    }
+
+
+def _lines(place: Path) -> Iterator[Mapping[str, Any]]:
+    for path in sorted((place / FOLDER).glob("*.jsonl")):
+        yield from (line for line in journal.read(path) if isinstance(line, dict) and "deployment" in line)
+
+
+def _written(place: Path, told: Mapping[str, Any]) -> None:
+    at = now()
+    with journal.opened(place / FOLDER / f"{at[:7]}.jsonl", _WHAT) as file:
+        journal.append(file, {"at": at, **told}, _WHAT, flush=False)

@@ -1,0 +1,121 @@
+"""What a day's answers looked like, without an answer: what `make drift` holds against the calibration rows.
+
+registry/<name>/observed/2026-11-29.5c1f09e2.json     of one process, written anew every minute and at its end
+{"<deployment>": {"version": "3f2a...", "confidences": {"974": 12}, "answers": {"refund_status": 31}, "rows": 43,
+                  "reasons": {"local/confident": 40, "api/below_threshold": 3}}}
+
+Of each version with each routing.json, since only answers on one scale can be compared. A process that is killed loses
+a minute.
+"""
+
+import json
+import secrets
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from compare.profile import Profile, of_json
+from deploy.console import say
+from deploy.daemon import in_thread
+from deploy.task import Task
+from tracking import files
+
+FOLDER = "observed"
+EVERY_SECONDS = 60.0
+
+
+@dataclass
+class Seen:
+    """Answers of a deployed version."""
+
+    version: str = ""
+    profile: Profile = field(default_factory=Profile)
+    """Valid answers of the deployed model, whoever answered in the end."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Of all inputs: who answered and why."""
+
+    def update(self, other: "Seen") -> None:
+        """Adds what was seen elsewhere."""
+        self.version = self.version or other.version
+        self.profile.update(other.profile)
+        self.reasons.update(other.reasons)
+
+    def json(self) -> dict[str, Any]:
+        """Returns it as it stands in the files."""
+        return {"version": self.version, **self.profile.json(), "reasons": dict(sorted(self.reasons.items()))}
+
+
+class Observed:
+    """What one process sees."""
+
+    def __init__(self, registry: Path | None = None) -> None:
+        """`registry`: where it is written, None: nowhere."""
+        self._registry, self._process = registry, secrets.token_hex(4)
+        self._days: dict[tuple[str, str], dict[str, Seen]] = {}
+        """{(name, day): {deployment: what was seen}}"""
+        self._changed: set[tuple[str, str]] = set()
+        self._written_at = time.monotonic()
+        self._told = False
+
+    def of(self, task: Task) -> Seen:
+        """Returns what is seen of a version today, to be added to."""
+        at = (task.name, f"{datetime.now(UTC):%Y-%m-%d}")
+        self._changed.add(at)
+        day = self._days.setdefault(at, {})
+        return day.setdefault(task.deployment, Seen(task.version))
+
+    def today(self, task: Task) -> Profile:
+        """Returns what this process saw of a version in the days that it holds."""
+        found = Profile()
+        for (name, _), day in list(self._days.items()):
+            if name == task.name and task.deployment in day:
+                found.update(day[task.deployment].profile)
+        return found
+
+    async def write(self, now: bool = False) -> None:
+        """Writes what has changed, once a minute or `now`. Says once where the disk does not take it."""
+        if self._registry is None or not self._changed:
+            return
+        if not now and time.monotonic() - self._written_at < EVERY_SECONDS:
+            return
+        self._written_at, changed = time.monotonic(), sorted(self._changed)
+        self._changed.clear()
+        texts = {
+            self._registry / name / FOLDER / f"{day}.{self._process}.json": json.dumps(
+                {deployment: seen.json() for deployment, seen in self._days[name, day].items()}
+            )
+            for name, day in changed
+        }
+        try:
+            await in_thread(_written, texts)
+        except OSError as error:
+            self._changed.update(changed)
+            if not self._told:
+                say(f"observed  not written, `make drift` sees nothing of it: {error.strerror or error}")
+            self._told = True
+            return
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        for at in [at for at in self._days if at[1] < today and at not in self._changed]:
+            del self._days[at]
+
+
+def read(place: Path, deployment: str, since: str) -> Seen:
+    """Returns what all processes saw below registry/<name> of a deployment, from a day (YYYY-MM-DD) on."""
+    found = Seen()
+    for path in sorted((place / FOLDER).glob("*.json")):
+        if path.name[: len(since)] < since:
+            continue
+        told: Mapping[str, Any] = files.read_json(path).get(deployment) or {}
+        if told:
+            found.update(Seen(told["version"], of_json(told), Counter(told["reasons"])))
+    return found
+
+
+def _written(texts: Mapping[Path, str]) -> None:
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, text + "\n")

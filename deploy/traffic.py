@@ -1,0 +1,196 @@
+"""A record of some of the inputs that the gateway answers, as rows that data preparation reads: off by default.
+
+serve: {record: {share: 0.05, days: 90}}
+
+registry/<name>/traffic/2026-11-29.jsonl
+{"id": "9f2c41a0b7e6d835", "message": "where is my money, [EMAIL_1]", "queue": "refund_status", "labelled_by": "local",
+ "confidence": 0.974, "reason": "confident", "version": "3f2a90c17b5e44d0", "time": "2026-11-29T14:03:11Z"}
+
+Columns of text, answer, id and time are the recipe's. Personal data of every kind that the redactor finds is replaced,
+whatever the recipe redacts; an input that is private, or in which personal data is found that the redactor does not
+replace, is not recorded. Feedback on a recorded answer adds a row with the right one (`labelled_by: feedback`). Files
+older than `days` are removed.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from deploy import journal, personal
+from deploy.console import say
+from deploy.daemon import in_thread
+from deploy.task import Task
+from recipes.errors import StageError
+from tasks import privacy
+from tracking.run import now
+
+FOLDER = "traffic"
+FEEDBACK = "feedback"
+WAITING = 256
+"""Rows that wait to be written at most; more are left out."""
+_WHAT = "the record of traffic"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answered input that is to be recorded."""
+
+    task: Task
+    place: Path
+    id: str
+    text: str
+    """The input as it was asked."""
+    value: Any
+    labelled_by: str
+    reason: str
+    confidence: float | None
+    time: str
+
+
+class Traffic:
+    """What waits to be recorded."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Answer] = deque()
+        self._cleaned: dict[Path, str] = {}
+        self._told = False
+
+    def chosen(self, task: Task, private: bool) -> bool:
+        """Returns whether an input is to be recorded, which chance decides."""
+        share = task.recipe.serve.record.share
+        return bool(share) and not private and random.random() < share and len(self._waiting) < WAITING
+
+    def add(self, one: Answer) -> None:
+        """Has an answer recorded with the next `write`."""
+        self._waiting.append(one)
+
+    async def write(self) -> None:
+        """Writes what waits. Says once where the disk does not take it."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = list(self._waiting), deque()
+        try:
+            await in_thread(self._written, waiting)
+        except StageError as error:
+            if not self._told:
+                say(f"record    {error}")
+            self._told = True
+
+    def _written(self, waiting: list[Answer]) -> None:
+        for place in dict.fromkeys(one.place for one in waiting):
+            mine = [one for one in waiting if one.place == place]
+            self._clean(place, mine[0].task.recipe.serve.record.days)
+            for day in dict.fromkeys(one.time[:10] for one in mine):
+                rows = [row for one in mine if one.time[:10] == day and (row := row_of(one)) is not None]
+                _append(place / FOLDER / f"{day}.jsonl", rows)
+
+    def _clean(self, place: Path, days: int) -> None:
+        """Removes files that are too old, once a day."""
+        today = datetime.now(UTC)
+        if self._cleaned.get(place) == f"{today:%Y-%m-%d}":
+            return
+        self._cleaned[place] = f"{today:%Y-%m-%d}"
+        oldest = f"{today - timedelta(days=days):%Y-%m-%d}"
+        for path in (place / FOLDER).glob("*.jsonl"):
+            if path.stem < oldest:
+                path.unlink(missing_ok=True)
+
+
+def row_of(one: Answer) -> dict[str, Any] | None:
+    """Returns an answer as a row of the recipe's columns, None where the input holds personal data that is not
+    replaced."""
+    redacted = privacy.redact(one.text, privacy.KINDS)
+    if personal.kinds(redacted.text):
+        return None
+
+    def hide(text: str) -> str:
+        return privacy.redact(privacy.apply(redacted.values, text), privacy.KINDS).text
+
+    return {
+        id_column(one.task): one.id,
+        **asked_and_answered(one.task, redacted.text, one.value if one.task.labels else hidden(one.value, hide)),
+        "labelled_by": one.labelled_by,
+        "confidence": one.confidence,
+        "reason": one.reason,
+        "version": one.task.version,
+        time_column(one.task): one.time,
+    }
+
+
+def id_column(task: Task) -> str:
+    """Returns the column of row ids: the recipe's, where it names one."""
+    return task.recipe.data.columns.id or "id"
+
+
+def time_column(task: Task) -> str:
+    """Returns the column of times: the recipe's, where it names one that takes ISO 8601."""
+    data = task.recipe.data
+    return data.split.time if data.split.time and data.split.time not in data.formats.dates else "time"
+
+
+def asked_and_answered(task: Task, text: str, value: Any) -> dict[str, Any]:
+    """Returns an input and its answer under the columns that the recipe reads them from. Of several columns of text the
+    first has all of it, since what stood in which is not known any more."""
+    recipe = task.recipe
+    columns, kind = recipe.data.columns, recipe.task.variant
+    if columns.messages is not None:
+        said = task.text(value)
+        return {columns.messages: [{"role": "user", "content": text}, {"role": "assistant", "content": said}]}
+    row: dict[str, Any] = dict.fromkeys(columns.texts, "")
+    row[columns.texts[0]] = text
+    if columns.label_columns is not None:
+        return row | {name: int(name in value) for name in columns.label_columns}
+    if kind in ("classification", "multilabel"):
+        return row | {columns.label: value}
+    if kind == "extraction" and not (columns.target or columns.targets or columns.of_slots):
+        return row | dict(value)
+    return row | {columns.target or "target": value}
+
+
+def hidden(value: Any, hide: Callable[[str], str]) -> Any:
+    """Returns an answer with `hide` applied to each text in it."""
+    if isinstance(value, Mapping):
+        return {name: hidden(one, hide) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [hidden(one, hide) for one in value]
+    return hide(value) if isinstance(value, str) else value
+
+
+def correct(task: Task, place: Path, name: str, day: int, value: Any) -> None:
+    """Adds a row with the right answer to a recorded input, if it was recorded. For a thread. Raises StageError where
+    it cannot be written.
+
+    `name`, `day`: of the answer's id (deploy/answer_ids.py).
+    """
+    path = place / FOLDER / f"{datetime.fromtimestamp(day * 86_400, UTC):%Y-%m-%d}.jsonl"
+    if not path.is_file():
+        return
+    named = id_column(task)
+    rows = [row for row in journal.read(path) if isinstance(row, dict) and str(row.get(named)).startswith(name)]
+    if not rows:
+        return
+    redacted = value if task.labels else hidden(value, lambda one: privacy.redact(one, privacy.KINDS).text)
+    right = asked_and_answered(task, text_in(task, rows[0]), redacted)
+    if any(row["labelled_by"] == FEEDBACK and row.items() >= right.items() for row in rows):
+        return
+    told = {named: f"{name}-{FEEDBACK}-{len(rows)}", "labelled_by": FEEDBACK, "confidence": None}
+    _append(path, [rows[0] | right | told | {time_column(task): now()}])
+
+
+def text_in(task: Task, row: Mapping[str, Any]) -> str:
+    """Returns the input of a recorded row."""
+    columns = task.recipe.data.columns
+    found = row[columns.messages][0]["content"] if columns.messages else row[columns.texts[0]]
+    return str(found)
+
+
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    with journal.opened(path, _WHAT) as file:
+        for number, row in enumerate(rows, 1):
+            journal.append(file, row, _WHAT, flush=number == len(rows))

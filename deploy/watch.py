@@ -1,0 +1,126 @@
+"""What the gateway notes of the answers that it gives: counts for Prometheus, and what `make drift` looks at.
+
+Nothing here waits or writes while a request is answered; what reads a disk runs in a thread.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy import traffic
+from deploy.answer_ids import Answered
+from deploy.escalation import Escalation
+from deploy.local import LOCAL, Judged
+from deploy.metrics import NOBODY, Metrics, labels_of
+from deploy.mirror import Mirror
+from deploy.observed import Observed
+from deploy.task import Task
+from deploy.traffic import Traffic
+from insource.stats import drift
+from recipes.errors import StageError
+from tasks.inputs import Input
+from tracking.run import now
+
+if TYPE_CHECKING:
+    from deploy.answering import Deployed, Outcome
+
+EVERY_SECONDS = 0.5
+
+
+class Watch:
+    """What is noted of answers."""
+
+    def __init__(self, registry: Path | None = None) -> None:
+        """`registry`: where what was observed is written, None: nowhere."""
+        self.metrics = Metrics()
+        self.observed = Observed(registry)
+        self.traffic = Traffic()
+        self.mirror = Mirror(self.metrics, self.judged)
+
+    def judged(self, task: Task, by: str, judged: Judged, sample: bool = True) -> None:
+        """Notes an answer that was read by the task's schema, whether or not it is given.
+
+        `sample`: whether `make drift` looks at it. While a share is mirrored, that is the sample, and other answers of
+        the deployed model would bias it.
+        """
+        self.metrics.checked(task.name, by, judged.parsed.problem)
+        self.metrics.used(task.name, by, judged.answer.input_tokens, judged.answer.output_tokens)
+        if by == LOCAL and judged.parsed.problem is None:
+            value = judged.parsed.value
+            self.metrics.said(task.name, judged.confidence, labels_of(value, task.labels))
+            if sample:
+                self.observed.of(task).profile.add(judged.confidence, task.text(value) if task.labels else None)
+
+    def failed(self, task: Task, by: str, why: str) -> None:
+        """Notes an API model that gave no valid answer."""
+        self.metrics.checked(task.name, by, why)
+
+    def answered(self, task: Task, outcome: "Outcome") -> None:
+        """Notes what became of an input."""
+        self.metrics.answered(task.name, outcome.answered_by, outcome.reason, outcome.degraded)
+        self.observed.of(task).reasons[outcome.label] += 1
+
+    def passed(self, task: Task, reason: str) -> None:
+        """Notes a chat whose answer passes from vLLM to the client unread."""
+        self.metrics.answered(task.name, LOCAL, reason)
+        self.observed.of(task).reasons[f"{LOCAL}/{reason}"] += 1
+
+    def refused(self, task: Task, status: int) -> None:
+        """Notes an input that has an error for an answer."""
+        self.metrics.answered(task.name, NOBODY, f"error_{status}")
+
+    def record(self, deployed: "Deployed", given: Input, outcome: "Outcome", name: str) -> None:
+        """Has an answered input written into the record of traffic. `name`: of the answer's id."""
+        one = traffic.Answer(
+            deployed.task,
+            deployed.place,
+            name,
+            given.text,
+            outcome.value,
+            outcome.answered_by,
+            outcome.reason,
+            outcome.confidence,
+            now(),
+        )
+        self.traffic.add(one)
+
+    async def run(self) -> None:
+        """Writes what is due, for ever."""
+        while True:
+            await asyncio.sleep(EVERY_SECONDS)
+            await self.write()
+
+    async def write(self, at_once: bool = False) -> None:
+        """Writes what is due, or `at_once` all that there is."""
+        await self.traffic.write()
+        await self.observed.write(at_once)
+
+    async def close(self) -> None:
+        """Ends what is asked aside, and writes what is not written yet."""
+        await self.mirror.close()
+        await self.write(at_once=True)
+
+    def fed_back(self, task: Task, answered: Answered, right: bool) -> None:
+        """Notes a right answer that came later."""
+        self.metrics.fed_back(task.name, LOCAL if answered.local else "api", right)
+
+    def drifted(self, tasks: "Mapping[str, Deployed]") -> None:
+        """Sets how far the answers that this process saw are from those to the calibration rows."""
+        for name, one in tasks.items():
+            before, now = one.task.routing.profile, self.observed.today(one.task)
+            if before is None or not now.rows:
+                continue
+            self.metrics.drifted(name, "confidence", drift.largest_difference(before.confidences, now.confidences))
+            if before.answers:
+                self.metrics.drifted(name, "labels", drift.total_variation(before.answers, now.answers))
+
+    def exposition(self, tasks: "Mapping[str, Deployed]") -> bytes:
+        """Returns the metrics as Prometheus reads them. For a thread: it reads what this month's calls did cost."""
+        for name, one in tasks.items():
+            if isinstance(one.escalation, Escalation) and (ledger := one.escalation.ledger):
+                try:
+                    self.metrics.spent(name, ledger.spent_usd(), ledger.limit_usd)
+                except StageError:
+                    continue  # the disk fails: what was read before stays, and the gateway says so where it spends
+        return self.metrics.text()

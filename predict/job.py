@@ -1,0 +1,91 @@
+"""A call of `make predict`: which rows, by which model, into which file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.source_row import SourceFile
+from deploy import decisions, registry, task
+from deploy.routing import Routing
+from deploy.task import Task
+from predict import threshold
+from predict.inputs import Survey
+from recipes.errors import RecipeError
+from recipes.schema import Recipe
+from recipes.schema_data import Source
+from serve.plan import Served
+from tracking import files
+from tracking.run import Run
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call: which rows, by which model, into which file."""
+
+    here: Run
+    name: str
+    recipe: Recipe
+    """Of the run; its source, columns, serve, compare and route as the recipe says now."""
+    output: Path
+    engine: str
+    base_url: str | None
+    probabilities: bool
+    fresh: bool
+    force: bool
+    about: dict[str, Any]
+    """What is said about the output that is there; {} where none is."""
+    source: Source
+    files: list[SourceFile]
+    survey: Survey
+
+    def served(self, form: str) -> Served:
+        """Returns what answers in a form of the run."""
+        return Served(self.name, self.here, self.recipe, form)
+
+    def task(self, form: str, routing: Routing | None = None) -> Task:
+        """Returns the task of the run, with scale and threshold of a form. Raises RecipeError where the run does not
+        state it."""
+        version = registry.version_of(self.here.folder / "adapter")
+        found = task.of_version(self.served("adapter"), version, self.recipe, routing or Routing())
+        if found is None:
+            raise RecipeError(f"run {self.here.id} was trained by an earlier version, and its prompt.json has no task")
+        if routing is None:
+            return self.task(form, threshold.of_run(self.here, found.material, form, self.recipe.route))
+        return found
+
+    def labels(self, asked: Task) -> list[str]:
+        """Returns the labels whose probabilities are asked for. Raises RecipeError where there are none to ask for."""
+        if not self.probabilities:
+            return []
+        if asked.recipe.task.variant != "classification":
+            raise RecipeError(f"PROBABILITIES: {self.name} chooses no label: it is of kind {asked.recipe.task.variant}")
+        labels = list(asked.material.spec.labels)
+        if self.engine == "gateway" and len(labels) > decisions.CHOICES[1]:
+            raise RecipeError(
+                f"PROBABILITIES: a gateway gives those of {decisions.CHOICES[1]} labels, and there are {len(labels)}; "
+                "leave ENGINE and BASE_URL out"
+            )
+        return labels
+
+
+def recipe_of(trained: Recipe, now: Recipe) -> Recipe:
+    """Returns the recipe of a run with what the recipe says now of reading rows, serving and routing. What the run
+    redacts is redacted, and data may leave where both say so."""
+    data = trained.data.model_copy(update={"source": now.data.source, "columns": now.data.columns})
+    both = trained.privacy.data_may_leave and now.privacy.data_may_leave
+    privacy = now.privacy.model_copy(update={"data_may_leave": both, "redact": trained.privacy.redact})
+    sections = {name: getattr(now, name) for name in task.SECTIONS}
+    return trained.model_copy(update={**sections, "data": data, "privacy": privacy})
+
+
+def about_path(path: Path) -> Path:
+    """Returns the file that says how an output was made."""
+    return path.with_name(f"{path.name}.about.json")
+
+
+def about(path: Path) -> dict[str, Any]:
+    """Returns how an output was made; {} where it is not there, or is not as it was written."""
+    if not path.is_file() or not about_path(path).is_file():
+        return {}
+    found: dict[str, Any] = files.read_json(about_path(path))
+    return found if found.get("output_sha256") == files.sha256(path) else {}

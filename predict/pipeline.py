@@ -1,0 +1,181 @@
+"""Rows to predictions: read ahead, asked with bounded concurrency, on disk before they count, written by segments.
+
+    reader thread -> OPEN_SEGMENTS segments -> queue of requests -> workers -> writer: one flush for all that is there
+                                                                            -> part of the output, once all are there
+
+A segment is asked in the order of its texts, so that inputs that begin alike meet in the engine's prefix cache (the
+task's own prompt stands in front of all of them), and equal inputs are asked once. The next segment is asked while the
+last answers of the one before are on their way. Memory holds OPEN_SEGMENTS segments, however many rows there are.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
+
+from predict.inputs import Row, Segment
+from predict.journal import Journal
+from predict.prediction import Prediction
+from predict.state import State
+
+OPEN_SEGMENTS = 2
+Ask = Callable[[Row], Awaitable[Prediction]]
+Keyed = list[tuple[str, Prediction]]
+"""Predictions by the keys of their rows."""
+
+
+class OpenSegment:
+    """A segment that is being asked, and its journal."""
+
+    def __init__(self, segment: Segment, path: Path) -> None:
+        self.segment, self.journal = segment, Journal(path)
+        self.keys = [_key(row) for row in segment.rows]
+        self.predictions = dict(self.journal.predictions)
+        rows: dict[str, list[Row]] = {}
+        for key, row in zip(self.keys, segment.rows, strict=True):
+            if row.given is not None and key not in self.predictions:
+                rows.setdefault(key, []).append(row)
+        self.missing = rows
+        """Rows without an answer by their key; equal inputs have one."""
+
+    @property
+    def to_ask(self) -> list[tuple[str, Row]]:
+        """Returns a row of each key that is missing, in the order of their texts."""
+        return sorted(((key, rows[0]) for key, rows in self.missing.items()), key=lambda one: one[1].given.text)  # type: ignore[union-attr]
+
+    @property
+    def n_known(self) -> int:
+        """Returns how many rows are not to be asked: answered before, or refused."""
+        return len(self.segment.rows) - sum(map(len, self.missing.values()))
+
+    def keep(self, predictions: Keyed) -> None:
+        """Writes predictions into the journal. Raises StageError."""
+        if final := [one for one in predictions if one[1].final]:
+            self.journal.append(final)
+
+    def finish(self, state: State) -> None:
+        """Writes the segment's part of the output."""
+        found = [
+            (row.own, Prediction(refused=row.refused) if row.given is None else self.predictions[key])
+            for key, row in zip(self.keys, self.segment.rows, strict=True)
+        ]
+        self.journal.close()
+        state.finish(self.segment.number, found)
+
+
+Arrived = tuple[OpenSegment, str, Prediction]
+
+
+class Pipeline:
+    """One pass over the rows."""
+
+    def __init__(self, ask: Ask, state: State, concurrency: int, on_rows: Callable[[int], None]) -> None:
+        """`on_rows` gets the number of rows that were just settled."""
+        self._ask, self._state, self._concurrency, self._on_rows = ask, state, concurrency, on_rows
+        self._requests: asyncio.Queue[tuple[OpenSegment, str, Row] | None] = asyncio.Queue(2 * concurrency)
+        self._answers: asyncio.Queue[Arrived | None] = asyncio.Queue()
+        self._room = asyncio.Semaphore(OPEN_SEGMENTS)
+        self._opened: set[OpenSegment] = set()
+
+    async def run(self, segments: Iterator[Segment | None]) -> None:
+        """Asks all rows that have no answer on disk. Raises what reading, asking and writing raise, the first of it."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                workers = [group.create_task(self._work()) for _ in range(self._concurrency)]
+                group.create_task(self._write(group))
+                await self._read(segments, group)
+                for _ in workers:
+                    await self._requests.put(None)
+                await asyncio.gather(*workers)
+                self._answers.put_nowait(None)
+        except ExceptionGroup as errors:
+            raise _first(errors) from None
+        finally:
+            for opened in self._opened:
+                opened.journal.close()
+
+    async def _read(self, segments: Iterator[Segment | None], group: asyncio.TaskGroup) -> None:
+        while True:
+            await self._room.acquire()
+            # None is a segment that is done; () is the end.
+            segment = await asyncio.to_thread(next, segments, ())
+            if isinstance(segment, tuple):
+                return
+            if segment is None:
+                self._room.release()
+                continue
+            path = self._state.journal(segment.number)
+            opened = await asyncio.to_thread(OpenSegment, segment, path)
+            self._opened.add(opened)
+            self._on_rows(opened.n_known)
+            if not opened.missing:
+                group.create_task(self._finish(opened))
+            for key, row in opened.to_ask:
+                await self._requests.put((opened, key, row))
+
+    async def _work(self) -> None:
+        while (request := await self._requests.get()) is not None:
+            opened, key, row = request
+            self._answers.put_nowait((opened, key, await self._ask(row)))
+
+    async def _write(self, group: asyncio.TaskGroup) -> None:
+        """Writes what has come: a flush to disk takes as long as many answers, and must not hold up the requests. Where
+        the pass breaks off, what has come by then is written all the same."""
+        last, left = False, dict[OpenSegment, Keyed]()
+        try:
+            while not last:
+                together = [await self._answers.get(), *self._here()]
+                last = None in together
+                left = _by_segment(together)
+                for opened in [*left]:
+                    predictions = left.pop(opened)
+                    await _to_its_end(opened.keep, predictions)
+                    self._settle(opened, predictions, group)
+        finally:
+            for opened, predictions in [*left.items(), *_by_segment(self._here()).items()]:
+                opened.keep(predictions)
+
+    def _here(self) -> list[Arrived | None]:
+        """Takes all answers that have come."""
+        return [self._answers.get_nowait() for _ in range(self._answers.qsize())]
+
+    def _settle(self, opened: OpenSegment, predictions: Keyed, group: asyncio.TaskGroup) -> None:
+        opened.predictions.update(predictions)
+        self._on_rows(sum(len(opened.missing.pop(key)) for key, _ in predictions))
+        if not opened.missing:
+            group.create_task(self._finish(opened))
+
+    async def _finish(self, opened: OpenSegment) -> None:
+        await asyncio.to_thread(opened.finish, self._state)
+        self._opened.discard(opened)
+        self._room.release()
+
+
+def _key(row: Row) -> str:
+    """What an answer is found again by: a hash of the input as the file has it."""
+    return hashlib.sha256(row.raw.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _by_segment(
+    answers: Iterable[Arrived | None],
+) -> dict[OpenSegment, Keyed]:
+    found: dict[OpenSegment, Keyed] = {}
+    for answer in answers:
+        if answer is not None:
+            found.setdefault(answer[0], []).append(answer[1:])
+    return found
+
+
+async def _to_its_end(write: Callable[[Keyed], None], given: Keyed) -> None:
+    """Writes in a thread, and waits for its end also where the task is cancelled meanwhile."""
+    written = asyncio.ensure_future(asyncio.to_thread(write, given))
+    try:
+        await asyncio.shield(written)
+    except asyncio.CancelledError:
+        await written
+        raise
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,0 +1,188 @@
+"""`make predict` from top to bottom: look through the input, start the engine, ask every row, join the output.
+
+    python -m predict classifier --input exports/ --output answers.parquet
+
+Called again it asks for nothing that is on disk: it goes on where it was killed, and says `unchanged` where the output
+is there. Beside the output lies <output>.about.json: who answered, by which threshold, and what became of the rows.
+"""
+
+import argparse
+import asyncio
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from deploy import registry
+from deploy.routing import Routing
+from predict import engines, inputs, output, serving
+from predict.job import Job, about, recipe_of
+from predict.work import Work, say
+from recipes import command
+from recipes.errors import RecipeError, StageError
+from recipes.schema import Recipe
+from serve import plan, stay
+from serve.engine import Engine
+from serve.plan import Served
+from tracking import run
+
+ENGINES = ("vllm", "gateway")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
+    given, path = _paths(arguments)
+    engine = _engine(arguments)
+    loaded, here = run.of_call(arguments)
+    recipe = recipe_of(here.recipe(), loaded.recipe)
+    base_url = _base_url(engine, arguments.base_url, recipe)
+    source = inputs.source_of(recipe, given)
+    found = inputs.found(source, given)
+    inputs.check_output(path, given, found)
+    survey = inputs.survey(found, source, recipe, output.kind_of(path) == "parquet")
+    job = Job(
+        here=here,
+        name=loaded.name,
+        recipe=recipe,
+        output=path,
+        engine=engine,
+        base_url=base_url,
+        probabilities=arguments.probabilities,
+        fresh=arguments.fresh,
+        force=arguments.force,
+        about=about(path),
+        source=source,
+        files=found,
+        survey=survey,
+    )
+    say("predict", f"{survey.rows:,} rows of {len(found):,} files, by run {here.id}")
+    if arguments.dry_run:
+        job.labels(job.task("adapter"))
+        print(f"would ask {engine} {survey.rows:,} rows, and write {path}")
+        return command.DONE
+    if engine == "gateway":
+        asyncio.run(_by_gateway(job))
+    elif base_url is not None:
+        asyncio.run(_by_server(job, base_url))
+    else:
+        _by_vllm(job)
+    print(path)
+    return command.DONE
+
+
+def _by_vllm(job: Job) -> None:
+    """Starts the server of the run's form, the next form where serve.model leaves a choice and one cannot be served."""
+    serve = job.recipe.serve
+    forms = plan.candidates(job.here, job.here.recipe(), serve)
+    for at, form in enumerate(forms):
+        served = job.served(form)
+        try:
+            _predicted(job, served)
+        except _NotServedError as error:
+            if serve.model != "auto" or form == forms[-1] or not stay.may_follow(served, serve, error.why):
+                raise error.why from None
+            stay.fall_back(served, forms[at + 1], error.why)
+        else:
+            return
+
+
+class _NotServedError(Exception):
+    """A form of the run cannot be served."""
+
+    def __init__(self, why: Exception) -> None:
+        super().__init__(str(why))
+        self.why = why
+
+
+def _predicted(job: Job, served: Served) -> None:
+    """Predicts by one form of the run. Raises _NotServedError where that cannot be served."""
+    try:
+        planned = plan.of([served], job.recipe.serve)
+    except RecipeError as error:
+        raise _NotServedError(error) from None
+    form = served.which
+    who = ["vllm", *serving.identity(served, planned)]
+    work = Work(job, job.task(form), who, f"vLLM with {form} of run {job.here.id}")
+    with work.held():
+        if not work.is_asked():
+            with ExitStack() as stack:
+                try:
+                    log = work.state.folder / "vllm.log"
+                    vllm = stack.enter_context(serving.running(served, job.recipe.serve, log))
+                except (RecipeError, StageError) as error:
+                    raise _NotServedError(error) from None
+                _ask_server(work, vllm)
+        work.conclude()
+
+
+def _ask_server(work: Work, vllm: Engine) -> None:
+    try:
+        asyncio.run(_of_vllm(work, f"http://{vllm.address.host}:{vllm.address.port}"))
+    except StageError as error:
+        if vllm.alive():
+            raise
+        raise StageError(f"vLLM has ended, {vllm.why()}\n  What was answered is kept: call again to go on") from error
+
+
+async def _by_server(job: Job, base_url: str) -> None:
+    """Asks a vLLM server that runs: `make serve` has held it to what was trained."""
+    who = ["server", registry.version_of(job.here.folder / "adapter")]
+    work = Work(job, job.task("adapter"), who, "a server that runs")
+    with work.held():
+        if not work.is_asked():
+            await _of_vllm(work, engines.origin_of(base_url), check=True)
+        work.conclude()
+
+
+async def _of_vllm(work: Work, origin: str, check: bool = False) -> None:
+    concurrency = work.job.recipe.compare.concurrency
+    async with engines.session(origin, concurrency) as asking:
+        known = {name: getattr(work.task, name) for name in work.task.__dataclass_fields__}
+        server = engines.VllmEngine(engines.ServedTask(**known), asking, work.labels, concurrency)
+        if check:
+            await server.check()
+        await work.ask(server.ask)
+
+
+async def _by_gateway(job: Job) -> None:
+    """Asks a gateway for what it has deployed, which may be another run than the newest."""
+    assert job.base_url is not None
+    async with engines.session(engines.origin_of(job.base_url), job.recipe.compare.concurrency) as asking:
+        version = await engines.version_of(asking, job.name)
+        asked = job.task("adapter")
+        if version != asked.version:
+            why = f"the gateway answers with version {version}, and run {job.here.id} is {asked.version}"
+            asked = replace(asked, routing=Routing(None, None, why))
+        work = Work(job, asked, ["gateway", version], f"version {version} of a gateway")
+        with work.held():
+            if not work.is_asked():
+                server = engines.GatewayEngine(asked, asking, work.labels, version)
+                await work.ask(server.ask)
+            work.conclude()
+
+
+def _paths(arguments: argparse.Namespace) -> tuple[str, Path]:
+    for name in ("input", "output"):
+        if not getattr(arguments, name):
+            raise RecipeError(
+                f"{name.upper()} is missing: make predict RECIPE=... INPUT=rows.csv OUTPUT=answers.parquet"
+            )
+    path = Path(arguments.output).expanduser()
+    output.kind_of(path)
+    if path.is_dir():
+        raise RecipeError(f"OUTPUT: {path} is a folder; give the name of a file")
+    return str(Path(arguments.input).expanduser()), path
+
+
+def _engine(arguments: argparse.Namespace) -> str:
+    chosen = arguments.engine or ("gateway" if arguments.base_url else "vllm")
+    if chosen not in ENGINES:
+        raise RecipeError(f"ENGINE: given {chosen!r}, allowed: {' or '.join(ENGINES)}")
+    return str(chosen)
+
+
+def _base_url(engine: str, given: str | None, recipe: Recipe) -> str | None:
+    if given is None and engine == "vllm":
+        return None
+    base_url = given or f"http://{recipe.serve.host}:{recipe.serve.port}"
+    engines.check_may_leave(recipe, base_url)
+    return base_url

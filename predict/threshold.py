@@ -1,0 +1,45 @@
+"""The scale of a run's confidences and the threshold below which a prediction abstains: routing.json of the run."""
+
+from compare import confidence, route
+from compare.confidence import scale_of_json
+from compare.material import Material
+from deploy.routing import Routing
+from recipes.errors import StageError
+from recipes.schema_verdict import Route
+from tracking import files
+from tracking.run import Run
+
+SAME_WEIGHTS = ("adapter", "merged")
+COMPARE = "`make compare` makes one"
+
+
+def of_run(here: Run, material: Material, form: str, route_now: Route) -> Routing:
+    """Returns scale and threshold of a run's form (adapter, merged, quantized/<scheme>); the threshold is None, with
+    the reason, where routing.json is of another adapter, other weights or another target."""
+    why = _why_none(here, form)
+    if why is not None:
+        # The scale is the run's own also without a comparison: training left its reference answers.
+        validated = (here.folder / "data" / "validation.jsonl").is_file()
+        return Routing(confidence.scale(here, material) if validated else None, None, why)
+    try:
+        policy = route.read(here.folder / "routing.json")
+    except StageError as error:
+        return Routing(None, None, str(error))
+    scale = scale_of_json(policy.score) if policy.score else None
+    target = (policy.target_accuracy, policy.not_worse_than, policy.margin, policy.confidence)
+    found = Routing(scale, policy.threshold, policy.why_none, target)
+    if found.threshold is not None and not found.keeps(route_now):
+        return Routing(scale, None, "routing.json keeps another target than `route` names now; compare again", target)
+    return found
+
+
+def _why_none(here: Run, form: str) -> str | None:
+    compared = here.stage("compare")
+    if compared.get("state") != "done" or not (here.folder / "routing.json").is_file():
+        return f"run {here.id} was not compared; {COMPARE}"
+    if compared["inputs"].get(f"adapter/{files.SUMS}") != files.sha256(here.folder / "adapter" / files.SUMS):
+        return f"the comparison was of another adapter; {COMPARE}"
+    of = files.read_json(here.folder / "scores.json")["systems"]["tuned"].get("form")
+    if of != form and not (of in SAME_WEIGHTS and form in SAME_WEIGHTS):
+        return f"the comparison was of {of}, and {form} answers; compare with serve.model={form}"
+    return None

@@ -1,0 +1,155 @@
+"""The record of traffic: rows that data preparation reads, without personal data, and none unless the recipe asks."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep import read, rows, sources
+from data_prep.rows import Row
+from deploy import feedback, traffic
+from deploy.answering import Deployed
+from deploy.routing import Routing
+from deploy.watch import Watch
+from recipes.schema import Recipe
+from recipes.schema_data import Source
+from tests.task_door import EXTRACTOR, NAME, deployed, door, recipe
+
+PATH = f"/v1/tasks/{NAME}"
+ALL = "{record: {share: 1.0, days: 30}}"
+GENERATOR = "{kind: generation, instruction: Write a summary of the message.}"
+MULTI = """{kind: classification, labels_per_row: many, instruction: Name the topics of the message.,
+  labels: [late, lost, broken]}"""
+
+
+def run(what: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(what())  # type: ignore[arg-type]
+
+
+def answered(one: Deployed, *bodies: Any, path: str = PATH, **headers: str) -> list[Any]:
+    """What a gateway answers, which ends then."""
+    found = []
+
+    async def ask() -> None:
+        watch = Watch(one.place.parent)
+        async with door(one, watch=watch) as (client, _, _made):
+            for body in bodies:
+                said = await client.post(path, json=body, headers=headers)
+                assert said.status == 200, await said.text()
+                found.append(await said.json())
+            await watch.close()
+
+    run(ask)
+    return found
+
+
+def recorded(one: Deployed) -> list[dict[str, Any]]:
+    paths = sorted((one.place / traffic.FOLDER).glob("*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def prepared(one: Deployed, asked: Recipe) -> list[Row]:
+    """The record as data preparation reads it."""
+    source = Source(path=str(one.place / traffic.FOLDER))
+    found = []
+    for file in sources.find(source):
+        for line in read.read(file, source, asked.data.columns.texts)[1]:
+            row = rows.row_of(line, asked)
+            assert isinstance(row, Row), row
+            found.append(row)
+    return found
+
+
+def test_nothing_is_recorded_unless_the_recipe_says_so(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path), Routing())
+    answered(one, {"input": "says lost"})
+    assert not (one.place / traffic.FOLDER).exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "said", "target"),
+    [
+        (None, "{text: message, label: queue}", "lost", "lost"),
+        (None, "{text: [subject, message], label: mail.queue}", "lost", "lost"),
+        (None, "{messages: chat}", "lost", "lost"),
+        (None, "{text: message, label: queue, id: ticket}", "lost", "lost"),
+        (EXTRACTOR, "{text: message}", '{"number":"17","day":null}', '{"number":"17","day":null}'),
+        (EXTRACTOR, "{text: message, target: record}", '{"number":"17","day":null}', '{"number":"17","day":null}'),
+        (GENERATOR, "{text: message, target: summary}", "short", "short"),
+        (MULTI, "{text: message, label: topics}", '["late","lost"]', '["late","lost"]'),
+        (MULTI, "{text: message, label_columns: [late, lost, broken]}", '["lost"]', '["lost"]'),
+    ],
+)
+def test_what_is_recorded_is_read_by_data_preparation_as_the_recipes_own_rows(
+    tmp_path: Path, task: str | None, columns: str, said: str, target: str
+) -> None:
+    asked = recipe(tmp_path, serve=ALL, columns=columns, **({"task": task} if task else {}))
+    one = deployed(tmp_path, asked, Routing())
+    text = f"mail ann@example.org or 4111 1111 1111 1111 says {said} p=0.95"
+    # The engine reads up to a blank: extraction's JSON comes as a whole.
+    answered(one, {"input": text})
+    (row,) = prepared(one, asked)
+    assert row.text == text.replace("ann@example.org", "[EMAIL_1]").replace("4111 1111 1111 1111", "[CARD_1]")
+    assert json.loads(row.target) == json.loads(target) if target[0] in "[{" else row.target == target
+    (line,) = recorded(one)
+    assert (line["labelled_by"], line["reason"], line["version"]) == ("local", "no_api_model", "v1")
+    assert "ann@" not in json.dumps(line) and "4111" not in json.dumps(line), "cards are not in privacy.redact"
+
+
+def test_what_is_private_or_cannot_be_redacted_is_not_recorded(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
+    answered(
+        one,
+        {"input": "says lost, a secret", "private": True},
+        {"input": "says lost, ann (at) example dot org"},
+        {"input": "says lost, nothing special"},
+    )
+    assert [line["message"] for line in recorded(one)] == ["says lost, nothing special"]
+    answered(one, {"input": "says lost, by header"}, **{"X-Insource-Private": "true"})
+    assert len(recorded(one)) == 1
+
+
+def test_chats_are_recorded_too_whether_or_not_they_would_pass_unread(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
+    chat = {"model": NAME, "messages": [{"role": "user", "content": "says lost"}]}
+    (said,) = answered(one, chat, path="/v1/chat/completions")
+    assert said["choices"][0]["message"]["content"] == "lost"
+    assert [(line["message"], line["queue"]) for line in recorded(one)] == [("says lost", "lost")]
+
+
+def test_a_share_is_recorded(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path, serve="{record: {share: 0.2}}"), Routing())
+    answered(one, {"inputs": [f"{at} says lost" for at in range(256)]})
+    assert 20 <= len(recorded(one)) <= 90
+
+
+def test_feedback_adds_a_row_with_the_right_answer(tmp_path: Path) -> None:
+    asked = recipe(tmp_path, serve=ALL)
+    one = deployed(tmp_path, asked, Routing())
+    first, second = answered(one, {"input": "one says lost"}, {"input": "two says lost"})
+    for _ in range(2):  # said twice is one row
+        answered(one, {"id": first["id"], "answer": "broken"}, path=feedback.PATH)
+    lines = recorded(one)
+    assert [(line["message"], line["queue"], line["labelled_by"]) for line in lines] == [
+        ("one says lost", "lost", "local"),
+        ("two says lost", "lost", "local"),
+        ("one says lost", "broken", "feedback"),
+    ]
+    assert len({line["id"] for line in lines}) == 3 and second["id"] != first["id"]
+    assert [row.target for row in prepared(one, asked)] == ["lost", "lost", "broken"]
+
+
+def test_old_rows_are_removed(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
+    folder = one.place / traffic.FOLDER
+    folder.mkdir(parents=True)
+    days = [f"{datetime.now(UTC) - timedelta(days=ago):%Y-%m-%d}" for ago in (31, 29)]
+    for day in days:
+        (folder / f"{day}.jsonl").write_text("{}\n", encoding="utf-8")
+    answered(one, {"input": "says lost"})
+    assert not (folder / f"{days[0]}.jsonl").exists() and (folder / f"{days[1]}.jsonl").exists()
+    assert len(list(folder.iterdir())) == 2
