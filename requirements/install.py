@@ -12,6 +12,8 @@ The stamp in the environment holds the digest of what was installed and is writt
 interrupted goes on when it is called again.
 """
 
+from __future__ import annotations  # so that an older Python gets as far as being told
+
 import hashlib
 import json
 import os
@@ -25,10 +27,6 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from recipes import hardware  # noqa: E402 - of the project itself, which is not installed
-
 LINK = HERE.parent / ".venv"
 STAMP = "insource.json"
 MOST_PIPS = 4
@@ -37,6 +35,10 @@ MOST_PIPS = 4
 def main() -> None:
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         sys.exit(f"error: insource needs Python 3.11 to 3.13, this is {sys.version.split()[0]}; try PYTHON=python3.11")
+    # The project itself is not installed.
+    sys.path.insert(0, str(HERE.parent))
+    from recipes import hardware
+
     # HARDWARE as the recipes have it, else what they take by themselves here.
     asked = os.environ.get("HARDWARE") or hardware.detect()[0]
     family = "cpu" if hardware.on_cpu(asked) else "gpu"
@@ -56,7 +58,7 @@ def main() -> None:
         say(f"warning   {old}")
     say(f"setup     installing requirements/{locks[-1]} into {folder.name} (a few minutes, once)")
     began = time.monotonic()
-    make(folder)
+    make(folder, hardware.PACKAGES)
     python = folder / "bin" / "python"
     (folder / STAMP).unlink(missing_ok=True)
     builds = []
@@ -78,9 +80,9 @@ def stamp_of(folder: Path) -> dict[str, object] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None  # type: ignore[no-any-return]
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, packages: str) -> None:
     """Makes an environment with pip, where there is none. One of an earlier insource, which is `.venv` itself, becomes
-    it where it holds the same family, and is removed where it does not."""
+    it where it holds the same family, and is removed where it does not. `packages`: what a Python may lack."""
     if LINK.is_dir() and not LINK.is_symlink():
         held = stamp_of(LINK) or {}
         if folder.exists() or f"{folder.name.removeprefix('.venv-')}.txt" not in list(held.get("locks") or []):
@@ -94,7 +96,7 @@ def make(folder: Path) -> None:
         venv.create(folder, with_pip=True)
     except subprocess.CalledProcessError:
         shutil.rmtree(folder, ignore_errors=True)
-        sys.exit(f"error: this Python cannot make an environment with pip (ensurepip is missing): {hardware.PACKAGES}")
+        sys.exit(f"error: this Python cannot make an environment with pip (ensurepip is missing): {packages}")
 
 
 def point(folder: Path) -> None:

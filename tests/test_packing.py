@@ -349,3 +349,26 @@ def test_flex_attention_sees_what_the_dense_mask_shows(folder: Path) -> None:
         with attention.attending(model.config, blocks):
             found = losses.log_probabilities(model, blocks)[0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_flex_attention_has_the_gradients_of_the_dense_mask_through_checkpointing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its kernels are for GPUs: here its mathematics is compiled by aot_eager, past the refusal of a CPU.
+    from torch.nn.attention import flex_attention as flex
+    from transformers.integrations.flex_attention import WrappedFlexAttention as Wrapped
+
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
+    compiled = torch.compile(flex.flex_attention, backend="aot_eager")
+    monkeypatch.setattr(Wrapped, "_compiled_flex_attention", staticmethod(compiled))
+    monkeypatch.setattr(Wrapped, "_is_flex_compiled", True)
+    monkeypatch.setattr(Wrapped, "training", True, raising=False)
+    model = adapted(folder / "qwen3", checkpointing=True)
+    for count in (90, 100, 120):
+        rows = tuple(Row(f"r{at}", [*PREFIX, *range(5, 5 + at % 50)], ([50, 2],)) for at in range(count))
+        dense, blocks = (
+            gradients(model, "shared_prefix", [Pack(rows, len(PREFIX))], by=by) for by in ("sdpa", "flex_attention")
+        )
+        assert_equal(blocks, dense)

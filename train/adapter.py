@@ -40,15 +40,17 @@ def export(
     scores: Mapping[str, Any],
     probed: Decoded,
     answers: Sequence[Answer],
+    state: dict[str, Any] | None = None,
 ) -> Path:
     """Returns the adapter folder of the run, written whole: weights, tokenizer, prompt and card; the reference answers
     lie beside it.
 
-    `answers` are those of the trained weights to the rows of `probed`.
+    `answers` are those of the trained weights to the rows of `probed`; `state`: the trained tensors where the model
+    does not hold them whole (`sharded.adapter_tensors`).
     """
     told = references.write(run.folder, references.lines(probed.rows, probed.prompts, answers))
     with files.whole_folder(run.folder / "adapter") as folder:
-        _save(model, recipe, folder)
+        _save(model, recipe, folder, state)
         tokenizer.save_pretrained(folder)
         generation_config(tokenizer).save_pretrained(folder)
         files.write_json(folder / "prompt.json", {**prompt, "references": told})
@@ -72,15 +74,15 @@ def generation_config(tokenizer: Any) -> Any:
     )
 
 
-def _save(model: Any, recipe: Recipe, folder: Path) -> None:
+def _save(model: Any, recipe: Recipe, folder: Path, state: dict[str, Any] | None) -> None:
     """Writes adapter_model.safetensors and adapter_config.json, for the base as it was published."""
     from safetensors.torch import save_file
 
     model.peft_config["default"].base_model_name_or_path = base_name(recipe)
     if not recipe.lora.takes_from_base:
-        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False, state_dict=state)
         return
-    tensors, config = variants.as_plain_adapter(model)
+    tensors, config = variants.as_plain_adapter(model, state)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
 

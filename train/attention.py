@@ -31,9 +31,31 @@ BLOCK_TOKENS = 320
 PRODUCT_TOKENS = 112
 
 
+# Shared memory of FlexAttention's kernels for heads 256 wide, with the tiles that PyTorch 2.13 takes on every 8.x:
+# 153,600 bytes, and 100,352 at 128 (compiled by Triton 3.7.1). A100 has 166,912, H100 232,448; RTX 30 to 50, A10 and L4
+# have 101,376, which is too near to what is needed.
+FLEX_SHARED_BYTES = 160_000
+_flex_refused = False
+
+
 def quickest(device: Any) -> Implementation:
-    """Returns what computes long packs on a device."""
-    return "flex_attention" if device.type == "cuda" else BLOCKS
+    """Returns what computes long packs on a device: FlexAttention on GPUs that its kernels fit, else blocks."""
+    if device.type != "cuda" or _flex_refused:
+        return BLOCKS
+    import torch
+
+    # CUDA's builds of PyTorch have it; where one has not, nothing tells that the kernels fit.
+    shared = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
+    return "flex_attention" if shared >= FLEX_SHARED_BYTES else BLOCKS
+
+
+def gives_up_flex(error: RuntimeError) -> bool:
+    """Returns whether an error means that FlexAttention's kernels do not fit this GPU; packs attend by blocks then."""
+    global _flex_refused
+    if _flex_refused or not any(told in str(error) for told in ("No valid triton configs", "out of resource")):
+        return False
+    _flex_refused = True
+    return True
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ vLLM's output too; a task of free text has none. What prompts open with is compu
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from recipes.errors import StageError
 from tasks.field_confidence import least_of_fields
-from train import greedy, models, prefixes
+from train import capacity, greedy, models, prefixes, shortage
 from train.greedy import Path
 from train.padded_cache import PaddedCache
 from train.rows import OwnAttentionError, Rows, Span
@@ -43,7 +45,7 @@ def decode(
     prompts: Sequence[list[int]],
     grammar: str | None,
     *,
-    batch_rows: int = 64,
+    batch_rows: int = capacity.BATCH_ROWS,
     max_new_tokens: int = 64,
     on_batch: Callable[[int], None] = lambda rows: None,
     announce: Callable[[str], None] = lambda told: None,
@@ -51,7 +53,9 @@ def decode(
     """Returns one answer for each prompt (token ids), in the order of the prompts.
 
     `grammar` is EBNF, None for free text; `on_batch` is told how many rows are done after each batch, `announce` why
-    rows share no prefix where the model cannot. Changes no weight, and leaves the model in the mode that it found.
+    rows share no prefix where the model cannot, and that fewer than `batch_rows` are decoded at once where memory does
+    not suffice: on a GPU as many as it has room for, and half as many where that was too many. Changes no weight, and
+    leaves the model in the mode that it found. Raises StageError where one row is too much.
     """
     import torch
 
@@ -62,14 +66,20 @@ def decode(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for places, rows, prefix in _batches(model, tokenizer, prompts, batch_rows, announce):
-            paths = [
-                Path(at, list(prompts[place][prefix:]), tokenizer.eos_token_id, max_new_tokens)
-                for at, place in enumerate(places)
-            ]
-            greedy.decode(rows, paths, constraint, tokenizer)
-            answers |= {place: _answer(tokenizer, path) for place, path in zip(places, paths, strict=True)}
-            on_batch(len(answers))
+        for group in _groups(model, tokenizer, prompts, announce):
+            todo = group.places
+            while todo:
+                places = todo[: _at_once(model, group, [len(prompts[at]) for at in todo], max_new_tokens, batch_rows)]
+                paths = [
+                    Path(at, list(prompts[place][group.prefix :]), tokenizer.eos_token_id, max_new_tokens)
+                    for at, place in enumerate(places)
+                ]
+                if told := _short_of_memory(group, paths, constraint, tokenizer):
+                    batch_rows = _fewer(len(places), told, announce)
+                    continue
+                answers |= {place: _answer(tokenizer, path) for place, path in zip(places, paths, strict=True)}
+                todo = todo[len(places) :]
+                on_batch(len(answers))
     model.train(was_training)
     return [answers[at] for at in range(len(prompts))]
 
@@ -84,20 +94,61 @@ def compiled(tokenizer: Any, vocabulary_size: int, grammar: str) -> Any:
     return xgrammar.GrammarCompiler(about).compile_grammar(grammar)
 
 
-def _batches(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], batch_rows: int, announce: Callable[[str], None]
-) -> Iterator[tuple[list[int], Rows, int]]:
-    """Yields the places of prompts that are decoded together, a cache for them, and how many tokens of them it holds.
+@dataclass(frozen=True)
+class _Group:
+    """Prompts that open alike, the shortest first."""
 
-    Rows of a batch open alike and are about as long.
-    """
+    places: list[int]
+    prefix: int
+    """Tokens that they share."""
+    cache: Callable[[int], Rows]
+    """Returns a cache of so many rows behind them."""
+
+
+def _at_once(model: Any, group: _Group, lengths: Sequence[int], max_new_tokens: int, batch_rows: int) -> int:
+    """Returns how many of the rows that are left are decoded together."""
+    free = shortage.free_bytes(model.device)
+    if free is None:
+        return batch_rows
+    tokens = [one - group.prefix + max_new_tokens for one in lengths]
+    text = model.config.get_text_config()
+    # The group's prefix is in memory already; counted once more, it stands for what its pass had.
+    return capacity.rows_at_once(text, group.prefix, tokens, model.dtype.itemsize, free, batch_rows)
+
+
+def _short_of_memory(group: _Group, paths: Sequence[Path], constraint: Any, tokenizer: Any) -> str | None:
+    """Decodes a batch; returns what was said where memory did not suffice, None where it did."""
+    try:
+        greedy.decode(group.cache(len(paths)), paths, constraint, tokenizer)
+    except RuntimeError as error:
+        if not shortage.short(error):
+            raise
+        return str(error).splitlines()[0]
+    return None
+
+
+def _fewer(rows: int, told: str, announce: Callable[[str], None]) -> int:
+    """Returns half as many rows, announced, once the batch that failed is freed. Raises StageError for one row."""
+    if rows == 1:
+        raise StageError(
+            f"decoding one row ran out of memory: {told}\n"
+            "  Set train.max_length lower, which leaves out the longest rows, take model.quantization=nf4, or a "
+            "smaller model.base."
+        )
+    shortage.release()
+    announce(f"out of memory with {rows} rows decoded at once: {rows // 2} from here on, the same answers")
+    return rows // 2
+
+
+def _groups(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], announce: Callable[[str], None]
+) -> Iterator[_Group]:
+    """Yields prompts that open alike, with a cache that holds what they open with."""
     problem = _no_shared_prefix(model, prompts[0])
     if problem:
         announce(problem)
         order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
-        for first in range(0, len(order), batch_rows):
-            places = order[first : first + batch_rows]
-            yield places, PaddedCache(model, len(places), tokenizer.pad_token_id), 0
+        yield _Group(order, 0, lambda rows: PaddedCache(model, rows, tokenizer.pad_token_id))
         return
     lengths, group_of = prefixes.groups(prompts, max(2, len(prompts) // LEAST_ROWS))
     for group, length in enumerate(lengths):
@@ -108,9 +159,7 @@ def _batches(
         if length:
             prefix = SharedCache(model, 1)
             prefix.logits([Span(0, 0, prompts[order[0]][:length], 0)])
-        for first in range(0, len(order), batch_rows):
-            places = order[first : first + batch_rows]
-            yield places, SharedCache(model, len(places), prefix), length
+        yield _Group(order, length, partial(SharedCache, model, prefix=prefix))
 
 
 def _no_shared_prefix(model: Any, prompt: Sequence[int]) -> str | None:

@@ -69,16 +69,9 @@ def held(model: Any, announce: Announce) -> Iterator[None]:
     process (no FSDP).
     """
     import torch
-    from bitsandbytes.nn.modules import Linear4bit
 
-    found = [
-        (parent, name, layer)
-        for parent in model.modules()
-        for name, layer in parent.named_children()
-        if isinstance(layer, Linear4bit)
-    ]
-    size = sum(layer.in_features * layer.out_features for *_, layer in found) * int(model.dtype.itemsize)
-    memory = device_memory_bytes(model.device)
+    found = _four_bit_layers(model)
+    size, memory = _plain_bytes(model, found), device_memory_bytes(model.device)
     problem = "" if size <= MEMORY_SHARE * memory else f"{memory / 1e9:,.1f} GB of memory are too few"
     plain: list[Any] = []
     if not problem:
@@ -96,6 +89,28 @@ def held(model: Any, announce: Announce) -> Iterator[None]:
     finally:
         for parent, name, layer in found:
             setattr(parent, name, layer)
+
+
+def held_bytes(model: Any) -> int:
+    """Returns what `held` takes: the bytes of the dequantized weights, 0 where they are too many."""
+    size = _plain_bytes(model, _four_bit_layers(model))
+    return size if size <= MEMORY_SHARE * device_memory_bytes(model.device) else 0
+
+
+def _four_bit_layers(model: Any) -> list[tuple[Any, str, Any]]:
+    """All 4-bit layers, each with the module that has it under a name."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    return [
+        (parent, name, layer)
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if isinstance(layer, Linear4bit)
+    ]
+
+
+def _plain_bytes(model: Any, layers: list[tuple[Any, str, Any]]) -> int:
+    return int(sum(layer.in_features * layer.out_features for *_, layer in layers) * model.dtype.itemsize)
 
 
 def device_memory_bytes(device: Any) -> int:

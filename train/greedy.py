@@ -181,7 +181,10 @@ def _constrained(logits: Any, masks: Any, columns: Any) -> Any:
     if masks is None:
         return logits
     if columns is None:
-        xgrammar.apply_token_bitmask_inplace(logits, torch.from_numpy(masks.view(np.int32)).to(logits.device))
+        bitmask = torch.from_numpy(masks.view(np.int32)).to(logits.device)
+        # By itself xgrammar takes Triton on a GPU, which needs a C compiler there.
+        backend = "cpu" if logits.device.type == "cpu" else "torch_native"
+        xgrammar.apply_token_bitmask_inplace(logits, bitmask, backend=backend)
         return logits
     allowed = masks[:, columns >> 5] >> (columns & 31).astype(np.uint32) & 1
     return logits.masked_fill_(torch.from_numpy(allowed == 0).to(logits.device), -torch.inf)

@@ -8,17 +8,21 @@ left out  1 rejected (1 empty_text), 63 dropped (12 conflict, 51 duplicate); dat
 batch     16 examples an update over 2 processes
 packing   shared_prefix: 1,131 tokens an update instead of 9,120 (8.1 times fewer), in 2 packs
 updates   306 in 3 epochs
-memory    about 5.1 GB a process (estimate): weights 2.7 GB, adapter 0.5 GB, a pack of 566 tokens 1.9 GB
+memory    about 5.1 GB a process (estimate) of the 25.3 GB of its GPU: weights 2.7 GB, adapter 0.5 GB, a pack of 566
+          tokens 1.9 GB, or decoding 64 rows at once 1.7 GB
 time      told after 5 updates
 """
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tracking.bars import FIRST_UNITS, in_time
+from train import capacity
+from train.capacity import Decoding
+from train.shared_cache import CPU, GPU
 
 # Bytes of state that an optimizer keeps a trainable parameter, by train.optim; paged ones may keep theirs elsewhere.
 MOMENT_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}
@@ -41,10 +45,20 @@ class Memory:
     pack_tokens: int
     process: int = 0
     """On a CPU: the interpreter, its libraries, and freed memory that they keep."""
+    decoding: int = 0
+    """Caches and activations while validation rows are decoded, which is before, between and after packs."""
+    rows: int = 0
+    """Rows that are decoded at once."""
+    device: int | None = None
+    """What a process has on its GPU, None on a CPU."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.adapter + self.pack + self.process
+        return self.weights + self.adapter + max(self.pack, self.decoding) + self.process
+
+    @property
+    def fits(self) -> bool:
+        return self.device is None or self.total <= self.device
 
 
 @dataclass(frozen=True)
@@ -135,8 +149,16 @@ def _memory(memory: Memory | None) -> str | None:
         return None
     parts = [f"weights {_bytes(memory.weights)}", f"adapter {_bytes(memory.adapter)}"]
     parts.append(f"a pack of {memory.pack_tokens:,} tokens {_bytes(memory.pack)}")
+    parts += [f"or decoding {_several(memory.rows, 'row')} at once {_bytes(memory.decoding)}"] if memory.rows else []
     parts += [f"the process itself {_bytes(memory.process)}"] if memory.process else []
-    return f"about {_bytes(memory.total)} a process (estimate): {', '.join(parts)}"
+    of = f" of the {_bytes(memory.device)} of its GPU" if memory.device is not None else ""
+    told = f"about {_bytes(memory.total)} a process (estimate){of}: {', '.join(parts)}"
+    if memory.fits:
+        return told
+    return (
+        f"{told}. That is more than there is: train.pack_tokens lower, train.gradient_checkpointing=true, "
+        "model.quantization=nf4 or a smaller model.base take less"
+    )
 
 
 def _time(facts: Facts) -> str:
@@ -166,14 +188,16 @@ def estimate(
     compute_bytes: int = 4,
     autocast: bool = False,
     shards: int = 1,
+    decoded: Decoding | None = None,
+    device: int | None = None,
 ) -> Memory:
     """Returns what training this model (base and adapter) with packs of so many tokens will hold at most.
 
     `pack_tokens` and `answer_tokens` are those of the longest pack, its padding included; `mask_pairs` is of how many
     pairs of tokens its mask speaks, 0 without one. `compute_bytes` is 2 for bfloat16; `autocast`: float32
     weights are multiplied in it (precision.py), and their copies and the probabilities of attention are kept; `shards`
-    is over how many processes the weights are spread (FSDP). What a GPU's allocator wastes is not in it, nor what
-    FlexAttention saves.
+    is over how many processes the weights are spread (FSDP), which are whole while rows are `decoded`; `device` is what
+    a process has on its GPU. What a GPU's allocator wastes is not in it, nor what FlexAttention saves.
     """
     trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
     adapter = trainable * (2 * FLOAT32 + MOMENT_BYTES.get(optim, 2 * FLOAT32))
@@ -182,7 +206,16 @@ def estimate(
     kept_pairs = mask_pairs * (text.num_attention_heads if autocast else 1)
     pack = _pack_bytes(text, pack_tokens, answer_tokens, kept_pairs, checkpointing, compute_bytes)
     pack += held // 2 // (text.num_hidden_layers if checkpointing else 1) if autocast else 0
-    return Memory(held // shards, adapter // shards, pack, pack_tokens, _process_bytes(model, held, pack))
+    process = _process_bytes(model, held, pack)
+    found = Memory(held // shards, adapter // shards, pack, pack_tokens, process, device=device)
+    if decoded is None:
+        return found
+    more = decoded.dequantized + held - found.weights
+    free = None if device is None else device - found.weights - found.adapter - more
+    limits = CPU if model.device.type == "cpu" else GPU
+    # Decoding computes in the type of the weights, whatever training multiplies in.
+    rows, peak = capacity.peak_bytes(text, decoded, int(model.dtype.itemsize), limits, free)
+    return replace(found, rows=rows, decoding=peak + more)
 
 
 def weight_bytes(model: Any) -> int:
@@ -195,7 +228,8 @@ def weight_bytes(model: Any) -> int:
             scales += [getattr(parameter, "SCB", None)]
             for one in (parameter.data, *scales):
                 if one is not None:
-                    tensors[one.data_ptr()] = one.numel() * one.element_size()
+                    # A tensor on the meta device has no place; there a parameter is known by itself.
+                    tensors[one.data_ptr() or id(parameter)] = one.numel() * one.element_size()
     return sum(tensors.values())
 
 
@@ -207,8 +241,8 @@ def _pack_bytes(text: Any, tokens: int, answer_tokens: int, mask: int, checkpoin
     + 4 attention), gate, up and their two products (4 intermediate), and the two residuals that the norms read in
     float32 (8 bytes x hidden). SDPA turns a boolean mask into numbers, one for each pair, and keeps them for each
     layer; separate rows need none. With checkpointing a layer keeps its input alone and is computed again, one at a
-    time. Gradients in flight are as large as one layer more. Logits exist for answer tokens alone: once computed, twice
-    in float32 for the softmax and its gradient.
+    time. Gradients in flight are as large as one layer more. Logits exist for answer tokens alone: as computed, and in
+    float32 as they are cast, picked, as logarithms of probabilities and as their gradient.
     """
     hidden, layers = text.hidden_size, text.num_hidden_layers
     heads = text.num_attention_heads
@@ -219,7 +253,8 @@ def _pack_bytes(text: Any, tokens: int, answer_tokens: int, mask: int, checkpoin
     layer = tokens * (4 * compute_bytes * (hidden + attention + intermediate) + 2 * FLOAT32 * hidden)
     layer += mask * compute_bytes
     kept = layers * tokens * hidden * compute_bytes + layer if checkpointing else layers * layer
-    logits = answer_tokens * text.vocab_size * (compute_bytes + 2 * FLOAT32)
+    casts = 4 if compute_bytes < FLOAT32 else 3
+    logits = answer_tokens * text.vocab_size * (compute_bytes + casts * FLOAT32)
     return int(kept + layer + mask + logits)
 
 

@@ -11,6 +11,7 @@ quantized again to 4 bits: that is what ruins merged models.
 """
 
 import shutil
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from tasks import render
 from tracking import bases, files
 from tracking import run as runs
 from tracking.run import Run
-from train import adapter, base, dequantize
+from train import adapter, base, dequantize, shortage
 
 # What a folder of weights needs of the adapter's beside weights, for people and for servers.
 COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "prompt.json")
@@ -35,6 +36,8 @@ def write(run: Run, recipe: Recipe, made_of: Mapping[str, Any]) -> Path:
     tokenizer = render.saved_tokenizer(str(run.folder / "adapter"))
     with files.whole_folder(target) as folder:
         save(merged(run, recipe, made_of["base"]), folder, recipe, tokenizer)
+        # It holds itself by reference cycles, and quantizing loads what was merged anew.
+        shortage.release()
         accompany(run, folder, made_of, card(run, recipe, made_of["base"]))
         files.write_sums(folder)
     return target
@@ -51,8 +54,6 @@ def merged(run: Run, recipe: Recipe, onto: str) -> Any:
 
     Raises StageError where the base that was trained on is gone and cannot be made again.
     """
-    from peft import PeftModel
-
     chosen = recipe.with_model(quantization="none")
     if onto != "published":
         folder = dequantize.ensure(recipe, bases.store(run.folder), onto, partial(runs.fallback, run, "export"))
@@ -62,8 +63,28 @@ def merged(run: Run, recipe: Recipe, onto: str) -> Any:
                 "be written again; train again (FRESH=1), or take SET=serve.base=published"
             )
         chosen = recipe.with_model(base=str(folder), revision=None, quantization="none")
-    model = base.base_model(chosen)
-    adapted = PeftModel.from_pretrained(model, run.folder / "adapter", autocast_adapter_dtype=False)
+    try:
+        return _merged_onto(chosen, run.folder / "adapter")
+    except RuntimeError as error:
+        if recipe.accelerate.use_cpu or not shortage.short(error):
+            raise
+        told = str(error).splitlines()[0]
+    # Outside of the except block, where the failed model would still be held.
+    shortage.release()
+    told = f"merged in main memory, the GPU has too little: {told}"
+    print(f"fallback  {told}", file=sys.stderr, flush=True)
+    runs.fallback(run, "export", told)
+    return _merged_onto(chosen, run.folder / "adapter", in_main_memory=True)
+
+
+def _merged_onto(chosen: Recipe, adapter_folder: Path, in_main_memory: bool = False) -> Any:
+    from peft import PeftModel
+
+    model = base.base_model(chosen, in_main_memory=in_main_memory)
+    # By itself PEFT reads an adapter to the GPU, wherever its base is.
+    adapted = PeftModel.from_pretrained(
+        model, adapter_folder, autocast_adapter_dtype=False, torch_device=str(model.device)
+    )
     return adapted.merge_and_unload(safe_merge=True)
 
 

@@ -2,7 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
+
+# As transformers' ddp_timeout, which comes too late: the process group is there before Trainer.
+TIMEOUT_SECONDS = 1800
 
 
 def count() -> int:
@@ -45,5 +49,6 @@ def together(mine: Sequence[Any], total: int) -> list[Any]:
 def _state() -> Any:
     from accelerate import PartialState
 
-    # Left to itself it would find one process where torchrun started several on a CPU.
-    return PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "true")
+    # Left to itself it would find one process where torchrun started several on a CPU, and on GPUs wait 10 minutes for
+    # the others: a validation of uneven rows, or the first process writing a base, may take longer.
+    return PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU") == "true", timeout=timedelta(seconds=TIMEOUT_SECONDS))

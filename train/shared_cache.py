@@ -92,7 +92,8 @@ class SharedCache:
         if len(rows) > (1 - ENDED) * len(self.lines):
             return
         kept = torch.tensor([self.lines[row] for row in rows], device=self.device)
-        self.held = {module: (keys[kept], values[kept]) for module, (keys, values) in self.held.items()}
+        for module, (keys, values) in self.held.items():  # one after the other, so that no two caches are held
+            self.held[module] = (keys[kept], values[kept])
         self.lines = {row: line for line, row in enumerate(rows)}
 
     def store(self, module: Any, key: Any, value: Any, lines: Any, slots: Any) -> tuple[Any, Any]:

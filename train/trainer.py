@@ -13,8 +13,8 @@ import torch
 from transformers import Trainer
 
 from recipes.errors import StageError
-from train import batches, checkpoints
-from train.attention import attending, quickest
+from train import batches, checkpoints, shortage
+from train.attention import attending, gives_up_flex, quickest
 from train.lesson import Lesson
 from train.losses import OBJECTIVES, Figures
 from train.packing import Pack, Share
@@ -59,7 +59,11 @@ class PackTrainer(Trainer):  # type: ignore[misc]
                 loss, figures = self._forward_and_backward(model, packs, inputs.normalizer)
                 break
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if gives_up_flex(error):
+                    model.zero_grad()
+                    self.announce("FlexAttention's kernels do not fit this GPU: long packs attend by blocks of rows")
+                    continue
+                if not shortage.short(error):
                     raise
                 told = str(error).splitlines()[0]
             # Outside of the except block, where the failed graph would still be held.
@@ -156,7 +160,3 @@ class PackTrainer(Trainer):  # type: ignore[misc]
 def _only(items: list[Share]) -> Share:
     (share,) = items
     return share
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

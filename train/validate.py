@@ -5,14 +5,13 @@ the model finds the answer that was chosen, and the one that was rejected (`Comp
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 from tasks import references, slice_name
 from tasks.parsed import UNFINISHED, Parsed
-from train import dequantize, likelihood, processes
+from train import dequantize, likelihood, processes, sharded
 from train.decode import Answer, decode
 from train.packing import Plan, Row
 
@@ -27,8 +26,6 @@ class Decoded:
     prompts: Sequence[list[int]]
     tokenizer: Any
     max_answer_tokens: int
-    sharded: bool
-    """Whether a process holds but a part of the weights (FSDP), so that all must compute the same."""
     announce: Callable[[str], None] = lambda told: None
     """Is told what is computed more slowly than elsewhere, and why."""
 
@@ -40,9 +37,10 @@ class Decoded:
         """Returns the answer to each row, with progress named `what`."""
         from train.progress import bar
 
-        mine = list(self.prompts) if self.sharded else processes.dealt(self.prompts)
-        whole = nullcontext() if self.sharded else dequantize.held(model, self.announce)
-        with bar(what, len(mine)) as advance, whole:
+        mine = processes.dealt(self.prompts)
+        # Weights that FSDP spreads are gathered once; dequantized ones beside them would take the memory it is for.
+        spread = sharded.is_sharded(model)
+        with bar(what, len(mine)) as advance, sharded.whole(model) if spread else dequantize.held(model, self.announce):
             answers = decode(
                 model,
                 self.tokenizer,
@@ -52,7 +50,7 @@ class Decoded:
                 on_batch=advance,
                 announce=self.announce,
             )
-        return answers if self.sharded else processes.together(answers, len(self.prompts))
+        return processes.together(answers, len(self.prompts))
 
     def parsed(self, answers: Sequence[Answer]) -> list[Parsed]:
         """Returns the answers as the task reads them; one that did not end has a problem, and counts as wrong."""
@@ -82,7 +80,7 @@ class Compared:
         """Returns the log-probabilities of the chosen and the rejected answer of each row, with progress."""
         from train.progress import bar
 
-        with bar(what, len(self.pairs)) as advance:
+        with bar(what, len(self.pairs)) as advance, sharded.whole(model):
             return likelihood.of_completions(
                 model, self.pairs, self.plan, self.tokenizer.pad_token_id, on_batch=advance
             )

@@ -138,14 +138,15 @@ def remember_beginning(model: Any) -> None:
     model.beginning = {name: one.detach().cpu().clone() for name, one in get_peft_model_state_dict(model).items()}
 
 
-def as_plain_adapter(model: Any) -> tuple[dict[str, Any], Any]:
+def as_plain_adapter(model: Any, state: dict[str, Any] | None = None) -> tuple[dict[str, Any], Any]:
     """Returns tensors and LoraConfig of the plain adapter of twice the rank that a trained model of `beginning` equals,
-    on the base as it was published (PEFT's path_initial_model_for_weight_conversion does the same)."""
+    on the base as it was published (PEFT's path_initial_model_for_weight_conversion does the same). `state`: the
+    model's trained tensors, where it does not hold them whole (FSDP)."""
     import torch
     from peft import get_peft_model_state_dict
 
     tensors = {}
-    for name, trained in get_peft_model_state_dict(model).items():
+    for name, trained in get_peft_model_state_dict(model, state_dict=state).items():
         first = model.beginning[name].to(trained)
         stacked = torch.cat([trained, first]) if "lora_A" in name else torch.cat([trained, -first], dim=1)
         tensors[name] = stacked.detach().cpu().contiguous()

@@ -24,11 +24,13 @@ from tracking.run import Run
 from train import (
     adapter,
     base,
+    capacity,
     checkpoints,
     curve,
     decodable,
     dequantize,
     disk,
+    gpu,
     header,
     interrupt,
     lesson,
@@ -39,6 +41,8 @@ from train import (
     processes,
     ranks,
     references,
+    sharded,
+    shortage,
 )
 from train.decode import Answer
 from train.fit import fit
@@ -60,6 +64,7 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     hashes = {name: files.sha256(run.folder / "data" / f"{name}.jsonl") for name in ("train", "validation")}
     if processes.first():
         runs.start(run, "train", {f"data/{name}.jsonl": sha256 for name, sha256 in hashes.items()})
+    gpu.check(recipe)
     train_rows, validation_rows = rows_of(run, "train", hashes), rows_of(run, "validation", hashes)
     task = KINDS[recipe.task.variant]
     spec = task.specify(recipe.task, labels_of(run), may_be_empty(run))
@@ -82,8 +87,7 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     plan = lesson.planned(recipe, rows, model.config, told)
 
     prompts = render.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
-    sharded = recipe.accelerate.distributed_type == "FSDP"
-    decoded = Decoded(task, spec, validation_rows, prompts, tokenizer, max_answer_tokens(rows), sharded, told)
+    decoded = Decoded(task, spec, validation_rows, prompts, tokenizer, max_answer_tokens(rows), told)
     asked: Decoded | Compared = decoded
     if task.OBJECTIVE == "prefer":
         pairs = lesson.learnt(task, spec, tokenizer, validation_rows)
@@ -96,14 +100,16 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     model = base.with_adapter(model, recipe.lora, recipe.train.seed)
     taught = lesson.ordered(recipe, rows, [str(row["target"]) for row in train_rows], plan, task.OBJECTIVE)
     weights = gguf_base.told(recipe.model.base, recipe.model.quantization, kept)
-    told_facts = facts(recipe, run, model, taught, len(validation_rows), weights)
+    told_facts = facts(recipe, run, model, taught, decoded, weights)
     say(*header.lines(told_facts), *preflight.sample(rows[0], tokenizer))
     wandb_run = wandb_of(run, recipe)
     trained = fit(recipe, run, model, tokenizer, taught, headlines(asked, untuned, model), told, wish, wandb_run)
+    shortage.release()
 
     tuned: list[Any] = asked.ask(model, "tuned")
     probed = decoded.first(references.ROWS)
     answers = probed.ask(model, "probes") if asked is not decoded else tuned[: len(probed.rows)]
+    state = sharded.adapter_tensors(model)  # of all processes together, before the others leave
     if not processes.first():
         return
     scores = {"tuned": asked.score(tuned, untuned), "base": asked.score(untuned, untuned)}
@@ -111,7 +117,7 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
         commit = getattr(model.config, "_commit_hash", None)
         trained_base = bases.record(kept, kept.name) if kept else None
         prompt = adapter.prompt(recipe, rendering, spec, decoded.max_answer_tokens, commit, trained_base)
-        folder = adapter.export(run, recipe, model, tokenizer, prompt, scores, probed, answers)
+        folder = adapter.export(run, recipe, model, tokenizer, prompt, scores, probed, answers, state)
         picture = run.folder / "learning_curve.png"
         curve.draw(run.folder / "metrics.jsonl", picture, f"{run.recipe_name}  {run.id}", trained.get("best_step"))
     weights_and_biases.picture(wandb_run, picture)
@@ -176,9 +182,7 @@ def wandb_of(run: Run, recipe: Recipe) -> Any:
     return weights_and_biases.start(run, recipe, weights_and_biases.config(recipe, adapter.base_name(recipe)))
 
 
-def facts(
-    recipe: Recipe, run: Run, model: Any, lesson: Lesson, validation_rows: int, weights: str | None
-) -> header.Facts:
+def facts(recipe: Recipe, run: Run, model: Any, lesson: Lesson, decoded: Decoded, weights: str | None) -> header.Facts:
     """Returns what the header tells of this training; `weights` is what was lost of them before it."""
     train, tokens = recipe.train, packing.tokens_of(lesson.shares)
     trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
@@ -194,6 +198,10 @@ def facts(
         compute_bytes=2 if precision.multiplies_in(recipe) == "bfloat16" else 4,
         autocast=precision.is_bfloat16_on_cpu(recipe),
         shards=processes.count() if recipe.accelerate.distributed_type == "FSDP" else 1,
+        decoded=decoding(recipe, model, decoded),
+        device=None
+        if recipe.accelerate.use_cpu
+        else capacity.usable_bytes(dequantize.device_memory_bytes(model.device)),
     )
     return header.Facts(
         base=adapter.base_name(recipe),
@@ -203,7 +211,7 @@ def facts(
         trainable=trainable,
         adapter=f"LoRA r={recipe.lora.r}",
         train_rows=len(lesson.rows),
-        validation_rows=validation_rows,
+        validation_rows=len(decoded.rows),
         longest_row_tokens=max(row.longest for row in lesson.rows),
         batch_size=train.batch_size,
         processes=processes.count(),
@@ -221,6 +229,15 @@ def facts(
         updates_done=checkpoints.step(saved[-1]) if saved else 0,
         examples_per_second=metrics.last(run.folder / "metrics.jsonl", "examples_per_second"),
     )
+
+
+def decoding(recipe: Recipe, model: Any, decoded: Decoded) -> capacity.Decoding:
+    """Returns how validation rows are decoded, for the estimate of memory."""
+    prefix = render.shared_prefix_length(decoded.prompts)
+    longest = max(map(len, decoded.prompts)) - prefix + decoded.max_answer_tokens
+    spread = recipe.accelerate.distributed_type == "FSDP"
+    rows = -(-len(decoded.prompts) // processes.count())
+    return capacity.Decoding(rows, prefix, longest, 0 if spread else dequantize.held_bytes(model))
 
 
 def weighting(recipe: Recipe) -> str | None:
@@ -296,6 +313,12 @@ def work() -> int:
             ended("interrupted", str(signal_name) or "Ctrl-C", command.INTERRUPTED)
             # Of several processes the first one's exit tells; another's would have it ended while it saves.
             return command.INTERRUPTED if processes.first() else command.DONE
+        except Exception as error:
+            if shortage.short(error):
+                ended("failed", shortage.in_words(error), command.FAILED)
+                raise StageError(shortage.in_words(error)) from error
+            ended("failed", f"{type(error).__name__}: {error}", command.FAILED)
+            raise
     return command.DONE
 
 

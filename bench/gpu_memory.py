@@ -1,0 +1,126 @@
+"""`python -m bench.gpu_memory`: what fits on which GPU, by shapes of published models, into docs/training.md.
+
+Reckoned and not measured: the models are on PyTorch's meta device, which has shapes and no weights, and the figures are
+those of the header before training (train/header.py, train/capacity.py).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from recipes.schema_lora import Lora
+from tracking import files
+from train import base, capacity, header
+from train.capacity import Decoding
+
+DOCS = Path(__file__).parent.parent / "docs" / "training.md"
+OPENED, CLOSED = "<!-- gpu_memory:begin -->", "<!-- gpu_memory:end -->"
+CARDS_GIB = (16, 24, 48, 80)
+# Half a byte a weight, a byte for 64 of them, a float32 for 256 of those.
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+# As their config.json says on the hub.
+BASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen3-4B": ("qwen3", {"vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728,
+                           "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+                           "head_dim": 128, "tie_word_embeddings": True}),
+    "Qwen2.5-7B": ("qwen2", {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
+                             "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+                             "tie_word_embeddings": False}),
+    "Llama-3.1-8B": ("llama", {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+                               "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+                               "tie_word_embeddings": False}),
+    "Qwen3-14B": ("qwen3", {"vocab_size": 151936, "hidden_size": 5120, "intermediate_size": 17408,
+                            "num_hidden_layers": 40, "num_attention_heads": 40, "num_key_value_heads": 8,
+                            "head_dim": 128, "tie_word_embeddings": False}),
+}  # fmt: skip
+# A pack as long as packs are by default, of short answers; then rows of one label behind 77, and documents.
+PACK: dict[str, Any] = {
+    "pack_tokens": 8192,
+    "answer_tokens": 512,
+    "mask_pairs": 0,
+    "checkpointing": True,
+    "compute_bytes": 2,
+}
+LABELS, DOCUMENTS = Decoding(64, 700, 109), Decoding(64, 500, 1500)
+
+
+def on_meta(name: str) -> Any:
+    """Returns a base in bfloat16, without weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind, shape = BASES[name]
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape), dtype=torch.bfloat16).eval()
+
+
+def adapted(name: str) -> Any:
+    """Returns the same with a LoRA adapter as recipes have it."""
+    import torch
+
+    with torch.device("meta"):
+        return base.with_adapter(on_meta(name), Lora(), 1)
+
+
+def four_bit_weights(model: Any) -> int:
+    """Returns how many weights NF4 packs: of all linear layers but the head."""
+    import torch
+
+    head = model.get_output_embeddings()
+    layers = (one for one in model.modules() if isinstance(one, torch.nn.Linear) and one is not head)
+    return sum(one.weight.numel() for one in layers if not one.weight.requires_grad)
+
+
+def nf4_bytes(model: Any) -> int:
+    """Returns the bytes of a base whose linear layers are in NF4, by shapes alone."""
+    return int(header.weight_bytes(model) - four_bit_weights(model) * (2 - NF4_BYTES))
+
+
+def row(name: str) -> str:
+    """Returns the line of a base in the table."""
+    model = adapted(name)
+    weights = nf4_bytes(model)
+    train = header.estimate(model, **PACK)
+    training = weights + train.adapter + train.pack
+    cells = [f"{weights / 1e9:.1f}", f"{training / 1e9:.1f}"]
+    for gib in CARDS_GIB:
+        usable = capacity.usable_bytes(gib * 2**30)
+        # As train/dequantize.py does while it validates: weights are held dequantized where they take at most 40%.
+        plain = four_bit_weights(model) * 2
+        held = weights + train.adapter + (plain if plain <= base_share() * gib * 2**30 else 0)
+        found = [_rows(model, decoded, usable - held) for decoded in (LABELS, DOCUMENTS)]
+        cells.append(f"{found[0]}, {found[1]}" if training <= usable and min(found) else "no")
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def base_share() -> float:
+    """Returns the share of memory that dequantized weights may take."""
+    from train import dequantize
+
+    return dequantize.MEMORY_SHARE
+
+
+def _rows(model: Any, decoded: Decoding, free: int) -> int:
+    """How many rows are decoded at once, 0 where not even one fits."""
+    from train.shared_cache import GPU
+
+    rows, peak = capacity.peak_bytes(model.config.get_text_config(), decoded, 2, GPU, free)
+    return rows if peak <= free else 0
+
+
+def table() -> str:
+    """Returns the table, Markdown."""
+    cards = " | ".join(f"{gib} GB card" for gib in CARDS_GIB)
+    head = f"| base | NF4 weights, GB | training, GB | {cards} |\n|{'---|' * (3 + len(CARDS_GIB))}\n"
+    return head + "\n".join(map(row, BASES))
+
+
+def write(page: Path) -> None:
+    """Writes the table into a page, between its marks. Raises ValueError where they are missing."""
+    text = page.read_text(encoding="utf-8")
+    before, after = text[: text.index(OPENED)], text[text.index(CLOSED) :]
+    files.write_text(page, f"{before}{OPENED}\n{table()}\n{after}")
+
+
+if __name__ == "__main__":
+    write(DOCS)
+    print(table())
