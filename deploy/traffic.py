@@ -6,10 +6,10 @@ registry/<name>/traffic/2026-11-29.jsonl
 {"id": "9f2c41a0b7e6d835", "message": "where is my money, [EMAIL_1]", "queue": "refund_status", "labelled_by": "local",
  "confidence": 0.974, "reason": "confident", "version": "3f2a90c17b5e44d0", "time": "2026-11-29T14:03:11Z"}
 
-Columns of text, answer, id and time are the recipe's. Personal data of every kind that the redactor finds is replaced, whatever
-the recipe redacts; an input that is private, or in which personal data is found that the redactor does not replace, is
-not recorded. Feedback on a recorded answer adds a row with the right one (`labelled_by: feedback`). Files older than
-`days` are removed.
+Columns of text, answer, id and time are the recipe's. Personal data of every kind that the redactor finds is replaced,
+whatever the recipe redacts; an input that is private, or in which personal data is found that the redactor does not
+replace, is not recorded. Feedback on a recorded answer adds a row with the right one (`labelled_by: feedback`). Files
+older than `days` are removed.
 """
 
 import random
