@@ -162,7 +162,9 @@ async def _answered(
     if isinstance(theirs, Judged):
         reason = "below_threshold" if valid else "own_answer_invalid"
         return _outcome(task, asked, theirs, own, escalation.name, reason)
-    return _instead(task, escalation, asked, own, theirs)
+    if task.recipe.route.when_api_fails == "error":
+        raise _no_answer(escalation, theirs, "the deployed model is not sure enough")
+    return _own(task, asked, own, theirs, degraded=True)
 
 
 async def _before_switch(
@@ -172,9 +174,11 @@ async def _before_switch(
     theirs = await _theirs(task, escalation, asked, watch)
     if isinstance(theirs, Judged):
         return _outcome(task, asked, theirs, None, escalation.name, BEFORE_SWITCH)
+    if task.recipe.route.when_api_fails == "error":
+        raise _no_answer(escalation, theirs, "the switch has not come (route.mirror)")
     own = await local.ask(engine, task, asked.given, most_tokens)
-    watch.judged(task, LOCAL, own, sample=not task.recipe.route.mirror)
-    return _instead(task, escalation, asked, own, theirs)
+    watch.judged(task, LOCAL, own, sample=False)
+    return _own(task, asked, own, theirs, degraded=True)
 
 
 async def _theirs(task: Task, escalation: Escalation, asked: Prepared, watch: Watch) -> Judged | str:
@@ -186,19 +190,17 @@ async def _theirs(task: Task, escalation: Escalation, asked: Prepared, watch: Wa
     return theirs
 
 
-def _instead(task: Task, escalation: Escalation, asked: Prepared, own: Judged, theirs: str) -> Outcome:
-    """What is answered where the API model gives no answer, `theirs` saying why. Raises RefusedError."""
-    if task.recipe.route.when_api_fails == "local":
-        return _own(task, asked, own, theirs, degraded=True)
+def _no_answer(escalation: Escalation, theirs: str, why_asked: str) -> RefusedError:
+    """What is told where nothing but the API model may answer and it does not, `theirs` saying why."""
     whys = {
         OVER_BUDGET: "this month's route.usd_per_month is used up",
         REFUSED: f"{escalation.name} refuses this input",
     }
     why = whys.get(theirs, f"{escalation.name} does not answer")
-    told = f"the deployed model is not sure enough, and {why} ({theirs}; route.when_api_fails: error)"
+    told = f"{why_asked}, and {why} ({theirs}; route.when_api_fails: error)"
     if theirs == OVER_BUDGET:
-        raise RefusedError(429, "rate_limit_error", told, retry_seconds=3600)
-    raise RefusedError(503, "overloaded_error", told, retry_seconds=10)
+        return RefusedError(429, "rate_limit_error", told, retry_seconds=3600)
+    return RefusedError(503, "overloaded_error", told, retry_seconds=10)
 
 
 def _own(task: Task, asked: Prepared, own: Judged, reason: str, degraded: bool = False) -> Outcome:

@@ -74,7 +74,7 @@ def judged(place: Path, version: str, routed: Routing, days: int) -> int:
     deployment = files.digest([version, routed.file])
     since = datetime.now(UTC) - timedelta(days=days)
     seen = observed.read(place, deployment, f"{since:%Y-%m-%d}")
-    told, mirrored = feedback.read(place, deployment, since), mirror.read(place, deployment, since)
+    told, mirrored = feedback.read(place, deployment, since), mirror.read(place, deployment)
     if routed.profile is None and not mirrored:
         raise StageError(
             f"{version} below {place} has no profile of its calibration rows to hold traffic against: "
@@ -87,7 +87,7 @@ def judged(place: Path, version: str, routed: Routing, days: int) -> int:
     found = of_traffic(before, seen) if before.rows else []
     if policy is not None:
         found.append(of_feedback(policy, told, mirrored))
-    for line in [*routes(seen), *of_others(told), *of_mirror(told, mirrored)]:
+    for line in [*routes(seen), *of_others(told), *of_mirror(told, mirrored, since)]:
         print(line)
     return conclude(policy, found, routed.why_none)
 
@@ -138,11 +138,12 @@ def of_others(told: Lines) -> list[str]:
     return found
 
 
-def of_mirror(told: Lines, mirrored: Mapping[str, Line]) -> list[str]:
-    """Returns lines on what the deployed model answered aside: how often as the API model, and how often right."""
-    if not mirrored:
-        return []
-    found = [f"mirror    {_share([bool(one['agreed']) for one in mirrored.values()], 'mirrored answers', 'the same')}"]
+def of_mirror(told: Lines, mirrored: Mapping[str, Line], since: datetime) -> list[str]:
+    """Returns lines on what the deployed model answered aside: how often as the API model from then on, and how often
+    right, by the feedback that came."""
+    found = []
+    if agreed := [bool(one["agreed"]) for one in mirrored.values() if datetime.fromisoformat(one["at"]) >= since]:
+        found.append(f"mirror    {_share(agreed, 'mirrored answers', 'the same')}")
     if both := _both(told, mirrored):
         own = [mine["digest"] == line["right_digest"] for line, mine in both]
         theirs = [bool(line["right"]) for line, _ in both]
@@ -174,13 +175,15 @@ def conclude(policy: Policy | None, found: Sequence[Finding], why_none: str | No
         word = "untested" if one.p_value is None else "LOST" if one.what in lost else "holds"
         p_value = "" if one.p_value is None else f" (p {one.p_value:.2g})"
         print(f"{word:9} {one.what}: {one.told}{p_value}")
+    guaranteed = policy is not None and policy.threshold is not None
     if lost:
+        what = "the guarantee has lost its ground" if guaranteed else "traffic is not like the calibration rows"
         print(
-            f"verdict   the guarantee has lost its ground: {', '.join(lost)}. Label rows of this traffic and put them "
-            "into the data, then `make run` and `make deploy`; until then a stricter route.target_accuracy keeps less"
+            f"verdict   {what}: {', '.join(lost)}. Label rows of this traffic and put them into the data, then "
+            "`make run` and `make deploy`; until then route.mirror has the API model answer"
         )
         return command.GATE
-    if policy is None or policy.threshold is None:
+    if policy is None or not guaranteed:
         print(f"verdict   there is no guarantee to lose: {why_none}")
     elif not tested:
         print("verdict   too little is known of this traffic to say")

@@ -14,7 +14,6 @@ digests (deploy/answer_ids.py), which feedback is compared with.
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,13 +98,9 @@ class Mirror:
             self._told = True
 
 
-def read(place: Path, deployment: str, since: datetime) -> dict[str, Mapping[str, Any]]:
-    """Returns what was mirrored below registry/<name> of a deployment from then on, by the names of the answers."""
-    return {
-        line["answer"]: line
-        for line in _lines(place)
-        if line["deployment"] == deployment and datetime.fromisoformat(line["at"]) >= since
-    }
+def read(place: Path, deployment: str) -> dict[str, Mapping[str, Any]]:
+    """Returns what was mirrored below registry/<name> of a deployment, by the names of the answers."""
+    return {line["answer"]: line for line in _lines(place) if line["deployment"] == deployment}
 
 
 def _lines(place: Path) -> Iterator[Mapping[str, Any]]:

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,17 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, chi2_contingency, ks_2samp
 
+from compare import profile as profiles
+from compare.confidence import Scale
+from compare.gathered import Gathered
+from compare.predictions import Answer
 from compare.profile import Profile, of_json
 from compare.route import Policy
 from deploy import drift as drifting
 from deploy import feedback, observed, registry, routing
 from deploy.answer_ids import Answered, AnswerIds
 from deploy.answering import Deployed
+from deploy.task import OWN
 from deploy.watch import Watch
 from insource.stats import drift
 from recipes.errors import StageError
@@ -290,7 +297,7 @@ def test_the_target_against_a_baseline_is_not_tested_by_feedback_and_it_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = place_of(tmp_path, profile(drawn(400, 1)), target_accuracy=None, not_worse_than="api", margin=0.02)
-    line = {"kept": True, "local": True, "right": False}
+    line = {"answer": "a", "kept": True, "local": True, "right": False}
     found = drifting.of_feedback(drifting.route.read(place / routing.FOLDER / str(routed(place).file)), [line] * 30, {})
     assert found.p_value is None and "0 of 30 kept answers right" in found.told and "api" in found.told
 
@@ -333,6 +340,21 @@ def test_rare_labels_are_tested_together() -> None:
     assert drift.mixes({"a": 400}, {"b": 200}).p_value < 1e-9
     with pytest.raises(ValueError, match="empty"):
         drift.mixes({"a": 1}, {})
+
+
+def test_the_profile_is_of_valid_answers_to_one_calibration_row_of_each_group(tmp_path: Path) -> None:
+    made = deployed(tmp_path, recipe(tmp_path)).task.material
+    answers = [("lost", 0.9), ("late", 0.8), ("late", 0.8), ("nonsense", 0.7), ("broken", None)]
+    groups = ["g1", "g2", "g2", "g3", None]
+    told = [
+        Answer(f"r{at}", said, log_probability=None if sure is None else math.log(sure))
+        for at, (said, sure) in enumerate(answers)
+    ]
+    rows = [{"id": one.id, "group": group, "target": "lost"} for one, group in zip(told, groups, strict=True)]
+    material = replace(made, calibration=rows)
+    found = profiles.of(Gathered(OWN, [], told), material, Scale(None, "answer"))
+    assert found == Profile(3, Counter({900: 1, 800: 1}), Counter({"lost": 1, "late": 1, "broken": 1}))
+    assert profiles.of(Gathered(OWN, []), material, None) == Profile()
 
 
 def test_a_profile_comes_back_from_its_json() -> None:

@@ -104,12 +104,12 @@ def test_what_is_private_or_cannot_be_redacted_is_not_recorded(tmp_path: Path) -
     one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
     answered(
         one,
-        {"input": "says lost, a secret", "private": True},
-        {"input": "says lost, ann (at) example dot org"},
-        {"input": "says lost, nothing special"},
+        {"input": "a secret says lost", "private": True},
+        {"input": "ann (at) example dot org says lost"},
+        {"input": "nothing special says lost"},
     )
-    assert [line["message"] for line in recorded(one)] == ["says lost, nothing special"]
-    answered(one, {"input": "says lost, by header"}, **{"X-Insource-Private": "true"})
+    assert [line["message"] for line in recorded(one)] == ["nothing special says lost"]
+    answered(one, {"input": "by header says lost"}, **{"X-Insource-Private": "true"})
     assert len(recorded(one)) == 1
 
 
