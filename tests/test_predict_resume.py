@@ -126,6 +126,17 @@ def test_a_mistake_in_the_call_ends_with_2_and_in_words(place: Place, address: s
     assert "Traceback" not in said
 
 
+def test_the_variables_of_make_say_the_same(place: Place, address: str, rows: Path) -> None:
+    told = {"INPUT": str(rows), "OUTPUT": str(place.output("out.csv")), "ENGINE": "vllm", "BASE_URL": address}
+    told |= {"RUNS": str(place.folder / "runs"), "HARDWARE": "cpu", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "predict", str(place.recipe)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, **told}, check=True, capture_output=True)
+    assert len(read(place.output("out.csv"))) == len(TEXTS)
+    rule = ["make", "-n", "predict", f"INPUT={rows}", "OUTPUT=out.csv", f"RECIPE={place.recipe}"]
+    shown = subprocess.run(rule, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert f"-m predict {place.recipe}" in shown
+
+
 def test_a_torn_last_line_is_cut_off_and_a_broken_one_before_it_is_named(tmp_path: Path) -> None:
     path = tmp_path / "000000.jsonl"
     journal = Journal(path)
