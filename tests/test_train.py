@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes import hardware
 from recipes.load import load
 from tests.conftest import ROOT, Command
 from tracking import files
@@ -150,7 +151,8 @@ def test_two_processes_have_the_losses_of_one(
         for runs in (whole[1], tmp_path / "runs")
     )
     assert len(one) == 3
-    assert two == pytest.approx(one, rel=1e-4)
+    # Each process rounds products of its own shapes, to 8 bits where they are bfloat16.
+    assert two == pytest.approx(one, rel=5e-3 if hardware.cpu_has_bfloat16() else 1e-4)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
     torch.OutOfMemoryError          CUDA's allocator in PyTorch
     RuntimeError: CUDA error: out of memory, CUBLAS_STATUS_ALLOC_FAILED        libraries that allocate by themselves
     RuntimeError: [enforce fail ...] DefaultCPUAllocator: can't allocate memory    a CPU
+    RuntimeError: could not create a primitive      a CPU, where oneDNN multiplies bfloat16: it gives no reason
 
 Training halves its packs then (trainer.py) and decoding its batches (decode.py); whatever else runs out of memory is
 recorded and told by worker.py.
@@ -13,6 +14,8 @@ from typing import Any
 
 _SAID = (
     "can't allocate memory",
+    "could not create a primitive",
+    "could not create a memory object",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
