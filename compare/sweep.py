@@ -34,7 +34,7 @@ from tracking import files, identity, run
 from tracking.run import Run
 
 # Sections that no variant may change: on other rows or another task nothing is comparable.
-SAME = ("task", "data", "compare", "privacy")
+SAME = ("task", "data", "compare", "privacy", "serve")
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,11 @@ class Trained:
     """Of the validation rows whose answers the run keeps, {} where its kind is not decoded."""
     rows: Sequence[Mapping[str, Any]]
     """Those rows."""
+    rows_sha256: str
+    """Of the validation rows, by id and text."""
     seconds: float
     parameters: int
-    """Of the base."""
+    """Of the base; 0 where an earlier version trained it, which did not record it."""
 
 
 def main() -> int:
@@ -83,6 +85,12 @@ def main() -> int:
             failed[variant.name] = f"training ended with exit code {code}"
         else:
             trained.append(scored(variant, run.find(parent / loaded.name, None)))
+            if trained[-1].rows_sha256 != trained[0].rows_sha256:
+                raise StageError(
+                    f"variant {variant.name} was scored on other validation rows than {trained[0].variant.name}: its "
+                    "tokenizer or train.max_length leaves out other ones. Compare the two by `make compare`, or give "
+                    "both a train.max_length and serve.max_model_len that hold every row"
+                )
     if not trained:
         raise StageError(f"no variant was trained: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
     ranked = sorted(trained, key=lambda one: (-one.figures[metric], one.parameters))
@@ -186,8 +194,9 @@ def scored(variant: Variant, here: Run) -> Trained:
         held.module.headline(metrics["validation"]["tuned"]),
         tallies,
         rows,
+        files.digest([[row["id"], row["input"]["text"]] for row in held.test]),
         metrics["seconds"],
-        metrics["parameters"],
+        metrics.get("parameters", 0),
     )
 
 
@@ -232,7 +241,7 @@ def lines(board: Sequence[Mapping[str, Any]], metric: str, failed: Mapping[str, 
                 f"{interval['low']:.1%} to {interval['high']:.1%}" if interval else "",
                 "best" if one is board[0] else difference,
                 f"{one['training_seconds']:,.0f} s",
-                f"{one['parameters']:,}",
+                f"{one['parameters']:,}" if one["parameters"] else "",
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

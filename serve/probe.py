@@ -25,7 +25,7 @@ from recipes.schema_clashes import ROW_METRICS
 from recipes.schema_verdict import Parity, Serve
 from serve import recall, wire
 from serve.engine import Address
-from serve.plan import Served, rounding, same_weights
+from serve.plan import MOST_WITHIN_ROUNDING, Served, rounding, same_weights
 from tasks import references, spec_of
 from tasks.parsed import UNFINISHED, Parsed
 from tracking import files
@@ -90,7 +90,7 @@ class Same:
     """Share of rows without a flip."""
     flips: Sequence[Flip]
     close: Sequence[Flip] = ()
-    """Rows that differ where the reference's margin is within rounding."""
+    """Rows that differ where the reference's margin is within rounding; none where they are too many to be that."""
 
 
 @dataclass(frozen=True)
@@ -268,6 +268,8 @@ def _same(probe: Probe, answers: Sequence[Received]) -> Same:
         if expected["answer"] != answer.output
     ]
     close = [one for one in differing if one.margin is not None and one.margin < probe.rounding]
+    # The margin is the smallest of an answer's tokens, and nearly every long answer has a small one.
+    close = close if len(close) <= MOST_WITHIN_ROUNDING * len(answers) else []
     flips = [one for one in differing if one not in close]
     return Same(len(answers), 1 - len(flips) / len(answers), flips, close)
 

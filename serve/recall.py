@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.errors import StageError
 from serve import wire
 from serve.engine import Address
-from serve.plan import Served
+from serve.plan import MOST_WITHIN_ROUNDING, Served
 from tracking import files
 
 if TYPE_CHECKING:
@@ -25,17 +25,16 @@ AROUND_TOKENS = 12
 
 def agreement(served: Served, name: str, address: Address, api_key: str | None = None, rounding: float = 0.0) -> float:
     """Returns the share of the first reference answers of an adapter that a server gives under `name`; others of rows
-    whose margin is below `rounding` (`plan.rounding`) count as given.
+    whose margin is below `rounding` (`plan.rounding`) count as given, unless they are too many to be rounding.
 
     Raises StageError where it refuses to answer.
     """
     references = _first(served.run.references)
     answers = asyncio.run(_answers(references, served.prompt, name, address, api_key))
-    given: list[bool] = [
-        answer == one["answer"] or (one["margin"] is not None and one["margin"] < rounding)
-        for one, answer in zip(references, answers, strict=True)
-    ]
-    return sum(given) / len(given)
+    differing = [one for one, answer in zip(references, answers, strict=True) if answer != one["answer"]]
+    close = [one for one in differing if one["margin"] is not None and one["margin"] < rounding]
+    excused = len(close) if len(close) <= MOST_WITHIN_ROUNDING * len(references) else 0
+    return 1 - (len(differing) - excused) / len(references)
 
 
 def other_prompt(served: Served, name: str, address: Address, api_key: str | None = None) -> str | None:

@@ -73,14 +73,22 @@ def test_what_counts_as_rounding_follows_the_type_that_is_computed_in(tmp_path: 
     assert of("cpu") == 0.0
     assert of("cpu", "bfloat16") == of("gpu") == of("gpu", "float32") == 0.25
     assert 0 < of("cpu", "float16") < 0.05
-    received = [Received(text, "classifier", Usage(1, 1), "stop") for text in ("a", "b", "b", "b")]
-    margins = [3.0, 3.0, 0.1, None]
+    received = [Received(text, "classifier", Usage(1, 1), "stop") for text in ("a", "b", "b", "b", *"a" * 16)]
+    margins = [3.0, 3.0, 0.1, None, *[3.0] * 16]
     trained = [{"id": f"T{at}", "answer": "a", "margin": margin} for at, margin in enumerate(margins)]
     for rounding, flips, close in ((0.25, ["T1", "T3"], ["T2"]), (0.0, ["T1", "T2", "T3"], [])):
         probed = Probe(None, {}, [], trained, True, rounding)  # type: ignore[arg-type]
         same = probe._same(probed, received)
         assert ([one.id for one in same.flips], [one.id for one in same.close]) == (flips, close)
-        assert same.agreement == 1 - len(flips) / 4
+        assert same.agreement == 1 - len(flips) / 20
+
+
+def test_rounding_does_not_excuse_a_model_that_answers_otherwise_everywhere() -> None:
+    # Every long answer has a token with a small margin.
+    received = [Received("", "classifier", Usage(1, 1), "stop") for _ in range(500)]
+    trained = [{"id": f"T{at}", "answer": "a", "margin": 0.1} for at in range(500)]
+    same = probe._same(Probe(None, {}, [], trained, True, 0.25), received)  # type: ignore[arg-type]
+    assert same.agreement == 0 and len(same.flips) == 500 and not same.close
 
 
 @pytest.mark.parametrize(
