@@ -65,7 +65,8 @@ def test_the_best_on_validation_becomes_the_latest_run_and_nobody_reads_the_test
         assert apart["low"] <= apart["delta"] <= apart["high"]
         assert apart["delta"] == pytest.approx(one["figures"]["accuracy"] - figures[0])
     assert not list(parent.glob("*/scores.json")) and not list(parent.glob("*/merged"))
-    assert answer.stdout.splitlines()[1].startswith("train.max_steps=40")
+    board = answer.stdout.partition("variant  ")[2].splitlines()
+    assert [line.split("  ")[0] for line in board[1:4]] == [one["variant"] for one in told["variants"]]
 
     again = serving.call(tmp_path / "runs", "compare.sweep", small_recipe, **settings)
     assert again.returncode == 0 and again.stderr.count("train     unchanged") == 3
