@@ -18,7 +18,8 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
 VALID = "valid"
 BROKEN_OFF = "broken_off"
-"""In the place of a status: the client left, or half an answer was out when vLLM broke off."""
+"""In the place of a status: the client left, or half an answer was out when vLLM broke off. An error of the gateway's
+own counts as 500."""
 NOBODY = "nobody"
 
 

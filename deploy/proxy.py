@@ -153,11 +153,14 @@ def application(door: Door) -> web.Application:
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         request[TOLD] = Told()
-        began, status = time.monotonic(), metrics.BROKEN_OFF
+        began, status = time.monotonic(), "500"
         try:
             answer = await answered(request, handler)
             status = str(answer.status)
             return answer
+        except (asyncio.CancelledError, ConnectionError):
+            status = metrics.BROKEN_OFF
+            raise
         finally:
             door.watch.metrics.requested(known(request.path), status, time.monotonic() - began)
 

@@ -114,6 +114,27 @@ def test_what_fails_is_counted_by_its_status_and_no_path_of_a_client_is_named(tm
     run(ask)
 
 
+def test_an_error_of_the_gateways_own_counts_as_500_and_a_client_that_left_as_broken_off(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path), Routing())
+
+    async def ask() -> None:
+        async with door(one) as (client, engine, made):
+            leaving = asyncio.create_task(client.post(PATH, json={"input": "late wait=0.5"}))
+            while not engine.asked:
+                await asyncio.sleep(0.01)
+            leaving.cancel()
+            while made.of_key.total():
+                await asyncio.sleep(0.01)
+            made.tasks = {NAME: "no task"}  # type: ignore[dict-item]
+            assert (await client.post(PATH, json={"input": "late"})).status == 500
+            made.tasks = {}
+            found = await measured(client)
+            assert found["insource_requests_total", "/v1/tasks", "500"] == 1
+            assert found["insource_requests_total", "/v1/tasks", "broken_off"] == 1
+
+    run(ask)
+
+
 def test_metrics_want_a_key_and_hold_no_text_and_no_client(tmp_path: Path) -> None:
     one = deployed(tmp_path, recipe(tmp_path), Routing())
 
