@@ -8,7 +8,8 @@ holds     feedback: 192 of 200 kept answers right, 96.0% (92.3 to 98.0); promise
 The guarantee is about requests that are exchangeable with the calibration rows. So the confidences and the labels of
 the deployed model's answers are tested against those that it gave there (insource/stats/drift.py), and right answers
 that came by POST /v1/feedback against what was promised. By Holm's correction over these tests, none of them fails with
-a probability of 99% where nothing has changed. Exit 3 where one of them does.
+a probability of 99% where nothing has changed. Exit 3 where one of them does and there is a threshold; without one
+there is no guarantee to lose, what failed is told as changed, and the exit code is 0.
 """
 
 import os
@@ -171,20 +172,21 @@ def conclude(policy: Policy | None, found: Sequence[Finding], why_none: str | No
     tested = [one for one in found if one.p_value is not None]
     adjusted = dict(zip((one.what for one in tested), paired.holm([one.p_value or 0.0 for one in tested]), strict=True))
     lost = [one.what for one in tested if adjusted[one.what] < ALPHA]
+    guaranteed = policy is not None and policy.threshold is not None
+    failed = "LOST" if guaranteed else "changed"
     for one in found:
-        word = "untested" if one.p_value is None else "LOST" if one.what in lost else "holds"
+        word = "untested" if one.p_value is None else failed if one.what in lost else "holds"
         p_value = "" if one.p_value is None else f" (p {one.p_value:.2g})"
         print(f"{word:9} {one.what}: {one.told}{p_value}")
-    guaranteed = policy is not None and policy.threshold is not None
-    if lost:
-        what = "the guarantee has lost its ground" if guaranteed else "traffic is not like the calibration rows"
+    if policy is None or not guaranteed:
+        unlike = f"; traffic is not like the calibration rows: {', '.join(lost)}" if lost else ""
+        print(f"verdict   there is no guarantee to lose: {why_none}{unlike}")
+    elif lost:
         print(
-            f"verdict   {what}: {', '.join(lost)}. Label rows of this traffic and put them into the data, then "
-            "`make run` and `make deploy`; until then route.mirror has the API model answer"
+            f"verdict   the guarantee has lost its ground: {', '.join(lost)}. Label rows of this traffic and put them "
+            "into the data, then `make run` and `make deploy`; until then route.mirror has the API model answer"
         )
         return command.GATE
-    if policy is None or not guaranteed:
-        print(f"verdict   there is no guarantee to lose: {why_none}")
     elif not tested:
         print("verdict   too little is known of this traffic to say")
     else:

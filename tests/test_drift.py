@@ -145,6 +145,15 @@ def test_traffic_that_changed_takes_it_away(
     assert f"has lost its ground: {', '.join(lost)}" in told
 
 
+def test_without_a_threshold_there_is_no_guarantee_to_lose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = place_of(tmp_path, profile(drawn(400, 1)), threshold=None)
+    served(tmp_path, at(tmp_path, place), drawn(300, 4, mix=(0.2, 0.3, 0.5)))
+    assert drifting.judged(place, VERSION, routed(place), 7) == 0
+    told = capsys.readouterr().out
+    assert "changed   labels" in told and "LOST" not in told and "lost its ground" not in told
+    assert "no guarantee to lose: too few rows; traffic is not like the calibration rows: labels" in told
+
+
 def test_the_command_says_it_with_its_exit_code(tmp_path: Path) -> None:
     place = place_of(tmp_path, profile(drawn(400, 1)))
     one = at(tmp_path, place)
