@@ -37,8 +37,6 @@ from tracking import files, identity
 Line = Mapping[str, Any]
 Lines = Sequence[Line]
 ALPHA = 0.01
-LEAST_ANSWERS = 50
-"""Of fewer answers nothing is tested."""
 DAYS = 7
 
 
@@ -95,10 +93,9 @@ def judged(place: Path, version: str, routed: Routing, days: int) -> int:
 
 def of_traffic(before: Profile, seen: Seen) -> list[Finding]:
     """Returns what became of confidences and labels."""
-    now, few = seen.profile, f"only {seen.profile.rows:,} answers were seen, and {LEAST_ANSWERS} are needed"
-    if now.rows < LEAST_ANSWERS:
-        return [Finding("traffic", few, None)]
-    found = []
+    if why := seen.untold:
+        return [Finding("traffic", why, None)]
+    now, found = seen.profile, []
     if before.confidences and now.confidences:
         test = drift.distributions(before.confidences, now.confidences)
         told = f"the distributions differ by {test.distance:.3f} at most; median {_median(before.confidences):.3f} "

@@ -2,7 +2,7 @@
 
 registry/<name>/observed/2026-11-29.5c1f09e2.json     of one process, written anew every minute and at its end
 {"<deployment>": {"version": "3f2a...", "confidences": {"974": 12}, "answers": {"refund_status": 31}, "rows": 43,
-                  "reasons": {"local/confident": 40, "api/below_threshold": 3}}}
+                  "reasons": {"local/confident": 40, "api/below_threshold": 3}, "unread": 0}}
 
 Of each version with each routing.json, since only answers on one scale can be compared. A process that is killed loses
 a minute.
@@ -26,6 +26,11 @@ from tracking import files
 
 FOLDER = "observed"
 EVERY_SECONDS = 60.0
+LEAST_ANSWERS = 50
+"""Of fewer answers nothing is said."""
+MOST_UNREAD = 0.01
+"""With a larger share of inputs whose answers are not looked at, nothing is said either: they are no random ones, and
+calibration rows have their like."""
 
 
 @dataclass
@@ -37,16 +42,33 @@ class Seen:
     """Valid answers of the deployed model, whoever answered in the end."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Of all inputs: who answered and why."""
+    unread: int = 0
+    """Inputs whose answer is not in `profile` because of what they hold or how they came: chats that pass, and with
+    route.mirror what stays here."""
+
+    @property
+    def untold(self) -> str | None:
+        """Returns why `profile` tells nothing of traffic, None where it does."""
+        if (share := self.unread / max(1, self.reasons.total())) > MOST_UNREAD:
+            return (
+                f"{share:.1%} of the inputs stay here and their answers are not looked at (chats that pass from vLLM; "
+                f"all of them with route.mirror): the others are not like the calibration rows, which have all kinds"
+            )
+        if self.profile.rows < LEAST_ANSWERS:
+            return f"only {self.profile.rows:,} answers were seen, and {LEAST_ANSWERS} are needed"
+        return None
 
     def update(self, other: "Seen") -> None:
         """Adds what was seen elsewhere."""
         self.version = self.version or other.version
         self.profile.update(other.profile)
         self.reasons.update(other.reasons)
+        self.unread += other.unread
 
     def json(self) -> dict[str, Any]:
         """Returns it as it stands in the files."""
-        return {"version": self.version, **self.profile.json(), "reasons": dict(sorted(self.reasons.items()))}
+        reasons = dict(sorted(self.reasons.items()))
+        return {"version": self.version, **self.profile.json(), "reasons": reasons, "unread": self.unread}
 
 
 class Observed:
@@ -111,7 +133,7 @@ def read(place: Path, deployment: str, since: str) -> Seen:
             continue
         told: Mapping[str, Any] = files.read_json(path).get(deployment) or {}
         if told:
-            found.update(Seen(told["version"], of_json(told), Counter(told["reasons"])))
+            found.update(Seen(told["version"], of_json(told), Counter(told["reasons"]), told["unread"]))
     return found
 
 

@@ -42,7 +42,7 @@ class Watch:
         """Notes an answer that was read by the task's schema, whether or not it is given.
 
         `sample`: whether `make drift` looks at it. While a share is mirrored, that is the sample, and other answers of
-        the deployed model would bias it.
+        the deployed model would bias it; what stays here then is counted as unread.
         """
         self.metrics.checked(task.name, by, judged.parsed.problem)
         self.metrics.used(task.name, by, judged.answer.input_tokens, judged.answer.output_tokens)
@@ -59,12 +59,17 @@ class Watch:
     def answered(self, task: Task, outcome: "Outcome") -> None:
         """Notes what became of an input."""
         self.metrics.answered(task.name, outcome.answered_by, outcome.reason, outcome.degraded)
-        self.observed.of(task).reasons[outcome.label] += 1
+        seen = self.observed.of(task)
+        seen.reasons[outcome.label] += 1
+        if task.recipe.route.mirror and outcome.answered_by == LOCAL and not outcome.degraded:
+            seen.unread += 1
 
     def passed(self, task: Task, reason: str) -> None:
         """Notes a chat whose answer passes from vLLM to the client unread."""
         self.metrics.answered(task.name, LOCAL, reason)
-        self.observed.of(task).reasons[f"{LOCAL}/{reason}"] += 1
+        seen = self.observed.of(task)
+        seen.reasons[f"{LOCAL}/{reason}"] += 1
+        seen.unread += 1
 
     def refused(self, task: Task, status: int) -> None:
         """Notes an input that has an error for an answer."""

@@ -154,6 +154,36 @@ def test_without_a_threshold_there_is_no_guarantee_to_lose(tmp_path: Path, capsy
     assert "no guarantee to lose: too few rows; traffic is not like the calibration rows: labels" in told
 
 
+@pytest.mark.parametrize("mirror", [0, 1])
+def test_traffic_of_which_a_part_is_not_looked_at_is_not_tested(
+    tmp_path: Path, address: str, provider: Provider, capsys: pytest.CaptureFixture[str], mirror: int
+) -> None:
+    """Half of the calibration rows and of the inputs hold an address, and those have other labels than the rest."""
+    provider.answer = lambda prompt: "broken"
+    place = place_of(tmp_path, profile([("lost", 0.99)] * 200 + [("late", 0.99)] * 200))
+    one = at(tmp_path, place, recipe(tmp_path, baselines=baseline(address), route=f"{{mirror: {mirror}}}"))
+    inputs = [f"{at} mail ann@example.org says lost p=0.99" if at % 2 else f"{at} says late p=0.99" for at in range(60)]
+
+    async def say() -> None:
+        watch = Watch(place.parent)
+        async with door(one, watch=watch) as (client, _, _made):
+            for _ in range(2):
+                if mirror:
+                    assert (await client.post(PATH, json={"inputs": inputs})).status == 200
+                    await watch.mirror.settled()
+                    continue
+                for text in inputs:
+                    body = {"model": NAME, "messages": [{"role": "user", "content": text}]}
+                    assert (await client.post("/v1/chat/completions", json=body)).status == 200
+            await watch.close()
+
+    run(say)
+    assert drifting.judged(place, VERSION, routed(place), 7) == 0
+    told = capsys.readouterr().out
+    assert "untested  traffic: 50.0% of the inputs stay here and their answers are not looked at" in told
+    assert "too little is known" in told
+
+
 def test_the_command_says_it_with_its_exit_code(tmp_path: Path) -> None:
     place = place_of(tmp_path, profile(drawn(400, 1)))
     one = at(tmp_path, place)
