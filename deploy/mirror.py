@@ -6,9 +6,10 @@ route: {mirror: 0.05}
 registry/<name>/mirrored/2026-11.jsonl
 {"at": "...", "answer": "9f2c...", "deployment": "51ab...", "confidence": 0.974, "digest": "07be...", "agreed": true}
 
-The client has its answer by then, and never waits for this. At most AT_ONCE of them are asked at a time and WAITING
-wait; beyond, and while vLLM is started again, they are left out and counted. No answer stands on the disk, only keyed
-digests (deploy/answer_ids.py), which feedback is compared with.
+No client waits for this: it begins as the answer goes out. At most AT_ONCE of them are asked at a time and WAITING
+wait; more are left out and counted, and so is what fails because vLLM ends. While vLLM is started the gateway answers
+nothing, the API model's answers included. No answer stands on the disk, only keyed digests (deploy/answer_ids.py),
+which feedback is compared with.
 """
 
 import asyncio
