@@ -85,18 +85,14 @@ class Observed:
 
     def of(self, task: Task) -> Seen:
         """Returns what is seen of a version today, to be added to."""
-        at = (task.name, f"{datetime.now(UTC):%Y-%m-%d}")
+        at = _today(task)
         self._changed.add(at)
         day = self._days.setdefault(at, {})
         return day.setdefault(task.deployment, Seen(task.version))
 
-    def today(self, task: Task) -> Profile:
-        """Returns what this process saw of a version in the days that it holds."""
-        found = Profile()
-        for (name, _), day in list(self._days.items()):
-            if name == task.name and task.deployment in day:
-                found.update(day[task.deployment].profile)
-        return found
+    def today(self, task: Task) -> Seen:
+        """Returns what this process has seen of a version today."""
+        return self._days.get(_today(task), {}).get(task.deployment) or Seen(task.version)
 
     async def write(self, now: bool = False) -> None:
         """Writes what has changed, once a minute or `now`. Says once where the disk does not take it."""
@@ -123,6 +119,10 @@ class Observed:
         today = f"{datetime.now(UTC):%Y-%m-%d}"
         for at in [at for at in self._days if at[1] < today and at not in self._changed]:
             del self._days[at]
+
+
+def _today(task: Task) -> tuple[str, str]:
+    return task.name, f"{datetime.now(UTC):%Y-%m-%d}"
 
 
 def read(place: Path, deployment: str, since: str) -> Seen:

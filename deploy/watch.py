@@ -111,14 +111,19 @@ class Watch:
         self.metrics.fed_back(task.name, LOCAL if answered.local else "api", right)
 
     def drifted(self, tasks: "Mapping[str, Deployed]") -> None:
-        """Sets how far the answers that this process saw are from those to the calibration rows."""
+        """Sets how far the answers that this process saw today are from those to the calibration rows, where there are
+        enough of them to say so."""
+        found: dict[tuple[str, str, str], float] = {}
         for name, one in tasks.items():
-            before, now = one.task.routing.profile, self.observed.today(one.task)
-            if before is None or not now.rows:
+            before, seen = one.task.routing.profile, self.observed.today(one.task)
+            if before is None or seen.untold:
                 continue
-            self.metrics.drifted(name, "confidence", drift.largest_difference(before.confidences, now.confidences))
-            if before.answers:
-                self.metrics.drifted(name, "labels", drift.total_variation(before.answers, now.answers))
+            now, version = seen.profile, one.task.version
+            if before.confidences and now.confidences:
+                found[name, version, "confidence"] = drift.largest_difference(before.confidences, now.confidences)
+            if before.answers and now.answers:
+                found[name, version, "labels"] = drift.total_variation(before.answers, now.answers)
+        self.metrics.drifted(found)
 
     def exposition(self, tasks: "Mapping[str, Deployed]") -> bytes:
         """Returns the metrics as Prometheus reads them. For a thread: it reads what this month's calls did cost."""

@@ -344,12 +344,26 @@ def test_the_target_against_a_baseline_is_not_tested_by_feedback_and_it_is_told(
 def test_drift_is_in_the_metrics(tmp_path: Path) -> None:
     place = place_of(tmp_path, profile([("late", 0.99)] * 50 + [("lost", 0.99)] * 50))
 
+    def shown(text: str) -> set[str]:
+        return {line for line in text.splitlines() if line.startswith("insource_drift{")}
+
     async def say() -> None:
-        async with door(at(tmp_path, place)) as (client, _, _made):
-            await ask(client, [("lost", 0.5)] * 10)
-            text = await (await client.get("/metrics")).text()
-            assert f'insource_drift{{model="{NAME}",of="confidence"}} 1.0' in text
-            assert f'insource_drift{{model="{NAME}",of="labels"}} 0.5' in text
+        watch = Watch()
+        async with door(at(tmp_path, place), watch=watch) as (client, _, made):
+            await ask(client, [("lost", 0.5)] * 49)
+            assert shown(await (await client.get("/metrics")).text()) == set(), "of so few nothing is said"
+            await ask(client, [("lost", 0.5)])
+            assert shown(await (await client.get("/metrics")).text()) == {
+                f'insource_drift{{model="{NAME}",of="confidence",version="{VERSION}"}} 1.0',
+                f'insource_drift{{model="{NAME}",of="labels",version="{VERSION}"}} 0.5',
+            }
+            (today,) = watch.observed._days
+            watch.observed._days[NAME, "2026-01-05"] = watch.observed._days.pop(today)
+            assert shown(await (await client.get("/metrics")).text()) == set(), "that was before"
+            await ask(client, [("lost", 0.5)] * 50)
+            assert len(shown(await (await client.get("/metrics")).text())) == 2
+            made.tasks = {}
+            assert shown(await (await client.get("/metrics")).text()) == set(), "the model is not deployed any more"
 
     run(say)
 

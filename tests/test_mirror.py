@@ -101,7 +101,7 @@ def test_what_stays_here_is_answered_here_and_where_the_api_model_fails_the_reci
             told = await (await client.post(PATH, json={"input": "says lost", "private": True})).json()
             assert (told["answered_by"], told["reason"]) == ("local", "private")
             await watch.mirror.settled()
-            seen = watch.observed.today(one.task)
+            seen = watch.observed.today(one.task).profile
             assert seen.rows == reasons["before_switch"], "what is not mirrored would bias the sample"
 
     run(ask)
