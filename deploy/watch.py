@@ -49,7 +49,7 @@ class Watch:
         if by == LOCAL and judged.parsed.problem is None:
             value = judged.parsed.value
             self.metrics.said(task.name, judged.confidence, labels_of(value, task.labels))
-            if sample:
+            if sample and not judged.again:  # the comparison asks once: calibration rows have no second answers
                 self.observed.of(task).profile.add(judged.confidence, task.text(value) if task.labels else None)
 
     def failed(self, task: Task, by: str, why: str) -> None:

@@ -226,6 +226,22 @@ def test_what_was_observed_is_aggregates_and_of_other_deployments_nothing_counts
     assert observed.read(place, one.task.deployment, "2999-01-01").profile.rows == 0
 
 
+def test_second_answers_are_no_part_of_the_sample_as_calibration_rows_have_none(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path))
+
+    async def say() -> None:
+        watch = Watch()
+        async with door(one, watch=watch) as (client, engine, _made):
+            for text in ("says lost", "late cut"):
+                said = await client.post(PATH, json={"input": text})
+                assert said.status == 200
+            assert len(engine.asked) == 3
+            seen = watch.observed.today(one.task)
+            assert seen.profile.answers == {"lost": 1} and seen.reasons.total() == 2
+
+    run(say)
+
+
 def test_feedback_on_answers_that_were_kept_is_tested_against_what_was_promised(
     tmp_path: Path,
     address: str,
