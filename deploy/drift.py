@@ -8,8 +8,9 @@ holds     feedback: 192 of 200 kept answers right, 96.0% (92.3 to 98.0); promise
 The guarantee is about requests that are exchangeable with the calibration rows. So the confidences and the labels of
 the deployed model's answers are tested against those that it gave there (insource/stats/drift.py), and right answers
 that came by POST /v1/feedback against what was promised. By Holm's correction over these tests, none of them fails for
-99 of 100 deployments where nothing has changed; further calls on one deployment share its calibration rows. Exit 3 where one of them does and there is a threshold; without one
-there is no guarantee to lose, what failed is told as changed, and the exit code is 0.
+99 of 100 deployments where nothing has changed; further calls on one deployment share its calibration rows. Exit 3
+where one of them fails and there is a threshold; without one there is no guarantee to lose, what failed is told as
+changed, and the exit code is 0.
 """
 
 import os
