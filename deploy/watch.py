@@ -5,11 +5,14 @@ Nothing here waits or writes while a request is answered; what reads a disk runs
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy import traffic
 from deploy.answer_ids import Answered
+from deploy.console import say
 from deploy.escalation import Escalation
 from deploy.local import LOCAL, Judged
 from deploy.metrics import NOBODY, Metrics, labels_of
@@ -37,6 +40,7 @@ class Watch:
         self.observed = Observed(registry)
         self.traffic = Traffic()
         self.mirror = Mirror(self.metrics, self.judged)
+        self._ended, self._writing, self._told = asyncio.Event(), asyncio.Lock(), False
 
     def judged(self, task: Task, by: str, judged: Judged, sample: bool = True) -> None:
         """Notes an answer that was read by the task's schema, whether or not it is given.
@@ -91,19 +95,28 @@ class Watch:
         self.traffic.add(one)
 
     async def run(self) -> None:
-        """Writes what is due, for ever."""
-        while True:
-            await asyncio.sleep(EVERY_SECONDS)
+        """Writes what is due until `close` is called."""
+        while not self._ended.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), EVERY_SECONDS)
             await self.write()
 
     async def write(self, at_once: bool = False) -> None:
-        """Writes what is due, or `at_once` all that there is."""
-        await self.traffic.write()
-        await self.observed.write(at_once)
+        """Writes what is due, or `at_once` all that there is, behind what is being written. What fails is said once and
+        tried again the next time."""
+        async with self._writing:
+            for what in (self.traffic.write, partial(self.observed.write, at_once)):
+                try:
+                    await what()
+                except Exception as error:  # noqa: BLE001 (whatever it is, requests are answered and the rest is written)
+                    if not self._told:
+                        say(f"watch     not written: {type(error).__name__}: {error}")
+                    self._told = True
 
     async def close(self) -> None:
-        """Ends what is asked aside, and writes what is not written yet."""
+        """Ends what is asked aside and `run`, and writes what is not written yet."""
         await self.mirror.close()
+        self._ended.set()
         await self.write(at_once=True)
 
     def fed_back(self, task: Task, answered: Answered, right: bool) -> None:
