@@ -15,6 +15,7 @@ which feedback is compared with.
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,8 @@ class Mirror:
         self._asking: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(AT_ONCE)
         self._told = False
+        self.under_way: Callable[[str], AbstractContextManager[None]] = lambda inside: nullcontext()
+        """Counts what is asked of a version, which is not taken out of vLLM meanwhile."""
 
     def chosen(self, task: Task) -> bool:
         """Returns whether an input is to be answered once more, which chance decides."""
@@ -61,9 +64,12 @@ class Mirror:
         self, engine: Engine, deployed: "Deployed", given: Input, name: str, digest: str, most_tokens: int | None
     ) -> None:
         """Has an input answered once more. `name`, `digest`: of the answer that was given."""
+        counted = ExitStack()
+        counted.enter_context(self.under_way(deployed.task.inside))
         asking = asyncio.create_task(self._mirrored(engine, deployed, given, name, digest, most_tokens))
         self._asking.add(asking)
         asking.add_done_callback(self._asking.discard)
+        asking.add_done_callback(lambda _: counted.close())
 
     async def settled(self) -> None:
         """Waits until nothing is asked any more."""

@@ -52,6 +52,7 @@ class Door:
         self.keys = api_key if isinstance(api_key, Keys) else Keys(api_key)
         self.limits = limits or Limits()
         self.watch = watch or Watch()
+        self.watch.mirror.under_way = self.under_way
         self.deployed = deployed
         """Models that are deployed, whether or not a version of them answers."""
         self.versions: dict[str, str] = {}

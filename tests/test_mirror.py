@@ -43,7 +43,7 @@ def test_the_api_model_answers_and_the_deployed_model_is_asked_off_the_clients_p
 
     async def ask() -> None:
         watch = Watch(one.place.parent)
-        async with door(one, watch=watch) as (client, engine, _):
+        async with door(one, watch=watch) as (client, engine, made):
             said = await client.post(PATH, json={"input": "says broken p=0.97 wait=30"})
             told = await said.json()
             assert (told["answer"], told["answered_by"], told["reason"]) == ("broken", "api", "before_switch")
@@ -51,7 +51,9 @@ def test_the_api_model_answers_and_the_deployed_model_is_asked_off_the_clients_p
             while not engine.asked:
                 await asyncio.sleep(0.01)
             assert engine.on_their_way == 1, "the client has its answer, and the deployed model is still asked"
+            assert made.on_their_way[one.task.inside] == 1, "so that its version stays in vLLM"
             await watch.mirror.close()
+            assert made.on_their_way[one.task.inside] == 0
             for text in ("says broken p=0.97", "says lost p=0.4", "says nonsense"):
                 assert (await client.post(PATH, json={"input": text})).status == 200
             chat = {"model": NAME, "messages": [{"role": "user", "content": "says broken p=0.97"}]}
