@@ -25,7 +25,7 @@ from compare import route
 from compare.profile import Profile
 from compare.route import Policy
 from deploy import feedback, mirror, observed, registry, routing
-from deploy.observed import Seen
+from deploy.observed import MOST_SETS, Seen
 from deploy.routing import Routing
 from insource.stats import drift, paired
 from insource.stats.intervals import wilson
@@ -101,7 +101,10 @@ def of_traffic(before: Profile, seen: Seen) -> list[Finding]:
         test = drift.distributions(before.confidences, now.confidences)
         told = f"the distributions differ by {test.distance:.3f} at most; median {_median(before.confidences):.3f} "
         found.append(Finding("confidence", f"{told}before, {_median(now.confidences):.3f} now", test.p_value))
-    if before.answers and now.answers:
+    if before.answers and seen.others:
+        told = f"{seen.others:,} answers have sets of labels beyond the {MOST_SETS:,} that are counted one by one"
+        found.append(Finding("labels", told, None))
+    elif before.answers and now.answers:
         test = drift.mixes(before.answers, now.answers)
         name, was, share = drift.most_changed(before.answers, now.answers)
         told = f"{test.distance:.1%} of the answers would have to change; {name}: {was:.1%} before, {share:.1%} now"

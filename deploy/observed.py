@@ -2,7 +2,7 @@
 
 registry/<name>/observed/2026-11-29.5c1f09e2.json     of one process, written anew every minute and at its end
 {"<deployment>": {"version": "3f2a...", "confidences": {"974": 12}, "answers": {"refund_status": 31}, "rows": 43,
-                  "reasons": {"local/confident": 40, "api/below_threshold": 3}, "unread": 0}}
+                  "reasons": {"local/confident": 40, "api/below_threshold": 3}, "unread": 0, "others": 0}}
 
 Of each version with each routing.json, since only answers on one scale can be compared. A process that is killed loses
 a minute.
@@ -33,6 +33,10 @@ MOST_UNREAD = 0.01
 calibration rows have their like."""
 
 
+MOST_SETS = 2_000
+"""Different sets of labels that are counted one by one, where a task does not have more labels."""
+
+
 @dataclass
 class Seen:
     """Answers of a deployed version."""
@@ -45,6 +49,16 @@ class Seen:
     unread: int = 0
     """Inputs whose answer is not in `profile` because of what they hold or how they came: chats that pass, and with
     route.mirror what stays here."""
+
+    others: int = 0
+    """Answers beyond MOST_SETS different ones, which are in `profile` by their confidence alone."""
+
+    def add(self, confidence: float | None, answer: str | None, labels: int) -> None:
+        """Adds a valid answer to the profile; `answer` is its text where the task has labels, `labels` how many."""
+        answers = self.profile.answers
+        if answer is not None and answer not in answers and len(answers) >= max(MOST_SETS, labels):
+            answer, self.others = None, self.others + 1
+        self.profile.add(confidence, answer)
 
     @property
     def untold(self) -> str | None:
@@ -64,11 +78,19 @@ class Seen:
         self.profile.update(other.profile)
         self.reasons.update(other.reasons)
         self.unread += other.unread
+        self.others += other.others
 
     def json(self) -> dict[str, Any]:
         """Returns it as it stands in the files."""
         reasons = dict(sorted(self.reasons.items()))
-        return {"version": self.version, **self.profile.json(), "reasons": reasons, "unread": self.unread}
+        told = {"version": self.version, **self.profile.json(), "reasons": reasons}
+        return told | {"unread": self.unread, "others": self.others}
+
+    def copy(self) -> "Seen":
+        """Returns the same for a thread, which counts that go on do not change."""
+        found = Seen(self.version)
+        found.update(self)
+        return found
 
 
 class Observed:
@@ -102,14 +124,14 @@ class Observed:
             return
         self._written_at, changed = time.monotonic(), sorted(self._changed)
         self._changed.clear()
-        texts = {
-            self._registry / name / FOLDER / f"{day}.{self._process}.json": json.dumps(
-                {deployment: seen.json() for deployment, seen in self._days[name, day].items()}
-            )
+        copies = {
+            self._registry / name / FOLDER / f"{day}.{self._process}.json": {
+                deployment: seen.copy() for deployment, seen in self._days[name, day].items()
+            }
             for name, day in changed
         }
         try:
-            await in_thread(_written, texts)
+            await in_thread(_written, copies)
         except OSError as error:
             self._changed.update(changed)
             if not self._told:
@@ -133,11 +155,11 @@ def read(place: Path, deployment: str, since: str) -> Seen:
             continue
         told: Mapping[str, Any] = files.read_json(path).get(deployment) or {}
         if told:
-            found.update(Seen(told["version"], of_json(told), Counter(told["reasons"]), told["unread"]))
+            found.update(Seen(told["version"], of_json(told), Counter(told["reasons"]), told["unread"], told["others"]))
     return found
 
 
-def _written(texts: Mapping[Path, str]) -> None:
-    for path, text in texts.items():
+def _written(copies: Mapping[Path, Mapping[str, Seen]]) -> None:
+    for path, day in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path, text + "\n")
+        files.write_text(path, json.dumps({deployment: seen.json() for deployment, seen in day.items()}) + "\n")

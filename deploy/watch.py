@@ -54,7 +54,8 @@ class Watch:
             value = judged.parsed.value
             self.metrics.said(task.name, judged.confidence, labels_of(value, task.labels))
             if sample and not judged.again:  # the comparison asks once: calibration rows have no second answers
-                self.observed.of(task).profile.add(judged.confidence, task.text(value) if task.labels else None)
+                answer = task.text(value) if task.labels else None
+                self.observed.of(task).add(judged.confidence, answer, len(task.labels or ()))
 
     def failed(self, task: Task, by: str, why: str) -> None:
         """Notes an API model that gave no valid answer."""
@@ -134,7 +135,7 @@ class Watch:
             now, version = seen.profile, one.task.version
             if before.confidences and now.confidences:
                 found[name, version, "confidence"] = drift.largest_difference(before.confidences, now.confidences)
-            if before.answers and now.answers:
+            if before.answers and now.answers and not seen.others:
                 found[name, version, "labels"] = drift.total_variation(before.answers, now.answers)
         self.metrics.drifted(found)
 

@@ -2,12 +2,15 @@
 
 import asyncio
 import fcntl
+import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from deploy import observed, traffic
+from compare.profile import Profile
+from deploy import drift, observed, traffic
 from deploy.routing import Routing
 from deploy.watch import Watch
 from tests.task_door import NAME, deployed, door, recipe
@@ -81,3 +84,32 @@ def test_what_is_being_written_when_the_gateway_stops_is_waited_for(tmp_path: Pa
         await running
 
     run(say)
+
+
+def test_sets_of_labels_without_end_are_counted_up_to_a_limit_and_then_not_tested(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path), Routing())
+
+    async def say() -> None:
+        watch = Watch(one.place.parent)
+        seen = watch.observed.of(one.task)
+        for at in range(3_000):
+            seen.add(0.95, json.dumps([f"label {at}"]), 30)
+            seen.reasons["local/confident"] += 1
+        seen.add(0.95, json.dumps(["label 7"]), 30)
+        await watch.close()
+
+    run(say)
+    seen = observed.read(one.place, one.task.deployment, "2000-01-01")
+    assert len(seen.profile.answers) == observed.MOST_SETS == 2_000
+    assert (seen.profile.rows, seen.others, seen.profile.answers['["label 7"]']) == (3_001, 1_000, 2)
+    assert seen.profile.confidences == {950: 3_001}
+    before = Profile(400, Counter({950: 400}), Counter({'["label 1"]': 400}))
+    confidence, labels = drift.of_traffic(before, seen)
+    assert confidence.p_value == 1 and labels.p_value is None and "1,000 answers" in labels.told
+
+
+def test_many_labels_of_one_answer_each_are_all_counted() -> None:
+    seen = observed.Seen()
+    for at in range(3_000):
+        seen.add(0.95, f"label {at}", 3_000)
+    assert len(seen.profile.answers) == 3_000 and seen.others == 0
