@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--registry", help="the folder of deployed versions (default: $REGISTRY, else ./registry)")
     parser.add_argument("--days", default=os.environ.get("DAYS") or str(DAYS), help=f"of traffic (default: {DAYS})")
     arguments = parser.parse_intermixed_args()
-    if not arguments.days.isdigit() or not 1 <= int(arguments.days) <= 3660:
+    if not (arguments.days.isascii() and arguments.days.isdecimal()) or not 1 <= int(arguments.days) <= 3660:
         raise RecipeError(f"--days: given {arguments.days!r}, allowed: 1 to 3660")
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
     print("\n".join(precedence(loaded)), file=sys.stderr)

@@ -198,8 +198,9 @@ def test_the_command_says_it_with_its_exit_code(tmp_path: Path) -> None:
     served(tmp_path, one, drawn(300, 4, mix=(0.2, 0.3, 0.5)))
     changed = command("--days", "1")
     assert changed.returncode == 3 and "LOST      labels" in changed.stdout, changed.stderr
-    wrong = command("--days", "0")
-    assert wrong.returncode == 2 and "allowed: 1 to 3660" in wrong.stderr
+    for days in ("0", "²", "٣"):  # digits of other scripts too
+        wrong = command("--days", days)
+        assert wrong.returncode == 2 and "allowed: 1 to 3660" in wrong.stderr, wrong.stderr
 
 
 def test_a_deployment_without_a_profile_says_what_to_do(tmp_path: Path) -> None:
