@@ -125,8 +125,8 @@ class Metrics:
         """Sets a gauge of these label values and of no others. A thread that writes the text meanwhile misses none."""
         for labels, value in values.items():
             gauge.labels(*labels).set(value)
-        for labels in self._shown.get(gauge, set()) - set(values):
-            gauge.remove(*labels)
+        for gone in self._shown.get(gauge, set()) - set(values):
+            gauge.remove(*gone)
         self._shown[gauge] = set(values)
 
     def _counter(self, name: str, told: str, *labels: str) -> Counter:
