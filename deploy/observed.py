@@ -154,7 +154,7 @@ def read(place: Path, deployment: str, since: str) -> Seen:
         if path.name[: len(since)] < since:
             continue
         told: Mapping[str, Any] = files.read_json(path).get(deployment) or {}
-        if told:
+        if "unread" in told:  # files of before do not say what is missing in them
             found.update(Seen(told["version"], of_json(told), Counter(told["reasons"]), told["unread"], told["others"]))
     return found
 

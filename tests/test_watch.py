@@ -113,3 +113,13 @@ def test_many_labels_of_one_answer_each_are_all_counted() -> None:
     for at in range(3_000):
         seen.add(0.95, f"label {at}", 3_000)
     assert len(seen.profile.answers) == 3_000 and seen.others == 0
+
+
+def test_files_that_do_not_say_what_they_leave_out_are_left_out(tmp_path: Path) -> None:
+    place = tmp_path / NAME
+    (place / observed.FOLDER).mkdir(parents=True)
+    before = {"version": "v1", "rows": 60, "confidences": {"950": 60}, "answers": {"lost": 60}, "reasons": {}}
+    for process, more in (("a", {}), ("b", {"unread": 3, "others": 0})):
+        files.write_json(place / observed.FOLDER / f"2026-11-29.{process}.json", {"d": before | more})
+    seen = observed.read(place, "d", "2026-11-29")
+    assert (seen.profile.rows, seen.unread) == (60, 3)
