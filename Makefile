@@ -77,7 +77,7 @@ rollback: setup ## Make the version before the deployed one the deployed one (TO
 gateway: setup ## Serve what is deployed, behind one door, without a gap when that changes
 	@$(VENV) -m deploy.gateway $(RECIPE) $(SET)
 
-drift: setup ## Does the deployed threshold's guarantee still hold on today's traffic? exit 3 where not (DAYS=7)
+drift: setup ## Does the deployed threshold's guarantee still hold on the traffic of the last DAYS=7 days? Fails where not
 	@$(VENV) -m deploy.drift $(RECIPE) $(SET)
 
 doctor: setup ## What this machine has; with RECIPE=... each of its closed baselines is asked one train row

@@ -7,8 +7,10 @@ holds     feedback: 192 of 200 kept answers right, 96.0% (92.3 to 98.0); promise
 
 The guarantee is about requests that are exchangeable with the calibration rows. So the confidences and the labels of
 the deployed model's answers are tested against those that it gave there (insource/stats/drift.py), and right answers
-that came by POST /v1/feedback against what was promised. By Holm's correction over these tests, none of them fails with
-a probability of 99% where nothing has changed. Exit 3 where one of them does.
+that came by POST /v1/feedback against what was promised. By Holm's correction over these tests, none of them fails for
+99 of 100 deployments where nothing has changed; further calls on one deployment share its calibration rows. Exit 3
+where one of them fails and there is a threshold; without one there is no guarantee to lose, what failed is told as
+changed, and the exit code is 0.
 """
 
 import os
@@ -23,7 +25,7 @@ from compare import route
 from compare.profile import Profile
 from compare.route import Policy
 from deploy import feedback, mirror, observed, registry, routing
-from deploy.observed import Seen
+from deploy.observed import MOST_SETS, Seen
 from deploy.routing import Routing
 from insource.stats import drift, paired
 from insource.stats.intervals import wilson
@@ -36,8 +38,6 @@ from tracking import files, identity
 Line = Mapping[str, Any]
 Lines = Sequence[Line]
 ALPHA = 0.01
-LEAST_ANSWERS = 50
-"""Of fewer answers nothing is tested."""
 DAYS = 7
 
 
@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--registry", help="the folder of deployed versions (default: $REGISTRY, else ./registry)")
     parser.add_argument("--days", default=os.environ.get("DAYS") or str(DAYS), help=f"of traffic (default: {DAYS})")
     arguments = parser.parse_intermixed_args()
-    if not arguments.days.isdigit() or not 1 <= int(arguments.days) <= 3660:
+    if not (arguments.days.isascii() and arguments.days.isdecimal()) or not 1 <= int(arguments.days) <= 3660:
         raise RecipeError(f"--days: given {arguments.days!r}, allowed: 1 to 3660")
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
     print("\n".join(precedence(loaded)), file=sys.stderr)
@@ -94,15 +94,17 @@ def judged(place: Path, version: str, routed: Routing, days: int) -> int:
 
 def of_traffic(before: Profile, seen: Seen) -> list[Finding]:
     """Returns what became of confidences and labels."""
-    now, few = seen.profile, f"only {seen.profile.rows:,} answers were seen, and {LEAST_ANSWERS} are needed"
-    if now.rows < LEAST_ANSWERS:
-        return [Finding("traffic", few, None)]
-    found = []
+    if why := seen.untold:
+        return [Finding("traffic", why, None)]
+    now, found = seen.profile, []
     if before.confidences and now.confidences:
         test = drift.distributions(before.confidences, now.confidences)
         told = f"the distributions differ by {test.distance:.3f} at most; median {_median(before.confidences):.3f} "
         found.append(Finding("confidence", f"{told}before, {_median(now.confidences):.3f} now", test.p_value))
-    if before.answers and now.answers:
+    if before.answers and seen.others:
+        told = f"{seen.others:,} answers have sets of labels beyond the {MOST_SETS:,} that are counted one by one"
+        found.append(Finding("labels", told, None))
+    elif before.answers and now.answers:
         test = drift.mixes(before.answers, now.answers)
         name, was, share = drift.most_changed(before.answers, now.answers)
         told = f"{test.distance:.1%} of the answers would have to change; {name}: {was:.1%} before, {share:.1%} now"
@@ -171,20 +173,21 @@ def conclude(policy: Policy | None, found: Sequence[Finding], why_none: str | No
     tested = [one for one in found if one.p_value is not None]
     adjusted = dict(zip((one.what for one in tested), paired.holm([one.p_value or 0.0 for one in tested]), strict=True))
     lost = [one.what for one in tested if adjusted[one.what] < ALPHA]
+    guaranteed = policy is not None and policy.threshold is not None
+    failed = "LOST" if guaranteed else "changed"
     for one in found:
-        word = "untested" if one.p_value is None else "LOST" if one.what in lost else "holds"
+        word = "untested" if one.p_value is None else failed if one.what in lost else "holds"
         p_value = "" if one.p_value is None else f" (p {one.p_value:.2g})"
         print(f"{word:9} {one.what}: {one.told}{p_value}")
-    guaranteed = policy is not None and policy.threshold is not None
-    if lost:
-        what = "the guarantee has lost its ground" if guaranteed else "traffic is not like the calibration rows"
+    if policy is None or not guaranteed:
+        unlike = f"; traffic is not like the calibration rows: {', '.join(lost)}" if lost else ""
+        print(f"verdict   there is no guarantee to lose: {why_none}{unlike}")
+    elif lost:
         print(
-            f"verdict   {what}: {', '.join(lost)}. Label rows of this traffic and put them into the data, then "
-            "`make run` and `make deploy`; until then route.mirror has the API model answer"
+            f"verdict   the guarantee has lost its ground: {', '.join(lost)}. Label rows of this traffic and put them "
+            "into the data, then `make run` and `make deploy`; until then route.mirror has the API model answer"
         )
         return command.GATE
-    if policy is None or not guaranteed:
-        print(f"verdict   there is no guarantee to lose: {why_none}")
     elif not tested:
         print("verdict   too little is known of this traffic to say")
     else:

@@ -30,6 +30,8 @@ class Judged:
     answer: Answer
     parsed: Parsed
     confidence: float | None
+    again: bool = False
+    """Whether it came when the deployed version was asked once more."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ async def ask(engine: Engine, task: Task, given: Input, most_tokens: int | None)
             raise
         return own
     # The comparison asks once: of second answers no scale and no threshold is known.
-    return replace(second, confidence=None) if second.parsed.problem is None else own
+    return replace(second, confidence=None, again=True) if second.parsed.problem is None else own
 
 
 async def _asked(engine: Engine, task: Task, backend: Backend, request: Request) -> Judged:

@@ -8,7 +8,7 @@ models, versions, paths, statuses, reasons, API models, and the labels of a task
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -18,8 +18,10 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
 VALID = "valid"
 BROKEN_OFF = "broken_off"
-"""In the place of a status: the client left, or half an answer was out when vLLM broke off."""
+"""In the place of a status: the client left, or half an answer was out when vLLM broke off. An error of the gateway's
+own counts as 500."""
 NOBODY = "nobody"
+_Labels = TypeVar("_Labels", bound=tuple[str, ...])
 
 
 class Metrics:
@@ -29,6 +31,8 @@ class Metrics:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self._shown: dict[Gauge, set[tuple[str, ...]]] = {}
+        """Label values of gauges that name versions."""
         self._requests = self._counter("requests", "Requests by path and HTTP status.", "path", "status")
         self._seconds = Histogram(
             "insource_request_seconds",
@@ -52,7 +56,7 @@ class Metrics:
         )
         self._labels = self._counter("labels", "Labels that the deployed model answered.", "model", "label")
         told = "How far the deployed model's answers today are from those to the calibration rows, from 0 to 1."
-        self._drift = self._gauge("drift", told, "model", "of")
+        self._drift = self._gauge("drift", told, "model", "version", "of")
         told = "Right answers that came by POST /v1/feedback."
         self._feedback = self._counter("feedback", told, "model", "by", "right")
         told = "API answers that the deployed model was asked for too (route.mirror), by whether both agree."
@@ -90,9 +94,9 @@ class Metrics:
         for label in labels:
             self._labels.labels(model, label).inc()
 
-    def drifted(self, model: str, of: str, distance: float) -> None:
-        """Sets how far answers are from those of the calibration rows."""
-        self._drift.labels(model, of).set(distance)
+    def drifted(self, distances: Mapping[tuple[str, str, str], float]) -> None:
+        """Sets how far answers are from those of the calibration rows: {(model, version, of what): distance}."""
+        self._only(self._drift, distances)
 
     def mirrored(self, model: str, result: str) -> None:
         """Counts an input that the deployed model was to answer too."""
@@ -106,9 +110,7 @@ class Metrics:
         """Sets what is true at this moment."""
         self._ready.set(ready)
         self._in_flight.set(in_flight)
-        self._deployed.clear()
-        for model, version in versions.items():
-            self._deployed.labels(model, version).set(1)
+        self._only(self._deployed, dict.fromkeys(versions.items(), 1.0))
 
     def spent(self, model: str, usd: float, limit_usd: float) -> None:
         """Sets what this month's API calls cost, and may cost."""
@@ -118,6 +120,14 @@ class Metrics:
     def text(self) -> bytes:
         """Returns everything in Prometheus' text format."""
         return prometheus_client.generate_latest(self.registry)
+
+    def _only(self, gauge: Gauge, values: Mapping[_Labels, float]) -> None:
+        """Sets a gauge of these label values and of no others. A thread that writes the text meanwhile misses none."""
+        for labels, value in values.items():
+            gauge.labels(*labels).set(value)
+        for gone in self._shown.get(gauge, set()) - set(values):
+            gauge.remove(*gone)
+        self._shown[gauge] = set(values)
 
     def _counter(self, name: str, told: str, *labels: str) -> Counter:
         return Counter(f"insource_{name}", told, labels, registry=self.registry)

@@ -6,14 +6,16 @@ route: {mirror: 0.05}
 registry/<name>/mirrored/2026-11.jsonl
 {"at": "...", "answer": "9f2c...", "deployment": "51ab...", "confidence": 0.974, "digest": "07be...", "agreed": true}
 
-The client has its answer by then, and never waits for this. At most AT_ONCE of them are asked at a time and WAITING
-wait; beyond, and while vLLM is started again, they are left out and counted. No answer stands on the disk, only keyed
-digests (deploy/answer_ids.py), which feedback is compared with.
+No client waits for this: it begins as the answer goes out. At most AT_ONCE of them are asked at a time and WAITING
+wait; more are left out and counted, and so is what fails because vLLM ends. While vLLM is started the gateway answers
+nothing, the API model's answers included. No answer stands on the disk, only keyed digests (deploy/answer_ids.py),
+which feedback is compared with.
 """
 
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,8 @@ class Mirror:
         self._asking: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(AT_ONCE)
         self._told = False
+        self.under_way: Callable[[str], AbstractContextManager[None]] = lambda inside: nullcontext()
+        """Counts what is asked of a version, which is not taken out of vLLM meanwhile."""
 
     def chosen(self, task: Task) -> bool:
         """Returns whether an input is to be answered once more, which chance decides."""
@@ -60,9 +64,12 @@ class Mirror:
         self, engine: Engine, deployed: "Deployed", given: Input, name: str, digest: str, most_tokens: int | None
     ) -> None:
         """Has an input answered once more. `name`, `digest`: of the answer that was given."""
+        counted = ExitStack()
+        counted.enter_context(self.under_way(deployed.task.inside))
         asking = asyncio.create_task(self._mirrored(engine, deployed, given, name, digest, most_tokens))
         self._asking.add(asking)
         asking.add_done_callback(self._asking.discard)
+        asking.add_done_callback(lambda _: counted.close())
 
     async def settled(self) -> None:
         """Waits until nothing is asked any more."""

@@ -2,7 +2,7 @@
 
 registry/<name>/observed/2026-11-29.5c1f09e2.json     of one process, written anew every minute and at its end
 {"<deployment>": {"version": "3f2a...", "confidences": {"974": 12}, "answers": {"refund_status": 31}, "rows": 43,
-                  "reasons": {"local/confident": 40, "api/below_threshold": 3}}}
+                  "reasons": {"local/confident": 40, "api/below_threshold": 3}, "unread": 0, "others": 0}}
 
 Of each version with each routing.json, since only answers on one scale can be compared. A process that is killed loses
 a minute.
@@ -26,6 +26,15 @@ from tracking import files
 
 FOLDER = "observed"
 EVERY_SECONDS = 60.0
+LEAST_ANSWERS = 50
+"""Of fewer answers nothing is said."""
+MOST_UNREAD = 0.01
+"""With a larger share of inputs whose answers are not looked at, nothing is said either: they are no random ones, and
+calibration rows have their like."""
+
+
+MOST_SETS = 2_000
+"""Different sets of labels that are counted one by one, where a task does not have more labels."""
 
 
 @dataclass
@@ -37,16 +46,51 @@ class Seen:
     """Valid answers of the deployed model, whoever answered in the end."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Of all inputs: who answered and why."""
+    unread: int = 0
+    """Inputs whose answer is not in `profile` because of what they hold or how they came: chats that pass, and with
+    route.mirror what stays here."""
+
+    others: int = 0
+    """Answers beyond MOST_SETS different ones, which are in `profile` by their confidence alone."""
+
+    def add(self, confidence: float | None, answer: str | None, labels: int) -> None:
+        """Adds a valid answer to the profile; `answer` is its text where the task has labels, `labels` how many."""
+        answers = self.profile.answers
+        if answer is not None and answer not in answers and len(answers) >= max(MOST_SETS, labels):
+            answer, self.others = None, self.others + 1
+        self.profile.add(confidence, answer)
+
+    @property
+    def untold(self) -> str | None:
+        """Returns why `profile` tells nothing of traffic, None where it does."""
+        if (share := self.unread / max(1, self.reasons.total())) > MOST_UNREAD:
+            return (
+                f"{share:.1%} of the inputs stay here and their answers are not looked at (chats that pass from vLLM; "
+                f"all of them with route.mirror): the others are not like the calibration rows, which have all kinds"
+            )
+        if self.profile.rows < LEAST_ANSWERS:
+            return f"only {self.profile.rows:,} answers were seen, and {LEAST_ANSWERS} are needed"
+        return None
 
     def update(self, other: "Seen") -> None:
         """Adds what was seen elsewhere."""
         self.version = self.version or other.version
         self.profile.update(other.profile)
         self.reasons.update(other.reasons)
+        self.unread += other.unread
+        self.others += other.others
 
     def json(self) -> dict[str, Any]:
         """Returns it as it stands in the files."""
-        return {"version": self.version, **self.profile.json(), "reasons": dict(sorted(self.reasons.items()))}
+        reasons = dict(sorted(self.reasons.items()))
+        told = {"version": self.version, **self.profile.json(), "reasons": reasons}
+        return told | {"unread": self.unread, "others": self.others}
+
+    def copy(self) -> "Seen":
+        """Returns the same for a thread, which counts that go on do not change."""
+        found = Seen(self.version)
+        found.update(self)
+        return found
 
 
 class Observed:
@@ -63,18 +107,14 @@ class Observed:
 
     def of(self, task: Task) -> Seen:
         """Returns what is seen of a version today, to be added to."""
-        at = (task.name, f"{datetime.now(UTC):%Y-%m-%d}")
+        at = _today(task)
         self._changed.add(at)
         day = self._days.setdefault(at, {})
         return day.setdefault(task.deployment, Seen(task.version))
 
-    def today(self, task: Task) -> Profile:
-        """Returns what this process saw of a version in the days that it holds."""
-        found = Profile()
-        for (name, _), day in list(self._days.items()):
-            if name == task.name and task.deployment in day:
-                found.update(day[task.deployment].profile)
-        return found
+    def today(self, task: Task) -> Seen:
+        """Returns what this process has seen of a version today."""
+        return self._days.get(_today(task), {}).get(task.deployment) or Seen(task.version)
 
     async def write(self, now: bool = False) -> None:
         """Writes what has changed, once a minute or `now`. Says once where the disk does not take it."""
@@ -84,14 +124,14 @@ class Observed:
             return
         self._written_at, changed = time.monotonic(), sorted(self._changed)
         self._changed.clear()
-        texts = {
-            self._registry / name / FOLDER / f"{day}.{self._process}.json": json.dumps(
-                {deployment: seen.json() for deployment, seen in self._days[name, day].items()}
-            )
+        copies = {
+            self._registry / name / FOLDER / f"{day}.{self._process}.json": {
+                deployment: seen.copy() for deployment, seen in self._days[name, day].items()
+            }
             for name, day in changed
         }
         try:
-            await in_thread(_written, texts)
+            await in_thread(_written, copies)
         except OSError as error:
             self._changed.update(changed)
             if not self._told:
@@ -103,6 +143,10 @@ class Observed:
             del self._days[at]
 
 
+def _today(task: Task) -> tuple[str, str]:
+    return task.name, f"{datetime.now(UTC):%Y-%m-%d}"
+
+
 def read(place: Path, deployment: str, since: str) -> Seen:
     """Returns what all processes saw below registry/<name> of a deployment, from a day (YYYY-MM-DD) on."""
     found = Seen()
@@ -110,12 +154,12 @@ def read(place: Path, deployment: str, since: str) -> Seen:
         if path.name[: len(since)] < since:
             continue
         told: Mapping[str, Any] = files.read_json(path).get(deployment) or {}
-        if told:
-            found.update(Seen(told["version"], of_json(told), Counter(told["reasons"])))
+        if "unread" in told:  # files of before do not say what is missing in them
+            found.update(Seen(told["version"], of_json(told), Counter(told["reasons"]), told["unread"], told["others"]))
     return found
 
 
-def _written(texts: Mapping[Path, str]) -> None:
-    for path, text in texts.items():
+def _written(copies: Mapping[Path, Mapping[str, Seen]]) -> None:
+    for path, day in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path, text + "\n")
+        files.write_text(path, json.dumps({deployment: seen.json() for deployment, seen in day.items()}) + "\n")

@@ -52,6 +52,7 @@ class Door:
         self.keys = api_key if isinstance(api_key, Keys) else Keys(api_key)
         self.limits = limits or Limits()
         self.watch = watch or Watch()
+        self.watch.mirror.under_way = self.under_way
         self.deployed = deployed
         """Models that are deployed, whether or not a version of them answers."""
         self.versions: dict[str, str] = {}
@@ -153,11 +154,14 @@ def application(door: Door) -> web.Application:
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         request[TOLD] = Told()
-        began, status = time.monotonic(), metrics.BROKEN_OFF
+        began, status = time.monotonic(), "500"
         try:
             answer = await answered(request, handler)
             status = str(answer.status)
             return answer
+        except (asyncio.CancelledError, ConnectionError):
+            status = metrics.BROKEN_OFF
+            raise
         finally:
             door.watch.metrics.requested(known(request.path), status, time.monotonic() - began)
 

@@ -42,11 +42,11 @@ async def serving(gateway: "Gateway", address: Address, access: Logger | None = 
         gateway.door.stopping = True
         stopping.cancel()
         watching.cancel()
-        writing.cancel()
-        await asyncio.gather(watching, stopping, writing, return_exceptions=True)
+        await asyncio.gather(watching, stopping, return_exceptions=True)
         await _drained(gateway.door)
         await gateway.close()
         await gateway.door.watch.close()
+        await writing
         await gateway.deployments.close()
         # Together: vLLM has nothing left to answer, and may take as long to end as connections do.
         await asyncio.gather(in_thread(gateway.vllm.stop), runner.cleanup())

@@ -145,6 +145,45 @@ def test_traffic_that_changed_takes_it_away(
     assert f"has lost its ground: {', '.join(lost)}" in told
 
 
+def test_without_a_threshold_there_is_no_guarantee_to_lose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = place_of(tmp_path, profile(drawn(400, 1)), threshold=None)
+    served(tmp_path, at(tmp_path, place), drawn(300, 4, mix=(0.2, 0.3, 0.5)))
+    assert drifting.judged(place, VERSION, routed(place), 7) == 0
+    told = capsys.readouterr().out
+    assert "changed   labels" in told and "LOST" not in told and "lost its ground" not in told
+    assert "no guarantee to lose: too few rows; traffic is not like the calibration rows: labels" in told
+
+
+@pytest.mark.parametrize("mirror", [0, 1])
+def test_traffic_of_which_a_part_is_not_looked_at_is_not_tested(
+    tmp_path: Path, address: str, provider: Provider, capsys: pytest.CaptureFixture[str], mirror: int
+) -> None:
+    """Half of the calibration rows and of the inputs hold an address, and those have other labels than the rest."""
+    provider.answer = lambda prompt: "broken"
+    place = place_of(tmp_path, profile([("lost", 0.99)] * 200 + [("late", 0.99)] * 200))
+    one = at(tmp_path, place, recipe(tmp_path, baselines=baseline(address), route=f"{{mirror: {mirror}}}"))
+    inputs = [f"{at} mail ann@example.org says lost p=0.99" if at % 2 else f"{at} says late p=0.99" for at in range(60)]
+
+    async def say() -> None:
+        watch = Watch(place.parent)
+        async with door(one, watch=watch) as (client, _, _made):
+            for _ in range(2):
+                if mirror:
+                    assert (await client.post(PATH, json={"inputs": inputs})).status == 200
+                    await watch.mirror.settled()
+                    continue
+                for text in inputs:
+                    body = {"model": NAME, "messages": [{"role": "user", "content": text}]}
+                    assert (await client.post("/v1/chat/completions", json=body)).status == 200
+            await watch.close()
+
+    run(say)
+    assert drifting.judged(place, VERSION, routed(place), 7) == 0
+    told = capsys.readouterr().out
+    assert "untested  traffic: 50.0% of the inputs stay here and their answers are not looked at" in told
+    assert "too little is known" in told
+
+
 def test_the_command_says_it_with_its_exit_code(tmp_path: Path) -> None:
     place = place_of(tmp_path, profile(drawn(400, 1)))
     one = at(tmp_path, place)
@@ -159,8 +198,9 @@ def test_the_command_says_it_with_its_exit_code(tmp_path: Path) -> None:
     served(tmp_path, one, drawn(300, 4, mix=(0.2, 0.3, 0.5)))
     changed = command("--days", "1")
     assert changed.returncode == 3 and "LOST      labels" in changed.stdout, changed.stderr
-    wrong = command("--days", "0")
-    assert wrong.returncode == 2 and "allowed: 1 to 3660" in wrong.stderr
+    for days in ("0", "²", "٣"):  # digits of other scripts too
+        wrong = command("--days", days)
+        assert wrong.returncode == 2 and "allowed: 1 to 3660" in wrong.stderr, wrong.stderr
 
 
 def test_a_deployment_without_a_profile_says_what_to_do(tmp_path: Path) -> None:
@@ -185,6 +225,22 @@ def test_what_was_observed_is_aggregates_and_of_other_deployments_nothing_counts
     assert seen.reasons == {"local/no_api_model": 60}
     assert observed.read(place, "0" * 16, "2000-01-01").profile.rows == 0
     assert observed.read(place, one.task.deployment, "2999-01-01").profile.rows == 0
+
+
+def test_second_answers_are_no_part_of_the_sample_as_calibration_rows_have_none(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path))
+
+    async def say() -> None:
+        watch = Watch()
+        async with door(one, watch=watch) as (client, engine, _made):
+            for text in ("says lost", "late cut"):
+                said = await client.post(PATH, json={"input": text})
+                assert said.status == 200
+            assert len(engine.asked) == 3
+            seen = watch.observed.today(one.task)
+            assert seen.profile.answers == {"lost": 1} and seen.reasons.total() == 2
+
+    run(say)
 
 
 def test_feedback_on_answers_that_were_kept_is_tested_against_what_was_promised(
@@ -305,12 +361,26 @@ def test_the_target_against_a_baseline_is_not_tested_by_feedback_and_it_is_told(
 def test_drift_is_in_the_metrics(tmp_path: Path) -> None:
     place = place_of(tmp_path, profile([("late", 0.99)] * 50 + [("lost", 0.99)] * 50))
 
+    def shown(text: str) -> set[str]:
+        return {line for line in text.splitlines() if line.startswith("insource_drift{")}
+
     async def say() -> None:
-        async with door(at(tmp_path, place)) as (client, _, _made):
-            await ask(client, [("lost", 0.5)] * 10)
-            text = await (await client.get("/metrics")).text()
-            assert f'insource_drift{{model="{NAME}",of="confidence"}} 1.0' in text
-            assert f'insource_drift{{model="{NAME}",of="labels"}} 0.5' in text
+        watch = Watch()
+        async with door(at(tmp_path, place), watch=watch) as (client, _, made):
+            await ask(client, [("lost", 0.5)] * 49)
+            assert shown(await (await client.get("/metrics")).text()) == set(), "of so few nothing is said"
+            await ask(client, [("lost", 0.5)])
+            assert shown(await (await client.get("/metrics")).text()) == {
+                f'insource_drift{{model="{NAME}",of="confidence",version="{VERSION}"}} 1.0',
+                f'insource_drift{{model="{NAME}",of="labels",version="{VERSION}"}} 0.5',
+            }
+            (today,) = watch.observed._days
+            watch.observed._days[NAME, "2026-01-05"] = watch.observed._days.pop(today)
+            assert shown(await (await client.get("/metrics")).text()) == set(), "that was before"
+            await ask(client, [("lost", 0.5)] * 50)
+            assert len(shown(await (await client.get("/metrics")).text())) == 2
+            made.tasks = {}
+            assert shown(await (await client.get("/metrics")).text()) == set(), "the model is not deployed any more"
 
     run(say)
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as families
 
+from deploy.metrics import Metrics
 from deploy.routing import Routing
 from tests.conftest import ROOT
 from tests.faulty_provider import Provider
@@ -112,6 +114,47 @@ def test_what_fails_is_counted_by_its_status_and_no_path_of_a_client_is_named(tm
             assert not any("secret" in part for key in found for part in key)
 
     run(ask)
+
+
+def test_an_error_of_the_gateways_own_counts_as_500_and_a_client_that_left_as_broken_off(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path), Routing())
+
+    async def ask() -> None:
+        async with door(one) as (client, engine, made):
+            leaving = asyncio.create_task(client.post(PATH, json={"input": "late wait=0.5"}))
+            while not engine.asked:
+                await asyncio.sleep(0.01)
+            leaving.cancel()
+            while made.of_key.total():
+                await asyncio.sleep(0.01)
+            made.tasks = {NAME: "no task"}  # type: ignore[dict-item]
+            assert (await client.post(PATH, json={"input": "late"})).status == 500
+            made.tasks = {}
+            found = await measured(client)
+            assert found["insource_requests_total", "/v1/tasks", "500"] == 1
+            assert found["insource_requests_total", "/v1/tasks", "broken_off"] == 1
+
+    run(ask)
+
+
+def test_the_version_that_answers_is_named_alone_and_at_every_moment() -> None:
+    found, seen, ended = Metrics(), set[int](), threading.Event()
+    for version in ("v1", "v2"):
+        found.now(True, 0, {NAME: version})
+    text = found.text().decode()
+    assert f'insource_deployed{{model="{NAME}",version="v2"}} 1.0' in text and '"v1"' not in text
+
+    def scrape() -> None:
+        while not ended.is_set():
+            seen.add(found.text().count(b"insource_deployed{"))
+
+    other = threading.Thread(target=scrape)
+    other.start()
+    for _ in range(20_000):
+        found.now(True, 0, {NAME: "v2"})
+    ended.set()
+    other.join()
+    assert seen == {1}
 
 
 def test_metrics_want_a_key_and_hold_no_text_and_no_client(tmp_path: Path) -> None:

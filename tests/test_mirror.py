@@ -1,6 +1,7 @@
 """Before the switch: the API model answers, and a share is answered by the deployed model too, aside."""
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_the_api_model_answers_and_the_deployed_model_is_asked_off_the_clients_p
 
     async def ask() -> None:
         watch = Watch(one.place.parent)
-        async with door(one, watch=watch) as (client, engine, _):
+        async with door(one, watch=watch) as (client, engine, made):
             said = await client.post(PATH, json={"input": "says broken p=0.97 wait=30"})
             told = await said.json()
             assert (told["answer"], told["answered_by"], told["reason"]) == ("broken", "api", "before_switch")
@@ -50,7 +51,9 @@ def test_the_api_model_answers_and_the_deployed_model_is_asked_off_the_clients_p
             while not engine.asked:
                 await asyncio.sleep(0.01)
             assert engine.on_their_way == 1, "the client has its answer, and the deployed model is still asked"
+            assert made.on_their_way[one.task.inside] == 1, "so that its version stays in vLLM"
             await watch.mirror.close()
+            assert made.on_their_way[one.task.inside] == 0
             for text in ("says broken p=0.97", "says lost p=0.4", "says nonsense"):
                 assert (await client.post(PATH, json={"input": text})).status == 200
             chat = {"model": NAME, "messages": [{"role": "user", "content": "says broken p=0.97"}]}
@@ -100,7 +103,7 @@ def test_what_stays_here_is_answered_here_and_where_the_api_model_fails_the_reci
             told = await (await client.post(PATH, json={"input": "says lost", "private": True})).json()
             assert (told["answered_by"], told["reason"]) == ("local", "private")
             await watch.mirror.settled()
-            seen = watch.observed.today(one.task)
+            seen = watch.observed.today(one.task).profile
             assert seen.rows == reasons["before_switch"], "what is not mirrored would bias the sample"
 
     run(ask)
@@ -168,6 +171,51 @@ def test_drift_tells_agreement_and_with_feedback_the_accuracy_of_both(
     assert "difference -21.1 points" in said
     # Of those that the threshold of 0.9 would keep, 15 are right and 4 are not.
     assert "feedback: 15 of 19 kept answers right" in said
+
+
+def test_feedback_of_today_on_what_was_mirrored_before_the_window_counts(
+    tmp_path: Path, address: str, provider: Provider, capsys: pytest.CaptureFixture[str]
+) -> None:
+    provider.answer = lambda prompt: "broken"
+    place = place_of(tmp_path, profile(drawn(400, 1)))
+    asked = recipe(tmp_path, baselines=baseline(address), route="{mirror: 1.0}")
+    one = deployed(tmp_path, asked, routed(place))
+
+    async def ask() -> None:
+        watch = Watch(place.parent)
+        async with door(one, watch=watch) as (client, _, _made):
+            inputs = {"inputs": ["says broken p=0.95"] * 40}
+            answers: list[Any] = (await (await client.post(PATH, json=inputs)).json())["answers"]
+            await watch.mirror.settled()
+            (path,) = (place / mirror.FOLDER).glob("*.jsonl")
+            lines = [json.loads(line) | {"at": "2026-01-05T12:00:00+00:00"} for line in path.read_text().splitlines()]
+            path.unlink()
+            path.with_name("2026-01.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            told = [{"id": answer["id"], "answer": "broken"} for answer in answers]
+            assert (await client.post(feedback.PATH, json={"feedback": told})).status == 200
+            await watch.close()
+
+    run(ask)
+    assert drift.judged(place, VERSION, routed(place), 7) == 0
+    said = capsys.readouterr().out
+    assert "mirrored answers the same" not in said, "they were mirrored before"
+    assert "mirror    40 of 40 of them right" in said and "feedback: 40 of 40 kept answers right" in said
+
+
+def test_while_vllm_is_started_nothing_is_answered_with_mirror_either(
+    tmp_path: Path, address: str, provider: Provider
+) -> None:
+    provider.answer = lambda prompt: "broken"
+    one = mirrored(tmp_path, address, 1.0)
+
+    async def ask() -> None:
+        async with door(one) as (client, _, made):
+            made.engine = None
+            said = await client.post(PATH, json={"input": "says lost"})
+            assert said.status == 503 and said.headers["Retry-After"]
+
+    run(ask)
+    assert provider.seen == []
 
 
 def test_drift_tells_agreement_before_there_is_a_comparison(
