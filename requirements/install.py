@@ -8,7 +8,7 @@ pip installs one package after the other and spends most of its time unpacking: 
 install a part of the lock, which share nothing because the lock is complete and nothing is resolved.
 
 Needs Python 3.11 to 3.13, and for a GPU a C compiler and Python.h: Triton compiles with them what PyTorch and vLLM run.
-The stamp in the environment holds the digest of what was installed and is written last, so that a set-up that was
+The stamp in an environment says how far a set-up came, and in the end what was installed, so that one that was
 interrupted goes on when it is called again.
 """
 
@@ -25,10 +25,13 @@ import tempfile
 import time
 import venv
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 LINK = HERE.parent / ".venv"
 STAMP = "insource.json"
+# What the stamp says before the end: whether the environment itself is whole, with its pip.
+BARE, MADE = {"unfinished": "environment"}, {"unfinished": "packages"}
 MOST_PIPS = 4
 
 
@@ -48,41 +51,39 @@ def main() -> None:
     if stamp_of(LINK) == wanted:
         return
     folder = HERE.parent / f".venv-{family}"
+    if family == "gpu" and stamp_of(folder) != wanted:
+        if missing := hardware.compiler_problem():
+            sys.exit(f"error: {missing}")
+        if old := hardware.driver_problem():
+            say(f"warning   {old}")
     if stamp_of(folder) == wanted:
         point(folder)
         say(f"setup     .venv is {folder.name}, which is installed")
         return
-    if family == "gpu" and (missing := hardware.compiler_problem()):
-        sys.exit(f"error: {missing}")
-    if family == "gpu" and (old := hardware.driver_problem()):
-        say(f"warning   {old}")
     say(f"setup     installing requirements/{locks[-1]} into {folder.name} (a few minutes, once)")
     began = time.monotonic()
     make(folder, hardware.PACKAGES)
-    python = folder / "bin" / "python"
-    (folder / STAMP).unlink(missing_ok=True)
-    builds = []
-    if family == "cpu" and (build := torch_cpu_build(python)):
-        builds.append(build)
-        locks.remove("torch.txt")
-    elif family == "cpu":
-        say("setup     pip has no CPU build of torch here that the lock knows; the CUDA build runs too, and is larger")
-        locks.append("cuda.txt")
-    install(python, builds, [pin for lock in locks for pin in pins((HERE / lock).read_text(encoding="utf-8"))])
-    (folder / STAMP).write_text(json.dumps(wanted), encoding="utf-8")
+    fill(folder, family, locks)
+    stamp(folder, wanted)
     point(folder)
     say(f"setup     done in {time.monotonic() - began:.0f} s")
 
 
-def stamp_of(folder: Path) -> dict[str, object] | None:
-    """Returns what an environment holds, None where it is not whole."""
-    path = folder / STAMP
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None  # type: ignore[no-any-return]
+def stamp_of(folder: Path) -> dict[str, Any] | None:
+    """Returns what an environment holds, None where it has no stamp or half of one."""
+    try:
+        return json.loads((folder / STAMP).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except (OSError, ValueError):
+        return None
+
+
+def stamp(folder: Path, says: dict[str, Any]) -> None:
+    (folder / STAMP).write_text(json.dumps(says), encoding="utf-8")
 
 
 def make(folder: Path, packages: str) -> None:
-    """Makes an environment with pip, where there is none. One of an earlier insource, which is `.venv` itself, becomes
-    it where it holds the same family, and is removed where it does not. `packages`: what a Python may lack."""
+    """Makes an environment with pip, unless one is there that works with this Python. One of an earlier insource, which
+    is `.venv` itself, becomes it where it holds the same family. `packages`: what a Python may lack."""
     if LINK.is_dir() and not LINK.is_symlink():
         held = stamp_of(LINK) or {}
         if folder.exists() or f"{folder.name.removeprefix('.venv-')}.txt" not in list(held.get("locks") or []):
@@ -90,13 +91,46 @@ def make(folder: Path, packages: str) -> None:
             shutil.rmtree(LINK)
         else:
             LINK.rename(folder)
-    if (folder / "bin" / "python").exists():
+    if stamp_of(folder) != BARE and works(folder / "bin" / "python"):
+        stamp(folder, MADE)
         return
+    folder.mkdir(exist_ok=True)
+    stamp(folder, BARE)
+    empty(folder)
     try:
         venv.create(folder, with_pip=True)
     except subprocess.CalledProcessError:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         sys.exit(f"error: this Python cannot make an environment with pip (ensurepip is missing): {packages}")
+    stamp(folder, MADE)
+
+
+def works(python: Path) -> bool:
+    """Whether an environment's Python is of this version and has pip."""
+    try:
+        version = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout
+        subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return version.split() == ["Python", sys.version.split()[0]]
+
+
+def empty(folder: Path) -> None:
+    """Removes what an environment of ours holds but for its stamp."""
+    for one in folder.iterdir():
+        if one.is_dir() and not one.is_symlink():
+            shutil.rmtree(one)
+        elif one.name != STAMP:
+            one.unlink()
+
+
+def remove(path: Path) -> None:
+    """Removes an environment of ours, or a link to one."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        empty(path)
+        shutil.rmtree(path)
 
 
 def point(folder: Path) -> None:
@@ -104,6 +138,18 @@ def point(folder: Path) -> None:
     aside = LINK.with_name(f".venv.{os.getpid()}")
     aside.symlink_to(folder.name)
     aside.replace(LINK)
+
+
+def fill(folder: Path, family: str, locks: list[str]) -> None:
+    """Installs the locks of a family into an environment."""
+    python, builds = folder / "bin" / "python", []
+    if family == "cpu" and (build := torch_cpu_build(python)):
+        builds.append(build)
+        locks = [name for name in locks if name != "torch.txt"]
+    elif family == "cpu":
+        say("setup     pip has no CPU build of torch here that the lock knows; the CUDA build runs too, and is larger")
+        locks = [*locks, "cuda.txt"]
+    install(python, builds, [pin for name in locks for pin in pins((HERE / name).read_text(encoding="utf-8"))])
 
 
 def pins(lock: str) -> list[str]:

