@@ -8,12 +8,15 @@ pip installs one package after the other and spends most of its time unpacking: 
 install a part of the lock, which share nothing because the lock is complete and nothing is resolved.
 
 Needs Python 3.11 to 3.13, and for a GPU a C compiler and Python.h: Triton compiles with them what PyTorch and vLLM run.
-The stamp in the environment holds the digest of what was installed and is written last, so that a set-up that was
-interrupted goes on when it is called again.
+The stamp in an environment says from the beginning that insource made it, and in the end what was installed, so that a
+set-up that was interrupted goes on when it is called again. Where one runs already, another waits for it. What bears no
+stamp is somebody else's: it is renamed, never removed.
 """
 
 from __future__ import annotations  # so that an older Python gets as far as being told
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -24,11 +27,15 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 LINK = HERE.parent / ".venv"
 STAMP = "insource.json"
+# What the stamp says before the end: whether the environment itself is whole, with its pip.
+BARE, MADE = {"unfinished": "environment"}, {"unfinished": "packages"}
 MOST_PIPS = 4
 
 
@@ -48,62 +55,147 @@ def main() -> None:
     if stamp_of(LINK) == wanted:
         return
     folder = HERE.parent / f".venv-{family}"
-    if stamp_of(folder) == wanted:
+    if family == "gpu" and stamp_of(folder) != wanted:
+        if missing := hardware.compiler_problem():
+            sys.exit(f"error: {missing}")
+        if old := hardware.driver_problem():
+            say(f"warning   {old}")
+    with held(folder) as lock:
+        # Another set-up may have installed it meanwhile.
+        if stamp_of(folder) == wanted:
+            point(folder)
+            say(f"setup     .venv is {folder.name}, which is installed")
+            return
+        say(f"setup     installing requirements/{locks[-1]} into {folder.name} (a few minutes, once)")
+        began = time.monotonic()
+        make(folder, hardware.PACKAGES)
+        fill(folder, family, locks, lock)
+        stamp(folder, wanted)
         point(folder)
-        say(f"setup     .venv is {folder.name}, which is installed")
-        return
-    if family == "gpu" and (missing := hardware.compiler_problem()):
-        sys.exit(f"error: {missing}")
-    if family == "gpu" and (old := hardware.driver_problem()):
-        say(f"warning   {old}")
-    say(f"setup     installing requirements/{locks[-1]} into {folder.name} (a few minutes, once)")
-    began = time.monotonic()
-    make(folder, hardware.PACKAGES)
-    python = folder / "bin" / "python"
-    (folder / STAMP).unlink(missing_ok=True)
-    builds = []
-    if family == "cpu" and (build := torch_cpu_build(python)):
-        builds.append(build)
-        locks.remove("torch.txt")
-    elif family == "cpu":
-        say("setup     pip has no CPU build of torch here that the lock knows; the CUDA build runs too, and is larger")
-        locks.append("cuda.txt")
-    install(python, builds, [pin for lock in locks for pin in pins((HERE / lock).read_text(encoding="utf-8"))])
-    (folder / STAMP).write_text(json.dumps(wanted), encoding="utf-8")
-    point(folder)
-    say(f"setup     done in {time.monotonic() - began:.0f} s")
+        say(f"setup     done in {time.monotonic() - began:.0f} s")
 
 
-def stamp_of(folder: Path) -> dict[str, object] | None:
-    """Returns what an environment holds, None where it is not whole."""
-    path = folder / STAMP
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None  # type: ignore[no-any-return]
+def stamp_of(folder: Path) -> dict[str, Any] | None:
+    """Returns what an environment holds, None where it has no stamp or half of one."""
+    try:
+        return json.loads((folder / STAMP).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except (OSError, ValueError):
+        return None
+
+
+def stamp(folder: Path, says: dict[str, Any]) -> None:
+    (folder / STAMP).write_text(json.dumps(says), encoding="utf-8")
+
+
+def ours(path: Path) -> bool:
+    """Whether insource made what is there: an environment, whole or not, or a link to one."""
+    return (path / STAMP).exists() or (path.is_symlink() and str(path.readlink()) in (".venv-cpu", ".venv-gpu"))
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[int]:
+    """Waits until no other set-up works on an environment, and yields the lock's descriptor."""
+    with path.with_name(f"{path.name}.lock").open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"setup     waiting for another set-up of {path.name}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks
+        yield file.fileno()
 
 
 def make(folder: Path, packages: str) -> None:
-    """Makes an environment with pip, where there is none. One of an earlier insource, which is `.venv` itself, becomes
-    it where it holds the same family, and is removed where it does not. `packages`: what a Python may lack."""
-    if LINK.is_dir() and not LINK.is_symlink():
-        held = stamp_of(LINK) or {}
-        if folder.exists() or f"{folder.name.removeprefix('.venv-')}.txt" not in list(held.get("locks") or []):
-            say("setup     removing .venv, which was made for another lock")
-            shutil.rmtree(LINK)
-        else:
+    """Makes an environment with pip, unless one is there that works with this Python. One of an earlier insource, which
+    is `.venv` itself, becomes it where it holds the same family. `packages`: what a Python may lack."""
+    with held(LINK):
+        holds = [] if LINK.is_symlink() else (stamp_of(LINK) or {}).get("locks", [])
+        if f"{folder.name.removeprefix('.venv-')}.txt" in holds and not os.path.lexists(folder):
             LINK.rename(folder)
-    if (folder / "bin" / "python").exists():
+    if os.path.lexists(folder) and not ours(folder):
+        put_aside(folder)
+    if stamp_of(folder) != BARE and works(folder / "bin" / "python"):
+        stamp(folder, MADE)
         return
+    folder.mkdir(exist_ok=True)
+    stamp(folder, BARE)
+    empty(folder)
     try:
         venv.create(folder, with_pip=True)
     except subprocess.CalledProcessError:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         sys.exit(f"error: this Python cannot make an environment with pip (ensurepip is missing): {packages}")
+    stamp(folder, MADE)
+
+
+def works(python: Path) -> bool:
+    """Whether an environment's Python is of this version and has pip."""
+    try:
+        version = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout
+        subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return version.split() == ["Python", sys.version.split()[0]]
+
+
+def empty(folder: Path) -> None:
+    """Removes what an environment of ours holds but for its stamp, by which it stays ours if this is interrupted."""
+    for one in folder.iterdir():
+        if one.is_dir() and not one.is_symlink():
+            shutil.rmtree(one)
+        elif one.name != STAMP:
+            one.unlink()
+
+
+def remove(path: Path) -> None:
+    """Removes an environment of ours, or a link to one."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        empty(path)
+        shutil.rmtree(path)
+
+
+def put_aside(path: Path) -> None:
+    """Renames what insource did not make to `<name>.before`, or the next name that is free."""
+    number, aside = 1, path.with_name(f"{path.name}.before")
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{path.name}.before.{number}")
+    try:
+        path.rename(aside)
+    except OSError as error:
+        sys.exit(f"error: {path.name} is not insource's and cannot be renamed to {aside.name}: {error.strerror}")
+    say(f"setup     {path.name} was not made by insource: renamed to {aside.name}")
 
 
 def point(folder: Path) -> None:
-    """Has `.venv` name an environment beside it."""
+    """Has `.venv` name an environment beside it, whatever has that name now."""
     aside = LINK.with_name(f".venv.{os.getpid()}")
-    aside.symlink_to(folder.name)
-    aside.replace(LINK)
+    with held(LINK):
+        if os.path.lexists(LINK) and not ours(LINK):
+            put_aside(LINK)
+        elif LINK.is_dir() and not LINK.is_symlink():
+            say("setup     removing .venv, which an earlier insource made for another lock")
+            remove(LINK)
+        try:
+            aside.symlink_to(folder.name)
+            aside.replace(LINK)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def fill(folder: Path, family: str, locks: list[str], lock: int) -> None:
+    """Installs the locks of a family into an environment."""
+    python, builds = folder / "bin" / "python", []
+    if family == "cpu" and (build := torch_cpu_build(python)):
+        builds.append(build)
+        locks = [name for name in locks if name != "torch.txt"]
+    elif family == "cpu":
+        say("setup     pip has no CPU build of torch here that the lock knows; the CUDA build runs too, and is larger")
+        locks = [*locks, "cuda.txt"]
+    install(python, builds, [pin for name in locks for pin in pins((HERE / name).read_text(encoding="utf-8"))], lock)
 
 
 def pins(lock: str) -> list[str]:
@@ -111,16 +203,17 @@ def pins(lock: str) -> list[str]:
     return re.findall(r"^[A-Za-z0-9].*(?:\n[ \t]+.*)*", lock, re.MULTILINE)
 
 
-def install(python: Path, builds: list[str], wanted: list[str]) -> None:
-    """Installs with pip: nothing is resolved, the lock is complete; nothing is compiled that is never imported."""
+def install(python: Path, builds: list[str], wanted: list[str], lock: int) -> None:
+    """Installs with pip: nothing is resolved, the lock is complete; nothing is compiled that is never imported.
+    The pips hold the lock too, so that the next set-up waits for those that outlive this one."""
     asked = [python, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile", "--disable-pip-version-check"]
     parts = min(MOST_PIPS, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
-        pips = [subprocess.Popen([*asked, build]) for build in builds]
+        pips = [subprocess.Popen([*asked, build], pass_fds=[lock]) for build in builds]
         for number in range(parts):
             part = Path(folder) / f"{number}.txt"
             part.write_text("\n".join(wanted[number::parts]) + "\n", encoding="utf-8")
-            pips.append(subprocess.Popen([*asked, "-r", str(part)]))
+            pips.append(subprocess.Popen([*asked, "-r", str(part)], pass_fds=[lock]))
         try:
             ended = [pip.wait() for pip in pips]
         except KeyboardInterrupt:  # which the terminal has told them too

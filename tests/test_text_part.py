@@ -48,6 +48,13 @@ def test_adapters_go_on_the_text_alone_and_each_gets_a_gradient(gemma: Any) -> N
     assert [name for name, one in trained.items() if one.grad is None] == []
 
 
+def test_a_projector_that_is_a_linear_layer_itself_gets_no_adapter(gemma: Any) -> None:
+    gemma.model.multi_modal_projector = torch.nn.Linear(32, 32)
+    names = adapted(gemma)
+    assert len(names) == 2 * 7 * TEXT["num_hidden_layers"]
+    assert not [name for name in names if "multi_modal_projector" in name]
+
+
 @pytest.mark.parametrize("given", [["q_proj"], r".*\.q_proj"])
 def test_what_a_recipe_leaves_out_is_left_out_besides(gemma: Any, given: Any) -> None:
     names = adapted(gemma, exclude_modules=given)

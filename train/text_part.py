@@ -30,7 +30,7 @@ def excluded(model: Any, given: str | list[str] | None) -> str | list[str] | Non
     towers = others(model)
     if not towers:
         return given
-    found = [rf"(.*\.)?({'|'.join(map(re.escape, towers))})\..*"]
+    found = [rf"(.*\.)?({'|'.join(map(re.escape, towers))})(\..*)?"]
     if isinstance(given, str):
         found.append(given)
     elif given:
