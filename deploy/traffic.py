@@ -20,11 +20,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from data_prep.columns import fields_of, needed_columns
 from deploy import journal, personal
 from deploy.console import say
 from deploy.daemon import in_thread
 from deploy.task import Task
-from recipes.errors import StageError
+from recipes.errors import RecipeError, StageError
+from recipes.schema import Recipe
 from tasks import privacy
 from tracking.run import now
 
@@ -33,6 +35,7 @@ FEEDBACK = "feedback"
 WAITING = 256
 """Rows that wait to be written at most; more are left out."""
 _WHAT = "the record of traffic"
+_OWN = ("labelled_by", "confidence", "reason", "version")
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,34 @@ class Traffic:
                 path.unlink(missing_ok=True)
 
 
+def check(recipe: Recipe) -> None:
+    """Raises RecipeError where inputs are to be recorded and a column of the recipe would hold something else there."""
+    if not (share := recipe.serve.record.share):
+        return
+    names, times = id_column(recipe), time_column(recipe)
+    taken = [(key, column, {*_OWN, names, times}) for key, column in _columns(recipe).items()]
+    taken += [("data.columns.id", names, {*_OWN, times}), ("data.split.time", times, {*_OWN})]
+    for key, column, own in taken:
+        if column in own and not key.startswith(("data.where.", "data.slices.")):
+            raise RecipeError(
+                f"{key}: given {column!r}, and with serve.record.share {share:g} the record has a column of its own of "
+                "that name; rename it, or record nothing (serve.record.share: 0)"
+            )
+
+
+def _columns(recipe: Recipe) -> dict[str, str]:
+    """Returns {recipe key: column} of what a recorded row has of the recipe's, ids and times left out."""
+    needed = needed_columns(recipe, "all")
+    if recipe.task.variant == "extraction" and recipe.data.columns.messages is None and not _whole_record(recipe):
+        needed |= {f"task.json_schema.properties.{field}": field for field in fields_of(recipe)}
+    return {key: column for key, column in needed.items() if key not in ("data.columns.id", "data.split.time")}
+
+
+def _whole_record(recipe: Recipe) -> bool:
+    columns = recipe.data.columns
+    return bool(columns.target or columns.targets or columns.of_slots)
+
+
 def row_of(one: Answer) -> dict[str, Any] | None:
     """Returns an answer as a row of the recipe's columns, None where the input holds personal data that is not
     replaced."""
@@ -111,24 +142,24 @@ def row_of(one: Answer) -> dict[str, Any] | None:
         return privacy.redact(privacy.apply(redacted.values, text), privacy.KINDS).text
 
     return {
-        id_column(one.task): one.id,
+        id_column(one.task.recipe): one.id,
         **asked_and_answered(one.task, redacted.text, one.value if one.task.labels else hidden(one.value, hide)),
         "labelled_by": one.labelled_by,
         "confidence": one.confidence,
         "reason": one.reason,
         "version": one.task.version,
-        time_column(one.task): one.time,
+        time_column(one.task.recipe): one.time,
     }
 
 
-def id_column(task: Task) -> str:
+def id_column(recipe: Recipe) -> str:
     """Returns the column of row ids: the recipe's, where it names one."""
-    return task.recipe.data.columns.id or "id"
+    return recipe.data.columns.id or "id"
 
 
-def time_column(task: Task) -> str:
+def time_column(recipe: Recipe) -> str:
     """Returns the column of times: the recipe's, where it names one that takes ISO 8601."""
-    data = task.recipe.data
+    data = recipe.data
     return data.split.time if data.split.time and data.split.time not in data.formats.dates else "time"
 
 
@@ -146,7 +177,7 @@ def asked_and_answered(task: Task, text: str, value: Any) -> dict[str, Any]:
         return row | {name: int(name in value) for name in columns.label_columns}
     if kind in ("classification", "multilabel"):
         return row | {columns.label: value}
-    if kind == "extraction" and not (columns.target or columns.targets or columns.of_slots):
+    if kind == "extraction" and not _whole_record(recipe):
         return row | dict(value)
     return row | {columns.target or "target": value}
 
@@ -169,7 +200,7 @@ def correct(task: Task, place: Path, name: str, day: int, value: Any) -> None:
     path = place / FOLDER / f"{datetime.fromtimestamp(day * 86_400, UTC):%Y-%m-%d}.jsonl"
     if not path.is_file():
         return
-    named = id_column(task)
+    named = id_column(task.recipe)
     rows = [row for row in journal.read(path) if isinstance(row, dict) and str(row.get(named)).startswith(name)]
     if not rows:
         return
@@ -178,7 +209,7 @@ def correct(task: Task, place: Path, name: str, day: int, value: Any) -> None:
     if any(row["labelled_by"] == FEEDBACK and row.items() >= right.items() for row in rows):
         return
     told = {named: f"{name}-{FEEDBACK}-{len(rows)}", "labelled_by": FEEDBACK, "confidence": None}
-    _append(path, [rows[0] | right | told | {time_column(task): now()}])
+    _append(path, [rows[0] | right | told | {time_column(task.recipe): now()}])
 
 
 def text_in(task: Task, row: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from deploy import feedback, traffic
 from deploy.answering import Deployed
 from deploy.routing import Routing
 from deploy.watch import Watch
+from recipes.errors import RecipeError
 from recipes.schema import Recipe
 from recipes.schema_data import Source
 from tests.task_door import EXTRACTOR, NAME, deployed, door, recipe
@@ -153,3 +154,33 @@ def test_old_rows_are_removed(tmp_path: Path) -> None:
     answered(one, {"input": "says lost"})
     assert not (folder / f"{days[0]}.jsonl").exists() and (folder / f"{days[1]}.jsonl").exists()
     assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "key"),
+    [
+        (None, "{text: message, label: reason}", "data.columns.label"),
+        (None, "{text: version, label: queue}", "data.columns.text"),
+        (None, "{text: id, label: queue}", "data.columns.text"),
+        (None, "{text: message, label: queue, id: time}", "data.columns.id"),
+        (None, "{text: message, label: queue}, split: {group: confidence}", "data.split.group"),
+        (None, "{text: message, label: queue}, split: {time: labelled_by}", "data.split.time"),
+        (EXTRACTOR.replace("day", "time"), "{text: message}", "task.json_schema.properties.time"),
+    ],
+)
+def test_a_column_of_the_recipe_that_the_record_has_for_itself_is_refused_at_start(
+    tmp_path: Path, task: str | None, columns: str, key: str
+) -> None:
+    more = {"task": task} if task else {}
+    with pytest.raises(RecipeError, match=f"^{key}: given .*rename it, or record nothing"):
+        traffic.check(recipe(tmp_path, serve=ALL, columns=columns, **more))
+    traffic.check(recipe(tmp_path, columns=columns, **more))  # nothing is recorded
+
+
+def test_names_that_do_not_collide_are_taken(tmp_path: Path) -> None:
+    columns = "{text: message, label: queue, id: id}, split: {time: time}, where: {labelled_by: feedback}"
+    traffic.check(recipe(tmp_path, serve=ALL, columns=columns))
+    traffic.check(recipe(tmp_path, serve=ALL, columns="{messages: chat}"))
+    traffic.check(
+        recipe(tmp_path, serve=ALL, task=EXTRACTOR.replace("day", "time"), columns="{text: message, target: record}")
+    )
