@@ -12,9 +12,10 @@ replace, is not recorded. Feedback on a recorded answer adds a row with the righ
 older than `days` are removed.
 """
 
+import json
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -132,24 +133,44 @@ def _whole_record(recipe: Recipe) -> bool:
 
 
 def row_of(one: Answer) -> dict[str, Any] | None:
-    """Returns an answer as a row of the recipe's columns, None where the input holds personal data that is not
-    replaced."""
+    """Returns an answer as a row of the recipe's columns, None where input or answer hold personal data that is not
+    replaced, or half a character."""
     redacted = privacy.redact(one.text, privacy.KINDS)
-    if personal.kinds(redacted.text):
-        return None
 
     def hide(text: str) -> str:
         return privacy.redact(privacy.apply(redacted.values, text), privacy.KINDS).text
 
+    value = one.value if one.task.labels else hidden(one.value, hide)
+    both = asked_and_answered(one.task, redacted.text, value)
+    if not _writable(both):
+        return None
     return {
         id_column(one.task.recipe): one.id,
-        **asked_and_answered(one.task, redacted.text, one.value if one.task.labels else hidden(one.value, hide)),
+        **both,
         "labelled_by": one.labelled_by,
         "confidence": one.confidence,
         "reason": one.reason,
         "version": one.task.version,
         time_column(one.task.recipe): one.time,
     }
+
+
+def _writable(both: Mapping[str, Any]) -> bool:
+    """Whether input and answer hold no personal data, numbers included, and can be written as UTF-8."""
+    texts = [json.dumps(both, ensure_ascii=False), *_texts_in(both)]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return not any(personal.kinds(one) for one in texts)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts_in(one)
 
 
 def id_column(recipe: Recipe) -> str:
@@ -192,8 +213,9 @@ def hidden(value: Any, hide: Callable[[str], str]) -> Any:
 
 
 def correct(task: Task, place: Path, name: str, day: int, value: Any) -> None:
-    """Adds a row with the right answer to a recorded input, if it was recorded. For a thread. Raises StageError where
-    it cannot be written.
+    """Adds a row with the right answer to a recorded input, if it was recorded. Not where the answer holds personal
+    data: the input has numbered placeholders in its place, and which is which is not known any more. For a thread.
+    Raises StageError where it cannot be written.
 
     `name`, `day`: of the answer's id (deploy/answer_ids.py).
     """
@@ -204,8 +226,9 @@ def correct(task: Task, place: Path, name: str, day: int, value: Any) -> None:
     rows = [row for row in journal.read(path) if isinstance(row, dict) and str(row.get(named)).startswith(name)]
     if not rows:
         return
-    redacted = value if task.labels else hidden(value, lambda one: privacy.redact(one, privacy.KINDS).text)
-    right = asked_and_answered(task, text_in(task, rows[0]), redacted)
+    right = asked_and_answered(task, text_in(task, rows[0]), value)
+    if not _writable(right):
+        return
     if any(row["labelled_by"] == FEEDBACK and row.items() >= right.items() for row in rows):
         return
     told = {named: f"{name}-{FEEDBACK}-{len(rows)}", "labelled_by": FEEDBACK, "confidence": None}

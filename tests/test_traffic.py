@@ -22,6 +22,8 @@ from tests.task_door import EXTRACTOR, NAME, deployed, door, recipe
 
 PATH = f"/v1/tasks/{NAME}"
 ALL = "{record: {share: 1.0, days: 30}}"
+CALLER = """{kind: extraction, instruction: Read who calls., json_schema: {type: object, properties: {
+  phone: {type: integer}, who: {type: string, maxLength: 40}}, required: [phone]}}"""
 GENERATOR = "{kind: generation, instruction: Write a summary of the message.}"
 MULTI = """{kind: classification, labels_per_row: many, instruction: Name the topics of the message.,
   labels: [late, lost, broken]}"""
@@ -184,3 +186,24 @@ def test_names_that_do_not_collide_are_taken(tmp_path: Path) -> None:
     traffic.check(
         recipe(tmp_path, serve=ALL, task=EXTRACTOR.replace("day", "time"), columns="{text: message, target: record}")
     )
+
+
+@pytest.mark.parametrize("said", ['{"phone":4111111111111111,"who":null} ', '{"phone":1,"who":"ann（at）example（dot）org"} '])
+def test_an_answer_with_personal_data_that_is_not_replaced_is_not_recorded(tmp_path: Path, said: str) -> None:
+    one = deployed(tmp_path, recipe(tmp_path, serve=ALL, task=CALLER, columns="{text: message}"), Routing())
+    answered(one, {"input": f"nothing special says {said}"}, {"input": 'nothing special says {"phone":17,"who":null} '})
+    assert [line["phone"] for line in recorded(one)] == [17]
+
+
+@pytest.mark.parametrize(
+    "right",
+    [{"phone": 4155552671}, {"phone": 1, "who": "ann (at) example dot org"}, {"phone": 1, "who": "ann@example.org"}],
+)
+def test_feedback_with_personal_data_counts_and_is_not_recorded(tmp_path: Path, right: dict[str, Any]) -> None:
+    one = deployed(tmp_path, recipe(tmp_path, serve=ALL, task=CALLER, columns="{text: message}"), Routing())
+    (said,) = answered(one, {"input": 'mail ann@example.org or bob@example.org says {"phone":1,"who":null} '})
+    (told,) = answered(one, {"id": said["id"], "answer": right}, path=feedback.PATH)
+    assert told == {"recorded": 1, "right": False}
+    assert [line["labelled_by"] for line in recorded(one)] == ["local"]
+    answered(one, {"id": said["id"], "answer": {"phone": 2, "who": "[EMAIL_2]"}}, path=feedback.PATH)
+    assert [(line["labelled_by"], line.get("who")) for line in recorded(one)][-1] == ("feedback", "[EMAIL_2]")
