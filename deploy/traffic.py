@@ -105,9 +105,20 @@ class Traffic:
 
 
 def check(recipe: Recipe) -> None:
-    """Raises RecipeError where inputs are to be recorded and a column of the recipe would hold something else there."""
+    """Raises RecipeError where inputs are to be recorded and rows would not be read as the recipe's: they cannot have
+    its form, or a column of it would hold something else there."""
     if not (share := recipe.serve.record.share):
         return
+    columns, where = recipe.data.columns, recipe.data.where
+    forms = {"task.kind": recipe.task.kind} if recipe.task.kind == "preference" else columns.of_slots
+    written = {*_OWN, *(column for key, column in _columns(recipe).items() if not key.startswith("data.where."))}
+    lists = [name for name, one in where.items() if isinstance(one, list) and name not in written]
+    forms |= {f"data.where.{name}": "a list" for name in lists}
+    for key, given in forms.items():
+        raise RecipeError(
+            f"{key}: given {given!r}, and with serve.record.share {share:g} answers would have to be written in that "
+            "form, which the record cannot; record nothing (serve.record.share: 0)"
+        )
     names, times = id_column(recipe), time_column(recipe)
     taken = [(key, column, {*_OWN, names, times}) for key, column in _columns(recipe).items()]
     taken += [("data.columns.id", names, {*_OWN, times}), ("data.split.time", times, {*_OWN})]
@@ -145,14 +156,30 @@ def row_of(one: Answer) -> dict[str, Any] | None:
     if not _writable(both):
         return None
     return {
+        **_not_asked(one.task.recipe, one.id),
         id_column(one.task.recipe): one.id,
         **both,
         "labelled_by": one.labelled_by,
         "confidence": one.confidence,
         "reason": one.reason,
         "version": one.task.version,
-        time_column(one.task.recipe): one.time,
+        **_when(one.task.recipe, one.time),
     }
+
+
+def _not_asked(recipe: Recipe, name: str) -> dict[str, Any]:
+    """Returns the columns that the recipe needs and no input has: null, but for what `where` asks of every row, and
+    each row as a group of its own."""
+    empty: dict[str, Any] = dict.fromkeys(_columns(recipe).values())
+    group = recipe.data.split.group
+    return empty | recipe.data.where | ({group: name} if group else {})
+
+
+def _when(recipe: Recipe, time: str) -> dict[str, str]:
+    """Returns a time in the recipe's column of times, in its format."""
+    column = time_column(recipe)
+    form = recipe.data.formats.dates.get(column) if recipe.data.split.time else None
+    return {column: datetime.fromisoformat(time).strftime(form) if form else time}
 
 
 def _writable(both: Mapping[str, Any]) -> bool:
@@ -179,9 +206,8 @@ def id_column(recipe: Recipe) -> str:
 
 
 def time_column(recipe: Recipe) -> str:
-    """Returns the column of times: the recipe's, where it names one that takes ISO 8601."""
-    data = recipe.data
-    return data.split.time if data.split.time and data.split.time not in data.formats.dates else "time"
+    """Returns the column of times: the recipe's, where it names one."""
+    return recipe.data.split.time or "time"
 
 
 def asked_and_answered(task: Task, text: str, value: Any) -> dict[str, Any]:
@@ -200,6 +226,8 @@ def asked_and_answered(task: Task, text: str, value: Any) -> dict[str, Any]:
         return row | {columns.label: value}
     if kind == "extraction" and not _whole_record(recipe):
         return row | dict(value)
+    if columns.targets:
+        return row | ({columns.targets: [value]} if isinstance(columns.targets, str) else {columns.targets[0]: value})
     return row | {columns.target or "target": value}
 
 
@@ -232,7 +260,7 @@ def correct(task: Task, place: Path, name: str, day: int, value: Any) -> None:
     if any(row["labelled_by"] == FEEDBACK and row.items() >= right.items() for row in rows):
         return
     told = {named: f"{name}-{FEEDBACK}-{len(rows)}", "labelled_by": FEEDBACK, "confidence": None}
-    _append(path, [rows[0] | right | told | {time_column(task.recipe): now()}])
+    _append(path, [rows[0] | right | told | _when(task.recipe, now())])
 
 
 def text_in(task: Task, row: Mapping[str, Any]) -> str:

@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 
-from data_prep import read, rows, sources
+from data_prep import columns, read, rows, sources
 from data_prep.rows import Row
+from data_prep.where import Filter
 from deploy import feedback, traffic
 from deploy.answering import Deployed
 from deploy.routing import Routing
 from deploy.watch import Watch
 from recipes.errors import RecipeError
+from recipes.load import load
 from recipes.schema import Recipe
 from recipes.schema_data import Source
-from tests.task_door import EXTRACTOR, NAME, deployed, door, recipe
+from tests.task_door import EXTRACTOR, NAME, ROUTER, deployed, door, recipe
 
 PATH = f"/v1/tasks/{NAME}"
 ALL = "{record: {share: 1.0, days: 30}}"
@@ -61,6 +63,8 @@ def prepared(one: Deployed, asked: Recipe) -> list[Row]:
     found = []
     for file in sources.find(source):
         for line in read.read(file, source, asked.data.columns.texts)[1]:
+            columns.check_columns(file.name, "all", line.values, asked)
+            assert Filter(asked.data.where).takes(line.values)
             row = rows.row_of(line, asked)
             assert isinstance(row, Row), row
             found.append(row)
@@ -83,6 +87,13 @@ def test_nothing_is_recorded_unless_the_recipe_says_so(tmp_path: Path) -> None:
         (EXTRACTOR, "{text: message}", '{"number":"17","day":null}', '{"number":"17","day":null}'),
         (EXTRACTOR, "{text: message, target: record}", '{"number":"17","day":null}', '{"number":"17","day":null}'),
         (GENERATOR, "{text: message, target: summary}", "short", "short"),
+        (GENERATOR, "{text: message, targets: summaries}", "short", "short"),
+        (GENERATOR, "{text: message, targets: [first, second]}", "short", "short"),
+        (EXTRACTOR, "{text: message, targets: records}", '{"number":"17","day":null}', '{"number":"17","day":null}'),
+        (None, "{text: message, label: queue}, split: {group: customer}", "lost", "lost"),
+        (None, "{text: message, label: queue}, slices: {channel: {by: channel}}", "lost", "lost"),
+        (None, "{text: message, label: queue}, where: {language: en, open: true, queue: [lost, late]}", "lost", "lost"),
+        (None, "{text: message, label: queue}, split: {time: on}, formats: {dates: {on: '%d.%m.%Y'}}", "lost", "lost"),
         (MULTI, "{text: message, label: topics}", '["late","lost"]', '["late","lost"]'),
         (MULTI, "{text: message, label_columns: [late, lost, broken]}", '["lost"]', '["lost"]'),
     ],
@@ -188,7 +199,9 @@ def test_names_that_do_not_collide_are_taken(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("said", ['{"phone":4111111111111111,"who":null} ', '{"phone":1,"who":"ann（at）example（dot）org"} '])
+@pytest.mark.parametrize(
+    "said", ['{"phone":4111111111111111,"who":null} ', '{"phone":1,"who":"ann（at）example（dot）org"} ']
+)
 def test_an_answer_with_personal_data_that_is_not_replaced_is_not_recorded(tmp_path: Path, said: str) -> None:
     one = deployed(tmp_path, recipe(tmp_path, serve=ALL, task=CALLER, columns="{text: message}"), Routing())
     answered(one, {"input": f"nothing special says {said}"}, {"input": 'nothing special says {"phone":17,"who":null} '})
@@ -207,3 +220,30 @@ def test_feedback_with_personal_data_counts_and_is_not_recorded(tmp_path: Path, 
     assert [line["labelled_by"] for line in recorded(one)] == ["local"]
     answered(one, {"id": said["id"], "answer": {"phone": 2, "who": "[EMAIL_2]"}}, path=feedback.PATH)
     assert [(line["labelled_by"], line.get("who")) for line in recorded(one)][-1] == ("feedback", "[EMAIL_2]")
+
+
+def test_the_record_of_a_recipe_that_is_shipped_is_read_with_it(tmp_path: Path) -> None:
+    asked = load("classifier", ["serve.record.share=1"], "cpu").recipe
+    one = deployed(tmp_path, asked, Routing())
+    answered(one, {"input": "one says lost"}, {"input": "two says late"})
+    source = Source(path=str(one.place / traffic.FOLDER))
+    (file,) = sources.find(source)
+    for line in read.read(file, source, asked.data.columns.texts)[1]:
+        columns.check_columns(file.name, "all", line.values, asked)
+    assert len({line["customer_id"] for line in recorded(one)}) == 2, "nobody knows whether they are of one customer"
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "key"),
+    [
+        (EXTRACTOR, "{text: message, tags: marks}", "data.columns.tags"),
+        (EXTRACTOR, "{text: message, slots: {column: marks, value: said}}", "data.columns.slots.column"),
+        ("{kind: preference, instruction: Answer the message.}", "{text: message}", "task.kind"),
+        (ROUTER, "{text: message, label: queue}, where: {language: [en, de]}", "data.where.language"),
+    ],
+)
+def test_a_form_that_the_record_cannot_have_is_refused_at_start(
+    tmp_path: Path, task: str, columns: str, key: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"^{key}: given .*which the record cannot"):
+        traffic.check(recipe(tmp_path, serve=ALL, task=task, columns=columns))
