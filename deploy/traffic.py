@@ -8,14 +8,17 @@ registry/<name>/traffic/2026-11-29.jsonl
 
 Columns of text, answer, id and time are the recipe's. Personal data of every kind that the redactor finds is replaced,
 whatever the recipe redacts; an input that is private, or in which personal data is found that the redactor does not
-replace, is not recorded. Feedback on a recorded answer adds a row with the right one (`labelled_by: feedback`). Files
-older than `days` are removed.
+replace, is not recorded. Feedback on a recorded answer has its row replaced by one with the right answer
+(`labelled_by: feedback`), where blanks were is an empty line. Files older than `days` are removed.
 """
 
 import json
+import os
 import random
+import secrets
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -225,7 +228,7 @@ def asked_and_answered(task: Task, text: str, value: Any) -> dict[str, Any]:
     if kind in ("classification", "multilabel"):
         return row | {columns.label: value}
     if kind == "extraction" and not _whole_record(recipe):
-        return row | dict(value)
+        return row | dict.fromkeys(fields_of(recipe)) | dict(value)
     if columns.targets:
         return row | ({columns.targets: [value]} if isinstance(columns.targets, str) else {columns.targets[0]: value})
     return row | {columns.target or "target": value}
@@ -240,27 +243,71 @@ def hidden(value: Any, hide: Callable[[str], str]) -> Any:
     return hide(value) if isinstance(value, str) else value
 
 
-def correct(task: Task, place: Path, name: str, day: int, value: Any) -> None:
-    """Adds a row with the right answer to a recorded input, if it was recorded. Not where the answer holds personal
-    data: the input has numbered placeholders in its place, and which is which is not known any more. For a thread.
-    Raises StageError where it cannot be written.
+def correct(task: Task, place: Path, day: int, right: Mapping[str, Any]) -> None:
+    """Has recorded inputs bear the right answers, in the place of the rows that they had. Left as it is: what was not
+    recorded, or under other columns than the task has now, and where the answer holds personal data: the input has
+    numbered placeholders in its place, and which is which is not known any more. For a thread. Raises StageError where
+    it cannot be written.
 
-    `name`, `day`: of the answer's id (deploy/answer_ids.py).
+    `right`: {name of an answer's id (deploy/answer_ids.py): the right answer}, of answers that were given that `day`.
     """
     path = place / FOLDER / f"{datetime.fromtimestamp(day * 86_400, UTC):%Y-%m-%d}.jsonl"
     if not path.is_file():
         return
-    named = id_column(task.recipe)
-    rows = [row for row in journal.read(path) if isinstance(row, dict) and str(row.get(named)).startswith(name)]
-    if not rows:
-        return
-    right = asked_and_answered(task, text_in(task, rows[0]), value)
-    if not _writable(right):
-        return
-    if any(row["labelled_by"] == FEEDBACK and row.items() >= right.items() for row in rows):
-        return
-    told = {named: f"{name}-{FEEDBACK}-{len(rows)}", "labelled_by": FEEDBACK, "confidence": None}
-    _append(path, [rows[0] | right | told | _when(task.recipe, now())])
+    with journal.opened(path, _WHAT) as file:
+        found = _rows_of(path, id_column(task.recipe), right)
+        new = {name: row for name, rows in found.items() if (row := _corrected(task, name, rows[-1].row, right[name]))}
+        for name, row in new.items():
+            journal.append(file, row, _WHAT, flush=name == list(new)[-1])
+        _blank(path, [one for name in new for one in found[name]])
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row, and where it stands in its file, in bytes, without the end of the line."""
+
+    row: dict[str, Any]
+    start: int
+    size: int
+
+
+def _rows_of(path: Path, named: str, names: Collection[str]) -> dict[str, list[_Line]]:
+    """Returns the rows of each of the answers that is recorded, in their order."""
+    found: dict[str, list[_Line]] = {}
+    start = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            with suppress(ValueError):
+                row = json.loads(line)
+                name = str(row.get(named)).partition("-")[0] if isinstance(row, dict) else ""
+                if name in names:
+                    found.setdefault(name, []).append(_Line(row, start, len(line.rstrip(b"\n"))))
+            start += len(line)
+    return found
+
+
+def _corrected(task: Task, name: str, row: Mapping[str, Any], value: Any) -> dict[str, Any] | None:
+    """Returns the row with the right answer, None where the row stays."""
+    try:
+        right = asked_and_answered(task, text_in(task, row), value)
+    except (KeyError, IndexError, TypeError):
+        return None
+    if right.keys() - row.keys() or not _writable(right):
+        return None
+    if row.get("labelled_by") == FEEDBACK and row.items() >= right.items():
+        return None
+    told = {id_column(task.recipe): f"{name}-{FEEDBACK}-{secrets.token_hex(4)}", "labelled_by": FEEDBACK}
+    return {**row, **right, **told, "confidence": None, **_when(task.recipe, now())}
+
+
+def _blank(path: Path, lines: Sequence[_Line]) -> None:
+    """Has blanks in the place of rows. Raises StageError where they cannot be written."""
+    try:
+        with path.open("r+b", buffering=0) as file:
+            for one in lines:
+                os.pwrite(file.fileno(), b" " * one.size, one.start)
+    except OSError as error:
+        raise StageError(f"{path}: {_WHAT} cannot be written: {error.strerror or error}") from None
 
 
 def text_in(task: Task, row: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def answered(one: Deployed, *bodies: Any, path: str = PATH, **headers: str) -> l
 
 def recorded(one: Deployed) -> list[dict[str, Any]]:
     paths = sorted((one.place / traffic.FOLDER).glob("*.jsonl"))
-    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
 
 
 def prepared(one: Deployed, asked: Recipe) -> list[Row]:
@@ -141,20 +144,46 @@ def test_a_share_is_recorded(tmp_path: Path) -> None:
     assert 20 <= len(recorded(one)) <= 90
 
 
-def test_feedback_adds_a_row_with_the_right_answer(tmp_path: Path) -> None:
+def test_feedback_puts_a_row_with_the_right_answer_in_the_place_of_the_recorded_one(tmp_path: Path) -> None:
     asked = recipe(tmp_path, serve=ALL)
     one = deployed(tmp_path, asked, Routing())
     first, second = answered(one, {"input": "one says lost"}, {"input": "two says lost"})
-    for _ in range(2):  # said twice is one row
-        answered(one, {"id": first["id"], "answer": "broken"}, path=feedback.PATH)
-    lines = recorded(one)
-    assert [(line["message"], line["queue"], line["labelled_by"]) for line in lines] == [
-        ("one says lost", "lost", "local"),
-        ("two says lost", "lost", "local"),
-        ("one says lost", "broken", "feedback"),
+    for right in ("broken", "late", "broken", "broken"):  # what is said last counts
+        answered(one, {"id": first["id"], "answer": right}, path=feedback.PATH)
+    rows = prepared(one, asked)
+    assert [(row.text, row.target) for row in rows] == [("two says lost", "lost"), ("one says lost", "broken")]
+    answered(one, {"id": second["id"], "answer": "lost"}, path=feedback.PATH)
+    assert [(row.text, row.target) for row in prepared(one, asked)] == [
+        ("one says lost", "broken"),
+        ("two says lost", "lost"),
     ]
-    assert len({line["id"] for line in lines}) == 3 and second["id"] != first["id"]
-    assert [row.target for row in prepared(one, asked)] == ["lost", "lost", "broken"]
+    assert {line["labelled_by"] for line in recorded(one)} == {"feedback"}
+    both = [{"id": first["id"], "answer": "late"}, {"id": second["id"], "answer": "late"}]
+    answered(one, {"feedback": [*both, {"id": first["id"], "answer": "lost"}]}, path=feedback.PATH)
+    assert {row.text: row.target for row in prepared(one, asked)} == {"one says lost": "lost", "two says lost": "late"}
+    assert len({line["id"] for line in recorded(one)}) == 2
+
+
+def test_feedback_from_several_gateways_at_once_leaves_one_row(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
+    (said,) = answered(one, {"input": "one says lost"})
+    told = one.ids.open(said["id"])
+    assert told is not None
+    with ThreadPoolExecutor(8) as threads:
+        for right in ("broken", "late") * 20:
+            threads.submit(traffic.correct, one.task, one.place, told.day, {told.name: right})
+    (line,) = recorded(one)
+    assert line["labelled_by"] == "feedback" and line["queue"] in ("broken", "late")
+
+
+def test_feedback_on_a_row_that_was_recorded_under_other_columns_counts_and_leaves_the_row(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
+    (said,) = answered(one, {"input": "one says lost"})
+    for others in ("{text: body, label: queue}", "{text: message, label: topic}", "{messages: chat}"):
+        other = deployed(tmp_path, recipe(tmp_path, serve=ALL, columns=others), Routing())
+        (told,) = answered(other, {"id": said["id"], "answer": "broken"}, path=feedback.PATH)
+        assert told == {"recorded": 1, "right": False}
+    assert [(line["queue"], line["labelled_by"]) for line in recorded(one)] == [("lost", "local")]
 
 
 def test_old_rows_are_removed(tmp_path: Path) -> None:
