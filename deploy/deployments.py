@@ -38,6 +38,7 @@ class Deployments:
         if deployed is not None:
             self.door.tasks[name] = deployed
             self._read_at[name] = deployed.deployed_at
+            self.door.watch.traffic.keep(place, deployed.task.recipe.serve.record.days)
             say(f"routing   {name}: {_told(deployed)}")
         self._retire(before)
 

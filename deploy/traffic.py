@@ -63,8 +63,15 @@ class Traffic:
 
     def __init__(self) -> None:
         self._waiting: deque[Answer] = deque()
-        self._cleaned: dict[Path, str] = {}
+        self._days: dict[Path, int] = {}
+        self._cleaned = ""
         self._told = False
+
+    def keep(self, place: Path, days: int) -> None:
+        """Has files below registry/<name> removed with the next `write` that are older than `days`, and every day
+        from then on, whether or not anything is recorded."""
+        if self._days.get(place) != days:
+            self._days[place], self._cleaned = days, ""
 
     def chosen(self, task: Task, private: bool) -> bool:
         """Returns whether an input is to be recorded, which chance decides."""
@@ -73,38 +80,51 @@ class Traffic:
 
     def add(self, one: Answer) -> None:
         """Has an answer recorded with the next `write`."""
+        self.keep(one.place, one.task.recipe.serve.record.days)
         self._waiting.append(one)
 
     async def write(self) -> None:
-        """Writes what waits. Says once where the disk does not take it."""
-        if not self._waiting:
-            return
-        waiting, self._waiting = list(self._waiting), deque()
+        """Writes what waits, and removes what is too old. Says once where that fails, whatever the reason: rows are
+        lost then, and the next ones are tried."""
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        if today != self._cleaned:
+            self._cleaned = today
+            await self._tried(_clean, dict(self._days))
+        if self._waiting:
+            waiting, self._waiting = list(self._waiting), deque()
+            await self._tried(_written, waiting)
+
+    async def _tried(self, what: Callable[..., None], *given: object) -> None:
         try:
-            await in_thread(self._written, waiting)
-        except StageError as error:
+            await in_thread(what, *given)
+        except Exception as error:  # noqa: BLE001 (what is written beside answers must not end with one bad row)
             if not self._told:
-                say(f"record    {error}")
+                named = "" if isinstance(error, StageError) else f"{_WHAT} cannot be written: {type(error).__name__}: "
+                say(f"record    {named}{error}")
             self._told = True
 
-    def _written(self, waiting: list[Answer]) -> None:
-        for place in dict.fromkeys(one.place for one in waiting):
-            mine = [one for one in waiting if one.place == place]
-            self._clean(place, mine[0].task.recipe.serve.record.days)
-            for day in dict.fromkeys(one.time[:10] for one in mine):
-                rows = [row for one in mine if one.time[:10] == day and (row := row_of(one)) is not None]
-                _append(place / FOLDER / f"{day}.jsonl", rows)
 
-    def _clean(self, place: Path, days: int) -> None:
-        """Removes files that are too old, once a day."""
-        today = datetime.now(UTC)
-        if self._cleaned.get(place) == f"{today:%Y-%m-%d}":
-            return
-        self._cleaned[place] = f"{today:%Y-%m-%d}"
-        oldest = f"{today - timedelta(days=days):%Y-%m-%d}"
+def _written(waiting: list[Answer]) -> None:
+    for place in dict.fromkeys(one.place for one in waiting):
+        mine = [one for one in waiting if one.place == place]
+        for day in dict.fromkeys(one.time[:10] for one in mine):
+            rows = [row for one in mine if one.time[:10] == day and (row := row_of(one)) is not None]
+            _append(place / FOLDER / f"{day}.jsonl", rows)
+
+
+def _clean(days: Mapping[Path, int]) -> None:
+    """Removes files that are older than so many days. Raises StageError where one of them cannot be removed."""
+    failed = []
+    for place, kept in days.items():
+        oldest = f"{datetime.now(UTC) - timedelta(days=kept):%Y-%m-%d}"
         for path in (place / FOLDER).glob("*.jsonl"):
             if path.stem < oldest:
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    failed.append(f"{path}: older than serve.record.days, and cannot be removed: {error.strerror}")
+    if failed:
+        raise StageError("; ".join(failed))
 
 
 def check(recipe: Recipe) -> None:
@@ -318,8 +338,13 @@ def text_in(task: Task, row: Mapping[str, Any]) -> str:
 
 
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Appends rows to a file that this user alone reads. Raises StageError where it cannot be written."""
     if not rows:
         return
     with journal.opened(path, _WHAT) as file:
+        try:
+            journal.close_to_others(file)
+        except OSError as error:
+            raise StageError(f"{path}: {_WHAT} cannot be written: {error.strerror or error}") from None
         for number, row in enumerate(rows, 1):
             journal.append(file, row, _WHAT, flush=number == len(rows))

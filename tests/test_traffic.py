@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -13,8 +14,9 @@ import pytest
 from data_prep import columns, read, rows, sources
 from data_prep.rows import Row
 from data_prep.where import Filter
-from deploy import feedback, traffic
+from deploy import answer_ids, feedback, traffic
 from deploy.answering import Deployed
+from deploy.deployments import Deployments
 from deploy.routing import Routing
 from deploy.watch import Watch
 from recipes.errors import RecipeError
@@ -22,6 +24,7 @@ from recipes.load import load
 from recipes.schema import Recipe
 from recipes.schema_data import Source
 from tests.task_door import EXTRACTOR, NAME, ROUTER, deployed, door, recipe
+from tracking.run import now
 
 PATH = f"/v1/tasks/{NAME}"
 ALL = "{record: {share: 1.0, days: 30}}"
@@ -54,7 +57,7 @@ def answered(one: Deployed, *bodies: Any, path: str = PATH, **headers: str) -> l
 
 
 def recorded(one: Deployed) -> list[dict[str, Any]]:
-    paths = sorted((one.place / traffic.FOLDER).glob("*.jsonl"))
+    paths = sorted(path for path in (one.place / traffic.FOLDER).glob("*.jsonl") if path.is_file())
     return [
         json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
     ]
@@ -276,3 +279,71 @@ def test_a_form_that_the_record_cannot_have_is_refused_at_start(
 ) -> None:
     with pytest.raises(RecipeError, match=f"^{key}: given .*which the record cannot"):
         traffic.check(recipe(tmp_path, serve=ALL, task=task, columns=columns))
+
+
+def aged(one: Deployed, ago: int) -> Path:
+    path = one.place / traffic.FOLDER / f"{datetime.now(UTC) - timedelta(days=ago):%Y-%m-%d}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}\n", encoding="utf-8")
+    return path
+
+
+def test_old_rows_are_removed_where_nothing_is_recorded_any_more(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path, serve="{record: {share: 0, days: 30}}"), Routing())
+    old, young = aged(one, 31), aged(one, 29)
+
+    async def serve() -> None:
+        watch = Watch(one.place.parent)
+        async with door(one, watch=watch) as (_, _, made):
+            Deployments(made, {}).put(one.place, "v1", one)
+            await watch.write()
+
+    run(serve)
+    assert not old.exists() and young.exists()
+
+
+def test_what_cannot_be_removed_or_written_is_told_once_and_recording_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
+    (one.place / traffic.FOLDER / "2020-01-01.jsonl").mkdir(parents=True)
+    answered(one, {"input": "one says lost"})
+    assert [line["message"] for line in recorded(one)] == ["one says lost"]
+
+    async def write() -> None:
+        watch = Watch(one.place.parent)
+        for value in (object(), "lost"):  # no task gives the first
+            watch.traffic.add(traffic.Answer(one.task, one.place, "a" * 16, "two", value, "local", "", None, now()))
+            await watch.traffic.write()
+
+    run(write)
+    assert len(recorded(one)) == 2
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("2020-01-01.jsonl") == 2, "once a process"
+
+
+def test_the_record_and_the_key_of_ids_are_read_by_their_user_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
+        answered(one, {"input": "says lost"})
+    finally:
+        os.umask(before)
+    for path in (one.place / answer_ids.KEY_FILE, *(one.place / traffic.FOLDER).glob("*.jsonl")):
+        assert path.stat().st_mode & 0o777 == 0o600, path
+
+
+def test_half_a_character_is_no_right_answer_and_no_row(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path, serve=ALL, task=GENERATOR, columns="{text: message}"), Routing())
+
+    async def say() -> None:
+        async with door(one) as (client, _, _made):
+            name = (await (await client.post(PATH, json={"input": "says short"})).json())["id"]
+            body = b'{"id": "%s", "answer": "half \\ud83d"}' % name.encode()
+            said = await client.post(feedback.PATH, data=body)
+            assert said.status == 400 and "half a character" in await said.text()
+
+    run(say)
+    half = traffic.Answer(one.task, one.place, "a" * 16, "two", "half \ud83d", "local", "", None, now())
+    assert traffic.row_of(half) is None
+    assert one.ids.digest("half \ud83d") != one.ids.digest("half")
