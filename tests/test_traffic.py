@@ -167,6 +167,21 @@ def test_feedback_puts_a_row_with_the_right_answer_in_the_place_of_the_recorded_
     assert len({line["id"] for line in recorded(one)}) == 2
 
 
+def test_rows_that_persons_labelled_are_told_from_the_models_own_as_the_docs_say(tmp_path: Path) -> None:
+    asked = recipe(
+        tmp_path, serve=ALL, columns="{text: message, label: queue}, where: {labelled_by: [feedback, person]}"
+    )
+    one = deployed(tmp_path, asked, Routing())
+    first, _ = answered(one, {"input": "one says lost"}, {"input": "two says lost"})
+    answered(one, {"id": first["id"], "answer": "broken"}, path=feedback.PATH)
+    own = tmp_path / "tickets.csv"
+    own.write_text("message,queue,labelled_by\nthree,late,person\n", encoding="utf-8")
+    source = Source(paths=[str(own), str(one.place / traffic.FOLDER)])
+    lines = [line.values for file in sources.find(source) for line in read.read(file, source, ["message"])[1]]
+    taken = [(line["message"], line["queue"]) for line in lines if Filter(asked.data.where).takes(line)]
+    assert taken == [("three", "late"), ("one says lost", "broken")] and len(lines) == 3
+
+
 def test_feedback_from_several_gateways_at_once_leaves_one_row(tmp_path: Path) -> None:
     one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
     (said,) = answered(one, {"input": "one says lost"})
