@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy import journal
+from recipes.errors import StageError
 
 KEY_FILE = "answers.key"
 KEY_BYTES = 32
+_WHAT = "the key of answers' ids"
 _DAY_SECONDS = 86_400
 _FORM = 1
 _FIELDS = struct.Struct(">B8s8s8sHhB")
@@ -59,7 +61,7 @@ class AnswerIds:
 
     def digest(self, answer: str) -> str:
         """Returns what equal answers share, and what tells nobody without the key which they are."""
-        return hmac.digest(self._key, b"answer\0" + answer.encode(), hashlib.sha256)[:8].hex()
+        return hmac.digest(self._key, b"answer\0" + answer.encode("utf-8", "surrogatepass"), hashlib.sha256)[:8].hex()
 
     def seal(self, one: Answered) -> tuple[str, str]:
         """Returns the id of an answer that is given now, and its name."""
@@ -99,14 +101,19 @@ class AnswerIds:
 
 
 def of_registry(place: Path) -> AnswerIds:
-    """Returns the ids of registry/<name>, whose key is made where there is none. Raises StageError where it cannot be
+    """Returns the ids of registry/<name>, whose key is made where there is none, for this user alone whatever
+    INSOURCE_UMASK lets others read: with it, equal answers are told from digests. Raises StageError where it cannot be
     written."""
-    with journal.opened(place / KEY_FILE, "the key of answers' ids") as file:
-        file.seek(0)
-        key = file.read()
-        if len(key) != KEY_BYTES:
-            key = secrets.token_bytes(KEY_BYTES)
-            file.truncate(0)
-            file.write(key)
-            os.fsync(file.fileno())
+    with journal.opened(place / KEY_FILE, _WHAT) as file:
+        try:
+            journal.close_to_others(file)
+            file.seek(0)
+            key = file.read()
+            if len(key) != KEY_BYTES:
+                key = secrets.token_bytes(KEY_BYTES)
+                file.truncate(0)
+                file.write(key)
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StageError(f"{file.name}: {_WHAT} cannot be written: {error.strerror or error}") from None
     return AnswerIds(key)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy import answer_ids, escalation, registry, routing, task, versions
+from deploy import answer_ids, escalation, registry, routing, task, traffic, versions
 from deploy.answering import Deployed
 from deploy.console import say
 from deploy.daemon import in_thread
@@ -38,6 +38,7 @@ class Deployments:
         if deployed is not None:
             self.door.tasks[name] = deployed
             self._read_at[name] = deployed.deployed_at
+            self.door.watch.traffic.keep(place, deployed.task.recipe.serve.record.days)
             say(f"routing   {name}: {_told(deployed)}")
         self._retire(before)
 
@@ -87,6 +88,7 @@ def read(place: Path, version: str, started_with: Recipe | None, deployed_at: in
         ) from None
     if found is None:
         return None
+    traffic.check(found.recipe)
     ids = answer_ids.of_registry(place)
     try:
         return Deployed(found, escalation.of(found, place), place, ids, deployed_at)

@@ -89,10 +89,18 @@ def _checked(piece: Any, tasks: Mapping[str, Deployed]) -> Given | RefusedError:
     if deployed is None or answered is None:
         return RefusedError(404, "not_found_error", f"{told[:24]!r} is the id of no answer of this gateway")
     try:
+        _check_characters(piece["answer"])
         value = right_answer(deployed.task, piece["answer"])
     except RefusedError as error:
         return error
     return Given(deployed, answered, deployed.ids.digest(deployed.task.identity(value)), value)
+
+
+def _check_characters(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise invalid("answer holds half a character (a surrogate, such as \\ud83d, without its other half)") from None
 
 
 def right_answer(task: Task, value: Any) -> Any:
@@ -120,9 +128,13 @@ def _record(given: list[Given]) -> None:
             mine = [one for one in given if one.deployed.place == place]
             for number, one in enumerate(mine, 1):
                 journal.append(file, _line(one, at), _WHAT, flush=number == len(mine))
+    recorded: dict[tuple[Path, int], dict[str, Given]] = {}
     for one in given:
         if one.answered.recorded:
-            traffic.correct(one.deployed.task, one.deployed.place, one.answered.name, one.answered.day, one.value)
+            recorded.setdefault((one.deployed.place, one.answered.day), {})[one.answered.name] = one
+    for (place, day), ones in recorded.items():
+        right = {name: one.value for name, one in ones.items()}
+        traffic.correct(next(iter(ones.values())).deployed.task, place, day, right)
 
 
 def _line(one: Given, at: str) -> dict[str, object]:

@@ -29,6 +29,12 @@ def opened(path: Path, what: str) -> Iterator[BinaryIO]:
         yield file
 
 
+def close_to_others(file: BinaryIO) -> None:
+    """Has this user alone read and write a file, whatever the umask. Raises OSError where that is not ours to say."""
+    if os.fstat(file.fileno()).st_mode & 0o077:
+        os.fchmod(file.fileno(), 0o600)
+
+
 def append(file: BinaryIO, line: Mapping[str, object], what: str, flush: bool = True) -> None:
     """Appends a line of JSON; `flush`: it is on the disk afterwards. Raises StageError where it cannot be written."""
     size = file.seek(0, os.SEEK_END)
