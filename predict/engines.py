@@ -16,7 +16,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
 from backends.ask import wait_seconds
 from deploy import decisions, local
-from deploy.local import Engine
+from deploy.local import Engine, EngineRefusedError
 from deploy.passing import VERSION_HEADER
 from deploy.refused import RefusedError
 from deploy.task import Task
@@ -33,8 +33,10 @@ ANSWER_SECONDS = 600.0
 IDLE_SECONDS = 2.0
 """uvicorn closes connections that were idle for 5 s."""
 CONFIDENT = "confident"
-AGAIN = (408, 429, 500, 502, 503, 504)
+AGAIN = (408, 429, *range(500, 600))
 """Statuses of an answer that another attempt may get."""
+FINAL = (400, 413, 422)
+"""Statuses that say something of the row. Any other ends the prediction: no row would be answered."""
 
 
 @dataclass(frozen=True)
@@ -183,15 +185,23 @@ async def _persistently(ask: Callable[[], Awaitable[Prediction]], asking: Client
         try:
             return await ask()
         except RefusedError as error:
-            if error.status not in AGAIN:
-                code = "invalid_answer" if error.status == 422 else "refused_input"
-                return Prediction(refused=f"{code}: {error}")
+            status = error.engine_status if isinstance(error, EngineRefusedError) else error.status
+            if status in FINAL:
+                return Prediction(refused=f"{_code(error)}: {error}")
+            if status not in AGAIN:
+                raise StageError(f"the server answers {status} to a row: {error}") from None
             last = error
             if failures < TRIES:
                 await asyncio.sleep(error.retry_seconds or wait_seconds(failures))
     if not await _healthy(asking):
         raise StageError(f"nothing answers any more ({last}); what was answered is kept: call again to go on")
     return Prediction(refused=f"{NO_ANSWER}: {last}", final=False)
+
+
+def _code(error: RefusedError) -> str:
+    # A gateway says so of an answer that does not fit the task's schema, vLLM of a request that it cannot read.
+    wrong_answer = error.status == 422 and not isinstance(error, EngineRefusedError)
+    return "invalid_answer" if wrong_answer else "refused_input"
 
 
 async def _healthy(asking: ClientSession) -> bool:

@@ -291,6 +291,18 @@ def test_a_row_that_fails_is_asked_again_and_a_server_that_is_gone_ends_it_with_
         place.predicted(more, "again.csv", address)
 
 
+@pytest.mark.parametrize("status", [429, 408, 404, 401, 403, 418])
+def test_only_what_is_said_of_the_row_refuses_it(place: Place, engine: StandIn, address: str, status: int) -> None:
+    engine.refuse = lambda text, before: status if text == TEXTS[7] and before == 0 else 0
+    rows = write_csv(place.folder / "in.csv", rows_of(TEXTS[:20]))
+    if status not in (408, 429):
+        with pytest.raises(StageError, match=f"answers {status}.*refused with {status}"):
+            place.predicted(rows, "out.csv", address)
+        assert not place.output("out.csv").exists()
+    found = read(place.predicted(rows, "out.csv", address))
+    assert [row["answer"] for row in found] == [known()[text][0] for text in TEXTS[:20]]
+
+
 def test_an_input_that_is_changed_while_it_is_read_gives_no_output(place: Place, engine: StandIn, address: str) -> None:
     rows = write_csv(place.folder / "in.csv", rows_of(TEXTS))
     before = rows.read_text(encoding="utf-8")
