@@ -115,7 +115,11 @@ def test_a_row_that_cannot_be_asked_says_why_and_the_others_are_answered(
     lines += ['{"message": "nul \\u0000 byte"}', '{"message": "fruit"}', '{"message": "too long"}']
     lines += ['{"message": "poison"}', '{"message": "fine too"}', json.dumps({"message": "x" * 70_000})]
     (place.folder / "in.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(StageError, match="1 rows got no answer"):
+        place.predicted(place.folder / "in.jsonl", "out.jsonl", address)
+    assert not place.output("out.jsonl").exists()
     found = read(place.predicted(place.folder / "in.jsonl", "out.jsonl", address))
+    assert engine.answered["fine"] == 1 and engine.seen["poison"] == 12
     assert len(found) == len(lines)
     codes = [row["refused"] and row["refused"].partition(":")[0] for row in found]
     refused = ["unusable_input", "unreadable", "bad_text", "unusable_input", "unusable_input", "invalid_answer"]
@@ -301,6 +305,35 @@ def test_only_what_is_said_of_the_row_refuses_it(place: Place, engine: StandIn, 
         assert not place.output("out.csv").exists()
     found = read(place.predicted(rows, "out.csv", address))
     assert [row["answer"] for row in found] == [known()[text][0] for text in TEXTS[:20]]
+
+
+@pytest.mark.parametrize(("rows", "said"), [(60, "16 rows in succession"), (5, "5 rows got no answer")])
+def test_an_outage_of_a_server_that_says_it_is_well_makes_no_output_of_refusals(
+    place: Place, engine: StandIn, address: str, rows: int, said: str
+) -> None:
+    engine.refuse = lambda text, before: 500
+    path = write_csv(place.folder / "in.csv", rows_of(TEXTS[:rows]))
+    for _ in range(2):
+        with pytest.raises(StageError, match=said):
+            place.predicted(path, "out.csv", address)
+    assert not place.output("out.csv").exists()
+    engine.refuse = lambda text, before: 0
+    found = read(place.predicted(path, "out.csv", address))
+    assert [row["answer"] for row in found] == [known()[text][0] for text in TEXTS[:rows]]
+
+
+def test_rows_without_an_answer_are_asked_again_by_the_next_call_and_they_alone(
+    place: Place, engine: StandIn, address: str
+) -> None:
+    silent = {TEXTS[3], TEXTS[70]}
+    engine.refuse = lambda text, before: 503 if text in silent else 0
+    path = write_csv(place.folder / "in.csv", rows_of(TEXTS[:120]))
+    with pytest.raises(StageError, match="2 rows got no answer"):
+        place.predicted(path, "out.csv", address)
+    engine.refuse = lambda text, before: 0
+    found = read(place.predicted(path, "out.csv", address))
+    assert [row["answer"] for row in found] == [known()[text][0] for text in TEXTS[:120]]
+    assert set(engine.answered.values()) == {1}
 
 
 def test_an_input_that_is_changed_while_it_is_read_gives_no_output(place: Place, engine: StandIn, address: str) -> None:
