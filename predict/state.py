@@ -4,6 +4,7 @@ runs/<recipe>/.predict/<digest>/
     000012.jsonl   the answers of a segment that is being asked (journal.py)
     000012.part    the rows of a segment that is done, in the format of the output
     000012.json    {"rows": 5000, "refused": {"no_text": 2}, "abstained": 31}, written last: the segment is done
+    output         {"path": ..., "sha256": ...} of the output, written just before that gets its name
     .lock          held by the process that works on it
 
 The folder is removed once the output is written.
@@ -77,6 +78,17 @@ class State:
     def parts(self) -> Iterator[Path]:
         """Yields the parts of the output in their order."""
         yield from sorted(self.folder.glob("[0-9]*.part"))
+
+    def will_write(self, path: Path, whole: Path) -> None:
+        """Keeps which file is about to become the output."""
+        files.write_json(self.folder / "output", {"path": str(path.resolve()), "sha256": files.sha256(whole)})
+
+    def has_written(self, path: Path) -> bool:
+        """Returns whether a file is the output of a call that was killed before it could say so beside it."""
+        if not path.is_file() or not (self.folder / "output").is_file():
+            return False
+        told = files.read_json(self.folder / "output")
+        return bool(told["path"] == str(path.resolve()) and told["sha256"] == files.sha256(path))
 
     def remove(self) -> None:
         """Removes the folder."""

@@ -33,10 +33,9 @@ class Work:
 
     def held(self) -> AbstractContextManager[None]:
         """Returns the lock on the prediction's folder, as a context. Raises RecipeError where the output is a file that
-        this stage has not written as it is; where the folder is there, a call was killed between the output and its
-        about.json."""
+        this stage has not written as it is."""
         path = self.job.output
-        if path.exists() and not self.job.about and not self.job.force and not self.state.folder.exists():
+        if path.exists() and not self.job.about and not self.job.force and not self.state.has_written(path):
             raise RecipeError(f"OUTPUT: {path} is there already, and is not as predict wrote it; FORCE=1 replaces it")
         return self.state.locked(self.job.fresh)
 
@@ -86,7 +85,10 @@ class Work:
             raise StageError(
                 "INPUT was changed while it was read, so that answers may stand beside other rows; call again"
             )
-        output.join(self.state.parts(), self.layout, self.job.output)
+        path = self.job.output
+        output.join(
+            self.state.parts(), self.layout, path, self.digest, lambda whole: self.state.will_write(path, whole)
+        )
         files.write_json(about_path(self.job.output), self._summary(counts))
         self.state.remove()
         refused, routed = counts.refused.total(), self.task.routing.threshold is not None

@@ -336,6 +336,23 @@ def test_rows_without_an_answer_are_asked_again_by_the_next_call_and_they_alone(
     assert set(engine.answered.values()) == {1}
 
 
+def test_a_file_of_another_origin_is_kept_also_after_a_call_that_broke_off(
+    place: Place, engine: StandIn, address: str
+) -> None:
+    rows = write_csv(place.folder / "in.csv", rows_of(TEXTS[:20]))
+    engine.ill = True
+    with pytest.raises(StageError, match="nothing answers any more"):
+        place.predicted(rows, "first.csv", address)
+    engine.ill = False
+    foreign = place.output("second.csv")
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_text("of a person", encoding="utf-8")
+    with pytest.raises(RecipeError, match="FORCE=1"):
+        place.predicted(rows, "second.csv", address)
+    assert foreign.read_text(encoding="utf-8") == "of a person"
+    assert len(read(place.predicted(rows, "second.csv", address, "--force"))) == 20
+
+
 def test_an_input_that_is_changed_while_it_is_read_gives_no_output(place: Place, engine: StandIn, address: str) -> None:
     rows = write_csv(place.folder / "in.csv", rows_of(TEXTS))
     before = rows.read_text(encoding="utf-8")
