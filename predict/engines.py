@@ -85,16 +85,10 @@ class VllmEngine:
         self._task, self._labels, self._at_once = task, labels, at_once
         self._session, self._engine = asking, Engine(asking, lambda: None)
 
-    async def check(self) -> None:
-        """Returns nothing where the server has the model. Raises RecipeError or StageError."""
-        found = await _got(self._session, "/v1/models")
-        names = [str(one.get("id")) for one in found.get("data", []) if isinstance(one, dict)]
-        if self._task.inside not in names:
-            raise RecipeError(f"BASE_URL: there is no model {self._task.inside}; there are {', '.join(names)}")
-
     async def ask(self, row: Row) -> Prediction:
         """Returns the prediction of a row. Raises StageError where the server is gone."""
-        return await _persistently(lambda: self._asked(row), self._session)
+        # How long to wait is not vLLM's word here: deploy/local.py says it for clients of the gateway.
+        return await _persistently(lambda: self._asked(row), self._session, heed=False)
 
     async def _asked(self, row: Row) -> Prediction:
         assert row.given is not None
@@ -180,7 +174,10 @@ def below(confidence: float | None, threshold: float | None) -> bool | None:
     return None if threshold is None else confidence is None or confidence < threshold
 
 
-async def _persistently(ask: Callable[[], Awaitable[Prediction]], asking: ClientSession) -> Prediction:
+async def _persistently(
+    ask: Callable[[], Awaitable[Prediction]], asking: ClientSession, heed: bool = True
+) -> Prediction:
+    """Asks up to TRIES times, and waits between as long as the server says, where that is to be heeded."""
     for failures in range(1, TRIES + 1):
         try:
             return await ask()
@@ -192,7 +189,7 @@ async def _persistently(ask: Callable[[], Awaitable[Prediction]], asking: Client
                 raise StageError(f"the server answers {status} to a row: {error}") from None
             last = error
             if failures < TRIES:
-                await asyncio.sleep(error.retry_seconds or wait_seconds(failures))
+                await asyncio.sleep((heed and error.retry_seconds) or wait_seconds(failures))
     if not await _healthy(asking):
         raise StageError(f"nothing answers any more ({last}); what was answered is kept: call again to go on")
     return Prediction(refused=f"{NO_ANSWER}: {last}", final=False)
@@ -212,7 +209,8 @@ async def _healthy(asking: ClientSession) -> bool:
         return False
 
 
-async def _got(asking: ClientSession, path: str) -> dict[str, Any]:
+async def got(asking: ClientSession, path: str) -> dict[str, Any]:
+    """Returns what a server says at a path. Raises StageError where it does not answer, or does not take the key."""
     try:
         async with asking.get(path) as found:
             said = await found.json(content_type=None)

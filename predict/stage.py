@@ -14,7 +14,7 @@ from pathlib import Path
 
 from deploy import registry
 from deploy.routing import Routing
-from predict import engines, inputs, output, serving
+from predict import engines, held, inputs, output, serving
 from predict.job import Job, about, recipe_of
 from predict.work import Work, say
 from recipes import command
@@ -124,22 +124,26 @@ def _ask_server(work: Work, vllm: Engine) -> None:
 
 
 async def _by_server(job: Job, base_url: str) -> None:
-    """Asks a vLLM server that runs: `make serve` has held it to what was trained."""
-    who = ["server", registry.version_of(job.here.folder / "adapter")]
-    work = Work(job, job.task("adapter"), who, "a server that runs")
+    """Asks a vLLM server that runs, once it is held to the run: it may have been started for another one."""
+    origin, adapter = engines.origin_of(base_url), job.served("adapter")
+    async with engines.session(origin, job.recipe.compare.concurrency) as asking:
+        cards = held.cards_of(await engines.got(asking, "/v1/models"), job.name)
+        found = await held.to_run(asking, adapter, cards, job.recipe.serve)
+    who = ["server", registry.version_of(adapter.folder), found.form, found.cards]
+    form = found.form or "a form that it does not name"
+    asked = job.task(found.form or "adapter", found.routing)
+    work = Work(job, asked, who, f"a server that runs, with {form} of run {job.here.id}")
     with work.held():
         if not work.is_asked():
-            await _of_vllm(work, engines.origin_of(base_url), check=True)
+            await _of_vllm(work, origin)
         work.conclude()
 
 
-async def _of_vllm(work: Work, origin: str, check: bool = False) -> None:
+async def _of_vllm(work: Work, origin: str) -> None:
     concurrency = work.job.recipe.compare.concurrency
     async with engines.session(origin, concurrency) as asking:
         known = {name: getattr(work.task, name) for name in work.task.__dataclass_fields__}
         server = engines.VllmEngine(engines.ServedTask(**known), asking, work.labels, concurrency)
-        if check:
-            await server.check()
         await work.ask(server.ask)
 
 

@@ -2,7 +2,7 @@
 needed: answers are asked for by token ids, and the ids of prompts are compared on the messages of prompt.json."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,16 @@ def agreement(served: Served, name: str, address: Address, api_key: str | None =
 
     Raises StageError where it refuses to answer.
     """
-    references = _first(served.run.references)
-    answers = asyncio.run(_answers(references, served.prompt, name, address, api_key))
+    references = first(served.run.references)
+    found = asyncio.run(_answers(references, served.prompt, name, address, api_key))
+    return share(references, found, rounding)
+
+
+def share(references: Sequence[Mapping[str, Any]], found: Sequence[str], rounding: float) -> float:
+    """Returns the share of reference answers that were found; rows with a margin below `rounding` count as found."""
     given: list[bool] = [
         answer == one["answer"] or (one["margin"] is not None and one["margin"] < rounding)
-        for one, answer in zip(references, answers, strict=True)
+        for one, answer in zip(references, found, strict=True)
     ]
     return sum(given) / len(given)
 
@@ -69,7 +74,8 @@ def difference(
     )
 
 
-def _first(path: Path) -> list[dict[str, Any]]:
+def first(path: Path) -> list[dict[str, Any]]:
+    """Returns the reference answers that a server is asked for."""
     return [one for one, _ in zip(files.read_jsonl(path), range(ROWS), strict=False)]
 
 
@@ -77,7 +83,14 @@ async def _answers(
     references: list[dict[str, Any]], prompt: dict[str, Any], name: str, address: Address, api_key: str | None
 ) -> list[str]:
     async with wire.session(address, api_key) as asking:
-        return await asyncio.gather(*(_answer(asking, one["prompt_ids"], prompt, name) for one in references))
+        return await answers(asking, references, prompt, name)
+
+
+async def answers(
+    asking: "ClientSession", references: Sequence[Mapping[str, Any]], prompt: dict[str, Any], name: str
+) -> list[str]:
+    """Returns what a server answers to the prompts of reference answers. Raises StageError where it refuses."""
+    return await asyncio.gather(*(_answer(asking, one["prompt_ids"], prompt, name) for one in references))
 
 
 async def _answer(asking: "ClientSession", prompt_ids: list[int], prompt: dict[str, Any], name: str) -> str:

@@ -20,6 +20,7 @@ from recipes.schema import Recipe
 from tasks import KINDS
 from tests import task_door
 from tests.conftest import ROOT
+from tests.stand_in_engine import PROMPT_IDS, REFERENCE
 from tests.task_door import LABELS, NAME
 from tracking import files, run
 from tracking.run import Run
@@ -129,6 +130,7 @@ def made(folder: Path, tokenizer: Any = None, **changes: str) -> Place:
         "output_schema": module.output_schema(spec),
         "grammar": module.grammar(spec),
         "max_answer_tokens": 16,
+        "prompt_ids": [*PROMPT_IDS],
     }
     adapter = here.folder / "adapter"
     adapter.mkdir()
@@ -136,6 +138,9 @@ def made(folder: Path, tokenizer: Any = None, **changes: str) -> Place:
     if tokenizer is not None:
         tokenizer.save_pretrained(adapter)
     files.write_sums(adapter)
+    here.references.write_text(
+        json.dumps({"id": "r1", "prompt_ids": [1, 2], "answer": REFERENCE, "margin": None}) + "\n", encoding="utf-8"
+    )
     run.point_latest(here)
     return Place(folder, path, here)
 

@@ -139,6 +139,7 @@ def test_below_the_threshold_of_the_comparison_a_prediction_abstains(
     place: Place, engine: StandIn, address: str
 ) -> None:
     place.compared(threshold=0.8)
+    engine.root = f"/srv/runs/router/{place.here.id}/merged"
     sure = {"sure": 0.95, "at it": 0.8, "unsure": 0.7}
     engine.answer = lambda text: ("late", sure.get(text, 0.99)) if text != "wrong" else ("pear", 0.99)
     rows = write_csv(place.folder / "in.csv", rows_of(["sure", "at it", "unsure", "wrong", " "]))
@@ -154,8 +155,15 @@ def test_below_the_threshold_of_the_comparison_a_prediction_abstains(
     [(None, None, "was not compared"), ("quantized/int8", 0.8, "of quantized/int8"), ("merged", None, "no threshold")],
 )
 def test_without_a_threshold_of_these_weights_abstain_is_empty_and_it_is_said_why(
-    place: Place, address: str, capsys: pytest.CaptureFixture[str], form: str | None, threshold: float | None, why: str
+    place: Place,
+    engine: StandIn,
+    address: str,
+    capsys: pytest.CaptureFixture[str],
+    form: str | None,
+    threshold: float | None,
+    why: str,
 ) -> None:
+    engine.root = f"/srv/runs/router/{place.here.id}/merged"
     if form is not None:
         place.compared(threshold, form)
     path = place.predicted(write_csv(place.folder / "in.csv", rows_of(TEXTS[:3])), "out.parquet", address)
@@ -351,6 +359,49 @@ def test_a_file_of_another_origin_is_kept_also_after_a_call_that_broke_off(
         place.predicted(rows, "second.csv", address)
     assert foreign.read_text(encoding="utf-8") == "of a person"
     assert len(read(place.predicted(rows, "second.csv", address, "--force"))) == 20
+
+
+@pytest.mark.parametrize("differs", ["answers", "prompt"])
+def test_a_server_of_another_run_is_refused_before_a_row_is_asked_and_when_it_goes_on(
+    place: Place, engine: StandIn, address: str, differs: str
+) -> None:
+    rows = write_csv(place.folder / "in.csv", rows_of(TEXTS[:5]))
+    engine.ill = True
+    with pytest.raises(StageError, match="nothing answers any more"):
+        place.predicted(rows, "out.csv", address)
+    asked, engine.ill = engine.seen.total(), False
+    engine.reference, engine.prompt_ids = ("other", [1, 2, 3]) if differs == "answers" else ("b", [1, 2, 4])
+    with pytest.raises(RecipeError, match=f"is not what run {place.here.id} trained.*RUN=<id>"):
+        place.predicted(rows, "out.csv", address)
+    assert engine.seen.total() == asked and not place.output("out.csv").exists()
+
+
+def test_answers_of_two_forms_are_not_mixed_and_one_that_is_not_named_has_no_threshold(
+    place: Place, engine: StandIn, address: str
+) -> None:
+    place.compared(threshold=0.8)
+    rows, left = write_csv(place.folder / "in.csv", rows_of(TEXTS[:60])), 30
+
+    def fall_ill(text: str, before: int) -> int:
+        nonlocal left
+        left -= 1
+        engine.ill = left < 0
+        return 0
+
+    engine.refuse = fall_ill
+    engine.root = f"/srv/runs/router/{place.here.id}/adapter"
+    with pytest.raises(StageError, match="nothing answers any more"):
+        place.predicted(rows, "out.jsonl", address)
+    before, engine.ill, engine.refuse = engine.answered.total(), False, lambda text, before: 0
+    engine.root = "/models/router"
+    path = place.predicted(rows, "out.jsonl", address)
+    assert engine.answered.total() == before + 60, "all are asked of the form that answers now"
+    assert {row["abstain"] for row in read(path)} == {None}
+    about = files.read_json(path.with_name("out.jsonl.about.json"))
+    assert "does not say which form" in about["why_no_threshold"] and about["engine"][2] is None
+    engine.root = f"/srv/runs/router/{place.here.id}/adapter"
+    found = read(place.predicted(rows, "out.jsonl", address))
+    assert None not in {row["abstain"] for row in found} and engine.answered.total() == 120
 
 
 def test_an_input_that_is_changed_while_it_is_read_gives_no_output(place: Place, engine: StandIn, address: str) -> None:
