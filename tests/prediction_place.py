@@ -109,7 +109,8 @@ class Place:
             why_none=None if threshold else "no threshold passed",
         )
         files.write_json(self.here.folder / "routing.json", told.json())
-        files.write_json(self.here.folder / "scores.json", {"systems": {"tuned": {"form": form}}})
+        tuned = {"tuned": {"form": form}}
+        files.write_json(self.here.folder / "scores.json", {"base": {"served_as": "trained"}, "systems": tuned})
         sums = files.sha256(self.here.folder / "adapter" / files.SUMS)
         run.start(self.here, "compare", {f"adapter/{files.SUMS}": sums})
         run.end(self.here, "compare", "done", "compared")

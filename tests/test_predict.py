@@ -16,8 +16,11 @@ import pytest
 from backends import ask as asking
 from compare import linear
 from deploy import label_tree
-from predict import inputs
+from predict import inputs, serving
 from recipes.errors import RecipeError, StageError
+from recipes.schema_verdict import Serve
+from serve.engine import Plan
+from serve.plan import Served
 from tasks import spec_of
 from tests import task_door
 from tests.prediction_place import Place, made, read, write_csv
@@ -170,6 +173,38 @@ def test_without_a_threshold_of_these_weights_abstain_is_empty_and_it_is_said_wh
     assert [row["abstain"] for row in read(path)] == [None] * 3
     assert why in capsys.readouterr().err
     assert why in files.read_json(path.with_name("out.parquet.about.json"))["why_no_threshold"]
+
+
+def test_a_threshold_of_another_base_does_not_hold(place: Place, engine: StandIn, address: str) -> None:
+    prompt = place.here.folder / "adapter" / "prompt.json"
+    trained = {"name": "pocket", "trained": {"digest": "3f2a90c1", "quantization": "nf4", "sha256": {}}}
+    files.write_json(prompt, {**files.read_json(prompt), "base": trained})
+    files.write_sums(prompt.parent)
+    place.compared(0.8)
+    engine.root = f"/srv/runs/router/{place.here.id}/adapter"
+    rows = write_csv(place.folder / "in.csv", rows_of(TEXTS[:3]))
+    told = {}
+    for base in ("trained", "published"):
+        path = place.predicted(rows, f"{base}.jsonl", address, f"serve.base={base}")
+        told[base] = files.read_json(path.with_name(f"{base}.jsonl.about.json"))
+    assert told["trained"]["threshold"] == 0.8 and told["published"]["threshold"] is None
+    assert "was on the base trained, and serve.base is published" in told["published"]["why_no_threshold"]
+
+
+@pytest.mark.parametrize("change", [{"max_model_len": 8192}, {"base": "published"}])
+def test_what_answers_is_another_with_more_room_or_on_another_base(place: Place, change: dict[str, Any]) -> None:
+    prompt = place.here.folder / "adapter" / "prompt.json"
+    told = {"base": {"name": "pocket", "trained": {"digest": "3f2a90c1"}}, "chat_template_sha256": "5c1d"}
+    files.write_json(prompt, {**files.read_json(prompt), **told})
+    files.write_sums(prompt.parent)
+    recipe = place.here.recipe()
+    served = Served("router", place.here, recipe, "adapter")
+
+    def identity(serve: Serve) -> list[Any]:
+        return serving.identity(served, Plan("pocket", "router", serve, use_cpu=True))
+
+    assert identity(recipe.serve) != identity(recipe.serve.model_copy(update=change))
+    assert identity(recipe.serve) == identity(recipe.serve.model_copy(update={"port": 9000}))
 
 
 def test_a_record_has_the_types_of_its_schema_and_json_in_a_table_of_texts(tmp_path: Path) -> None:
