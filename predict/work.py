@@ -41,7 +41,8 @@ class Work:
 
     def is_written(self) -> bool:
         """Returns whether the output is there, by the same model, with the same rows and columns."""
-        return not self.job.fresh and self.job.about.get("digest") == self.digest
+        anew = self.job.fresh or self.state.is_fresh()
+        return not anew and self.job.about.get("digest") == self.digest
 
     def is_asked(self) -> bool:
         """Returns whether nothing is left to be asked; says where the threshold and the engine are from."""

@@ -298,6 +298,30 @@ def test_called_again_it_asks_for_nothing_until_rows_or_wishes_change(
     assert len(read(path)) == 70
 
 
+@pytest.mark.parametrize("again", [[], ["--fresh"]])
+def test_asking_anew_goes_on_where_it_broke_off(place: Place, engine: StandIn, address: str, again: list[str]) -> None:
+    rows = write_csv(place.folder / "in.csv", rows_of(TEXTS[:60]))
+    path, left = place.predicted(rows, "out.csv", address), 30
+    engine.answered.clear()
+    engine.answer = lambda text: ("broken", 0.9)
+
+    def fall_ill(text: str, before: int) -> int:
+        nonlocal left
+        left -= 1
+        engine.ill = left < 0
+        return 0
+
+    engine.refuse = fall_ill
+    with pytest.raises(StageError, match="nothing answers any more"):
+        place.predicted(rows, "out.csv", address, "--fresh")
+    engine.ill, engine.refuse = False, lambda text, before: 0
+    place.predicted(rows, "out.csv", address, *again)
+    assert {row["answer"] for row in read(path)} == {"broken"}
+    assert engine.answered == dict.fromkeys(TEXTS[:60], 1)
+    place.predicted(rows, "out.csv", address)
+    assert engine.answered.total() == 60, "it is unchanged again"
+
+
 def test_inputs_that_begin_alike_are_asked_together_and_never_more_at_once_than_the_recipe_says(
     place: Place, engine: StandIn, address: str
 ) -> None:
