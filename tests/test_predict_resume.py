@@ -154,6 +154,40 @@ def test_a_torn_last_line_is_cut_off_and_a_broken_one_before_it_is_named(tmp_pat
         Journal(path)
 
 
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from predict.journal import Journal
+from predict.prediction import Prediction
+from recipes.errors import StageError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+journal = Journal(Path(sys.argv[1]))
+journal.append([("a", Prediction("late", 0.9, "local"))])
+resource.setrlimit(resource.RLIMIT_FSIZE, (journal.path.stat().st_size + 20, resource.RLIM_INFINITY))
+told = []
+for key in "bc":
+    if key == "c":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    try:
+        journal.append([(key, Prediction("lost", 0.9, "local"))])
+    except StageError as error:
+        told.append(str(error))
+journal.close()
+assert len(told) == 2, told
+"""
+
+
+def test_a_disk_that_is_full_leaves_a_journal_that_can_be_read(tmp_path: Path) -> None:
+    """The disk has room for 20 bytes more, and all of it again in the next moment."""
+    path = tmp_path / "000000.jsonl"
+    subprocess.run([sys.executable, "-c", FULL, str(path)], cwd=ROOT, check=True)
+    journal = Journal(path)
+    journal.close()
+    assert journal.predictions == {"a": Prediction("late", 0.9, "local")}
+    assert path.read_bytes().endswith(b"\n")
+
+
 @pytest.mark.slow(minutes=8)
 def test_memory_does_not_grow_with_the_rows(place: Place) -> None:
     port = free_port()
