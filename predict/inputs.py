@@ -141,17 +141,21 @@ def row_of(source: SourceRow, task: Task, recipe: Recipe) -> Row:
 
 def own_columns(values: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
     """Returns the columns of a row as they are written out. What privacy.redact names is replaced: in the columns of
-    the input by the placeholders that the model reads, in all others by pseudonyms, so that ids still join."""
+    the input by the placeholders that the model reads, in all others by pseudonyms, so that ids still join. Names of columns and keys get
+    pseudonyms too."""
     kinds = recipe.privacy.redact
     if not kinds:
         return values
     texts = {name.partition(".")[0] for name in input_columns(recipe).values()}
-    return {name: _hidden(value, kinds, name in texts) for name, value in values.items()}
+    return {privacy.pseudonym(name, kinds): _hidden(value, kinds, name in texts) for name, value in values.items()}
 
 
 def _hidden(value: Any, kinds: Collection[str], is_text: bool) -> Any:
     if isinstance(value, dict):
-        return {name: _hidden(inside, kinds, is_text) for name, inside in value.items()}
+        return {
+            privacy.pseudonym(name, kinds) if isinstance(name, str) else name: _hidden(inside, kinds, is_text)
+            for name, inside in value.items()
+        }
     if isinstance(value, list):
         return [_hidden(inside, kinds, is_text) for inside in value]
     if value is None or isinstance(value, bool):

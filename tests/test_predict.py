@@ -253,6 +253,20 @@ def test_what_the_recipe_redacts_reaches_neither_engine_nor_output(place: Place,
     assert first["message"] == "write to [EMAIL_1]" and first["n"] == "7"
 
 
+@pytest.mark.parametrize("output", ["out.csv", "out.jsonl", "out.parquet"])
+def test_what_the_recipe_redacts_is_in_no_name_of_a_column_and_no_key(place: Place, address: str, output: str) -> None:
+    ann, bob = "ann.smith@example.org", "bob@example.org"
+    rows = [{"message": TEXTS[0], f"told {ann}": "yes", "by": {ann: {"to": {bob: 2}}, bob: 1}}] * 2
+    (place.folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path = place.predicted(place.folder / "in.jsonl", output, address)
+    assert not [mail for mail in (ann, bob) if mail.encode() in path.read_bytes()]
+    first = read(path)[0]
+    by = first["by"] if isinstance(first["by"], dict) else json.loads(first["by"])
+    (inside,) = (value for value in by.values() if isinstance(value, dict))
+    assert len(by) == 2 and len(first) == 8 and set(inside["to"]) < set(by), "one person, one pseudonym"
+    assert ann not in path.with_name(f"{output}.about.json").read_text(encoding="utf-8")
+
+
 def test_where_a_column_has_one_of_our_names_ours_are_prefixed(place: Place, address: str) -> None:
     rows = [{"message": text, "answer": "of a person"} for text in TEXTS[:3]]
     found = read(place.predicted(write_csv(place.folder / "in.csv", rows), "out.jsonl", address))
