@@ -102,7 +102,8 @@ class State:
     @contextmanager
     def locked(self, fresh: bool) -> Iterator[None]:
         """Holds the folder, which is made where there is none, for this process; the lock ends with the process. What
-        was done before is dropped where it is to be `fresh`, once: a call that goes on drops nothing. Raises StageError where another process holds it."""
+        was done before is dropped where it is to be `fresh`, once: a call that goes on drops nothing. Raises StageError
+        where another process holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w", encoding="utf-8") as file:
             try:

@@ -514,6 +514,34 @@ def test_what_cannot_be_is_refused_in_words_before_anything_is_asked_or_written(
     assert engine.seen == Counter() and not place.output("").exists()
 
 
+@pytest.mark.parametrize(
+    ("pattern", "output", "is_part"),
+    [
+        ("rows/*.csv", "rows/out.csv", True),
+        ("r*/*.csv", "rows/out.csv", True),
+        ("**/*.csv", "out.csv", True),
+        ("**/*.csv", "rows/deep/out.csv", True),
+        ("rows/in*.csv", "rows/out.csv", False),
+        ("rows/*.csv", "rows/out.jsonl", False),
+        ("rows/*.csv", "rows/deep/out.csv", False),
+    ],
+)
+def test_an_output_that_the_pattern_of_the_input_would_name_is_refused_at_once(
+    place: Place, address: str, pattern: str, output: str, is_part: bool
+) -> None:
+    folder = place.folder / "rows"
+    folder.mkdir()
+    write_csv(folder / "in.csv", rows_of(TEXTS[:3]))
+    path = place.folder / output
+    if is_part:
+        with pytest.raises(RecipeError, match="is a part of INPUT"):
+            place.predicted(place.folder / pattern, f"../{output}", address)
+        assert not path.exists()
+    else:
+        place.predicted(place.folder / pattern, f"../{output}", address)
+        assert len(read(path)) == 3
+
+
 def test_data_that_may_not_leave_goes_to_no_other_machine(tmp_path: Path) -> None:
     place = made(tmp_path, may_leave="false")
     rows = write_csv(tmp_path / "in.csv", rows_of(TEXTS[:3]))
