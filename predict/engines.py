@@ -123,12 +123,7 @@ class GatewayEngine:
 
     async def _asked(self, row: Row) -> Prediction:
         # As the file has it: the gateway redacts, and keeps here what has personal data in it.
-        said, version = await _posted(self._session, f"/v1/tasks/{self._task.name}", {"input": row.raw})
-        if version != self._version:
-            raise StageError(
-                f"the gateway has changed over from version {self._version} to {version}; call again, and all rows "
-                "are asked of that one"
-            )
+        said = await self._posted(f"/v1/tasks/{self._task.name}", {"input": row.raw})
         return Prediction(
             answer=said["answer"],
             confidence=said["confidence"],
@@ -148,8 +143,17 @@ class GatewayEngine:
         choices = [{"value": label} for label in self._labels]
         question = {"type": "choice", "instructions": "-", "choices": choices}
         body = {"model": self._task.name, "input": raw, "questions": [question]}
-        said, _ = await _posted(self._session, decisions.PATH, body)
+        said = await self._posted(decisions.PATH, body)
         return {one["value"]: one["probability"] for one in said["answers"][0]["probabilities"]}
+
+    async def _posted(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        said, version = await _posted(self._session, path, body)
+        if version != self._version:
+            raise StageError(
+                f"the gateway has changed over from version {self._version} to {version}; call again, and all rows "
+                "are asked of that one"
+            )
+        return said
 
 
 async def version_of(asking: ClientSession, name: str) -> str:
