@@ -137,6 +137,22 @@ def test_the_variables_of_make_say_the_same(place: Place, address: str, rows: Pa
     assert f"-m predict {place.recipe}" in shown
 
 
+def test_the_base_url_of_the_shell_is_no_gateway(tmp_path: Path) -> None:
+    """Other programs have a BASE_URL in their environment, and rows must go to none of them."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "BASE_URL=$BASE_URL"\n', encoding="utf-8")
+    python.chmod(0o755)
+    command = ["make", "-o", "setup", "predict", f"VENV={python}"]
+    environment = {**os.environ, "BASE_URL": "https://api.example.org/v1"}
+
+    def told(*words: str) -> str:
+        made = subprocess.run([*command, *words], cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+        return made.stdout.strip()
+
+    assert told() == "BASE_URL="
+    assert told("BASE_URL=http://127.0.0.1:8000") == "BASE_URL=http://127.0.0.1:8000"
+
+
 def test_a_torn_last_line_is_cut_off_and_a_broken_one_before_it_is_named(tmp_path: Path) -> None:
     path = tmp_path / "000000.jsonl"
     journal = Journal(path)
