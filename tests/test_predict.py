@@ -16,7 +16,8 @@ import pytest
 from backends import ask as asking
 from compare import linear
 from deploy import label_tree
-from predict import inputs, serving
+from predict import inputs, output, serving
+from predict.column_types import ColumnTypes
 from recipes.errors import RecipeError, StageError
 from recipes.schema_verdict import Serve
 from serve.engine import Plan
@@ -540,6 +541,21 @@ def test_an_output_that_the_pattern_of_the_input_would_name_is_refused_at_once(
     else:
         place.predicted(place.folder / pattern, f"../{output}", address)
         assert len(read(path)) == 3
+
+
+def test_two_predictions_at_once_into_one_output_leave_one_of_them_whole(tmp_path: Path) -> None:
+    texts = {"a" * 64: "first\n", "b" * 64: "second\n"}
+    for digest, text in texts.items():
+        (tmp_path / digest).write_text(text, encoding="utf-8")
+    layout, path = output.layout("jsonl", ColumnTypes(), pa.string(), []), tmp_path / "out.jsonl"
+    first, second = texts
+
+    def meanwhile(whole: Path) -> None:
+        output.join(iter([tmp_path / second]), layout, path, second)
+        assert path.read_text(encoding="utf-8") == "second\n"
+
+    output.join(iter([tmp_path / first]), layout, path, first, meanwhile)
+    assert path.read_text(encoding="utf-8") == "first\n" and not list(tmp_path.glob(".*"))
 
 
 def test_data_that_may_not_leave_goes_to_no_other_machine(tmp_path: Path) -> None:
