@@ -63,7 +63,7 @@ sweep: setup ## Train several bases or settings and compare the best: MODELS="a 
 	@$(VENV) -m compare.sweep $(RECIPE) $(SET)
 
 predict: setup ## Answer every row of INPUT=<file, folder or glob> into OUTPUT=answers.parquet (or .jsonl, .csv); goes on where it was killed (PROBABILITIES=1 ENGINE=gateway BASE_URL=)
-	@$(VENV) -m predict $(RECIPE) $(SET)
+	@$(if $(filter command,$(origin BASE_URL)),,BASE_URL= )$(VENV) -m predict $(RECIPE) $(SET)
 
 dashboard: setup ## A W&B workspace for the recipe's runs, or its specification where W&B is not logged in
 	@$(VENV) -m tracking.dashboard $(RECIPE) $(SET)

@@ -87,6 +87,7 @@ def scores_json(
             "name": str(mine.prompt["base"]["name"]),
             "pocket": is_pocket(mine),
             "quantization": recipe.model.quantization,
+            "served_as": recipe.serve.base,
         },
         "hardware": environment.machine(recipe),
         "training_seconds": training_seconds(here),

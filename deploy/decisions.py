@@ -24,7 +24,7 @@ from deploy import answering, bodies
 from deploy.answering import Deployed
 from deploy.daemon import in_thread
 from deploy.label_tree import Ids, Tree
-from deploy.local import Engine, message_of
+from deploy.local import Engine, EngineRefusedError
 from deploy.refused import RefusedError, invalid
 from deploy.task import Task, text_of
 from deploy.watch import Watch
@@ -103,7 +103,7 @@ async def _next(engine: Engine, model: str, ids: Sequence[int], tokens: Sequence
         raise RefusedError(503, "overloaded_error", "the model fails", 5)
     engine.heard()
     if answer.status != 200:
-        raise invalid(f"the model refuses the input: {message_of(said)}")
+        raise EngineRefusedError(answer.status, said)
     try:
         (top,) = said["choices"][0]["logprobs"]["top_logprobs"]
         named = {int(name.rpartition(":")[2]): float(value) for name, value in top.items()}

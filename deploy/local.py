@@ -11,7 +11,7 @@ from aiohttp import ClientError, ClientSession
 from backends import openai_wire
 from backends.exchange import Backend, Received, Request
 from compare.predictions import Answer
-from deploy.refused import RefusedError, invalid
+from deploy.refused import RefusedError
 from deploy.task import Task
 from tasks.inputs import Input
 from tasks.parsed import UNFINISHED, Parsed
@@ -21,6 +21,10 @@ LOCAL = "local"
 TIMES_LONGER = 2
 """An answer that was cut off is asked for again with so many times the tokens."""
 _SHOWN_CHARACTERS = 300
+UNAVAILABLE = (408, 429)
+"""What vLLM, or a proxy before it, answers where the same request may be answered later."""
+NO_SUCH_DOOR = (401, 403, 404)
+"""What it answers where no request will be answered: another key, or another model."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,20 @@ class Engine:
     session: ClientSession
     heard: Callable[[], None]
     """Called whenever it sends something."""
+
+
+class EngineRefusedError(RefusedError):
+    """vLLM has refused a request. The gateway's client reads of it what is true of its own request; `engine_status` is
+    the status that vLLM answered with."""
+
+    def __init__(self, engine_status: int, said: Any) -> None:
+        told, self.engine_status = message_of(said), engine_status
+        if engine_status in UNAVAILABLE:
+            super().__init__(503, "overloaded_error", f"the model is busy: {told}", retry_seconds=5)
+        elif engine_status in NO_SUCH_DOOR:
+            super().__init__(502, "api_error", f"the model's server answers {engine_status}: {told}")
+        else:
+            super().__init__(400, "invalid_request_error", f"the model refuses the input: {told}")
 
 
 async def ask(engine: Engine, task: Task, given: Input, most_tokens: int | None) -> Judged:
@@ -102,7 +120,7 @@ async def _received(engine: Engine, backend: Backend, request: Request) -> Recei
         raise RefusedError(503, "overloaded_error", "the model fails", retry_seconds=5)
     engine.heard()
     if found.status != 200:
-        raise invalid(f"the model refuses the input: {message_of(said)}")
+        raise EngineRefusedError(found.status, said)
     try:
         return openai_wire.received(ChatCompletion.construct(**said), backend, request)
     except (ValueError, AttributeError, TypeError) as error:

@@ -16,7 +16,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
 from backends.ask import wait_seconds
 from deploy import decisions, local
-from deploy.local import Engine
+from deploy.local import Engine, EngineRefusedError
 from deploy.passing import VERSION_HEADER
 from deploy.refused import RefusedError
 from deploy.task import Task
@@ -33,8 +33,10 @@ ANSWER_SECONDS = 600.0
 IDLE_SECONDS = 2.0
 """uvicorn closes connections that were idle for 5 s."""
 CONFIDENT = "confident"
-AGAIN = (408, 429, 500, 502, 503, 504)
+AGAIN = (408, 429, *range(500, 600))
 """Statuses of an answer that another attempt may get."""
+FINAL = (400, 413, 422)
+"""Statuses that say something of the row. Any other ends the prediction: no row would be answered."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,10 @@ class VllmEngine:
         self._task, self._labels, self._at_once = task, labels, at_once
         self._session, self._engine = asking, Engine(asking, lambda: None)
 
-    async def check(self) -> None:
-        """Returns nothing where the server has the model. Raises RecipeError or StageError."""
-        found = await _got(self._session, "/v1/models")
-        names = [str(one.get("id")) for one in found.get("data", []) if isinstance(one, dict)]
-        if self._task.inside not in names:
-            raise RecipeError(f"BASE_URL: there is no model {self._task.inside}; there are {', '.join(names)}")
-
     async def ask(self, row: Row) -> Prediction:
         """Returns the prediction of a row. Raises StageError where the server is gone."""
-        return await _persistently(lambda: self._asked(row), self._session)
+        # How long to wait is not vLLM's word here: deploy/local.py says it for clients of the gateway.
+        return await _persistently(lambda: self._asked(row), self._session, heed=False)
 
     async def _asked(self, row: Row) -> Prediction:
         assert row.given is not None
@@ -127,12 +123,7 @@ class GatewayEngine:
 
     async def _asked(self, row: Row) -> Prediction:
         # As the file has it: the gateway redacts, and keeps here what has personal data in it.
-        said, version = await _posted(self._session, f"/v1/tasks/{self._task.name}", {"input": row.raw})
-        if version != self._version:
-            raise StageError(
-                f"the gateway has changed over from version {self._version} to {version}; call again, and all rows "
-                "are asked of that one"
-            )
+        said = await self._posted(f"/v1/tasks/{self._task.name}", {"input": row.raw})
         return Prediction(
             answer=said["answer"],
             confidence=said["confidence"],
@@ -152,8 +143,17 @@ class GatewayEngine:
         choices = [{"value": label} for label in self._labels]
         question = {"type": "choice", "instructions": "-", "choices": choices}
         body = {"model": self._task.name, "input": raw, "questions": [question]}
-        said, _ = await _posted(self._session, decisions.PATH, body)
+        said = await self._posted(decisions.PATH, body)
         return {one["value"]: one["probability"] for one in said["answers"][0]["probabilities"]}
+
+    async def _posted(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        said, version = await _posted(self._session, path, body)
+        if version != self._version:
+            raise StageError(
+                f"the gateway has changed over from version {self._version} to {version}; call again, and all rows "
+                "are asked of that one"
+            )
+        return said
 
 
 async def version_of(asking: ClientSession, name: str) -> str:
@@ -178,20 +178,31 @@ def below(confidence: float | None, threshold: float | None) -> bool | None:
     return None if threshold is None else confidence is None or confidence < threshold
 
 
-async def _persistently(ask: Callable[[], Awaitable[Prediction]], asking: ClientSession) -> Prediction:
+async def _persistently(
+    ask: Callable[[], Awaitable[Prediction]], asking: ClientSession, heed: bool = True
+) -> Prediction:
+    """Asks up to TRIES times, and waits between as long as the server says, where that is to be heeded."""
     for failures in range(1, TRIES + 1):
         try:
             return await ask()
         except RefusedError as error:
-            if error.status not in AGAIN:
-                code = "invalid_answer" if error.status == 422 else "refused_input"
-                return Prediction(refused=f"{code}: {error}")
+            status = error.engine_status if isinstance(error, EngineRefusedError) else error.status
+            if status in FINAL:
+                return Prediction(refused=f"{_code(error)}: {error}")
+            if status not in AGAIN:
+                raise StageError(f"the server answers {status} to a row: {error}") from None
             last = error
             if failures < TRIES:
-                await asyncio.sleep(error.retry_seconds or wait_seconds(failures))
+                await asyncio.sleep((heed and error.retry_seconds) or wait_seconds(failures))
     if not await _healthy(asking):
         raise StageError(f"nothing answers any more ({last}); what was answered is kept: call again to go on")
     return Prediction(refused=f"{NO_ANSWER}: {last}", final=False)
+
+
+def _code(error: RefusedError) -> str:
+    # A gateway says so of an answer that does not fit the task's schema, vLLM of a request that it cannot read.
+    wrong_answer = error.status == 422 and not isinstance(error, EngineRefusedError)
+    return "invalid_answer" if wrong_answer else "refused_input"
 
 
 async def _healthy(asking: ClientSession) -> bool:
@@ -202,7 +213,8 @@ async def _healthy(asking: ClientSession) -> bool:
         return False
 
 
-async def _got(asking: ClientSession, path: str) -> dict[str, Any]:
+async def got(asking: ClientSession, path: str) -> dict[str, Any]:
+    """Returns what a server says at a path. Raises StageError where it does not answer, or does not take the key."""
     try:
         async with asking.get(path) as found:
             said = await found.json(content_type=None)

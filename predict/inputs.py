@@ -5,6 +5,8 @@ readers of data preparation, with the recipe's options of data.source and its co
 applied, since every row gets an answer or a reason.
 """
 
+import fnmatch
+import glob
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +83,23 @@ def check_output(output: Path, given: str, files: list[SourceFile]) -> None:
     """Raises RecipeError where the output would be a part of the input: the next call would read it."""
     folder = Path(given)
     inside = folder.is_dir() and folder.resolve() in output.resolve().parents
+    inside = inside or (not folder.exists() and _matches(output, given))
     if inside or output.resolve() in {file.path.resolve() for file in files}:
         raise RecipeError(f"OUTPUT: {output} is a part of INPUT={given}; write it into another folder")
+
+
+def _matches(output: Path, pattern: str) -> bool:
+    """Whether a pattern would name a file once it is there. Below `**` it may stand in any folder."""
+    parts = Path(pattern).absolute().parts
+    first = next((at for at, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    below, root = output.absolute(), Path(*parts[:first])
+    name_fits = fnmatch.fnmatchcase(below.name, parts[-1]) or parts[-1] == "**"
+    if not name_fits or root.resolve() not in below.resolve().parents:
+        return False
+    between = below.resolve().relative_to(root.resolve()).parts
+    return "**" in parts or (
+        len(between) == len(parts) - first and all(map(fnmatch.fnmatchcase, between, parts[first:]))
+    )
 
 
 def survey(files: list[SourceFile], source: Source, recipe: Recipe, with_types: bool) -> Survey:
@@ -141,17 +158,21 @@ def row_of(source: SourceRow, task: Task, recipe: Recipe) -> Row:
 
 def own_columns(values: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
     """Returns the columns of a row as they are written out. What privacy.redact names is replaced: in the columns of
-    the input by the placeholders that the model reads, in all others by pseudonyms, so that ids still join."""
+    the input by placeholders as the model reads them, in all others by pseudonyms, so that ids still join. Names of
+    columns and keys get pseudonyms too."""
     kinds = recipe.privacy.redact
     if not kinds:
         return values
     texts = {name.partition(".")[0] for name in input_columns(recipe).values()}
-    return {name: _hidden(value, kinds, name in texts) for name, value in values.items()}
+    return {privacy.pseudonym(name, kinds): _hidden(value, kinds, name in texts) for name, value in values.items()}
 
 
 def _hidden(value: Any, kinds: Collection[str], is_text: bool) -> Any:
     if isinstance(value, dict):
-        return {name: _hidden(inside, kinds, is_text) for name, inside in value.items()}
+        return {
+            privacy.pseudonym(name, kinds) if isinstance(name, str) else name: _hidden(inside, kinds, is_text)
+            for name, inside in value.items()
+        }
     if isinstance(value, list):
         return [_hidden(inside, kinds, is_text) for inside in value]
     if value is None or isinstance(value, bool):

@@ -50,7 +50,7 @@ class Job:
         if found is None:
             raise RecipeError(f"run {self.here.id} was trained by an earlier version, and its prompt.json has no task")
         if routing is None:
-            return self.task(form, threshold.of_run(self.here, found.material, form, self.recipe.route))
+            return self.task(form, threshold.of_run(self.here, found.material, form, self.recipe))
         return found
 
     def labels(self, asked: Task) -> list[str]:

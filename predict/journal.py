@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from predict import prediction
@@ -28,6 +29,8 @@ class Journal:
         if whole < len(data):
             print(f"{path}: cut off a torn last line of {len(data) - whole} bytes", file=sys.stderr)
             self._file.truncate(whole)
+        self._length: int | None = whole
+        """Bytes of whole lines; None once nothing more can be written behind them."""
         self.predictions: Mapping[str, Prediction] = dict(
             self._read(number, line) for number, line in enumerate(data[:whole].splitlines(), start=1)
         )
@@ -43,15 +46,28 @@ class Journal:
             ) from None
 
     def append(self, predictions: Sequence[tuple[str, Prediction]]) -> None:
-        """Writes predictions with their keys and flushes them to disk. Raises StageError where that fails."""
+        """Writes predictions with their keys and flushes them to disk. Raises StageError where that fails: what was
+        written of them is cut off again, and nothing more is taken."""
+        if self._length is None:
+            raise StageError(f"{self.path}: answers cannot be written any more")
         lines = [json.dumps(prediction.to_line(*one), ensure_ascii=False) + "\n" for one in predictions]
-        left = memoryview("".join(lines).encode("utf-8", "surrogatepass"))
+        data = "".join(lines).encode("utf-8", "surrogatepass")
+        left = memoryview(data)
         try:
             while left:
                 left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
+            self._length += len(data)
         except OSError as error:
+            self._cut()
             raise StageError(f"{self.path}: answers cannot be written: {error.strerror or error}") from None
+
+    def _cut(self) -> None:
+        assert self._length is not None
+        length, self._length = self._length, None
+        # Where this fails too, the torn line is the last one, and is cut off when the journal is opened again.
+        with suppress(OSError):
+            self._file.truncate(length)
 
     def close(self) -> None:
         """Closes the file."""

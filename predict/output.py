@@ -12,7 +12,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,13 @@ def write_part(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any
     aside.replace(path)
 
 
-def join(parts: Iterator[Path], layout: Layout, output: Path) -> None:
-    """Writes all parts as one file, whole or not at all."""
+def join(
+    parts: Iterator[Path], layout: Layout, output: Path, digest: str, before: Callable[[Path], None] = lambda path: None
+) -> None:
+    """Writes all parts as one file, whole or not at all. `digest`: of the prediction; two that write the same output
+    write aside under two names. `before` gets the whole file just before it is renamed to `output`."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    aside = output.with_name(f".{output.name}.partial")
+    aside = output.with_name(f".{output.name}.{digest[:12]}.partial")
     try:
         if layout.kind == "parquet":
             _join_parquet(parts, layout, aside)
@@ -94,6 +97,7 @@ def join(parts: Iterator[Path], layout: Layout, output: Path) -> None:
                     with part.open("rb") as opened:
                         shutil.copyfileobj(opened, file, 2**20)
         _flush(aside)
+        before(aside)
         aside.replace(output)
     finally:
         aside.unlink(missing_ok=True)

@@ -15,10 +15,13 @@ from pathlib import Path
 
 from predict.inputs import Row, Segment
 from predict.journal import Journal
-from predict.prediction import Prediction
+from predict.prediction import NO_ANSWER, Prediction
 from predict.state import State
+from recipes.errors import StageError
 
 OPEN_SEGMENTS = 2
+SILENT_ROWS = 16
+"""So many rows in succession without an answer are an outage, also where the server says that it is well."""
 Ask = Callable[[Row], Awaitable[Prediction]]
 Keyed = list[tuple[str, Prediction]]
 """Predictions by the keys of their rows."""
@@ -30,7 +33,12 @@ class OpenSegment:
     def __init__(self, segment: Segment, path: Path) -> None:
         self.segment, self.journal = segment, Journal(path)
         self.keys = [_key(row) for row in segment.rows]
-        self.predictions = dict(self.journal.predictions)
+        known = self.journal.predictions
+        self.failed_before = {key for key, one in known.items() if (one.refused or "").startswith(NO_ANSWER)}
+        """Keys of rows that an earlier call got no answer to: asked once more, then refused."""
+        self.failed: Keyed = []
+        """Those that this call got none to, for the first time."""
+        self.predictions = {key: one for key, one in known.items() if key not in self.failed_before}
         rows: dict[str, list[Row]] = {}
         for key, row in zip(self.keys, segment.rows, strict=True):
             if row.given is not None and key not in self.predictions:
@@ -48,10 +56,19 @@ class OpenSegment:
         """Returns how many rows are not to be asked: answered before, or refused."""
         return len(self.segment.rows) - sum(map(len, self.missing.values()))
 
+    def is_final(self, key: str, prediction: Prediction) -> bool:
+        """Returns whether the output may have a prediction: an answer, a refusal, or a failure in the second call."""
+        return prediction.final or key in self.failed_before
+
     def keep(self, predictions: Keyed) -> None:
         """Writes predictions into the journal. Raises StageError."""
-        if final := [one for one in predictions if one[1].final]:
+        if final := [one for one in predictions if self.is_final(*one)]:
             self.journal.append(final)
+
+    def leave(self) -> None:
+        """Writes which rows got no answer, and closes the journal: the next call asks them again."""
+        self.journal.append(self.failed)
+        self.journal.close()
 
     def finish(self, state: State) -> None:
         """Writes the segment's part of the output."""
@@ -76,9 +93,11 @@ class Pipeline:
         self._answers: asyncio.Queue[Arrived | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(OPEN_SEGMENTS)
         self._opened: set[OpenSegment] = set()
+        self._silent, self._answered, self._failed = 0, 0, 0
 
     async def run(self, segments: Iterator[Segment | None]) -> None:
-        """Asks all rows that have no answer on disk. Raises what reading, asking and writing raise, the first of it."""
+        """Asks all rows that have no answer on disk. Raises what reading, asking and writing raise, the first, and
+        StageError where rows got no answer."""
         try:
             async with asyncio.TaskGroup() as group:
                 workers = [group.create_task(self._work()) for _ in range(self._concurrency)]
@@ -93,6 +112,11 @@ class Pipeline:
         finally:
             for opened in self._opened:
                 opened.journal.close()
+        if self._failed:
+            raise StageError(
+                f"{self._failed:,} rows got no answer, however often they were asked, and nothing is written; what was "
+                "answered is kept. Call again: they alone are asked, and refused where they fail again"
+            )
 
     async def _read(self, segments: Iterator[Segment | None], group: asyncio.TaskGroup) -> None:
         while True:
@@ -141,12 +165,32 @@ class Pipeline:
 
     def _settle(self, opened: OpenSegment, predictions: Keyed, group: asyncio.TaskGroup) -> None:
         opened.predictions.update(predictions)
-        self._on_rows(sum(len(opened.missing.pop(key)) for key, _ in predictions))
+        for key, prediction in predictions:
+            rows = len(opened.missing.pop(key))
+            self._on_rows(rows)
+            if prediction.final:
+                self._silent, self._answered = 0, self._answered + 1
+            elif key not in opened.failed_before:
+                self._silent, self._failed = self._silent + 1, self._failed + rows
+                opened.failed.append((key, prediction))
+                self._check_answers(prediction)
         if not opened.missing:
             group.create_task(self._finish(opened))
 
+    def _check_answers(self, last: Prediction) -> None:
+        if self._silent >= SILENT_ROWS:
+            raise StageError(
+                f"{self._silent} rows in succession got no answer, though the server says that it is well "
+                f"({last.refused}); what was answered is kept: call again to go on"
+            )
+
     async def _finish(self, opened: OpenSegment) -> None:
-        await asyncio.to_thread(opened.finish, self._state)
+        if not opened.failed:
+            await asyncio.to_thread(opened.finish, self._state)
+        elif self._answered:
+            await asyncio.to_thread(opened.leave)
+        else:  # Nobody was answered: nothing is known of these rows.
+            opened.journal.close()
         self._opened.discard(opened)
         self._room.release()
 

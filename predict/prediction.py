@@ -29,7 +29,7 @@ class Prediction:
     probabilities: Mapping[str, float] | None = None
     """Of every label, where they were asked for."""
     final: bool = True
-    """False: it is not kept in the journal, since the engine failed and the row is not known to be the cause."""
+    """False: the engine failed, and the row is not known to be the cause; it is asked again by the next call."""
 
 
 COLUMNS = tuple(one.name for one in fields(Prediction) if one.name != "final")

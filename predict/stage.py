@@ -14,7 +14,7 @@ from pathlib import Path
 
 from deploy import registry
 from deploy.routing import Routing
-from predict import engines, inputs, output, serving
+from predict import engines, held, inputs, output, serving
 from predict.job import Job, about, recipe_of
 from predict.work import Work, say
 from recipes import command
@@ -30,6 +30,24 @@ ENGINES = ("vllm", "gateway")
 
 def main(arguments: argparse.Namespace) -> int:
     """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
+    job = job_of(arguments)
+    say("predict", f"{job.survey.rows:,} rows of {len(job.files):,} files, by run {job.here.id}")
+    if arguments.dry_run:
+        job.labels(job.task("adapter"))
+        print(f"would ask {job.engine} {job.survey.rows:,} rows, and write {job.output}")
+        return command.DONE
+    if job.engine == "gateway":
+        asyncio.run(_by_gateway(job))
+    elif job.base_url is not None:
+        asyncio.run(_by_server(job, job.base_url))
+    else:
+        _by_vllm(job)
+    print(job.output)
+    return command.DONE
+
+
+def job_of(arguments: argparse.Namespace) -> Job:
+    """Returns what a call is to predict, once its input was looked through. Raises RecipeError and StageError."""
     given, path = _paths(arguments)
     engine = _engine(arguments)
     loaded, here = run.of_call(arguments)
@@ -39,7 +57,7 @@ def main(arguments: argparse.Namespace) -> int:
     found = inputs.found(source, given)
     inputs.check_output(path, given, found)
     survey = inputs.survey(found, source, recipe, output.kind_of(path) == "parquet")
-    job = Job(
+    return Job(
         here=here,
         name=loaded.name,
         recipe=recipe,
@@ -54,25 +72,14 @@ def main(arguments: argparse.Namespace) -> int:
         files=found,
         survey=survey,
     )
-    say("predict", f"{survey.rows:,} rows of {len(found):,} files, by run {here.id}")
-    if arguments.dry_run:
-        job.labels(job.task("adapter"))
-        print(f"would ask {engine} {survey.rows:,} rows, and write {path}")
-        return command.DONE
-    if engine == "gateway":
-        asyncio.run(_by_gateway(job))
-    elif base_url is not None:
-        asyncio.run(_by_server(job, base_url))
-    else:
-        _by_vllm(job)
-    print(path)
-    return command.DONE
 
 
 def _by_vllm(job: Job) -> None:
     """Starts the server of the run's form, the next form where serve.model leaves a choice and one cannot be served."""
     serve = job.recipe.serve
     forms = plan.candidates(job.here, job.here.recipe(), serve)
+    if job.about and any(_is_there(job, job.served(form)) for form in forms):
+        return
     for at, form in enumerate(forms):
         served = job.served(form)
         try:
@@ -93,15 +100,34 @@ class _NotServedError(Exception):
         self.why = why
 
 
-def _predicted(job: Job, served: Served) -> None:
-    """Predicts by one form of the run. Raises _NotServedError where that cannot be served."""
+def work_of(job: Job, served: Served) -> Work:
+    """Returns the prediction by one form of the run. Raises _NotServedError where that cannot be served."""
     try:
         planned = plan.of([served], job.recipe.serve)
     except RecipeError as error:
         raise _NotServedError(error) from None
     form = served.which
     who = ["vllm", *serving.identity(served, planned)]
-    work = Work(job, job.task(form), who, f"vLLM with {form} of run {job.here.id}")
+    return Work(job, job.task(form), who, f"vLLM with {form} of run {job.here.id}")
+
+
+def _is_there(job: Job, served: Served) -> bool:
+    """Returns whether the output is there by a form of the run, and says so. A form that another one was taken in the
+    place of is not started to find that out."""
+    try:
+        work = work_of(job, served)
+    except _NotServedError:
+        return False
+    if not work.is_written():
+        return False
+    with work.held():
+        work.conclude()
+    return True
+
+
+def _predicted(job: Job, served: Served) -> None:
+    """Predicts by one form of the run. Raises _NotServedError where that cannot be served."""
+    work = work_of(job, served)
     with work.held():
         if not work.is_asked():
             with ExitStack() as stack:
@@ -124,22 +150,26 @@ def _ask_server(work: Work, vllm: Engine) -> None:
 
 
 async def _by_server(job: Job, base_url: str) -> None:
-    """Asks a vLLM server that runs: `make serve` has held it to what was trained."""
-    who = ["server", registry.version_of(job.here.folder / "adapter")]
-    work = Work(job, job.task("adapter"), who, "a server that runs")
+    """Asks a vLLM server that runs, once it is held to the run: it may have been started for another one."""
+    origin, adapter = engines.origin_of(base_url), job.served("adapter")
+    async with engines.session(origin, job.recipe.compare.concurrency) as asking:
+        cards = held.cards_of(await engines.got(asking, "/v1/models"), job.name)
+        found = await held.to_run(asking, adapter, cards, job.recipe.serve)
+    who = ["server", registry.version_of(adapter.folder), found.form, found.cards]
+    form = found.form or "a form that it does not name"
+    asked = job.task(found.form or "adapter", found.routing)
+    work = Work(job, asked, who, f"a server that runs, with {form} of run {job.here.id}")
     with work.held():
         if not work.is_asked():
-            await _of_vllm(work, engines.origin_of(base_url), check=True)
+            await _of_vllm(work, origin)
         work.conclude()
 
 
-async def _of_vllm(work: Work, origin: str, check: bool = False) -> None:
+async def _of_vllm(work: Work, origin: str) -> None:
     concurrency = work.job.recipe.compare.concurrency
     async with engines.session(origin, concurrency) as asking:
         known = {name: getattr(work.task, name) for name in work.task.__dataclass_fields__}
         server = engines.VllmEngine(engines.ServedTask(**known), asking, work.labels, concurrency)
-        if check:
-            await server.check()
         await work.ask(server.ask)
 
 

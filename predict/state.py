@@ -4,6 +4,8 @@ runs/<recipe>/.predict/<digest>/
     000012.jsonl   the answers of a segment that is being asked (journal.py)
     000012.part    the rows of a segment that is done, in the format of the output
     000012.json    {"rows": 5000, "refused": {"no_text": 2}, "abstained": 31}, written last: the segment is done
+    output         {"path": ..., "sha256": ...} of the output, written just before that gets its name
+    fresh          there since a call with FRESH=1: what is here was asked anew, and an output that is there is old
     .lock          held by the process that works on it
 
 The folder is removed once the output is written.
@@ -78,6 +80,21 @@ class State:
         """Yields the parts of the output in their order."""
         yield from sorted(self.folder.glob("[0-9]*.part"))
 
+    def will_write(self, path: Path, whole: Path) -> None:
+        """Keeps which file is about to become the output."""
+        files.write_json(self.folder / "output", {"path": str(path.resolve()), "sha256": files.sha256(whole)})
+
+    def has_written(self, path: Path) -> bool:
+        """Returns whether a file is the output of a call that was killed before it could say so beside it."""
+        if not path.is_file() or not (self.folder / "output").is_file():
+            return False
+        told = files.read_json(self.folder / "output")
+        return bool(told["path"] == str(path.resolve()) and told["sha256"] == files.sha256(path))
+
+    def is_fresh(self) -> bool:
+        """Returns whether all that is done was asked anew, by a call that did not come to its end."""
+        return (self.folder / "fresh").is_file()
+
     def remove(self) -> None:
         """Removes the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -85,16 +102,18 @@ class State:
     @contextmanager
     def locked(self, fresh: bool) -> Iterator[None]:
         """Holds the folder, which is made where there is none, for this process; the lock ends with the process. What
-        was done before is dropped where it is to be `fresh`. Raises StageError where another process holds it."""
+        was done before is dropped where it is to be `fresh`, once: a call that goes on drops nothing. Raises StageError
+        where another process holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StageError("another process predicts these rows; wait for it, or end it") from None
-            if fresh:
+            if fresh and not self.is_fresh():
                 for path in self.folder.glob("[0-9]*"):
                     path.unlink()
+                (self.folder / "fresh").touch()
             yield
 
     def _counts(self, number: int) -> Path:

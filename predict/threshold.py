@@ -5,18 +5,18 @@ from compare.confidence import scale_of_json
 from compare.material import Material
 from deploy.routing import Routing
 from recipes.errors import StageError
-from recipes.schema_verdict import Route
-from tracking import files
+from recipes.schema import Recipe
+from tracking import bases, files
 from tracking.run import Run
 
 SAME_WEIGHTS = ("adapter", "merged")
 COMPARE = "`make compare` makes one"
 
 
-def of_run(here: Run, material: Material, form: str, route_now: Route) -> Routing:
+def of_run(here: Run, material: Material, form: str, recipe: Recipe) -> Routing:
     """Returns scale and threshold of a run's form (adapter, merged, quantized/<scheme>); the threshold is None, with
-    the reason, where routing.json is of another adapter, other weights or another target."""
-    why = _why_none(here, form)
+    the reason, where routing.json is of another adapter, other weights, another base or another target."""
+    why = _why_none(here, form, recipe.serve.base)
     if why is not None:
         # The scale is the run's own also without a comparison: training left its reference answers.
         validated = (here.folder / "data" / "validation.jsonl").is_file()
@@ -28,18 +28,25 @@ def of_run(here: Run, material: Material, form: str, route_now: Route) -> Routin
     scale = scale_of_json(policy.score) if policy.score else None
     target = (policy.target_accuracy, policy.not_worse_than, policy.margin, policy.confidence)
     found = Routing(scale, policy.threshold, policy.why_none, target)
-    if found.threshold is not None and not found.keeps(route_now):
+    if found.threshold is not None and not found.keeps(recipe.route):
         return Routing(scale, None, "routing.json keeps another target than `route` names now; compare again", target)
     return found
 
 
-def _why_none(here: Run, form: str) -> str | None:
+def _why_none(here: Run, form: str, base: str) -> str | None:
     compared = here.stage("compare")
     if compared.get("state") != "done" or not (here.folder / "routing.json").is_file():
         return f"run {here.id} was not compared; {COMPARE}"
     if compared["inputs"].get(f"adapter/{files.SUMS}") != files.sha256(here.folder / "adapter" / files.SUMS):
         return f"the comparison was of another adapter; {COMPARE}"
-    of = files.read_json(here.folder / "scores.json")["systems"]["tuned"].get("form")
+    scores = files.read_json(here.folder / "scores.json")
+    of = scores["systems"]["tuned"].get("form")
     if of != form and not (of in SAME_WEIGHTS and form in SAME_WEIGHTS):
         return f"the comparison was of {of}, and {form} answers; compare with serve.model={form}"
+    # Without a base that training changed, the trained base is the published one.
+    if bases.trained(files.read_json(here.folder / "adapter" / "prompt.json")):
+        asked = scores.get("base", {}).get("served_as")
+        if asked != base:
+            was = f"on the base {asked}" if asked else "by an earlier version, which did not say on which base"
+            return f"the comparison was {was}, and serve.base is {base}; {COMPARE}"
     return None

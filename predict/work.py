@@ -33,16 +33,16 @@ class Work:
 
     def held(self) -> AbstractContextManager[None]:
         """Returns the lock on the prediction's folder, as a context. Raises RecipeError where the output is a file that
-        this stage has not written as it is; where the folder is there, a call was killed between the output and its
-        about.json."""
+        this stage has not written as it is."""
         path = self.job.output
-        if path.exists() and not self.job.about and not self.job.force and not self.state.folder.exists():
+        if path.exists() and not self.job.about and not self.job.force and not self.state.has_written(path):
             raise RecipeError(f"OUTPUT: {path} is there already, and is not as predict wrote it; FORCE=1 replaces it")
         return self.state.locked(self.job.fresh)
 
     def is_written(self) -> bool:
         """Returns whether the output is there, by the same model, with the same rows and columns."""
-        return not self.job.fresh and self.job.about.get("digest") == self.digest
+        anew = self.job.fresh or self.state.is_fresh()
+        return not anew and self.job.about.get("digest") == self.digest
 
     def is_asked(self) -> bool:
         """Returns whether nothing is left to be asked; says where the threshold and the engine are from."""
@@ -86,7 +86,10 @@ class Work:
             raise StageError(
                 "INPUT was changed while it was read, so that answers may stand beside other rows; call again"
             )
-        output.join(self.state.parts(), self.layout, self.job.output)
+        path = self.job.output
+        output.join(
+            self.state.parts(), self.layout, path, self.digest, lambda whole: self.state.will_write(path, whole)
+        )
         files.write_json(about_path(self.job.output), self._summary(counts))
         self.state.remove()
         refused, routed = counts.refused.total(), self.task.routing.threshold is not None

@@ -2,7 +2,7 @@
 needed: answers are asked for by token ids, and the ids of prompts are compared on the messages of prompt.json."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +29,15 @@ def agreement(served: Served, name: str, address: Address, api_key: str | None =
 
     Raises StageError where it refuses to answer.
     """
-    references = _first(served.run.references)
-    answers = asyncio.run(_answers(references, served.prompt, name, address, api_key))
-    differing = [one for one, answer in zip(references, answers, strict=True) if answer != one["answer"]]
+    references = first(served.run.references)
+    found = asyncio.run(_answers(references, served.prompt, name, address, api_key))
+    return share(references, found, rounding)
+
+
+def share(references: Sequence[Mapping[str, Any]], found: Sequence[str], rounding: float) -> float:
+    """Returns the share of reference answers that were found; others of rows with a margin below `rounding` count as
+    found, unless they are too many to be rounding."""
+    differing = [one for one, answer in zip(references, found, strict=True) if answer != one["answer"]]
     close = [one for one in differing if one["margin"] is not None and one["margin"] < rounding]
     excused = len(close) if len(close) <= MOST_WITHIN_ROUNDING * len(references) else 0
     return 1 - (len(differing) - excused) / len(references)
@@ -68,7 +74,8 @@ def difference(
     )
 
 
-def _first(path: Path) -> list[dict[str, Any]]:
+def first(path: Path) -> list[dict[str, Any]]:
+    """Returns the reference answers that a server is asked for."""
     return [one for one, _ in zip(files.read_jsonl(path), range(ROWS), strict=False)]
 
 
@@ -76,7 +83,14 @@ async def _answers(
     references: list[dict[str, Any]], prompt: dict[str, Any], name: str, address: Address, api_key: str | None
 ) -> list[str]:
     async with wire.session(address, api_key) as asking:
-        return await asyncio.gather(*(_answer(asking, one["prompt_ids"], prompt, name) for one in references))
+        return await answers(asking, references, prompt, name)
+
+
+async def answers(
+    asking: "ClientSession", references: Sequence[Mapping[str, Any]], prompt: dict[str, Any], name: str
+) -> list[str]:
+    """Returns what a server answers to the prompts of reference answers. Raises StageError where it refuses."""
+    return await asyncio.gather(*(_answer(asking, one["prompt_ids"], prompt, name) for one in references))
 
 
 async def _answer(asking: "ClientSession", prompt_ids: list[int], prompt: dict[str, Any], name: str) -> str:

@@ -20,6 +20,7 @@ from recipes.schema import Recipe
 from tasks import KINDS
 from tests import task_door
 from tests.conftest import ROOT
+from tests.stand_in_engine import PROMPT_IDS, REFERENCE
 from tests.task_door import LABELS, NAME
 from tracking import files, run
 from tracking.run import Run
@@ -108,7 +109,8 @@ class Place:
             why_none=None if threshold else "no threshold passed",
         )
         files.write_json(self.here.folder / "routing.json", told.json())
-        files.write_json(self.here.folder / "scores.json", {"systems": {"tuned": {"form": form}}})
+        tuned = {"tuned": {"form": form}}
+        files.write_json(self.here.folder / "scores.json", {"base": {"served_as": "trained"}, "systems": tuned})
         sums = files.sha256(self.here.folder / "adapter" / files.SUMS)
         run.start(self.here, "compare", {f"adapter/{files.SUMS}": sums})
         run.end(self.here, "compare", "done", "compared")
@@ -129,6 +131,7 @@ def made(folder: Path, tokenizer: Any = None, **changes: str) -> Place:
         "output_schema": module.output_schema(spec),
         "grammar": module.grammar(spec),
         "max_answer_tokens": 16,
+        "prompt_ids": [*PROMPT_IDS],
     }
     adapter = here.folder / "adapter"
     adapter.mkdir()
@@ -136,6 +139,9 @@ def made(folder: Path, tokenizer: Any = None, **changes: str) -> Place:
     if tokenizer is not None:
         tokenizer.save_pretrained(adapter)
     files.write_sums(adapter)
+    here.references.write_text(
+        json.dumps({"id": "r1", "prompt_ids": [1, 2], "answer": REFERENCE, "margin": None}) + "\n", encoding="utf-8"
+    )
     run.point_latest(here)
     return Place(folder, path, here)
 

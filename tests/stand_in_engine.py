@@ -23,6 +23,8 @@ from aiohttp import web
 from tests.provider_answers import number
 from tests.task_door import LABELS, NAME, scored
 
+REFERENCE, PROMPT_IDS = "b", (1, 2, 3)
+"""What the run of prediction_place has as reference answer, and as ids of its prompt."""
 Answer = Callable[[str], tuple[str, float]]
 """Input -> what is answered, and its probability."""
 
@@ -44,6 +46,12 @@ class StandIn:
     seen: Counter[str] = field(default_factory=Counter)
     order: list[str] = field(default_factory=list)
     """Inputs in the order in which they came."""
+    root: str | None = None
+    """The folder that it says it has loaded."""
+    reference: str = REFERENCE
+    """What it answers to the prompts of reference answers."""
+    prompt_ids: list[int] = field(default_factory=lambda: [*PROMPT_IDS])
+    """What it reads for the messages of prompt.json."""
     keys: set[str] = field(default_factory=set)
 
     async def chat(self, request: web.Request) -> web.Response:
@@ -81,7 +89,7 @@ def completion(model: str, answer: str, probability: float) -> dict[str, Any]:
 
 def application(engine: StandIn) -> web.Application:
     async def models(request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": NAME, "object": "model"}]})
+        return web.json_response({"object": "list", "data": [{"id": NAME, "root": engine.root}]})
 
     async def health(request: web.Request) -> web.Response:
         return web.Response(status=503 if engine.ill else 200)
@@ -89,10 +97,14 @@ def application(engine: StandIn) -> web.Application:
     async def tokens(request: web.Request) -> web.Response:
         body = await request.json()
         if "logprob_token_ids" not in body:
-            return web.json_response({"model": body["model"], "choices": [{"text": "b"}]})
+            return web.json_response({"model": body["model"], "choices": [{"text": engine.reference}]})
         return web.json_response(scored(body))
 
+    async def tokenized(request: web.Request) -> web.Response:
+        return web.json_response({"tokens": engine.prompt_ids})
+
     app = web.Application(client_max_size=2**30)
+    app.router.add_post("/tokenize", tokenized)
     app.router.add_get("/v1/models", models)
     app.router.add_get("/health", health)
     app.router.add_post("/v1/chat/completions", engine.chat)

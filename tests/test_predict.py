@@ -16,8 +16,12 @@ import pytest
 from backends import ask as asking
 from compare import linear
 from deploy import label_tree
-from predict import inputs
+from predict import inputs, output, serving
+from predict.column_types import ColumnTypes
 from recipes.errors import RecipeError, StageError
+from recipes.schema_verdict import Serve
+from serve.engine import Plan
+from serve.plan import Served
 from tasks import spec_of
 from tests import task_door
 from tests.prediction_place import Place, made, read, write_csv
@@ -115,7 +119,11 @@ def test_a_row_that_cannot_be_asked_says_why_and_the_others_are_answered(
     lines += ['{"message": "nul \\u0000 byte"}', '{"message": "fruit"}', '{"message": "too long"}']
     lines += ['{"message": "poison"}', '{"message": "fine too"}', json.dumps({"message": "x" * 70_000})]
     (place.folder / "in.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(StageError, match="1 rows got no answer"):
+        place.predicted(place.folder / "in.jsonl", "out.jsonl", address)
+    assert not place.output("out.jsonl").exists()
     found = read(place.predicted(place.folder / "in.jsonl", "out.jsonl", address))
+    assert engine.answered["fine"] == 1 and engine.seen["poison"] == 12
     assert len(found) == len(lines)
     codes = [row["refused"] and row["refused"].partition(":")[0] for row in found]
     refused = ["unusable_input", "unreadable", "bad_text", "unusable_input", "unusable_input", "invalid_answer"]
@@ -135,6 +143,7 @@ def test_below_the_threshold_of_the_comparison_a_prediction_abstains(
     place: Place, engine: StandIn, address: str
 ) -> None:
     place.compared(threshold=0.8)
+    engine.root = f"/srv/runs/router/{place.here.id}/merged"
     sure = {"sure": 0.95, "at it": 0.8, "unsure": 0.7}
     engine.answer = lambda text: ("late", sure.get(text, 0.99)) if text != "wrong" else ("pear", 0.99)
     rows = write_csv(place.folder / "in.csv", rows_of(["sure", "at it", "unsure", "wrong", " "]))
@@ -150,14 +159,53 @@ def test_below_the_threshold_of_the_comparison_a_prediction_abstains(
     [(None, None, "was not compared"), ("quantized/int8", 0.8, "of quantized/int8"), ("merged", None, "no threshold")],
 )
 def test_without_a_threshold_of_these_weights_abstain_is_empty_and_it_is_said_why(
-    place: Place, address: str, capsys: pytest.CaptureFixture[str], form: str | None, threshold: float | None, why: str
+    place: Place,
+    engine: StandIn,
+    address: str,
+    capsys: pytest.CaptureFixture[str],
+    form: str | None,
+    threshold: float | None,
+    why: str,
 ) -> None:
+    engine.root = f"/srv/runs/router/{place.here.id}/merged"
     if form is not None:
         place.compared(threshold, form)
     path = place.predicted(write_csv(place.folder / "in.csv", rows_of(TEXTS[:3])), "out.parquet", address)
     assert [row["abstain"] for row in read(path)] == [None] * 3
     assert why in capsys.readouterr().err
     assert why in files.read_json(path.with_name("out.parquet.about.json"))["why_no_threshold"]
+
+
+def test_a_threshold_of_another_base_does_not_hold(place: Place, engine: StandIn, address: str) -> None:
+    prompt = place.here.folder / "adapter" / "prompt.json"
+    trained = {"name": "pocket", "trained": {"digest": "3f2a90c1", "quantization": "nf4", "sha256": {}}}
+    files.write_json(prompt, {**files.read_json(prompt), "base": trained})
+    files.write_sums(prompt.parent)
+    place.compared(0.8)
+    engine.root = f"/srv/runs/router/{place.here.id}/adapter"
+    rows = write_csv(place.folder / "in.csv", rows_of(TEXTS[:3]))
+    told = {}
+    for base in ("trained", "published"):
+        path = place.predicted(rows, f"{base}.jsonl", address, f"serve.base={base}")
+        told[base] = files.read_json(path.with_name(f"{base}.jsonl.about.json"))
+    assert told["trained"]["threshold"] == 0.8 and told["published"]["threshold"] is None
+    assert "was on the base trained, and serve.base is published" in told["published"]["why_no_threshold"]
+
+
+@pytest.mark.parametrize("change", [{"max_model_len": 8192}, {"base": "published"}])
+def test_what_answers_is_another_with_more_room_or_on_another_base(place: Place, change: dict[str, Any]) -> None:
+    prompt = place.here.folder / "adapter" / "prompt.json"
+    told = {"base": {"name": "pocket", "trained": {"digest": "3f2a90c1"}}, "chat_template_sha256": "5c1d"}
+    files.write_json(prompt, {**files.read_json(prompt), **told})
+    files.write_sums(prompt.parent)
+    recipe = place.here.recipe()
+    served = Served("router", place.here, recipe, "adapter")
+
+    def identity(serve: Serve) -> list[Any]:
+        return serving.identity(served, Plan("pocket", "router", serve, use_cpu=True))
+
+    assert identity(recipe.serve) != identity(recipe.serve.model_copy(update=change))
+    assert identity(recipe.serve) == identity(recipe.serve.model_copy(update={"port": 9000}))
 
 
 def test_a_record_has_the_types_of_its_schema_and_json_in_a_table_of_texts(tmp_path: Path) -> None:
@@ -206,6 +254,20 @@ def test_what_the_recipe_redacts_reaches_neither_engine_nor_output(place: Place,
     assert first["message"] == "write to [EMAIL_1]" and first["n"] == "7"
 
 
+@pytest.mark.parametrize("output", ["out.csv", "out.jsonl", "out.parquet"])
+def test_what_the_recipe_redacts_is_in_no_name_of_a_column_and_no_key(place: Place, address: str, output: str) -> None:
+    ann, bob = "ann.smith@example.org", "bob@example.org"
+    rows = [{"message": TEXTS[0], f"told {ann}": "yes", "by": {ann: {"to": {bob: 2}}, bob: 1}}] * 2
+    (place.folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path = place.predicted(place.folder / "in.jsonl", output, address)
+    assert not [mail for mail in (ann, bob) if mail.encode() in path.read_bytes()]
+    first = read(path)[0]
+    by = first["by"] if isinstance(first["by"], dict) else json.loads(first["by"])
+    (inside,) = (value for value in by.values() if isinstance(value, dict))
+    assert len(by) == 2 and len(first) == 8 and set(inside["to"]) < set(by), "one person, one pseudonym"
+    assert ann not in path.with_name(f"{output}.about.json").read_text(encoding="utf-8")
+
+
 def test_where_a_column_has_one_of_our_names_ours_are_prefixed(place: Place, address: str) -> None:
     rows = [{"message": text, "answer": "of a person"} for text in TEXTS[:3]]
     found = read(place.predicted(write_csv(place.folder / "in.csv", rows), "out.jsonl", address))
@@ -251,6 +313,30 @@ def test_called_again_it_asks_for_nothing_until_rows_or_wishes_change(
     assert len(read(path)) == 70
 
 
+@pytest.mark.parametrize("again", [[], ["--fresh"]])
+def test_asking_anew_goes_on_where_it_broke_off(place: Place, engine: StandIn, address: str, again: list[str]) -> None:
+    rows = write_csv(place.folder / "in.csv", rows_of(TEXTS[:60]))
+    path, left = place.predicted(rows, "out.csv", address), 30
+    engine.answered.clear()
+    engine.answer = lambda text: ("broken", 0.9)
+
+    def fall_ill(text: str, before: int) -> int:
+        nonlocal left
+        left -= 1
+        engine.ill = left < 0
+        return 0
+
+    engine.refuse = fall_ill
+    with pytest.raises(StageError, match="nothing answers any more"):
+        place.predicted(rows, "out.csv", address, "--fresh")
+    engine.ill, engine.refuse = False, lambda text, before: 0
+    place.predicted(rows, "out.csv", address, *again)
+    assert {row["answer"] for row in read(path)} == {"broken"}
+    assert engine.answered == dict.fromkeys(TEXTS[:60], 1)
+    place.predicted(rows, "out.csv", address)
+    assert engine.answered.total() == 60, "it is unchanged again"
+
+
 def test_inputs_that_begin_alike_are_asked_together_and_never_more_at_once_than_the_recipe_says(
     place: Place, engine: StandIn, address: str
 ) -> None:
@@ -291,6 +377,107 @@ def test_a_row_that_fails_is_asked_again_and_a_server_that_is_gone_ends_it_with_
         place.predicted(more, "again.csv", address)
 
 
+@pytest.mark.parametrize("status", [429, 408, 404, 401, 403, 418])
+def test_only_what_is_said_of_the_row_refuses_it(place: Place, engine: StandIn, address: str, status: int) -> None:
+    engine.refuse = lambda text, before: status if text == TEXTS[7] and before == 0 else 0
+    rows = write_csv(place.folder / "in.csv", rows_of(TEXTS[:20]))
+    if status not in (408, 429):
+        with pytest.raises(StageError, match=f"answers {status}.*refused with {status}"):
+            place.predicted(rows, "out.csv", address)
+        assert not place.output("out.csv").exists()
+    found = read(place.predicted(rows, "out.csv", address))
+    assert [row["answer"] for row in found] == [known()[text][0] for text in TEXTS[:20]]
+
+
+@pytest.mark.parametrize(("rows", "said"), [(60, "16 rows in succession"), (5, "5 rows got no answer")])
+def test_an_outage_of_a_server_that_says_it_is_well_makes_no_output_of_refusals(
+    place: Place, engine: StandIn, address: str, rows: int, said: str
+) -> None:
+    engine.refuse = lambda text, before: 500
+    path = write_csv(place.folder / "in.csv", rows_of(TEXTS[:rows]))
+    for _ in range(2):
+        with pytest.raises(StageError, match=said):
+            place.predicted(path, "out.csv", address)
+    assert not place.output("out.csv").exists()
+    engine.refuse = lambda text, before: 0
+    found = read(place.predicted(path, "out.csv", address))
+    assert [row["answer"] for row in found] == [known()[text][0] for text in TEXTS[:rows]]
+
+
+def test_rows_without_an_answer_are_asked_again_by_the_next_call_and_they_alone(
+    place: Place, engine: StandIn, address: str
+) -> None:
+    silent = {TEXTS[3], TEXTS[70]}
+    engine.refuse = lambda text, before: 503 if text in silent else 0
+    path = write_csv(place.folder / "in.csv", rows_of(TEXTS[:120]))
+    with pytest.raises(StageError, match="2 rows got no answer"):
+        place.predicted(path, "out.csv", address)
+    engine.refuse = lambda text, before: 0
+    found = read(place.predicted(path, "out.csv", address))
+    assert [row["answer"] for row in found] == [known()[text][0] for text in TEXTS[:120]]
+    assert set(engine.answered.values()) == {1}
+
+
+def test_a_file_of_another_origin_is_kept_also_after_a_call_that_broke_off(
+    place: Place, engine: StandIn, address: str
+) -> None:
+    rows = write_csv(place.folder / "in.csv", rows_of(TEXTS[:20]))
+    engine.ill = True
+    with pytest.raises(StageError, match="nothing answers any more"):
+        place.predicted(rows, "first.csv", address)
+    engine.ill = False
+    foreign = place.output("second.csv")
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_text("of a person", encoding="utf-8")
+    with pytest.raises(RecipeError, match="FORCE=1"):
+        place.predicted(rows, "second.csv", address)
+    assert foreign.read_text(encoding="utf-8") == "of a person"
+    assert len(read(place.predicted(rows, "second.csv", address, "--force"))) == 20
+
+
+@pytest.mark.parametrize("differs", ["answers", "prompt"])
+def test_a_server_of_another_run_is_refused_before_a_row_is_asked_and_when_it_goes_on(
+    place: Place, engine: StandIn, address: str, differs: str
+) -> None:
+    rows = write_csv(place.folder / "in.csv", rows_of(TEXTS[:5]))
+    engine.ill = True
+    with pytest.raises(StageError, match="nothing answers any more"):
+        place.predicted(rows, "out.csv", address)
+    asked, engine.ill = engine.seen.total(), False
+    engine.reference, engine.prompt_ids = ("other", [1, 2, 3]) if differs == "answers" else ("b", [1, 2, 4])
+    with pytest.raises(RecipeError, match=f"is not what run {place.here.id} trained.*RUN=<id>"):
+        place.predicted(rows, "out.csv", address)
+    assert engine.seen.total() == asked and not place.output("out.csv").exists()
+
+
+def test_answers_of_two_forms_are_not_mixed_and_one_that_is_not_named_has_no_threshold(
+    place: Place, engine: StandIn, address: str
+) -> None:
+    place.compared(threshold=0.8)
+    rows, left = write_csv(place.folder / "in.csv", rows_of(TEXTS[:60])), 30
+
+    def fall_ill(text: str, before: int) -> int:
+        nonlocal left
+        left -= 1
+        engine.ill = left < 0
+        return 0
+
+    engine.refuse = fall_ill
+    engine.root = f"/srv/runs/router/{place.here.id}/adapter"
+    with pytest.raises(StageError, match="nothing answers any more"):
+        place.predicted(rows, "out.jsonl", address)
+    before, engine.ill, engine.refuse = engine.answered.total(), False, lambda text, before: 0
+    engine.root = "/models/router"
+    path = place.predicted(rows, "out.jsonl", address)
+    assert engine.answered.total() == before + 60, "all are asked of the form that answers now"
+    assert {row["abstain"] for row in read(path)} == {None}
+    about = files.read_json(path.with_name("out.jsonl.about.json"))
+    assert "does not say which form" in about["why_no_threshold"] and about["engine"][2] is None
+    engine.root = f"/srv/runs/router/{place.here.id}/adapter"
+    found = read(place.predicted(rows, "out.jsonl", address))
+    assert None not in {row["abstain"] for row in found} and engine.answered.total() == 120
+
+
 def test_an_input_that_is_changed_while_it_is_read_gives_no_output(place: Place, engine: StandIn, address: str) -> None:
     rows = write_csv(place.folder / "in.csv", rows_of(TEXTS))
     before = rows.read_text(encoding="utf-8")
@@ -326,6 +513,49 @@ def test_what_cannot_be_is_refused_in_words_before_anything_is_asked_or_written(
     with pytest.raises(RecipeError, match=match):
         place.predicted(rows, changes.get("output", "out.csv"), address, *words)
     assert engine.seen == Counter() and not place.output("").exists()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "output", "is_part"),
+    [
+        ("rows/*.csv", "rows/out.csv", True),
+        ("r*/*.csv", "rows/out.csv", True),
+        ("**/*.csv", "out.csv", True),
+        ("**/*.csv", "rows/deep/out.csv", True),
+        ("rows/in*.csv", "rows/out.csv", False),
+        ("rows/*.csv", "rows/out.jsonl", False),
+        ("rows/*.csv", "rows/deep/out.csv", False),
+    ],
+)
+def test_an_output_that_the_pattern_of_the_input_would_name_is_refused_at_once(
+    place: Place, address: str, pattern: str, output: str, is_part: bool
+) -> None:
+    folder = place.folder / "rows"
+    folder.mkdir()
+    write_csv(folder / "in.csv", rows_of(TEXTS[:3]))
+    path = place.folder / output
+    if is_part:
+        with pytest.raises(RecipeError, match="is a part of INPUT"):
+            place.predicted(place.folder / pattern, f"../{output}", address)
+        assert not path.exists()
+    else:
+        place.predicted(place.folder / pattern, f"../{output}", address)
+        assert len(read(path)) == 3
+
+
+def test_two_predictions_at_once_into_one_output_leave_one_of_them_whole(tmp_path: Path) -> None:
+    texts = {"a" * 64: "first\n", "b" * 64: "second\n"}
+    for digest, text in texts.items():
+        (tmp_path / digest).write_text(text, encoding="utf-8")
+    layout, path = output.layout("jsonl", ColumnTypes(), pa.string(), []), tmp_path / "out.jsonl"
+    first, second = texts
+
+    def meanwhile(whole: Path) -> None:
+        output.join(iter([tmp_path / second]), layout, path, second)
+        assert path.read_text(encoding="utf-8") == "second\n"
+
+    output.join(iter([tmp_path / first]), layout, path, first, meanwhile)
+    assert path.read_text(encoding="utf-8") == "first\n" and not list(tmp_path.glob(".*"))
 
 
 def test_data_that_may_not_leave_goes_to_no_other_machine(tmp_path: Path) -> None:

@@ -120,6 +120,24 @@ def test_the_probabilities_of_a_gateway_are_those_of_its_decisions(tmp_path: Pat
     assert sum(found["probabilities"].values()) == pytest.approx(1)
 
 
+def test_probabilities_of_another_version_than_the_answer_are_not_mixed_in(tmp_path: Path, tokenizer: Any) -> None:
+    place = made(tmp_path)
+    deployed = task_door.deployed(tmp_path / "gateway", place.here.recipe(), Routing(None, None, "none"))
+    tokenizer.save_pretrained(tmp_path / "gateway" / "run" / "adapter")
+    rows = write_csv(tmp_path / "in.csv", [{"message": "where is it"}])
+    engine = StandIn(by_hash)
+    with door(deployed, engine, "v1") as (gateway, made_door):
+
+        def change(text: str, before: int) -> int:
+            made_door.versions[NAME] = "v2"
+            return 0
+
+        engine.refuse = change
+        with pytest.raises(StageError, match="changed over from version v1 to v2"):
+            predicted(place, rows, "out.jsonl", gateway, "--probabilities")
+    assert not place.output("out.jsonl").exists()
+
+
 def test_what_is_no_gateway_or_wants_another_key_is_said_before_a_row_is_asked(tmp_path: Path) -> None:
     place = made(tmp_path)
     deployed = task_door.deployed(tmp_path / "gateway", place.here.recipe(), Routing(None, None, "none"))

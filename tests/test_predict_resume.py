@@ -5,21 +5,30 @@ And its memory does not grow with the rows.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, TaskType, get_peft_model
 
+from predict import __main__, stage
 from predict.journal import Journal
 from predict.prediction import Prediction
 from recipes.errors import StageError
+from recipes.load import POCKET
+from serve import plan
 from serve.engine import Address, free_port, healthy
+from tasks import render, spec_of
 from tests.conftest import ROOT
 from tests.prediction_place import Place, made, read, write_csv
 from tests.stand_in_engine import StandIn, by_hash, running
+from tracking import files
+from train import adapter, base
 
 SEGMENT = 40
 TEXTS = [f"parcel {at} of {at * 7919 % 1000}" for at in range(230)]
@@ -137,6 +146,66 @@ def test_the_variables_of_make_say_the_same(place: Place, address: str, rows: Pa
     assert f"-m predict {place.recipe}" in shown
 
 
+def test_an_output_by_the_form_that_was_fallen_back_to_is_there_without_a_start(
+    place: Place, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The merged model comes first, and can be planned; whether vLLM starts with it is not tried."""
+    servable_forms(place)
+    words = [str(place.recipe), "--input", str(rows), "--output", str(place.output("out.jsonl"))]
+    words += ["--hardware", "cpu", "--runs", str(place.folder / "runs")]
+    told = {"recipe": str(place.recipe), "set": [], "hardware": "cpu", "runs": str(place.folder / "runs"), "run": None}
+    told |= {"input": str(rows), "output": str(place.output("out.jsonl")), "engine": None, "base_url": None}
+    job = stage.job_of(Namespace(**told, probabilities=False, fresh=False, force=False))
+    forms = plan.candidates(job.here, job.here.recipe(), job.recipe.serve)
+    assert forms == ["merged", "adapter"]
+    first, second = (stage.work_of(job, job.served(form)) for form in forms)
+    assert first.digest != second.digest
+    place.output("").mkdir()
+    path = place.output("out.jsonl")
+    path.write_text('{"answer": "late"}\n', encoding="utf-8")
+    about = {"digest": second.digest, "output_sha256": files.sha256(path)}
+    files.write_json(path.with_name("out.jsonl.about.json"), about)
+    assert __main__.main(words) == 0
+    said = capsys.readouterr().err
+    assert "unchanged" in said and "starting" not in said
+
+
+def servable_forms(place: Place) -> None:
+    """Gives a run an untrained adapter on the pocket model, and that model in the place of a merged one."""
+    recipe, folder = place.here.recipe(), place.here.folder / "adapter"
+    rendering, told = render.rendering_of(recipe.model), files.read_json(folder / "prompt.json")
+    _, spec = spec_of(told["task"])
+    config = LoraConfig(r=4, target_modules="all-linear", task_type=TaskType.CAUSAL_LM)
+    get_peft_model(base.base_model(recipe), config).save_pretrained(folder, save_embedding_layers=False)
+    rendering.tokenizer.save_pretrained(folder)
+    adapter.generation_config(rendering.tokenizer).save_pretrained(folder)
+    files.write_json(folder / "prompt.json", {**adapter.prompt(recipe, rendering, spec, 64), "task": told["task"]})
+    (folder / files.SUMS).unlink()
+    files.write_sums(folder)
+    merged = shutil.copytree(POCKET, place.here.folder / "merged")
+    for name in ("prompt.json", "chat_template.jinja", "generation_config.json"):
+        shutil.copy(folder / name, merged / name)
+    files.write_json(merged / "export.json", {"adapter": files.sha256(folder / files.SUMS), "base": "published"})
+    (merged / files.SUMS).unlink(missing_ok=True)
+    files.write_sums(merged)
+
+
+def test_the_base_url_of_the_shell_is_no_gateway(tmp_path: Path) -> None:
+    """Other programs have a BASE_URL in their environment, and rows must go to none of them."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "BASE_URL=$BASE_URL"\n', encoding="utf-8")
+    python.chmod(0o755)
+    command = ["make", "-o", "setup", "predict", f"VENV={python}"]
+    environment = {**os.environ, "BASE_URL": "https://api.example.org/v1"}
+
+    def told(*words: str) -> str:
+        made = subprocess.run([*command, *words], cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+        return made.stdout.strip()
+
+    assert told() == "BASE_URL="
+    assert told("BASE_URL=http://127.0.0.1:8000") == "BASE_URL=http://127.0.0.1:8000"
+
+
 def test_a_torn_last_line_is_cut_off_and_a_broken_one_before_it_is_named(tmp_path: Path) -> None:
     path = tmp_path / "000000.jsonl"
     journal = Journal(path)
@@ -152,6 +221,43 @@ def test_a_torn_last_line_is_cut_off_and_a_broken_one_before_it_is_named(tmp_pat
     path.write_bytes(b"no answer\n" + written)
     with pytest.raises(StageError, match=r"000000.jsonl:1: this line is no answer"):
         Journal(path)
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from peft import LoraConfig, TaskType, get_peft_model
+
+from predict import __main__, stage
+from predict.journal import Journal
+from predict.prediction import Prediction
+from recipes.errors import StageError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+journal = Journal(Path(sys.argv[1]))
+journal.append([("a", Prediction("late", 0.9, "local"))])
+resource.setrlimit(resource.RLIMIT_FSIZE, (journal.path.stat().st_size + 20, resource.RLIM_INFINITY))
+told = []
+for key in "bc":
+    if key == "c":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    try:
+        journal.append([(key, Prediction("lost", 0.9, "local"))])
+    except StageError as error:
+        told.append(str(error))
+journal.close()
+assert len(told) == 2, told
+"""
+
+
+def test_a_disk_that_is_full_leaves_a_journal_that_can_be_read(tmp_path: Path) -> None:
+    """The disk has room for 20 bytes more, and all of it again in the next moment."""
+    path = tmp_path / "000000.jsonl"
+    subprocess.run([sys.executable, "-c", FULL, str(path)], cwd=ROOT, check=True)
+    journal = Journal(path)
+    journal.close()
+    assert journal.predictions == {"a": Prediction("late", 0.9, "local")}
+    assert path.read_bytes().endswith(b"\n")
 
 
 @pytest.mark.slow(minutes=8)
