@@ -279,7 +279,8 @@ def correct(task: Task, place: Path, day: int, right: Mapping[str, Any]) -> None
         new = {name: row for name, rows in found.items() if (row := _corrected(task, name, rows[-1].row, right[name]))}
         for name, row in new.items():
             journal.append(file, row, _WHAT, flush=name == list(new)[-1])
-        _blank(path, [one for name in new for one in found[name]])
+        # Who was killed between the two has left rows before the last one.
+        _blank(path, [one for name, rows in found.items() for one in (rows if name in new else rows[:-1])])
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,17 @@ def test_feedback_from_several_gateways_at_once_leaves_one_row(tmp_path: Path) -
     assert line["labelled_by"] == "feedback" and line["queue"] in ("broken", "late")
 
 
+def test_a_row_that_a_killed_gateway_left_behind_feedback_goes_with_the_next(tmp_path: Path) -> None:
+    one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
+    (said,) = answered(one, {"input": "one says lost"})
+    (path,) = (one.place / traffic.FOLDER).glob("*.jsonl")
+    before = path.read_bytes()
+    answered(one, {"id": said["id"], "answer": "broken"}, path=feedback.PATH)
+    path.write_bytes(before + path.read_bytes().lstrip())
+    answered(one, {"id": said["id"], "answer": "broken"}, path=feedback.PATH)
+    assert [(line["queue"], line["labelled_by"]) for line in recorded(one)] == [("broken", "feedback")]
+
+
 def test_feedback_on_a_row_that_was_recorded_under_other_columns_counts_and_leaves_the_row(tmp_path: Path) -> None:
     one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
     (said,) = answered(one, {"input": "one says lost"})
