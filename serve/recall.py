@@ -38,7 +38,7 @@ def share(references: Sequence[Mapping[str, Any]], found: Sequence[str], roundin
     """Returns the share of reference answers that were found; others of rows with a margin below `rounding` count as
     found, unless they are too many to be rounding."""
     differing = [one for one, answer in zip(references, found, strict=True) if answer != one["answer"]]
-    close = [one for one in differing if one["margin"] is not None and one["margin"] < rounding]
+    close = [one for one in differing if one.get("margin") is not None and one["margin"] < rounding]
     excused = len(close) if len(close) <= MOST_WITHIN_ROUNDING * len(references) else 0
     return 1 - (len(differing) - excused) / len(references)
 

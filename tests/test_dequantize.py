@@ -225,8 +225,6 @@ def test_a_model_that_is_not_quantized_stays_as_it_is() -> None:
 
 
 def test_one_warning_of_a_missing_kernel_is_set_aside_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    base.set_aside_missing_kernel()
-    base.set_aside_missing_kernel()
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     assert len(logger.filters) == 1
     with caplog.at_level(logging.WARNING):

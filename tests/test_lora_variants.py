@@ -121,7 +121,7 @@ def test_the_base_as_published_with_the_exported_adapter_answers_as_the_trained_
     train(model)
     trained = logits(model)
     assert (trained - untuned).abs().max() > 0.1
-    adapter._save(model, settings, tmp_path)
+    adapter._save(model, settings, tmp_path, None)
     again = PeftModel.from_pretrained(base.base_model(settings), tmp_path)
     torch.testing.assert_close(logits(again), trained, atol=2e-3, rtol=0)
     config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
@@ -231,7 +231,7 @@ def test_vllm_takes_what_the_recipe_says_that_it_takes(lora: str, served: bool, 
 
     settings = recipe(lora)
     assert (settings.lora.unservable is None) == served
-    adapter._save(begun(settings), settings, tmp_path)
+    adapter._save(begun(settings), settings, tmp_path, None)
     helper = PEFTHelper.from_local_dir(str(tmp_path), 2048)
     limits = LoRAConfig(max_lora_rank=adapter.max_lora_rank(settings.lora))
     if served:

@@ -360,9 +360,13 @@ def test_flex_attention_has_the_gradients_of_the_dense_mask_through_checkpointin
     from torch.nn.attention import flex_attention as flex
     from transformers.integrations.flex_attention import WrappedFlexAttention as Wrapped
 
+    # What another test compiled of the same function is for another backend.
+    torch.compiler.reset()
     monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
     compiled = torch.compile(flex.flex_attention, backend="aot_eager")
     monkeypatch.setattr(Wrapped, "_compiled_flex_attention", staticmethod(compiled))
+    # Another test may have left an instance with a compiled function of its own.
+    monkeypatch.setattr(Wrapped, "_instance", None)
     monkeypatch.setattr(Wrapped, "_is_flex_compiled", True)
     monkeypatch.setattr(Wrapped, "training", True, raising=False)
     model = adapted(folder / "qwen3", checkpointing=True)
@@ -372,3 +376,4 @@ def test_flex_attention_has_the_gradients_of_the_dense_mask_through_checkpointin
             gradients(model, "shared_prefix", [Pack(rows, len(PREFIX))], by=by) for by in ("sdpa", "flex_attention")
         )
         assert_equal(blocks, dense)
+    torch.compiler.reset()

@@ -195,7 +195,7 @@ def test_the_base_url_of_the_shell_is_no_gateway(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "BASE_URL=$BASE_URL"\n', encoding="utf-8")
     python.chmod(0o755)
-    command = ["make", "-o", "setup", "predict", f"VENV={python}"]
+    command = ["make", "--no-print-directory", "-o", "setup", "predict", f"VENV={python}"]
     environment = {**os.environ, "BASE_URL": "https://api.example.org/v1"}
 
     def told(*words: str) -> str:

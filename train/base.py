@@ -4,7 +4,6 @@ model = base_model(recipe)                                     every process loa
 model = with_adapter(model, recipe.lora, recipe.train.seed)    PeftModel, the adapter in float32
 """
 
-import logging
 import os
 import warnings
 from typing import Any
@@ -41,7 +40,6 @@ def base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_memory
 
     wheel_base.ensure(recipe.model.base)
     transformers.utils.logging.disable_progress_bar()
-    set_aside_missing_kernel()
     on_gpu = torch.cuda.is_available() and not recipe.accelerate.use_cpu
     dtype = torch.bfloat16 if on_gpu else torch.float32
     # FSDP shards floating-point numbers alone: packed 4-bit weights pass for them.
@@ -72,21 +70,6 @@ def base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_memory
     keep_weights_in_place(model)
     text_part.name_own_layers(model)
     return model.eval()
-
-
-def set_aside_missing_kernel() -> None:
-    """Drops one warning of bitsandbytes 0.50 on CPUs with AVX512_BF16: that the package `kernels` is not installed.
-
-    It is left out on purpose, because with it bitsandbytes looks for a hub at import. The filter takes that one
-    message and leaves every other one of the logger.
-    """
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    if _other_than_missing_kernel not in logger.filters:
-        logger.addFilter(_other_than_missing_kernel)
-
-
-def _other_than_missing_kernel(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward from kernels-community")
 
 
 def keep_weights_in_place(model: Any) -> None:
