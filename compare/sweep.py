@@ -28,13 +28,14 @@ from insource.stats.metric_stats import Tally
 from recipes import command
 from recipes.errors import RecipeError, StageError
 from recipes.load import Loaded, load
+from recipes.schema import Recipe
 from recipes.schema_clashes import METRICS
 from tasks import in_words, references
 from tracking import files, identity, run
 from tracking.run import Run
 
 # Sections that no variant may change: on other rows or another task nothing is comparable.
-SAME = ("task", "data", "compare", "privacy", "serve")
+SAME = ("task", "data", "compare", "privacy")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def parser() -> argparse.ArgumentParser:
         default=os.environ.get("VARIANTS", ""),
         help='settings: "lora.r=8; lora.r=32 train.learning_rate=1e-3" (default: $VARIANTS)',
     )
-    given = os.environ.get("COMPARE", "1") not in ("", "0")
+    # make hands down an empty one where none is given.
+    given = os.environ.get("COMPARE") != "0"
     made.add_argument(
         "--no-compare",
         dest="compare",
@@ -153,13 +155,19 @@ def checked(arguments: argparse.Namespace, variants: Sequence[Variant]) -> Loade
             one = load(arguments.recipe, [*arguments.set, *variant.settings], arguments.hardware)
         except RecipeError as error:
             raise RecipeError(f"variant {variant.name}: {error}") from None
-        for section in SAME:
-            if getattr(one.recipe, section) != getattr(plain.recipe, section):
+        for name, value in same_of(plain.recipe).items():
+            if same_of(one.recipe)[name] != value:
                 raise RecipeError(
-                    f"variant {variant.name} changes `{section}`: variants differ in model, lora, train and "
+                    f"variant {variant.name} changes `{name}`: variants differ in model, lora, train and "
                     "accelerate, and are compared on the same rows; put it into SET, for all of them"
                 )
     return plain
+
+
+def same_of(recipe: Recipe) -> dict[str, Any]:
+    """Returns what all variants must have in common. Of `serve` that is what leaves out rows: an adapter that vLLM does
+    not take, such as DoRA's, is served merged."""
+    return {name: getattr(recipe, name) for name in SAME} | {"serve.max_model_len": recipe.serve.max_model_len}
 
 
 def metric_of(loaded: Loaded) -> str:

@@ -35,6 +35,7 @@ def test_one_variant_is_no_choice(models: list[str], given: str) -> None:
     [
         ("lora.r=8; data.split.test=0.3", "variant data.split.test=0.3 changes `data`"),
         ("lora.r=8; lora.rank=3", "variant lora.rank=3"),
+        ("lora.r=8; serve.max_model_len=64", "variant serve.max_model_len=64 changes `serve.max_model_len`"),
     ],
 )
 def test_a_variant_that_cannot_be_compared_is_told_before_anything_is_trained(
@@ -43,6 +44,22 @@ def test_a_variant_that_cannot_be_compared_is_told_before_anything_is_trained(
     answer = serving.call(tmp_path / "runs", "compare.sweep", small_recipe, VARIANTS=variants)
     assert answer.returncode == 2 and told in answer.stderr
     assert not list((tmp_path / "runs").glob("*/2*"))
+
+
+def test_an_adapter_that_is_served_merged_is_a_variant_as_well(small_recipe: Path, tmp_path: Path) -> None:
+    variants = "lora.r=8; lora.use_dora=true"
+    answer = serving.call(tmp_path / "runs", "compare.sweep", small_recipe, "--dry-run", VARIANTS=variants)
+    assert answer.returncode == 0 and "would train  lora.use_dora=true" in answer.stdout, answer.stderr
+
+
+@pytest.mark.parametrize(("given", "compares"), [(None, True), ("", True), ("1", True), ("0", False)])
+def test_the_best_is_compared_unless_that_is_declined(
+    given: str | None, compares: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COMPARE", raising=False)
+    if given is not None:
+        monkeypatch.setenv("COMPARE", given)
+    assert sweep.parser().parse_args(["classifier"]).compare is compares
 
 
 @pytest.mark.slow

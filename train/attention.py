@@ -9,7 +9,8 @@ the mask of its own tokens, so that the result is the same sum over what is seen
 GPUs, and has no backward pass on a CPU.
 
 In bfloat16 (precision.py) blocks are multiplied as matrices: PyTorch's fused kernel for CPUs is no faster in bfloat16
-than in float32, and these products are nearly twice as fast (docs/training.md).
+than in float32, and these products took 24 ms where it took 42 (one layer of SmolLM2, 672 tokens of prefix and 270 of
+rows, forward and backward; 2 cores of an AMD EPYC with AVX512_BF16, 2026-11-29).
 """
 
 from collections.abc import Iterator, Sequence

@@ -15,7 +15,6 @@ from typing import Any
 _SAID = (
     "can't allocate memory",
     "could not create a primitive",
-    "could not create a memory object",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
