@@ -54,6 +54,22 @@ class StandIn:
     """What it reads for the messages of prompt.json."""
     keys: set[str] = field(default_factory=set)
 
+    def fall_ill_after(self, requests: int) -> None:
+        """Has it fail behind so many more requests, until `recover`."""
+        left = requests
+
+        def refuse(text: str, before: int) -> int:
+            nonlocal left
+            left -= 1
+            self.ill = left < 0
+            return 0
+
+        self.refuse = refuse
+
+    def recover(self) -> None:
+        """Has it answer everything again."""
+        self.ill, self.refuse = False, lambda text, before: 0
+
     async def chat(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.keys.add(request.headers.get("Authorization", ""))

@@ -114,20 +114,13 @@ def test_what_answers_is_another_with_more_room_or_on_another_base(place: Place,
 @pytest.mark.parametrize("again", [[], ["--fresh"]])
 def test_asking_anew_goes_on_where_it_broke_off(place: Place, engine: StandIn, address: str, again: list[str]) -> None:
     rows = write_csv(place.folder / "in.csv", rows_of(TEXTS[:60]))
-    path, left = place.predicted(rows, "out.csv", address), 30
+    path = place.predicted(rows, "out.csv", address)
     engine.answered.clear()
     engine.answer = lambda text: ("broken", 0.9)
-
-    def fall_ill(text: str, before: int) -> int:
-        nonlocal left
-        left -= 1
-        engine.ill = left < 0
-        return 0
-
-    engine.refuse = fall_ill
+    engine.fall_ill_after(30)
     with pytest.raises(StageError, match="nothing answers any more"):
         place.predicted(rows, "out.csv", address, "--fresh")
-    engine.ill, engine.refuse = False, lambda text, before: 0
+    engine.recover()
     place.predicted(rows, "out.csv", address, *again)
     assert {row["answer"] for row in read(path)} == {"broken"}
     assert engine.answered == dict.fromkeys(TEXTS[:60], 1)
@@ -144,19 +137,12 @@ def test_a_row_that_fails_is_asked_again_and_a_server_that_is_gone_ends_it_with_
         found = read(place.predicted(rows, "out.csv", address))
     assert [row["answer"] for row in found] == [known()[text][0] for text in TEXTS[:100]]
     assert set(engine.answered.values()) == {1} and engine.seen[TEXTS[5]] == 3
-    more, left = write_csv(place.folder / "more.csv", rows_of(TEXTS[100:200])), 30
-
-    def fall_ill(text: str, before: int) -> int:
-        nonlocal left
-        left -= 1
-        engine.ill = left < 0
-        return 0
-
-    engine.refuse = fall_ill
+    more = write_csv(place.folder / "more.csv", rows_of(TEXTS[100:200]))
+    engine.fall_ill_after(30)
     with running(engine) as address, pytest.raises(StageError, match="nothing answers any more"):
         place.predicted(more, "more.csv", address)
     assert not place.output("more.csv").exists() and place.rows_on_disk() == 30
-    engine.ill, engine.refuse = False, lambda text, before: 0
+    engine.recover()
     with running(engine) as address:
         assert len(read(place.predicted(more, "more.csv", address))) == 100
     assert set(engine.answered.values()) == {1}
@@ -241,19 +227,13 @@ def test_answers_of_two_forms_are_not_mixed_and_one_that_is_not_named_has_no_thr
     place: Place, engine: StandIn, address: str
 ) -> None:
     place.compared(threshold=0.8)
-    rows, left = write_csv(place.folder / "in.csv", rows_of(TEXTS[:60])), 30
-
-    def fall_ill(text: str, before: int) -> int:
-        nonlocal left
-        left -= 1
-        engine.ill = left < 0
-        return 0
-
-    engine.refuse = fall_ill
+    rows = write_csv(place.folder / "in.csv", rows_of(TEXTS[:60]))
+    engine.fall_ill_after(30)
     engine.root = f"/srv/runs/router/{place.here.id}/adapter"
     with pytest.raises(StageError, match="nothing answers any more"):
         place.predicted(rows, "out.jsonl", address)
-    before, engine.ill, engine.refuse = engine.answered.total(), False, lambda text, before: 0
+    before = engine.answered.total()
+    engine.recover()
     engine.root = "/models/router"
     path = place.predicted(rows, "out.jsonl", address)
     assert engine.answered.total() == before + 60, "all are asked of the form that answers now"
