@@ -66,7 +66,7 @@ predict: setup ## Answer every row of INPUT=<file, folder or glob> into OUTPUT=a
 	@$(if $(filter command,$(origin BASE_URL)),,BASE_URL= )$(VENV) -m predict $(RECIPE) $(SET)
 
 dashboard: setup ## A W&B workspace for the recipe's runs, or its specification where W&B is not logged in
-	@$(VENV) -m tracking.dashboard $(RECIPE) $(SET)
+	@$(VENV) -m insource.tracking.dashboard $(RECIPE) $(SET)
 
 deploy: setup ## Make the adapter the deployed version, if its gates say yes (FORCE=1: all the same)
 	@$(VENV) -m deploy $(RECIPE) $(SET)
@@ -81,7 +81,7 @@ drift: setup ## Does the deployed threshold's guarantee still hold on the traffi
 	@$(VENV) -m deploy.drift $(RECIPE) $(SET)
 
 doctor: setup ## What this machine has; with RECIPE=... each of its closed baselines is asked one train row
-	@$(VENV) -m tracking.doctor
+	@$(VENV) -m insource.tracking.doctor
 	@$(if $(filter file default undefined,$(firstword $(origin RECIPE))),,$(VENV) -m compare.first_request $(RECIPE) $(SET))
 
 models: setup ## Closed models that the SDKs and genai-prices know: prices, batches, long prompts, shutdown days (ARGS="luna haiku")
@@ -104,14 +104,14 @@ types: setup ## Types, with mypy
 	@$(VENV) -m mypy
 
 check: lint types ## Lint, types, all tests, and files made from code
-	@$(VENV) -m recipes.schema --check
+	@$(VENV) -m insource.config.recipe --check
 	@$(TESTS)
 
 bench: setup ## Measure: BENCH=training (against TRL and LLaMA-Factory) | decoding | serving (of RECIPE) | arithmetic | precision | end_to_end | data_prep | coverage | parity_check | routing | scoring | kills | budget | soak | gpu_memory | chat_templates, ARGS="--only banking77"
 	@$(VENV) -m bench.$(BENCH) $(if $(filter serving,$(BENCH)),$(RECIPE)) $(ARGS)
 
 schema: setup ## Write recipes/.schema.json, which editors read
-	@$(VENV) -m recipes.schema
+	@$(VENV) -m insource.config.recipe
 
 lock: setup ## Write requirements/*.txt anew from pyproject.toml (needs uv)
 	@$(PYTHON) requirements/lock.py

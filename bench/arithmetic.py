@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.data_prep import cpu
-from compare import words
-from recipes import hardware
-from tracking import environment, files
+from compare.report import wording
+from insource.config import hardware
+from insource.system import atomic_files, environment
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "arithmetic.json"
@@ -81,11 +81,11 @@ def measure(recipe: str, setting: Setting, runs: Path) -> dict[str, Any]:
     }
     latest = runs / Path(recipe).stem / "latest"
     if (latest / "manifest.json").exists():
-        metrics = files.read_json(latest / "manifest.json")["stages"]["train"]["metrics"]
+        metrics = atomic_files.read_json(latest / "manifest.json")["stages"]["train"]["metrics"]
         found["validation"] = {name: value for name, value in metrics["validation"]["tuned"].items() if _plain(value)}
-        found["adapter_sha256"] = files.sha256(latest / "adapter" / "adapter_model.safetensors")[:16]
+        found["adapter_sha256"] = atomic_files.sha256(latest / "adapter" / "adapter_model.safetensors")[:16]
     if (latest / "scores.json").exists():
-        scores = files.read_json(latest / "scores.json")
+        scores = atomic_files.read_json(latest / "scores.json")
         found["served"] = scores["systems"]["tuned"]["parity"]
         found["verdict"] = scores["verdict"]["choice"]
         found["test"] = {
@@ -102,7 +102,7 @@ def _plain(value: Any) -> bool:
 def row(one: Mapping[str, Any]) -> str:
     """Returns a line of the table."""
     name = next(iter(one.get("validation", {})), None)
-    validation = words.percent(one["validation"][name]) if name else "-"
+    validation = wording.percent(one["validation"][name]) if name else "-"
     served = one.get("served")
     equal = f"{served['agreement']:.1%} of {served['n']}" if served and served["agreement"] is not None else "-"
     tuned = next((f"{told[name]:.1%}" for told in one.get("test", {}).values() if name in told), "-")
@@ -119,7 +119,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="settings whose name begins so")
     arguments = parser.parse_args()
     chosen = [one for one in SETTINGS if one.name.startswith(arguments.only) and here(one)]
-    before = files.read_json(RESULTS) if RESULTS.exists() else {"runs": []}
+    before = atomic_files.read_json(RESULTS) if RESULTS.exists() else {"runs": []}
     measured = []
     for setting in chosen:
         with tempfile.TemporaryDirectory(prefix="insource-arithmetic-") as folder:

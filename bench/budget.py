@@ -1,9 +1,9 @@
 """A comparison that is killed again and again: `python -m bench.budget` prints a table and writes
 bench/results/budget.json.
 
-A process asks a provider on loopback (tests/faulty_provider.py) and is killed (SIGKILL, SIGINT) at a random moment, 50
-times; it goes on with the answers and attempts that it finds on disk. Once the provider answers all requests and takes
-money for all that it gets, once one in ten is refused, reset, late or cut off.
+A process asks a provider on loopback (tests/helpers/provider/faulty_provider.py) and is killed (SIGKILL, SIGINT) at a
+random moment, 50 times; it goes on with the answers and attempts that it finds on disk. Once the provider answers all
+requests and takes money for all that it gets, once one in ten is refused, reset, late or cut off.
 
     | provider | kills | requests | sent | known | cap | over the cap |
 
@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from compare import answers
-from compare.spend import Budget
-from recipes import command
-from tests.collecting import IDENTITY, Price, backend, collect, questions
-from tests.faulty_provider import Provider, running
-from tests.provider_answers import tokens
-from tracking import files
+from insource.backends import collection
+from insource.backends.budgets import Budget
+from insource.config import cli
+from insource.system import atomic_files
+from tests.helpers.api_requests import IDENTITY, Price, backend, collect, questions
+from tests.helpers.provider.faulty_provider import Provider, running
+from tests.helpers.provider.provider_answers import tokens
 
 RESULTS = Path(__file__).parent / "results" / "budget.json"
 KILLS, ROWS, CAP_USD = 50, 1500, 1.0
@@ -53,8 +53,8 @@ def main() -> int:
         told = " | ".join(f"{found[key]:,}" for key in ("kills", "requests", "sent_usd", "known_usd", "cap_usd"))
         print(f"| one in ten fails: {faults > 0} | {told} | {found['over_cap']} |", flush=True)
     about = {"command": "make bench BENCH=budget", "hardware": machine.hardware(on_gpu=False), "date": machine.today()}
-    files.write_json(arguments.results, [row | about for row in rows])
-    return command.FAILED if any(row["over_cap"] or row["over_known"] for row in rows) else command.DONE
+    atomic_files.write_json(arguments.results, [row | about for row in rows])
+    return cli.FAILED if any(row["over_cap"] or row["over_known"] for row in rows) else cli.DONE
 
 
 def killed(kills: int, faults: float, rows: int, cap_usd: float, path: Path, seed: int) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def killed(kills: int, faults: float, rows: int, cap_usd: float, path: Path, see
             return Price().of(provider.charged if faults else [tokens(body) for _, _, body in provider.seen])
 
         def known_usd() -> float:
-            return answers.known_usd(backend(address), IDENTITY, questions(rows), path)
+            return collection.known_usd(backend(address), IDENTITY, questions(rows), path)
 
         words = [sys.executable, "-m", "bench.budget_child", address, str(path), str(rows), str(cap_usd)]
         for _ in range(kills):
@@ -101,4 +101,4 @@ def killed(kills: int, faults: float, rows: int, cap_usd: float, path: Path, see
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -22,14 +22,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import RecipeError
-from recipes.load import POCKET
-from recipes.schema_train import Model
-from tasks import classification, generation, published, render
-from tasks.render import Rendering
-from tracking import files
-from train import decodable
-from train.packing import Row
+from insource.config.errors import RecipeError
+from insource.config.load import POCKET
+from insource.config.schema.train import Model
+from insource.system import atomic_files
+from insource.tasks import classification, generation
+from insource.tasks.rendering import base_tokenizer, chat_template
+from insource.tasks.rendering.chat_template import Rendering
+from train.evaluate import decodability
+from train.packing.packing_plan import Row
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "models.md"
@@ -72,7 +73,7 @@ def main() -> None:
             print(f"{found[-1].model:36} {found[-1].taken:24} {found[-1].stop:20} {found[-1].why[:100]}", flush=True)
     page = arguments.page.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
-    files.write_text(arguments.page, before + BEGIN + table(found) + END + rest.partition(END)[2])
+    atomic_files.write_text(arguments.page, before + BEGIN + table(found) + END + rest.partition(END)[2])
 
 
 def looked_at(columns: list[str], beside: Path) -> Found:
@@ -84,7 +85,7 @@ def looked_at(columns: list[str], beside: Path) -> Found:
                 base_of(Path(folder) / re.sub(r"[^\w.-]+", "-", name), (beside / base).read_text("utf-8"), *about)
             )
         try:
-            rendering = render.rendering_of(Model(base=base))
+            rendering = chat_template.rendering_of(Model(base=base))
         except RecipeError as error:
             return Found(name, REFUSED, why=reason(str(error), base, name))
         return judged(name, rendering, base)
@@ -100,12 +101,14 @@ def judged(name: str, rendering: Rendering, base: str) -> Found:
         OWN if rendering.differs else EXACT,
         pinned,
         tokenizer.eos_token,
-        tokenizer.decode(render.prompt_ids(tokenizer, [messages])[0][-24:])[-24:],
+        tokenizer.decode(chat_template.prompt_ids(tokenizer, [messages])[0][-24:])[-24:],
         rendering.differs or "",
     )
     try:
         for task, spec in ((classification, LABELS), (generation, TEXT)):
-            examples = [render.examples(tokenizer, [messages] * len(ANSWERS), list(ANSWERS)) for _ in on_two_days()]
+            examples = [
+                chat_template.examples(tokenizer, [messages] * len(ANSWERS), list(ANSWERS)) for _ in on_two_days()
+            ]
             if examples[0] != examples[1]:
                 return Found(name, MISHANDLED, why="the prompt changes from day to day")
             rows = [
@@ -113,7 +116,7 @@ def judged(name: str, rendering: Rendering, base: str) -> Found:
                 for answer, one in zip(ANSWERS, examples[0], strict=True)
             ]
             targets = [{"target": answer} for answer in ANSWERS]
-            decodable.check(task, spec, targets, rows, tokenizer, len(tokenizer))
+            decodability.check(task, spec, targets, rows, tokenizer, len(tokenizer))
     except RecipeError as error:
         return Found(name, MISHANDLED, why=reason(str(error), base, name))
     return result
@@ -141,7 +144,7 @@ def base_of(folder: Path, template: str, bos: str = "", eos: str = "", stops: st
     """Returns a base without weights: the pocket model's tokenizer with a template and the tokens that it needs."""
     from transformers import AddedToken
 
-    tokenizer = published.load(str(POCKET), Model(base=str(POCKET)))
+    tokenizer = base_tokenizer.load(str(POCKET), Model(base=str(POCKET)))
     named = [*TOKEN.findall(template), bos, eos, *stops.split(), *more.split()]
     tokens = [one for one in dict.fromkeys(named) if one]
     tokenizer.add_tokens([AddedToken(one, special=not ORDINARY.fullmatch(one), normalized=False) for one in tokens])
@@ -150,7 +153,7 @@ def base_of(folder: Path, template: str, bos: str = "", eos: str = "", stops: st
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template = bos or None, eos, template
     tokenizer.save_pretrained(folder)
     ids = [tokenizer.convert_tokens_to_ids(one) for one in stops.split()]
-    (folder / published.GENERATION_CONFIG).write_text(json.dumps({"eos_token_id": ids}), encoding="utf-8")
+    (folder / base_tokenizer.GENERATION_CONFIG).write_text(json.dumps({"eos_token_id": ids}), encoding="utf-8")
     return folder
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from bench import docs_tables, machine
-from bench.two_systems import CLUSTER, METRICS, RIGHT, Metric, drawn, loss_of
+from bench.statistics.coverage_simulation import CLUSTER, METRICS, RIGHT, Metric, drawn, loss_of
+from insource.config import cli
 from insource.stats import intervals, paired
 from insource.stats.intervals import SAME, Interval
 from insource.stats.paired import Difference
-from recipes import command
-from tracking import files
+from insource.system import atomic_files
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 DOCS = machine.ROOT / "docs" / "statistics.md"
@@ -53,7 +53,7 @@ def main() -> int:
     asked = made.parse_args()
     if asked.write_docs:
         docs_tables.write(DOCS, "coverage", RESULTS, tables)
-        return command.DONE
+        return cli.DONE
     sets, resamples = (100, 500) if asked.quick else (asked.sets, intervals.RESAMPLES)
     about = {
         "command": f"python -m bench.coverage {'--quick' if asked.quick else f'--sets {sets}'}"
@@ -71,15 +71,15 @@ def main() -> int:
             told = f"{n} rows{' in clusters' if clustered else ''}: {time.monotonic() - began:.0f} s"
             print(told, file=sys.stderr, flush=True)
     if asked.only and not asked.quick:
-        results = merged(files.read_json(RESULTS), results)
+        results = merged(atomic_files.read_json(RESULTS), results)
     print(tables(results))
     broken = [row for row in results if not as_promised(row)]
     for row in broken:
         print(f"not as promised: {row['figure']}, {row['n']} rows, {row['clusters'] or 'no'} clusters", file=sys.stderr)
     if not asked.quick:
         RESULTS.parent.mkdir(exist_ok=True)
-        files.write_json(RESULTS, results)
-    return command.FAILED if broken and not asked.quick else command.DONE
+        atomic_files.write_json(RESULTS, results)
+    return cli.FAILED if broken and not asked.quick else cli.DONE
 
 
 def merged(before: Sequence[Row], now: Sequence[Row]) -> list[Row]:
@@ -207,4 +207,4 @@ def _measured(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from recipes.demo.support_tickets import tickets
+from demo_data.support_tickets import tickets
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "data_prep.json"

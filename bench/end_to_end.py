@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data_prep import cpu
-from tracking import environment
+from insource.system import environment
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "end_to_end.json"

@@ -1,16 +1,18 @@
 """`python -m bench.gpu_memory`: what fits on which GPU, by shapes of published models, into docs/training.md.
 
 Reckoned and not measured: the models are on PyTorch's meta device, which has shapes and no weights, and the figures are
-those of the header before training (train/header.py, train/capacity.py).
+those of the header before training (train/report/run_header.py, train/evaluate/decoding_memory.py).
 """
 
 from pathlib import Path
 from typing import Any
 
-from recipes.schema_lora import Lora
-from tracking import files
-from train import base, capacity, header
-from train.capacity import Decoding
+from insource.config.schema.lora import Lora
+from insource.system import atomic_files
+from train.evaluate import decoding_memory
+from train.evaluate.decoding_memory import Decoding
+from train.model import base
+from train.report import run_header
 
 DOCS = Path(__file__).parent.parent / "docs" / "training.md"
 OPENED, CLOSED = "<!-- gpu_memory:begin -->", "<!-- gpu_memory:end -->"
@@ -72,19 +74,20 @@ def four_bit_weights(model: Any) -> int:
 
 def nf4_bytes(model: Any) -> int:
     """Returns the bytes of a base whose linear layers are in NF4, by shapes alone."""
-    return int(header.weight_bytes(model) - four_bit_weights(model) * (2 - NF4_BYTES))
+    return int(run_header.weight_bytes(model) - four_bit_weights(model) * (2 - NF4_BYTES))
 
 
 def row(name: str) -> str:
     """Returns the line of a base in the table."""
     model = adapted(name)
     weights = nf4_bytes(model)
-    train = header.estimate(model, **PACK)
+    train = run_header.estimate(model, **PACK)
     training = weights + train.adapter + train.pack
     cells = [f"{weights / 1e9:.1f}", f"{training / 1e9:.1f}"]
     for gib in CARDS_GIB:
-        usable = capacity.usable_bytes(gib * 2**30)
-        # As train/dequantize.py does while it validates: weights are held dequantized where they take at most 40%.
+        usable = decoding_memory.usable_bytes(gib * 2**30)
+        # As train/model/dequantize.py does while it validates: weights are held dequantized where they take at most
+        # 40%.
         plain = four_bit_weights(model) * 2
         held = weights + train.adapter + (plain if plain <= base_share() * gib * 2**30 else 0)
         found = [_rows(model, decoded, usable - held) for decoded in (LABELS, DOCUMENTS)]
@@ -94,16 +97,16 @@ def row(name: str) -> str:
 
 def base_share() -> float:
     """Returns the share of memory that dequantized weights may take."""
-    from train import dequantize
+    from train.model import dequantize
 
     return dequantize.MEMORY_SHARE
 
 
 def _rows(model: Any, decoded: Decoding, free: int) -> int:
     """How many rows are decoded at once, 0 where not even one fits."""
-    from train.shared_cache import GPU
+    from train.evaluate.shared_cache import GPU
 
-    rows, peak = capacity.peak_bytes(model.config.get_text_config(), decoded, 2, GPU, free)
+    rows, peak = decoding_memory.peak_bytes(model.config.get_text_config(), decoded, 2, GPU, free)
     return rows if peak <= free else 0
 
 
@@ -118,7 +121,7 @@ def write(page: Path) -> None:
     """Writes the table into a page, between its marks. Raises ValueError where they are missing."""
     text = page.read_text(encoding="utf-8")
     before, after = text[: text.index(OPENED)], text[text.index(CLOSED) :]
-    files.write_text(page, f"{before}{OPENED}\n{table()}\n{after}")
+    atomic_files.write_text(page, f"{before}{OPENED}\n{table()}\n{after}")
 
 
 if __name__ == "__main__":

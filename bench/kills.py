@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.data_prep import cpu, family
-from recipes.demo.support_tickets import tickets
-from tracking import files, metrics
+from demo_data.support_tickets import tickets
+from insource.system import atomic_files
+from insource.tracking import metrics
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "kills.json"
@@ -115,8 +116,8 @@ def outcome(run: Path) -> dict[str, Any]:
         for row in metrics.rows(run / "metrics.jsonl")
     ]
     return {
-        "adapter_sha256": files.sha256(run / "adapter" / "adapter_model.safetensors"),
-        "metrics_sha256": files.digest(rows),
+        "adapter_sha256": atomic_files.sha256(run / "adapter" / "adapter_model.safetensors"),
+        "metrics_sha256": atomic_files.digest(rows),
         "checkpoints": sorted(path.name for path in (run / "checkpoints").iterdir()),
     }
 

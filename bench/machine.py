@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.spec import RESULT, Spec
-from recipes.errors import StageError
+from insource.config.errors import StageError
 
 ROOT = Path(__file__).parent.parent
 # No peer may fetch, report home, or fork a tokenizer's threads while it is timed.

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from bench import docs_tables, machine
-from bench.paired_intervals import ALPHA, bca_of, bca_of_shares, bonett_price, fay_lumbard, flipped, tango
-from bench.row_scores import SCENARIOS, changes
+from bench.statistics.paired_intervals import ALPHA, bca_of, bca_of_shares, bonett_price, fay_lumbard, flipped, tango
+from bench.statistics.score_differences import SCENARIOS, changes
+from insource.config import cli
 from insource.stats.bounded_mean import mean_interval, share_interval
-from recipes import command
-from tracking import files
+from insource.system import atomic_files
 
 RESULTS = Path(__file__).parent / "results" / "parity_check.json"
 DOCS = machine.ROOT / "docs" / "statistics.md"
@@ -50,7 +50,7 @@ def main() -> int:
     arguments = made.parse_args()
     if arguments.write_docs:
         docs_tables.write(DOCS, "parity_check", RESULTS, tables)
-        return command.DONE
+        return cli.DONE
     about = {
         "command": f"python -m bench.parity_check --sets {arguments.sets}",
         "hardware": machine.hardware(on_gpu=False),
@@ -62,12 +62,12 @@ def main() -> int:
         results += [{**row, **about} for row in [*computed(n), *simulated(n, arguments.sets)]]
         print(f"{n} rows: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
-    files.write_json(RESULTS, results)
+    atomic_files.write_json(RESULTS, results)
     print(tables(results))
     broken = [row for row in results if not as_promised(row)]
     for row in broken:
         print(f"above the allowed rate: {row}", file=sys.stderr)
-    return command.FAILED if broken else command.DONE
+    return cli.FAILED if broken else cli.DONE
 
 
 def computed(n: int) -> Iterator[Row]:
@@ -169,4 +169,4 @@ def _most_won(n: int) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

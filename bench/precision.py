@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import machine, materials, table
+from bench import machine
 from bench.peers.spec import ADAPTER, Spec
-from bench.shapes import Shape, shape
-from recipes import command, hardware
-from recipes.errors import StageError
-from recipes.load import load
-from tasks import render
-from tracking import environment, files
+from bench.training import fixtures, table
+from bench.training.workloads import Shape, shape
+from insource.config import cli, hardware
+from insource.config.errors import StageError
+from insource.config.load import load
+from insource.system import atomic_files, environment
+from insource.tasks.rendering import chat_template
 
 RESULTS = Path(__file__).parent / "results" / "precision.json"
 PRECISIONS = ("float32", "bfloat16")
@@ -69,19 +70,19 @@ def main() -> int:
                 "matmul_flops": peaks,
                 "cases": cases,
             }
-            files.write_json(RESULTS, result)
+            atomic_files.write_json(RESULTS, result)
     print("| model | batch | float32 | bfloat16 | times | share of the bfloat16 peak | loss, last update |")
     print("|---|---|---|---|---|---|---|", *map(row, cases), sep="\n")
-    return command.DONE
+    return cli.DONE
 
 
 def measure(case: Case, folder: Path, asked: argparse.Namespace, peaks: Mapping[str, float]) -> dict[str, Any]:
     """Returns examples a second, share of the peak and losses of a case in both precisions."""
     recipe = load("classifier", [f"model.base={case.base}", "model.quantization=none"], "cpu").recipe
-    tokenizer = render.tokenizer_of(recipe.model)
+    tokenizer = chat_template.tokenizer_of(recipe.model)
     data = shape(case.shape, tokenizer, case.batch_size * (1 + case.updates), 0, asked.banking77)
     folder.mkdir()
-    materials.save_rows(folder / "rows.jsonl", data.examples)
+    fixtures.save_rows(folder / "rows.jsonl", data.examples)
     linear_parameters = begin(recipe.model.base, folder / ADAPTER)
     results: dict[str, list[dict[str, Any]]] = {precision: [] for precision in PRECISIONS}
     for number in range(asked.runs):
@@ -98,7 +99,7 @@ def measure(case: Case, folder: Path, asked: argparse.Namespace, peaks: Mapping[
                 learning_rate=3e-4,
                 bfloat16=precision == "bfloat16",
             )
-            results[precision].append(machine.call(Path(sys.executable), "bench.peers.insource", spec))
+            results[precision].append(machine.call(Path(sys.executable), "bench.peers.insource_sft", spec))
     found = {precision: told(runs, data, linear_parameters, peaks[precision]) for precision, runs in results.items()}
     times = found["bfloat16"]["examples_per_second"] / found["float32"]["examples_per_second"]
     return {"base": case.base, "shape": case.shape, "batch_size": case.batch_size, "times": round(times, 2), **found}
@@ -110,9 +111,9 @@ def begin(base: str, adapter: Path) -> int:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    linear_parameters = materials.linear_parameters_of(model)
-    torch.manual_seed(materials.SEED)
-    materials.save_adapter(model, base, adapter)
+    linear_parameters = fixtures.linear_parameters_of(model)
+    torch.manual_seed(fixtures.SEED)
+    fixtures.save_adapter(model, base, adapter)
     return linear_parameters
 
 
@@ -138,4 +139,4 @@ def row(case: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -4,7 +4,7 @@ chooses a threshold by each, and counts how often it misses the target in truth;
     rows                          n     insource: missed   threshold   kept    the build before: missed ...
     continuous, as sure as right  900   0.3%               100%        62.9%   0.0%
 
-Beside that, on data: what is promised, and what the rows that were left aside show (bench/routed_rows.py).
+Beside that, on data: what is promised, and what the rows that were left aside show (bench/statistics/router_data.py).
 """
 
 import argparse
@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from bench import docs_tables, machine, routed_rows
-from bench.router_draws import ALPHA, METHODS, PAIRED, POPULATIONS, Population, drawn
-from recipes import command
-from tracking import files
+from bench import docs_tables, machine
+from bench.statistics import router_data
+from bench.statistics.router_simulation import ALPHA, METHODS, PAIRED, POPULATIONS, Population, drawn
+from insource.config import cli
+from insource.system import atomic_files
 
 RESULTS = Path(__file__).parent / "results" / "routing.json"
 DOCS = machine.ROOT / "docs" / "routing.md"
@@ -44,20 +45,20 @@ def main() -> int:
     asked = made.parse_args()
     if asked.write_docs:
         docs_tables.write(DOCS, "routing", RESULTS, tables)
-        return command.DONE
-    results: dict[str, list[Row]] = files.read_json(RESULTS) if RESULTS.exists() else {}
+        return cli.DONE
+    results: dict[str, list[Row]] = atomic_files.read_json(RESULTS) if RESULTS.exists() else {}
     if asked.only != "data":
         results["simulation"] = simulated(asked.draws)
     if asked.only != "simulation":
         about = {"hardware": machine.hardware(on_gpu=False), "date": machine.today()}
-        results["data"] = [{**row, **about} for row in routed_rows.everything(asked.banking77, asked.run)]
+        results["data"] = [{**row, **about} for row in router_data.everything(asked.banking77, asked.run)]
     RESULTS.parent.mkdir(exist_ok=True)
-    files.write_json(RESULTS, results)
+    atomic_files.write_json(RESULTS, results)
     print(tables(results))
     broken = [row for row in results.get("simulation", []) if not as_promised(row)]
     for row in broken:
         print(f"above the allowed rate: {row}", file=sys.stderr)
-    return command.FAILED if broken else command.DONE
+    return cli.FAILED if broken else cli.DONE
 
 
 def simulated(draws: int) -> list[Row]:
@@ -124,7 +125,7 @@ def tables(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     if rows := results.get("data"):
         command_line = "python -m bench.routing --only data --banking77 FOLDER --run RUN"
         lines += ["", f"{rows[0]['hardware']}, {rows[0]['date']}, `{command_line}`.", ""]
-        lines += routed_rows.table(rows)
+        lines += router_data.table(rows)
     return "\n".join(lines)
 
 
@@ -137,4 +138,4 @@ def _line(row: Mapping[str, Any], most: float) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from compare import comparisons, score
-from compare.gathered import Gathered
-from compare.material import Material
-from compare.predictions import Answer
-from compare.systems import System
-from recipes.schema_compare import Primary
-from tasks import classification
-from tracking import files
+from compare.analysis import comparisons, system_scores
+from compare.eval_dataset import Material
+from compare.scoring.predictions import Answer
+from compare.systems.catalog import System
+from compare.systems.responses import Gathered
+from insource.config.schema.compare import Primary
+from insource.system import atomic_files
+from insource.tasks import classification
 
 RESULTS = Path(__file__).parent / "results" / "scoring.json"
 RIGHT = {"tuned": 0.90, "openai:large": 0.92, "int8": 0.89, "tfidf": 0.88, "base": 0.80}
@@ -38,7 +38,7 @@ def main() -> int:
     arguments = parser.parse_args()
     results = [measured(arguments.rows, arguments.labels, clusters) for clusters in (False, True)]
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(arguments.results, results)
+    atomic_files.write_json(arguments.results, results)
     for one in results:
         print(
             f"{one['rows']:,} rows, {one['systems']} systems, {one['labels']} labels, "
@@ -52,8 +52,8 @@ def measured(rows: int, labels: int, clusters: bool) -> dict[str, Any]:
     """Returns how long everything that scores.json says of quality took."""
     material, gathered = made(rows, labels, clusters)
     began = time.perf_counter()
-    every = [score.scored(one, material, None) for one in gathered]
-    told = [score.system_json(one, material, PRIMARY, fitted=False) for one in every]
+    every = [system_scores.scored(one, material, None) for one in gathered]
+    told = [system_scores.system_json(one, material, PRIMARY, fitted=False) for one in every]
     compared = comparisons.paired_differences(every, PRIMARY)
     comparisons.agreement(every)
     comparisons.confusion(every, material)

@@ -23,13 +23,15 @@ from typing import Any
 from bench import machine
 from bench.peers import vllm_client
 from bench.peers.spec import RESULT
-from recipes import command
-from recipes.errors import StageError
-from serve import plan, stay
-from serve.engine import Address, Engine, free_port
-from serve.plan import Served
-from tasks import spec_of
-from tracking import environment, files, run
+from insource.config import cli
+from insource.config.errors import StageError
+from insource.system import atomic_files, environment
+from insource.tasks import spec_of
+from insource.tracking import run
+from serve import server
+from serve.vllm import launch_plan
+from serve.vllm.launch_plan import Served
+from serve.vllm.server_process import Address, Engine, free_port
 
 RESULTS = Path(__file__).parent / "results" / "serving.json"
 CONCURRENCIES = (1, 8, 32, 128)
@@ -41,8 +43,8 @@ PERCENTILES = (50, 95, 99)
 
 
 def main() -> int:
-    parser = command.parser("bench.serving", "Measure a served run under load.")
-    command.add_run(parser)
+    parser = cli.parser("bench.serving", "Measure a served run under load.")
+    cli.add_run(parser)
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON goes")
     arguments = parser.parse_intermixed_args()
     loaded, here = run.of_call(arguments)
@@ -51,20 +53,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         for which in forms:
             served = Served(loaded.name, here, here.recipe(), which)
-            asked = plan.of([served], loaded.recipe.serve)
+            asked = launch_plan.of([served], loaded.recipe.serve)
             for caching in (True, False):
                 vllm = Engine(
                     replace(asked, prefix_caching=caching), Address("127.0.0.1", free_port()), Path(name) / "vllm.log"
                 )
-                with stay.stopped_at_the_end(vllm):
-                    seconds = stay.started(vllm)
+                with server.stopped_at_the_end(vllm):
+                    seconds = server.started(vllm)
                     for measured in loads(served, vllm.address, Path(name)):
                         results.append({**measured, "prefix_caching": caching, "start_seconds": round(seconds, 1)})
                         say(measured)
                         arguments.results.parent.mkdir(parents=True, exist_ok=True)
-                        files.write_json(arguments.results, results)
+                        atomic_files.write_json(arguments.results, results)
     show(results)
-    return command.DONE
+    return cli.DONE
 
 
 def loads(served: Served, address: Address, folder: Path) -> Iterator[dict[str, Any]]:
@@ -99,7 +101,7 @@ def loads(served: Served, address: Address, folder: Path) -> Iterator[dict[str, 
 def prompts(served: Served) -> list[str]:
     """Returns what the user says in each train row. Raises StageError where there are too few of them."""
     module, spec = spec_of(served.prompt["task"])
-    rows = files.read_jsonl(served.run.folder / "data" / "train.jsonl")
+    rows = atomic_files.read_jsonl(served.run.folder / "data" / "train.jsonl")
     found = [module.messages(spec, row["input"])[0]["content"] for row in rows]
     wanted = 2 * sum(requests(at_once, None) for at_once in CONCURRENCIES)
     if len(found) < wanted:
@@ -141,7 +143,7 @@ class Client:
         if not result.exists():
             said = self.log.read_text(encoding="utf-8").strip()[-500:]
             raise StageError(f"vLLM's client ended with {self.process.wait()}: {said}")
-        return files.read_json(result)  # type: ignore[no-any-return]
+        return atomic_files.read_json(result)  # type: ignore[no-any-return]
 
     def _say(self, line: str) -> None:
         """Tells it what to measure, and waits until it has, or has ended."""
@@ -217,4 +219,4 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -33,11 +33,11 @@ from bench import machine
 from bench.data_prep import family
 from bench.kills import ROOT, write_recipe
 from deploy import registry
-from recipes import command
-from recipes.errors import StageError
-from serve.engine import free_port
-from tracking import files
-from tracking.run import Run
+from insource.config import cli
+from insource.config.errors import StageError
+from insource.system import atomic_files
+from insource.tracking.run import Run
+from serve.vllm.server_process import free_port
 
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 CLIENTS, SILENT, SLOW = 32, 200, 50
@@ -92,8 +92,8 @@ def main() -> int:
     show(result)
     path = arguments.results or (RESULTS if arguments.minutes >= 30 else None)
     if path:
-        files.write_json(path, result)
-    return command.DONE if not result["broken"] else command.FAILED
+        atomic_files.write_json(path, result)
+    return cli.DONE if not result["broken"] else cli.FAILED
 
 
 def trained(folder: Path, recipe: Path, seed: int) -> Run:
@@ -129,11 +129,13 @@ def soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, chance
                 raise StageError(f"the gateway ended:\n{log.read_text(encoding='utf-8')[-3000:]}")
             time.sleep(0.5)
         references = {
-            registry.version_of(run.folder / "adapter"): {one["id"]: one for one in files.read_jsonl(run.references)}
+            registry.version_of(run.folder / "adapter"): {
+                one["id"]: one for one in atomic_files.read_jsonl(run.references)
+            }
             for run in runs
         }
         rows = clear_rows(references)
-        grammar = files.read_json(runs[0].folder / "adapter" / "prompt.json")["grammar"]
+        grammar = atomic_files.read_json(runs[0].folder / "adapter" / "prompt.json")["grammar"]
         here = Soak(recipe.stem, port, process.pid, references, grammar, rows, time.monotonic() + seconds)
         asyncio.run(everything(here, folder, recipe, runs, chance))
         if process.poll() is not None:
@@ -310,4 +312,4 @@ def show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -2,12 +2,12 @@
 
 import os
 
-from recipes import command
+from insource.config import cli
 
 
 def main() -> int:
-    parser = command.parser("compare", "Compare the tuned model with its baselines on the test set, and decide.")
-    command.add_run(parser)
+    parser = cli.parser("compare", "Compare the tuned model with its baselines on the test set, and decide.")
+    cli.add_run(parser)
     fresh = os.environ.get("FRESH", "") not in ("", "0")
     parser.add_argument("--fresh", action="store_true", default=fresh, help="compare anew though nothing has changed")
     arguments = parser.parse_intermixed_args()
@@ -17,4 +17,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

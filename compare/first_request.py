@@ -16,17 +16,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from backends import refusals
-from backends.ask import WIRES
-from compare import answers, material, models, preflight, prices, providers, systems
-from compare.gathered import Place
-from compare.journal import Answered
-from compare.spend import Budget
-from compare.systems import NotRun, System
-from recipes import command
-from recipes.schema import Recipe
-from tracking import run
-from tracking.run import Run
+from compare import eval_dataset, models, preflight
+from compare.systems import api_models, catalog
+from compare.systems.catalog import NotRun, System
+from compare.systems.responses import Place
+from insource.backends import api_errors, collection, pricing
+from insource.backends.budgets import Budget
+from insource.backends.client import WIRES
+from insource.backends.response_cache import Answered
+from insource.config import cli
+from insource.config.recipe import Recipe
+from insource.tracking import run
+from insource.tracking.run import Run
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def of_all(place: Place, running: Sequence[System]) -> tuple[list[System], list[
     """Returns the systems to ask, and those that gave no answer to their first request. Raises RecipeError where a
     price is unknown, or a model family does not take what the recipe sets."""
     closed = [one for one in running if one.kind == "closed"]
-    providers.priced(closed)
+    api_models.priced(closed)
     budget = Budget(place.recipe.compare.budget_usd)
     found = {one.name: ask(place, one, budget) for one in closed}
     for first in found.values():
@@ -77,17 +78,17 @@ def of_all(place: Place, running: Sequence[System]) -> tuple[list[System], list[
 def ask(place: Place, system: System, budget: Budget) -> First:
     """Returns what a closed system answers to one train row, asked again without a parameter that it refuses."""
     place.answers.mkdir(exist_ok=True)
-    price = prices.of(system.baseline) if system.baseline else None
+    price = pricing.of(system.baseline) if system.baseline else None
     while True:
-        asking = providers.first(place, system)
+        asking = api_models.first(place, system)
         question, optional = asking.questions[0], WIRES[asking.backend.wire].OPTIONAL
-        answer = answers.last(asking.backend, asking.identity, question, asking.journal)
-        if answer is None or not refusals.parameter(answer.error or "", optional):
+        answer = collection.last(asking.backend, asking.identity, question, asking.journal)
+        if answer is None or not api_errors.parameter(answer.error or "", optional):
             found = asking.collect(budget if price else None, price)
             answer = found.answers.get((question.id, question.repeat))
             if answer is None:
                 return First(system, None, found.why_incomplete or "not asked")
-        refused = refusals.parameter(answer.error or "", optional)
+        refused = api_errors.parameter(answer.error or "", optional)
         if refused is None or refused in system.left_out:
             # What is final lies in the row: too long, or filtered. The next row may be neither.
             return First(system, answer, None if answer.final else answer.error)
@@ -97,14 +98,14 @@ def ask(place: Place, system: System, budget: Budget) -> First:
 
 def body(place: Place, system: System) -> str:
     """Returns the first request as it would be sent, as JSON."""
-    asking = providers.first(place, system)
+    asking = api_models.first(place, system)
     sent = WIRES[asking.backend.wire].body(asking.backend, asking.questions[0].request)
     return json.dumps(sent, ensure_ascii=False, indent=1)
 
 
 def place_of(here: Run, name: str, recipe: Recipe) -> Place:
     """Returns the comparison without its test rows: train and validation alone are read."""
-    return Place(here, name, recipe, material.of_validation(here))
+    return Place(here, name, recipe, eval_dataset.of_validation(here))
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -117,25 +118,25 @@ def main(arguments: argparse.Namespace) -> int:
 
 def checked(name: str, here: Run, recipe: Recipe) -> int:
     """Asks each closed baseline once. Returns 0 where each of them answered, 3 where one did not."""
-    chosen = systems.closed(recipe)
+    chosen = catalog.closed(recipe)
     if not chosen:
         print(f"{name} has no closed baseline")
-        return command.DONE
-    missing = systems.not_run(chosen, recipe)
+        return cli.DONE
+    missing = catalog.not_run(chosen, recipe)
     left_out = {one.name for one in missing}
     for one in missing:
         print(f"not run   {one.title}: {one.why}")
     place, running = place_of(here, name, recipe), [one for one in chosen if one.name not in left_out]
     preflight.check(place, running)
     _, refused = of_all(place, running)
-    return command.GATE if refused or missing else command.DONE
+    return cli.GATE if refused or missing else cli.DONE
 
 
 def _command() -> int:
-    parser = command.parser("compare.first_request", "Ask each closed baseline of a recipe one train row, for cents.")
-    command.add_run(parser)
+    parser = cli.parser("compare.first_request", "Ask each closed baseline of a recipe one train row, for cents.")
+    cli.add_run(parser)
     return main(parser.parse_intermixed_args())
 
 
 if __name__ == "__main__":
-    command.run(_command)
+    cli.run(_command)

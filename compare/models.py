@@ -18,11 +18,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
-from backends.model_families import base_of_fine_tune
-from compare import prices
-from compare.prices import Priced
-from recipes.load import RECIPES, load
-from recipes.schema_compare import Baseline
+from insource.backends import pricing
+from insource.backends.pricing import Priced
+from insource.backends.wire.model_families import base_of_fine_tune
+from insource.config.load import RECIPES, load
+from insource.config.schema.compare import Baseline
 
 HEADINGS = ("model", "input", "output", "cached", "in batches", "long prompts", "shut down", "named in")
 WIDTH = 180
@@ -79,7 +79,7 @@ def known(today: str) -> list[Known]:
         sure = dict.fromkeys([*names, *(model for one, model in named if one == provider)])
         for name in dict.fromkeys([*sure, *_listed_names(provider)]):
             if days.get(name, "9999") > today:
-                price = prices.listed(name, {"provider_id": provider})
+                price = pricing.listed(name, {"provider_id": provider})
                 if price or name in sure:
                     used = named.get((provider, name), ())
                     found.append(Known(provider, name, price, days.get(name), used, name in names))

@@ -11,12 +11,13 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from backends.ask import WIRES
-from backends.exchange import Backend
-from compare import answers_file, instructions, prices, providers, questions
-from compare.gathered import Place
-from compare.systems import System
-from recipes.errors import RecipeError
+from compare.systems import answer_file, api_models, prompt_selection, row_requests
+from compare.systems.catalog import System
+from compare.systems.responses import Place
+from insource.backends import pricing
+from insource.backends.client import WIRES
+from insource.backends.types import Backend
+from insource.config.errors import RecipeError
 
 Check = Callable[[Place, Sequence[System]], Iterator[str]]
 
@@ -29,7 +30,7 @@ def check(place: Place, running: Sequence[System]) -> None:
 
 def unknown_prices(place: Place, running: Sequence[System]) -> Iterator[str]:
     """Yields the closed models whose price is unknown."""
-    yield from prices.unknown([one.baseline for one in running if one.kind == "closed" and one.baseline])
+    yield from pricing.unknown([one.baseline for one in running if one.kind == "closed" and one.baseline])
 
 
 def unnamed_keys(place: Place, running: Sequence[System]) -> Iterator[str]:
@@ -48,7 +49,7 @@ def unusable_files(place: Place, running: Sequence[System]) -> Iterator[str]:
     for one in running:
         if one.kind == "file" and one.baseline:
             try:
-                answers_file.read(one.baseline, answers_file.rules_of(place.recipe))
+                answer_file.read(one.baseline, answer_file.rules_of(place.recipe))
             except RecipeError as error:
                 yield str(error)
 
@@ -60,10 +61,10 @@ def unaskable(place: Place, running: Sequence[System]) -> Iterator[str]:
         if one.kind != "closed" or one.baseline is None:
             continue
         try:
-            backend = providers.remote(one.baseline, place.material, one.left_out)
+            backend = api_models.remote(one.baseline, place.material, one.left_out)
             # Examples change nothing of this, and to look for them takes a while.
-            plain = replace(instructions.variants(one)[0], shots=0)
-            (request,) = questions.requests(plain, place.material, place.material.train[:1])
+            plain = replace(prompt_selection.variants(one)[0], shots=0)
+            (request,) = row_requests.requests(plain, place.material, place.material.train[:1])
             WIRES[backend.wire].body(backend, request)
             asyncio.run(_client(backend))
         except RecipeError as error:

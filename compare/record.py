@@ -14,18 +14,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from compare import first_request, plan, preflight, providers, systems
-from compare.gathered import Gathered, Place
-from compare.material import Material, Rows
-from compare.predictions import Answer, slug
-from compare.systems import System
-from recipes import command
-from recipes.errors import RecipeError, StageError
-from recipes.load import Loaded, load
-from recipes.schema import Recipe
-from tasks import KINDS
-from tracking import files, identity, run
-from tracking.run import Run
+from compare import first_request, preflight
+from compare.decision import preregistration
+from compare.eval_dataset import Material, Rows
+from compare.scoring.predictions import Answer, slug
+from compare.systems import api_models, catalog
+from compare.systems.catalog import System
+from compare.systems.responses import Gathered, Place
+from insource.config import cli
+from insource.config.errors import RecipeError, StageError
+from insource.config.load import Loaded, load
+from insource.config.recipe import Recipe
+from insource.system import atomic_files
+from insource.tasks import KINDS
+from insource.tracking import folder_ownership, run
+from insource.tracking.run import Run
 
 # The folder of a run that there is not yet: answers lie beside runs.
 NO_RUN = "record"
@@ -36,19 +39,19 @@ def main(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str 
     """Returns the exit code. Raises RecipeError where nobody can be asked, StageError where not all rows were."""
     loaded = load(recipe, overrides, hardware)
     system = chosen(loaded.recipe, name)
-    if missing := systems.not_run([system], loaded.recipe):
+    if missing := catalog.not_run([system], loaded.recipe):
         raise RecipeError(f"{system.title} cannot be asked: {missing[0].why}")
     parent = run.runs_folder(runs)
     data = _prepared(recipe, overrides, hardware, runs)
-    loaded = identity.claimed(loaded, parent)
+    loaded = folder_ownership.claimed(loaded, parent)
     place = place_of(parent / loaded.name, loaded, data)
     preflight.check(place, [system])
     asked, refused = first_request.of_all(place, [system])
     if refused:
         raise StageError(f"{refused[0].title} {refused[0].why}")
-    sha256 = files.sha256(data / "test.jsonl")
-    plan.record_reading(parent / loaded.name, loaded.recipe.compare.primary, sha256, system.name)
-    found = providers.everyone(place, asked)[system.name]
+    sha256 = atomic_files.sha256(data / "test.jsonl")
+    preregistration.record_reading(parent / loaded.name, loaded.recipe.compare.primary, sha256, system.name)
+    found = api_models.everyone(place, asked)[system.name]
     path = loaded.path.with_name(f"{loaded.path.stem}.{slug(system.name)}.jsonl")
     return conclude(found, path)
 
@@ -58,7 +61,7 @@ def chosen(recipe: Recipe, name: str | None) -> System:
 
     Raises RecipeError where its answers cannot be recorded, naming those that can.
     """
-    closed = systems.closed(recipe)
+    closed = catalog.closed(recipe)
     names = [one.name for one in closed if one.baseline and not one.baseline.decides]
     wanted = name or (recipe.compare.primary.baseline if recipe.compare.primary else None)
     there = f"there are {', '.join(names)}" if names else "there is none"
@@ -76,7 +79,7 @@ def chosen(recipe: Recipe, name: str | None) -> System:
 
 def place_of(folder: Path, loaded: Loaded, data: Path) -> Place:
     """Returns a comparison of the prepared data without a trained model, and without the targets of the test rows."""
-    told = files.read_json(data / "data.json")
+    told = atomic_files.read_json(data / "data.json")
     task = KINDS[loaded.recipe.task.variant]
     labels = {label: one["description"] for label, one in told["labels"].items()}
     may_be_empty = bool(told["labels_per_row"] and told["labels_per_row"]["may_be_empty"])
@@ -87,14 +90,14 @@ def place_of(folder: Path, loaded: Loaded, data: Path) -> Place:
         "output_schema": task.output_schema(spec),
         "max_answer_tokens": told["tokens"]["served"]["for_the_answer"],
     }
-    train = list(files.read_jsonl(data / "train.jsonl"))
+    train = list(atomic_files.read_jsonl(data / "train.jsonl"))
     mine = Material(task, spec, prompt, train, [], inputs_of(data / "test.jsonl"))
     return Place(Run(folder / NO_RUN), loaded.name, loaded.recipe, mine)
 
 
 def inputs_of(path: Path) -> Rows:
     """Returns ids and texts of the rows of a split; their targets are not kept."""
-    rows = [{"id": row["id"], "input": row["input"]} for row in files.read_jsonl(path)]
+    rows = [{"id": row["id"], "input": row["input"]} for row in atomic_files.read_jsonl(path)]
     if not rows:
         raise StageError(f"{path} has no rows: nothing can be recorded; give data.split.test a share")
     return rows
@@ -106,7 +109,7 @@ def conclude(found: Gathered, path: Path) -> int:
     if not found.complete:
         raise StageError(f"{found.system.title}: {found.why_incomplete}; nothing is lost: again asks for the rest")
     lines = [json.dumps(_line(one), ensure_ascii=False) + "\n" for one in found.test]
-    files.write_text(path, "".join(lines))
+    atomic_files.write_text(path, "".join(lines))
     spent = f", ${found.spent_usd:.4f}" if found.spent_usd is not None else ""
     print(f"recorded  {found.system.title}: {len(lines):,} test rows{spent}", file=sys.stderr)
     if found.shutdown_date:
@@ -121,7 +124,7 @@ def conclude(found: Gathered, path: Path) -> int:
     print("          when it is gone, this takes its place in compare.baselines:", file=sys.stderr)
     print(f'          - {{provider: file, path: "{path.name}", name: "{found.system.name}"{paid}}}', file=sys.stderr)
     print(path)
-    return command.DONE
+    return cli.DONE
 
 
 def _line(answer: Answer) -> dict[str, object]:
@@ -146,15 +149,15 @@ def _prepared(recipe: str, overrides: Sequence[str], hardware: str | None, runs:
 
 
 def _command() -> int:
-    parser = command.parser("compare.record", "Keep the answers of an API model to the test rows, while it lives.")
+    parser = cli.parser("compare.record", "Keep the answers of an API model to the test rows, while it lives.")
     parser.add_argument("--system", help="its name in compare.baselines (default: the planned baseline)")
     given = parser.parse_intermixed_args()
     if given.dry_run:
         system = chosen(load(given.recipe, given.set, given.hardware).recipe, given.system)
         print(f"would ask {system.title} the test rows, and keep its answers")
-        return command.DONE
+        return cli.DONE
     return main(given.recipe, given.set, given.hardware, given.runs, given.system)
 
 
 if __name__ == "__main__":
-    command.run(_command)
+    cli.run(_command)

@@ -11,30 +11,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compare import (
-    completeness,
-    confidence,
-    first_request,
-    gather,
-    material,
-    plan,
-    preflight,
-    profile,
-    result,
-    routed,
-    score,
-    summary,
-    systems,
-)
-from compare import verdict as verdicts
-from compare.gathered import Place
-from compare.systems import NotRun, System
-from recipes import command
-from recipes.errors import RecipeError, StageError
-from recipes.load import Loaded
-from recipes.schema import Recipe
-from tracking import files, run
-from tracking.run import Run
+from compare import eval_dataset, first_request, preflight
+from compare.analysis import assemble, system_scores
+from compare.decision import answer_profile, preregistration, routing_evaluation
+from compare.decision import verdict as verdicts
+from compare.report import console
+from compare.scoring import completeness, confidence
+from compare.systems import catalog, collect
+from compare.systems.catalog import NotRun, System
+from compare.systems.responses import Place
+from insource.config import cli
+from insource.config.errors import RecipeError, StageError
+from insource.config.load import Loaded
+from insource.config.recipe import Recipe
+from insource.system import atomic_files
+from insource.tracking import run
+from insource.tracking.run import Run
 
 # Raised when the same answers would be compared into something else.
 VERSION = 4
@@ -45,8 +37,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
     loaded, here = run.of_call(arguments)
     recipe = asked_now(loaded, here)
-    chosen = systems.of(recipe, here)
-    missing = systems.not_run(chosen, recipe)
+    chosen = catalog.of(recipe, here)
+    missing = catalog.not_run(chosen, recipe)
     check_plan(recipe, chosen)
     left_out = {one.name for one in missing}
     running = [one for one in chosen if one.name not in left_out]
@@ -54,15 +46,15 @@ def main(arguments: argparse.Namespace) -> int:
         print(line, file=sys.stderr)
     preflight.check(first_request.place_of(here, loaded.name, recipe), running)
     if arguments.dry_run:
-        print(*summary.estimated(here, recipe, running), sep="\n")
-        return command.DONE
+        print(*console.estimated(here, recipe, running), sep="\n")
+        return cli.DONE
     with run.locked(here):
         inputs = inputs_of(here, recipe, running)
         before = here.stage("compare")
         if not arguments.fresh and before.get("state") == "done" and before["inputs"] == inputs and _whole(here):
             print(f"compare   unchanged: run {here.id} was compared so (FRESH=1 compares anew)", file=sys.stderr)
-            print(*summary.lines(here, files.read_json(here.folder / "scores.json")), sep="\n")
-            return command.DONE
+            print(*console.lines(here, atomic_files.read_json(here.folder / "scores.json")), sep="\n")
+            return cli.DONE
         run.start(here, "compare", inputs)
         with run.recorded(here, "compare"):
             scores = compared(here, loaded.name, recipe, running, missing)
@@ -100,13 +92,13 @@ def heading(loaded: Loaded, here: Run, running: Sequence[System], missing: Seque
 
 def inputs_of(here: Run, recipe: Recipe, running: Sequence[System]) -> dict[str, str]:
     """Returns what a comparison depends on, hashed."""
-    found = {"data/test.jsonl": material.test_sha256(here), f"adapter/{files.SUMS}": _sums(here, "adapter")}
-    found |= {f"{one.which}/{files.SUMS}": _sums(here, one.which) for one in running if one.which}
+    found = {"data/test.jsonl": eval_dataset.test_sha256(here), f"adapter/{atomic_files.SUMS}": _sums(here, "adapter")}
+    found |= {f"{one.which}/{atomic_files.SUMS}": _sums(here, one.which) for one in running if one.which}
     for one in running:
         if one.baseline and one.baseline.path and Path(one.baseline.path).is_file():
-            found[f"answers of {one.name}"] = files.sha256(Path(one.baseline.path))
+            found[f"answers of {one.name}"] = atomic_files.sha256(Path(one.baseline.path))
     keys = recipe.model_dump(mode="json", include={"task", *SECTIONS})
-    found["recipe"] = files.digest([VERSION, keys, [one.name for one in running]])
+    found["recipe"] = atomic_files.digest([VERSION, keys, [one.name for one in running]])
     return found
 
 
@@ -118,28 +110,30 @@ def compared(
     for one in running:
         for name in one.left_out:
             run.fallback(here, "compare", f"{one.title}: asked without {name}, which its provider refuses")
-    sha256 = material.test_sha256(here)
-    opened = plan.open_test(here, recipe.compare.primary, sha256)
+    sha256 = eval_dataset.test_sha256(here)
+    opened = preregistration.open_test(here, recipe.compare.primary, sha256)
     print(
         f"test      opened by plan {opened.plan_sha256}, opening {len(opened.openings)} of this test set",
         file=sys.stderr,
     )
-    mine = material.of(here)
+    mine = eval_dataset.of(here)
     place = Place(here, name, recipe, mine)
-    gathered, failed = gather.everything(place, running)
+    gathered, failed = collect.everything(place, running)
     check_planned_served(recipe, failed)
     gathered, missing = completeness.split(gathered, [*missing, *refused, *failed])
     fitted = confidence.scale(here, mine)
     print(f"scoring   {len(gathered)} systems on {len(mine.test):,} rows", file=sys.stderr, flush=True)
-    every = [score.scored(one, mine, fitted) for one in gathered]
-    policy = result.routed(every, mine, fitted, recipe)
+    every = [system_scores.scored(one, mine, fitted) for one in gathered]
+    policy = assemble.routed(every, mine, fitted, recipe)
     on_a_scale = fitted is not None and fitted.platt is not None
-    scores = result.scores_json(here, recipe, mine, every, missing, opened, sha256, on_a_scale)
-    on_test = routed.on_test(policy, every[0], routed.baseline_of(recipe, every), fitted, scores["cost"])
-    held_against = profile.of(every[0].gathered, mine, fitted).json()
-    scores["routing"] = {**policy.json(), "test": on_test, profile.KEY: held_against}
+    scores = assemble.scores_json(here, recipe, mine, every, missing, opened, sha256, on_a_scale)
+    on_test = routing_evaluation.on_test(
+        policy, every[0], routing_evaluation.baseline_of(recipe, every), fitted, scores["cost"]
+    )
+    held_against = answer_profile.of(every[0].gathered, mine, fitted).json()
+    scores["routing"] = {**policy.json(), "test": on_test, answer_profile.KEY: held_against}
     scores["verdict"] = verdicts.of(verdicts.Facts(recipe, scores, policy)).json()
-    result.write(here, mine, every, scores, recipe)
+    assemble.write(here, mine, every, scores, recipe)
     return scores
 
 
@@ -153,15 +147,15 @@ def conclude(here: Run, recipe: Recipe, scores: Mapping[str, Any]) -> int:
     }
     told = scores["verdict"]["headline"]
     run.end(here, "compare", "done", told, outputs, passed=choice != "closed", verdict=choice, test=values)
-    print(*summary.lines(here, scores), sep="\n")
-    return command.DONE
+    print(*console.lines(here, scores), sep="\n")
+    return cli.DONE
 
 
 def _sums(here: Run, which: str) -> str:
-    return files.sha256(here.folder / which / files.SUMS)
+    return atomic_files.sha256(here.folder / which / atomic_files.SUMS)
 
 
 def _whole(here: Run) -> bool:
     """Whether a comparison is there that nothing was missing from."""
     path = here.folder / "scores.json"
-    return path.exists() and not files.read_json(path)["integrity"]["incomplete"]
+    return path.exists() and not atomic_files.read_json(path)["integrity"]["incomplete"]

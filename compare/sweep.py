@@ -20,19 +20,21 @@ from datetime import UTC, datetime
 from itertools import product
 from typing import Any
 
-from compare import material, predictions
-from compare.material import clusters_of
-from compare.predictions import Answer
+from compare import eval_dataset
+from compare.eval_dataset import clusters_of
+from compare.scoring import predictions
+from compare.scoring.predictions import Answer
+from insource.config import cli
+from insource.config.conflicts import METRICS
+from insource.config.errors import RecipeError, StageError
+from insource.config.load import Loaded, load
+from insource.config.recipe import Recipe
 from insource.stats import intervals, paired
 from insource.stats.metric_stats import Tally
-from recipes import command
-from recipes.errors import RecipeError, StageError
-from recipes.load import Loaded, load
-from recipes.schema import Recipe
-from recipes.schema_clashes import METRICS
-from tasks import in_words, references
-from tracking import files, identity, run
-from tracking.run import Run
+from insource.system import atomic_files
+from insource.tasks import in_words, references
+from insource.tracking import folder_ownership, run
+from insource.tracking.run import Run
 
 # Sections that no variant may change: on other rows or another task nothing is comparable.
 SAME = ("task", "data", "compare", "privacy")
@@ -71,16 +73,16 @@ def main() -> int:
     arguments = parser().parse_intermixed_args()
     parent = run.runs_folder(arguments.runs)
     variants = variants_of(arguments.models.split(), arguments.variants)
-    loaded = identity.named(checked(arguments, variants), parent)
+    loaded = folder_ownership.named(checked(arguments, variants), parent)
     if arguments.dry_run:
         print(*(f"would train  {one.name}" for one in variants), sep="\n")
-        return command.DONE
+        return cli.DONE
     metric = metric_of(loaded)
     trained, failed = [], {}
     for number, variant in enumerate(variants, start=1):
         print(f"sweep     {number} of {len(variants)}: {variant.name}", file=sys.stderr, flush=True)
         code = call("train", arguments, *variant.settings)
-        if code == command.INTERRUPTED:
+        if code == cli.INTERRUPTED:
             return code
         if code:
             failed[variant.name] = f"training ended with exit code {code}"
@@ -99,7 +101,7 @@ def main() -> int:
     path = parent / loaded.name / f"sweep-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
     best = ranked[0]
     told = {"metric": metric, "winner": best.variant.name, "run": best.run.id, "variants": board, "failed": failed}
-    files.write_json(path, told)
+    atomic_files.write_json(path, told)
     run.point_latest(best.run)
     print(*lines(board, metric, failed), f"wrote     {os.path.relpath(path)}", sep="\n")
     return code_of_comparison(arguments, best)
@@ -107,7 +109,7 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command line."""
-    made = command.parser("compare.sweep", "Train several bases or settings, and compare the best on the test set.")
+    made = cli.parser("compare.sweep", "Train several bases or settings, and compare the best on the test set.")
     made.add_argument(
         "--models", default=os.environ.get("MODELS", ""), help='bases: "pocket smollm2" (default: $MODELS)'
     )
@@ -187,11 +189,11 @@ def call(stage: str, arguments: argparse.Namespace, *more: str) -> int:
 def scored(variant: Variant, here: Run) -> Trained:
     """Returns what a trained run reached on validation."""
     metrics = here.stage("train")["metrics"]
-    held = material.of_validation(here)
+    held = eval_dataset.of_validation(here)
     rows: Sequence[Mapping[str, Any]] = []
     tallies: Mapping[str, Tally] = {}
     if held.module.OBJECTIVE != "prefer":
-        said = {line["id"]: line["answer"] for line in files.read_jsonl(here.references)}
+        said = {line["id"]: line["answer"] for line in atomic_files.read_jsonl(here.references)}
         rows = [row for row in held.test if row["id"] in said]
         parsed = [predictions.read(held, Answer(row["id"], said[row["id"]])) for row in rows]
         targets = references.targets_of(held.module, held.spec, rows, parsed)
@@ -202,7 +204,7 @@ def scored(variant: Variant, here: Run) -> Trained:
         held.module.headline(metrics["validation"]["tuned"]),
         tallies,
         rows,
-        files.digest([[row["id"], row["input"]["text"]] for row in held.test]),
+        atomic_files.digest([[row["id"], row["input"]["text"]] for row in held.test]),
         metrics["seconds"],
         metrics.get("parameters", 0),
     )
@@ -267,10 +269,10 @@ def lines(board: Sequence[Mapping[str, Any]], metric: str, failed: Mapping[str, 
 def code_of_comparison(arguments: argparse.Namespace, best: Trained) -> int:
     """Exports the best variant and compares it on the test set, which no other one has read. Returns the exit code."""
     if not arguments.compare:
-        return command.DONE
+        return cli.DONE
     more = ("--run", best.run.id, *best.variant.settings)
     return call("train.export", arguments, *more) or call("compare", arguments, *more)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -18,16 +18,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backends import decisions_wire
-from backends.ask import LIMITS_AN_ATTEMPT, Failed, attempted, replies
-from backends.exchange import Backend, Received, Request, Usage
-from compare import first_request, preflight, prices, providers, questions, spend, systems
-from compare.gathered import Place
-from compare.journal import Question
-from compare.systems import System
-from recipes import command
-from recipes.errors import RecipeError, StageError
-from tracking import run
+from compare import first_request, preflight
+from compare.systems import api_models, catalog, row_requests
+from compare.systems.catalog import System
+from compare.systems.responses import Place
+from insource.backends import budgets, pricing
+from insource.backends.client import LIMITS_AN_ATTEMPT, Failed, attempted, replies
+from insource.backends.response_cache import Question
+from insource.backends.types import Backend, Received, Request, Usage
+from insource.backends.wire import openai_decisions
+from insource.config import cli
+from insource.config.errors import RecipeError, StageError
+from insource.tracking import run
 
 # A provider may round to three digits.
 ROUNDING = 0.0015
@@ -104,8 +106,8 @@ def body(backend: Backend, requests: Sequence[Request]) -> dict[str, Any]:
     """Returns one request with a question for each row."""
     asked = []
     for request in requests:
-        (question,) = decisions_wire.body(backend, request)["questions"]
-        parts = [question["instructions"], decisions_wire.choices_of(backend, request).text]
+        (question,) = openai_decisions.body(backend, request)["questions"]
+        parts = [question["instructions"], openai_decisions.choices_of(backend, request).text]
         asked.append({**question, "instructions": [{"type": "input_text", "text": text} for text in parts]})
     return {"model": backend.model, "input": "Each question brings a text of its own.", "questions": asked}
 
@@ -120,7 +122,7 @@ async def _alone(backend: Backend, requests: Sequence[Request]) -> list[Received
 
 
 async def _together(backend: Backend, requests: Sequence[Request]) -> tuple[list[Received], Usage]:
-    async with decisions_wire.client(backend) as client:
+    async with openai_decisions.client(backend) as client:
         call = client.decisions.create(**body(backend, requests))
         found = await attempted(backend, call, LIMITS_AN_ATTEMPT * backend.timeout_seconds)
     if isinstance(found, Failed):
@@ -128,7 +130,7 @@ async def _together(backend: Backend, requests: Sequence[Request]) -> tuple[list
     if len(found.answers) != len(requests):
         raise StageError(f"{len(found.answers):,} answers to {len(requests):,} questions")
     single = [found.model_copy(update={"answers": [one]}) for one in found.answers]
-    answers = [decisions_wire.received(one, backend, request) for one, request in zip(single, requests, strict=True)]
+    answers = [openai_decisions.received(one, backend, request) for one, request in zip(single, requests, strict=True)]
     return answers, answers[0].usage
 
 
@@ -138,8 +140,8 @@ def main(arguments: argparse.Namespace) -> int:
 
     loaded, here = run.of_call(arguments)
     place = first_request.place_of(here, loaded.name, asked_now(loaded, here))
-    chosen = [one for one in systems.closed(place.recipe) if one.baseline and one.baseline.api == "decisions"]
-    if missing := systems.not_run(chosen, place.recipe):
+    chosen = [one for one in catalog.closed(place.recipe) if one.baseline and one.baseline.api == "decisions"]
+    if missing := catalog.not_run(chosen, place.recipe):
         raise RecipeError("\n".join(f"{one.title} cannot be asked: {one.why}" for one in missing))
     if not chosen:
         raise RecipeError(f"{loaded.name} has no baseline with api: decisions")
@@ -147,15 +149,15 @@ def main(arguments: argparse.Namespace) -> int:
     found = {one.name: _of(place, one, arguments.rows) for one in chosen}
     for name, one in found.items():
         print(*one.lines(name), sep="\n")
-    return command.DONE if all(one.may_share for one in found.values()) else command.GATE
+    return cli.DONE if all(one.may_share for one in found.values()) else cli.GATE
 
 
 def _of(place: Place, system: System, rows: int) -> Measured:
     assert system.baseline is not None
-    backend = providers.first(place, system).backend
-    requests = questions.requests(system, place.material, place.material.train[: min(rows, MOST_QUESTIONS)])
-    if (price := prices.of(system.baseline)) is not None:
-        most = 3 * spend.estimate([Question(one.id, 0, one) for one in requests], price).upper_usd
+    backend = api_models.first(place, system).backend
+    requests = row_requests.requests(system, place.material, place.material.train[: min(rows, MOST_QUESTIONS)])
+    if (price := pricing.of(system.baseline)) is not None:
+        most = 3 * budgets.estimate([Question(one.id, 0, one) for one in requests], price).upper_usd
         if most > place.recipe.compare.budget_usd:
             raise RecipeError(
                 f"{len(requests):,} rows asked three times may cost ${most:,.2f}, and compare.budget_usd is "
@@ -165,8 +167,8 @@ def _of(place: Place, system: System, rows: int) -> Measured:
 
 
 def _command() -> int:
-    parser = command.parser("compare.together", "Measure whether several rows may share a decision request.")
-    command.add_run(parser)
+    parser = cli.parser("compare.together", "Measure whether several rows may share a decision request.")
+    cli.add_run(parser)
     parser.add_argument("--rows", type=int, default=ROWS, help=f"train rows to ask, 2 to {MOST_QUESTIONS} (20)")
     arguments = parser.parse_intermixed_args()
     if not 2 <= arguments.rows <= MOST_QUESTIONS:
@@ -175,4 +177,4 @@ def _command() -> int:
 
 
 if __name__ == "__main__":
-    command.run(_command)
+    cli.run(_command)

@@ -21,35 +21,24 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import (
-    balance,
-    describe,
-    dotted,
-    label_sets,
-    lengths,
-    rare,
-    read,
-    report,
-    sources,
-    split,
-    spread,
-    straddle,
-    suspects,
-    write,
-)
-from data_prep.columns import check_answers, check_columns, lacking, read_columns
-from data_prep.deduplicate import Left, deduplicate
-from data_prep.rows import Rejected
-from data_prep.source_row import SourceFile, SourceRow
-from data_prep.table import Table, Writer
-from data_prep.where import Filter
-from recipes.errors import RecipeError
-from recipes.schema import Recipe
-from recipes.schema_data import SPLITS
-from tasks import KINDS
-from tasks import labels as spelling
-from tracking import digests, files
-from tracking.run import now
+from data_prep import data_checks, parallel, split, straddling_rows, token_counts, write
+from data_prep.dedup.exact import Left, deduplicate
+from data_prep.labels import label_errors, label_sets, rare_label_policy
+from data_prep.readers import dotted_paths, read, sources
+from data_prep.readers.source_row import SourceFile, SourceRow
+from data_prep.report import html, statistics
+from data_prep.row_table import Table, Writer
+from data_prep.rows.columns import check_answers, check_columns, lacking, read_columns
+from data_prep.rows.data_row import Rejected
+from data_prep.rows.row_filter import Filter
+from insource.config.errors import RecipeError
+from insource.config.recipe import Recipe
+from insource.config.schema.data import SPLITS
+from insource.system import atomic_files
+from insource.tasks import KINDS
+from insource.tasks import labels as spelling
+from insource.tracking import digests
+from insource.tracking.run import now
 
 # Below this, starting another process costs more than it saves.
 BYTES_A_PROCESS = 2_000_000
@@ -86,40 +75,43 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
     if (folder / "data.json").exists():
         return folder, False
     started, steps = now(), Steps()
-    with files.whole_folder(folder, keep=True) as aside:
+    with atomic_files.whole_folder(folder, keep=True) as aside:
         work = aside / ".work"
-        with spread.over(_processes(recipe, found)) as pool:
+        with parallel.over(_processes(recipe, found)) as pool:
             with steps("read and clean"):
                 table, unusable, read_from, filtered, unmatched = _read(found, hashes, recipe, work, pool)
             _check_ids(table)
-            without_values = balance.check_fields(table, read_from, recipe)
+            without_values = data_checks.check_fields(table, read_from, recipe)
             with steps("split"):
                 assigned = split.assign(table, recipe.data.split, {file.split for file in found})
             with steps("deduplicate"):
                 labels = spellings(table, recipe)
-                left, straddling = Left.none(len(table)), straddle.find(table, assigned.splits, recipe.data.split)
-                labels, rare_labels = rare.settle(table, labels, recipe, left)
+                left, straddling = (
+                    Left.none(len(table)),
+                    straddling_rows.find(table, assigned.splits, recipe.data.split),
+                )
+                labels, rare_labels = rare_label_policy.settle(table, labels, recipe, left)
                 if recipe.data.split.straddling == "drop":
-                    straddle.leave(straddling, left)
+                    straddling_rows.leave(straddling, left)
                 deduplicate(table, assigned.splits, recipe, pool, left)
-        balance.check_labels(labels, table, recipe)
+        data_checks.check_labels(labels, table, recipe)
         about, sets = descriptions(labels, recipe), label_sets.of(table, labels, recipe)
         may_be_empty = "0" in label_sets.sizes(sets, table.columns["target"][left.stays])
         with steps("count tokens"):
-            lengths.count(table, recipe, about, left, may_be_empty)
-            room = lengths.drop_too_long(table, assigned.splits, recipe, left)
-        prepared = describe.Prepared(
+            token_counts.count(table, recipe, about, left, may_be_empty)
+            room = token_counts.drop_too_long(table, assigned.splits, recipe, left)
+        prepared = statistics.Prepared(
             recipe, table, assigned, left, labels, about, unusable, room, filtered, sets, may_be_empty
         )
-        counted = describe.rows(prepared)
-        not_learnable = balance.check(prepared, counted, replaced)
+        counted = statistics.rows(prepared)
+        not_learnable = data_checks.check(prepared, counted, replaced)
         with steps("doubt labels"):
-            doubts = suspects.of_task(table, assigned.splits, labels, left, recipe)
+            doubts = label_errors.of_task(table, assigned.splits, labels, left, recipe)
         with steps("write"):
             respelt = KINDS[recipe.task.variant].respelling(labels, list(about)) if labels else None
             slices = write.splits_of(aside, table, assigned.splits, left, recipe, respelt)
             write.rejected(aside / "rejected.jsonl", unusable, table, assigned.splits, left)
-            suspects.write(aside / "suspects.csv", doubts.found, table, assigned.splits)
+            label_errors.write(aside / "suspects.csv", doubts.found, table, assigned.splits)
         told = {
             "schema_version": 2,
             "digest": digest,
@@ -129,17 +121,17 @@ def main(recipe: Recipe, runs: Path, replaced: Sequence[str] = ()) -> tuple[Path
             "sources": read_from,
             "left_out": sources.left_out(recipe.data.source),
             "rows": counted,
-            **describe.findings(prepared),
+            **statistics.findings(prepared),
             "where_unmatched": unmatched,
             "rare_labels": rare_labels,
-            "not_learnable": [*not_learnable, *without_values, *describe.label_columns_without_rows(prepared)],
+            "not_learnable": [*not_learnable, *without_values, *statistics.label_columns_without_rows(prepared)],
             "straddling": {reason: len(rows) for reason, (rows, _) in straddling.items()},
-            "slices": describe.slices(prepared, slices),
+            "slices": statistics.slices(prepared, slices),
             "suspects": doubts.told(),
         }
-        told["sha256"] = {path.name: files.sha256(path) for path in sorted(aside.iterdir()) if path.is_file()}
-        report.write(aside / "data.html", told, prepared, doubts.found)
-        files.write_json(aside / "data.json", told)
+        told["sha256"] = {path.name: atomic_files.sha256(path) for path in sorted(aside.iterdir()) if path.is_file()}
+        html.write(aside / "data.html", told, prepared, doubts.found)
+        atomic_files.write_json(aside / "data.json", told)
         shutil.rmtree(work)
     return folder, True
 
@@ -153,7 +145,7 @@ def _processes(recipe: Recipe, found: list[SourceFile]) -> int:
 
 
 def _read(
-    found: list[SourceFile], hashes: list[str], recipe: Recipe, work: Path, pool: spread.Spread
+    found: list[SourceFile], hashes: list[str], recipe: Recipe, work: Path, pool: parallel.Spread
 ) -> tuple[Table, list[Rejected], list[dict[str, Any]], int, list[str]]:
     """Reads all files into a table. Returns it, the rows that cannot be used, what each file was found to be, how many
     rows are not those that data.where asks for, and lines about values in it that no row has."""
@@ -183,7 +175,7 @@ def _read(
                 print(f"data      {told_of}", file=sys.stderr)
         table = writer.table()
     check_answers([one["lacks_answers"] for one in told], columns, recipe)
-    balance.check_rejected(unusable, len(table), filtered, where.unmatched(), recipe)
+    data_checks.check_rejected(unusable, len(table), filtered, where.unmatched(), recipe)
     return table, unusable, told, filtered, where.unmatched()
 
 
@@ -207,7 +199,7 @@ class _Counted:
         complete = False
         for row in self._source:
             if inside and not row.problem:
-                row.values.update(dotted.reached(row.values, inside))
+                row.values.update(dotted_paths.reached(row.values, inside))
             if not complete and not row.problem:
                 seen |= row.values
                 complete = self._has_all(seen)

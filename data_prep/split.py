@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep import label_sets
-from data_prep.label_sets import LabelSets
-from data_prep.table import Table
-from data_prep.times import iso
-from recipes.errors import RecipeError
-from recipes.schema_data import SPLITS, Split
+from data_prep.labels import label_sets
+from data_prep.labels.label_sets import LabelSets
+from data_prep.row_table import Table
+from data_prep.rows.timestamps import iso
+from insource.config.errors import RecipeError
+from insource.config.schema.data import SPLITS, Split
 
 Array = npt.NDArray[Any]
 

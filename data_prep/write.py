@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.columns import slice_columns
-from data_prep.deduplicate import REASONS, TRAIN, Left
-from data_prep.rows import Rejected
-from data_prep.table import Array, Table
-from recipes.schema import Recipe
-from recipes.schema_data import SPLITS, NotInTrain
-from tasks import KINDS, slice_name, values
-from tasks.text import clean
+from data_prep.dedup.exact import REASONS, TRAIN, Left
+from data_prep.row_table import Array, Table
+from data_prep.rows.columns import slice_columns
+from data_prep.rows.data_row import Rejected
+from insource.config.recipe import Recipe
+from insource.config.schema.data import SPLITS, NotInTrain
+from insource.tasks import KINDS, slice_name
+from insource.tasks.records import normalizers as values
+from insource.tasks.text_keys import clean
 
 Slices = dict[str, dict[str, Any]]
 

@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 from deploy import gates, registry, routing
-from recipes import command
-from recipes.load import load, precedence
-from tracking import identity, run, weights_and_biases
-from tracking.run import Run
+from insource.config import cli
+from insource.config.load import load, precedence
+from insource.tracking import folder_ownership, run, wandb_logging
+from insource.tracking.run import Run
 
 
 def main() -> int:
-    parser = command.parser("deploy", "Promote a trained adapter to the deployed version, or roll back.")
-    command.add_run(parser)
+    parser = cli.parser("deploy", "Promote a trained adapter to the deployed version, or roll back.")
+    cli.add_run(parser)
     parser.add_argument("--registry", help="the folder of deployed versions (default: $REGISTRY, else ./registry)")
     parser.add_argument("--rollback", action="store_true", help="make the version before the current one current")
     parser.add_argument("--to", help="with --rollback: this version")
@@ -25,9 +25,9 @@ def main() -> int:
     print("\n".join(precedence(loaded)), file=sys.stderr)
     deployed, runs = registry.folder(arguments.registry), run.runs_folder(arguments.runs)
     if arguments.rollback:
-        return roll_back(deployed / identity.named(loaded, deployed).name, arguments)
-    here = run.find(runs / identity.named(loaded, runs).name, arguments.run)
-    name = identity.named if arguments.dry_run else identity.claimed
+        return roll_back(deployed / folder_ownership.named(loaded, deployed).name, arguments)
+    here = run.find(runs / folder_ownership.named(loaded, runs).name, arguments.run)
+    name = folder_ownership.named if arguments.dry_run else folder_ownership.claimed
     return promote(deployed / name(loaded, deployed).name, here, arguments)
 
 
@@ -39,20 +39,20 @@ def promote(place: Path, here: Run, arguments: argparse.Namespace) -> int:
         print(f"gate      {told}", file=sys.stderr)
     if closed and not arguments.force:
         print("gate      not deployed; FORCE=1 deploys all the same, and is recorded", file=sys.stderr)
-        return command.GATE
+        return cli.GATE
     if arguments.dry_run:
         print(f"{before} -> {registry.version_of(here.folder / 'adapter')} (run {here.id})")
-        return command.DONE
+        return cli.DONE
     routed = routing.of_run(place, here)
     if routed["why_none"]:
         print(f"routing   the gateway keeps every request local: {routed['why_none']}", file=sys.stderr)
     version = registry.promote(place, here, closed, routed)
     run.start(here, "deploy", {})
     run.end(here, "deploy", "done", "forced" if closed else "done", version=version, overridden=closed)
-    weights_and_biases.promoted(here, recipe)
+    wandb_logging.promoted(here, recipe)
     was = f", {before} before" if before and before != version else ""
     print(f"deployed  {place.name}: version {version} of run {here.id}{was}; a running gateway changes over by itself")
-    return command.DONE
+    return cli.DONE
 
 
 def roll_back(place: Path, arguments: argparse.Namespace) -> int:
@@ -60,11 +60,11 @@ def roll_back(place: Path, arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         here = registry.current(place)
         print(f"{here} -> {arguments.to or (here and registry.before(place, here))}")
-        return command.DONE
+        return cli.DONE
     old, new = registry.roll_back(place, arguments.to)
     print(f"deployed  {place.name}: version {new} again, {old} before; a running gateway changes over by itself")
-    return command.DONE
+    return cli.DONE
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -21,19 +21,22 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from compare import route
-from compare.profile import Profile
-from compare.route import Policy
-from deploy import feedback, mirror, observed, registry, routing
-from deploy.observed import MOST_SETS, Seen
+from compare.decision import routing_policy
+from compare.decision.answer_profile import Profile
+from compare.decision.routing_policy import Policy
+from deploy import registry, routing
+from deploy.gateway.paths import feedback
+from deploy.monitoring import mirror, traffic_profiles
+from deploy.monitoring.traffic_profiles import MOST_SETS, Seen
 from deploy.routing import Routing
+from insource.config import cli
+from insource.config.errors import RecipeError, StageError
+from insource.config.load import load, precedence
 from insource.stats import drift, paired
 from insource.stats.intervals import wilson
 from insource.stats.metric_stats import of_scores
-from recipes import command
-from recipes.errors import RecipeError, StageError
-from recipes.load import load, precedence
-from tracking import files, identity
+from insource.system import atomic_files
+from insource.tracking import folder_ownership
 
 Line = Mapping[str, Any]
 Lines = Sequence[Line]
@@ -52,7 +55,7 @@ class Finding:
 
 
 def main() -> int:
-    parser = command.parser("deploy.drift", "Test whether the deployed threshold's guarantee still has ground.")
+    parser = cli.parser("deploy.drift", "Test whether the deployed threshold's guarantee still has ground.")
     parser.add_argument("--registry", help="the folder of deployed versions (default: $REGISTRY, else ./registry)")
     parser.add_argument("--days", default=os.environ.get("DAYS") or str(DAYS), help=f"of traffic (default: {DAYS})")
     arguments = parser.parse_intermixed_args()
@@ -61,7 +64,7 @@ def main() -> int:
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
     print("\n".join(precedence(loaded)), file=sys.stderr)
     folder = registry.folder(arguments.registry)
-    place = folder / identity.named(loaded, folder).name
+    place = folder / folder_ownership.named(loaded, folder).name
     if (version := registry.current(place)) is None:
         raise RecipeError(f"nothing is deployed below {place}; `make deploy RECIPE={arguments.recipe}` deploys")
     routed = routing.of_history(place, registry.history(place), version)
@@ -71,16 +74,16 @@ def main() -> int:
 def judged(place: Path, version: str, routed: Routing, days: int) -> int:
     """Prints what was found of a deployed version. Returns the exit code. Raises StageError where there is nothing to
     hold its traffic against."""
-    deployment = files.digest([version, routed.file])
+    deployment = atomic_files.digest([version, routed.file])
     since = datetime.now(UTC) - timedelta(days=days)
-    seen = observed.read(place, deployment, f"{since:%Y-%m-%d}")
+    seen = traffic_profiles.read(place, deployment, f"{since:%Y-%m-%d}")
     told, mirrored = feedback.read(place, deployment, since), mirror.read(place, deployment)
     if routed.profile is None and not mirrored:
         raise StageError(
             f"{version} below {place} has no profile of its calibration rows to hold traffic against: "
             f"`make compare RECIPE={place.name}`, then `make deploy RECIPE={place.name}`"
         )
-    policy = route.read(place / routing.FOLDER / routed.file) if routed.file else None
+    policy = routing_policy.read(place / routing.FOLDER / routed.file) if routed.file else None
     before = routed.profile or Profile()
     beside = f", beside {before.rows:,} calibration rows" if before.rows else ""
     print(f"drift     {place.name}@{version}: {seen.profile.rows:,} answers of the last {days} days{beside}")
@@ -187,12 +190,12 @@ def conclude(policy: Policy | None, found: Sequence[Finding], why_none: str | No
             f"verdict   the guarantee has lost its ground: {', '.join(lost)}. Label rows of this traffic and put them "
             "into the data, then `make run` and `make deploy`; until then route.mirror has the API model answer"
         )
-        return command.GATE
+        return cli.GATE
     elif not tested:
         print("verdict   too little is known of this traffic to say")
     else:
         print(f"verdict   nothing speaks against it ({', '.join(adjusted)}): {policy.guarantee}")
-    return command.DONE
+    return cli.DONE
 
 
 def _share(right: Sequence[bool], what: str, right_is: str = "right") -> str:
@@ -211,4 +214,4 @@ def _median(counts: Mapping[int, int]) -> float:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

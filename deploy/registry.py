@@ -7,7 +7,8 @@ registry/classifier/versions/3f2a90c17b5e44d0/adapter/     as training wrote it;
 registry/classifier/current -> versions/3f2a90c17b5e44d0   replaced in one step
 registry/classifier/history.jsonl  {"at", "action": "deploy", "from", "to", "run_id", "forced", "overridden": [...],
                                     "sha256": {"adapter/SHA256SUMS": ..., "recipe.yaml": ...}, "routing": {...}}
-registry/.bases/9f2c41a07be6d835/  the base that versions were trained on (tracking/bases.py), named by its digest
+registry/.bases/9f2c41a07be6d835/  the base that versions were trained on (insource/tracking/base_models/base_store.py),
+named by its digest
 
 A version counts as whole where its name is the digest of its sums, its files are as these say, and sums and recipe are
 as the history tells. The folder may lie on a disk that several machines share; REGISTRY says where.
@@ -23,9 +24,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from recipes.errors import RecipeError, StageError
-from tracking import bases, files
-from tracking.run import REFERENCES, Run, now
+from insource.config.errors import RecipeError, StageError
+from insource.system import atomic_files
+from insource.tracking.base_models import base_store
+from insource.tracking.run import REFERENCES, Run, now
 
 CURRENT = "current"
 
@@ -37,7 +39,7 @@ def folder(given: str | None) -> Path:
 
 def version_of(adapter: Path) -> str:
     """Returns the version of an adapter folder: a digest of the hashes of all its files."""
-    return files.sha256(adapter / files.SUMS)[:16]
+    return atomic_files.sha256(adapter / atomic_files.SUMS)[:16]
 
 
 def current(place: Path) -> str | None:
@@ -70,24 +72,24 @@ def promote(place: Path, run: Run, overridden: list[str], routing: Mapping[str, 
     `overridden` are the gates that said no and were forced, `routing` what the gateway routes by (deploy/routing.py).
     Raises StageError where the copy is not what was trained.
     """
-    if not (run.folder / "adapter" / files.SUMS).is_file():
+    if not (run.folder / "adapter" / atomic_files.SUMS).is_file():
         raise StageError(f"run {run.id} has no adapter to deploy; `make train RECIPE={run.recipe_name}` makes one")
     version = version_of(run.folder / "adapter")
     with locked(place):
         target = place / "versions" / version
         if not whole(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with files.whole_folder(target) as aside:
+            with atomic_files.whole_folder(target) as aside:
                 shutil.copytree(run.folder / "adapter", aside / "adapter")
                 shutil.copyfile(run.folder / "recipe.yaml", aside / "recipe.yaml")
                 if run.references.parent == run.folder:
                     shutil.copyfile(run.references, aside / REFERENCES)
                 base = keep_base(place, run)
                 about = {"run_id": run.id, "recipe": run.recipe_name, "promoted": now(), "base": base}
-                files.write_json(aside / "version.json", about)
-                if told := files.changed(aside / "adapter"):
+                atomic_files.write_json(aside / "version.json", about)
+                if told := atomic_files.changed(aside / "adapter"):
                     raise StageError(f"the adapter of run {run.id} is not as training wrote it: {'; '.join(told)}")
-                Run(aside).check_references(files.read_json(aside / "adapter" / "prompt.json"))
+                Run(aside).check_references(atomic_files.read_json(aside / "adapter" / "prompt.json"))
         line: dict[str, Any] = {"action": "deploy", "run_id": run.id, "forced": bool(overridden)}
         line |= {"overridden": overridden} | ({"routing": dict(routing)} if routing else {})
         point(place, version, line)
@@ -99,19 +101,20 @@ def keep_base(place: Path, run: Run) -> dict[str, Any] | None:
 
     Raises StageError where it is not there as a whole.
     """
-    record = bases.trained(files.read_json(run.folder / "adapter" / "prompt.json"))
+    record = base_store.trained(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
     if record is None:
         return None
-    target = place.parent / bases.BASES / record["digest"]
-    if not (target / files.SUMS).is_file():
-        source = bases.find(run.folder, record["digest"])
-        told = files.changed(source) if source else ["it is not there"]
+    target = place.parent / base_store.BASES / record["digest"]
+    if not (target / atomic_files.SUMS).is_file():
+        source = base_store.find(run.folder, record["digest"])
+        told = atomic_files.changed(source) if source else ["it is not there"]
         if source is None or told:
             raise StageError(
-                f"the base that run {run.id} was trained on, {bases.store(run.folder) / record['digest']}, is not as "
+                f"the base that run {run.id} was trained on, {base_store.store(run.folder) / record['digest']}, "
+                "is not as "
                 f"training wrote it: {'; '.join(told)}; `make export RECIPE={run.recipe_name}` writes it again"
             )
-        bases.copy(source, target)
+        base_store.copy(source, target)
     return dict(record)
 
 
@@ -130,7 +133,7 @@ def roll_back(place: Path, to: str | None) -> tuple[str, str]:
         if wanted not in {line["to"] for line in history(place)} or not whole(place / "versions" / wanted):
             there = ", ".join(sorted(path.name for path in (place / "versions").iterdir() if whole(path)))
             raise RecipeError(f"there is no whole version {wanted} below {place}; there are {there or 'none'}")
-        about = files.read_json(place / "versions" / wanted / "version.json")
+        about = atomic_files.read_json(place / "versions" / wanted / "version.json")
         point(place, wanted, {"action": "rollback", "run_id": about["run_id"], "forced": False, "overridden": []})
     return here, wanted
 
@@ -156,10 +159,10 @@ def _last(order: list[str], version: str) -> int:
 def whole(version: Path) -> bool:
     """Returns whether a version is there as it was deployed: all files unchanged, and their sums too."""
     adapter, place = version / "adapter", version.parent.parent
-    if not (version / "version.json").is_file() or not (adapter / files.SUMS).is_file():
+    if not (version / "version.json").is_file() or not (adapter / atomic_files.SUMS).is_file():
         return False
     told = [line for line in history(place) if line["to"] == version.name]
-    if not told or version_of(adapter) != version.name or files.changed(adapter):
+    if not told or version_of(adapter) != version.name or atomic_files.changed(adapter):
         return False
     # Lines of older versions of insource have no hashes.
     expected: dict[str, str] = told[-1].get("sha256", {})
@@ -169,8 +172,8 @@ def whole(version: Path) -> bool:
 def hashes(version: Path) -> dict[str, str]:
     """Returns the hashes that stand in the history for a version: of the sums of its adapter, of its recipe, and of its
     reference answers."""
-    names = (f"adapter/{files.SUMS}", "recipe.yaml", REFERENCES)
-    return {name: files.sha256(version / name) for name in names if (version / name).is_file()}
+    names = (f"adapter/{atomic_files.SUMS}", "recipe.yaml", REFERENCES)
+    return {name: atomic_files.sha256(version / name) for name in names if (version / name).is_file()}
 
 
 def point(place: Path, version: str, about: Mapping[str, Any]) -> None:

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compare import confidence, profile, route
-from compare.confidence import Scale
-from compare.material import Material
-from compare.profile import Profile
+from compare.decision import answer_profile, routing_policy
+from compare.decision.answer_profile import Profile
+from compare.eval_dataset import Material
+from compare.scoring import confidence
+from compare.scoring.confidence import Scale
+from insource.config.errors import StageError
+from insource.config.schema.serving_and_cost import Route
 from insource.stats.calibration import Platt
-from recipes.errors import StageError
-from recipes.schema_verdict import Route
-from tasks import spec_of
-from tracking import files
-from tracking.run import Run
+from insource.system import atomic_files
+from insource.tasks import spec_of
+from insource.tracking.run import Run
 
 FOLDER = "routing"
 
@@ -52,7 +53,7 @@ class Routing:
 def of_run(place: Path, run: Run) -> dict[str, Any]:
     """Returns what the history records of a run, after copying its routing.json below registry/<name>."""
     path = run.folder / "adapter" / "prompt.json"
-    prompt = files.read_json(path) if path.is_file() else {}
+    prompt = atomic_files.read_json(path) if path.is_file() else {}
     if "task" not in prompt or not (run.folder / "data" / "validation.jsonl").is_file():
         why = f"run {run.id} has no prompt.json or no validation rows"
         return {"file": None, "scale": None, "why_none": why}
@@ -62,8 +63,8 @@ def of_run(place: Path, run: Run) -> dict[str, Any]:
     source = run.folder / "routing.json"
     if (other := _of_other(run)) is not None:
         return {"file": None, **told, "why_none": other}
-    policy = route.read(source)
-    copied = place / FOLDER / f"{files.sha256(source)[:16]}.json"
+    policy = routing_policy.read(source)
+    copied = place / FOLDER / f"{atomic_files.sha256(source)[:16]}.json"
     copied.parent.mkdir(parents=True, exist_ok=True)
     aside = copied.with_suffix(".aside")
     shutil.copyfile(source, aside)
@@ -80,17 +81,17 @@ def of_history(place: Path, history: Sequence[Mapping[str, Any]], version: str) 
     if name is None:
         return Routing(scale, None, told[-1]["why_none"])
     path = place / FOLDER / name
-    if not path.is_file() or files.sha256(path)[:16] != path.stem:
+    if not path.is_file() or atomic_files.sha256(path)[:16] != path.stem:
         raise StageError(f"{path} is not as it was deployed; deploy the run again")
-    policy = route.read(path)
+    policy = routing_policy.read(path)
     target = (policy.target_accuracy, policy.not_worse_than, policy.margin, policy.confidence)
     return Routing(scale, policy.threshold, policy.why_none, target, name, _profile(path))
 
 
 def _profile(path: Path) -> Profile | None:
     """Returns the profile that routing.json has of the calibration rows, None where it has none of a row."""
-    told = files.read_json(path).get(profile.KEY)
-    found = profile.of_json(told) if told else None
+    told = atomic_files.read_json(path).get(answer_profile.KEY)
+    found = answer_profile.of_json(told) if told else None
     return found if found and found.rows else None
 
 
@@ -107,15 +108,15 @@ def _of_other(run: Run) -> str | None:
     compare = run.stage("compare")
     if compare.get("state") != "done" or not (run.folder / "routing.json").is_file():
         return "it was deployed without a comparison; `make compare`, then `make deploy`"
-    sums = files.sha256(run.folder / "adapter" / files.SUMS)
-    if compare["inputs"].get(f"adapter/{files.SUMS}") != sums:
+    sums = atomic_files.sha256(run.folder / "adapter" / atomic_files.SUMS)
+    if compare["inputs"].get(f"adapter/{atomic_files.SUMS}") != sums:
         return "the comparison was of another adapter; `make compare`, then `make deploy`"
-    form = files.read_json(run.folder / "scores.json")["systems"]["tuned"].get("form")
+    form = atomic_files.read_json(run.folder / "scores.json")["systems"]["tuned"].get("form")
     if form not in ("adapter", "merged"):
         told = form or "a form that it does not name"
         return f"the comparison was of {told}, and adapters are deployed; compare with serve.model=adapter"
     try:
-        route.read(run.folder / "routing.json")
+        routing_policy.read(run.folder / "routing.json")
     except StageError as error:
         return str(error)
     return None

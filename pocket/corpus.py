@@ -11,7 +11,7 @@ Out: `Pack`s. A pack is one prompt opening that several completions share, or no
          (Part("I need to get to Fresno<|end|>\\n<|assistant|>\\n", "find_bus<|end|>\\n"), ...))
 
 Source: Rastogi et al. 2020, arXiv:1909.05855, CC BY-SA 4.0. Nothing of the demo data, of Banking77 or of SROIE
-is read here; `tests/test_pocket.py` checks that none of their labels and messages can come out.
+is read here; `tests/pocket/test_pocket.py` checks that none of their labels and messages can come out.
 """
 
 import gzip

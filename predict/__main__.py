@@ -3,15 +3,15 @@
 import os
 from collections.abc import Sequence
 
-from recipes import command
+from insource.config import cli
 
 ENGINES = ("vllm", "gateway")
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Returns the exit code; `words` are those of the command line."""
-    parser = command.parser("predict", "Answer every row of a file, a folder or a pattern with the trained model.")
-    command.add_run(parser)
+    parser = cli.parser("predict", "Answer every row of a file, a folder or a pattern with the trained model.")
+    cli.add_run(parser)
     parser.add_argument("--input", default=_variable("INPUT"), help="a file, a folder or a pattern (default: $INPUT)")
     parser.add_argument("--output", default=_variable("OUTPUT"), help=".parquet, .jsonl or .csv (default: $OUTPUT)")
     parser.add_argument(
@@ -41,4 +41,4 @@ def _flag(name: str) -> bool:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -4,18 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.source_row import SourceFile
-from deploy import decisions, registry, task
+from data_prep.readers.source_row import SourceFile
+from deploy import registry
+from deploy.answers import task
+from deploy.answers.task import Task
+from deploy.gateway.paths import decisions
 from deploy.routing import Routing
-from deploy.task import Task
+from insource.config.errors import RecipeError
+from insource.config.recipe import Recipe
+from insource.config.schema.data import Source
+from insource.system import atomic_files
+from insource.tracking.run import Run
 from predict import threshold
-from predict.inputs import Survey
-from recipes.errors import RecipeError
-from recipes.schema import Recipe
-from recipes.schema_data import Source
-from serve.plan import Served
-from tracking import files
-from tracking.run import Run
+from predict.rows.inputs import Survey
+from serve.vllm.launch_plan import Served
 
 
 @dataclass(frozen=True)
@@ -87,5 +89,5 @@ def about(path: Path) -> dict[str, Any]:
     """Returns how an output was made; {} where it is not there, or is not as it was written."""
     if not path.is_file() or not about_path(path).is_file():
         return {}
-    found: dict[str, Any] = files.read_json(about_path(path))
-    return found if found.get("output_sha256") == files.sha256(path) else {}
+    found: dict[str, Any] = atomic_files.read_json(about_path(path))
+    return found if found.get("output_sha256") == atomic_files.sha256(path) else {}

@@ -14,16 +14,18 @@ from pathlib import Path
 
 from deploy import registry
 from deploy.routing import Routing
-from predict import engines, held, inputs, output, serving
+from insource.config import cli
+from insource.config.errors import RecipeError, StageError
+from insource.config.recipe import Recipe
+from insource.tracking import run
+from predict.engines import clients, local_vllm, server_check
+from predict.execution.job_execution import Work, say
 from predict.job import Job, about, recipe_of
-from predict.work import Work, say
-from recipes import command
-from recipes.errors import RecipeError, StageError
-from recipes.schema import Recipe
-from serve import plan, stay
-from serve.engine import Engine
-from serve.plan import Served
-from tracking import run
+from predict.rows import inputs, output
+from serve import server
+from serve.vllm import launch_plan
+from serve.vllm.launch_plan import Served
+from serve.vllm.server_process import Engine
 
 ENGINES = ("vllm", "gateway")
 
@@ -35,7 +37,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         job.labels(job.task("adapter"))
         print(f"would ask {job.engine} {job.survey.rows:,} rows, and write {job.output}")
-        return command.DONE
+        return cli.DONE
     if job.engine == "gateway":
         asyncio.run(_by_gateway(job))
     elif job.base_url is not None:
@@ -43,7 +45,7 @@ def main(arguments: argparse.Namespace) -> int:
     else:
         _by_vllm(job)
     print(job.output)
-    return command.DONE
+    return cli.DONE
 
 
 def job_of(arguments: argparse.Namespace) -> Job:
@@ -77,7 +79,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
 def _by_vllm(job: Job) -> None:
     """Starts the server of the run's form, the next form where serve.model leaves a choice and one cannot be served."""
     serve = job.recipe.serve
-    forms = plan.candidates(job.here, job.here.recipe(), serve)
+    forms = launch_plan.candidates(job.here, job.here.recipe(), serve)
     if job.about and any(_is_there(job, job.served(form)) for form in forms):
         return
     for at, form in enumerate(forms):
@@ -85,9 +87,9 @@ def _by_vllm(job: Job) -> None:
         try:
             _predicted(job, served)
         except _NotServedError as error:
-            if serve.model != "auto" or form == forms[-1] or not stay.may_follow(served, serve, error.why):
+            if serve.model != "auto" or form == forms[-1] or not server.may_follow(served, serve, error.why):
                 raise error.why from None
-            stay.fall_back(served, forms[at + 1], error.why)
+            server.fall_back(served, forms[at + 1], error.why)
         else:
             return
 
@@ -103,11 +105,11 @@ class _NotServedError(Exception):
 def work_of(job: Job, served: Served) -> Work:
     """Returns the prediction by one form of the run. Raises _NotServedError where that cannot be served."""
     try:
-        planned = plan.of([served], job.recipe.serve)
+        planned = launch_plan.of([served], job.recipe.serve)
     except RecipeError as error:
         raise _NotServedError(error) from None
     form = served.which
-    who = ["vllm", *serving.identity(served, planned)]
+    who = ["vllm", *local_vllm.identity(served, planned)]
     return Work(job, job.task(form), who, f"vLLM with {form} of run {job.here.id}")
 
 
@@ -133,7 +135,7 @@ def _predicted(job: Job, served: Served) -> None:
             with ExitStack() as stack:
                 try:
                     log = work.state.folder / "vllm.log"
-                    vllm = stack.enter_context(serving.running(served, job.recipe.serve, log))
+                    vllm = stack.enter_context(local_vllm.running(served, job.recipe.serve, log))
                 except (RecipeError, StageError) as error:
                     raise _NotServedError(error) from None
                 _ask_server(work, vllm)
@@ -151,10 +153,10 @@ def _ask_server(work: Work, vllm: Engine) -> None:
 
 async def _by_server(job: Job, base_url: str) -> None:
     """Asks a vLLM server that runs, once it is held to the run: it may have been started for another one."""
-    origin, adapter = engines.origin_of(base_url), job.served("adapter")
-    async with engines.session(origin, job.recipe.compare.concurrency) as asking:
-        cards = held.cards_of(await engines.got(asking, "/v1/models"), job.name)
-        found = await held.to_run(asking, adapter, cards, job.recipe.serve)
+    origin, adapter = clients.origin_of(base_url), job.served("adapter")
+    async with clients.session(origin, job.recipe.compare.concurrency) as asking:
+        cards = server_check.cards_of(await clients.got(asking, "/v1/models"), job.name)
+        found = await server_check.to_run(asking, adapter, cards, job.recipe.serve)
     who = ["server", registry.version_of(adapter.folder), found.form, found.cards]
     form = found.form or "a form that it does not name"
     asked = job.task(found.form or "adapter", found.routing)
@@ -167,17 +169,17 @@ async def _by_server(job: Job, base_url: str) -> None:
 
 async def _of_vllm(work: Work, origin: str) -> None:
     concurrency = work.job.recipe.compare.concurrency
-    async with engines.session(origin, concurrency) as asking:
+    async with clients.session(origin, concurrency) as asking:
         known = {name: getattr(work.task, name) for name in work.task.__dataclass_fields__}
-        server = engines.VllmEngine(engines.ServedTask(**known), asking, work.labels, concurrency)
+        server = clients.VllmEngine(clients.ServedTask(**known), asking, work.labels, concurrency)
         await work.ask(server.ask)
 
 
 async def _by_gateway(job: Job) -> None:
     """Asks a gateway for what it has deployed, which may be another run than the newest."""
     assert job.base_url is not None
-    async with engines.session(engines.origin_of(job.base_url), job.recipe.compare.concurrency) as asking:
-        version = await engines.version_of(asking, job.name)
+    async with clients.session(clients.origin_of(job.base_url), job.recipe.compare.concurrency) as asking:
+        version = await clients.version_of(asking, job.name)
         asked = job.task("adapter")
         if version != asked.version:
             why = f"the gateway answers with version {version}, and run {job.here.id} is {asked.version}"
@@ -185,7 +187,7 @@ async def _by_gateway(job: Job) -> None:
         work = Work(job, asked, ["gateway", version], f"version {version} of a gateway")
         with work.held():
             if not work.is_asked():
-                server = engines.GatewayEngine(asked, asking, work.labels, version)
+                server = clients.GatewayEngine(asked, asking, work.labels, version)
                 await work.ask(server.ask)
             work.conclude()
 
@@ -214,5 +216,5 @@ def _base_url(engine: str, given: str | None, recipe: Recipe) -> str | None:
     if given is None and engine == "vllm":
         return None
     base_url = given or f"http://{recipe.serve.host}:{recipe.serve.port}"
-    engines.check_may_leave(recipe, base_url)
+    clients.check_may_leave(recipe, base_url)
     return base_url

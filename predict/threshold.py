@@ -1,13 +1,15 @@
 """The scale of a run's confidences and the threshold below which a prediction abstains: routing.json of the run."""
 
-from compare import confidence, route
-from compare.confidence import scale_of_json
-from compare.material import Material
+from compare.decision import routing_policy
+from compare.eval_dataset import Material
+from compare.scoring import confidence
+from compare.scoring.confidence import scale_of_json
 from deploy.routing import Routing
-from recipes.errors import StageError
-from recipes.schema import Recipe
-from tracking import bases, files
-from tracking.run import Run
+from insource.config.errors import StageError
+from insource.config.recipe import Recipe
+from insource.system import atomic_files
+from insource.tracking.base_models import base_store
+from insource.tracking.run import Run
 
 SAME_WEIGHTS = ("adapter", "merged")
 COMPARE = "`make compare` makes one"
@@ -22,7 +24,7 @@ def of_run(here: Run, material: Material, form: str, recipe: Recipe) -> Routing:
         validated = (here.folder / "data" / "validation.jsonl").is_file()
         return Routing(confidence.scale(here, material) if validated else None, None, why)
     try:
-        policy = route.read(here.folder / "routing.json")
+        policy = routing_policy.read(here.folder / "routing.json")
     except StageError as error:
         return Routing(None, None, str(error))
     scale = scale_of_json(policy.score) if policy.score else None
@@ -37,14 +39,16 @@ def _why_none(here: Run, form: str, base: str) -> str | None:
     compared = here.stage("compare")
     if compared.get("state") != "done" or not (here.folder / "routing.json").is_file():
         return f"run {here.id} was not compared; {COMPARE}"
-    if compared["inputs"].get(f"adapter/{files.SUMS}") != files.sha256(here.folder / "adapter" / files.SUMS):
+    if compared["inputs"].get(f"adapter/{atomic_files.SUMS}") != atomic_files.sha256(
+        here.folder / "adapter" / atomic_files.SUMS
+    ):
         return f"the comparison was of another adapter; {COMPARE}"
-    scores = files.read_json(here.folder / "scores.json")
+    scores = atomic_files.read_json(here.folder / "scores.json")
     of = scores["systems"]["tuned"].get("form")
     if of != form and not (of in SAME_WEIGHTS and form in SAME_WEIGHTS):
         return f"the comparison was of {of}, and {form} answers; compare with serve.model={form}"
     # Without a base that training changed, the trained base is the published one.
-    if bases.trained(files.read_json(here.folder / "adapter" / "prompt.json")):
+    if base_store.trained(atomic_files.read_json(here.folder / "adapter" / "prompt.json")):
         asked = scores.get("base", {}).get("served_as")
         if asked != base:
             was = f"on the base {asked}" if asked else "by an earlier version, which did not say on which base"

@@ -44,7 +44,7 @@ def main() -> None:
         sys.exit(f"error: insource needs Python 3.11 to 3.13, this is {sys.version.split()[0]}; try PYTHON=python3.11")
     # The project itself is not installed.
     sys.path.insert(0, str(HERE.parent))
-    from recipes import hardware
+    from insource.config import hardware
 
     # HARDWARE as the recipes have it, else what they take by themselves here.
     asked = os.environ.get("HARDWARE") or hardware.detect()[0]

@@ -52,7 +52,9 @@ def main() -> None:
     )
     write("gpu.txt", "For a machine with an NVIDIA GPU.", of_project("gpu"))
     calibrate = "requirements/calibrate.in"
-    write("calibrate.txt", "For the environment of llm-compressor (train/calibrate.py).", resolve(calibrate), calibrate)
+    write(
+        "calibrate.txt", "For the environment of llm-compressor (train/export/gptq.py).", resolve(calibrate), calibrate
+    )
 
 
 if __name__ == "__main__":

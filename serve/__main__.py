@@ -1,16 +1,16 @@
 """`python -m serve RECIPE`: starts vLLM, holds it to what was trained, says ready, and stays until it is stopped."""
 
-from recipes import command
+from insource.config import cli
 
 
 def main() -> int:
-    parser = command.parser("serve", "Serve what was trained with vLLM, after checking that it is what was trained.")
-    command.add_run(parser)
+    parser = cli.parser("serve", "Serve what was trained with vLLM, after checking that it is what was trained.")
+    cli.add_run(parser)
     arguments = parser.parse_intermixed_args()
-    from serve import stay
+    from serve import server
 
-    return stay.main(arguments)
+    return server.main(arguments)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

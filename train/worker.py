@@ -14,44 +14,32 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from recipes import command
-from recipes.errors import RecipeError, StageError
-from recipes.schema import Recipe
-from tasks import KINDS, render
-from tracking import bases, files, gguf_base, metrics, weights_and_biases
-from tracking import run as runs
-from tracking.run import Run
-from train import (
-    adapter,
-    base,
-    capacity,
-    checkpoints,
-    curve,
-    decodable,
-    dequantize,
-    disk,
-    gpu,
-    header,
-    interrupt,
-    lesson,
-    order,
-    packing,
-    precision,
-    preflight,
-    processes,
-    ranks,
-    references,
-    sharded,
-    shortage,
-)
-from train.decode import Answer
-from train.fit import fit
-from train.interrupt import Wish
-from train.lesson import Lesson
-from train.likelihood import BATCH_ROWS
-from train.packing import Row
-from train.progress import peak_memory_bytes
-from train.validate import Compared, Decoded, headlines
+from insource.config import cli
+from insource.config.errors import RecipeError, StageError
+from insource.config.recipe import Recipe
+from insource.system import atomic_files, disk_full
+from insource.tasks import KINDS
+from insource.tasks.rendering import chat_template
+from insource.tracking import metrics, wandb_logging
+from insource.tracking import run as runs
+from insource.tracking.base_models import base_store, gguf_model
+from insource.tracking.run import Run
+from train.device import gpu, out_of_memory, precision
+from train.distributed import fsdp, launcher, world
+from train.evaluate import decodability, decoding_memory, reference_answers
+from train.evaluate.constrained_decoding import Answer
+from train.evaluate.log_likelihood import BATCH_ROWS
+from train.evaluate.validation import Compared, Decoded, headlines
+from train.export import adapter
+from train.loop import checkpoints, signals
+from train.loop.fit import fit
+from train.loop.metrics_callback import peak_memory_bytes
+from train.loop.signals import Wish
+from train.model import base, dequantize
+from train.packing import dataset, packing_plan, sampler
+from train.packing.dataset import Lesson
+from train.packing.packing_plan import Row
+from train.report import learning_curve, preflight, run_header
 
 
 def main(recipe: Recipe, run: Run, wish: Wish) -> None:
@@ -61,8 +49,8 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     `calibration.jsonl` are never opened.
     """
     began = time.monotonic()
-    hashes = {name: files.sha256(run.folder / "data" / f"{name}.jsonl") for name in ("train", "validation")}
-    if processes.first():
+    hashes = {name: atomic_files.sha256(run.folder / "data" / f"{name}.jsonl") for name in ("train", "validation")}
+    if world.first():
         runs.start(run, "train", {f"data/{name}.jsonl": sha256 for name, sha256 in hashes.items()})
     gpu.check(recipe)
     train_rows, validation_rows = rows_of(run, "train", hashes), rows_of(run, "validation", hashes)
@@ -72,58 +60,60 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
         spec = replace(spec, normalize_labels=recipe.data.normalize_labels)
     told = teller(run)
 
-    rendering = render.rendering_of(recipe.model)
+    rendering = chat_template.rendering_of(recipe.model)
     tokenizer = rendering.tokenizer
     say(*rendering.lines())
     if rendering.differs:
         told(f"{rendering.differs}; learnt is what is served and decoded: the open prompt, the answer, the stop")
-    for note in gguf_base.notes(recipe.model.base):
+    for note in gguf_model.notes(recipe.model.base):
         told(note)
-    rows = lesson.learnt(task, spec, tokenizer, train_rows)
+    rows = dataset.learnt(task, spec, tokenizer, train_rows)
     config = base.config_of(recipe.model)
     preflight.check(rows, tokenizer, recipe, config)
-    decodable.check(task, spec, train_rows, rows, tokenizer, config.get_text_config().vocab_size)
-    model, kept = dequantize.load(recipe, bases.store(run.folder), told)
-    plan = lesson.planned(recipe, rows, model.config, told)
+    decodability.check(task, spec, train_rows, rows, tokenizer, config.get_text_config().vocab_size)
+    model, kept = dequantize.load(recipe, base_store.store(run.folder), told)
+    plan = dataset.planned(recipe, rows, model.config, told)
 
-    prompts = render.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
+    prompts = chat_template.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
     decoded = Decoded(task, spec, validation_rows, prompts, tokenizer, max_answer_tokens(rows), told)
     asked: Decoded | Compared = decoded
     if task.OBJECTIVE == "prefer":
-        pairs = lesson.learnt(task, spec, tokenizer, validation_rows)
-        asked = Compared(task, spec, validation_rows, pairs, packing.same_for(plan, pairs, BATCH_ROWS), tokenizer)
+        pairs = dataset.learnt(task, spec, tokenizer, validation_rows)
+        asked = Compared(task, spec, validation_rows, pairs, packing_plan.same_for(plan, pairs, BATCH_ROWS), tokenizer)
         with precision.training(recipe):
             reference = Compared(task, spec, train_rows, rows, plan, tokenizer).ask(model, "reference")
         rows = [replace(row, reference=one) for row, one in zip(rows, reference, strict=True)]
     untuned: list[Any] = asked.ask(model, "untuned")
 
     model = base.with_adapter(model, recipe.lora, recipe.train.seed)
-    taught = lesson.ordered(recipe, rows, [str(row["target"]) for row in train_rows], plan, task.OBJECTIVE)
-    weights = gguf_base.told(recipe.model.base, recipe.model.quantization, kept)
+    taught = dataset.ordered(recipe, rows, [str(row["target"]) for row in train_rows], plan, task.OBJECTIVE)
+    weights = gguf_model.told(recipe.model.base, recipe.model.quantization, kept)
     told_facts = facts(recipe, run, model, taught, decoded, weights)
-    say(*header.lines(told_facts), *preflight.sample(rows[0], tokenizer))
+    say(*run_header.lines(told_facts), *preflight.sample(rows[0], tokenizer))
     wandb_run = wandb_of(run, recipe)
     trained = fit(recipe, run, model, tokenizer, taught, headlines(asked, untuned, model), told, wish, wandb_run)
-    shortage.release()
+    out_of_memory.release()
 
     tuned: list[Any] = asked.ask(model, "tuned")
-    probed = decoded.first(references.ROWS)
+    probed = decoded.first(reference_answers.ROWS)
     answers = probed.ask(model, "probes") if asked is not decoded else tuned[: len(probed.rows)]
-    state = sharded.adapter_tensors(model)  # of all processes together, before the others leave
-    if not processes.first():
+    state = fsdp.adapter_tensors(model)  # of all processes together, before the others leave
+    if not world.first():
         return
     scores = {"tuned": asked.score(tuned, untuned), "base": asked.score(untuned, untuned)}
-    with disk.told_when_full(run.folder / "adapter"):
+    with disk_full.told_when_full(run.folder / "adapter"):
         commit = getattr(model.config, "_commit_hash", None)
-        trained_base = bases.record(kept, kept.name) if kept else None
+        trained_base = base_store.record(kept, kept.name) if kept else None
         prompt = adapter.prompt(recipe, rendering, spec, decoded.max_answer_tokens, commit, trained_base)
         folder = adapter.export(run, recipe, model, tokenizer, prompt, scores, probed, answers, state)
         picture = run.folder / "learning_curve.png"
-        curve.draw(run.folder / "metrics.jsonl", picture, f"{run.recipe_name}  {run.id}", trained.get("best_step"))
-    weights_and_biases.picture(wandb_run, picture)
+        learning_curve.draw(
+            run.folder / "metrics.jsonl", picture, f"{run.recipe_name}  {run.id}", trained.get("best_step")
+        )
+    wandb_logging.picture(wandb_run, picture)
     if asked is decoded:
         show_answers(wandb_run, recipe, decoded, tuned)
-    weights_and_biases.finish(
+    wandb_logging.finish(
         wandb_run, run, headline(task, scores), {f"data_{name}_sha256": sha for name, sha in hashes.items()}
     )
     spent: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1), "peak_memory_bytes": peak_memory_bytes()}
@@ -136,28 +126,28 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
 def rows_of(run: Run, split: str, hashes: Mapping[str, str]) -> list[dict[str, Any]]:
     """Returns the rows of train or validation. Raises StageError where the file is not the one that was prepared."""
     path = run.folder / "data" / f"{split}.jsonl"
-    if hashes[split] != files.read_json(run.folder / "data" / "data.json")["sha256"][path.name]:
+    if hashes[split] != atomic_files.read_json(run.folder / "data" / "data.json")["sha256"][path.name]:
         raise StageError(
             f"{path} is not what data preparation wrote: remove its folder, and the next run prepares it anew"
         )
-    return list(files.read_jsonl(path))
+    return list(atomic_files.read_jsonl(path))
 
 
 def labels_of(run: Run) -> dict[str, str]:
     """Returns the labels with their descriptions, in prompt order, as data preparation found or checked them."""
-    labels = files.read_json(run.folder / "data" / "data.json")["labels"]
+    labels = atomic_files.read_json(run.folder / "data" / "data.json")["labels"]
     return {label: one["description"] for label, one in labels.items()}
 
 
 def may_be_empty(run: Run) -> bool:
     """Returns whether rows of several labels may have none: the prepared data have such rows."""
-    told = files.read_json(run.folder / "data" / "data.json").get("labels_per_row")
+    told = atomic_files.read_json(run.folder / "data" / "data.json").get("labels_per_row")
     return bool(told and told["may_be_empty"])
 
 
 def max_answer_tokens(rows: Sequence[Row]) -> int:
     """Returns how many tokens an answer may have, here and where the adapter is served."""
-    return render.max_answer_tokens(max(len(answer) for row in rows for answer in row.completions))
+    return chat_template.max_answer_tokens(max(len(answer) for row in rows for answer in row.completions))
 
 
 def teller(run: Run) -> Callable[[str], None]:
@@ -169,7 +159,7 @@ def teller(run: Run) -> Callable[[str], None]:
             return
         known.add(told)
         say(f"fallback  {told}")
-        if processes.first():
+        if world.first():
             runs.fallback(run, "train", told)
 
     return tell
@@ -177,18 +167,20 @@ def teller(run: Run) -> Callable[[str], None]:
 
 def wandb_of(run: Run, recipe: Recipe) -> Any:
     """Returns the W&B run, None in all processes but the first and where it is off."""
-    if not processes.first():
+    if not world.first():
         return None
-    return weights_and_biases.start(run, recipe, weights_and_biases.config(recipe, adapter.base_name(recipe)))
+    return wandb_logging.start(run, recipe, wandb_logging.config(recipe, adapter.base_name(recipe)))
 
 
-def facts(recipe: Recipe, run: Run, model: Any, lesson: Lesson, decoded: Decoded, weights: str | None) -> header.Facts:
+def facts(
+    recipe: Recipe, run: Run, model: Any, lesson: Lesson, decoded: Decoded, weights: str | None
+) -> run_header.Facts:
     """Returns what the header tells of this training; `weights` is what was lost of them before it."""
-    train, tokens = recipe.train, packing.tokens_of(lesson.shares)
+    train, tokens = recipe.train, packing_plan.tokens_of(lesson.shares)
     trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
-    data = files.read_json(run.folder / "data" / "data.json")["rows"]
+    data = atomic_files.read_json(run.folder / "data" / "data.json")["rows"]
     saved = checkpoints.in_order(run.folder / "checkpoints")
-    memory = header.estimate(
+    memory = run_header.estimate(
         model,
         pack_tokens=tokens.longest_pack,
         answer_tokens=tokens.longest_pack_answers,
@@ -197,13 +189,13 @@ def facts(recipe: Recipe, run: Run, model: Any, lesson: Lesson, decoded: Decoded
         optim=train.optim,
         compute_bytes=2 if precision.multiplies_in(recipe) == "bfloat16" else 4,
         autocast=precision.is_bfloat16_on_cpu(recipe),
-        shards=processes.count() if recipe.accelerate.distributed_type == "FSDP" else 1,
+        shards=world.count() if recipe.accelerate.distributed_type == "FSDP" else 1,
         decoded=decoding(recipe, model, decoded),
         device=None
         if recipe.accelerate.use_cpu
-        else capacity.usable_bytes(dequantize.device_memory_bytes(model.device)),
+        else decoding_memory.usable_bytes(dequantize.device_memory_bytes(model.device)),
     )
-    return header.Facts(
+    return run_header.Facts(
         base=adapter.base_name(recipe),
         quantization=recipe.model.quantization,
         parameters=model.num_parameters() - trainable,
@@ -214,13 +206,13 @@ def facts(recipe: Recipe, run: Run, model: Any, lesson: Lesson, decoded: Decoded
         validation_rows=len(decoded.rows),
         longest_row_tokens=max(row.longest for row in lesson.rows),
         batch_size=train.batch_size,
-        processes=processes.count(),
+        processes=world.count(),
         packing=lesson.plan.kind,
         tokens_an_update=tokens.computed,
         separate_tokens_an_update=tokens.separate,
         packs_an_update=tokens.packs,
         updates=len(lesson.updates),
-        epochs=len(lesson.updates) / order.an_epoch(len(lesson.rows), train.batch_size),
+        epochs=len(lesson.updates) / sampler.an_epoch(len(lesson.rows), train.batch_size),
         weights=weights,
         rejected=data["rejected"],
         dropped=data["dropped"],
@@ -231,13 +223,13 @@ def facts(recipe: Recipe, run: Run, model: Any, lesson: Lesson, decoded: Decoded
     )
 
 
-def decoding(recipe: Recipe, model: Any, decoded: Decoded) -> capacity.Decoding:
+def decoding(recipe: Recipe, model: Any, decoded: Decoded) -> decoding_memory.Decoding:
     """Returns how validation rows are decoded, for the estimate of memory."""
-    prefix = render.shared_prefix_length(decoded.prompts)
+    prefix = chat_template.shared_prefix_length(decoded.prompts)
     longest = max(map(len, decoded.prompts)) - prefix + decoded.max_answer_tokens
     spread = recipe.accelerate.distributed_type == "FSDP"
-    rows = -(-len(decoded.prompts) // processes.count())
-    return capacity.Decoding(rows, prefix, longest, 0 if spread else dequantize.held_bytes(model))
+    rows = -(-len(decoded.prompts) // world.count())
+    return decoding_memory.Decoding(rows, prefix, longest, 0 if spread else dequantize.held_bytes(model))
 
 
 def weighting(recipe: Recipe) -> str | None:
@@ -265,10 +257,10 @@ def show_answers(wandb_run: Any, recipe: Recipe, decoded: Decoded, answers: Sequ
         }
         for row, answer, one, target in zip(decoded.rows, answers, parsed, targets, strict=True)
     ]
-    weights_and_biases.predictions(wandb_run, recipe, rows)
+    wandb_logging.predictions(wandb_run, recipe, rows)
     if recipe.task.variant == "classification":
         given = [None if one.problem else one.value for one in parsed]
-        weights_and_biases.confusion(wandb_run, recipe, [row["target"] for row in decoded.rows], given)
+        wandb_logging.confusion(wandb_run, recipe, [row["target"] for row in decoded.rows], given)
 
 
 def headline(task: ModuleType, scores: Mapping[str, Any]) -> dict[str, float]:
@@ -281,13 +273,13 @@ def headline(task: ModuleType, scores: Mapping[str, Any]) -> dict[str, float]:
 
 def say(*lines: str) -> None:
     """Prints to the person, not to the result; of several processes the first one does."""
-    for line in lines if processes.first() else ():
+    for line in lines if world.first() else ():
         print(line, file=sys.stderr, flush=True)
 
 
 def work() -> int:
     """Trains the run named on the command line and records how it ended, whichever way."""
-    ranks.end_with_launcher()
+    launcher.end_with_launcher()
     parser = argparse.ArgumentParser(prog="python -m train.worker", description="One run; `python -m train` starts it.")
     parser.add_argument("run", type=Path, help="the run folder")
     run = Run(parser.parse_args().run)
@@ -295,32 +287,32 @@ def work() -> int:
     def ended(state: runs.State, reason: str, code: int) -> None:
         # On a full disk the manifest keeps its old state, and the message tells.
         with suppress(OSError):
-            if processes.first():
+            if world.first():
                 runs.end(run, "train", state, reason, exit_code=code)
 
     def left(signal_name: str) -> None:
-        ended("interrupted", f"{signal_name}, twice", command.INTERRUPTED)
+        ended("interrupted", f"{signal_name}, twice", cli.INTERRUPTED)
 
-    with runs.locked(run) if processes.first() else nullcontext(), interrupt.listening(left) as wish:
+    with runs.locked(run) if world.first() else nullcontext(), signals.listening(left) as wish:
         try:
-            with disk.told_when_full(run.folder):
+            with disk_full.told_when_full(run.folder):
                 main(run.recipe(), run, wish)
         except (RecipeError, StageError) as error:
-            code = command.WRONG if isinstance(error, RecipeError) else command.FAILED
+            code = cli.WRONG if isinstance(error, RecipeError) else cli.FAILED
             ended("failed", str(error), code)
             raise
         except KeyboardInterrupt as signal_name:
-            ended("interrupted", str(signal_name) or "Ctrl-C", command.INTERRUPTED)
+            ended("interrupted", str(signal_name) or "Ctrl-C", cli.INTERRUPTED)
             # Of several processes the first one's exit tells; another's would have it ended while it saves.
-            return command.INTERRUPTED if processes.first() else command.DONE
+            return cli.INTERRUPTED if world.first() else cli.DONE
         except Exception as error:
-            if shortage.short(error):
-                ended("failed", shortage.in_words(error), command.FAILED)
-                raise StageError(shortage.in_words(error)) from error
-            ended("failed", f"{type(error).__name__}: {error}", command.FAILED)
+            if out_of_memory.short(error):
+                ended("failed", out_of_memory.in_words(error), cli.FAILED)
+                raise StageError(out_of_memory.in_words(error)) from error
+            ended("failed", f"{type(error).__name__}: {error}", cli.FAILED)
             raise
-    return command.DONE
+    return cli.DONE
 
 
 if __name__ == "__main__":
-    command.run(work)
+    cli.run(work)

@@ -21,7 +21,10 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from train.decode import decode
+    try:
+        from train.evaluate.constrained_decoding import decode
+    except ImportError:  # a build before the packages of train/
+        from train.decode import decode  # type: ignore[import-not-found, no-redef]
 
     logging.disable_progress_bar()
     spec: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))

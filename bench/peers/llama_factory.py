@@ -1,5 +1,6 @@
-"""LLaMA-Factory, in its own environment (`bench/environments.py`), on exactly our token ids: it trains on a tokenised
-data set that lies on disk, starts from a given adapter and leaves the order of rows alone, all by settings of its own.
+"""LLaMA-Factory, in its own environment (`bench/training/environments.py`), on exactly our token ids: it trains on a
+tokenised data set that lies on disk, starts from a given adapter and leaves the order of rows alone, all by settings of
+its own.
 
 It turns gradient checkpointing on unless told not to, which would cost it a quarter of its speed: it is told not to.
 """
@@ -12,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from bench.peers.spec import ADAPTER, Spec, asked, features, versions
-from bench.peers.watch import Watch
+from bench.peers.training_probe import Watch
 
 
 def main(spec: Spec) -> None:

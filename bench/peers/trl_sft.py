@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.spec import ADAPTER, Spec, asked, features, versions
-from bench.peers.watch import Watch
+from bench.peers.training_probe import Watch
 
 
 def main(spec: Spec) -> None:

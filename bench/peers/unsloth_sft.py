@@ -1,4 +1,5 @@
-"""Unsloth, on a GPU, in its own environment (`bench/environments.py`): it patches TRL, so the rest is `trl_sft.py`."""
+"""Unsloth, on a GPU, in its own environment (`bench/training/environments.py`): it patches TRL, so the rest is
+`trl_sft.py`."""
 
 # Unsloth patches transformers and TRL when it is imported, and has to come before them.
 import unsloth  # type: ignore[import-not-found]  # isort: skip
@@ -7,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.spec import ADAPTER, Spec, asked, versions
+from bench.peers.training_probe import Watch
 from bench.peers.trl_sft import trainer_of
-from bench.peers.watch import Watch
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -19,7 +19,7 @@ def main() -> None:
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    from serve.engine import FEW_CORES, ONE_PROCESS
+    from serve.vllm.server_process import FEW_CORES, ONE_PROCESS
 
     spec: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     told: dict[str, Any] = {}

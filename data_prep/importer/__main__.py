@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from recipes import command
+from insource.config import cli
 
 
 def main() -> int:
@@ -31,4 +31,4 @@ def _given(name: str) -> str | None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.given import UnusableRowError, cell
+from insource.tasks.source_record import UnusableRowError, cell
 
 CUT = ("length", "max_tokens", "model_context_window_exceeded", "max_output_tokens")
 # Blocks that a model writes for itself.

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.importer import api_logs, spans
-from recipes.errors import RecipeError
-from tasks.chat import answer_of, asked, messages_of
-from tasks.given import UnusableRowError
-from tasks.text import clean
+from data_prep.importer import api_logs, otel_spans
+from insource.config.errors import RecipeError
+from insource.tasks.chat_messages import answer_of, asked, messages_of
+from insource.tasks.source_record import UnusableRowError
+from insource.tasks.text_keys import clean
 
 Values = Mapping[str, Any]
 
@@ -159,8 +159,8 @@ FORMATS: Sequence[tuple[tuple[str, ...], str, Read]] = (
     (("input", "preferred_output", "non_preferred_output"), "OpenAI's preference format (DPO)", preference),
     (("messages",), "OpenAI's chat fine-tuning format", chat),
     (("request", "response"), "a log of API calls", called(api_logs.calls)),
-    (("resourceSpans",), "OpenTelemetry spans (OTLP)", called(spans.calls)),
-    (("resourceLogs",), "OpenTelemetry spans (OTLP)", called(spans.calls)),
-    (("resourceMetrics",), "OpenTelemetry spans (OTLP)", called(spans.calls)),
-    (("attributes",), "OpenTelemetry spans", called(spans.calls)),
+    (("resourceSpans",), "OpenTelemetry spans (OTLP)", called(otel_spans.calls)),
+    (("resourceLogs",), "OpenTelemetry spans (OTLP)", called(otel_spans.calls)),
+    (("resourceMetrics",), "OpenTelemetry spans (OTLP)", called(otel_spans.calls)),
+    (("attributes",), "OpenTelemetry spans", called(otel_spans.calls)),
 )

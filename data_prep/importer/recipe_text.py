@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends import model_families
-from data_prep.importer.decide import Task
 from data_prep.importer.survey import Answers, Preamble
-from recipes.addresses import host_of, is_loopback
-from recipes.schema_compare import HOSTS
+from data_prep.importer.task_inference import Task
+from insource.backends.wire import model_families
+from insource.config.hosts import host_of, is_loopback
+from insource.config.schema.compare import HOSTS
 
 SCHEMA = Path(__file__).parents[2] / "recipes" / ".schema.json"
 METRICS = {

@@ -14,18 +14,18 @@ from pathlib import Path
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from data_prep.importer import decide, recipe_text, rows
-from data_prep.importer.decide import Task
+from data_prep.importer import import_rows, recipe_text, task_inference
+from data_prep.importer.import_rows import Outcome, Writer
 from data_prep.importer.recipe_text import Model, Sources
-from data_prep.importer.rows import Outcome, Writer
 from data_prep.importer.survey import Preamble, Survey, preamble_of
-from recipes import command
-from recipes.errors import RecipeError
-from recipes.load import RECIPES, load
-from recipes.schema import Recipe
-from recipes.schema_compare import INPUT
-from tasks import privacy
-from tracking import files
+from data_prep.importer.task_inference import Task
+from insource.config import cli
+from insource.config.errors import RecipeError
+from insource.config.load import RECIPES, load
+from insource.config.recipe import Recipe
+from insource.config.schema.compare import INPUT
+from insource.system import atomic_files
+from insource.tasks.pii import redaction
 
 # A recipe has one instruction: rows with another system message are another task, unless they are few.
 ONE_SYSTEM = 0.8
@@ -44,10 +44,10 @@ def main(arguments: argparse.Namespace) -> int:
     train, test = _path(arguments.source), _path(arguments.test) if arguments.test else None
     to = _target(train, arguments.to)
     paths = [train] if test is None else [train, test]
-    survey = rows.surveyed(paths)
+    survey = import_rows.surveyed(paths)
     _check_usable(survey, survey.examples, survey.examples + survey.problems.total())
     system = _system(survey, arguments.system)
-    task = decide.task_of(survey.answers[system], survey.preferences)
+    task = task_inference.task_of(survey.answers[system], survey.preferences)
     chosen = _sources(train, test, to, survey, system, task)
     model = _model(arguments, survey, chosen)
     answers = survey.answers[system]
@@ -62,8 +62,8 @@ def main(arguments: argparse.Namespace) -> int:
     with ExitStack() as opened:
         writers = [opened.enter_context(Writer(Path(os.devnull) if dry else one)) for one in converted if one]
         for at, path in enumerate(paths):
-            rows.checked(path, recipe, chosen, survey, outcome, writers[at] if writers else None)
-        rows.count_near(outcome)
+            import_rows.checked(path, recipe, chosen, survey, outcome, writers[at] if writers else None)
+        import_rows.count_near(outcome)
         _check_usable(survey, outcome.usable, outcome.meant)
         unusable = 0.0 if writers else outcome.unusable_share
         final = replace(chosen, unusable_share=unusable)
@@ -72,11 +72,11 @@ def main(arguments: argparse.Namespace) -> int:
         if dry:
             print(*told, sep="\n", file=sys.stderr)
             print(text, end="")
-            return command.DONE
+            return cli.DONE
         try:
             for writer in writers:
                 writer.keep()
-            files.write_text(to, text)
+            atomic_files.write_text(to, text)
         except OSError:
             for writer in writers:
                 writer.path.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ def main(arguments: argparse.Namespace) -> int:
     if model and model.taught and task.kind != "preference":
         print(f"          make record RECIPE={_shown(to)}    while {model.name} lives", file=sys.stderr)
     print(to)
-    return command.DONE
+    return cli.DONE
 
 
 def _checked(draft: str) -> Recipe:
@@ -182,7 +182,7 @@ def _sources(train: Path, test: Path | None, to: Path, survey: Survey, system: s
         test=to.with_name(f"{name}.test.jsonl") if test else None,
         columns=columns,
         group="conversation" if survey.expanded else None,
-        redact=privacy.KINDS if log else (),
+        redact=redaction.KINDS if log else (),
     )
 
 
@@ -257,7 +257,9 @@ def _told(
             f"personal  {counts} rows" + (", replaced by placeholders" if chosen.redact else "; see the recipe")
         )
     if outcome.duplicates or outcome.near:
-        among = f", of the first {rows.COMPARED_ROWS:,}" if len(outcome.keys) == rows.COMPARED_ROWS else ""
+        among = (
+            f", of the first {import_rows.COMPARED_ROWS:,}" if len(outcome.keys) == import_rows.COMPARED_ROWS else ""
+        )
         said = f"{outcome.duplicates:,} rows say what another one says, and {outcome.near:,} nearly that"
         lines.append(f"same      {said}{among}")
     if len(survey.models) > 1:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.importer.examples import Example
-from data_prep.importer.schema import Shape
-from tasks.labels import clean_label
-from tasks.text import label_key
+from data_prep.importer.schema_inference import Shape
+from insource.tasks.labels import clean_label
+from insource.tasks.text_keys import label_key
 
 # A label is short; of longer answers it is only counted how many there are.
 LABEL_CHARACTERS, MOST_ANSWERS = 80, 5000

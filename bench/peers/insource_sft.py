@@ -1,0 +1,85 @@
+"""This project, through the modules that `make train` runs: base, packs, loop. Rows come as token ids and in an order
+that is given, where `make train` renders and shuffles them."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from bench.peers.spec import ADAPTER, Spec, asked, versions
+from bench.peers.training_probe import Watch
+from insource.config.load import load
+from insource.config.recipe import Recipe
+from insource.tasks.rendering import chat_template
+from insource.tracking.run import Run
+from train.loop import fit
+from train.loop.signals import Wish
+from train.model import base
+from train.packing import dataset, packing_plan
+
+ROOT = Path(__file__).parents[2]
+
+
+def main(spec: Spec) -> None:
+    """Trains, and leaves result.json."""
+    from peft import PeftModel
+
+    recipe = recipe_of(spec)
+    model, tokenizer = base.base_model(recipe), chat_template.tokenizer_of(recipe.model)
+    model = base.float32_adapter(PeftModel.from_pretrained(model, spec.adapter, is_trainable=True))
+    rows = [packing_plan.Row(str(at), prompt, (answer,)) for at, (prompt, answer) in enumerate(spec.examples())]
+    updates = [list(range(first, first + spec.batch_size)) for first in range(0, len(rows), spec.batch_size)]
+    told = dataset.Lesson(rows, dataset.planned(recipe, rows, model.config, print), updates, "imitate")
+    run = Run(Path(spec.folder) / "run")
+    run.folder.mkdir(parents=True)
+    watch = Watch()
+    watch.on(model)
+    fit.fit(recipe, run, model, tokenizer, told, dict, print, Wish(), None)
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    tokens = packing_plan.tokens_of(told.shares)
+    model.save_pretrained(str(Path(spec.folder) / ADAPTER))
+    spec.finish(
+        {
+            "version": f"insource {own_version()}, {versions('transformers', 'peft', 'torch')}",
+            "losses": [one["loss"] for one in map(json.loads, lines) if "loss" in one],
+            "token_ratio": tokens.separate / tokens.computed,
+            "packs_an_update": tokens.packs,
+            "longest_pack": tokens.longest_pack,
+            **watch.report(),
+        }
+    )
+
+
+def own_version() -> str:
+    """Returns the version of this project, which is run from its folder and not installed."""
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
+
+
+def recipe_of(spec: Spec) -> Recipe:
+    """Returns the recipe that says what the spec says, and for the rest what every recipe says."""
+    keys: dict[str, Any] = {
+        "model.base": spec.model,
+        "model.quantization": spec.quantization,
+        "train.batch_size": spec.batch_size,
+        "train.max_steps": spec.updates,
+        "train.learning_rate": spec.learning_rate,
+        "train.lr_scheduler_type": "constant",
+        "train.adam_beta2": 0.999,
+        "train.warmup_steps": 0,
+        "train.logging_steps": 1,
+        "train.save_steps": 1_000_000,
+        "train.eval_strategy": "no",
+        "train.max_length": 8192,
+        "train.pack_tokens": 8192,
+    }
+    if not spec.on_gpu:
+        keys["accelerate.mixed_precision"] = "bf16" if spec.bfloat16 else "no"
+    if spec.on_gpu:
+        keys["train.optim"] = "adamw_torch"
+        keys["train.gradient_checkpointing"] = False
+    given = [f"{name}={value}" for name, value in keys.items()]
+    return load("classifier", given, "gpu" if spec.on_gpu else "cpu").recipe
+
+
+if __name__ == "__main__":
+    main(asked())

@@ -1,0 +1,144 @@
+"""Calibration rows whose truth above each threshold is known, and ways to choose a threshold, for bench.routing.
+
+    confidences 0.93 0.71 0.98 ...   right 1 0 1 ...   above 0.9 in truth: 41% of the rows, 96.2% of them right
+
+The rows are SYNTHETIC. What a threshold keeps in truth follows from the probabilities, not from a large sample.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import log
+
+import numpy as np
+
+from insource.stats import learn_then_test
+from insource.stats.learn_then_test import Claim, MeanAbove, NotWorse
+from insource.stats.metric_stats import Array
+
+TARGET, MARGIN, ALPHA = 0.95, 0.02, 0.05
+VALIDATION_ROWS = 500
+# Points at which a continuous distribution is summed.
+POINTS = 200_000
+STEPS_BEFORE = 200
+
+
+@dataclass(frozen=True)
+class Population:
+    """Where rows come from."""
+
+    name: str
+    confidences: Array
+    """Equally likely values: all that there are, or quantiles that lie close together."""
+    right: Array
+    """The probability that an answer of such a confidence is right."""
+    other: float | None = None
+    """The same of another system, whatever the confidence; None where there is none to compare with."""
+
+    @property
+    def claim(self) -> Claim:
+        return MeanAbove(TARGET) if self.other is None else NotWorse(MARGIN)
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
+        """Returns confidences, right answers and what the claim is about, of n rows."""
+        at = rng.integers(0, len(self.confidences), n)
+        right = (rng.random(n) < self.right[at]).astype(np.float64)
+        scores = right if self.other is None else right - (rng.random(n) < self.other)
+        return self.confidences[at], right, scores
+
+    def truth(self, threshold: float) -> tuple[float, bool]:
+        """Returns which share of the rows a threshold keeps in truth, and whether these miss the target."""
+        stays = self.confidences >= threshold
+        if not stays.any():
+            return 0.0, False
+        mean = float(self.right[stays].mean())
+        missed = mean <= TARGET + 1e-9 if self.other is None else mean - self.other <= -MARGIN + 1e-9
+        return float(stays.mean()), bool(missed)
+
+
+def _levels(values: Mapping[float, int]) -> Array:
+    return np.repeat(list(values), list(values.values())).astype(np.float64)
+
+
+SHARES = (np.arange(POINTS) + 0.5) / POINTS
+CONTINUOUS: Array = 0.3 + 0.7 * SHARES**0.1
+LEVELS = _levels({0.5: 8, 0.6: 8, 0.7: 10, 0.8: 14, 0.9: 20, 0.97: 40})
+
+POPULATIONS = (
+    Population("continuous, as sure as right", CONTINUOUS, CONTINUOUS),
+    Population("continuous, too sure", CONTINUOUS, 0.8 + 0.18 * ((CONTINUOUS - 0.3) / 0.7) ** 3),
+    Population("continuous, surest rows worse", CONTINUOUS, np.where(CONTINUOUS > 0.95, 0.945, 0.965)),
+    Population("continuous, at the target everywhere", CONTINUOUS, np.full(POINTS, TARGET)),
+    Population("discrete, as sure as right", LEVELS, LEVELS),
+    Population("discrete, at the target everywhere", LEVELS, np.full(len(LEVELS), TARGET)),
+    Population("paired, as sure as right", CONTINUOUS, CONTINUOUS, 0.93),
+    Population("paired, at the margin everywhere", CONTINUOUS, np.full(POINTS, 0.9), 0.9 + MARGIN),
+)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a threshold is chosen by."""
+
+    claim: Claim
+    validation: Array
+    """Confidences of validation rows."""
+    validation_right: Array
+    confidences: Array
+    """Of calibration rows."""
+    scores: Array
+
+
+def drawn(population: Population, n: int, rng: np.random.Generator) -> Draw:
+    """Returns n calibration rows, and as many validation rows up to VALIDATION_ROWS."""
+    validation, right, _ = population.draw(min(n, VALIDATION_ROWS), rng)
+    confidences, _, scores = population.draw(n, rng)
+    return Draw(population.claim, validation, right, confidences, scores)
+
+
+def insource(draw: Draw) -> float | None:
+    """Returns the threshold as compare/decision/routing_policy.py chooses it."""
+    thresholds = learn_then_test.grid(draw.validation.tolist())
+    n = len(draw.confidences)
+    first = learn_then_test.begin(draw.claim, thresholds, draw.validation, draw.validation_right, n, ALPHA)
+    found = learn_then_test.tested(draw.claim, thresholds[first:], draw.confidences, draw.scores, ALPHA)
+    return None if found.chosen is None else found.thresholds[found.chosen]
+
+
+class OfMapie(MeanAbove):
+    """The p-value that MAPIE 1.6 has for right and wrong: the exact binomial, of a count of wrong rows that is rounded
+    up from its share, now and then to one more."""
+
+    def p_value(self, scores: Array) -> float:
+        from scipy.stats import binom
+
+        n = len(scores)
+        return float(binom.cdf(np.ceil(n * (1 - scores.sum() / n)), n, 1 - self.target)) if n else 1.0
+
+
+def before(draw: Draw) -> float | None:
+    """Returns the threshold as the build before chose it, written anew without MAPIE: quantiles of the calibration
+    rows' own confidences are tested from strict to loose."""
+    n = len(draw.confidences)
+    least = min(0.9, max(0.05, 2 * log(ALPHA) / log(TARGET) / n))
+    steps = np.unique(np.quantile(draw.confidences, np.linspace(1 - least, 0, STEPS_BEFORE)))[::-1].tolist()
+    found = learn_then_test.tested(OfMapie(TARGET), steps, draw.confidences, draw.scores, ALPHA)
+    return None if found.chosen is None else float(steps[found.chosen])
+
+
+def untested(draw: Draw) -> float | None:
+    """Returns the loosest of the calibration rows' own confidences above which these rows keep the target."""
+    order = np.argsort(-draw.confidences, kind="stable")
+    thresholds = np.unique(draw.confidences)
+    means = np.cumsum(draw.scores[order])[learn_then_test.kept(draw.confidences, thresholds.tolist()) - 1]
+    means /= learn_then_test.kept(draw.confidences, thresholds.tolist())
+    keeps = means >= (TARGET if isinstance(draw.claim, MeanAbove) else -MARGIN)
+    return float(thresholds[keeps].min()) if keeps.any() else None
+
+
+METHODS: Mapping[str, Callable[[Draw], float | None]] = {
+    "insource": insource,
+    "the build before": before,
+    "no test": untested,
+}
+# Of differences the build before knew nothing.
+PAIRED = ("insource", "no test")

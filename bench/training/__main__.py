@@ -1,0 +1,126 @@
+"""Training against its peers: `python -m bench.training` times insource, plain TRL, TRL with bfd packing and
+LLaMA-Factory (on a GPU also Unsloth) on the same model, adapter, token ids, order, precision and effective batch; it
+writes bench/results/training.json and prints the table.
+
+    shape       system         examples/s  x TRL   memory   loss, 50th   validation   of the packs' ratio
+    banking77   insource       19.6        9.1     1.1 GB   4.7301       4.8120       94% of 9.7
+    banking77   trl            2.2         1.0     3.4 GB   4.7301       4.8120
+
+Every system runs in a process of its own, in turns (A B C A B C); the first update of each run warms up and does not
+count; the figure is the median of the runs. What TRL is fastest with on this machine (rows of a forward pass, tokens of
+a sequence) is tried first, on each shape. Equal quality is shown apart, on 50 updates of a small model: every adapter
+is judged by one neutral program on rows that nobody trained on.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench import machine
+from bench.training import fixtures, table
+from bench.training.cases import MODULES, Case, chosen
+from bench.training.runner import Bench, Runs, say
+from bench.training.workloads import shape
+from insource.config import cli
+from insource.config.errors import RecipeError
+from insource.config.load import POCKET
+from insource.system import atomic_files
+
+RESULTS = Path(__file__).parent.parent / "results" / "training.json"
+HELD_OUT = 64
+QUALITY_UPDATES, QUICK_UPDATES = 50, 8
+
+
+def main() -> int:
+    asked = parser().parse_args()
+    cases = chosen(asked)
+    import torch
+    from transformers import AutoTokenizer
+
+    on_gpu = torch.cuda.is_available()
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder, tokenizer = Path(name), AutoTokenizer.from_pretrained(POCKET)
+        timed = asked.model or ("tiny" if asked.quick else "4B" if on_gpu else "27M")
+        learnt = "tiny" if asked.quick else "small"
+        models = {one: fixtures.save_model(one, tokenizer, folder / one, on_gpu) for one in {timed, learnt}}
+        for which, about in models.items():
+            say(f"model     {which}: {about.about}")
+        bench = Bench(
+            folder=folder,
+            tokenizer=tokenizer,
+            models=models,
+            model=timed,
+            quality_model=learnt,
+            repeats=0 if asked.quick else 3,
+            updates=QUICK_UPDATES if asked.quick else QUALITY_UPDATES,
+            on_gpu=on_gpu,
+            matmul_flops=machine.matmul_flops(on_gpu, cases[0].precision),
+        )
+        for case in cases:
+            began = time.monotonic()
+            results += measure(bench, case, asked.banking77, results)
+            say(f"done      {time.monotonic() - began:.0f} s")
+            # After every case, so that what was measured stays when the rest is interrupted.
+            if path := asked.results or (None if asked.quick else RESULTS):
+                write(path, results)
+    table.show(results)
+    return cli.DONE
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command line."""
+    made = argparse.ArgumentParser(prog="python -m bench.training", description="Time training against its peers.")
+    here = Path(__file__).parents[2]
+    found = Path(os.environ.get("BANKING77") or here / "recipes" / "data" / "banking77")
+    made.add_argument("--banking77", type=Path, default=found, help="the folder of its train.csv (or $BANKING77)")
+    made.add_argument("--only", action="append", metavar="SHAPE", help="banking77, labels_150, ...; may be repeated")
+    made.add_argument("--systems", nargs="+", choices=MODULES, help="leave out the others")
+    made.add_argument("--repeats", type=int, help="runs of each system, of which the median counts (3)")
+    made.add_argument("--model", choices=fixtures.MODELS, help="what is timed (27M; 4B on a GPU)")
+    made.add_argument("--precision", choices=["float32", "bfloat16"], help="bfloat16 where it is multiplied natively")
+    made.add_argument("--full", action="store_true", help="time peers at every batch size (hours on a CPU)")
+    made.add_argument("--quick", action="store_true", help="a tiny model and few updates, to see that it runs")
+    made.add_argument("--results", type=Path, help=f"where the JSON goes ({RESULTS.name}; --quick: nowhere)")
+    return made
+
+
+def write(path: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Writes what was measured; what the file says of other cases stays."""
+    old = atomic_files.read_json(path) if path.exists() else []
+    every = [one for one in old if not any(table.same(one, new) for new in results)] + list(results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_files.write_json(path, sorted(every, key=table.place))
+
+
+def measure(bench: Bench, case: Case, banking77: Path, before: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the result of every system on a case; what did not run is there too, and says why.
+
+    `before` is what was measured already, where a carried rate is found.
+    """
+    say(f"case      {case.shape}, batch {case.batch_size}, {case.quantization}")
+    speed_rows = case.batch_size * (1 + case.timed_updates)
+    rows = max(speed_rows, case.batch_size * bench.updates) if case.quality else speed_rows
+    try:
+        data = shape(case.shape, bench.tokenizer, rows, HELD_OUT, banking77)
+    except RecipeError as error:
+        say(f"not run   {error}")
+        return [table.not_run(case, system, str(error).partition(";")[0]) for system in case.systems]
+    like = replace(case, batch_size=16)
+    kept = [
+        table.carried(case, one)
+        for one in before
+        if table.same(one, table.not_run(like, "", "")) and one["system"] in case.carried
+    ]
+    runs = Runs(bench, case, data)
+    runs.all([one for one in case.systems if one not in {other["system"] for other in kept}])
+    return table.compared([*kept, *runs.rows()], case.systems)
+
+
+if __name__ == "__main__":
+    cli.run(main)

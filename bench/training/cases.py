@@ -1,0 +1,90 @@
+"""What is measured by default: which shape, at which effective batch and precision, with which systems."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from bench.training.workloads import LABEL_COUNTS
+from insource.config import hardware
+from insource.config.errors import RecipeError
+
+MODULES: Mapping[str, str] = {
+    "insource": "insource_sft",
+    "trl": "trl_sft",
+    "trl_bfd": "trl_sft",
+    "llama_factory": "llama_factory",
+    "unsloth": "unsloth_sft",
+}
+"""The program in bench/peers/ that runs each system."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape at one effective batch and precision."""
+
+    shape: str
+    batch_size: int = 16
+    quantization: str = "none"
+    precision: str = "float32"
+    """What all systems multiply in: float32, or bfloat16 where GPU or processor do that themselves."""
+    systems: tuple[str, ...] = tuple(MODULES)
+    timed_updates: int = 3
+    """After one that warms up."""
+    repeats: int | None = None
+    """Runs of each system, where it is not as many as were asked for."""
+    quality: bool = True
+    """Whether the small model is trained too, to compare losses."""
+    carried: tuple[str, ...] = ()
+    """Peers whose rate is the one at a batch of 16: they compute more rows as more of the same forward passes."""
+
+
+CASES = (
+    Case("banking77", timed_updates=2),
+    Case("no_prefix", timed_updates=4),
+    Case("classifier", timed_updates=2, repeats=2),
+    Case("extractor", timed_updates=1, repeats=2),
+    Case("banking77", quantization="nf4", timed_updates=1, repeats=2),
+    Case(
+        "banking77",
+        batch_size=64,
+        systems=("insource", "trl", "llama_factory"),
+        timed_updates=1,
+        repeats=1,
+        quality=False,
+        carried=("llama_factory",),
+    ),
+    *(
+        Case(
+            f"labels_{labels}",
+            batch_size=batch,
+            systems=("insource", "trl"),
+            timed_updates=1,
+            repeats=2 if batch > 16 else 1,
+            quality=False,
+            carried=("trl",) if batch > 16 else (),
+        )
+        for labels in LABEL_COUNTS
+        for batch in (16, 64, 256)
+    ),
+)
+QUICK = (Case("classifier"),)
+
+
+def chosen(asked: argparse.Namespace) -> list[Case]:
+    """Returns the cases that were asked for. Raises RecipeError for a shape that there is none of."""
+    names = dict.fromkeys(case.shape for case in CASES)
+    if unknown := [one for one in asked.only or () if one not in names]:
+        raise RecipeError(f"--only {unknown[0]}: there is no such shape; there are {', '.join(names)}")
+    cases = list(CASES)
+    if asked.only:
+        cases = [case for case in cases if case.shape in asked.only]
+    if asked.quick:
+        cases = [replace(case, quality=True) for case in cases if case.batch_size == 16] if asked.only else [*QUICK]
+    if asked.systems:
+        kept = [tuple(one for one in case.systems if one in asked.systems) for case in cases]
+        cases = [replace(case, systems=systems) for case, systems in zip(cases, kept, strict=True) if systems]
+    precision = asked.precision or ("bfloat16" if hardware.gpu_count() or hardware.cpu_has_bfloat16() else "float32")
+    cases = [replace(case, precision=precision) for case in cases]
+    if asked.repeats:
+        cases = [replace(case, repeats=asked.repeats) for case in cases]
+    return [replace(case, carried=()) for case in cases] if asked.full else cases

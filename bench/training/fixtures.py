@@ -1,0 +1,129 @@
+"""What all systems are given, made once and the same: a model of random weights, an adapter to start from, rows of
+token ids; and the judge that says afterwards how good each trained adapter is.
+
+Speed does not ask what the weights are, so they are drawn from a seed; the shape is Qwen3's, at a size for a CPU.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.peers.spec import ADAPTER
+from insource.tasks.rendering.chat_template import Example
+
+SEED = 17
+RANK, ALPHA = 16, 32
+TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "intermediate_size": 128}  # fmt: skip
+MODELS: dict[str, dict[str, int]] = {
+    "tiny": TINY,
+    # Fifty updates of every peer on long prompts would take hours with the large one.
+    "small": TINY | {"hidden_size": 128, "num_hidden_layers": 4, "head_dim": 32, "intermediate_size": 384},
+    "27M": TINY | {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
+                   "head_dim": 64, "intermediate_size": 1536},
+    "4B": TINY | {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+                  "head_dim": 128, "intermediate_size": 9728, "vocab_size": 151_936},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on disk."""
+
+    about: str
+    linear_parameters: int
+    """Weights of the layers that every token passes; the head, which few pass, is not among them."""
+
+
+def save_model(name: str, tokenizer: Any, folder: Path, on_gpu: bool) -> Model:
+    """Returns what the model is; leaves it, the tokenizer and the adapter that everybody starts from in the folder."""
+    import torch
+    import transformers
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    transformers.utils.logging.disable_progress_bar()
+    config = Qwen3Config(
+        **{"vocab_size": len(tokenizer), "max_position_embeddings": 8192, "tie_word_embeddings": True, **MODELS[name]},
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(SEED)
+    model = Qwen3ForCausalLM(config).to(torch.bfloat16 if on_gpu else torch.float32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    parameters, linear_parameters = model.num_parameters(), linear_parameters_of(model)
+    save_adapter(model, str(folder), folder / ADAPTER)
+    about = (
+        f"Qwen3, random weights, {parameters / 1e6:.1f}M parameters ({config.num_hidden_layers} layers of "
+        f"{config.hidden_size}, vocabulary {config.vocab_size}), LoRA r={RANK} on all linear layers"
+    )
+    return Model(about, linear_parameters)
+
+
+def linear_parameters_of(model: Any) -> int:
+    """Returns the weights of the layers that every token passes."""
+    import torch
+
+    return sum(layer.weight.numel() for layer in model.model.modules() if isinstance(layer, torch.nn.Linear))
+
+
+def save_adapter(model: Any, base: str, folder: Path) -> None:
+    """Leaves the adapter that everybody starts from, on all linear layers of the model."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    lora = LoraConfig(task_type=TaskType.CAUSAL_LM, r=RANK, lora_alpha=ALPHA, target_modules="all-linear")
+    adapted = get_peft_model(model, lora)
+    adapted.peft_config["default"].base_model_name_or_path = base
+    adapted.save_pretrained(str(folder))
+
+
+def save_rows(path: Path, examples: Sequence[Example]) -> None:
+    """Leaves the rows as a JSONL file of {"prompt_ids", "completion_ids"}."""
+    lines = (
+        json.dumps({"prompt_ids": one.prompt_ids, "completion_ids": one.completion_ids}) + "\n" for one in examples
+    )
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def judged(
+    model: Path, adapters: Mapping[str, Path], held_out: Sequence[Example], quantization: str, on_gpu: bool
+) -> dict[str, float]:
+    """Returns for each adapter the mean cross-entropy of the answer tokens of rows that nobody trained on.
+
+    One row at a time, without packing or padding, in float32, on the base that was trained on.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    device = "cuda" if on_gpu else "cpu"
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    base = AutoModelForCausalLM.from_pretrained(
+        model,
+        dtype=torch.float32,
+        attn_implementation="sdpa",
+        quantization_config=nf4 if quantization == "nf4" else None,
+        device_map={"": device},
+    )
+    found = {}
+    for name, folder in adapters.items():
+        adapted = PeftModel.from_pretrained(base, str(folder)).eval()
+        total, count = 0.0, 0
+        with torch.inference_mode():
+            for one in held_out:
+                ids = torch.tensor([one.prompt_ids + one.completion_ids], device=device)
+                asked = len(one.completion_ids)
+                logits = adapted(input_ids=ids, logits_to_keep=asked + 1).logits[0, :-1].float()
+                total += torch.nn.functional.cross_entropy(logits, ids[0, -asked:], reduction="sum").item()
+                count += asked
+        found[name] = total / count
+        base = adapted.unload()
+    return found

@@ -1,0 +1,210 @@
+"""The runs of one case, each a process: what a system is fastest with is tried, it is timed in turn with the others,
+and it trains the small model whose loss is compared."""
+
+import os
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench import machine
+from bench.peers.spec import ADAPTER, Spec
+from bench.training import environments, fixtures, table
+from bench.training.cases import MODULES, Case
+from bench.training.workloads import Shape, tokens
+from insource.config.errors import StageError
+
+LEARNING_RATE = 1e-3
+# Of one forward pass that pads: a larger one is no faster, and takes more memory than a machine with two cores has.
+MOST_TOKENS_ON_CPU = 14_000
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What holds for the whole call."""
+
+    folder: Path
+    tokenizer: Any
+    models: Mapping[str, fixtures.Model]
+    """Each lies in the folder of its name."""
+    model: str
+    quality_model: str
+    repeats: int
+    """Runs of each system for the clock; 0 takes the time of the quality run."""
+    updates: int
+    """Of a quality run."""
+    on_gpu: bool
+    matmul_flops: float
+    """What this machine's matrix products reach, a second."""
+    tried: dict[tuple[str, str, str], dict[str, float]] = field(default_factory=dict)
+    """What was tried of a shape, a precision and a system already."""
+
+
+class Runs:
+    """The runs of one case: what was tried, what came out, what failed and why."""
+
+    def __init__(self, bench: Bench, case: Case, data: Shape) -> None:
+        self.bench, self.case, self.data = bench, case, data
+        self.folder = bench.folder / f"{case.shape}-{case.batch_size}-{case.quantization}-{case.precision}"
+        self.folder.mkdir(parents=True)
+        fixtures.save_rows(self.folder / "speed.jsonl", data.examples[: case.batch_size * (1 + case.timed_updates)])
+        fixtures.save_rows(self.folder / "quality.jsonl", data.examples[: case.batch_size * bench.updates])
+        self.pythons: dict[str, Path] = {}
+        self.tried: dict[str, dict[str, float]] = {}
+        self.timed: dict[str, list[Result]] = {}
+        self.learnt: dict[str, Result] = {}
+        self.failed: dict[str, str] = {}
+
+    def all(self, systems: Sequence[str]) -> None:
+        """Runs the systems, in turns; one that fails is left out of what follows."""
+        for system in systems:
+            self._attempt(system, self._prepare)
+        for number in range((self.bench.repeats and self.case.repeats) or self.bench.repeats):
+            for system in systems:
+                self._attempt(system, partial(self._time, number=number))
+        if self.case.quality:
+            for system in systems:
+                self._attempt(system, self._learn)
+            self._judge()
+
+    def rows(self) -> list[Result]:
+        """Returns a row of results/training.json for every system."""
+        found = [table.not_run(self.case, system, why) for system, why in self.failed.items()]
+        return found + [self._row(system) for system in self.timed if system not in self.failed]
+
+    def _attempt(self, system: str, what: Callable[[str], None]) -> None:
+        if system in self.failed:
+            return
+        try:
+            what(system)
+        except StageError as error:
+            self.failed[system] = str(error)
+            say(f"not run   {system}: {error}")
+
+    def _prepare(self, system: str) -> None:
+        """Makes the environment and tries what the system is fastest with. Raises StageError where it cannot run."""
+        if system == "unsloth" and not self.bench.on_gpu:
+            raise StageError("Unsloth needs a GPU")
+        own = system in environments.ENVIRONMENTS
+        self.pythons[system] = environments.python_of(system, self.bench.on_gpu) if own else Path(sys.executable)
+        known = self.bench.tried.get((self.case.shape, self.case.quantization, system))
+        if known:
+            self.tried[system] = known
+        elif self.bench.repeats and (candidates := self._candidates(system)):
+            self.tried[system] = self._call(self._spec(system, "speed", "try", candidates))["seconds_a_token"]
+            self.bench.tried[self.case.shape, self.case.quantization, system] = self.tried[system]
+
+    def _candidates(self, system: str) -> tuple[int, ...]:
+        """Returns what is worth trying: rows of a forward pass, or tokens of a sequence."""
+        longest = self._longest
+        if system == "trl":
+            most = (
+                self.case.batch_size if self.bench.on_gpu else min(self.case.batch_size, MOST_TOKENS_ON_CPU // longest)
+            )
+            return tuple(rows for rows in (1, 4, 16) if rows <= most)
+        if system == "trl_bfd":
+            return tuple(sorted({longest, max(longest, 1024), max(longest, 2048)}))
+        return ()
+
+    @property
+    def _longest(self) -> int:
+        return max(map(tokens, self.data.examples))
+
+    def _time(self, system: str, number: int) -> None:
+        result = self._call(self._spec(system, "speed", str(number)))
+        self.timed.setdefault(system, []).append(result)
+        say(f"timed     {system:<14} {table.rate(result, self.data.row_tokens):.2f} examples/s")
+
+    def _learn(self, system: str) -> None:
+        self.learnt[system] = self._call(self._spec(system, "quality", "quality"))
+        if not self.bench.repeats:
+            self.timed[system] = [self.learnt[system]]
+        say(f"learnt    {system:<14} last loss {self.learnt[system]['losses'][-1]:.4f}")
+
+    def _judge(self) -> None:
+        model = self.bench.folder / self.bench.quality_model
+        adapters = {one: self.folder / one / "quality" / ADAPTER for one in self.learnt}
+        judged = fixtures.judged(model, adapters, self.data.held_out, self.case.quantization, self.bench.on_gpu)
+        for system, loss in judged.items():
+            self.learnt[system]["validation_loss"] = loss
+
+    def _call(self, spec: Spec) -> Result:
+        return machine.call(self.pythons[spec.system], f"bench.peers.{MODULES[spec.system]}", spec)
+
+    def _spec(self, system: str, rows: str, name: str, candidates: tuple[int, ...] = ()) -> Spec:
+        """Returns what a process is told; `rows` is speed or quality."""
+        model = self.bench.folder / (self.bench.quality_model if rows == "quality" else self.bench.model)
+        return Spec(
+            system=system,
+            folder=str(self.folder / system / name),
+            model=str(model),
+            adapter=str(model / ADAPTER),
+            rows=str(self.folder / f"{rows}.jsonl"),
+            quantization=self.case.quantization,
+            batch_size=self.case.batch_size,
+            updates=self.bench.updates if rows == "quality" else 1 + self.case.timed_updates,
+            learning_rate=LEARNING_RATE,
+            on_gpu=self.bench.on_gpu,
+            bfloat16=self.case.precision == "bfloat16",
+            # LLaMA-Factory and Unsloth pad as TRL does, on the same engine.
+            micro_batch=1 if system == "trl_bfd" else min(self._fastest("trl", 4), self.case.batch_size),
+            pack_tokens=self._fastest("trl_bfd", self._longest) if system == "trl_bfd" else 0,
+            candidates=candidates,
+        )
+
+    def _fastest(self, system: str, untried: int) -> int:
+        tried = self.tried.get(system)
+        return int(min(tried, key=lambda one: tried[one])) if tried else untried
+
+    def _matmul_share(self, result: Result) -> float:
+        """Returns the share of the machine's matrix products that training reached, by 2 operations a weight and token
+        forward and 2 backward: frozen weights have no gradient of their own. Attention is not counted."""
+        weights = self.bench.models[self.bench.model].linear_parameters
+        flops = 4 * weights * sum(result["computed_tokens"][1:]) / sum(result["raw_seconds"][1:])
+        return float(flops / self.bench.matmul_flops)
+
+    def _row(self, system: str) -> Result:
+        runs, learnt = self.timed[system], self.learnt.get(system, {})
+        spec = self._spec(system, "speed", "0")
+        return {
+            "shape": self.case.shape,
+            "batch_size": self.case.batch_size,
+            "quantization": self.case.quantization,
+            "precision": self.case.precision,
+            "system": system,
+            "version": runs[0]["version"],
+            "command": f"python -m bench.peers.{MODULES[system]} spec.json",
+            "settings": {"micro_batch": spec.micro_batch, "pack_tokens": spec.pack_tokens},
+            "seconds_a_token_tried": self.tried.get(system),
+            "model": self.bench.models[self.bench.model].about,
+            "prefix_tokens": self.data.prefix_tokens,
+            "row_tokens": round(self.data.row_tokens, 1),
+            "token_ids_sha256": runs[0]["token_ids_sha256"],
+            "updates_sha256": runs[0]["updates_sha256"],
+            "examples_per_second": statistics.median(table.rate(one, self.data.row_tokens) for one in runs),
+            "raw_seconds": [one["raw_seconds"] for one in runs],
+            "update_rows": runs[0]["update_rows"],
+            "computed_tokens": runs[0]["computed_tokens"],
+            "matmul_share": statistics.median(self._matmul_share(one) for one in runs),
+            "peak_memory_bytes": statistics.median(one["peak_memory_bytes"] for one in runs),
+            **{name: runs[0][name] for name in ("token_ratio", "packs_an_update", "longest_pack") if name in runs[0]},
+            "quality_model": self.bench.models[self.bench.quality_model].about if learnt else None,
+            "quality_token_ids_sha256": learnt.get("token_ids_sha256"),
+            "quality_updates_sha256": learnt.get("updates_sha256"),
+            "losses": learnt.get("losses"),
+            "final_loss": learnt["losses"][-1] if learnt else None,
+            "validation_loss": learnt.get("validation_loss"),
+            "hardware": machine.hardware(self.bench.on_gpu),
+            "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+            "date": machine.today(),
+        }
+
+
+def say(line: str) -> None:
+    """Prints to the person, not to the result."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,163 @@
+"""The data that training is timed on, as token ids: what is asked and what is answered, row by row.
+
+    shape("banking77", ...)   727 tokens of instruction and 77 labels before every question, 31 of its own behind them
+    shape("no_prefix", ...)   free text of 30 to 300 tokens, no two rows need open alike
+
+Ids are made once, here, and every system trains on them as they are. Banking77 is real (Casanueva et al. 2020, CC BY
+4.0) and not part of the project; the demo's tickets and documents are SYNTHETIC; the labels of `labels_12` to
+`labels_300` are made up to measure how cost grows with their number, and stand by chance.
+
+The pocket tokenizer knows 4,096 tokens where a large model's knows 150,000, so a prompt is longer here. Banking77's
+labels are written as words ("card arrival"), which leaves 727 tokens shared and 31 own: the proportion that 600 and 25
+have in the large model's, and so the same bound on what sharing can save (10 times at 16 rows, 18 at 64).
+"""
+
+import csv
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from demo_data.support_tickets import tickets
+from insource.config.errors import RecipeError
+from insource.config.load import load
+from insource.tasks import classification, extraction
+from insource.tasks.rendering import chat_template
+from insource.tasks.rendering.chat_template import Example
+
+SEED = 17
+LABEL_COUNTS = (12, 77, 150, 300)
+SUBJECTS = (
+    "card payment", "bank transfer", "top up", "refund", "account", "order", "device", "parcel", "invoice", "contract",
+    "password", "address", "delivery", "guarantee", "subscription",
+)  # fmt: skip
+MATTERS = (
+    "not received", "was declined", "takes too long", "cannot be changed", "shows a wrong amount", "charged twice",
+    "needs a new name", "is still pending", "was cancelled", "does not work", "must be confirmed", "is too expensive",
+    "in another country", "for someone else", "lost or stolen", "not recognised", "how to begin", "how to end it",
+    "limit reached", "with a discount",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Rows of one shape, in the order of training; the last `held_out` rows are never trained on."""
+
+    name: str
+    examples: list[Example]
+    held_out: list[Example]
+
+    @property
+    def prefix_tokens(self) -> int:
+        """How many tokens all prompts open with."""
+        return chat_template.shared_prefix_length([one.prompt_ids for one in self.examples])
+
+    @property
+    def row_tokens(self) -> float:
+        """Mean tokens of a row, prompt and answer."""
+        return sum(map(tokens, self.examples)) / len(self.examples)
+
+
+def tokens(example: Example) -> int:
+    """Returns how many tokens a row has."""
+    return len(example.prompt_ids) + len(example.completion_ids)
+
+
+def shape(name: str, tokenizer: Any, rows: int, held_out: int, banking77: Path) -> Shape:
+    """Returns `rows` rows to train on and `held_out` others. Raises RecipeError where the data is not there."""
+    examples = SHAPES[name](tokenizer, rows + held_out, banking77)
+    return Shape(name, examples[:rows], examples[rows:])
+
+
+def banking(tokenizer: Any, count: int, folder: Path) -> list[Example]:
+    """Returns real questions with the 77 intents before each."""
+    spec, rows = banking_rows(folder)
+    return _classified(tokenizer, spec, _drawn(rows, count))
+
+
+def banking_rows(folder: Path) -> tuple[classification.Spec, list[tuple[str, str]]]:
+    """Returns Banking77 as a task, and its questions with their intents. Raises RecipeError where it is not there."""
+    path = folder / "train.csv"
+    if not path.exists():
+        raise RecipeError(
+            f"there is no Banking77 at {path}; say where its train.csv lies: --banking77 FOLDER, or BANKING77=FOLDER"
+        )
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [(one["text"].strip(), one["category"].replace("_", " ")) for one in csv.DictReader(file)]
+    labels = dict.fromkeys(sorted({label for _, label in rows}), "")
+    return classification.Spec("Name the intent of the bank customer's question.", labels), rows
+
+
+def demo_tickets(tokenizer: Any, count: int, _: Path) -> list[Example]:
+    """Returns the demo's messages with its twelve queues before each, as `make train RECIPE=classifier` has them."""
+    return _classified(tokenizer, demo_queues(), [(one.message, one.queue) for one in tickets(count, SEED)])
+
+
+def demo_queues() -> classification.Spec:
+    """Returns the task of the demo classifier."""
+    task = load("classifier", hardware_name="cpu").recipe.task
+    return classification.specify(task, task.labels if isinstance(task.labels, dict) else {})
+
+
+def demo_documents(tokenizer: Any, count: int, _: Path) -> list[Example]:
+    """Returns the demo's orders and invoices: a short opening, long texts, long answers."""
+    recipe, spec = load("extractor", hardware_name="cpu").recipe, demo_fields()
+    lines = Path(str(recipe.data.source.path)).read_text(encoding="utf-8").splitlines()
+    rows = _drawn([json.loads(line) for line in lines], count)
+    conversations = [extraction.messages(spec, {"text": row["text"]}) for row in rows]
+    return chat_template.examples(tokenizer, conversations, [extraction.answer(spec, row["target"]) for row in rows])
+
+
+def demo_fields() -> extraction.Spec:
+    """Returns the task of the demo extractor."""
+    return extraction.specify(load("extractor", hardware_name="cpu").recipe.task, {})
+
+
+def free_text(tokenizer: Any, count: int, _: Path) -> list[Example]:
+    """Returns one to six messages in a row and the queue of the last, without instruction or template."""
+    drawn = random.Random(SEED)
+    source = list(tickets(6 * count, SEED))
+    examples = []
+    for _number in range(count):
+        said = [source.pop() for _ in range(drawn.randint(1, 6))]
+        text = "\n".join(one.message for one in said)
+        ids = tokenizer([f"{text}\n", said[-1].queue], add_special_tokens=False)["input_ids"]
+        examples.append(Example(ids[0], [*ids[1], tokenizer.eos_token_id]))
+    return examples
+
+
+def many_labels(labels: int) -> Callable[[Any, int, Path], list[Example]]:
+    """Returns what makes rows with this many synthetic labels before each message."""
+
+    def made(tokenizer: Any, count: int, _: Path) -> list[Example]:
+        drawn = random.Random(SEED)
+        names = [f"{subject} {matter}" for subject in SUBJECTS for matter in MATTERS]
+        chosen = drawn.sample(names, labels)
+        rows = [(one.message, drawn.choice(chosen)) for one in tickets(count, SEED)]
+        spec = classification.Spec("Choose the queue for the customer's message.", dict.fromkeys(chosen, ""))
+        return _classified(tokenizer, spec, rows)
+
+    return made
+
+
+SHAPES: dict[str, Callable[[Any, int, Path], list[Example]]] = {
+    "banking77": banking,
+    "classifier": demo_tickets,
+    "extractor": demo_documents,
+    "no_prefix": free_text,
+    **{f"labels_{count}": many_labels(count) for count in LABEL_COUNTS},
+}
+
+
+def _classified(tokenizer: Any, spec: classification.Spec, rows: Sequence[tuple[str, str]]) -> list[Example]:
+    conversations = [classification.messages(spec, {"text": text}) for text, _ in rows]
+    return chat_template.examples(tokenizer, conversations, [label for _, label in rows])
+
+
+def _drawn(rows: Sequence[Any], count: int) -> list[Any]:
+    """Returns `count` rows in a seeded order."""
+    if count > len(rows):
+        raise RecipeError(f"{count} rows were asked for, and there are {len(rows)}")
+    return random.Random(SEED).sample(rows, count)

@@ -1,0 +1,76 @@
+"""What answers to calibration rows look like, without a row: `calibration` in routing.json, deployed along with it.
+
+{"rows": 403, "confidences": {"974": 12, "998": 201}, "answers": {"delivery_delay": 31, "refund_status": 27}}
+
+Confidences in thousandths, and of tasks with labels how often each answer was given, both of valid answers alone. What
+traffic is held against (deploy/drift.py): the guarantee of a threshold is about requests that are exchangeable with
+these rows.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from compare.decision import routing_policy
+from compare.eval_dataset import Material, clusters_of
+from compare.scoring import confidence, predictions
+from compare.scoring.confidence import Scale
+from compare.systems.responses import Gathered
+
+KEY = "calibration"
+
+
+@dataclass
+class Profile:
+    """Answers by confidence and by what they are."""
+
+    rows: int = 0
+    """With a valid answer."""
+    confidences: Counter[int] = field(default_factory=Counter)
+    """{thousandths: answers}, of those with a confidence."""
+    answers: Counter[str] = field(default_factory=Counter)
+    """{label or JSON array of labels: answers}; nothing where a task has no labels."""
+
+    def add(self, confidence: float | None, answer: str | None) -> None:
+        """Adds a valid answer; `answer` is its text where the task has labels."""
+        self.rows += 1
+        if confidence is not None:
+            self.confidences[round(1000 * confidence)] += 1
+        if answer is not None:
+            self.answers[answer] += 1
+
+    def update(self, other: "Profile") -> None:
+        """Adds the answers of another profile."""
+        self.rows += other.rows
+        self.confidences.update(other.confidences)
+        self.answers.update(other.answers)
+
+    def json(self) -> dict[str, Any]:
+        """Returns it as it stands in files."""
+        confidences = {str(at): self.confidences[at] for at in sorted(self.confidences)}
+        return {"rows": self.rows, "confidences": confidences, "answers": dict(sorted(self.answers.items()))}
+
+
+def of_json(told: Mapping[str, Any]) -> Profile:
+    """Returns the profile of a file. Raises KeyError, TypeError or ValueError where it is none."""
+    confidences = Counter({int(at): int(n) for at, n in told["confidences"].items()})
+    return Profile(int(told["rows"]), confidences, Counter({str(one): int(n) for one, n in told["answers"].items()}))
+
+
+def of(one: Gathered, material: Material, fitted: Scale | None) -> Profile:
+    """Returns the profile of a system's answers to the calibration rows, of each group one: those that a threshold is
+    tested on."""
+    found = Profile()
+    if not one.calibration:
+        return found
+    parsed = [predictions.read(material, answer) for answer in one.calibration]
+    told = confidence.of(one, fitted, one.calibration)
+    chosen = set(
+        routing_policy.one_a_group([row["id"] for row in material.calibration], clusters_of(material.calibration))
+    )
+    for at, (answer, sure) in enumerate(zip(parsed, told, strict=True)):
+        if at in chosen and answer.problem is None:
+            labelled = material.module.LABELLED
+            found.add(sure, str(material.module.answer(material.spec, answer.value)) if labelled else None)
+    return found

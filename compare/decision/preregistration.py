@@ -1,0 +1,103 @@
+"""The plan, written down before the test set is opened, and every opening of a test set.
+
+runs/<recipe>/ledger.jsonl, one line an opening:
+{"opened": "2026-11-21T10:00:00Z", "run": "20261121T093000Z-x4fd", "test_sha256": "9f2c...", "plan_sha256": "17ab...",
+ "plan": {"system": "tuned", "baseline": "openai:gpt-6-luna", "metric": "accuracy", "margin": 0.02, "alpha": 0.05}}
+
+A line with "recorded" in the place of "opened" says that a system was asked the test rows by `make record`: their texts
+were read and no target, so that it is no opening.
+
+The plan that counts for a run is the first that it opened this test set with. What was planned otherwise afterwards is
+exploratory: whoever has seen the answers can always find a question that they answer well.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from insource.config.errors import StageError
+from insource.config.schema.compare import Primary
+from insource.system import atomic_files
+from insource.tracking import run
+from insource.tracking.run import Run
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A test set that was opened by a plan."""
+
+    plan_sha256: str
+    written: str
+    """When the plan that counts was written down."""
+    why_not_confirmatory: str | None
+    """Why this comparison only explores; None where it confirms."""
+    openings: Sequence[Mapping[str, Any]]
+    """Of this test set by any run of the recipe, this one included, the oldest first."""
+
+
+def open_test(here: Run, primary: Primary | None, test_sha256: str) -> Opened:
+    """Writes the opening into the ledger, flushed to disk, before anything of the test set is read.
+
+    The same plan of the same run again is the same opening: nothing is written. Raises StageError where the ledger
+    cannot be read.
+    """
+    plan = None if primary is None else primary.model_dump(mode="json")
+    sha256 = atomic_files.digest(plan)
+    path = here.folder.parent / "ledger.jsonl"
+    with path.open("a+", encoding="utf-8") as ledger:
+        fcntl.flock(ledger, fcntl.LOCK_EX)
+        ledger.seek(0)
+        lines = _read(ledger.readlines(), path)
+        known = [one for one in lines if one["test_sha256"] == test_sha256 and "opened" in one]
+        if not any(one["run"] == here.id and one["plan_sha256"] == sha256 for one in known):
+            opening = {"opened": run.now(), "run": here.id, "test_sha256": test_sha256, "plan_sha256": sha256}
+            ledger.write(json.dumps({**opening, "plan": plan}, ensure_ascii=False) + "\n")
+            ledger.flush()
+            os.fsync(ledger.fileno())
+            known.append({**opening, "plan": plan})
+    first = next(one for one in known if one["run"] == here.id)
+    return Opened(sha256, first["opened"], _why_not(plan, sha256, first), known)
+
+
+def record_reading(folder: Path, primary: Primary | None, test_sha256: str, system: str) -> None:
+    """Writes into the ledger below `folder` (runs/<recipe>) that a system's answers to the test rows are recorded,
+    before they are asked for; once for each system, test set and plan. Raises StageError where the ledger cannot be
+    read."""
+    plan = None if primary is None else primary.model_dump(mode="json")
+    told = {"system": system, "test_sha256": test_sha256, "plan_sha256": atomic_files.digest(plan)}
+    path = folder / "ledger.jsonl"
+    with path.open("a+", encoding="utf-8") as ledger:
+        fcntl.flock(ledger, fcntl.LOCK_EX)
+        ledger.seek(0)
+        lines = _read(ledger.readlines(), path)
+        if not any("recorded" in one and told.items() <= one.items() for one in lines):
+            ledger.write(json.dumps({"recorded": run.now(), **told, "plan": plan}, ensure_ascii=False) + "\n")
+            ledger.flush()
+            os.fsync(ledger.fileno())
+
+
+def _why_not(plan: Mapping[str, Any] | None, sha256: str, first: Mapping[str, Any]) -> str | None:
+    if plan is None:
+        return "the recipe names no primary comparison (compare.primary)"
+    if first["plan_sha256"] == sha256:
+        return None
+    before = first["plan"] or {}
+    told = ", ".join(f"{name} was {before.get(name)!r}" for name, value in plan.items() if before.get(name) != value)
+    return f"the plan was changed after the test set was opened on {first['opened']}: {told}"
+
+
+def _read(lines: Sequence[str], path: Path) -> list[dict[str, Any]]:
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            raise StageError(
+                f"{path}:{number}: this line of the ledger cannot be read: {line[:60]!r}. It says who opened the test "
+                "set; mend the line or remove it knowingly"
+            ) from None
+    return found

@@ -1,0 +1,268 @@
+"""The routing policy: from which confidence on the owned model may answer alone.
+
+routing.json
+{"schema_version": 2, "threshold": 0.83, "target_accuracy": 0.95, "not_worse_than": null, "margin": null,
+ "confidence": 0.95, "calibration_rows": 1180, "left_out_rows": 0, "coverage": 0.71, "accuracy": 0.968,
+ "difference": null, "p_value": 0.031, "why_none": null, "rows_needed": null,
+ "sequence": {"validation_rows": 500, "thresholds": 98, "start": 0.97, "tested": 41},
+ "score": {"of": "answer", "slope": 1.4, "intercept": -0.3}, "guarantee": "...", "test": {...}, "calibration": {...}}
+
+An answer stays where its confidence is at least `threshold`. Thresholds are those of validation rows, tested on
+calibration rows, which serve nothing else, from strict to loose until one cannot be shown to keep the target (Learn
+then Test, insource/stats/learn_then_test.py; docs/routing.md). "None can be shown" is a usual outcome. `test` is what
+the policy does on the test rows (compare/decision/routing_evaluation.py), which choose nothing; `calibration` is what
+traffic is held against (compare/decision/answer_profile.py).
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compare.scoring.confidence import Scale
+from insource.config.errors import StageError
+from insource.config.schema.serving_and_cost import Route
+from insource.stats import learn_then_test
+from insource.stats.learn_then_test import Claim, MeanAbove, NotWorse
+from insource.stats.metric_stats import Array
+from insource.system import atomic_files
+
+SCHEMA_VERSION = 2
+# Below every threshold: an answer of unknown confidence never stays.
+UNKNOWN = -1.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Answers of the owned model to calibration rows."""
+
+    ids: Sequence[str]
+    confidences: Sequence[float | None]
+    right: Sequence[float]
+    groups: Sequence[str | None] | None = None
+    baseline_right: Sequence[float] | None = None
+    """Of the baseline that `not_worse_than` names."""
+
+    def one_a_group(self) -> "Rows":
+        """Returns one row of each group, chosen by the hash of its id: rows of one group are not independent, and then
+        no p-value would hold."""
+        if self.groups is None:
+            return self
+        chosen = one_a_group(self.ids, self.groups)
+
+        def of(values: Sequence[Any]) -> list[Any]:
+            return [values[at] for at in chosen]
+
+        other = None if self.baseline_right is None else of(self.baseline_right)
+        return Rows(of(self.ids), of(self.confidences), of(self.right), of(self.groups), other)
+
+
+def one_a_group(ids: Sequence[str], groups: Sequence[str | None] | None) -> list[int]:
+    """Returns the positions of one row of each group, see `Rows.one_a_group`; of all rows where there are no groups."""
+    if groups is None:
+        return list(range(len(ids)))
+    first: dict[object, int] = {}
+    for at in sorted(range(len(ids)), key=lambda at: hashlib.sha256(ids[at].encode()).digest()):
+        group = groups[at]
+        first.setdefault(at if group is None else (group,), at)
+    return sorted(first.values())
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Which thresholds were tested."""
+
+    validation_rows: int
+    """Whose confidences the thresholds are."""
+    thresholds: int
+    start: float
+    """The strictest that was tested; stricter ones keep too few rows to show anything."""
+    tested: int
+    """With the one that did not pass, if one did not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What was found."""
+
+    threshold: float | None
+    """None: no threshold can be shown to keep the target."""
+    target_accuracy: float | None
+    not_worse_than: str | None = None
+    margin: float | None = None
+    confidence: float
+    calibration_rows: int
+    """That were tested: one of each group."""
+    left_out_rows: int = 0
+    """Further calibration rows of the same groups."""
+    coverage: float | None = None
+    """Share of the calibration rows that the owned model would answer alone."""
+    accuracy: float | None = None
+    """Of those, the share that it has right."""
+    difference: float | None = None
+    """Of those, the share that it has right minus that of the baseline `not_worse_than`."""
+    p_value: float | None = None
+    """Of the threshold."""
+    why_none: str | None = None
+    rows_needed: int | None = None
+    """Without a threshold: how many calibration rows would probably show one, None where no number would."""
+    sequence: Tested | None = None
+    score: Mapping[str, Any] | None = None
+    """How a confidence is computed: of the whole answer or of its least certain field, and the scale of its logit."""
+
+    @property
+    def target(self) -> str:
+        """Returns the target in words."""
+        if self.not_worse_than is not None:
+            return f"less than {self.margin:.1%} less often right than {self.not_worse_than}"
+        return f"more than {self.target_accuracy:.1%} right"
+
+    @property
+    def guarantee(self) -> str | None:
+        """Returns what the threshold promises, and what it does not; None where there is none."""
+        if self.threshold is None:
+            return None
+        if self.not_worse_than is not None:
+            promise = (
+                f"the answers that the owned model gives alone (confidence of at least {self.threshold:.4f}) are right "
+                f"less often than those of {self.not_worse_than} to the same requests by less than {self.margin:.1%}"
+            )
+        else:
+            promise = (
+                f"more than {self.target_accuracy:.1%} of the answers that the owned model gives alone (confidence of "
+                f"at least {self.threshold:.4f}) are right"
+            )
+        each = ", each group counting once," if self.left_out_rows else ""
+        return (
+            f"With {self.confidence:.0%} confidence{each} {promise}. It holds on average over requests that come from "
+            "where the calibration rows come from (exchangeable with them), by labels like theirs, with the same "
+            "weights, prompt, constraint and scale. It says nothing of a single request, of one label or slice, of "
+            "answers of the closed model, or of traffic that has changed. The confidence is over the draw of the "
+            f"calibration rows: at most {100 * (1 - self.confidence):.4g}% of draws give a threshold that misses it."
+        )
+
+    def json(self) -> dict[str, Any]:
+        """Returns routing.json."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "guarantee": self.guarantee}
+
+
+def policy(scale: Scale | None, calibration: Rows, route: Route, missing: str | None = None) -> Policy:
+    """Returns the loosest threshold that keeps the target of `route` with its confidence.
+
+    `missing`: why the answers of the baseline that the target needs are not there.
+    """
+    rows, claim, alpha = calibration.one_a_group(), claim_of(route), 1 - route.confidence
+    told: dict[str, Any] = {
+        "target_accuracy": route.target_accuracy,
+        "not_worse_than": route.not_worse_than,
+        "margin": route.margin,
+        "confidence": route.confidence,
+        "calibration_rows": len(rows.ids),
+        "left_out_rows": len(calibration.ids) - len(rows.ids),
+        "score": scale.json() if scale else None,
+    }
+    if not rows.ids:
+        return Policy(
+            threshold=None, why_none="there are no calibration rows; give data.split.calibration a share", **told
+        )
+    if route.not_worse_than is not None and rows.baseline_right is None:
+        why = f"{route.not_worse_than} has not answered the calibration rows ({missing or 'it was not run'})"
+        return Policy(threshold=None, why_none=why, **told)
+    if scale is None or not scale.confidences:
+        why = "thresholds are those of validation rows, and no answer to one tells a probability"
+        return Policy(threshold=None, why_none=why, **told)
+    if all(one is None for one in rows.confidences):
+        return Policy(threshold=None, why_none="no answer to a calibration row tells a probability", **told)
+    confidences, scores = known(rows.confidences), scores_of(rows)
+    thresholds = learn_then_test.grid(scale.confidences)
+    validation, right = np.asarray(scale.confidences), np.asarray(scale.right, dtype=np.float64)
+    first = learn_then_test.begin(claim, thresholds, validation, right, len(rows.ids), alpha)
+    found = learn_then_test.tested(claim, thresholds[first:], confidences, scores, alpha)
+    told["sequence"] = Tested(len(validation), len(thresholds), thresholds[first], len(found.p_values))
+    if found.chosen is None:
+        needed = rows_needed(claim, thresholds, scale, confidences, scores, alpha)
+        why = why_none(claim, rows, confidences, route, needed)
+        return Policy(threshold=None, why_none=why, rows_needed=needed, **told)
+    threshold = found.thresholds[found.chosen]
+    kept = confidences >= threshold
+    return Policy(
+        threshold=threshold,
+        coverage=float(kept.mean()),
+        accuracy=float(np.asarray(rows.right)[kept].mean()),
+        difference=float(scores[kept].mean()) if route.not_worse_than is not None else None,
+        p_value=found.p_values[found.chosen],
+        **told,
+    )
+
+
+def claim_of(route: Route) -> Claim:
+    """Returns what is to be shown of the answers that stay."""
+    if route.margin is not None:
+        return NotWorse(route.margin)
+    assert route.target_accuracy is not None, "the schema wants one of the two targets"
+    return MeanAbove(route.target_accuracy)
+
+
+def known(confidences: Sequence[float | None]) -> Array:
+    """Returns confidences as an array, UNKNOWN where there is none."""
+    return np.array([UNKNOWN if one is None else one for one in confidences], dtype=np.float64)
+
+
+def scores_of(rows: Rows) -> Array:
+    """Returns what the claim is about: whether each row is right, or right minus the baseline's."""
+    right = np.asarray(rows.right, dtype=np.float64)
+    return right if rows.baseline_right is None else right - np.asarray(rows.baseline_right, dtype=np.float64)
+
+
+def rows_needed(
+    claim: Claim, thresholds: Sequence[float], scale: Scale, confidences: Array, scores: Array, alpha: float
+) -> int | None:
+    """Returns about how many calibration rows would show a threshold, more than there are; None where no number would.
+    Validation rows help to tell where the baseline's answers to them are not needed."""
+    if isinstance(claim, MeanAbove):
+        confidences = np.append(confidences, scale.confidences)
+        told = np.append(scores, scale.right)
+    elif len(confidences) < learn_then_test.LEAST_KEPT:
+        return claim.least_rows(alpha)
+    else:
+        told = scores
+    needed = learn_then_test.rows_needed(claim, thresholds, confidences, told, alpha)
+    return None if needed is None else max(needed, len(scores) + 1)
+
+
+def why_none(claim: Claim, rows: Rows, confidences: Array, route: Route, needed: int | None) -> str:
+    """Returns why no threshold passed, and how many calibration rows would do."""
+    n, least = len(rows.ids), claim.least_rows(1 - route.confidence)
+    surest = np.argsort(-confidences, kind="stable")[: max(1, n // 10)]
+    right = f"of the tenth that the model is surest of {np.asarray(rows.right)[surest].mean():.1%} are right"
+    if rows.baseline_right is not None:
+        right += f", {np.asarray(rows.baseline_right)[surest].mean():.1%} of the baseline's"
+    does = "no threshold can be shown to keep the target"
+    if n < least:
+        does += f" on fewer than {least:,} rows, not even where all are right"
+    if needed is None:
+        more = "even a million rows would probably show none if answers are as good as these"
+        return f"{does}, with {route.confidence:.0%} confidence on {n:,} calibration rows; {right}; {more}"
+    more = f"about {needed:,} calibration rows would probably show one"
+    return f"{does}, with {route.confidence:.0%} confidence on {n:,} calibration rows; {right}; {more}"
+
+
+def read(path: Path) -> Policy:
+    """Returns the policy of a routing.json. Raises StageError where there is none, or one of another version: what came
+    before version 2 took thresholds from the calibration rows themselves, and its guarantee does not hold."""
+    again = "compare again (`make compare RECIPE=...`)"
+    if not path.is_file():
+        raise StageError(f"there is no {path}; {again}")
+    told = atomic_files.read_json(path)
+    version = told.get("schema_version", 1) if isinstance(told, dict) else None
+    if version != SCHEMA_VERSION:
+        raise StageError(f"{path} has schema_version {version}, this insource reads {SCHEMA_VERSION}; {again}")
+    names = {one.name for one in fields(Policy)}
+    sequence = told.get("sequence")
+    return Policy(
+        **{name: value for name, value in told.items() if name in names}
+        | {"sequence": Tested(**sequence) if sequence else None}
+    )

@@ -1,0 +1,150 @@
+"""predictions/<system>.jsonl: what a system answered to each row, read and scored, with what it cost.
+
+{"id": "T000017", "system": "tuned", "split": "test", "repeat": 0, "model_id": "classifier", "request_sha256": "...",
+ "output": "delivery_delay", "parsed": "delivery_delay", "parse_ok": true, "schema_ok": true, "label_ok": true,
+ "scores": {"accuracy": 1.0}, "confidence": 0.97, "input_tokens": 231, "output_tokens": 5, "reasoning_tokens": null,
+ "cached_tokens": 208, "latency_seconds": 0.041, "attempt_latencies_seconds": [0.041], "reused": false,
+ "cost_usd": null, "error": null, "probabilities": null, "not_asked": false}
+
+Three things are told apart: whether an answer can be read at all (parse), whether it has the form that was asked for
+(schema), and whether it is among what may be answered (label). A row that was not answered is wrong in all of them.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from compare.eval_dataset import Material, Rows
+from insource.system import atomic_files
+from insource.tasks import references
+from insource.tasks.parsed_answer import UNFINISHED, Parsed
+
+NO_ANSWER = "no_answer"
+# What stops an answer at which stage; a problem that is not named has passed the first two.
+NOT_PARSED = (NO_ANSWER, UNFINISHED, "refusal", "empty", "not_json")
+NOT_IN_SCHEMA = ("wrong_schema", "invented_key")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a system said to a row, from wherever it came."""
+
+    id: str
+    output: str | None
+    """None: there was no answer."""
+    finish_reason: str = "stop"
+    model_id: str = ""
+    log_probability: float | None = None
+    field_log_probability: float | None = None
+    """Of the field of a record that the system was least sure of."""
+    request_sha256: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cached_tokens: int | None = None
+    latency_seconds: float | None = None
+    attempt_latencies_seconds: Sequence[float] = ()
+    reused: bool = False
+    cost_usd: float | None = None
+    error: str | None = None
+    may_pass: bool = False
+    """Without an answer: whether the cause is of the moment (a rate limit, a time-out, a server's error)."""
+    confidence: float | None = None
+    """Where the system tells its own."""
+    probabilities: Mapping[str, float] | None = None
+    """Of every label, where the system tells them."""
+    not_asked: bool = False
+    """Never put to the model: not sent, or refused for how it was asked. Such a row is no wrong answer; it makes the
+    system INCOMPLETE."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The answers of one system to the rows of one split, in the order of the rows."""
+
+    answers: Sequence[Answer]
+    parsed: Sequence[Parsed]
+    metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Of each row, for metrics that one row has."""
+
+    def problem(self, at: int) -> str | None:
+        """Returns why an answer counts as wrong whatever it says, None where it can be scored."""
+        return self.parsed[at].problem
+
+
+def of(material: Material, rows: Rows, answers: Sequence[Answer]) -> Predictions:
+    """Returns the answers as the task reads and scores them."""
+    import numpy as np
+
+    parsed = [read(material, one) for one in answers]
+    targets = references.targets_of(material.module, material.spec, rows, parsed)
+    tallies = material.module.tallies(material.spec, targets, parsed)
+    metrics = {
+        name: [float(value) for value in one.value(one.rows)]
+        for name, one in tallies.items()
+        if isinstance(one.rows, np.ndarray)
+    }
+    return Predictions(answers, parsed, metrics)
+
+
+def read(material: Material, answer: Answer) -> Parsed:
+    """Returns an answer as the task reads it; one that was cut off, refused or never came has a problem."""
+    if answer.output is None:
+        return Parsed(None, NO_ANSWER)
+    if answer.finish_reason == "length":
+        return Parsed(None, UNFINISHED)
+    if answer.finish_reason in ("refusal", "content_filter"):
+        return Parsed(None, "refusal")
+    if not answer.output.strip():
+        return Parsed(None, "empty")
+    if material.module.OBJECTIVE == "prefer":
+        return Parsed(json.loads(answer.output))
+    parsed: Parsed = material.module.parse(material.spec, answer.output)
+    return parsed
+
+
+def stages(problem: str | None) -> tuple[bool, bool, bool]:
+    """Returns how far an answer came: read, in the form that was asked for, among what may be answered."""
+    if problem is None:
+        return True, True, True
+    if problem in NOT_PARSED:
+        return False, False, False
+    return True, problem not in NOT_IN_SCHEMA, False
+
+
+def write(
+    folder: Path, system: str, split: str, found: Predictions, confidences: Sequence[float | None], repeat: int = 0
+) -> Path:
+    """Writes the predictions of a system to a split, whole. Returns the file."""
+    lines = []
+    for at, (answer, parsed) in enumerate(zip(found.answers, found.parsed, strict=True)):
+        parse_ok, schema_ok, label_ok = stages(parsed.problem)
+        told = asdict(answer)
+        for name in ("log_probability", "field_log_probability", "finish_reason", "may_pass"):
+            del told[name]
+        line = {
+            "id": answer.id,
+            "system": system,
+            "split": split,
+            "repeat": repeat,
+            **told,
+            "parsed": parsed.value,
+            "parse_ok": parse_ok,
+            "schema_ok": schema_ok,
+            "label_ok": label_ok,
+            "scores": {name: values[at] for name, values in found.metrics.items()},
+            "confidence": confidences[at],
+        }
+        lines.append(json.dumps(line, ensure_ascii=False))
+    path = folder / f"{slug(system)}{'' if split == 'test' else '.' + split}{f'.{repeat}' if repeat else ''}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    atomic_files.write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+def slug(system: str) -> str:
+    """Returns a system's name as a file's: two names that would be the same file differ by a digest."""
+    plain = re.sub(r"[^\w.-]+", "-", system).strip("-.") or "system"
+    return plain if plain == system else f"{plain}-{atomic_files.digest(system)[:6]}"

@@ -1,0 +1,178 @@
+"""What a system answered, and where its answers are kept."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compare.eval_dataset import Material
+from compare.scoring import predictions
+from compare.scoring.predictions import Answer
+from compare.systems.catalog import System
+from insource.backends import collection
+from insource.backends.budgets import Budget
+from insource.backends.collection import Answered, Collected, Question
+from insource.backends.pricing import Priced
+from insource.backends.types import Backend
+from insource.config.recipe import Recipe
+from insource.system import atomic_files, progress_bar
+from insource.tracking.run import Run
+
+if TYPE_CHECKING:
+    from compare.scoring.confidence import Scale
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a system answered."""
+
+    system: System
+    test: Sequence[Answer]
+    """Of all test rows in their order, or of those that the system was asked."""
+    calibration: Sequence[Answer] = ()
+    """Of all calibration rows in their order; none where the system was not asked, or not all of them."""
+    why_not_calibration: str | None = None
+    """Why not all calibration rows were asked that were to be."""
+    again: Sequence[Answer] = ()
+    """Answers to the first rows of the test set, asked a second time."""
+    complete: bool = True
+    why_incomplete: str | None = None
+    reused: int = 0
+    retries: int = 0
+    spent_usd: float | None = None
+    concurrency: int | None = None
+    rate: Mapping[str, Any] | None = None
+    """What the server did a second: requests_per_second, tokens_per_second, concurrency, hardware, n, measured."""
+    parity: Mapping[str, Any] | None = None
+    """How what was served answered the validation rows, against the trained weights: n, prompt_ids_equal, agreement
+    (None for other weights), difference, ci_low, ci_high."""
+    price: Priced | None = None
+    shutdown_date: str | None = None
+    """The day, ISO 8601, when the provider will shut the model down, where it says so."""
+    scale: "Scale | None" = None
+    """Of its own probabilities, fitted on validation rows, where a provider was asked those."""
+    notes: Sequence[str] = ()
+    """What was done otherwise than one would expect."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A comparison: of which run, by which recipe, on what."""
+
+    here: Run
+    name: str
+    """The recipe's."""
+    recipe: Recipe
+    material: Material
+
+    @property
+    def answers(self) -> Path:
+        """Returns the folder of all answers that the recipe's systems ever gave."""
+        return self.here.folder.parent / ".answers"
+
+    def journal(self, system: System) -> Path:
+        """Returns the file of a system's answers; tuned weights are the run's, and have a file a run."""
+        part = f"{self.here.id}." if system.kind == "tuned" else ""
+        return self.answers / f"{part}{predictions.slug(system.name)}.jsonl"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A system that is asked over a wire, and everything that it is asked."""
+
+    system: System
+    backend: Backend
+    identity: Any
+    """Who answers, wherever it listens."""
+    questions: Sequence[Question]
+    journal: Path
+
+    def missing(self) -> int:
+        """Returns how many questions have no answer on disk."""
+        return collection.missing(self.backend, self.identity, self.questions, self.journal)
+
+    def known_usd(self) -> float:
+        """Returns what the answers that are on disk cost, or may have cost."""
+        return collection.known_usd(self.backend, self.identity, self.questions, self.journal)
+
+    def collect(self, budget: Budget | None = None, price: Priced | None = None) -> Collected:
+        """Returns the answers, with progress: those that are known, and the others once they were asked for."""
+        system = self.system
+        with progress_bar.bar("answered", len(self.questions), shown=self.missing() > 0) as advance:
+            done = 0
+
+            def on_answer(answer: Answered) -> None:
+                nonlocal done
+                done += 1
+                advance(done, system.title)
+
+            return collection.collect(
+                self.backend,
+                self.identity,
+                self.questions,
+                self.journal,
+                budget=budget,
+                price=price,
+                mode=system.baseline.mode if system.baseline else "live",
+                on_answer=on_answer,
+                say=lambda told: print(f"batch     {system.name}: {told}", file=sys.stderr, flush=True),
+            )
+
+
+def remembered(path: Path, of: Any, fresh: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Returns what is fresh, once it is on disk, or else what was on disk `of` the same; None where nothing was."""
+    which = atomic_files.digest(of)
+    if fresh is not None:
+        atomic_files.write_json(path, {"of": which, **fresh})
+    if not path.exists():
+        return None
+    known: dict[str, Any] = atomic_files.read_json(path)
+    return known if known["of"] == which else None
+
+
+def told(asking: Asking, found: Collected, place: Place, **more: Any) -> Gathered:
+    """Returns what was collected as the answers to the test rows that were asked, to the calibration rows, and to rows
+    asked again; `more` is whatever else is known of the system."""
+    asked = {(one.id, one.repeat) for one in asking.questions}
+    test, calibration = place.material.test, place.material.calibration
+    return Gathered(
+        asking.system,
+        test=[answer_of(found, row["id"]) for row in test if (row["id"], 0) in asked],
+        calibration=[answer_of(found, row["id"]) for row in calibration if (row["id"], 0) in asked],
+        again=[answer_of(found, row["id"], 1) for row in test if (row["id"], 1) in asked],
+        complete=found.complete,
+        why_incomplete=found.why_incomplete,
+        reused=found.reused,
+        retries=found.retries,
+        concurrency=asking.backend.concurrency,
+        **more,
+    )
+
+
+def answer_of(found: Collected, row: str, repeat: int = 0) -> Answer:
+    """Returns what was answered to a row."""
+    one = found.answers.get((row, repeat))
+    if one is None:
+        return Answer(row, None, error="not asked", not_asked=True)
+    return Answer(
+        id=row,
+        output=one.output,
+        finish_reason=one.finish_reason or "stop",
+        model_id=one.model_id or "",
+        log_probability=one.log_probability,
+        field_log_probability=one.field_log_probability,
+        request_sha256=one.request_sha256,
+        input_tokens=one.input_tokens,
+        output_tokens=one.output_tokens,
+        reasoning_tokens=one.reasoning_tokens,
+        cached_tokens=one.cached_tokens,
+        latency_seconds=one.latency_seconds,
+        attempt_latencies_seconds=one.attempt_latencies_seconds,
+        reused=one.reused,
+        cost_usd=one.usd,
+        error=one.error,
+        may_pass=not one.final,
+        probabilities=one.probabilities,
+        not_asked=one.refused,
+    )

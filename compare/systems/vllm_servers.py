@@ -1,0 +1,86 @@
+"""The vLLM servers of a comparison. Those that fit into memory side by side start together, before the first is asked.
+
+A start on a CPU takes half a minute and little more than one core. Nothing is asked before all of them are up, since
+the rates that are measured would be too low. On a GPU a server takes the memory, so that one alone starts ahead.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from insource.config.errors import RecipeError, StageError
+from insource.system import environment
+from serve import server
+from serve.vllm import launch_plan
+from serve.vllm.server_process import Engine
+
+# What a server takes beside weights and cache: Python and the libraries of two processes.
+PROCESS_BYTES = 3 * 2**29
+
+
+class Engines:
+    """Servers that were started ahead, by the form that they serve."""
+
+    def __init__(self) -> None:
+        self._ahead: dict[str, Engine] = {}
+        self._full = False
+        self._waited = False
+
+    def start(self, form: str, vllm: Engine) -> None:
+        """Starts the server of a form ahead where it fits into memory beside those that were started before; behind the
+        first one that does not, none starts ahead."""
+        needed = launch_plan.memory_needed(vllm.plan)
+        others = [launch_plan.memory_needed(one.plan) for one in self._ahead.values()]
+        # What the others need is not all taken yet.
+        free = environment.available_memory_bytes() - sum((one or 0) + PROCESS_BYTES for one in others)
+        known = needed is not None and None not in others
+        if self._full or (others and not known) or (needed is not None and needed + PROCESS_BYTES > free):
+            self._full = True
+            return
+        server.begin(vllm)
+        self._ahead[form] = vllm
+
+    @contextmanager
+    def take(self, form: str, vllm: Engine) -> Iterator[Engine]:
+        """Yields the server of a form, up, and stops it at the end: the given one where none that was started ahead is
+        up, and then alone, since it may have failed beside others. Raises RecipeError where memory does not suffice,
+        and StageError where the server ends while it starts."""
+        self._wait()
+        ahead = self._ahead.pop(form, None)
+        if ahead is None or not ahead.alive():
+            if ahead:
+                ahead.stop()
+            self.stop()
+            if problem := launch_plan.memory_problem(vllm.plan, environment.available_memory_bytes()):
+                raise RecipeError(problem)
+            server.begin(vllm)
+            self._ahead[form] = vllm
+            server.wait(vllm)
+            ahead = self._ahead.pop(form)
+        try:
+            yield ahead
+        finally:
+            ahead.stop()
+
+    def stop(self) -> None:
+        """Stops all servers that were started and not taken."""
+        while self._ahead:
+            self._ahead.popitem()[1].stop()
+
+    def _wait(self) -> None:
+        """Waits, the first time, for all that were started ahead: those that come up stay."""
+        started, self._waited = () if self._waited else tuple(self._ahead.items()), True
+        for form, vllm in started:
+            try:
+                server.wait(vllm)
+            except StageError as error:
+                print(f"vllm      {vllm.plan.name}: {error}; it is tried again alone", file=sys.stderr, flush=True)
+                self._ahead.pop(form).stop()
+
+
+@contextmanager
+def opened() -> Iterator[Engines]:
+    """Yields the servers of a comparison, and stops all of them however the block ends."""
+    engines = Engines()
+    with server.stopped_at_the_end(engines):
+        yield engines

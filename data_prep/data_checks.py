@@ -1,0 +1,200 @@
+"""Whether what is left of the rows can be learnt from and judged by; where it cannot, the true reason in a few lines.
+
+labels with too few rows (the first 5 of 12):
+  'refund': 9 rows, none left in train (too_long 6, in_test 3): it cannot be learnt
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from data_prep.dedup.exact import REASONS
+from data_prep.labels import label_sets
+from data_prep.report.statistics import Prepared
+from data_prep.row_table import Table
+from data_prep.rows.columns import fields_of
+from data_prep.rows.data_row import Rejected
+from insource.config.errors import RecipeError
+from insource.config.recipe import Recipe
+from insource.tasks import KINDS
+from insource.tasks.labels import shown
+
+# Labels and limits that a message names: with its first line and its last, it has ten lines at most.
+MOST, MOST_HINTS = 5, 3
+MOST_COLUMNS = 20
+KEYS = {
+    "too_long": "train.max_length",
+    "conflict": "data.conflicts",
+    "near_test": "data.deduplicate.near",
+    "near_duplicate": "data.deduplicate.near",
+    "group_in_test": "data.split.straddling",
+    "not_before_test": "data.split.straddling",
+}
+
+
+def check_rejected(
+    rejected: list[Rejected], usable: int, filtered: int, unmatched: Sequence[str], recipe: Recipe
+) -> None:
+    """Raises RecipeError where none of the rows that data.where asks for can be used, or more than data.max_rejected of
+    them cannot: the reasons, and the first places. `unmatched` tells of values in data.where that no row has."""
+    rows_read = usable + len(rejected)
+    if filtered and not rows_read:
+        told = [f"  {line}" for line in unmatched[:MOST]] or ["  each value is there, but not in one row"]
+        raise RecipeError("\n".join([f"data.where: none of {filtered} rows is among those asked for:", *told]))
+    if usable and len(rejected) <= recipe.data.max_rejected * rows_read:
+        return
+    reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(row.reason for row in rejected).most_common())
+    lines = [f"  {row.file}:{row.line}  {row.reason}: {row.detail}" for row in rejected[:5]]
+    more = [f"  ... and {len(rejected) - 5} more"] if len(rejected) > 5 else []
+    raise RecipeError(
+        f"{len(rejected)} of {rows_read} rows cannot be used ({reasons}); data.max_rejected is "
+        f"{recipe.data.max_rejected:.2%}:\n" + "\n".join(lines + more)
+    )
+
+
+def check_fields(table: Table, sources: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[str]:
+    """Returns a line for each field of a record that no row has a value of, with the column that may be meant.
+
+    Raises RecipeError where no row has a value of any field: nothing could be learnt then.
+    """
+    without = {name: Counter(dict.fromkeys(("absent", "empty"), 0)) for name in fields_of(recipe)}
+    for (_, path, state), rows in table.states.items():
+        if path in without and state in without[path]:
+            without[path][state] += rows
+    gone = [name for name, states in without.items() if states.total() == len(table)]
+    if gone and len(gone) == len(without) and len(table):
+        there = list(dict.fromkeys(column for one in sources for column in one["detected"].get("columns", ())))
+        told = f"; the columns are {', '.join(there[:MOST_COLUMNS])}{', ...' if len(there) > MOST_COLUMNS else ''}"
+        raise RecipeError(
+            f"no row has a value of any field of task.json_schema ({', '.join(without)}): data.columns.target names a "
+            f"column of whole records, without it each field is a column of its name{told if there else ''}"
+        )
+    return [f"field {name}: no row has a value of it{_near(name, sources, recipe)}" for name in gone]
+
+
+def _near(field: str, sources: Sequence[Mapping[str, Any]], recipe: Recipe) -> str:
+    """The column that may be meant by a field that is no column, as a hint."""
+    columns = recipe.data.columns
+    if columns.target or columns.targets or columns.of_slots:
+        return ""
+    there = [column for one in sources for column in one["detected"].get("columns", ())]
+    folded = {column.casefold().replace("_", " "): column for column in there}
+    near = get_close_matches(field.casefold().replace("_", " "), list(folded), 1)
+    return f"; did you mean the column {folded[near[0]]!r}?" if near and field not in there else ""
+
+
+def check_labels(labels: dict[str, str], table: Table, recipe: Recipe) -> None:
+    """Raises RecipeError where all rows have one label: `labels` gives the label of each spelling."""
+    if KINDS[recipe.task.variant].MANY and len(table) and len(set(labels.values())) < 2:
+        there = ", ".join(map(shown, sorted(set(labels.values())))) or "none"
+        raise RecipeError(
+            f"data.columns.label: {len(table)} rows have fewer than two labels between them: {there}. "
+            "Is this an export that was filtered?"
+        )
+    if len(set(labels.values())) == 1 and len(table):
+        label = next(iter(labels.values()))
+        raise RecipeError(
+            f"data.columns.label: all {len(table)} rows have one label, {shown(label)}; a choice needs two at least. "
+            "Is this an export that was filtered?"
+        )
+
+
+def check(prepared: Prepared, rows: dict[str, Any], replaced: Sequence[str]) -> list[str]:
+    """Returns a line for each listed label that cannot be learnt because all its train rows contradict others.
+
+    Raises RecipeError where any other label cannot be learnt or judged, or where a split is empty. `rows` is how many
+    were written and left (describe.rows), `replaced` tells what was changed of the recipe.
+    """
+    mistakes, torn, gone = [], [], Counter[str]()
+    for label, counts in _of_labels(prepared).items():
+        mistake, reasons = _mistake(label, *counts)
+        if (
+            mistake
+            and prepared.recipe.task.labels != "auto"
+            and reasons.keys() <= {"conflict", "duplicate"}
+            and reasons
+        ):
+            # The recipe says both that there is this label and that contradicting rows leave.
+            torn.append(f"label {mistake.strip()}")
+            continue
+        mistakes += [mistake] if mistake else []
+        gone += reasons if mistake else Counter()
+    if mistakes:
+        some = f" (the first {MOST} of {len(mistakes)})" if len(mistakes) > MOST else ""
+        hints = [f"  {line}" for line in _hints(gone, prepared, replaced)]
+        merge = "  Merge such a label into another, leave its rows out, or add rows."
+        raise RecipeError("\n".join([f"labels with too few rows{some}:", *mistakes[:MOST], *hints, merge]))
+    for name in ("train", "validation", "test"):
+        if not rows["written"][name]:
+            reasons = Counter(rows["dropped"]) + Counter(rows["rejected"])
+            why = f" ({_told(reasons)})" if reasons else ""
+            keys = "".join(f"\n  {line}" for line in _hints(reasons, prepared, replaced))
+            raise RecipeError(f"no rows are left for {name}: {rows['read']} were read{why}; see data.split{keys}")
+    accounted = sum(rows["written"].values()) + sum(rows["rejected"].values()) + sum(rows["dropped"].values())
+    accounted += rows["filtered"]
+    if accounted != rows["read"]:
+        raise AssertionError(f"rows read {rows['read']} != written + rejected + dropped {accounted}")
+    return torn
+
+
+def _of_labels(prepared: Prepared) -> dict[str, tuple[int, dict[str, int], Counter[str]]]:
+    """Returns {label: (rows read that can be used, {split: rows written}, {reason: rows that left})}."""
+    if not prepared.descriptions:
+        return {}
+    sets, targets, reason = prepared.label_sets, prepared.table.columns["target"], prepared.left.reason
+    read = label_sets.rows_of_labels(sets, targets)
+    written = {name: label_sets.rows_of_labels(sets, targets[mine]) for name, mine in prepared.written.items()}
+    gone = {at: label_sets.rows_of_labels(sets, targets[reason == at]) for at in np.unique(reason).tolist() if at}
+    found = {}
+    for label in prepared.descriptions:
+        reasons = Counter({REASONS[at]: rows[label] for at, rows in gone.items()})
+        found[label] = (read[label], {name: rows[label] for name, rows in written.items()}, +reasons)
+    return found
+
+
+def _mistake(label: str, read: int, written: dict[str, int], gone: Counter[str]) -> tuple[str, Counter[str]]:
+    """What is wrong with a label, if anything, and why its rows left."""
+    left = f" ({_told(gone)})" if gone else ""
+    if read == 0:
+        return f"  {shown(label)} does not occur: a label needs rows to learn from and rows to be judged by", gone
+    if read == 1:
+        return f"  {shown(label)} occurs once: a label needs rows to learn from and rows to be judged by", gone
+    if sum(written.values()) < 2:
+        return f"  {shown(label)}: {read} rows, {sum(written.values())} left{left}", gone
+    if written["train"] == 0:
+        elsewhere = ", ".join(f"{name} {rows}" for name, rows in written.items() if rows)
+        why = left or f" ({elsewhere})"
+        return f"  {shown(label)}: {read} rows, none left in train{why}: it cannot be learnt", gone
+    return "", gone
+
+
+def _told(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+
+
+def _hints(reasons: Counter[str], prepared: Prepared, replaced: Sequence[str]) -> list[str]:
+    """A line for each key that made rows leave: what it is now, and who set it where that was not the recipe."""
+    lines = []
+    for reason, count in reasons.most_common():
+        if reason == "too_long_to_serve":
+            key, value = prepared.room.key, prepared.room.tokens
+        elif reason == "too_long_for_base":
+            lines.append(f"{count} rows left as {reason}: they are more than model.base can look at")
+            continue
+        elif reason in KEYS:
+            key, value = KEYS[reason], _value(prepared.recipe, KEYS[reason])
+        else:
+            continue
+        set_by = "".join(f" ({told})" for told in replaced if told.startswith(f"{key}: "))
+        lines.append(f"{count} rows left as {reason}: {key} is {value}{set_by}")
+    return lines[:MOST_HINTS]
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    value: Any = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,206 @@
+"""The rows of what is imported, as data preparation will read them: from the file as it is, or from a converted one.
+
+Every row is put through data preparation's own `row_of`: what it would reject is known before a recipe is written, and
+what is written to a converted file is cleaned and redacted.
+"""
+
+import json
+import os
+import secrets
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from data_prep.dedup import near
+from data_prep.importer.examples import Example, Read, format_of
+from data_prep.importer.recipe_text import Sources
+from data_prep.importer.survey import Survey
+from data_prep.readers import limits, read, sources
+from data_prep.readers.source_row import SourceRow
+from data_prep.rows import columns, data_row
+from insource.config.errors import RecipeError
+from insource.config.recipe import Recipe
+from insource.config.schema.data import Deduplicate, Source
+from insource.tasks import KINDS
+from insource.tasks.source_record import UnusableRowError
+from insource.tasks.text_keys import duplicate_key
+
+# What a reader of JSON looks for in an object that may be a row, or hold rows.
+COLUMNS = ("messages", "input", "request", "response", "attributes", "resourceSpans", "resourceLogs", "resourceMetrics")
+# A line of a log may hold thousands of calls.
+LOG_ROW_MIB = 512
+# Near-duplicates are counted among so many rows; data preparation finds all of them.
+COMPARED_ROWS, SKETCHED_ROWS = 50_000, 2_000
+
+
+@dataclass
+class Outcome:
+    """What becomes of the rows of a recipe."""
+
+    meant: int = 0
+    """Rows that the recipe asks for, usable or not."""
+    usable: int = 0
+    other_system: int = 0
+    other_preamble: int = 0
+    personal: Counter[str] = field(default_factory=Counter)
+    """Rows with personal data, by kind."""
+    duplicates: int = 0
+    near: int = 0
+    """Rows that say nearly the same as another one."""
+    keys: list[str] = field(default_factory=list)
+
+    @property
+    def unusable_share(self) -> float:
+        """Returns the share of the rows that cannot be used."""
+        return 1 - self.usable / self.meant if self.meant else 0.0
+
+
+def lines_of(path: Path) -> Iterator[SourceRow]:
+    """Yields the rows of a file, a folder or a glob, with what is wrong with those that cannot be read."""
+    source = Source(path=str(path), max_row_mib=LOG_ROW_MIB)
+    try:
+        for file in sources.find(source):
+            _, found = read.read(file, source, COLUMNS)
+            yield from found
+    except RecipeError as error:
+        # There is no recipe yet whose key could be raised.
+        raise RecipeError(str(error).partition(f", or set {limits.ROW_KEY}")[0]) from None
+
+
+def examples_of(path: Path) -> Iterator[tuple[SourceRow, str, Example | UnusableRowError]]:
+    """Yields (row, the format of its file, what it gives) of every row; a row may give several examples.
+
+    Raises RecipeError where a file is in no format that is imported.
+    """
+    formats: dict[str, tuple[str, Read]] = {}
+    for row in lines_of(path):
+        if row.problem:
+            yield row, "", UnusableRowError("unreadable", row.problem)
+            continue
+        title, reader = formats.get(row.file) or formats.setdefault(row.file, format_of(row.file, row.values))
+        for one in reader(row.values):
+            yield row, title, one
+
+
+def surveyed(paths: list[Path]) -> Survey:
+    """Returns what is in the files. Raises RecipeError where they are in no format, or in several."""
+    found = Survey()
+    for path in paths:
+        last = None
+        for row, title, one in examples_of(path):
+            found.read += last != (last := (row.file, row.line))
+            if title and found.format not in ("", title):
+                raise RecipeError(f"{row.file} is {title}, and the other file is {found.format}: import one format")
+            found.format = title or found.format
+            if isinstance(one, UnusableRowError):
+                # Data preparation learns every last answer.
+                found.plain &= one.reason != "weight_0"
+                if one.reason != "other_span":
+                    found.problem(f"{row.file}:{row.line}", one.reason, one.detail)
+            else:
+                found.add(one)
+    return found
+
+
+def checked(path: Path, recipe: Recipe, chosen: Sources, survey: Survey, outcome: Outcome, to: "Writer | None") -> None:
+    """Counts what becomes of each row of a file, and writes the usable ones where they are to be converted."""
+    numbers = Counter[tuple[str, int]]()
+    for row, _, one in examples_of(path):
+        where = f"{row.file}:{row.line}"
+        if isinstance(one, UnusableRowError):
+            outcome.meant += one.reason != "other_span"
+            continue
+        if one.system != chosen.system and (chosen.where or to):
+            outcome.other_system += 1
+            continue
+        outcome.meant += 1
+        values = dict(row.values)
+        if to:
+            inside = chosen.preamble.within(one.text)
+            if inside is None:
+                outcome.other_preamble += 1
+                survey.problem(where, "other_preamble", "the text does not begin and end as nearly all others do")
+                continue
+            numbers[row.file, row.line] += 1
+            values = _values(one, inside, where, numbers[row.file, row.line], chosen.group)
+        made = data_row.row_of(SourceRow(row.file, row.line, values | _dotted(values, recipe)), recipe)
+        if isinstance(made, data_row.Rejected):
+            survey.problem(where, made.reason, made.detail)
+            continue
+        outcome.usable += 1
+        outcome.personal.update(made.found)
+        if to:
+            to.write(made, recipe, chosen.group)
+            if len(outcome.keys) < COMPARED_ROWS:
+                outcome.keys.append(f"{duplicate_key(made.text)}\x1f{made.target}")
+
+
+def count_near(outcome: Outcome) -> None:
+    """Counts rows that say the same, or nearly the same, as one before them, and gave the same answer."""
+    keys = list(dict.fromkeys(outcome.keys))
+    outcome.duplicates = len(outcome.keys) - len(keys)
+    settings = Deduplicate()
+    texts = [key.partition("\x1f") for key in keys]
+    first: dict[tuple[int, int, str], int] = {}
+    for at, (text, _, answer) in enumerate(texts):
+        if at % SKETCHED_ROWS == 0:
+            bands, _ = near.sketch([one for one, _, _ in texts[at : at + SKETCHED_ROWS]], settings)
+        places = [(band, int(hashed), answer) for band, hashed in enumerate(bands[at % SKETCHED_ROWS])]
+        mine = near.shingles(text, settings.shingle)
+        others = {first[place] for place in places if place in first}
+        if any(near.jaccard(mine, near.shingles(texts[one][0], settings.shingle)) >= settings.near for one in others):
+            outcome.near += 1
+            continue
+        for place in places:
+            first.setdefault(place, at)
+
+
+class Writer:
+    """A converted file: whole or not at all. `keep` puts it in its place. The null device keeps nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, 0
+        self._nowhere = path == Path(os.devnull)
+        self._aside = path if self._nowhere else path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        self._opened = ExitStack()
+        self._file: IO[str] = self._opened.enter_context(self._aside.open("w", encoding="utf-8", newline=""))
+
+    def write(self, row: data_row.Row, recipe: Recipe, group: str | None) -> None:
+        """Writes a row, as data preparation cleaned and redacted it."""
+        target = KINDS[recipe.task.variant].target_of(row.target)
+        told = target if recipe.task.kind == "preference" else {"answer": target}
+        of = {group: row.group} if group else {}
+        self._file.write(json.dumps({"id": row.id, **of, "text": row.text, **told}, ensure_ascii=False) + "\n")
+        self.rows += 1
+
+    def keep(self) -> None:
+        """Has the file on disk under its name."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._opened.close()
+        self._aside.replace(self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._opened.close()
+        if not self._nowhere:
+            self._aside.unlink(missing_ok=True)
+
+
+def _values(one: Example, text: str, where: str, number: int, group: str | None) -> dict[str, Any]:
+    """A row of a converted file before it is cleaned."""
+    row_id = where if number == 1 else f"{where}#{number}"
+    answers = {"answer": one.answer} if one.rejected is None else {"chosen": one.answer, "rejected": one.rejected}
+    return {"id": row_id, "text": text, **answers} | ({group: where} if group else {})
+
+
+def _dotted(values: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    from data_prep.readers import dotted_paths
+
+    return dotted_paths.reached(values, [name for name in columns.read_columns(recipe, "all") if "." in name])

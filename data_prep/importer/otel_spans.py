@@ -1,0 +1,110 @@
+"""OpenTelemetry spans of calls to a model, as JSON lines, to conversations with their answer.
+
+in   {"name": "chat gpt-4o-mini", "attributes": {"gen_ai.request.model": "gpt-4o-mini",
+      "gen_ai.system_instructions": "[{\\"type\\": \\"text\\", \\"content\\": \\"Route it.\\"}]",
+      "gen_ai.input.messages": "[{\\"role\\": \\"user\\", \\"parts\\": [{\\"type\\": \\"text\\", ...}]}]",
+      "gen_ai.output.messages": "[{\\"role\\": \\"assistant\\", \\"parts\\": [...], \\"finish_reason\\": \\"stop\\"}]"}}
+     {"resourceSpans": [{"scopeSpans": [{"spans": [{"attributes": [{"key": ..., "value": {"stringValue": ...}}]}]}]}]}
+out  Call("gpt-4o-mini", [{"role": "system", ...}, {"role": "user", ...}, {"role": "assistant", ...}])
+
+Source: OpenTelemetry semantic conventions for generative AI (development; the attributes since 1.37). On spans they may
+be JSON texts or structured; both are read, also from the event gen_ai.client.inference.operation.details.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data_prep.importer.api_logs import Call
+from data_prep.readers.dotted_paths import opened
+from insource.tasks.source_record import UnusableRowError, cell
+
+INPUT, OUTPUT, SYSTEM = "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions"
+MODEL = ("gen_ai.request.model", "gen_ai.response.model")
+
+
+def calls(values: Mapping[str, Any]) -> Iterator[Call | UnusableRowError]:
+    """Yields the call of each span of a line, or why it has none that can be learnt from."""
+    for span in _spans(values):
+        try:
+            yield _call(_attributes(span))
+        except UnusableRowError as error:
+            yield error
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            # One span: those behind it in the line are others.
+            yield UnusableRowError("bad_log", f"not as an SDK writes it ({type(error).__name__}: {str(error)[:60]})")
+
+
+def _spans(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if "resourceSpans" not in values:
+        yield values
+        return
+    for resource in values["resourceSpans"] or []:
+        for scope in resource.get("scopeSpans") or []:
+            yield from scope.get("spans") or []
+
+
+def _call(attributes: Mapping[str, Any]) -> Call:
+    if OUTPUT not in attributes or INPUT not in attributes:
+        if not any(name.startswith("gen_ai.request.") for name in attributes):
+            raise UnusableRowError("other_span", "the span is no call of a model")
+        hint = "was OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT set?"
+        raise UnusableRowError("no_content", f"the span has no {INPUT} and {OUTPUT}: {hint}")
+    messages = [_message(one) for one in _list(attributes[INPUT], INPUT)]
+    if system := attributes.get(SYSTEM):
+        messages.insert(0, {"role": "system", "content": _text(_list(system, SYSTEM))})
+    outputs = _list(attributes[OUTPUT], OUTPUT)
+    if not outputs:
+        raise UnusableRowError("no_answer", f"{OUTPUT} is empty")
+    if (reason := outputs[0].get("finish_reason")) in ("length", "content_filter", "error"):
+        raise UnusableRowError("cut" if reason == "length" else "refusal", f"the answer ended by {reason}")
+    model = next((attributes[name] for name in MODEL if isinstance(attributes.get(name), str)), None)
+    return Call(model, [*messages, {**_message(outputs[0]), "role": "assistant"}])
+
+
+def _message(one: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(one, dict) or not isinstance(one.get("role"), str):
+        raise UnusableRowError("bad_messages", f"a message of a span has no role: {cell(one)[:60]}")
+    return {"role": one["role"], "content": _text(one.get("parts") or [])}
+
+
+def _text(parts: Any) -> str:
+    """The text of the parts of a message. Raises UnusableRowError over parts that are no text."""
+    texts = []
+    for part in parts if isinstance(parts, list) else [parts]:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "reasoning":
+            continue
+        if kind in ("tool_call", "tool_call_response", "server_tool_call", "server_tool_call_response"):
+            raise UnusableRowError("tool_call", f"the conversation holds a {kind}; only texts can be learnt from")
+        if kind != "text":
+            raise UnusableRowError("no_text", f"a part of type {kind}; only text can be learnt from")
+        texts.append(cell(part.get("content")))
+    return "\n".join(texts)
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    found = opened(value)
+    if not isinstance(found, list):
+        raise UnusableRowError("bad_messages", f"{name} is no list: {cell(value)[:60]}")
+    return found
+
+
+def _attributes(span: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a span and of its events."""
+    found: dict[str, Any] = {}
+    for one in [*(span.get("events") or []), span]:
+        given = one.get("attributes") or {}
+        if isinstance(given, dict):
+            found |= given
+        else:
+            found |= {pair["key"]: _value(pair.get("value") or {}) for pair in given if "key" in pair}
+    return found
+
+
+def _value(given: Mapping[str, Any]) -> Any:
+    """A value of OTLP's JSON: {"stringValue": "x"}, {"arrayValue": {"values": [...]}}, {"kvlistValue": {...}}."""
+    if "arrayValue" in given:
+        return [_value(one) for one in given["arrayValue"].get("values") or []]
+    if "kvlistValue" in given:
+        return {one["key"]: _value(one.get("value") or {}) for one in given["kvlistValue"].get("values") or []}
+    return next(iter(given.values()), None)

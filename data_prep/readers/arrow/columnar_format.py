@@ -1,0 +1,217 @@
+"""Rows of Arrow tables: Parquet files, data sets that `datasets` saved, and data sets of the hub.
+
+in   {"text": "Where is my card?", "label": 11, "at": datetime(2024, 5, 1, 12, 0)}, label a ClassLabel
+out  SourceRow("banking/train", 1, {"text": "Where is my card?", "label": "card_arrival", "at": "2024-05-01T12:00:00"})
+
+`datasets` is imported where a data set is loaded, and nowhere else.
+"""
+
+import math
+import os
+from collections.abc import Callable, Collection, Iterator
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.readers import limits
+from data_prep.readers.arrow import cell_sizes, feature_decoders, parquet_footer
+from data_prep.readers.encoding import has_half, refusing
+from data_prep.readers.source_row import About, BadRowError, Digits, SourceFile, SourceRow
+from insource.config.errors import RecipeError, StageError
+from insource.config.schema.data import Source
+
+BATCH_ROWS = 500
+# What Arrow raises over a file that is damaged: in its footer at once, in a page when the page is read.
+DAMAGED = (pa.ArrowException, OSError, ValueError, IndexError, KeyError, OverflowError)
+NO_VALUE = (pa.ArrowException, ValueError, KeyError, OverflowError)
+
+
+def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+    """Returns what was found out about the table, and its rows, as data_prep.read.read does."""
+    with refusing(file.name):
+        if file.kind == "parquet" and file.path.stat().st_size == 0:
+            raise RecipeError(f"{file.name}: the file is empty")
+    try:
+        return _parquet(file, source, columns) if file.kind == "parquet" else _dataset(file, source, columns)
+    except DAMAGED as error:
+        raise _unreadable(file, error) from None
+
+
+def splits(source: Source) -> list[str]:
+    """Returns the names of the splits of a hub data set. Raises StageError where the hub does not give it."""
+    return list(_from_hub(source.hub or "", source.config, source.revision))
+
+
+def _parquet(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+    with pq.ParquetFile(file.path) as opened:
+        schema, metadata = opened.schema_arrow, opened.metadata
+    about, wanted = _about(file, schema, columns)
+    declared, read, most = parquet_footer.of(file.path), {*wanted}, limits.of(source)
+    if spared := cell_sizes.too_large(declared, read.difference(columns), file.path.stat().st_size, most):
+        wanted, read = [name for name in wanted if name not in spared], read - spared
+        about["columns_not_read"] = [*about.get("columns_not_read", []), *sorted(spared)]
+    cell_sizes.check_declared(file, declared, read, most)
+    meant = _meanings(feature_decoders.of_schema(schema), wanted, about)
+    table = pq.ParquetFile(file.path, metadata=metadata, read_dictionary=cell_sizes.by_dictionary(declared, read))
+    rows = cell_sizes.batch_rows(declared, schema, read, BATCH_ROWS, most)
+    return about, _rows(file, _batches(table, rows, wanted), meant, most)
+
+
+def _meanings(description: dict[str, Any], wanted: list[str], about: About) -> dict[str, feature_decoders.Meaning]:
+    """What the columns to be read mean, and which of them are numbers that stand for names, told in `about`."""
+    read = {name: one for name, one in description.items() if name in wanted}
+    if names := feature_decoders.class_labels(read):
+        about["class_labels"] = names
+    return feature_decoders.meanings(read)
+
+
+def _batches(table: Any, rows: int, wanted: list[str]) -> Iterator[Any]:
+    """The batches of a Parquet file, none over two row groups: each has a dictionary of its own, and Arrow joins them
+    inside of no list or object."""
+    with table:
+        for group in range(table.num_row_groups):
+            yield from table.iter_batches(batch_size=rows, row_groups=[group], columns=wanted)
+
+
+def _dataset(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+    if file.kind == "hub":
+        split = file.name.removeprefix(f"{source.hub}/")
+        data = _from_hub(source.hub or "", source.config, source.revision)[split]
+    else:
+        data = _datasets().load_from_disk(str(file.path), keep_in_memory=False)
+    about, wanted = _about(file, data.features.arrow_schema, columns)
+    meant = _meanings(data.features.to_dict(), wanted, about)
+    tables = data.select_columns(wanted).with_format("arrow").iter(BATCH_ROWS)
+    batches = (batch for table in tables for batch in table.to_batches())
+    return about, _rows(file, batches, meant, limits.of(source))
+
+
+def _datasets() -> Any:
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    import datasets
+
+    return datasets
+
+
+@cache
+def _from_hub(name: str, config: str | None, revision: str | None) -> Any:
+    """The splits of a hub data set, from the cache of this user or the hub."""
+    datasets = _datasets()
+    try:
+        return datasets.load_dataset(name, name=config, revision=revision, streaming=False)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        told = (str(error) or type(error).__name__).splitlines()[0]
+        raise StageError(
+            f"data.source.hub: {name} at {revision} could not be loaded: {told}\n"
+            "  Tried: this user's cache, then the hub. A folder that `datasets` saved, or CSV, JSONL or Parquet files, "
+            "do as well: data.source.path."
+        ) from None
+
+
+def _about(file: SourceFile, schema: Any, columns: Collection[str]) -> tuple[About, list[str]]:
+    """What a schema says, and the columns to read: all but bytes that the recipe has no use for."""
+    names = list(schema.names)
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise RecipeError(f"{file.name}: column {', '.join(map(repr, twice))} stands there twice; rename one")
+    unread = [field.name for field in schema if field.name not in columns and _holds_bytes(field.type)]
+    about: About = {"kind": file.kind, "columns": names} | ({"columns_not_read": unread} if unread else {})
+    return about, [name for name in names if name not in unread]
+
+
+def _holds_bytes(kind: Any) -> bool:
+    inside = [kind.field(number).type for number in range(kind.num_fields)]
+    return "binary" in str(kind) and (not inside or any(map(_holds_bytes, inside)))
+
+
+def _rows(
+    file: SourceFile, batches: Iterator[Any], meant: dict[str, feature_decoders.Meaning], most: limits.Limits
+) -> Iterator[SourceRow]:
+    number = 0
+    try:
+        for batch in cell_sizes.pieces(file, batches, most):
+            for values in _values(batch):
+                number += 1
+                try:
+                    row = _row(values, meant)
+                except BadRowError as error:
+                    yield SourceRow(file.name, number, {}, str(error))
+                else:
+                    yield SourceRow(file.name, number, row)
+    except DAMAGED as error:
+        raise _unreadable(file, error, f":{number + 1}") from None
+
+
+def _values(batch: Any) -> list[dict[str, Any] | BadRowError]:
+    """The rows of a batch; one that Python has no value for does not take the others along."""
+    try:
+        return list(batch.to_pylist())
+    except NO_VALUE:
+        return [_one(batch.slice(number, 1)) for number in range(batch.num_rows)]
+
+
+def _one(row: Any) -> dict[str, Any] | BadRowError:
+    values = {}
+    for name in row.schema.names:
+        try:
+            values[name] = row.column(name).to_pylist()[0]
+        except NO_VALUE as error:
+            return BadRowError(f"column {name!r} holds what is no value of its type ({error})")
+    return values
+
+
+def _row(values: dict[str, Any] | BadRowError, meant: dict[str, feature_decoders.Meaning]) -> dict[str, Any]:
+    if isinstance(values, BadRowError):
+        raise values
+    row = {}
+    for name, value in values.items():
+        try:
+            row[name] = as_json(meant[name](value) if name in meant else value)
+        except BadRowError as error:
+            raise BadRowError(f"column {name!r} holds {error}") from None
+    return row
+
+
+def as_json(value: Any) -> Any:
+    """Returns a value of a table as JSON has it. Raises BadRowError for what JSON has not: bytes, infinity."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        if has_half(value):
+            raise BadRowError("half of a surrogate pair")
+        return value
+    if isinstance(value, float):
+        # pandas writes what is missing in a column of numbers as NaN.
+        if math.isinf(value):
+            raise BadRowError("infinity")
+        return None if math.isnan(value) else value
+    if isinstance(value, dict):
+        return {str(name): as_json(inside) for name, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(inside) for inside in value]
+    if isinstance(value, timedelta):
+        return f"PT{Decimal(value // timedelta(microseconds=1)) / 1_000_000:f}S"
+    for kind, text in AS_TEXT.items():
+        if isinstance(value, kind):
+            return text(value)
+    raise BadRowError("bytes, no text" if isinstance(value, bytes) else f"a {type(value).__name__}")
+
+
+AS_TEXT: dict[type, Callable[[Any], str]] = {
+    datetime: lambda value: str(value.isoformat()),
+    date: lambda value: str(value.isoformat()),
+    time: lambda value: str(value.isoformat()),
+    Decimal: lambda value: Digits(f"{value:f}"),
+    UUID: str,
+}
+
+
+def _unreadable(file: SourceFile, error: Exception, place: str = "") -> RecipeError:
+    what = "Parquet" if file.kind == "parquet" else "a data set that `datasets` saved"
+    told = (str(error) or type(error).__name__).splitlines()[0]
+    return RecipeError(f"{file.name}{place}: not {what}, or a damaged one ({told}); write it anew")

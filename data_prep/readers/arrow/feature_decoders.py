@@ -1,0 +1,103 @@
+"""What columns mean that `datasets` describes: numbers that stand for names, and text that is JSON.
+
+    description   {"label": {"names": ["card_arrival", "refund"], "_type": "ClassLabel"}, "chat": {"_type": "Json"}}
+    in            {"label": 1, "chat": '[{"role": "user", "content": "hello"}]'}
+    out           {"label": "refund", "chat": [{"role": "user", "content": "hello"}]}
+
+A folder that `datasets` saved has the description, and so has the schema of a Parquet file that it or the hub wrote.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from data_prep.readers.source_row import BadRowError
+
+Meaning = Callable[[Any], Any]
+
+
+def of_schema(schema: Any) -> dict[str, Any]:
+    """Returns the description in the metadata of an Arrow schema, columns of Arrow's own type JSON among it."""
+    found: dict[str, Any] = {
+        field.name: {"_type": "Json"} for field in schema if str(field.type).startswith("extension<arrow.json")
+    }
+    try:
+        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        return found | dict(told["info"]["features"])
+    except (ValueError, KeyError, TypeError):
+        return found
+
+
+def meanings(description: Mapping[str, Any]) -> dict[str, Meaning]:
+    """Returns {column: what turns its stored value into the one that is meant}, without those stored as meant."""
+    found = {name: _meaning(feature) for name, feature in description.items()}
+    return {name: meaning for name, meaning in found.items() if meaning is not None}
+
+
+def class_labels(description: Mapping[str, Any]) -> list[str]:
+    """Returns the columns whose numbers stand for names."""
+    return sorted(
+        name for name, one in description.items() if isinstance(one, dict) and one.get("_type") == "ClassLabel"
+    )
+
+
+def _meaning(feature: Any) -> Meaning | None:
+    if isinstance(feature, list):  # how older versions write a list
+        feature = {"_type": "List", "feature": feature[0] if feature else {}}
+    if not isinstance(feature, dict):
+        return None
+    kind = feature.get("_type")
+    if kind == "ClassLabel" and feature.get("names"):
+        return _named(list(feature["names"]))
+    if kind == "Json":
+        return _read
+    if kind in ("List", "LargeList", "Sequence"):
+        described = feature.get("feature")
+        if kind == "Sequence" and isinstance(described, dict) and not isinstance(described.get("_type"), str):
+            # Versions before 4 store a sequence of objects as columns: {"name": [...], "kind": [...]}.
+            columns = {name: _each(one) for name, one in meanings(described).items()}
+            return _columns_or_objects(columns, _parts(meanings(described))) if columns else None
+        inside = _meaning(described)
+        return None if inside is None else _each(inside)
+    if kind is None or isinstance(kind, dict):
+        parts = meanings(feature)
+        return _parts(parts) if parts else None
+    return None
+
+
+def _named(names: list[str]) -> Meaning:
+    def of(value: Any) -> Any:
+        if value is None or value == -1:  # how `datasets` writes that a row has no label
+            return None
+        if not isinstance(value, int) or not 0 <= value < len(names):
+            raise BadRowError(f"{str(value)[:20]}, and its {len(names)} names are those of 0 to {len(names) - 1}")
+        return names[value]
+
+    return of
+
+
+def _read(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise BadRowError("text that is no JSON, in a column of JSON") from None
+
+
+def _each(inside: Meaning) -> Meaning:
+    return lambda value: [inside(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _columns_or_objects(columns: Mapping[str, Meaning], one: Meaning) -> Meaning:
+    of_columns, of_objects = _parts(columns), _each(one)
+    return lambda value: of_columns(value) if isinstance(value, dict) else of_objects(value)
+
+
+def _parts(parts: Mapping[str, Meaning]) -> Meaning:
+    def of(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: parts[name](inside) if name in parts else inside for name, inside in value.items()}
+
+    return of

@@ -1,0 +1,132 @@
+"""What the footer of a Parquet file declares, read in a process of its own: PyArrow ends the process that asks it for
+the columns of some damaged footers (26.0.1: "terminate called after throwing an instance of ParquetException").
+
+python -m data_prep.readers.arrow.parquet_footer   reads paths as JSON, one a line, and writes what their footers
+declare, one a line:
+
+    {"rows": 700, "parts": [{"path": "text", "text": true, "bytes": true, "repeated": false, "encodings": ["PLAIN"],
+                             "unpacked": 5120, "packed": 93, "values": 700}, ...]}
+"""
+
+import atexit
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[3]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A column of a row group, as it is stored: of lists and objects, one for each value inside."""
+
+    path: str
+    text: bool
+    bytes: bool
+    """Whether its values may have any length."""
+    repeated: bool
+    """Whether a row may have many of its values."""
+    encodings: frozenset[str]
+    unpacked: int
+    packed: int
+    values: int
+
+    def is_in(self, columns: set[str]) -> bool:
+        """Returns whether it is one of these columns, or inside of one."""
+        names = self.path.split(".")
+        return any(".".join(names[:end]) in columns for end in range(1, len(names) + 1))
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a footer declares."""
+
+    rows: int
+    parts: list[Part]
+
+
+class _Reader:
+    """The process that reads footers, started when it is needed and again where one has ended it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, path: Path) -> Any:
+        """Returns what it says of a file, None where it cannot."""
+        if self._process is None or self._process.poll() is not None:
+            self.end()
+            asked = [sys.executable, "-m", "data_prep.readers.arrow.parquet_footer"]
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            self._process = subprocess.Popen(asked, cwd=ROOT, **pipes)
+            atexit.register(self.end)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(str(path.absolute())).encode() + b"\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            self.end()
+        return json.loads(line or b"null")
+
+    def end(self) -> None:
+        """Ends the process."""
+        atexit.unregister(self.end)
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+
+_READER = _Reader()
+
+
+def of(path: Path) -> Footer:
+    """Returns what the footer of a Parquet file declares. Raises ValueError where it is damaged."""
+    told = _READER.ask(path)
+    if told is None:
+        raise ValueError("its footer is damaged")
+    parts = [Part(**{**one, "encodings": frozenset(one["encodings"])}) for one in told["parts"]]
+    return Footer(told["rows"], parts)
+
+
+def declared(path: str) -> dict[str, Any]:
+    """Returns what a footer declares, as JSON. May end the process."""
+    import pyarrow.parquet as pq
+
+    found = pq.read_metadata(path)
+    leaves = [found.schema.column(at) for at in range(len(found.schema.names))]
+    parts = []
+    for group in map(found.row_group, range(found.num_row_groups)):
+        for at, leaf in enumerate(leaves):
+            part = group.column(at)
+            parts.append(
+                {
+                    "path": leaf.path,
+                    "text": leaf.logical_type.type == "STRING",
+                    "bytes": leaf.physical_type == "BYTE_ARRAY",
+                    "repeated": leaf.max_repetition_level > 0,
+                    "encodings": list(part.encodings),
+                    "unpacked": part.total_uncompressed_size,
+                    "packed": part.total_compressed_size,
+                    "values": part.num_values,
+                }
+            )
+    return {"rows": found.num_rows, "parts": parts}
+
+
+def main() -> None:
+    for line in sys.stdin:
+        try:
+            told = declared(json.loads(line))
+        except Exception:  # noqa: BLE001 (whatever it is, the reader of the file tells it)
+            told = None
+        print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()

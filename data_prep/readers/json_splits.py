@@ -1,0 +1,61 @@
+"""JSON files that hold several splits: an object with an array of rows for each.
+
+in   SourceFile("all", data_full.json, "data_full.json", "json") holding {"oos_test": [["where is it", "oos"], ...],
+     "train": [["it is late", "delay"], ...], "test": [...]}
+out  SourceFile("all", data_full.json, "data_full.json/oos_test", "json", array="oos_test"), ... of train and test
+"""
+
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
+
+from data_prep.readers import json_format, limits
+from data_prep.readers.encoding import DAMAGED, detect, open_bytes
+from data_prep.readers.limits import Limits
+from data_prep.readers.source_row import SourceFile
+from insource.config.errors import RecipeError
+from insource.config.schema.source import Source
+
+HEAD_BYTES = 16384
+ARRAY = re.compile(r'"([A-Za-z_-]{1,40})"\s*:\s*\[')
+
+
+def expanded(
+    found: list[SourceFile], source: Source, split_named: Callable[[str], str | None]
+) -> tuple[list[SourceFile], list[str]]:
+    """Returns the files, those of JSON that hold several splits as one each, and the names of their arrays that are no
+    split. A file that cannot be read stays as it is: its reader tells why."""
+    files: list[SourceFile] = []
+    others: list[str] = []
+    for file in found:
+        looked = (file, source.encoding, limits.of(source), split_named, _version(file))
+        arrays = _arrays(*looked) if file.kind == "json" else ()
+        splits = [one for one in arrays if split_named(one)]
+        if {"train", "test"} <= {split_named(one) for one in splits}:
+            files += [replace(file, name=f"{file.name}/{one}", array=one) for one in splits]
+            others += [f"{file.name}/{one}" for one in arrays if one not in splits]
+        else:
+            files.append(file)
+    return files, others
+
+
+def _version(file: SourceFile) -> tuple[int, int]:
+    stat = file.path.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+@lru_cache(maxsize=64)
+def _arrays(
+    file: SourceFile, encoding: str, most: Limits, split_named: Callable[[str], str | None], version: tuple[int, int]
+) -> tuple[str, ...]:
+    """The keys of the arrays of rows in a file that looks as if it held splits; `version` tells its bytes apart."""
+    with suppress(RecipeError, OSError, ValueError, RecursionError, *DAMAGED):
+        with open_bytes(file) as stream:
+            # Names of splits are ASCII in any encoding, but for the zeros of UTF-16 and UTF-32.
+            head = stream.read(HEAD_BYTES).replace(b"\0", b"").decode("ascii", "ignore").lstrip()
+        if head.startswith("{") and any(split_named(key) for key in ARRAY.findall(head)):
+            whole = json_format.whole_of(file, detect(file, encoding, limits=most))
+            return tuple(json_format.arrays_of(file, whole, most))
+    return ()

@@ -1,0 +1,135 @@
+"""Texts in .txt files to rows: a text a line, or a text a file, with the name of the file or the folder as the label.
+
+    in   reviews/positive.txt holding "Good value.\\nI came back twice.\\n"            sample_by: line
+    out  SourceRow("positive.txt", 2, {"text": "I came back twice.", "label": "positive", "file": "positive.txt"})
+
+    in   imdb/train/pos/17_9.txt holding "Good value.\\nI came back twice.\\n"         sample_by: document
+    out  SourceRow("train/pos/17_9.txt", 1, {"text": "Good value.\\nI came back twice.\\n", "label": "pos", ...})
+
+A name that tells a split (train, test) is no label: of pos/train.txt it is pos, of reviews_test.txt it is reviews.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from data_prep.readers import csv_format, limits
+from data_prep.readers.encoding import Text, check_fetched, detect, has_half, lines
+from data_prep.readers.source_row import SPLIT_NAMES, About, SourceFile, SourceRow
+from insource.config.errors import RecipeError
+from insource.config.schema.data import Source
+
+HALF = "half of a surrogate pair, which is no character"
+_SPLIT = "|".join(SPLIT_NAMES)
+_OF_SPLIT = re.compile(rf"^(?:{_SPLIT})(?:$|[-_. ])|[-_. ](?:{_SPLIT})$", re.IGNORECASE)
+
+
+def chosen(key: str, given: str, found: list[SourceFile], source: Source) -> tuple[list[SourceFile], list[str]]:
+    """Returns the files of a folder or a pattern that are data, and the names of those that are not: .txt files beside
+    data of another kind are notes, unless the source's `sample_by` says what they hold.
+
+    Documents come as one file a folder. Raises RecipeError where it is not plain whether a file is one text or many.
+    """
+    texts = [file for file in found if file.kind == "txt"]
+    if source.sample_by == "document":
+        return _by_folder(found)
+    if source.sample_by == "line" or not texts:
+        return found, []
+    if len(texts) < len(found):
+        return [file for file in found if file.kind != "txt"], [file.name for file in texts]
+    if len(texts) > 1 and not source.tables_in_txt:
+        raise RecipeError(
+            f"{key}: {given} holds {len(texts)} .txt files. data.source.sample_by: document reads each as one text, "
+            "labelled by its folder's name; sample_by: line reads each line as a text, labelled by its file's name; "
+            "where they are tables, set delimiter or header"
+        )
+    return found, []
+
+
+def read(file: SourceFile, text: Text, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+    """Returns what was found out about the file beside its encoding, and a row for each line that is not blank; those
+    of a table where the recipe describes one."""
+    if source.tables_in_txt:
+        return csv_format.read(file, text, source, columns)
+    if source.sample_by == "document":  # one that the recipe names outright
+        return {}, iter([_document(file, text, _label(file.path.parent))])
+    return {}, _lines(file, text)
+
+
+def documents(folder: SourceFile, source: Source) -> tuple[About, Iterator[SourceRow]]:
+    """Returns what was found out about a folder of documents, and a row for each of them; `about` fills as they are
+    read."""
+    encodings, label = Counter[str](), _label(folder.path)
+    about: About = {"kind": "documents", "encodings": encodings}
+
+    def rows() -> Iterator[SourceRow]:
+        for path in folder.documents:
+            name = f"{folder.name}/{path.name}"
+            file = replace(folder, path=path, name=name, kind="txt", compression=_compression(path))
+            check_fetched(file)
+            try:
+                if not path.stat().st_size:
+                    yield SourceRow(name, 1, {"text": "", "label": label, "file": name})
+                    continue
+                text = detect(file, source.encoding, limits=limits.of(source), row_is="file")
+            except RecipeError as error:
+                yield SourceRow(name, 1, {}, str(error).removeprefix(f"{name}: ").removeprefix(f"{name}:"))
+                continue
+            encodings[text.encoding] += 1
+            if text.guessed:
+                about.update(encoding=text.encoding, encoding_guessed=True)
+            yield _document(file, text, label)
+
+    return about, rows()
+
+
+def _by_folder(found: list[SourceFile]) -> tuple[list[SourceFile], list[str]]:
+    """The documents of each folder as one file. Those beside folders of documents, such as a README, are none."""
+    texts = [file for file in found if file.kind == "txt"]
+    above = {folder for file in texts for folder in file.path.parent.parents}
+    inside: dict[Path, list[SourceFile]] = {}
+    for file in texts:
+        if file.path.parent not in above:
+            inside.setdefault(file.path.parent, []).append(file)
+    folders = [
+        SourceFile(
+            files[0].split,
+            folder,
+            files[0].name.rpartition("/")[0] or folder.resolve().name,
+            "documents",
+            documents=tuple(file.path for file in files),
+        )
+        for folder, files in inside.items()
+    ]
+    beside = [file.name for file in texts if file.path.parent in above]
+    return [file for file in found if file.kind != "txt"] + folders, beside
+
+
+def _lines(file: SourceFile, text: Text) -> Iterator[SourceRow]:
+    label = _label(file.path.parent, re.sub(r"\.txt(?:\.gz|\.zst)?$", "", file.path.name, flags=re.IGNORECASE))
+    # A bare carriage return ends a line only in a file that has no other line ends.
+    newline = "\r" if set(text.scan.line_ends) == {"cr"} else "\n"
+    for number, line in enumerate(lines(file, text, newline), start=1):
+        if text.halves and has_half(line):
+            yield SourceRow(file.name, number, {}, HALF)
+        elif line.strip():
+            yield SourceRow(file.name, number, {"text": line.rstrip("\r\n"), "label": label, "file": file.name})
+
+
+def _document(file: SourceFile, text: Text, label: str) -> SourceRow:
+    whole = "".join(lines(file, text, newline=""))
+    if text.halves and has_half(whole):
+        return SourceRow(file.name, 1, {}, HALF)
+    return SourceRow(file.name, 1, {"text": whole, "label": label, "file": file.name})
+
+
+def _label(folder: Path, *inside: str) -> str:
+    """The label that a path tells: its last name that is more than the name of a split."""
+    folders = [name for name in reversed(folder.absolute().parts) if name.lower() not in SPLIT_NAMES]
+    return next(label for label in (*(_OF_SPLIT.sub("", name) for name in inside), *folders) if label)
+
+
+def _compression(path: Path) -> str | None:
+    return {".gz": "gz", ".zst": "zst"}.get(path.suffix.lower())

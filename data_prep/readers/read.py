@@ -1,0 +1,58 @@
+"""A file of a source to its rows, whatever its format."""
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Literal
+
+from data_prep.readers import csv_format, json_format, limits, plain_text
+from data_prep.readers.encoding import Text, check_fetched, detect
+from data_prep.readers.source_row import About, SourceFile, SourceRow
+from insource.config.schema.data import Source
+
+Read = Callable[[SourceFile, Text, Source, Collection[str]], tuple[About, Iterator[SourceRow]]]
+
+# Formats that are text; the others say themselves how their texts are encoded.
+OF_TEXT: dict[str, Read] = {
+    "csv": csv_format.read,
+    "tsv": csv_format.read,
+    "json": json_format.read,
+    "jsonl": json_format.read,
+    "txt": plain_text.read,
+}
+
+
+def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+    """Returns what was found out about the file, and its rows.
+
+    `columns` are those that the recipe needs: the delimiter is the one that finds them. A row that cannot be read comes
+    with its problem. Raises RecipeError where the file cannot be read as such, or a row or the file unpacked is larger
+    than the recipe's limits, at once or, for what only shows further down, while the rows are read; StageError where
+    the hub does not answer.
+    """
+    about, rows = _read(file, source, columns)
+    return about, limits.within(rows, file, limits.of(source))
+
+
+def _read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+    if file.kind == "documents":
+        return plain_text.documents(file, source)
+    if file.kind not in ("hub", "dataset"):
+        check_fetched(file)
+    if file.kind in OF_TEXT:
+        text = detect(file, source.encoding, limits=limits.of(source), row_is=_row_is(file, source))
+        about: About = {"kind": file.kind} | ({"compression": file.compression} if file.compression else {})
+        more, rows = OF_TEXT[file.kind](file, text, source, columns)
+        return about | text.about() | more, rows
+    if file.kind == "xlsx":
+        from data_prep.readers import workbook  # late: it imports openpyxl
+
+        return workbook.read(file, source, columns)
+    from data_prep.readers.arrow import columnar_format  # late: it imports Arrow
+
+    return columnar_format.read(file, source, columns)
+
+
+def _row_is(file: SourceFile, source: Source) -> Literal["line", "file"] | None:
+    """Whether a line of the file, or all of it, is one row at least."""
+    if file.kind == "txt" and source.sample_by == "document":
+        return "file"
+    return None if file.kind == "json" else "line"

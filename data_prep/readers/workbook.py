@@ -1,0 +1,233 @@
+"""Rows of Excel workbooks (.xlsx, .xlsm): one sheet, whose first row that is not empty names the columns.
+
+in   | text                | label        | paid  | at (a date)  | total (12.1, stored as 12.100000000000001) |
+out  SourceRow("tickets.xlsx", 2, {"text": "My parcel is late", "label": "delivery_delay", "paid": 12.1, ...})
+
+Cells have the value that Excel computed last; macros and links are not followed. openpyxl reads row by row; what it
+would hold whole, or trust, is measured first: a workbook is a zip archive of XML, and a small one can hold a lot.
+"""
+
+import math
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime, time
+from typing import Any
+from xml.parsers import expat
+
+from openpyxl import load_workbook
+from openpyxl.utils.exceptions import InvalidFileException
+
+from data_prep.readers import limits
+from data_prep.readers.arrow.columnar_format import as_json
+from data_prep.readers.csv_format import check_no_header, column_names
+from data_prep.readers.encoding import has_half, join_halves, refusing
+from data_prep.readers.source_row import About, BadRowError, SourceFile, SourceRow
+from insource.config.errors import RecipeError
+from insource.config.schema.data import Source
+from insource.tasks.source_record import cell
+
+BLOCK_BYTES = 1 << 18
+# Excel's own limits are 1,048,576 rows of 16,384 cells; a cell is a few elements of XML.
+ROWS = 1 << 20
+ROW_ELEMENTS = 1 << 17
+CONTENT_ELEMENTS, OTHER_ELEMENTS = 8_000_000, 500_000
+OLE = b"\xd0\xcf\x11\xe0"
+ERRORS = ("#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#N/A", "#GETTING_DATA", "#SPILL!", "#CALC!")
+ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")
+# Excel shows no more digits of a number, and people see no others.
+DIGITS = 15
+# What zipfile, the XML parsers and openpyxl raise over a workbook that is damaged or written in a way of its own.
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    expat.ExpatError,
+    InvalidFileException,
+    SyntaxError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+)
+
+
+def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+    """Returns what was found out about the workbook, and the rows of one sheet, as data_prep.read.read does."""
+    warnings.filterwarnings("ignore", module=r"openpyxl\b")  # of styles and validations that it does not know
+    with refusing(file.name):
+        _check(file, limits.of(source))
+        try:
+            book = load_workbook(file.path, read_only=True, data_only=True, keep_links=False)
+            name, line, header = _sheet(file, book, source, columns)
+        except DAMAGED as error:
+            raise _unreadable(file, error) from None
+    place = f"{file.name}:{line}"
+    if not header:
+        raise RecipeError(f"{place}: sheet {name!r} is empty")
+    if source.header and len(header) > len(source.header):
+        raise RecipeError(f"{place}: {len(header)} cells where data.source.header has {len(source.header)} names")
+    if source.header:
+        check_no_header(place, header, source.header)
+    named, unnamed = (source.header, About()) if source.header else column_names(place, header)
+    about: About = {"kind": file.kind, "sheet": name, "columns": named, **unnamed}
+    if len(book.worksheets) > 1:
+        about["sheets"] = book.sheetnames
+    lines = _lines(file, book[name], limits.of(source))
+    return about, _rows(file, book, lines, 0 if source.header else line, named, {*columns})
+
+
+def _sheet(file: SourceFile, book: Any, source: Source, columns: Collection[str]) -> tuple[str, int, list[str]]:
+    """The sheet to read, the line of its first row that is not empty, and that row."""
+    sheets = {sheet.title: sheet for sheet in book.worksheets}
+    if source.sheet is not None and source.sheet not in sheets:
+        raise RecipeError(f"{file.name}: there is no sheet {source.sheet!r} (data.source.sheet); {_named(sheets)}")
+    chosen = [source.sheet] if source.sheet else [name for name in sheets if sheets[name].sheet_state == "visible"]
+    first = {name: next(_lines(file, sheets[name], limits.of(source)), (1, ())) for name in chosen}
+    found = {name: (line, [cell(one) for one in _trimmed(row)]) for name, (line, row) in first.items()}
+    filled = [name for name, (_, header) in found.items() if header]
+    if len(filled) > 1 and not source.header:
+        most = max(len({*found[name][1]} & {*columns}) for name in filled)
+        filled = [name for name in filled if len({*found[name][1]} & {*columns}) == most]
+    if len(filled) > 1:
+        raise RecipeError(f"{file.name}: which sheet is meant? Set data.source.sheet; {_named(filled)}")
+    if not chosen:
+        seen = f"no sheet of cells is visible; {_named(sheets)}" if sheets else "no sheet of cells can be read"
+        raise RecipeError(f"{file.name}: {seen}; set data.source.sheet, or save it anew as .xlsx (not Strict Open XML)")
+    name = (filled or chosen)[0]
+    return name, *found[name]
+
+
+def _named(sheets: Collection[str]) -> str:
+    return f"it has {', '.join(map(repr, list(sheets)[:10]))}{', ...' if len(sheets) > 10 else ''}"
+
+
+def _lines(file: SourceFile, sheet: Any, most: limits.Limits) -> Iterator[tuple[int, Sequence[Any]]]:
+    """Yields the rows that are not empty, with their numbers. Raises RecipeError for one that is too large: many cells
+    may share one text."""
+    sheet.reset_dimensions()  # what a workbook says of its extent is often wrong, and rows beyond it would be lost
+    for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
+        if (size := sum(len(one) for one in row if isinstance(one, str))) > most.row:
+            raise most.row_refused(f"{file.name}:{number}", size=size)
+        if any(one not in (None, "") for one in row):
+            yield number, row
+
+
+def _trimmed(row: Sequence[Any]) -> Sequence[Any]:
+    end = next((at for at in range(len(row), 0, -1) if row[at - 1] not in (None, "")), 0)
+    return [_value(one) for one in row[:end]]
+
+
+def _rows(
+    file: SourceFile,
+    book: Any,
+    lines: Iterator[tuple[int, Sequence[Any]]],
+    above: int,
+    header: list[str],
+    columns: Collection[str],
+) -> Iterator[SourceRow]:
+    number = above
+    try:
+        for number, row in lines:
+            if number > above:
+                yield _row(file, number, row, header, columns)
+    except DAMAGED as error:
+        raise _unreadable(file, error, f":{number + 1}") from None
+    finally:
+        book.close()
+
+
+def _row(file: SourceFile, number: int, row: Sequence[Any], header: list[str], columns: Collection[str]) -> SourceRow:
+    values: dict[str, Any] = {}
+    for at, column in enumerate(header):
+        value = row[at] if at < len(row) else None
+        if value in ERRORS and column in columns:
+            return SourceRow(file.name, number, {}, f"column {column!r} holds the error {value}; mend its formula")
+        try:
+            values[column] = None if value in ERRORS else _value(value)
+        except BadRowError as error:
+            return SourceRow(file.name, number, {}, f"column {column!r} holds {error}")
+    return SourceRow(file.name, number, values)
+
+
+def _value(value: Any) -> Any:
+    """A cell as JSON has it: a number with the digits that Excel shows, a date without a time of day as a date."""
+    if isinstance(value, str):
+        text = join_halves(ESCAPED.sub(lambda found: chr(int(found[1], 16)), value)) if "_x" in value else value
+        if has_half(text):
+            raise BadRowError("half of a surrogate pair")
+        return text
+    if isinstance(value, float) and math.isfinite(value):
+        rounded = float(f"{value:.{DIGITS}g}")
+        return int(rounded) if rounded.is_integer() and abs(rounded) < 10**DIGITS else rounded
+    if isinstance(value, datetime) and value.time() == time():
+        return as_json(value.date())
+    return as_json(value)
+
+
+def _check(file: SourceFile, most: limits.Limits) -> None:
+    """Returns nothing where the parts of a workbook are XML without entities, and not more of it than can be held."""
+    with file.path.open("rb") as stream:
+        if stream.read(len(OLE)) == OLE:
+            raise RecipeError(
+                f"{file.name}: this is an old Excel workbook, or one with a password; save it as .xlsx, without one"
+            )
+    try:
+        with zipfile.ZipFile(file.path) as archive:
+            parts = archive.infolist()
+            # As they are declared: zipfile reads no byte more.
+            if (size := sum(part.file_size for part in parts)) > most.unpacked:
+                raise most.unpacked_refused(file.name, "an unpacked workbook", "export it as CSV", size)
+            for part in parts:
+                # Whatever a part is called, a workbook may name it as a sheet; a picture is no XML from its start.
+                named = part.filename.endswith((".xml", ".rels"))
+                with archive.open(part) as stream, suppress(*(() if named else (expat.ExpatError,))):
+                    _Part(f"{file.name}: {part.filename}").read(stream)
+    except DAMAGED as error:
+        raise _unreadable(file, error) from None
+
+
+class _Part:
+    """What one pass over a part of a workbook counts."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.elements, self.row, self.in_row = name, 0, 0, 0
+        content = "worksheets/" in name or "sharedStrings" in name
+        self.most = CONTENT_ELEMENTS if content else OTHER_ELEMENTS
+
+    def read(self, stream: Any) -> None:
+        parser = expat.ParserCreate(namespace_separator=" ")
+        parser.StartElementHandler = self._begin
+        parser.StartDoctypeDeclHandler = self._refuse
+        while block := stream.read(BLOCK_BYTES):
+            parser.Parse(block)
+        parser.Parse(b"", True)
+
+    def _refuse(self, *_: Any) -> None:
+        raise RecipeError(f"{self.name} has a document type, which no workbook has; save it anew")
+
+    def _begin(self, tag: str, attributes: dict[str, str]) -> None:
+        self.elements += 1
+        if tag.endswith("main row"):
+            before, self.row = self.row, int(attributes.get("r", self.row + 1))
+            self.elements, self.in_row = self.elements - self.in_row, 0
+            if not before < self.row <= ROWS:
+                raise RecipeError(
+                    f"{self.name}: row {self.row} follows row {before}, and rows go from 1 to {ROWS:,}; save it anew"
+                )
+        elif self.row:
+            self.in_row += 1
+            if self.in_row > ROW_ELEMENTS:
+                raise RecipeError(f"{self.name}: row {self.row} has more cells than Excel allows; save it anew")
+        if self.elements > self.most:
+            raise RecipeError(f"{self.name} has more than {self.most:,} elements; export the sheet as CSV")
+
+
+def _unreadable(file: SourceFile, error: Exception, place: str = "") -> RecipeError:
+    told = (str(error) or type(error).__name__).splitlines()[0]
+    return RecipeError(f"{file.name}{place}: not an Excel workbook, or a damaged one ({told[:120]}); save it anew")

@@ -1,0 +1,227 @@
+"""What was found in the data, as data.json states it and data.html shows it."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from data_prep import split
+from data_prep.dedup import exact, near
+from data_prep.dedup.exact import REASONS, TEST, TRAIN, Left
+from data_prep.labels import label_sets
+from data_prep.labels.label_sets import LabelSets
+from data_prep.row_table import Array, Table
+from data_prep.rows.columns import slice_columns
+from data_prep.rows.data_row import Rejected
+from data_prep.split import Assigned
+from data_prep.token_counts import Room
+from insource.config.recipe import Recipe
+from insource.config.schema.data import SPLITS, NotInTrain
+from insource.tasks import KINDS
+from insource.tasks.pii import redaction
+from insource.tasks.text_keys import DUPLICATE_KEY
+
+BINS = 30
+PLACES = 5
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known of the rows once it is decided which of them stay."""
+
+    recipe: Recipe
+    table: Table
+    assigned: Assigned
+    left: Left
+    spellings: dict[str, str]
+    """{label as the source writes it: label that it stands for}."""
+    descriptions: dict[str, str]
+    unusable: list[Rejected]
+    room: Room
+    """What a served model can take."""
+    filtered: int = 0
+    """Rows that data.where does not ask for."""
+    label_sets: LabelSets = field(default_factory=dict)
+    """{hash of a target: its labels}."""
+    may_be_empty: bool = False
+    """Whether a row of several labels may have none: such rows are there."""
+
+    @property
+    def written(self) -> dict[str, Array]:
+        """Returns for each split which rows are written (bool)."""
+        return {name: self.left.stays & (self.assigned.splits == at) for at, name in enumerate(SPLITS)}
+
+
+def rows(prepared: Prepared) -> dict[str, Any]:
+    """Returns how many rows were read, written, rejected and dropped, by split and by reason."""
+    dropped = Counter(REASONS[reason] for reason in prepared.left.reason[~prepared.left.stays])
+    return {
+        "read": len(prepared.table) + len(prepared.unusable) + prepared.filtered,
+        "filtered": prepared.filtered,
+        "written": {name: int(mine.sum()) for name, mine in prepared.written.items()},
+        "rejected": dict(Counter(row.reason for row in prepared.unusable)),
+        "dropped": dict(sorted(dropped.items())),
+    }
+
+
+def findings(prepared: Prepared) -> dict[str, Any]:
+    """Returns the parts of data.json that say what is in the rows."""
+    table, data, splits = prepared.table, prepared.recipe.data, prepared.assigned.splits
+    return {
+        "split": {
+            "by": _split_by(prepared),
+            "cut": prepared.assigned.cut,
+            "rows_without_group": _without_group(prepared),
+            "shares": split.deviations(table, prepared.assigned, prepared.label_sets),
+        },
+        "duplicate_key": DUPLICATE_KEY,
+        "near_duplicates": {
+            "threshold": data.deduplicate.near,
+            "shingle": data.deduplicate.shingle,
+            "found_at_threshold": round(near.recall(data.deduplicate.near), 6),
+        },
+        "test_rows_also_elsewhere": exact.leaks(table, splits),
+        "labels": labels(prepared),
+        "labels_per_row": labels_per_row(prepared),
+        "fields": fields(table),
+        "answers": answers(prepared),
+        "tokens": tokens(prepared),
+        "personal_data": personal_data(prepared),
+        "system_prompts_replaced": len(table.systems),
+    }
+
+
+def labels(prepared: Prepared) -> dict[str, dict[str, Any]]:
+    """Returns {label: {"description", split: rows written, "spellings": {as written: rows} if several}}."""
+    if not prepared.descriptions:
+        return {}
+    targets = prepared.table.columns["target"]
+    written = {
+        name: label_sets.rows_of_labels(prepared.label_sets, targets[mine]) for name, mine in prepared.written.items()
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for label, about in prepared.descriptions.items():
+        found[label] = {"description": about, **{name: written[name][label] for name in SPLITS}}
+        spelt = {one: count for one, count in prepared.table.targets.items() if prepared.spellings.get(one) == label}
+        if set(spelt) - {label}:
+            found[label]["spellings"] = spelt
+    return found
+
+
+def label_columns_without_rows(prepared: Prepared) -> list[str]:
+    """Returns a line for each column of one label that marks no row: it is no label then."""
+    named = prepared.recipe.data.columns.label_columns or []
+    return [f"column {name!r} marks no row: it is no label" for name in named if name not in prepared.table.targets]
+
+
+def labels_per_row(prepared: Prepared) -> dict[str, Any] | None:
+    """Returns {"may_be_empty", "rows": {how many labels: rows written}}; None for tasks of one label a row, or none."""
+    if not KINDS[prepared.recipe.task.variant].MANY:
+        return None
+    written = prepared.table.columns["target"][prepared.left.stays]
+    return {"may_be_empty": prepared.may_be_empty, "rows": label_sets.sizes(prepared.label_sets, written)}
+
+
+def fields(table: Table) -> dict[str, dict[str, dict[str, int]]]:
+    """Returns {field: {split as given: {state: rows}}} of records, before duplicates leave; {} for other tasks."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for (split_name, name, state), count in sorted(table.states.items()):
+        found.setdefault(name, {}).setdefault(split_name, {})[state] = count
+    return found
+
+
+def answers(prepared: Prepared) -> dict[str, dict[str, float]]:
+    """Returns {trait: {"mean", "median"}} of the free-text answers that are written; {} for other tasks."""
+    task = KINDS[prepared.recipe.task.variant]
+    if not task.FREE_TEXT:
+        return {}
+    found: dict[str, list[float]] = {}
+    for first, batch in prepared.table.texts.batches():
+        stays = prepared.left.stays[first : first + batch.num_rows]
+        for row in batch.select(["text", "target"]).filter(stays).to_pylist():
+            for trait, value in task.traits(row["text"], task.target_of(row["target"])).items():
+                found.setdefault(trait, []).append(value)
+    return {
+        trait: {"mean": round(float(np.mean(values)), 4), "median": round(float(np.median(values)), 4)}
+        for trait, values in found.items()
+    }
+
+
+def tokens(prepared: Prepared) -> dict[str, Any]:
+    """Returns the lengths of the rows in tokens: a histogram a split, and how many are over max_length."""
+    limit, lengths = prepared.recipe.train.max_length, prepared.table.columns["tokens"]
+    counted = lengths[lengths >= 0]
+    if not len(counted):
+        return {"max_length": limit}
+    fits = prepared.room.fits(prepared.table)
+    edges = np.unique(np.linspace(counted.min(), counted.max() + 1, BINS + 1).astype(int))
+    return {
+        "max_length": limit,
+        "longest": int(counted.max()),
+        "median": int(np.median(counted)),
+        "over_max_length": {name: int((lengths[mine] > limit).sum()) for name, mine in prepared.written.items()},
+        "served": {
+            "tokens": prepared.room.tokens,
+            "limit": prepared.room.key,
+            "for_the_answer": prepared.room.answer,
+            "test_rows_that_do_not_fit": int((prepared.written["test"] & ~fits).sum()),
+            "train_rows_that_do_not_fit": int((prepared.written["train"] & ~fits).sum()),
+        },
+        "histogram": {
+            "edges": edges.tolist(),
+            **{name: np.histogram(lengths[mine], edges)[0].tolist() for name, mine in prepared.written.items()},
+        },
+    }
+
+
+def personal_data(prepared: Prepared) -> dict[str, Any]:
+    """Returns {kind: {"rows", "redacted", "at": where the first of them stand}}: counts and places, never values."""
+    flags, found = prepared.table.columns["found"], {}
+    for bit, kind in enumerate(redaction.KINDS):
+        rows = np.flatnonzero(flags >> bit & 1)
+        found[kind] = {
+            "rows": len(rows),
+            "redacted": kind in prepared.recipe.privacy.redact,
+            "at": [prepared.table.place(int(row)) for row in rows[:PLACES]],
+        }
+    return found
+
+
+def slices(prepared: Prepared, counted: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns {slice: {"of", "values": {value: {split: rows}}}}.
+
+    Of a not_in_train slice also how many test rows bear a value of the source's own train rows, compared as it is
+    written: fewer of them are in train once validation and calibration are taken out of it.
+    """
+    found: dict[str, Any] = {}
+    columns = slice_columns(prepared.recipe)
+    for at, (name, one) in enumerate(prepared.recipe.data.slices.items()):
+        found[name] = {"of": columns[name], "values": counted[name]}
+        if isinstance(one, NotInTrain) and (prepared.table.columns["given"] == TEST).any():
+            found[name]["test_rows_known_to_given_train"] = _known_to_given_train(prepared.table, at)
+    return found
+
+
+def _known_to_given_train(table: Table, slice_number: int) -> int:
+    given, values = table.columns["given"], {TRAIN: Counter[str](), TEST: Counter[str]()}
+    for first, batch in table.texts.batches():
+        own = [lines.split("\n")[slice_number] for lines in batch.column("slices").to_pylist()]
+        for place, counter in values.items():
+            counter.update(value for value, at in zip(own, given[first : first + len(own)], strict=True) if at == place)
+    return sum(count for value, count in values[TEST].items() if value in values[TRAIN])
+
+
+def _without_group(prepared: Prepared) -> int:
+    """How many of the rows that are ours to spread have an empty cell where the recipe looks for their group."""
+    alone = prepared.assigned.ours & ~prepared.table.columns["grouped"]
+    return int(alone.sum()) if prepared.recipe.data.split.group else 0
+
+
+def _split_by(prepared: Prepared) -> str:
+    given, asked = prepared.table.columns["given"], prepared.recipe.data.split
+    unit = f"group {asked.group}" if asked.group else "what the row says"
+    ours = f"keyed hash of {unit}, seed {asked.seed}"
+    if asked.time is not None:
+        ours = f"time {asked.time} (test), {ours}"
+    return ours if (given == -1).all() else f"given files, {ours} for the rest"

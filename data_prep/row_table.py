@@ -1,0 +1,220 @@
+"""The rows while they are prepared: texts in an Arrow file, and a few numbers a row in memory.
+
+Texts, a million of them or a hundred, stay on disk and are read batch by batch; what decides over a row (hashes,
+its place in the splits, its line) is about 80 bytes in NumPy arrays. That is why memory stays flat.
+
+    table.columns["key"][7]       8 bytes each: equal where two rows say the same
+    table.value("text", 7)        "my parcel is late"
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from data_prep.arrow_texts import SCHEMA, Texts
+from data_prep.dedup import near
+from data_prep.parallel import Spread
+from data_prep.readers import limits
+from data_prep.readers.source_row import SourceRow
+from data_prep.rows.data_row import Rejected, Row, row_of
+from insource.config.recipe import Recipe
+from insource.config.schema.data import SPLITS
+from insource.tasks import KINDS
+from insource.tasks.pii import redaction
+from insource.tasks.text_keys import clean, duplicate_key, split_key
+
+Array = npt.NDArray[Any]
+
+BATCH_ROWS = 2000
+# Beside the states of a field: its place begins or ends inside a word.
+CUT = "cut"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a process makes of BATCH_ROWS source rows, or fewer that are long."""
+
+    texts: pa.RecordBatch
+    numbers: dict[str, Array]
+    bands: Array
+    sketches: Array
+    rejected: list[Rejected]
+    targets: Counter[str]
+    systems: Counter[str]
+    states: Counter[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All usable rows of the source, in the order of the source."""
+
+    folder: Path
+    columns: dict[str, Array] = field(repr=False)
+    targets: Counter[str]
+    """How often each label was written how; empty for tasks without labels."""
+    systems: Counter[str]
+    """The system prompts of chat rows."""
+    states: Counter[tuple[str, str, str]]
+    """(split or "all", field, state) of the fields of records (rows.py)."""
+
+    def __len__(self) -> int:
+        return len(self.columns.get("line", ()))
+
+    @cached_property
+    def texts(self) -> Texts:
+        return Texts(self.folder)
+
+    def place(self, row: int) -> str:
+        """Returns file:line of a row."""
+        return f"{self.texts.value('file', row)}:{self.columns['line'][row]}"
+
+
+class Writer:
+    """Builds the table in a folder, batch by batch; a context manager, for the files that it holds open."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.recipe = folder, recipe
+        self.targets: Counter[str] = Counter()
+        self.systems: Counter[str] = Counter()
+        self.states: Counter[tuple[str, str, str]] = Counter()
+        self._numbers: dict[str, list[Array]] = {}
+        self._opened = ExitStack()
+        self._texts = self._opened.enter_context(
+            pa.ipc.new_file(self._opened.enter_context(pa.OSFile(str(folder / "texts.arrow"), "wb")), SCHEMA)
+        )
+        self._sizes = self._opened.enter_context((folder / "batch_rows.i64").open("wb"))
+        self._sketches = self._opened.enter_context(near.SketchFiles(folder, recipe.data.deduplicate))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def add(self, split: int, rows: Iterable[SourceRow], spread: Spread) -> Iterator[Rejected]:
+        """Adds the rows of one file, of which `split` is the place in SPLITS, or -1 where it is for us to choose.
+
+        Yields each row that cannot be used.
+        """
+        pieces = limits.pieces(rows, BATCH_ROWS, lambda row: limits.weight(row.values))
+        for batch in spread.map(partial(_batch, recipe=self.recipe), pieces):
+            count = batch.texts.num_rows
+            self._texts.write_batch(batch.texts)
+            self._sizes.write(np.int64(count).tobytes())
+            self._sketches.add(batch.bands, batch.sketches)
+            numbers = {**batch.numbers, "given": np.full(count, split, np.int8)}
+            for column, values in numbers.items():
+                self._numbers.setdefault(column, []).append(values)
+            self.targets += batch.targets
+            self.systems += batch.systems
+            of_split = "all" if split < 0 else SPLITS[split]
+            self.states.update({(of_split, *state): count for state, count in batch.states.items()})
+            yield from batch.rejected
+
+    def table(self) -> Table:
+        """Returns the table, written to its end: nothing can be added any more."""
+        self._opened.close()
+        columns = {name: np.concatenate(parts) for name, parts in self._numbers.items()}
+        return Table(self.folder, columns, self.targets, self.systems, self.states)
+
+
+def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
+    """The work on a batch of rows, done in whichever process."""
+    task, found = KINDS[recipe.task.variant], [row_of(row, recipe) for row in rows]
+    kept = [one for one in found if isinstance(one, Row)]
+    keys = [duplicate_key(row.text) for row in kept]
+    texts = {
+        "id": [row.id for row in kept],
+        "file": [row.file for row in kept],
+        "text": [row.text for row in kept],
+        "target": [row.target for row in kept],
+        "references": [json.dumps(row.references) if row.references else None for row in kept],
+        "group": [row.group for row in kept],
+        "slices": [_lines(row.slices) for row in kept],
+        "key": keys,
+    }
+    bands, sketches = near.sketch(keys, recipe.data.deduplicate)
+    return Batch(
+        texts=pa.record_batch(texts, schema=SCHEMA),
+        numbers=_numbers(kept, keys, recipe),
+        bands=bands,
+        sketches=sketches,
+        rejected=[one for one in found if isinstance(one, Rejected)],
+        targets=Counter(label for row in kept for label in task.labels_in(row.target)) if task.LABELLED else Counter(),
+        systems=Counter(row.system for row in kept if row.system),
+        states=Counter(chain.from_iterable((*row.states.items(), *((one, CUT) for one in row.cut)) for row in kept)),
+    )
+
+
+def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Array]:
+    """What is kept in memory of each row. Every array has one entry a row."""
+    seed = recipe.data.split.seed
+    task = KINDS[recipe.task.variant]
+    same = {row.answers: _comparable(row.answers, task, recipe) for row in rows}
+    targets = [same[row.answers] for row in rows]
+    subjects = (task.subject(key, target) for key, target in zip(keys, targets, strict=True))
+    units = [_unit(row, key, recipe) for row, key in zip(rows, keys, strict=True)]
+    contents = ("\x1f".join((row.text, row.target, row.group or "", *row.references)) for row in rows)
+    return {
+        "line": np.array([row.line for row in rows], np.int64),
+        "id": hashes((row.id for row in rows), 0),
+        "key": hashes(keys, 0),
+        "raw": hashes((row.raw for row in rows), 0),
+        "clean": hashes((row.text for row in rows), 0),
+        "target": hashes(targets, 0),
+        # Rows of one subject and several targets contradict each other.
+        "subject": hashes(subjects, 0),
+        # Where a row stands in [0, 2**64): its split follows from that, and from nothing else.
+        "position": hashes(units, seed),
+        "grouped": np.array([row.group is not None for row in rows], np.bool_),
+        # An order of rows that does not depend on the order of the source: of two that say the same, who stays.
+        "order": hashes(contents, seed),
+        "time": np.array([np.nan if row.time is None else row.time for row in rows], np.float64),
+        "found": np.array([sum(1 << redaction.KINDS.index(kind) for kind in row.found) for row in rows], np.uint8),
+        "characters": np.array([len(row.text) for row in rows], np.int32),
+        "tokens": np.full(len(rows), -1, np.int32),
+        "answer_tokens": np.zeros(len(rows), np.int32),
+    }
+
+
+def _unit(row: Row, key: str, recipe: Recipe) -> str:
+    """What goes to one split as a whole: a group; of a row without one the row itself, by its own id or by what it
+    says. The number of its line says nothing: rows may be added above it."""
+    if row.group is not None:
+        return row.group
+    return row.id if recipe.data.split.group and recipe.data.columns.id else split_key(key)
+
+
+def _comparable(answers: tuple[str, ...], task: ModuleType, recipe: Recipe) -> str:
+    """What equal targets share: of several right answers, all of them in any order."""
+    return "\x1e".join(sorted({task.comparable(one, recipe) for one in answers}))
+
+
+def target_hash(target: str, recipe: Recipe) -> int:
+    """Returns the hash by which targets are compared: spellings of one label have one."""
+    return int(hashes([KINDS[recipe.task.variant].comparable(target, recipe)], 0)[0])
+
+
+def hashes(texts: Iterable[str], seed: int) -> Array:
+    """Returns a 64-bit keyed BLAKE2b hash of each text."""
+    key = seed.to_bytes(8, "big")
+    digests = b"".join(hashlib.blake2b(text.encode(), key=key, digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
+
+
+def _lines(values: Mapping[str, str]) -> str:
+    """The slice values of a row as one text; clean() leaves no line break in them."""
+    return "\n".join(" ".join(clean(value).split()) for value in values.values())

@@ -1,0 +1,242 @@
+"""Source rows to data rows, or the reason why not.
+
+in   SourceRow("tickets.csv", 19, {"ticket_id": "T000017", "message": " My parcel\\r\\nis late",
+                                   "queue": "delivery_delay", "customer_id": "C01294", "channel": "chat"})
+out  Row("T000017", "My parcel\\nis late", "delivery_delay", "C01294", {"channel": "chat"}, ...)
+
+A row is decided by itself alone, in any process. Personal data that the recipe redacts is gone from here on: nothing
+after this module ever holds it.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from data_prep.readers import dotted_paths
+from data_prep.readers.source_row import SourceRow
+from data_prep.rows import slots
+from data_prep.rows.columns import fields_of, slice_columns
+from data_prep.rows.timestamps import seconds_of
+from data_prep.rows.value_formats import read_record
+from insource.config.recipe import Recipe
+from insource.tasks import KINDS
+from insource.tasks.chat_messages import conversation
+from insource.tasks.extraction import given_record
+from insource.tasks.pii import inputs, redaction
+from insource.tasks.source_record import Given, UnusableRowError, cell, check_characters
+
+PLACES = ("verbatim", "rewrapped", "elsewhere")
+PLACEHOLDER = re.compile(r"\[[A-Z]+_[0-9]+\]")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One usable row. `target` is a text, as the task's target_text gives it; `time` is in seconds since 1970."""
+
+    id: str
+    text: str
+    target: str
+    references: tuple[str, ...]
+    """Further right answers, as texts of the same form."""
+    group: str | None
+    """None where the recipe names no column of groups, or it is empty."""
+    slices: dict[str, str]
+    time: float | None
+    found: frozenset[str]
+    """Kinds of personal data that stood in the text, or in a free-text answer, before they were redacted."""
+    system: str
+    """The system prompt that a chat row brought along; the recipe's instruction takes its place."""
+    raw: str
+    """The text before it was cleaned, but redacted: to tell how much of test a plain comparison would have missed."""
+    states: dict[str, str]
+    """extraction: of each field, whether it is absent, empty, verbatim in the text, rewrapped there, or elsewhere."""
+    cut: frozenset[str]
+    """Fields whose place in the text, as the source gives it, begins or ends inside a word."""
+    file: str
+    line: int
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Returns all right answers, the target first."""
+        return self.target, *self.references
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that is not used, and why: `rejected` ones cannot be, `dropped` ones must not be."""
+
+    file: str
+    line: int
+    id: str | None
+    reason: str
+    detail: str
+    kind: str = "rejected"
+
+    def json(self) -> dict[str, Any]:
+        """The row as it stands in rejected.jsonl, without its text."""
+        return {
+            "id": self.id,
+            "file": self.file,
+            "line": self.line,
+            "kind": self.kind,
+            "reason": self.reason,
+            "detail": self.detail,
+        }
+
+
+def row_of(source: SourceRow, recipe: Recipe) -> Row | Rejected:
+    """Returns the row that a source row is, cleaned and redacted, or why it cannot be used."""
+    columns, kinds = recipe.data.columns, recipe.privacy.redact
+    row_id = cell(source.values.get(columns.id)).strip() if columns.id else f"{source.file}:{source.line}"
+    row_id = redaction.pseudonym(row_id, kinds)
+    try:
+        if source.problem:
+            row_id = ""
+            raise UnusableRowError("unreadable", source.problem)
+        if not row_id:
+            raise UnusableRowError("no_id", f"column {columns.id!r} is empty")
+        check_characters("id", row_id)
+        return _usable(source, row_id, recipe)
+    except UnusableRowError as why:
+        detail = redaction.redact(why.detail, kinds).text if kinds else why.detail
+        return Rejected(source.file, source.line, _storable(row_id) or None, why.reason, _storable(detail))
+
+
+def _storable(text: str) -> str:
+    """The text with halves of characters, which nothing can encode, as their escapes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
+    values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, KINDS[recipe.task.variant]
+    given, cut = _given(values, recipe)
+    raw, written = given.text, given.target
+    schema, formats = recipe.task.json_schema, recipe.data.formats
+    if schema is not None and (formats.decimal or formats.dates):
+        read, *more = (read_record(given_record(one), schema, formats) for one in (written, *given.others))
+        given = replace(given, target=read, others=more)
+    prepared = inputs.prepared(raw, kinds)
+    check_characters("system prompt", given.system)
+    check_characters("answer", [given.target, *given.others])
+    text, hidden, found = prepared.text, prepared.hidden, set(prepared.found)
+    raw = text if kinds and found else raw
+    hide = _hiding(text, hidden, kinds, found) if task.FREE_TEXT else partial(_redacted, hidden)
+    own = _own_values(values, given.target, recipe, hidden)
+    target, *others = dict.fromkeys(task.target_text(one, recipe, hide) for one in (given.target, *given.others))
+    # What stood there as JSON is read now, its escapes with it.
+    check_characters("answer", [task.target_of(one) for one in (target, *others)])
+    group = cell(values.get(split.group)).strip() or None if split.group else None
+    check_characters("group", group)
+    for name, value in own.items():
+        check_characters(f"slice {name}", value)
+    return Row(
+        id=row_id,
+        text=text,
+        target=target,
+        references=tuple(others),
+        group=group if group is None else redaction.pseudonym(group, kinds),
+        slices={name: redaction.pseudonym(own.get(name, ""), kinds) for name in recipe.data.slices},
+        time=_time(values, recipe),
+        found=frozenset(found),
+        system=given.system,
+        raw=raw,
+        states=_states(given_record(written), json.loads(target), text) if fields_of(recipe) else {},
+        cut=cut,
+        file=source.file,
+        line=source.line,
+    )
+
+
+def _given(values: Mapping[str, Any], recipe: Recipe) -> tuple[Given, frozenset[str]]:
+    """What a source row gives, and which fields of slots it cuts out of words."""
+    messages = recipe.data.columns.messages
+    if recipe.data.columns.of_slots:
+        found = slots.given(values, recipe)
+        return found.given, found.cut
+    if messages is not None:
+        return conversation(values.get(messages), messages), frozenset()
+    return KINDS[recipe.task.variant].given(values, recipe), frozenset()
+
+
+def _time(values: Mapping[str, Any], recipe: Recipe) -> float | None:
+    column = recipe.data.split.time
+    if column is None or column not in values:
+        return None
+    return seconds_of(cell(values[column]), column, recipe.data.formats.dates.get(column))
+
+
+def _hiding(text: str, hidden: Mapping[str, str], kinds: Collection[str], found: set[str]) -> Callable[[str], str]:
+    """Returns what replaces personal data in a free-text answer, and adds the kinds that it meets to `found`.
+
+    What stands in the text too gets the placeholder that it has there, anything else one that is not in use.
+    """
+    values, taken = dict(hidden), PLACEHOLDER.findall(text)
+
+    def hide(answer: str) -> str:
+        found.update(one.kind for one in redaction.find(answer))
+        if not kinds:
+            return answer
+        # Numbers go on above those that stand before.
+        before = " ".join([*taken, *values]) + "\n"
+        redacted = redaction.redact(before + redaction.apply(values, answer), kinds)
+        values.update(redacted.values)
+        return redacted.text.removeprefix(before)
+
+    return hide
+
+
+def _states(given: Mapping[str, Any], record: Mapping[str, Any], text: str) -> dict[str, str]:
+    """Where the value of each field stands: a value that is not in the text cannot be copied from it.
+
+    A list stands where its entry stands that is hardest to find; a number also as the source writes it ("12.50"). What
+    is in an object is a field of its own, by its path.
+    """
+    unwrapped = " ".join(text.split())
+    states: dict[str, str] = {}
+    for field, value in record.items():
+        places: dict[str, list[str]] = {}
+        for path, spellings in _spellings(field, value, given.get(field)):
+            places.setdefault(path, []).append(_place(spellings, text, unwrapped))
+        if not places:
+            states[field] = "absent" if given.get(field) is None else "empty"
+        states |= {path: max(found, key=PLACES.index) for path, found in places.items()}
+    return states
+
+
+def _spellings(path: str, value: Any, given: Any) -> Iterator[tuple[str, set[str]]]:
+    """Yields the path of each value that is there, with its spellings: as the record and as the source writes it."""
+    if isinstance(value, dict | list):
+        given = dotted_paths.opened(given)
+    if isinstance(value, dict):
+        for name, inside in value.items():
+            yield from _spellings(f"{path}.{name}", inside, given.get(name) if isinstance(given, dict) else None)
+    elif isinstance(value, list):
+        as_given = given if isinstance(given, list) and len(given) == len(value) else value
+        for inside, one in zip(value, as_given, strict=True):
+            yield from _spellings(path, inside, one)
+    elif value is not None:
+        yield path, {str(value), *([] if given is None or isinstance(given, list | dict) else [str(given)])}
+
+
+def _place(spellings: set[str], text: str, unwrapped: str) -> str:
+    if any(one in text for one in spellings):
+        return "verbatim"
+    return "rewrapped" if any(" ".join(one.split()) in unwrapped for one in spellings) else "elsewhere"
+
+
+def _redacted(hidden: Mapping[str, str], text: str) -> str:
+    """What was redacted in the input is redacted here alike, for it cannot be copied from there any more."""
+    return redaction.apply(hidden, text) if hidden else text
+
+
+def _own_values(values: Mapping[str, Any], target: Any, recipe: Recipe, hidden: Mapping[str, str]) -> dict[str, str]:
+    """Returns {slice: this row's value}, from the record where the slice names a field of it."""
+    fields = set(fields_of(recipe))
+    record = given_record(target) if fields else {}
+    return {
+        name: _redacted(hidden, cell(record.get(column) if column in fields else values.get(column))).strip()
+        for name, column in slice_columns(recipe).items()
+    }

@@ -1,0 +1,81 @@
+"""Times as exports write them, in seconds since 1970.
+
+seconds_of("2026-05-01 12:00:00+02:00", "created")    1777629600.0
+seconds_of("1777629600000", "created")                1777629600.0: milliseconds, as JavaScript counts
+seconds_of("20260501", "created")                     1777593600.0: a date, and no seconds of 1970
+seconds_of("2026-05", "created")                      1777593600.0: the first of the month
+seconds_of("01.05.2026", "created", "%d.%m.%Y")       1777593600.0: as data.formats.dates says
+"""
+
+import math
+import re
+from datetime import UTC, datetime
+
+from data_prep.rows.value_formats import time_of
+from insource.tasks.source_record import UnusableRowError
+
+KNOWN = (
+    "ISO 8601 (2026-05-01, 20260501, 2026-05-01T12:00:00Z), or seconds, milliseconds, microseconds since 1970, or "
+    "another format that data.formats.dates names"
+)
+# Digits alone that are a year, a month or a date, with hours, minutes and seconds or without, from 1900 to 2099.
+_RUN = re.compile(r"(?:19|20)\d{2}(?:-?\d{2}|\d{4}|\d{8}|\d{10})?")
+_FIRST, _END = datetime(1, 1, 1, tzinfo=UTC).timestamp(), datetime(9999, 12, 31, tzinfo=UTC).timestamp() + 86400
+_FORMS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+# A number of 1e11 and more is no count of seconds: it would lie after the year 5138, and one below -1e10 before 1653.
+_UNITS = ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6), (1e20, 1e9))
+
+
+def seconds_of(text: str, column: str, form: str | None = None) -> float:
+    """Returns seconds since 1970; a time without a zone is UTC. `form` is a strptime format, in which a time is written
+    that is not in ISO 8601. Raises UnusableRowError saying what stands there."""
+    text = text.strip()
+    if not text:
+        raise UnusableRowError("no_time", f"column {column!r} is empty")
+    if form is not None:
+        time = time_of(text, form)
+        if time is None:
+            raise UnusableRowError("bad_time", f"column {column!r}: {text[:40]!r} is no time of the format {form}")
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    found = _date_run(text)
+    if found is None:
+        found = _number(text)
+    if found is None:
+        found = _iso(text)
+    if found is None or not _FIRST <= found < _END:
+        raise UnusableRowError("bad_time", f"column {column!r}: {text[:40]!r} is no time; known: {KNOWN}")
+    return found
+
+
+def iso(text: str) -> float | None:
+    """Returns seconds since 1970 of an ISO 8601 time, None where it is none."""
+    return _iso(text.strip())
+
+
+def _date_run(text: str) -> float | None:
+    if not _RUN.fullmatch(text):
+        return None
+    digits = text.replace("-", "")
+    try:
+        return datetime.strptime(digits, _FORMS[len(digits)]).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    if not math.isfinite(number):
+        return None
+    size = number if number >= 0 else -10 * number
+    return next((number / unit for limit, unit in _UNITS if size < limit), None)
+
+
+def _iso(text: str) -> float | None:
+    try:
+        found = datetime.fromisoformat(re.sub(r" ?(?:UTC|GMT)$", "+00:00", text))
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None

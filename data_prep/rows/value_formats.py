@@ -1,0 +1,100 @@
+"""Numbers and dates as a source writes them, to numbers and ISO 8601, as `data.formats` says.
+
+    decimal: ","                          "1.234,56" -> 1234.56, "12,5" -> 12.5
+    amounts: {total: currency}            total "EUR 1.234,56" -> 1234.56, and currency "EUR" where the row gives none
+    dates: {issued: "%d.%m.%Y"}           issued "01.05.2026" -> "2026-05-01"
+
+A text that the format cannot be read from makes its row unusable: a wrong number would be learnt as a right one.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from data_prep.readers.dotted_paths import opened
+from data_prep.readers.source_row import Digits
+from insource.config.schema.data import Formats
+from insource.tasks.records.normalizers import amount_of, number_of
+from insource.tasks.source_record import UnusableRowError, rows_of_columns
+
+# strptime's codes of a time of day.
+TIMES = ("%H", "%I", "%M", "%S", "%f", "%p", "%X", "%c", "%z", "%Z")
+
+
+def read_record(record: Mapping[str, Any], json_schema: Mapping[str, Any], formats: Formats) -> dict[str, Any]:
+    """Returns a record with its numbers and dates read. Raises UnusableRowError over one that is written otherwise."""
+    return _object(record, json_schema["properties"], formats, "")
+
+
+def time_of(text: str, form: str) -> datetime | None:
+    """Returns the time that a text of this strptime format tells, or one of ISO 8601; None where it is neither."""
+    try:
+        return datetime.strptime(text, form)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def _object(record: Mapping[str, Any], fields: Mapping[str, Any], formats: Formats, above: str) -> dict[str, Any]:
+    found, currencies = dict(record), dict[str, str]()
+    for name, value in record.items():
+        if name in fields:
+            found[name], written = _value(value, fields[name], formats, f"{above}{name}")
+            currency = formats.amounts.get(f"{above}{name}")
+            if currency is not None and written:
+                currencies.setdefault(currency, written)
+    return found | {name: written for name, written in currencies.items() if _is_empty(found.get(name))}
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _value(value: Any, field: Mapping[str, Any], formats: Formats, path: str) -> tuple[Any, str]:
+    """The value, and the currency that stood beside it. A list or an object may stand there as its JSON."""
+    if {"array", "object"} & {*_kinds(field)} and not _is_empty(value):
+        value = opened(value)
+    if isinstance(value, dict) and "properties" in field.get("items", {}) and (rows := rows_of_columns(value)):
+        value = rows
+    if isinstance(value, list):
+        return [_value(one, field.get("items", {}), formats, path)[0] for one in value], ""
+    if isinstance(value, dict) and "properties" in field:
+        return _object(value, field["properties"], formats, f"{path}."), ""
+    if not isinstance(value, str) or not value.strip():
+        return value, ""
+    if path in formats.dates:
+        return _date(value.strip(), formats.dates[path], path), ""
+    if formats.decimal and not isinstance(value, Digits) and {"number", "integer"} & {*_kinds(field)}:
+        return _number(value, formats.decimal, path in formats.amounts, path)
+    return value, ""
+
+
+def _number(text: str, decimal: str, with_currency: bool, path: str) -> tuple[int | float, str]:
+    read = amount_of(text, decimal)
+    if read is not None and (with_currency or not read[1]):
+        return read
+    number = number_of(text, decimal)
+    if number is not None:
+        return number, ""
+    told = f"field {path}: {text.strip()[:40]!r}"
+    if read is not None:
+        told += f" names a currency or a unit, {read[1]!r}; data.formats.amounts says what becomes of it"
+    else:
+        told += f" is no number with {decimal!r} before its decimals (data.formats.decimal)"
+    raise UnusableRowError("bad_record", told)
+
+
+def _date(text: str, form: str, path: str) -> str:
+    found = time_of(text, form)
+    if found is None:
+        raise UnusableRowError("bad_record", f"field {path}: {text[:40]!r} is no date of the format {form}")
+    midnight = (found.hour, found.minute, found.second) == (0, 0, 0)
+    return f"{found:%Y-%m-%d}" if midnight and not any(code in form for code in TIMES) else found.isoformat()
+
+
+def _kinds(field: Mapping[str, Any]) -> list[str]:
+    given = field.get("type", [])
+    return [given] if isinstance(given, str) else list(given)

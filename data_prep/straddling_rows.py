@@ -1,0 +1,47 @@
+"""Groups and times that straddle given splits: a customer of the given test file that train knows too.
+
+A split that is ours keeps each group whole, and puts test after train. Given files were split by someone else: what of
+their groups and times stands on both sides is counted, told, and with `data.split.straddling: drop` left out of train.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from data_prep.dedup.exact import TEST, TRAIN, Left
+from data_prep.row_table import Array, Table
+from insource.config.schema.data import SPLITS, Split
+
+GIVEN = ("test", "validation", "calibration")
+
+
+def find(table: Table, splits: Array, split: Split) -> dict[str, tuple[Array, Array]]:
+    """Returns {reason: (train rows, the row of a given split because of which each counts)}, empty ones left out."""
+    given = table.columns["given"]
+    train = np.flatnonzero((splits == TRAIN) & np.isin(given, (-1, TRAIN)))
+    return {reason: found for reason, found in _each(table, given, train, split) if len(found[0])}
+
+
+def leave(found: dict[str, tuple[Array, Array]], left: Left) -> None:
+    """Makes the train rows leave, each for the first reason that it has."""
+    for reason, (rows, others) in found.items():
+        stays = left.stays[rows]
+        left.drop(rows[stays], reason, others[stays])
+
+
+def _each(table: Table, given: Array, train: Array, split: Split) -> Iterator[tuple[str, tuple[Array, Array]]]:
+    if split.group is not None:
+        # A row's position is the hash of its group, if it has one.
+        groups, grouped = table.columns["position"], table.columns["grouped"]
+        for name in GIVEN:
+            rows = np.flatnonzero((given == SPLITS.index(name)) & grouped)
+            rows = rows[np.argsort(groups[rows], kind="stable")]
+            mine = train[grouped[train] & np.isin(groups[train], groups[rows])]
+            yield f"group_in_{name}", (mine, rows[np.searchsorted(groups[rows], groups[mine])] if len(rows) else mine)
+    if split.time is not None:
+        times = table.columns["time"]
+        rows = np.flatnonzero((given == TEST) & ~np.isnan(times))
+        if len(rows):
+            oldest = rows[np.argmin(times[rows])]
+            mine = train[times[train] >= times[oldest]]
+            yield "not_before_test", (mine, np.full(len(mine), oldest))

@@ -1,0 +1,152 @@
+"""How many tokens each row is, by the base model's own tokenizer and chat template.
+
+A prompt is the same up to its input, so the opening is counted once and each row's own part by itself. Tokens may join
+across that seam: rows near a limit are therefore counted whole.
+
+Train rows are held against train.max_length, all others against what is served: the prompt and the longest answer that
+may be decoded must fit serve.max_model_len, and what the base can look at.
+"""
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from data_prep.dedup.exact import TEST, TRAIN, Left
+from data_prep.row_table import Array, Table
+from insource.config.errors import RecipeError
+from insource.config.recipe import Recipe
+from insource.config.schema.train import Model
+from insource.tasks import KINDS
+from insource.tasks.rendering import chat_template
+
+SEAM_TOKENS = 8
+# Characters that no text holds, in the place of the input.
+INPUT = "\ue000input\ue001"
+BASE = "what model.base can look at"
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a served model can take: `tokens` in all, of which `answer` are kept for the answer; `key` says by what."""
+
+    tokens: int
+    answer: int
+    key: str
+
+    def fits(self, table: Table) -> Array:
+        """Returns which rows can be asked (bool); rows that were not counted can."""
+        prompts = table.columns["tokens"] - table.columns["answer_tokens"]
+        return (table.columns["tokens"] < 0) | (prompts + self.answer <= self.tokens)
+
+
+def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left, may_be_empty: bool = False) -> Array:
+    """Returns the tokens of each row that stays: prompt, answer (the longer of two) and stop token; -1 for others.
+
+    `may_be_empty` says whether a row of several labels may have none.
+
+    Raises RecipeError where the prompt is too long before any input stands in it.
+    """
+    task = KINDS[recipe.task.variant]
+    spec = task.specify(recipe.task, labels, may_be_empty)
+    tokenizer = chat_template.tokenizer_of(recipe.model)
+    before, between, after = _seams(tokenizer, task.messages(spec, {"text": INPUT}))
+    shared = sum(chat_template.token_counts(tokenizer, [before, after]))
+    _check_opening(shared, recipe, labels)
+    limits = np.array([recipe.train.max_length, recipe.serve.max_model_len])
+    tokens, answered = table.columns["tokens"], table.columns["answer_tokens"]
+    for first, batch in table.texts.batches():
+        rows = np.flatnonzero(left.stays[first : first + batch.num_rows])
+        if not len(rows):
+            continue
+        texts, targets = batch.column("text").take(rows).to_pylist(), batch.column("target").take(rows).to_pylist()
+        own = np.array(chat_template.token_counts(tokenizer, [text + between for text in texts]), np.int32)
+        answers = [task.answers(spec, task.target_of(target)) for target in targets]
+        # Labels are few and come again and again; other answers are as many as rows.
+        different = list(dict.fromkeys(chain.from_iterable(answers)))
+        counts = dict(zip(different, chat_template.token_counts(tokenizer, different), strict=True))
+        answered[first + rows] = [max(counts[answer] for answer in mine) for mine in answers]
+        tokens[first + rows] = shared + own + answered[first + rows]
+        close = np.flatnonzero((np.abs(tokens[first + rows, None] - limits) <= SEAM_TOKENS).any(axis=1))
+        for at in close:
+            conversation = task.messages(spec, {"text": texts[at]})
+            examples = chat_template.examples(tokenizer, [conversation] * len(answers[at]), answers[at])
+            tokens[first + rows[at]] = max(len(one.prompt_ids) + len(one.completion_ids) for one in examples)
+    return tokens
+
+
+def drop_too_long(table: Table, splits: Array, recipe: Recipe, left: Left) -> Room:
+    """Makes train rows over max_length, or over what the base can look at, leave, or stops the stage; and rows of
+    validation and calibration that no served model could be asked. Test rows stay, for they count. Returns what a
+    served model can take.
+
+    Raises RecipeError naming the longest train row where data.too_long is fail.
+    """
+    context = _context_of(recipe.model)
+    _drop_from_train(table, splits, recipe, left, recipe.train.max_length, "too_long")
+    if context is not None:
+        _drop_from_train(table, splits, recipe, left, context, "too_long_for_base")
+    room = room_of(table, splits, recipe, left, context)
+    left.drop(~np.isin(splits, (TRAIN, TEST)) & left.stays & ~room.fits(table), "too_long_to_serve")
+    return room
+
+
+def _drop_from_train(table: Table, splits: Array, recipe: Recipe, left: Left, limit: int, reason: str) -> None:
+    rows = np.flatnonzero((splits == TRAIN) & left.stays & (table.columns["tokens"] > limit))
+    if len(rows) and recipe.data.too_long == "fail":
+        longest = int(rows[np.argmax(table.columns["tokens"][rows])])
+        key, what = (
+            ("train.max_length", "raise train.max_length") if reason == "too_long" else (BASE, "take a longer one")
+        )
+        raise RecipeError(
+            f"{table.place(longest)}: {len(rows)} train rows are longer than {key} ({limit} tokens), "
+            f"this one {table.columns['tokens'][longest]}; {what}, or set data.too_long: drop"
+        )
+    left.drop(rows, reason)
+
+
+def room_of(table: Table, splits: Array, recipe: Recipe, left: Left, context: int | None) -> Room:
+    """Returns what a served model can take, with the limit of answers that training will set. `context` is how many
+    tokens the base can look at, None where that is not known."""
+    answers = table.columns["answer_tokens"][(splits == TRAIN) & left.stays]
+    answer = chat_template.max_answer_tokens(int(answers.max(initial=0)) + 1)
+    tokens, key = recipe.serve.max_model_len, "serve.max_model_len"
+    if context is not None and context < tokens:
+        tokens, key = context, BASE
+    return Room(tokens, answer, key)
+
+
+def _context_of(model: Model) -> int | None:
+    """The tokens that a base can look at, by its config.json; None where that does not say, or is not there."""
+    from transformers import PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(model.base, revision=model.revision)
+    except OSError:
+        return None
+    found = config.get("text_config", config).get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
+def _check_opening(shared: int, recipe: Recipe, labels: dict[str, str]) -> None:
+    """Raises RecipeError where the part of the prompt that all rows share leaves no room for an input."""
+    holds = f"its instruction and {len(labels)} labels" if labels else "its instruction and fields"
+    for key, limit in (
+        ("train.max_length", recipe.train.max_length),
+        ("serve.max_model_len", recipe.serve.max_model_len),
+    ):
+        if shared >= limit:
+            raise RecipeError(
+                f"{key}: {limit} tokens, and the prompt has {shared} before any text stands in it ({holds}); "
+                f"raise {key} above that, or shorten the prompt"
+            )
+
+
+def _seams(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, str, str]:
+    """Returns what stands before the input, between input and answer, and after the answer: the stop token."""
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    before, found, between = text.partition(INPUT)
+    if not found:
+        raise RecipeError(f"model.base: the chat template of {tokenizer.name_or_path} leaves the message out")
+    return before, between, tokenizer.eos_token

@@ -1,0 +1,185 @@
+"""Writes the synthetic orders and invoices of `recipes/extractor.yaml`: `python -m demo_data.purchase_documents`.
+
+    {"document_id": "D00017", "received_at": "2026-03-09T14:02:11Z", "supplier_id": "S031", "layout": "email",
+     "text": "Hello,\\nplease find our invoice 20417 of 9 March 2026 ...", "target": {"document_type": "invoice",
+     "supplier": "Bramwick Timber Ltd", "number": "20417", "date": "9 March 2026", "currency": "EUR",
+     "total": "1,284.50", "due_date": null}}
+
+No such company and no such document exists: a seeded generator puts them together from `purchase_phrases.py`. A value
+stands in the target as it stands in the text. It is hard in ways that real documents are: five layouts, many names for
+one field, each supplier with its own way to write dates and amounts, other dates, other amounts and other names beside
+the ones asked for, fields that are missing, and labels that a scanner misread.
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from demo_data import purchase_phrases as say
+from demo_data.purchase_layouts import LAYOUTS, Page
+
+ROWS = 1500
+SEED = 17
+SUPPLIERS = 240
+SCANNED_BADLY = 0.06
+SYMBOLS = {"EUR": "€", "USD": "$", "GBP": "£", "CHF": "CHF"}
+DATES = ("{d:%d/%m/%Y}", "{d:%d.%m.%Y}", "{d:%Y-%m-%d}", "{d.day} {d:%B %Y}", "{d:%d} {d:%b} {d:%Y}", "{d:%d-%m-%y}")
+AMOUNTS = ("{:,.2f}", "{:,.2f}", "{:.2f}", "european")
+NUMBERS = ("{n:05d}", "{kind}-{n:04d}", "2026/{n:04d}", "{n:04d}-26", "A{n:04d}", "R {n:05d}")
+MISREAD = {"o": "0", "l": "1", "i": "l", "m": "rn", "e": "c", "a": "o", "s": "5", "t": "f"}
+
+
+@dataclass(frozen=True)
+class Supplier:
+    """A company that sells, and how it writes."""
+
+    id: str
+    name: str
+    layout: str
+    currency: str
+    money: str
+    date: str
+    amount: str
+    number: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is to be found in a document, as it is written there."""
+
+    document_type: str
+    supplier: str
+    number: str | None
+    date: str | None
+    currency: str | None
+    total: str | None
+    due_date: str | None
+
+
+def documents(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, Any]]:
+    """Yields `rows` synthetic documents, the same ones for the same arguments, in order of time."""
+    rng = random.Random(seed)
+    suppliers = [_supplier(number, rng) for number in range(SUPPLIERS)]
+    # A few suppliers write most of the documents, and many write one or two.
+    weights = [1 / (rank + 3) for rank in range(SUPPLIERS)]
+    now = datetime(2026, 1, 5, 7, 0, tzinfo=UTC)
+    for number in range(rows):
+        now += timedelta(seconds=rng.expovariate(rows / (240 * 86400)))
+        supplier = rng.choices(suppliers, weights)[0]
+        layout = supplier.layout if rng.random() < 0.8 else rng.choice(list(LAYOUTS))
+        page, record = _fill(supplier, now.date(), rng)
+        text = "\n".join(LAYOUTS[layout](page, rng))
+        if rng.random() < SCANNED_BADLY:
+            text = _misread(text, page, rng)
+        yield {
+            "document_id": f"D{number:05d}",
+            "received_at": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "supplier_id": supplier.id,
+            "layout": layout,
+            "text": text,
+            "target": asdict(record),
+        }
+
+
+def _supplier(number: int, rng: random.Random) -> Supplier:
+    currency = rng.choices(list(SYMBOLS), (5, 3, 2, 1))[0]
+    signs = ("{currency} {amount}", "{amount} {currency}", "{symbol}{amount}", "{symbol} {amount}", "{amount} {symbol}")
+    return Supplier(
+        id=f"S{number:03d}",
+        name=f"{say.STEMS[number % len(say.STEMS)]} {rng.choice(say.TRADES)}{rng.choice(say.FORMS)}",
+        layout=rng.choice(list(LAYOUTS)),
+        currency=currency,
+        money=rng.choice(signs),
+        date=rng.choice(DATES),
+        amount=rng.choice(AMOUNTS),
+        number=rng.choice(NUMBERS),
+    )
+
+
+def _fill(supplier: Supplier, received: date, rng: random.Random) -> tuple[Page, Record]:
+    """What a page of this supplier says, and what of it is asked for."""
+    kind = rng.choices(("invoice", "order"), (0.6, 0.4))[0]
+    written = received - timedelta(days=rng.randint(0, 4))
+    due = written + timedelta(days=rng.choice((7, 10, 14, 21, 30, 45)))
+    items = [
+        (rng.randint(1, 12), goods, rng.choice((0.5, 0.75, 0.9, 0.95, 0, 0)) + rng.randint(2, 60))
+        for goods in rng.sample(say.GOODS, rng.choices((1, 2, 3), (0.5, 0.35, 0.15))[0])
+    ]
+    net = sum(count * price for count, _, price in items)
+    tax = round(net * 0.2, 2)
+    number = _number(supplier, kind, rng) if rng.random() < 0.94 else None
+    dated = supplier.date.format(d=written) if rng.random() < 0.95 else None
+    money = supplier.money if rng.random() < 0.9 else "{amount}"
+    priced = kind == "invoice" or rng.random() < 0.85
+    payable = supplier.date.format(d=due) if kind == "invoice" and rng.random() < 0.6 else None
+    page = Page(
+        kind=kind,
+        supplier=supplier.name,
+        buyer=rng.choice(say.BUYERS),
+        number=number,
+        date=dated,
+        due=payable,
+        total=_money(supplier, money, net + tax) if priced else None,
+        subtotal=_money(supplier, money, net),
+        tax=_money(supplier, money, tax),
+        items=tuple((count, goods, _amount(supplier, price)) for count, goods, price in items),
+        other_number=str(rng.randint(10000, 99999)),
+        other_date=supplier.date.format(d=written + timedelta(days=rng.choice((-9, -6, 3, 5, 8)))),
+    )
+    currency = supplier.currency if priced and money != "{amount}" else None
+    total = _amount(supplier, net + tax) if priced else None
+    return page, Record(kind, supplier.name, number, dated, currency, total, payable)
+
+
+def _number(supplier: Supplier, kind: str, rng: random.Random) -> str:
+    return supplier.number.format(n=rng.randint(100, 9999), kind="INV" if kind == "invoice" else "PO")
+
+
+def _amount(supplier: Supplier, value: float) -> str:
+    if supplier.amount == "european":
+        return f"{value:,.2f}".translate(str.maketrans(",.", ".,"))
+    return supplier.amount.format(value)
+
+
+def _money(supplier: Supplier, money: str, value: float) -> str:
+    sign = SYMBOLS[supplier.currency]
+    return money.format(amount=_amount(supplier, value), symbol=sign, currency=supplier.currency)
+
+
+def _misread(text: str, page: Page, rng: random.Random) -> str:
+    """One to three letters as a poor scan shows them, none of them in a value that is asked for."""
+    kept = [value for value in (page.supplier, page.number, page.date, page.due, page.total) if value]
+    for _ in range(rng.randint(1, 3)):
+        held = {at for value in kept for start in _starts(text, value) for at in range(start, start + len(value))}
+        if free := [at for at, one in enumerate(text) if one in MISREAD and at not in held]:
+            at = rng.choice(free)
+            text = text[:at] + MISREAD[text[at]] + text[at + 1 :]
+    return text
+
+
+def _starts(text: str, value: str) -> Iterator[int]:
+    at = text.find(value)
+    while at >= 0:
+        yield at
+        at = text.find(value, at + 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Write synthetic orders and invoices as JSON Lines to standard output."
+    )
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--seed", type=int, default=SEED)
+    arguments = parser.parse_args()
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    for document in documents(arguments.rows, arguments.seed):
+        print(json.dumps(document, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

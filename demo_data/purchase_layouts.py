@@ -1,0 +1,142 @@
+"""How a purchase document is laid out: five ways in which the same facts stand on a page.
+
+    Page(kind="invoice", supplier="Bramwick Timber", number="20417", date="9 March 2026", total="EUR 120.00", ...)
+    letter     ["Bramwick Timber", "Mill Lane 3, Selm", "Invoice 20417", "Date: 9 March 2026", ...]
+    portal     ["Invoice 20417; Bramwick Timber to Hotel Miravel; date 9 March 2026; ...", "Total: EUR 120.00"]
+
+A fact that is None is not mentioned; beside the facts stand others that look like them.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from demo_data import purchase_phrases as say
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that a layout may write down. `total` and the other amounts are with their currency."""
+
+    kind: str
+    supplier: str
+    buyer: str
+    number: str | None
+    date: str | None
+    due: str | None
+    total: str | None
+    subtotal: str
+    tax: str
+    items: tuple[tuple[int, str, str], ...]
+    other_number: str
+    other_date: str
+
+
+def _letter(page: Page, rng: random.Random) -> list[str]:
+    """The sender on top, each fact on a line of its own, the sums at the end."""
+    place = f"{rng.choice(say.STREETS)} {rng.randint(1, 99)}, {rng.choice(say.TOWNS)}"
+    title = rng.choice(say.TITLES[page.kind])
+    ours = page.kind == "invoice"
+    lines = [page.supplier if ours else page.buyer, place, f"{title} {page.number}" if page.number else title]
+    if page.date:
+        lines.append(f"{rng.choice(say.DATE[page.kind])}: {page.date}")
+    lines.append(f"{rng.choice(say.BUYER)}: {page.buyer}" if ours else f"To: {page.supplier}")
+    if rng.random() < 0.3:
+        lines.append(_other(page, rng))
+    lines += _items(page, rng) + _sums(page, rng)
+    if rng.random() < 0.4:
+        lines.append(rng.choice(say.CLOSINGS))
+    return lines
+
+
+def _form(page: Page, rng: random.Random) -> list[str]:
+    """A form with its fields in any order."""
+    facts = [
+        (rng.choice(say.SUPPLIER), page.supplier),
+        (rng.choice(say.BUYER), page.buyer),
+        (rng.choice(say.NUMBER[page.kind]), page.number),
+        (rng.choice(say.DATE[page.kind]), page.date),
+    ]
+    lines = [f"{label}: {value}" for label, value in facts if value]
+    if rng.random() < 0.5:
+        lines.append(_other(page, rng))
+    rng.shuffle(lines)
+    return [rng.choice(say.TITLES[page.kind]), *lines, *_items(page, rng), *_sums(page, rng)]
+
+
+def _columns(page: Page, rng: random.Random) -> list[str]:
+    """A table read line by line: a row of headings, and the values in the row below."""
+    facts = [
+        (rng.choice(say.NUMBER[page.kind]), page.number),
+        (rng.choice(say.DATE[page.kind]), page.date),
+        (rng.choice(say.DUE), page.due),
+        (rng.choice(say.OTHER_NUMBERS), page.other_number),
+    ]
+    there = [(label, value) for label, value in facts if value]
+    heads = [page.supplier, page.buyer] if page.kind == "invoice" else [page.buyer, f"Supplier {page.supplier}"]
+    lines = [rng.choice(say.TITLES[page.kind]).upper(), *heads]
+    lines += [" | ".join(label for label, _ in there), " | ".join(value for _, value in there)]
+    lines += [f"{goods} | {count} | {price}" for count, goods, price in page.items]
+    return lines + _amounts(page, rng)
+
+
+def _email(page: Page, rng: random.Random) -> list[str]:
+    """A few sentences, signed by the one who sends them."""
+    goods = " and ".join(f"{count} {name}" for count, name, _ in page.items[:2])
+    number = f"{rng.choice((' ', ' no. ', ' number '))}{page.number}" if page.number else ""
+    when = f"{rng.choice((' of ', ' dated '))}{page.date}" if page.date else ""
+    ours = page.kind == "invoice"
+    lines = [rng.choice(say.GREETINGS) if ours else f"Dear {page.supplier} team,"]
+    lines.append(rng.choice(say.OPENINGS[page.kind]).format(number=number, date=when, goods=goods))
+    if page.total:
+        before = rng.choice(say.NET_FIRST).format(subtotal=page.subtotal) + " " if rng.random() < 0.35 else ""
+        terms = rng.choice(say.TERMS).format(due=page.due) if page.due else "."
+        lines.append(before + rng.choice(say.SUMS).format(total=page.total) + terms)
+    if rng.random() < 0.35:
+        lines.append(rng.choice(say.ASIDES).format(other_date=page.other_date, other_number=page.other_number))
+    signed = [page.supplier] if ours else [page.buyer]
+    return [*lines, rng.choice(say.SIGN_OFFS), rng.choice(say.PEOPLE), *signed]
+
+
+def _portal(page: Page, rng: random.Random) -> list[str]:
+    """A notice from a purchasing portal: one dense paragraph."""
+    title = rng.choice(say.TITLES[page.kind])
+    parts = [f"{title} {page.number}" if page.number else title, f"{page.supplier} to {page.buyer}"]
+    if page.kind == "order":
+        parts[1] = f"{page.buyer} orders from {page.supplier}"
+    if page.date:
+        parts.append(f"{rng.choice(say.DATE[page.kind]).lower()} {page.date}")
+    parts += [f"{count} x {goods} at {price}" for count, goods, price in page.items]
+    if rng.random() < 0.4:
+        parts.append(_other(page, rng).lower())
+    return ["; ".join(parts), *_sums(page, rng)]
+
+
+LAYOUTS: dict[str, Callable[[Page, random.Random], list[str]]] = {
+    "letter": _letter, "form": _form, "columns": _columns, "email": _email, "portal": _portal,
+}  # fmt: skip
+
+
+def _items(page: Page, rng: random.Random) -> list[str]:
+    form = rng.choice(("{count} x {goods} {price}", "{goods}, {count} at {price}", "{count} {goods} @ {price}"))
+    return [form.format(count=count, goods=goods, price=price) for count, goods, price in page.items]
+
+
+def _sums(page: Page, rng: random.Random) -> list[str]:
+    due = [f"{rng.choice(say.DUE)}: {page.due}"] if page.due else []
+    return due + _amounts(page, rng) if rng.random() < 0.3 else _amounts(page, rng) + due
+
+
+def _amounts(page: Page, rng: random.Random) -> list[str]:
+    if page.total is None:
+        return []
+    lines = []
+    if rng.random() < 0.5:
+        lines = [f"{rng.choice(say.SUBTOTAL)} {page.subtotal}", f"{rng.choice(say.TAX)} {page.tax}"]
+    return [*lines, f"{rng.choice(say.TOTAL[page.kind])}{rng.choice((': ', ' '))}{page.total}"]
+
+
+def _other(page: Page, rng: random.Random) -> str:
+    if rng.random() < 0.5:
+        return f"{rng.choice(say.OTHER_NUMBERS)}: {page.other_number}"
+    return f"{rng.choice(say.OTHER_DATES)}: {page.other_date}"

@@ -1,0 +1,100 @@
+"""Writes the synthetic pairs of replies of `recipes/preference.yaml`: `python -m demo_data.reply_pairs`.
+
+    {"message_id": "M00017", "broken_rule": "promises", "message": "Hello, how long is the warranty on the fan?",
+     "chosen": "Thank you for asking. It is two years from the day of purchase.",
+     "rejected": "It is two years from the day of purchase. I promise that the fan will never fail before that."}
+
+Nobody wrote these and no such shop exists: a seeded generator puts them together from `reply_phrases.py`. The chosen
+reply keeps to the house style: short, friendly, with an answer, without a promise. The rejected one answers the same
+message and breaks one rule; in one row of three it is the shorter of the two, so that length alone does not decide.
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator
+
+from demo_data import reply_phrases as say
+
+ROWS = 800
+SEED = 17
+
+
+def pairs(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, str]]:
+    """Yields `rows` synthetic messages with two replies each, the same ones for the same arguments."""
+    rng = random.Random(seed)
+    for number in range(rows):
+        device = rng.choice(say.DEVICES)
+        questions, facts = rng.choice(say.TOPICS)
+        message = _message(rng.choice(questions).format(device=device), rng)
+        rule = rng.choice(list(BROKEN))
+        fact, other = rng.sample(facts, 2)
+        yield {
+            "message_id": f"M{number:05d}",
+            "broken_rule": rule,
+            "message": message,
+            "chosen": _joined(*_friendly(fact, rng)).format(device=device),
+            # Mostly in other words, so that what both have in common does not give the rule away.
+            "rejected": _joined(*BROKEN[rule](other if rng.random() < 0.7 else fact, rng)).format(device=device),
+        }
+
+
+def _message(question: str, rng: random.Random) -> str:
+    parts = [rng.choice(say.GREETINGS)] if rng.random() < 0.6 else []
+    parts += [rng.choice(say.CHATTER)] if rng.random() < 0.6 else []
+    parts += [question[:1].upper() + question[1:]]
+    parts += [rng.choice(say.THANKS)] if rng.random() < 0.4 else []
+    text = " ".join(parts)
+    return text.lower() if rng.random() < 0.2 else text
+
+
+def _friendly(fact: str, rng: random.Random) -> list[str]:
+    """The house style: a word of thanks before the answer, or an offer behind it, or both."""
+    before, behind = rng.choice(((True, False), (False, True), (True, True)))
+    return [*([rng.choice(say.OPENERS)] if before else []), fact, *([rng.choice(say.CLOSERS)] if behind else [])]
+
+
+def _promises(fact: str, rng: random.Random) -> list[str]:
+    opener = [rng.choice(say.OPENERS)] if rng.random() < 0.5 else []
+    return [*opener, fact, rng.choice(say.PROMISES)]
+
+
+def _impolite(fact: str, rng: random.Random) -> list[str]:
+    rude = rng.choice(say.RUDE)
+    return [rude, fact] if rng.random() < 0.6 else [fact, rude]
+
+
+def _evades(fact: str, rng: random.Random) -> list[str]:
+    return [rng.choice(say.OPENERS), *rng.sample(say.EVASIONS, rng.randint(1, 2))]
+
+
+def _rambles(fact: str, rng: random.Random) -> list[str]:
+    filler = rng.sample(say.FILLER, 3)
+    return [rng.choice(say.OPENERS), *filler[:2], fact, filler[2]]
+
+
+BROKEN: dict[str, Callable[[str, random.Random], list[str]]] = {
+    "promises": _promises,
+    "impolite": _impolite,
+    "evades": _evades,
+    "rambles": _rambles,
+}
+
+
+def _joined(*sentences: str) -> str:
+    return " ".join(sentences)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write synthetic pairs of replies as JSON Lines to standard output.")
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--seed", type=int, default=SEED)
+    arguments = parser.parse_args()
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    for one in pairs(arguments.rows, arguments.seed):
+        print(json.dumps(one, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Ids of answers, by which feedback finds what was answered although nothing of it is kept.
+
+"id": "AWrk3Xq0...", 62 characters: which deployment, who answered, whether the threshold kept it, how sure it was, a
+keyed digest of the answer, and a signature. Feedback brings the id back with the right answer; the digests tell whether
+they are the same. The key lies in registry/<name>/answers.key, shared by all gateways of that registry.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import secrets
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from insource.config.errors import StageError
+from insource.system import shared_jsonl
+
+KEY_FILE = "answers.key"
+KEY_BYTES = 32
+_WHAT = "the key of answers' ids"
+_DAY_SECONDS = 86_400
+_FORM = 1
+_FIELDS = struct.Struct(">B8s8s8sHhB")
+_SIGNATURE_BYTES = 16
+_LOCAL, _KEPT, _MIRRORED, _RECORDED = 1, 2, 4, 8
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What an id tells of an answer."""
+
+    deployment: str
+    """Which version with which routing.json (`Task.deployment`), 16 hex digits."""
+    digest: str
+    """Of the answer, 16 hex digits."""
+    local: bool
+    """Whether the deployed model gave it."""
+    kept: bool = False
+    """Whether it was given because it is sure enough: what the guarantee is about."""
+    mirrored: bool = False
+    """Whether the deployed model was asked too, aside."""
+    recorded: bool = False
+    """Whether the input is in the record of traffic."""
+    confidence: float | None = None
+    """Of the deployed model's answer, in thousandths."""
+    day: int = 0
+    """When it was given, in days since 1970 (UTC)."""
+    name: str = ""
+    """Its own, 16 hex digits."""
+
+
+class AnswerIds:
+    """The ids of one registry folder."""
+
+    def __init__(self, key: bytes | None = None) -> None:
+        self._key = key or secrets.token_bytes(KEY_BYTES)
+
+    def digest(self, answer: str) -> str:
+        """Returns what equal answers share, and what tells nobody without the key which they are."""
+        return hmac.digest(self._key, b"answer\0" + answer.encode("utf-8", "surrogatepass"), hashlib.sha256)[:8].hex()
+
+    def seal(self, one: Answered) -> tuple[str, str]:
+        """Returns the id of an answer that is given now, and its name."""
+        name = secrets.token_hex(8)
+        sure = -1 if one.confidence is None else round(1000 * one.confidence)
+        flags = _LOCAL * one.local + _KEPT * one.kept + _MIRRORED * one.mirrored + _RECORDED * one.recorded
+        told = (bytes.fromhex(part) for part in (name, one.deployment, one.digest))
+        packed = _FIELDS.pack(_FORM, *told, int(time.time()) // _DAY_SECONDS, sure, flags)
+        return base64.urlsafe_b64encode(packed + self._signature(packed)).decode().rstrip("="), name
+
+    def open(self, given: str) -> Answered | None:
+        """Returns what an id tells, None where it is none of these."""
+        try:
+            raw = base64.b64decode(given + "=" * (-len(given) % 4), altchars=b"-_", validate=True)
+        except (ValueError, binascii.Error):
+            return None
+        packed, signature = raw[: _FIELDS.size], raw[_FIELDS.size :]
+        if len(packed) < _FIELDS.size or not hmac.compare_digest(signature, self._signature(packed)):
+            return None
+        form, name, deployment, digest, day, sure, flags = _FIELDS.unpack(packed)
+        if form != _FORM:
+            return None
+        return Answered(
+            deployment.hex(),
+            digest.hex(),
+            local=bool(flags & _LOCAL),
+            kept=bool(flags & _KEPT),
+            mirrored=bool(flags & _MIRRORED),
+            recorded=bool(flags & _RECORDED),
+            confidence=None if sure < 0 else sure / 1000,
+            day=day,
+            name=name.hex(),
+        )
+
+    def _signature(self, packed: bytes) -> bytes:
+        return hmac.digest(self._key, b"id\0" + packed, hashlib.sha256)[:_SIGNATURE_BYTES]
+
+
+def of_registry(place: Path) -> AnswerIds:
+    """Returns the ids of registry/<name>, whose key is made where there is none, for this user alone whatever
+    INSOURCE_UMASK lets others read: with it, equal answers are told from digests. Raises StageError where it cannot be
+    written."""
+    with shared_jsonl.opened(place / KEY_FILE, _WHAT) as file:
+        try:
+            shared_jsonl.close_to_others(file)
+            file.seek(0)
+            key = file.read()
+            if len(key) != KEY_BYTES:
+                key = secrets.token_bytes(KEY_BYTES)
+                file.truncate(0)
+                file.write(key)
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StageError(f"{file.name}: {_WHAT} cannot be written: {error.strerror or error}") from None
+    return AnswerIds(key)

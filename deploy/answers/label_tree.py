@@ -1,0 +1,83 @@
+"""The probability of every label of a task, from a few next-token distributions behind one shared prompt.
+
+labels          delivery_delay   delivery_lost   refund          the tree    {(): [12, 40], (12, 7): [9, 31]}
+their tokens    12 7 9 STOP      12 7 31 STOP    40 STOP
+
+Only where labels part is there a choice: there the next token's probabilities are asked for, of the tokens that lead on
+to a label, and made to sum to one. The probability of a label is the product over its way, as if the answer were
+decoded with nothing but labels allowed, each in the tokens that training taught it.
+"""
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from insource.tasks.rendering import chat_template
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The labels of a task as tokens."""
+
+    paths: Mapping[str, Ids]
+    """Of each label, the stop last."""
+    choices: Mapping[Ids, Sequence[int]]
+    """Where labels part: the tokens before, and those that may come next."""
+
+    def probabilities(self, told: Mapping[Ids, Mapping[int, float]]) -> dict[str, float]:
+        """Returns the probability of each label; `told` has the log-probabilities of the tokens at each choice."""
+        shares = {at: _shares([told[at][token] for token in tokens]) for at, tokens in self.choices.items()}
+        steps = {at: dict(zip(self.choices[at], share, strict=True)) for at, share in shares.items()}
+        return {
+            label: math.prod(steps[path[:at]][path[at]] for at in range(len(path)) if path[:at] in steps)
+            for label, path in self.paths.items()
+        }
+
+
+def of(paths: Mapping[str, Ids]) -> Tree:
+    """Returns the tree of labels. Raises ValueError where two of them have the same tokens."""
+    if len(set(paths.values())) < len(paths):
+        raise ValueError("two labels have the same tokens")
+    following: dict[Ids, dict[int, None]] = {}
+    for path in paths.values():
+        for at, token in enumerate(path):
+            following.setdefault(path[:at], {})[token] = None
+    return Tree(paths, {at: list(tokens) for at, tokens in following.items() if len(tokens) > 1})
+
+
+class Tokens:
+    """The tokenizer of a task and its labels as tokens, read when they are first needed."""
+
+    def __init__(self, folder: Path, module: ModuleType, spec: Any) -> None:
+        self._folder, self._module, self._spec = folder, module, spec
+        self._lock = threading.Lock()
+        self._read: tuple[Any, Tree] | None = None
+
+    def of(self, text: str) -> tuple[list[int], Tree]:
+        """Returns the ids of the task's prompt for an input, and the labels. For a thread: the first call imports the
+        tokenizer's library."""
+        with self._lock:
+            self._read = self._read or self._found()
+        tokenizer, tree = self._read
+        (ids,) = chat_template.prompt_ids(tokenizer, [self._module.messages(self._spec, {"text": text})])
+        return ids, tree
+
+    def _found(self) -> tuple[Any, Tree]:
+        tokenizer, labels = chat_template.saved_tokenizer(str(self._folder)), list(self._spec.labels)
+        conversation = self._module.messages(self._spec, {"text": "x"})
+        examples = chat_template.examples(tokenizer, [conversation] * len(labels), labels)
+        return tokenizer, of({label: tuple(one.completion_ids) for label, one in zip(labels, examples, strict=True)})
+
+
+def _shares(log_probabilities: Sequence[float]) -> list[float]:
+    highest = max(log_probabilities)
+    if highest == -math.inf:
+        return [1 / len(log_probabilities)] * len(log_probabilities)
+    weights = [math.exp(one - highest) for one in log_probabilities]
+    return [one / sum(weights) for one in weights]

@@ -1,0 +1,134 @@
+"""What the deployed version answers: asked as the comparison asks it, read by the task's schema, asked once more where
+that may help."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aiohttp import ClientError, ClientSession
+
+from compare.scoring.predictions import Answer
+from deploy.answers.request_errors import RefusedError
+from deploy.answers.task import Task
+from insource.backends.types import Backend, Received, Request
+from insource.backends.wire import openai_chat
+from insource.tasks.parsed_answer import UNFINISHED, Parsed
+from insource.tasks.pii.inputs import Input
+
+LOCAL = "local"
+"""The deployed version, as the one who answered."""
+TIMES_LONGER = 2
+"""An answer that was cut off is asked for again with so many times the tokens."""
+_SHOWN_CHARACTERS = 300
+UNAVAILABLE = (408, 429)
+"""What vLLM, or a proxy before it, answers where the same request may be answered later."""
+NO_SUCH_DOOR = (401, 403, 404)
+"""What it answers where no request will be answered: another key, or another model."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An answer as the task reads it."""
+
+    answer: Answer
+    parsed: Parsed
+    confidence: float | None
+    again: bool = False
+    """Whether it came when the deployed version was asked once more."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The vLLM behind the gateway."""
+
+    session: ClientSession
+    heard: Callable[[], None]
+    """Called whenever it sends something."""
+
+
+class EngineRefusedError(RefusedError):
+    """vLLM has refused a request. The gateway's client reads of it what is true of its own request; `engine_status` is
+    the status that vLLM answered with."""
+
+    def __init__(self, engine_status: int, said: Any) -> None:
+        told, self.engine_status = message_of(said), engine_status
+        if engine_status in UNAVAILABLE:
+            super().__init__(503, "overloaded_error", f"the model is busy: {told}", retry_seconds=5)
+        elif engine_status in NO_SUCH_DOOR:
+            super().__init__(502, "api_error", f"the model's server answers {engine_status}: {told}")
+        else:
+            super().__init__(400, "invalid_request_error", f"the model refuses the input: {told}")
+
+
+async def ask(engine: Engine, task: Task, given: Input, most_tokens: int | None) -> Judged:
+    """Returns what the deployed version answers. An answer that does not fit the task's schema is asked for again once,
+    where something can be changed: under the grammar, or with more tokens. Raises RefusedError."""
+    request, backend = task.request(given, most_tokens), task.backend()
+    own = await _asked(engine, task, backend, request)
+    if own.parsed.problem is None:
+        return own
+    again = task.backend(constrained=True)
+    longer = TIMES_LONGER * request.max_tokens if own.parsed.problem == UNFINISHED else request.max_tokens
+    more = replace(request, max_tokens=min(longer, most_tokens or longer))
+    if (again, more) == (backend, request):
+        return own
+    try:
+        second = await _asked(engine, task, again, more)
+    except RefusedError as error:
+        if error.status != 400:  # more tokens than the model has room for
+            raise
+        return own
+    # The comparison asks once: of second answers no scale and no threshold is known.
+    return replace(second, confidence=None, again=True) if second.parsed.problem is None else own
+
+
+async def _asked(engine: Engine, task: Task, backend: Backend, request: Request) -> Judged:
+    received = await _received(engine, backend, request)
+    answer = answer_of(received)
+    parsed = task.read(answer)
+    return Judged(answer, parsed, task.confidence(answer) if parsed.problem is None else None)
+
+
+def answer_of(received: Received) -> Answer:
+    """Returns what was received as the comparison reads it."""
+    likely = received.log_probability
+    return Answer(
+        id="input",
+        output=received.output,
+        finish_reason=received.finish_reason or "stop",
+        model_id=received.model_id,
+        log_probability=likely if likely is None or math.isfinite(likely) else None,
+        field_log_probability=received.field_log_probability,
+        input_tokens=received.usage.input_tokens,
+        output_tokens=received.usage.output_tokens,
+        probabilities=received.probabilities,
+    )
+
+
+async def _received(engine: Engine, backend: Backend, request: Request) -> Received:
+    from openai.types.chat import ChatCompletion
+
+    try:
+        async with engine.session.post("/v1/chat/completions", json=openai_chat.body(backend, request)) as found:
+            said: Any = await found.json(content_type=None)
+    except (ClientError, ValueError, RuntimeError) as error:  # RuntimeError: the session ended with its vLLM
+        raise RefusedError(
+            503, "overloaded_error", f"the model broke off: {type(error).__name__}", retry_seconds=5
+        ) from None
+    if found.status >= 500:
+        raise RefusedError(503, "overloaded_error", "the model fails", retry_seconds=5)
+    engine.heard()
+    if found.status != 200:
+        raise EngineRefusedError(found.status, said)
+    try:
+        return openai_chat.received(ChatCompletion.construct(**said), backend, request)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise RefusedError(502, "api_error", f"the model's answer cannot be read: {type(error).__name__}") from None
+
+
+def message_of(said: Any) -> str:
+    """Returns what vLLM says of an error."""
+    told = said.get("error", said) if isinstance(said, dict) else said
+    told = told.get("message", told) if isinstance(told, dict) else told
+    return str(told)[:_SHOWN_CHARACTERS]

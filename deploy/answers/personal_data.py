@@ -1,0 +1,74 @@
+"""Whether a text holds personal data, also as people write it who do not want it to be found.
+
+    ann@example.org      ann＠example．org     ann&#64;example.org     ann%40example.org     ann (at) example [dot] org
+    +44 20 7946 0958     ٠٢٠٧٩٤٦٠٩٥٨           4111 1111​1111 1111 with a zero-width space in it
+
+The redactor that preparation has (insource/tasks/pii/redaction.py) reads each of these spellings. What is found stays
+on this machine; it is replaced only where the redactor finds it in the text as it stands. Names and street addresses
+are not found.
+"""
+
+import html
+import re
+import unicodedata
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+from insource.tasks.pii import redaction
+from insource.tasks.text_keys import UNSEEN
+
+_JOINERS = re.compile("[\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f\u20e3\U000e0100-\U000e01ef]")
+# Of texts with single spaces, so that time is linear in the text.
+_OPEN, _CLOSE = r" ?[\[({<*_|~'\"-] ?", r" ?[\])}>*_|~'\"-] ?"
+_AT_WORD, _DOT_WORD = r"(?:at|ät|arroba|chez)", r"(?:dot|punkt|punto|point)"
+_HOSTS = r"(?:gmail|googlemail|hotmail|outlook|yahoo|icloud|proton(?:mail)?|gmx|aol|live)\b"
+# "at" alone is an address only where "dot", or a host of mail alone, follows: one may order at example.com.
+_AT = re.compile(
+    rf"{_OPEN}(?:{_AT_WORD}|@){_CLOSE}| ?@ ?"
+    rf"|(?<=\w) {_AT_WORD} (?=[\w-]++(?: {_DOT_WORD} |{_OPEN}{_DOT_WORD}{_CLOSE})|{_HOSTS})",
+    re.IGNORECASE,
+)
+_DOT = re.compile(rf"{_OPEN}(?:{_DOT_WORD}|\.){_CLOSE}|(?<=\w) {_DOT_WORD} (?=\w)|(?<=\w) \. ?(?=\w)", re.IGNORECASE)
+_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)}|oh)\b", re.IGNORECASE)
+_MOST_WORDS = 6
+_EDGES = 3
+# Digits one by one, or in pairs: 4 1 1 1 1 1, 4-1-1-1-1-1.
+_APART = re.compile(r"(?<!\d)\d{1,2}(?:[ ._,*/|\\-]{1,3}\d{1,2}){6,}(?!\d)")
+# Groups of four, as cards and accounts are written: 4111.1111.1111.1111, DE89/3704/0044/0532/0130/00.
+_IN_FOURS = re.compile(r"(?<=[0-9A-Za-z]{4})[._/,|*](?=[0-9A-Za-z]{1,4}(?![0-9A-Za-z]))")
+# An address may be escaped more than once on its way here.
+_UNESCAPED = 2
+
+
+def kinds(text: str) -> frozenset[str]:
+    """Returns the kinds of personal data that any reading of a text holds."""
+    return frozenset(one.kind for reading in dict.fromkeys(readings(text)) for one in redaction.find(reading))
+
+
+def readings(text: str) -> Iterator[str]:
+    """Yields a text as it stands, and as it is meant."""
+    yield text
+    plain = unicodedata.normalize("NFKC", _JOINERS.sub("", UNSEEN.sub("", text)))
+    yield plain
+    meant = plain.replace("\u3002", ".")
+    for _ in range(_UNESCAPED):
+        meant = html.unescape(unquote(meant)) if "%" in meant or "&" in meant else meant
+    meant = re.sub(r"\s+", " ", meant)
+    yield meant
+    yield _IN_FOURS.sub(" ", meant)
+    if _AT.search(meant):
+        yield _DOT.sub(".", _AT.sub("@", meant))
+    digits = _NUMBER_WORD.sub(_digit, meant) if len(_NUMBER_WORD.findall(meant)) > _MOST_WORDS else meant
+    yield "\n".join(_joined(re.findall(r"\d+", run)) for run in _APART.findall(digits))
+
+
+def _joined(groups: list[str]) -> str:
+    """Digits that stand apart as one number, also without those at its edges, which may be of a number beside it."""
+    ends = range(len(groups), len(groups) - _EDGES - 1, -1)
+    return "\n".join("".join(groups[start:end]) for start in range(_EDGES + 1) for end in ends)
+
+
+def _digit(found: re.Match[str]) -> str:
+    word = found[0].lower()
+    return "0" if word == "oh" else str(_WORDS.index(word))

@@ -1,0 +1,119 @@
+"""What API calls of the gateway may cost in a month: on disk before each is sent, for all processes and restarts.
+
+registry/<name>/spend/2026-11.jsonl
+{"attempt": "9f2c41a0b7e6d835", "usd": 0.00021}          may be sent from now on, and costs so much at most
+{"attempt": "9f2c41a0b7e6d835", "spent_usd": 0.000013}   what it did cost
+
+An attempt without its second line may have been paid for, and counts in full: of a process that was killed, and of one
+that is still waiting. The month is that in which the attempt was made, in UTC.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from insource.backends.budgets import Price, Reckoning
+from insource.backends.types import Received, Request
+from insource.config.errors import StageError
+from insource.system import shared_jsonl
+from insource.system.daemon_thread import in_thread
+
+_WHAT = "what is spent"
+
+
+class Ledger:
+    """The attempts of a month, in a file that several processes append to."""
+
+    def __init__(self, folder: Path, limit_usd: float) -> None:
+        self.limit_usd = limit_usd
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._path: Path | None = None
+        self._read = 0
+        self._costs: dict[str, float] = {}
+        self._sum = 0.0
+
+    def reserve(self, usd: float) -> tuple[Path, str] | None:
+        """Returns where an attempt that costs so much at most stands on disk, and its name; None where that may exceed
+        the limit. Raises StageError where it cannot be written."""
+        attempt = secrets.token_hex(8)
+        path = self._folder / f"{datetime.now(UTC):%Y-%m}.jsonl"
+        with self._lock, shared_jsonl.opened(path, _WHAT) as file:
+            if self._spent(path, file) + usd > self.limit_usd:
+                return None
+            shared_jsonl.append(file, {"attempt": attempt, "usd": usd}, _WHAT)
+        return path, attempt
+
+    def settle(self, at: tuple[Path, str], spent_usd: float) -> None:
+        """Writes down what an attempt did cost. Raises StageError where that fails: it counts in full then."""
+        path, attempt = at
+        with self._lock, shared_jsonl.opened(path, _WHAT) as file:
+            shared_jsonl.append(file, {"attempt": attempt, "spent_usd": spent_usd}, _WHAT, flush=False)
+
+    def spent_usd(self) -> float:
+        """Returns what this month's attempts cost, or may have cost."""
+        path = self._folder / f"{datetime.now(UTC):%Y-%m}.jsonl"
+        with self._lock, shared_jsonl.opened(path, _WHAT) as file:
+            return self._spent(path, file)
+
+    def _spent(self, path: Path, file: BinaryIO) -> float:
+        """Returns the sum, after reading what was appended since the last time."""
+        size = os.fstat(file.fileno()).st_size
+        if path != self._path or size < self._read:
+            self._path, self._read, self._costs, self._sum = path, 0, {}, 0.0
+        file.seek(self._read)
+        *lines, _ = file.read().split(b"\n")
+        self._read += sum(len(line) + 1 for line in lines)
+        for line in lines:
+            try:
+                told = json.loads(line)
+                attempt, usd = told["attempt"], float(told["spent_usd"] if "spent_usd" in told else told["usd"])
+            except (ValueError, TypeError, KeyError):
+                continue  # torn, so that it was not sent
+            self._sum += usd - self._costs.get(attempt, 0.0)
+            self._costs[attempt] = usd
+        return self._sum
+
+
+class MonthlyPurse:
+    """Who says whether a call to an API may be paid for in this month (`backends.exchange.Purse`).
+
+    A token is reserved for every byte of a text: what earlier texts had tells nothing of the next client's.
+    """
+
+    def __init__(self, ledger: Ledger, price: Price) -> None:
+        self._ledger, self._price = ledger, price
+        self._reckoning = Reckoning()
+        self._reserved: dict[str, tuple[tuple[Path, str], float]] = {}
+        self._writing: set[asyncio.Task[None]] = set()
+
+    async def reserve(self, request: Request) -> bool:
+        """Returns whether an attempt may be made, which is on disk then. Raises StageError where it cannot be."""
+        most = self._price.most_usd(self._reckoning.most_tokens(request), request.max_tokens)
+        if (at := await in_thread(self._ledger.reserve, most)) is None:
+            return False
+        self._reserved[request.id] = at, most
+        return True
+
+    def settle(self, request: Request, received: Received | None, unsure: bool) -> None:
+        """Has what an attempt brought written down."""
+        at, most = self._reserved.pop(request.id)
+        spent = most if unsure else 0.0
+        if received is not None:
+            usage = received.usage
+            known = usage.input_tokens is not None and usage.output_tokens is not None
+            spent = self._price.usd(usage) if known else most
+        task = asyncio.get_running_loop().create_task(self._settled(at, spent))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def _settled(self, at: tuple[Path, str], spent_usd: float) -> None:
+        try:
+            await in_thread(self._ledger.settle, at, spent_usd)
+        except StageError:
+            return  # it counts in full

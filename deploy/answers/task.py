@@ -1,0 +1,172 @@
+"""The task of a deployed version: how an input becomes a request, and how an answer is read.
+
+Made of what is deployed: prompt.json (instruction, labels or schema, grammar) and the recipe of the version, and of the
+recipe that the gateway was started with, which says how requests are routed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from compare.eval_dataset import Material
+from compare.scoring import confidence, predictions
+from compare.scoring.predictions import Answer
+from compare.systems import row_requests
+from compare.systems.catalog import System
+from compare.systems.responses import Gathered
+from deploy.answers.label_tree import Tokens
+from deploy.answers.request_errors import invalid
+from deploy.routing import Routing
+from insource.backends.types import Backend, Request
+from insource.config.recipe import Recipe
+from insource.config.schema.compare import TUNED
+from insource.system import atomic_files
+from insource.tasks import spec_of
+from insource.tasks.chat_messages import asked, messages_of
+from insource.tasks.parsed_answer import Parsed
+from insource.tasks.pii import inputs
+from insource.tasks.pii.inputs import Input
+from insource.tasks.source_record import UnusableRowError, input_of
+from serve.vllm.launch_plan import Served
+
+OWN = System(TUNED, "tuned", "tuned (adapter)", "adapter")
+SECTIONS = ("route", "compare", "serve")
+CHARACTERS_A_TOKEN = 32
+"""No text has so many on average: longer inputs are refused before they are searched for anything."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A deployed version of a task."""
+
+    name: str
+    version: str
+    folder: Path
+    """Of the adapter, its tokenizer and prompt.json."""
+    recipe: Recipe
+    """Of the version; route, compare and serve as the gateway was started with."""
+    material: Material
+    """Without rows."""
+    head: str
+    """What stands in front of an input in the task's prompt."""
+    routing: Routing
+    """Scale of the confidence and threshold, as they were deployed."""
+
+    @property
+    def inside(self) -> str:
+        """Returns the name by which vLLM knows the version."""
+        return f"{self.name}@{self.version}"
+
+    @cached_property
+    def deployment(self) -> str:
+        """Returns 16 hex digits for the version with its routing.json: what confidences on one scale share."""
+        return atomic_files.digest([self.version, self.routing.file])
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """Returns prompts and labels as tokens."""
+        return Tokens(self.folder, self.material.module, self.material.spec)
+
+    @property
+    def labels(self) -> Mapping[str, str] | None:
+        """Returns the labels with their descriptions, None where answers are no labels."""
+        return self.material.spec.labels if self.material.module.LABELLED else None
+
+    @property
+    def grammar(self) -> str | None:
+        """Returns the output constraint of requests, None where there is none: free text, or the recipe asks for none
+        (serve.structured_output)."""
+        return self.material.prompt["grammar"] if self.recipe.serve.structured_output else None
+
+    def prepared(self, text: str) -> Input:
+        """Returns an input as preparation writes it. Raises RefusedError where preparation would reject it."""
+        most = CHARACTERS_A_TOKEN * self.recipe.serve.max_model_len
+        if len(text) > most:
+            raise invalid(f"the input has {len(text):,} characters, and the model reads at most {most:,}")
+        try:
+            return inputs.prepared(text, self.recipe.privacy.redact)
+        except UnusableRowError as error:
+            raise invalid(f"the input cannot be used: {error.detail}") from None
+
+    def request(self, given: Input, most_tokens: int | None = None) -> Request:
+        """Returns the request for an input, as the comparison asks it; `most_tokens`: a limit on the answer."""
+        row = {"id": "input", "input": {"text": given.text}}
+        (request,) = row_requests.requests(OWN, self.material, [row])
+        return replace(request, max_tokens=min(request.max_tokens, most_tokens or request.max_tokens))
+
+    def backend(self, constrained: bool | None = None) -> Backend:
+        """Returns how vLLM is asked; `constrained`: under the grammar, whatever the recipe asks for."""
+        grammar = self.material.prompt["grammar"] if constrained else self.grammar
+        return Backend("openai", self.inside, structured="grammar" if grammar else "none", log_probabilities=True)
+
+    def read(self, answer: Answer) -> Parsed:
+        """Returns an answer as the task reads it, checked against its schema."""
+        if self.material.module.OBJECTIVE == "prefer" and answer.output is not None:
+            # The comparison scores pairs of such a task, and decodes none of its answers.
+            parsed: Parsed = self.material.module.parse(self.material.spec, answer.output)
+            return parsed
+        return predictions.read(self.material, answer)
+
+    def confidence(self, answer: Answer) -> float | None:
+        """Returns how sure an answer of the deployed version is, on the scale that the comparison fitted."""
+        return confidence.of(Gathered(OWN, [answer]), self.routing.scale, [answer])[0]
+
+    def told_confidence(self, answer: Answer) -> float | None:
+        """Returns how sure an API model says it is, None where it does not say."""
+        other = System("api", "closed", "api")
+        return confidence.of(Gathered(other, [answer]), None, [answer])[0]
+
+    def identity(self, value: Any) -> str:
+        """Returns what equal answers share, by the rule that scores them."""
+        module, spec = self.material.module, self.material.spec
+        if self.recipe.task.kind == "extraction":
+            return str(module.comparable_record(spec, value))
+        return self.text(value)
+
+    def text(self, value: Any) -> str:
+        """Returns the text of an answer: the label, the record as JSON, the text."""
+        return value if isinstance(value, str) else str(self.material.module.answer(self.material.spec, value))
+
+
+def of_version(served: Served, version: str, started_with: Recipe | None, routing: Routing) -> Task | None:
+    """Returns the task of a version, None for one whose prompt.json does not state it."""
+    # What the first request would import, while others wait.
+    from openai.types.chat import ChatCompletion  # noqa: F401
+
+    prompt: Mapping[str, Any] = served.prompt
+    if "task" not in prompt:
+        return None
+    module, spec = spec_of(prompt["task"])
+    recipe = served.recipe
+    if started_with is not None:
+        now = {name: getattr(started_with, name) for name in SECTIONS}
+        both = recipe.privacy.data_may_leave and started_with.privacy.data_may_leave
+        privacy = recipe.privacy.model_copy(update={"data_may_leave": both})
+        recipe = recipe.model_copy(update={**now, "privacy": privacy})
+    head = "\n".join(one["content"] for one in module.messages(spec, {"text": ""})).strip()
+    return Task(served.name, version, served.folder, recipe, Material(module, spec, prompt, [], [], []), head, routing)
+
+
+def text_of(task: Task, value: Any) -> str:
+    """Returns the text of an input: a text, an object of the recipe's text columns, or the messages of a conversation.
+
+    Raises RefusedError where it is none of them.
+    """
+    columns = task.recipe.data.columns
+    try:
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list):
+            return asked(messages_of(value, "input"))[1]
+        if isinstance(value, dict):
+            if columns.messages is not None and columns.messages in value:
+                return asked(messages_of(value[columns.messages], columns.messages))[1]
+            if unknown := sorted(value.keys() ^ set(columns.texts)):
+                raise invalid(f"an input that is an object has {', '.join(columns.texts)}, and {unknown[0]!r} is "
+                              f"{'missing' if unknown[0] in columns.texts else 'none of them'}")  # fmt: skip
+            return input_of(value, columns)
+    except UnusableRowError as error:
+        raise invalid(f"the input cannot be used: {error.detail}") from None
+    raise invalid("an input is a text, an object of the task's text columns, or a list of messages")

@@ -1,0 +1,129 @@
+"""Who may come in: one key from the environment, several from a file, or none on this machine's own address.
+
+INSOURCE_API_KEY=...                     the key of the client "default"
+INSOURCE_API_KEYS_FILE=/etc/insource/keys  a client a line: its name, a space, its key; # begins a comment
+
+    team-a  5f0c...
+    batch   91d2...   # the nightly job
+
+The file is read again whenever it changes, so keys are given and withdrawn without a restart. Kept are hashes alone,
+and every request is compared with all of them, so that no time tells how much of a key is right.
+"""
+
+import hashlib
+import hmac
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from insource.config.errors import RecipeError
+from serve.vllm.launch_plan import API_KEY
+from serve.vllm.server_process import Address
+
+KEYS_FILE = "INSOURCE_API_KEYS_FILE"
+LEAST_CHARACTERS = 16
+DEFAULT, NOBODY = "default", "-"
+_LINE = re.compile(r"(\S+)\s+(\S+)")
+_COMMENT = re.compile(r"(^|\s)#.*")
+
+
+class Keys:
+    """The keys that are valid now."""
+
+    def __init__(self, api_key: str | None = None, file: Path | None = None) -> None:
+        """Raises RecipeError where the file cannot be read or has a line that is no key."""
+        self._default = {DEFAULT: _hash(api_key)} if api_key else {}
+        self._file, self._seen = file, _state(file)
+        self._named = read(file) if file else {}
+
+    @property
+    def required(self) -> bool:
+        """Returns whether a request needs a key."""
+        return bool(self._default) or self._file is not None
+
+    def owner(self, headers: Mapping[str, str]) -> str | None:
+        """Returns the name of the client whose key a request bears, as OpenAI's or as Anthropic's clients send it; None
+        where it bears none that is valid."""
+        if not self.required:
+            return NOBODY
+        scheme, _, bearer = headers.get("Authorization", "").partition(" ")
+        given = _hash(bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", ""))
+        found = None
+        for name, known in {**self._default, **self._named}.items():
+            if hmac.compare_digest(given, known):
+                found = name
+        return found
+
+    def refresh(self) -> str | None:
+        """Reads the file again where it has changed. Returns what to tell of it, None where it has not.
+
+        Where it cannot be read any more, the keys of before stay valid.
+        """
+        if self._file is None or (now := _state(self._file)) == self._seen:
+            return None
+        self._seen = now
+        try:
+            self._named = read(self._file)
+        except RecipeError as error:
+            return f"not read again, the keys of before stay valid: {error}"
+        return f"read again: {', '.join(self._named)}"
+
+
+def of_environment(address: Address, loopback_is_enough: bool) -> Keys:
+    """Returns the keys that the environment names. Raises RecipeError where there is none and one is needed."""
+    file = os.environ.get(KEYS_FILE) or None
+    found = Keys(os.environ.get(API_KEY) or None, Path(file) if file else None)
+    if found.required or (address.local and loopback_is_enough):
+        return found
+    if not address.local:
+        raise RecipeError(
+            f"serve.host: {address.host} can be reached from other machines, and there is no key: set {API_KEY} or "
+            f"{KEYS_FILE} in the environment"
+        )
+    raise RecipeError(
+        f"serve.loopback_without_key: there is no key: `export {API_KEY}=$(openssl rand -hex 32)`, or name a file of "
+        f"keys in {KEYS_FILE}, or let every user of this machine in with SET=serve.loopback_without_key=true"
+    )
+
+
+def read(file: Path) -> dict[str, bytes]:
+    """Returns the hash of each client's key. Raises RecipeError naming the line that is wrong, never a key."""
+    try:
+        mode, lines = file.stat().st_mode, file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{KEYS_FILE}: {file} cannot be read: {error}") from None
+    if mode & stat.S_IWOTH:
+        raise RecipeError(f"{KEYS_FILE}: everybody on this machine may write {file}: chmod o-w {file}")
+    found: dict[str, bytes] = {}
+    for number, line in enumerate(lines, 1):
+        told = _COMMENT.sub("", line).strip()
+        if not told:
+            continue
+        match = _LINE.fullmatch(told)
+        if not match or len(match[2]) < LEAST_CHARACTERS:
+            wrong = f"a key has at least {LEAST_CHARACTERS} characters" if match else "a line is a name and a key"
+            raise RecipeError(f"{KEYS_FILE}: {file}:{number}: {wrong}")
+        if match[1] in found or match[1] in (DEFAULT, NOBODY):
+            raise RecipeError(f"{KEYS_FILE}: {file}:{number}: the name {match[1]} is taken")
+        found[match[1]] = _hash(match[2])
+    if not found:
+        raise RecipeError(f"{KEYS_FILE}: {file} has no key; a line is a name and a key")
+    return found
+
+
+def _hash(key: str) -> bytes:
+    # Header bytes that are no UTF-8 come as surrogates.
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _state(file: Path | None) -> tuple[int, int, int] | None:
+    """What changes when a file is written or replaced."""
+    if file is None:
+        return None
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,105 @@
+"""A chat request that is taken as a task's input: `model: classifier`, and not the task's own prompt in it.
+
+{"model": "classifier", "messages": [{"role": "user", "content": "where is my money"}], "stream": true}
+->  the task's prompt with that input, its grammar, greedy decoding, room for the longest answer
+
+The conversation becomes an input as preparation makes one of a chat: one user turn is its text, several bear their
+roles, the system prompt is left out. What sets how to answer is the task's own; of the request's parameters those in
+KEPT count.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deploy.answers.request_errors import invalid
+from deploy.answers.task import Task
+from deploy.gateway.paths.router import Prepared
+from insource.backends.wire import openai_chat
+from insource.tasks.chat_messages import Messages, asked, messages_of
+from insource.tasks.source_record import UnusableRowError
+
+COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/messages"
+PATHS = (COMPLETIONS, MESSAGES)
+RAW = ":raw"
+"""Behind a model's name: its requests pass as they are."""
+PRIVATE_HEADER = "X-Insource-Private"
+KEPT = ("stream", "stream_options", "logprobs", "top_logprobs", "user", "seed")
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A chat request that holds a task's input."""
+
+    text: str
+    private: bool
+    stream: bool
+    with_usage: bool
+    """Whether a stream of OpenAI's wire ends in the tokens that were used."""
+
+
+def of(body: Mapping[str, Any], task: Task, private: bool) -> Chat | None:
+    """Returns a chat request as an input of the task, None where it holds the task's own prompt and passes as it is.
+
+    `private`: whether its headers say so. Raises RefusedError where it asks for something else than the task's answer.
+    """
+    try:
+        messages = messages_of(body.get("messages"), "messages")
+        if holds_prompt(messages, task):
+            return None
+        text = asked(messages)[1]
+    except UnusableRowError as error:
+        told = error.detail.replace("column 'messages'", "messages")
+        raise invalid(f"{told}; {task.name}{RAW} passes a request as it is") from None
+    _check(body, task)
+    options = body.get("stream_options") or {}
+    with_usage = bool(options.get("include_usage")) if isinstance(options, dict) else False
+    return Chat(text, private or is_private(body.get("private")), bool(body.get("stream")), with_usage)
+
+
+def holds_prompt(messages: Messages, task: Task) -> bool:
+    """Returns whether a message has the task's prompt in it: instruction, and labels or fields."""
+    return any(task.head in one["content"].replace("\r\n", "\n") for one in messages)
+
+
+def is_private(value: Any) -> bool:
+    """Returns what `private` says. Raises RefusedError where it is neither true nor false."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, str) and value.strip().lower() in ("1", "true", "0", "false", ""):
+        return value.strip().lower() in ("1", "true")
+    raise invalid(f"private is {str(value)[:40]!r}, allowed: true or false")
+
+
+def asks_privacy(headers: Any) -> bool:
+    """Returns whether any of the headers of that name says that an input is private. Raises RefusedError likewise."""
+    # All of them are read: one that says neither is refused, wherever it stands.
+    told = [is_private(one) for one in headers.getall(PRIVATE_HEADER, [])]
+    return any(told)
+
+
+def passed(body: Mapping[str, Any], task: Task, given: Prepared, path: str, most_tokens: int | None) -> dict[str, Any]:
+    """Returns the request that vLLM gets in the place of a client's, on the same wire."""
+    request = task.request(given.given, most_tokens)
+    sent = openai_chat.body(task.backend(), request)
+    del sent["logprobs"]
+    if path == MESSAGES:
+        sent["max_tokens"] = sent.pop("max_completion_tokens")
+        return {**sent, "stream": bool(body.get("stream"))}
+    return {**sent, **{name: body[name] for name in KEPT if name in body}}
+
+
+def _check(body: Mapping[str, Any], task: Task) -> None:
+    """Raises RefusedError where a request asks for what a task does not give."""
+    instead = f"leave it out, or ask {task.name}{RAW}"
+    for name in ("tools", "functions"):
+        if body.get(name):
+            raise invalid(f"{name}: the task {task.name} calls none; {instead}")
+    if body.get("n") not in (None, 1):
+        raise invalid(f"n: the task {task.name} has one answer; {instead}")
+    config = body.get("output_config")
+    wanted = body.get("response_format") or (config.get("format") if isinstance(config, dict) else None)
+    kind = wanted.get("type") if isinstance(wanted, dict) else wanted
+    schema = task.material.prompt["output_schema"] or {}
+    if kind not in (None, "text") and schema.get("type") != "object":
+        raise invalid(f"response_format: the task {task.name} answers with no JSON object; {instead}")

@@ -1,0 +1,91 @@
+"""From deployed versions on disk to what one vLLM serves, with everything that can be wrong with them in words."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ruamel.yaml.error import YAMLError
+
+from deploy import registry
+from insource.config.errors import RecipeError
+from insource.config.schema.serving_and_cost import Serve
+from insource.system import atomic_files
+from insource.tracking.run import Run
+from serve import artifact_checks
+from serve.vllm import launch_plan, server_process
+from serve.vllm.launch_plan import Served
+
+LEAST_RANK = 64
+"""Later versions may have larger ranks than the first one; a larger one than this asks for a restart."""
+
+
+def candidates(place: Path, refused: Collection[str] = ()) -> Iterator[str]:
+    """Yields the versions that may answer: the current one, then those that were deployed before it, but for those
+    that were refused."""
+    version, seen = registry.current(place), set[str]()
+    while version is not None and version not in seen:
+        seen.add(version)
+        if version not in refused:
+            yield version
+        version = registry.before(place, version)
+
+
+def behind(places: Sequence[Path], serve: Serve) -> server_process.Plan:
+    """Returns the plan of the vLLM behind the door. Raises RecipeError where nothing of what is deployed can be
+    served; of a model whose current version cannot, an earlier one is taken, which the gateway tells."""
+    found = launch_plan.of([_first(place, serve) for place in places], serve)
+    rank = max(LEAST_RANK, found.max_lora_rank)
+    # At a change the old and the new version of a model are there together.
+    return replace(found, adapters={}, max_lora_rank=rank, runtime_adapters=2 * len(places))
+
+
+def of_version(place: Path, version: str) -> Served:
+    """Returns a deployed version as what is served. Raises RecipeError where it is not whole, or not to be read."""
+    there = Run(place / "versions" / version)
+    try:
+        if not registry.whole(there.folder):
+            raise RecipeError(f"version {version} below {place} is not whole")
+        return Served(place.name, there, there.recipe(), "adapter")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, YAMLError) as error:
+        raise RecipeError(f"version {version} below {place} cannot be read: {_told(error)}") from None
+
+
+def not_beside(running: server_process.Plan, served: Served) -> str | None:
+    """Returns why a version cannot be loaded into the vLLM that runs, None where it can."""
+    try:
+        if told := launch_plan.adapter_problems(served, running.serve):
+            return "; ".join(told)
+        model, _ = launch_plan.base_of(served, running.serve)
+        rank = artifact_checks.max_lora_rank({served.name: served.folder})
+        template = running.chat_template and atomic_files.sha256(running.chat_template)
+        stop = running.tokenizer and atomic_files.read_json(running.tokenizer / "prompt.json").get("stop")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StopIteration) as error:
+        return f"its files cannot be read: {_told(error)}"
+    if model != running.model:
+        return f"its base is {model}, and {running.model} is served; start the gateway again"
+    if template and template != served.prompt["chat_template_sha256"]:
+        return "its chat template is another than the one that is served; start the gateway again"
+    if running.tokenizer and stop != served.prompt.get("stop"):
+        return "its answers end in another stop token than those that are served; start the gateway again"
+    if rank > running.max_lora_rank:
+        return f"its rank needs {rank}, and vLLM was started for {running.max_lora_rank}; start the gateway again"
+    return None
+
+
+def _first(place: Path, serve: Serve) -> Served:
+    """The newest version of a model that can be read and served."""
+    told: list[str] = []
+    for version in candidates(place):
+        try:
+            served = of_version(place, version)
+            launch_plan.of([served], serve)
+            return served
+        except RecipeError as error:
+            told.append(str(error))
+    raise RecipeError(
+        "; ".join(told) or f"nothing is deployed below {place}; `make deploy RECIPE={place.name}` deploys"
+    )
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:300]}"

@@ -1,0 +1,165 @@
+"""What a day's answers looked like, without an answer: what `make drift` holds against the calibration rows.
+
+registry/<name>/observed/2026-11-29.5c1f09e2.json     of one process, written anew every minute and at its end
+{"<deployment>": {"version": "3f2a...", "confidences": {"974": 12}, "answers": {"refund_status": 31}, "rows": 43,
+                  "reasons": {"local/confident": 40, "api/below_threshold": 3}, "unread": 0, "others": 0}}
+
+Of each version with each routing.json, since only answers on one scale can be compared. A process that is killed loses
+a minute.
+"""
+
+import json
+import secrets
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from compare.decision.answer_profile import Profile, of_json
+from deploy.answers.task import Task
+from insource.system import atomic_files
+from insource.system.console_log import say
+from insource.system.daemon_thread import in_thread
+
+FOLDER = "observed"
+EVERY_SECONDS = 60.0
+LEAST_ANSWERS = 50
+"""Of fewer answers nothing is said."""
+MOST_UNREAD = 0.01
+"""With a larger share of inputs whose answers are not looked at, nothing is said either: they are no random ones, and
+calibration rows have their like."""
+
+
+MOST_SETS = 2_000
+"""Different sets of labels that are counted one by one, where a task does not have more labels."""
+
+
+@dataclass
+class Seen:
+    """Answers of a deployed version."""
+
+    version: str = ""
+    profile: Profile = field(default_factory=Profile)
+    """Valid answers of the deployed model, whoever answered in the end."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Of all inputs: who answered and why."""
+    unread: int = 0
+    """Inputs whose answer is not in `profile` because of what they hold or how they came: chats that pass, and with
+    route.mirror what stays here."""
+
+    others: int = 0
+    """Answers beyond MOST_SETS different ones, which are in `profile` by their confidence alone."""
+
+    def add(self, confidence: float | None, answer: str | None, labels: int) -> None:
+        """Adds a valid answer to the profile; `answer` is its text where the task has labels, `labels` how many."""
+        answers = self.profile.answers
+        if answer is not None and answer not in answers and len(answers) >= max(MOST_SETS, labels):
+            answer, self.others = None, self.others + 1
+        self.profile.add(confidence, answer)
+
+    @property
+    def untold(self) -> str | None:
+        """Returns why `profile` tells nothing of traffic, None where it does."""
+        if (share := self.unread / max(1, self.reasons.total())) > MOST_UNREAD:
+            return (
+                f"{share:.1%} of the inputs stay here and their answers are not looked at (chats that pass from vLLM; "
+                f"all of them with route.mirror): the others are not like the calibration rows, which have all kinds"
+            )
+        if self.profile.rows < LEAST_ANSWERS:
+            return f"only {self.profile.rows:,} answers were seen, and {LEAST_ANSWERS} are needed"
+        return None
+
+    def update(self, other: "Seen") -> None:
+        """Adds what was seen elsewhere."""
+        self.version = self.version or other.version
+        self.profile.update(other.profile)
+        self.reasons.update(other.reasons)
+        self.unread += other.unread
+        self.others += other.others
+
+    def json(self) -> dict[str, Any]:
+        """Returns it as it stands in the files."""
+        reasons = dict(sorted(self.reasons.items()))
+        told = {"version": self.version, **self.profile.json(), "reasons": reasons}
+        return told | {"unread": self.unread, "others": self.others}
+
+    def copy(self) -> "Seen":
+        """Returns the same for a thread, which counts that go on do not change."""
+        found = Seen(self.version)
+        found.update(self)
+        return found
+
+
+class Observed:
+    """What one process sees."""
+
+    def __init__(self, registry: Path | None = None) -> None:
+        """`registry`: where it is written, None: nowhere."""
+        self._registry, self._process = registry, secrets.token_hex(4)
+        self._days: dict[tuple[str, str], dict[str, Seen]] = {}
+        """{(name, day): {deployment: what was seen}}"""
+        self._changed: set[tuple[str, str]] = set()
+        self._written_at = time.monotonic()
+        self._told = False
+
+    def of(self, task: Task) -> Seen:
+        """Returns what is seen of a version today, to be added to."""
+        at = _today(task)
+        self._changed.add(at)
+        day = self._days.setdefault(at, {})
+        return day.setdefault(task.deployment, Seen(task.version))
+
+    def today(self, task: Task) -> Seen:
+        """Returns what this process has seen of a version today."""
+        return self._days.get(_today(task), {}).get(task.deployment) or Seen(task.version)
+
+    async def write(self, now: bool = False) -> None:
+        """Writes what has changed, once a minute or `now`. Says once where the disk does not take it."""
+        if self._registry is None or not self._changed:
+            return
+        if not now and time.monotonic() - self._written_at < EVERY_SECONDS:
+            return
+        self._written_at, changed = time.monotonic(), sorted(self._changed)
+        self._changed.clear()
+        copies = {
+            self._registry / name / FOLDER / f"{day}.{self._process}.json": {
+                deployment: seen.copy() for deployment, seen in self._days[name, day].items()
+            }
+            for name, day in changed
+        }
+        try:
+            await in_thread(_written, copies)
+        except OSError as error:
+            self._changed.update(changed)
+            if not self._told:
+                say(f"observed  not written, `make drift` sees nothing of it: {error.strerror or error}")
+            self._told = True
+            return
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        for at in [at for at in self._days if at[1] < today and at not in self._changed]:
+            del self._days[at]
+
+
+def _today(task: Task) -> tuple[str, str]:
+    return task.name, f"{datetime.now(UTC):%Y-%m-%d}"
+
+
+def read(place: Path, deployment: str, since: str) -> Seen:
+    """Returns what all processes saw below registry/<name> of a deployment, from a day (YYYY-MM-DD) on."""
+    found = Seen()
+    for path in sorted((place / FOLDER).glob("*.json")):
+        if path.name[: len(since)] < since:
+            continue
+        told: Mapping[str, Any] = atomic_files.read_json(path).get(deployment) or {}
+        if "unread" in told:  # files of before do not say what is missing in them
+            found.update(Seen(told["version"], of_json(told), Counter(told["reasons"]), told["unread"], told["others"]))
+    return found
+
+
+def _written(copies: Mapping[Path, Mapping[str, Seen]]) -> None:
+    for path, day in copies.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_files.write_text(path, json.dumps({deployment: seen.json() for deployment, seen in day.items()}) + "\n")

@@ -1,0 +1,353 @@
+"""A record of some of the inputs that the gateway answers, as rows that data preparation reads: off by default.
+
+serve: {record: {share: 0.05, days: 90}}
+
+registry/<name>/traffic/2026-11-29.jsonl
+{"id": "9f2c41a0b7e6d835", "message": "where is my money, [EMAIL_1]", "queue": "refund_status", "labelled_by": "local",
+ "confidence": 0.974, "reason": "confident", "version": "3f2a90c17b5e44d0", "time": "2026-11-29T14:03:11Z"}
+
+Columns of text, answer, id and time are the recipe's. Personal data of every kind that the redactor finds is replaced,
+whatever the recipe redacts; an input that is private, or in which personal data is found that the redactor does not
+replace, is not recorded. Feedback on a recorded answer has its row replaced by one with the right answer
+(`labelled_by: feedback`), where blanks were is an empty line. Files older than `days` are removed.
+"""
+
+import json
+import os
+import random
+import secrets
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from data_prep.rows.columns import fields_of, needed_columns
+from deploy.answers import personal_data
+from deploy.answers.task import Task
+from insource.config.errors import RecipeError, StageError
+from insource.config.recipe import Recipe
+from insource.system import shared_jsonl
+from insource.system.console_log import say
+from insource.system.daemon_thread import in_thread
+from insource.tasks.pii import redaction
+from insource.tracking.run import now
+
+FOLDER = "traffic"
+FEEDBACK = "feedback"
+WAITING = 256
+"""Rows that wait to be written at most; more are left out."""
+_WHAT = "the record of traffic"
+_OWN = ("labelled_by", "confidence", "reason", "version")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answered input that is to be recorded."""
+
+    task: Task
+    place: Path
+    id: str
+    text: str
+    """The input as it was asked."""
+    value: Any
+    labelled_by: str
+    reason: str
+    confidence: float | None
+    time: str
+
+
+class Traffic:
+    """What waits to be recorded."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Answer] = deque()
+        self._days: dict[Path, int] = {}
+        self._cleaned = ""
+        self._told = False
+
+    def keep(self, place: Path, days: int) -> None:
+        """Has files below registry/<name> removed with the next `write` that are older than `days`, and every day
+        from then on, whether or not anything is recorded."""
+        if self._days.get(place) != days:
+            self._days[place], self._cleaned = days, ""
+
+    def chosen(self, task: Task, private: bool) -> bool:
+        """Returns whether an input is to be recorded, which chance decides."""
+        share = task.recipe.serve.record.share
+        return bool(share) and not private and random.random() < share and len(self._waiting) < WAITING
+
+    def add(self, one: Answer) -> None:
+        """Has an answer recorded with the next `write`."""
+        self.keep(one.place, one.task.recipe.serve.record.days)
+        self._waiting.append(one)
+
+    async def write(self) -> None:
+        """Writes what waits, and removes what is too old. Says once where that fails, whatever the reason: rows are
+        lost then, and the next ones are tried."""
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        if today != self._cleaned:
+            self._cleaned = today
+            await self._tried(_clean, dict(self._days))
+        if self._waiting:
+            waiting, self._waiting = list(self._waiting), deque()
+            await self._tried(_written, waiting)
+
+    async def _tried(self, what: Callable[..., None], *given: object) -> None:
+        try:
+            await in_thread(what, *given)
+        except Exception as error:  # noqa: BLE001 (what is written beside answers must not end with one bad row)
+            if not self._told:
+                named = "" if isinstance(error, StageError) else f"{_WHAT} cannot be written: {type(error).__name__}: "
+                say(f"record    {named}{error}")
+            self._told = True
+
+
+def _written(waiting: list[Answer]) -> None:
+    for place in dict.fromkeys(one.place for one in waiting):
+        mine = [one for one in waiting if one.place == place]
+        for day in dict.fromkeys(one.time[:10] for one in mine):
+            rows = [row for one in mine if one.time[:10] == day and (row := row_of(one)) is not None]
+            _append(place / FOLDER / f"{day}.jsonl", rows)
+
+
+def _clean(days: Mapping[Path, int]) -> None:
+    """Removes files that are older than so many days. Raises StageError where one of them cannot be removed."""
+    failed = []
+    for place, kept in days.items():
+        oldest = f"{datetime.now(UTC) - timedelta(days=kept):%Y-%m-%d}"
+        for path in (place / FOLDER).glob("*.jsonl"):
+            if path.stem < oldest:
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    failed.append(f"{path}: older than serve.record.days, and cannot be removed: {error.strerror}")
+    if failed:
+        raise StageError("; ".join(failed))
+
+
+def check(recipe: Recipe) -> None:
+    """Raises RecipeError where inputs are to be recorded and rows would not be read as the recipe's: they cannot have
+    its form, or a column of it would hold something else there."""
+    if not (share := recipe.serve.record.share):
+        return
+    columns, where = recipe.data.columns, recipe.data.where
+    forms = {"task.kind": recipe.task.kind} if recipe.task.kind == "preference" else columns.of_slots
+    written = {*_OWN, *(column for key, column in _columns(recipe).items() if not key.startswith("data.where."))}
+    lists = [name for name, one in where.items() if isinstance(one, list) and name not in written]
+    forms |= {f"data.where.{name}": "a list" for name in lists}
+    for key, given in forms.items():
+        raise RecipeError(
+            f"{key}: given {given!r}, and with serve.record.share {share:g} answers would have to be written in that "
+            "form, which the record cannot; record nothing (serve.record.share: 0)"
+        )
+    names, times = id_column(recipe), time_column(recipe)
+    taken = [(key, column, {*_OWN, names, times}) for key, column in _columns(recipe).items()]
+    taken += [("data.columns.id", names, {*_OWN, times}), ("data.split.time", times, {*_OWN})]
+    for key, column, own in taken:
+        if column in own and not key.startswith(("data.where.", "data.slices.")):
+            raise RecipeError(
+                f"{key}: given {column!r}, and with serve.record.share {share:g} the record has a column of its own of "
+                "that name; rename it, or record nothing (serve.record.share: 0)"
+            )
+
+
+def _columns(recipe: Recipe) -> dict[str, str]:
+    """Returns {recipe key: column} of what a recorded row has of the recipe's, ids and times left out."""
+    needed = needed_columns(recipe, "all")
+    if recipe.task.variant == "extraction" and recipe.data.columns.messages is None and not _whole_record(recipe):
+        needed |= {f"task.json_schema.properties.{field}": field for field in fields_of(recipe)}
+    return {key: column for key, column in needed.items() if key not in ("data.columns.id", "data.split.time")}
+
+
+def _whole_record(recipe: Recipe) -> bool:
+    columns = recipe.data.columns
+    return bool(columns.target or columns.targets or columns.of_slots)
+
+
+def row_of(one: Answer) -> dict[str, Any] | None:
+    """Returns an answer as a row of the recipe's columns, None where input or answer hold personal data that is not
+    replaced, or half a character."""
+    redacted = redaction.redact(one.text, redaction.KINDS)
+
+    def hide(text: str) -> str:
+        return redaction.redact(redaction.apply(redacted.values, text), redaction.KINDS).text
+
+    value = one.value if one.task.labels else hidden(one.value, hide)
+    both = asked_and_answered(one.task, redacted.text, value)
+    if not _writable(both):
+        return None
+    return {
+        **_not_asked(one.task.recipe, one.id),
+        id_column(one.task.recipe): one.id,
+        **both,
+        "labelled_by": one.labelled_by,
+        "confidence": one.confidence,
+        "reason": one.reason,
+        "version": one.task.version,
+        **_when(one.task.recipe, one.time),
+    }
+
+
+def _not_asked(recipe: Recipe, name: str) -> dict[str, Any]:
+    """Returns the columns that the recipe needs and no input has: null, but for what `where` asks of every row, and
+    each row as a group of its own."""
+    empty: dict[str, Any] = dict.fromkeys(_columns(recipe).values())
+    group = recipe.data.split.group
+    return empty | recipe.data.where | ({group: name} if group else {})
+
+
+def _when(recipe: Recipe, time: str) -> dict[str, str]:
+    """Returns a time in the recipe's column of times, in its format."""
+    column = time_column(recipe)
+    form = recipe.data.formats.dates.get(column) if recipe.data.split.time else None
+    return {column: datetime.fromisoformat(time).strftime(form) if form else time}
+
+
+def _writable(both: Mapping[str, Any]) -> bool:
+    """Whether input and answer hold no personal data, numbers included, and can be written as UTF-8."""
+    texts = [json.dumps(both, ensure_ascii=False), *_texts_in(both)]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return not any(personal_data.kinds(one) for one in texts)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts_in(one)
+
+
+def id_column(recipe: Recipe) -> str:
+    """Returns the column of row ids: the recipe's, where it names one."""
+    return recipe.data.columns.id or "id"
+
+
+def time_column(recipe: Recipe) -> str:
+    """Returns the column of times: the recipe's, where it names one."""
+    return recipe.data.split.time or "time"
+
+
+def asked_and_answered(task: Task, text: str, value: Any) -> dict[str, Any]:
+    """Returns an input and its answer under the columns that the recipe reads them from. Of several columns of text the
+    first has all of it, since what stood in which is not known any more."""
+    recipe = task.recipe
+    columns, kind = recipe.data.columns, recipe.task.variant
+    if columns.messages is not None:
+        said = task.text(value)
+        return {columns.messages: [{"role": "user", "content": text}, {"role": "assistant", "content": said}]}
+    row: dict[str, Any] = dict.fromkeys(columns.texts, "")
+    row[columns.texts[0]] = text
+    if columns.label_columns is not None:
+        return row | {name: int(name in value) for name in columns.label_columns}
+    if kind in ("classification", "multilabel"):
+        return row | {columns.label: value}
+    if kind == "extraction" and not _whole_record(recipe):
+        return row | dict.fromkeys(fields_of(recipe)) | dict(value)
+    if columns.targets:
+        return row | ({columns.targets: [value]} if isinstance(columns.targets, str) else {columns.targets[0]: value})
+    return row | {columns.target or "target": value}
+
+
+def hidden(value: Any, hide: Callable[[str], str]) -> Any:
+    """Returns an answer with `hide` applied to each text in it."""
+    if isinstance(value, Mapping):
+        return {name: hidden(one, hide) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [hidden(one, hide) for one in value]
+    return hide(value) if isinstance(value, str) else value
+
+
+def correct(task: Task, place: Path, day: int, right: Mapping[str, Any]) -> None:
+    """Has recorded inputs bear the right answers, in the place of the rows that they had. Left as it is: what was not
+    recorded, or under other columns than the task has now, and where the answer holds personal data: the input has
+    numbered placeholders in its place, and which is which is not known any more. For a thread. Raises StageError where
+    it cannot be written.
+
+    `right`: {name of an answer's id (deploy/answers/answer_ids.py): the right answer}, of answers that were given that
+    `day`.
+    """
+    path = place / FOLDER / f"{datetime.fromtimestamp(day * 86_400, UTC):%Y-%m-%d}.jsonl"
+    if not path.is_file():
+        return
+    with shared_jsonl.opened(path, _WHAT) as file:
+        found = _rows_of(path, id_column(task.recipe), right)
+        new = {name: row for name, rows in found.items() if (row := _corrected(task, name, rows[-1].row, right[name]))}
+        for name, row in new.items():
+            shared_jsonl.append(file, row, _WHAT, flush=name == list(new)[-1])
+        # Who was killed between the two has left rows before the last one.
+        _blank(path, [one for name, rows in found.items() for one in (rows if name in new else rows[:-1])])
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row, and where it stands in its file, in bytes, without the end of the line."""
+
+    row: dict[str, Any]
+    start: int
+    size: int
+
+
+def _rows_of(path: Path, named: str, names: Collection[str]) -> dict[str, list[_Line]]:
+    """Returns the rows of each of the answers that is recorded, in their order."""
+    found: dict[str, list[_Line]] = {}
+    start = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            with suppress(ValueError):
+                row = json.loads(line)
+                name = str(row.get(named)).partition("-")[0] if isinstance(row, dict) else ""
+                if name in names:
+                    found.setdefault(name, []).append(_Line(row, start, len(line.rstrip(b"\n"))))
+            start += len(line)
+    return found
+
+
+def _corrected(task: Task, name: str, row: Mapping[str, Any], value: Any) -> dict[str, Any] | None:
+    """Returns the row with the right answer, None where the row stays."""
+    try:
+        right = asked_and_answered(task, text_in(task, row), value)
+    except (KeyError, IndexError, TypeError):
+        return None
+    if right.keys() - row.keys() or not _writable(right):
+        return None
+    if row.get("labelled_by") == FEEDBACK and row.items() >= right.items():
+        return None
+    told = {id_column(task.recipe): f"{name}-{FEEDBACK}-{secrets.token_hex(4)}", "labelled_by": FEEDBACK}
+    return {**row, **right, **told, "confidence": None, **_when(task.recipe, now())}
+
+
+def _blank(path: Path, lines: Sequence[_Line]) -> None:
+    """Has blanks in the place of rows. Raises StageError where they cannot be written."""
+    try:
+        with path.open("r+b", buffering=0) as file:
+            for one in lines:
+                os.pwrite(file.fileno(), b" " * one.size, one.start)
+    except OSError as error:
+        raise StageError(f"{path}: {_WHAT} cannot be written: {error.strerror or error}") from None
+
+
+def text_in(task: Task, row: Mapping[str, Any]) -> str:
+    """Returns the input of a recorded row."""
+    columns = task.recipe.data.columns
+    found = row[columns.messages][0]["content"] if columns.messages else row[columns.texts[0]]
+    return str(found)
+
+
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Appends rows to a file that this user alone reads. Raises StageError where it cannot be written."""
+    if not rows:
+        return
+    with shared_jsonl.opened(path, _WHAT) as file:
+        try:
+            shared_jsonl.close_to_others(file)
+        except OSError as error:
+            raise StageError(f"{path}: {_WHAT} cannot be written: {error.strerror or error}") from None
+        for number, row in enumerate(rows, 1):
+            shared_jsonl.append(file, row, _WHAT, flush=number == len(rows))

@@ -1,0 +1,227 @@
+"""What a closed model takes for its tokens: as the recipe says, or as genai-prices lists it, offline.
+
+of(Baseline(provider="openai", model="gpt-6-luna"))
+Priced(input_usd_per_million=0.1, output_usd_per_million=0.5, cached_input_usd_per_million=0.01,
+       batch_input_usd_per_million=0.05, batch_output_usd_per_million=0.25, source="genai-prices 0.2.3", date=None,
+       note="openai/gpt-6-luna on 2026-11-20; prompts up to 272,000 tokens, longer ones 0.2 in and 0.75 out", ...)
+
+The list bears no date of its own: its version dates it. `note` says for which day it was asked.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from insource.backends.types import Usage
+from insource.config.schema.compare import Baseline, Price
+
+# As genai-prices calls whom we reach through the SDKs' own clients.
+LISTED_AS = {"openai": "openai", "anthropic": "anthropic", "azure": "azure", "bedrock": "aws", "vertex": "google"}
+# Not service_tier: with that key the list gives the full price, and says nothing.
+BATCH = {"processing": "batch"}
+MILLION = 1_000_000
+
+
+class Rates(NamedTuple):
+    """USD a token."""
+
+    input: float
+    cached_input: float
+    output: float
+
+
+@dataclass(frozen=True)
+class Priced:
+    """The price of one model, in plain figures. None: nobody says that there is such a price."""
+
+    input_usd_per_million: float
+    output_usd_per_million: float
+    """Reasoning is output."""
+    cached_input_usd_per_million: float | None
+    batch_input_usd_per_million: float | None
+    batch_output_usd_per_million: float | None
+    source: str
+    """genai-prices with its version, or recipe."""
+    date: str | None
+    """The day on which the recipe says that it was looked up."""
+    batch_cached_input_usd_per_million: float | None = None
+    cache_write_factor: float = 1.0
+    """What a token costs that is written to the provider's cache, in input tokens."""
+    usd_per_request: float = 0.0
+    """What a request costs besides its tokens."""
+    note: str | None = None
+    """As what the list knows the model, for which day it was asked, and which of several prices this is."""
+    longest_input_tokens: int | None = None
+    """Longer prompts have the price `beyond`; None: this price is for any length."""
+    beyond: "Priced | None" = None
+
+    def usd(self, usage: Usage, batch: bool = False) -> float:
+        """Returns what a request cost. What the provider did not count costs nothing here: who guards a budget takes
+        `most_usd` where tokens are None."""
+        asked, written = usage.input_tokens or 0, usage.output_tokens or 0
+        cached = min(usage.cached_tokens or 0, asked)
+        price = self.at(asked)
+        rates = price.rates(batch)
+        tokens = (asked - cached) * rates.input + cached * rates.cached_input + written * rates.output
+        return tokens + price.usd_per_request
+
+    def most_usd(self, input_tokens: int, max_output_tokens: int, batch: bool = False) -> float:
+        """Returns the most that a request can cost: nothing read from the cache, all of it written there."""
+        price = self.at(input_tokens)
+        rates = price.rates(batch)
+        asked = input_tokens * rates.input * price.cache_write_factor
+        return asked + max_output_tokens * rates.output + price.usd_per_request
+
+    def at(self, input_tokens: int) -> "Priced":
+        """Returns the price of prompts of that length: a long one costs more in every token, not only the last."""
+        if self.beyond is None or self.longest_input_tokens is None or input_tokens <= self.longest_input_tokens:
+            return self
+        return self.beyond.at(input_tokens)
+
+    def rates(self, batch: bool = False) -> Rates:
+        """Returns what a token costs. In a batch without a batch price: the list price; from a cache without a price
+        of its own: as any other input."""
+        read, cached = self.input_usd_per_million, self.cached_input_usd_per_million
+        written = self.output_usd_per_million
+        if batch and self.batch_input_usd_per_million is not None and self.batch_output_usd_per_million is not None:
+            read, cached = self.batch_input_usd_per_million, self.batch_cached_input_usd_per_million
+            written = self.batch_output_usd_per_million
+        return Rates(read / MILLION, (read if cached is None else cached) / MILLION, written / MILLION)
+
+    def json(self) -> dict[str, Any]:
+        """Returns what scores.json says of the price."""
+        return {
+            "input_usd_per_million": self.input_usd_per_million,
+            "output_usd_per_million": self.output_usd_per_million,
+            "cached_input_usd_per_million": self.cached_input_usd_per_million,
+            "batch_input_usd_per_million": self.batch_input_usd_per_million,
+            "batch_output_usd_per_million": self.batch_output_usd_per_million,
+            "source": self.source,
+            "date": self.date,
+            "note": self.note,
+        }
+
+
+def of(baseline: Baseline, at: datetime | None = None) -> Priced | None:
+    """Returns what a closed model costs; None where nobody knows: a model or an address that the list does not have, a
+    stand-in on this machine or answers from a file, unless the recipe gives a price. `at`: the day, today by default.
+
+    genai-prices 0.2.3 lists what a model's chat completions cost, and OpenAI's decisions nowhere: they need a price.
+    """
+    if baseline.price is not None:
+        return given(baseline.price)
+    if baseline.model is None or baseline.loopback or baseline.api == "decisions":
+        return None
+    if baseline.base_url is not None and baseline.provider != "azure":
+        where = {"provider_api_url": baseline.base_url}
+        return listed(baseline.model, where, at, writes=not baseline.decides)
+    return listed(baseline.model, {"provider_id": LISTED_AS[baseline.provider]}, at)
+
+
+def unknown(baselines: Iterable[Baseline]) -> list[str]:
+    """Returns a message for each closed model whose price is unknown, so that compare.budget_usd could not be kept. A
+    stand-in on this machine needs no price."""
+    return [
+        f"compare.baselines: the price of {one.called} is unknown, so compare.budget_usd could not be kept; give it "
+        "price: {input_usd_per_million: ..., output_usd_per_million: ...}"
+        for one in baselines
+        if not one.loopback and of(one) is None
+    ]
+
+
+def given(price: Price) -> Priced:
+    """Returns the price that a recipe gives. A batch saves the same share of everything."""
+    left, cached = 1 - price.batch_discount, price.cached_input_usd_per_million
+    batch = price.batch_discount > 0
+    return Priced(
+        input_usd_per_million=price.input_usd_per_million,
+        output_usd_per_million=price.output_usd_per_million,
+        cached_input_usd_per_million=cached,
+        batch_input_usd_per_million=left * price.input_usd_per_million if batch else None,
+        batch_output_usd_per_million=left * price.output_usd_per_million if batch else None,
+        batch_cached_input_usd_per_million=left * cached if batch and cached is not None else None,
+        source="recipe",
+        date=price.date,
+    )
+
+
+def listed(model: str, where: Mapping[str, str], at: datetime | None = None, writes: bool = True) -> Priced | None:
+    """Returns the price as genai-prices lists it, None where it does not. Where it changes with the time of day: that
+    of the dearest hour, because a budget must hold at any. `writes`: whether the model writes; one that decides is
+    listed without a price of output, which it has none of."""
+    from genai_prices import Usage as Asked
+    from genai_prices import calc_price
+
+    now = (at or datetime.now(UTC)).astimezone(UTC)
+    try:
+        found = calc_price(Asked(input_tokens=1, output_tokens=1), model, genai_request_timestamp=now, **where)
+    except LookupError:
+        return None
+    if found.model_price.input_mtok is None or (writes and found.model_price.output_mtok is None):
+        return None
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    day = {_all_lengths(found, midnight + timedelta(minutes=minutes)) for minutes in range(0, 24 * 60, 30)}
+    dearest = max(day, key=lambda one: one.input_usd_per_million + one.output_usd_per_million)
+    note = f"{found.provider.id}/{found.model.id} on {now:%Y-%m-%d}"
+    if found.model_price.output_mtok is None:
+        note += "; no price of output is listed"
+    if len(day) > 1:
+        note += "; at the dearest time of the day"
+    if dearest.beyond is not None:
+        longer = dearest.beyond
+        note += (
+            f"; prompts up to {dearest.longest_input_tokens:,} tokens, longer ones {longer.input_usd_per_million:g} in "
+            f"and {longer.output_usd_per_million:g} out"
+        )
+    return replace(dearest, note=note)
+
+
+def _all_lengths(found: Any, moment: datetime) -> Priced:
+    """Returns the price of the shortest prompts, with those of longer ones behind it."""
+    from genai_prices.types import TieredPrices
+
+    prices = [one for one in vars(found.model.get_prices(moment)).values() if isinstance(one, TieredPrices)]
+    return _from(found, moment, sorted({0, *(tier.start for one in prices for tier in one.tiers)}))
+
+
+def _from(found: Any, moment: datetime, starts: Sequence[int]) -> Priced:
+    start, *later = starts
+    beyond = _from(found, moment, later) if later else None
+    return _one_length(found, moment, start + 1, later[0] if later else None, beyond)
+
+
+def _one_length(found: Any, moment: datetime, tokens: int, end: int | None, beyond: Priced | None) -> Priced:
+    """Returns the price of prompts of so many tokens. What is asked for is a request of just that length, because the
+    list charges a whole request by the length of its prompt: a million tokens would have the price of long ones."""
+    from genai_prices import Usage as Asked
+
+    def asked(context: Mapping[str, str] | None, **usage: int) -> Any:
+        if found.model_price.output_mtok is None:
+            usage.pop("output_tokens", None)
+        request = Asked(input_tokens=tokens, **usage)
+        return found.model.calc_price(request, found.provider, genai_request_timestamp=moment, price_context=context)
+
+    def million(price: Any) -> float:
+        return float(price * MILLION / tokens)
+
+    plain, batch = asked(None, output_tokens=1), asked(BATCH, output_tokens=1)
+    cached, written = asked(None, cache_read_tokens=tokens), asked(None, cache_write_tokens=tokens)
+    # A model that the provider does not serve in batches is listed with the same price.
+    has_cache, has_batch = plain.model_price.cache_read_mtok is not None, batch.model_price != plain.model_price
+    cached_in_batch = asked(BATCH, cache_read_tokens=tokens) if has_cache and has_batch else None
+    return Priced(
+        input_usd_per_million=million(plain.input_price),
+        output_usd_per_million=float(plain.output_price * MILLION),
+        cached_input_usd_per_million=million(cached.input_price) if has_cache else None,
+        batch_input_usd_per_million=million(batch.input_price) if has_batch else None,
+        batch_output_usd_per_million=float(batch.output_price * MILLION) if has_batch else None,
+        batch_cached_input_usd_per_million=million(cached_in_batch.input_price) if cached_in_batch else None,
+        cache_write_factor=max(1.0, float(written.input_price / plain.input_price)) if plain.input_price else 1.0,
+        usd_per_request=float(plain.total_price - plain.input_price - plain.output_price),
+        source=f"genai-prices {version('genai-prices')}",
+        date=None,
+        longest_input_tokens=end,
+        beyond=beyond,
+    )

@@ -1,0 +1,181 @@
+"""Messages as Anthropic defined them, through its SDK: Anthropic, vLLM's `/v1/messages`, and Anthropic's models on
+Bedrock and Vertex. No log-probabilities."""
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from insource.backends.types import NO_KEY, Backend, Heard, Received, Request, Usage
+from insource.backends.wire import model_families
+from insource.backends.wire.json_schema import fitting, unwrapped, wrapped
+from insource.backends.wire.sdk_environment import without
+from insource.config.errors import RecipeError
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic, AsyncAnthropicBedrock, AsyncAnthropicVertex
+    from anthropic.types import Message
+
+    Client = AsyncAnthropic | AsyncAnthropicBedrock | AsyncAnthropicVertex
+
+_FINISHED = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+}
+ADDRESS = "https://api.anthropic.com"
+# What a request can do without, by the names that a refusal gives it.
+OPTIONAL = {
+    "temperature": ("temperature",),
+    "effort": ("output_config.effort", "effort"),
+    "thinking": ("thinking",),
+    "format": ("output_config.format", "output_format"),
+}
+_GOOGLE_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+
+
+def client(backend: Backend, heard: Heard | None = None) -> "Client":
+    """Returns the SDK's client; retries are ours (ask.py), so that each attempt is seen. `heard` gets the status and
+    the headers of every response.
+
+    Bedrock: region and credentials as boto3 finds them, or AWS_REGION and AWS_BEARER_TOKEN_BEDROCK. Vertex: the region
+    from CLOUD_ML_REGION, project and credentials as google-auth finds them, or ANTHROPIC_VERTEX_PROJECT_ID. Other
+    variables of the environment change nothing (sdk_environment.py). Raises RecipeError where one of them, or the
+    library that looks for them, is missing.
+    """
+    from anthropic import AsyncAnthropic, AsyncAnthropicBedrock, AsyncAnthropicVertex, DefaultAsyncHttpxClient
+
+    async def hear(response: Any) -> None:
+        if heard:
+            heard(response.status_code, response.headers)
+
+    http = DefaultAsyncHttpxClient(**backend.transport, event_hooks={"response": [hear]})
+    settings: dict[str, Any] = {"timeout": backend.timeout_seconds, "max_retries": 0, "http_client": http}
+    settings["base_url"] = backend.base_url or (None if backend.cloud else ADDRESS)
+    with without(own_address=backend.base_url is None):
+        try:
+            if backend.cloud == "bedrock":
+                return AsyncAnthropicBedrock(**_on_bedrock(backend), **settings)
+            if backend.cloud == "vertex":
+                return AsyncAnthropicVertex(**_on_vertex(backend), **settings)
+        except ValueError as error:
+            raise RecipeError(f"model {backend.model} on {backend.cloud} cannot be asked: {error}") from None
+        return AsyncAnthropic(api_key=backend.api_key, **settings)
+
+
+def _on_bedrock(backend: Backend) -> dict[str, Any]:
+    """Returns the key where there is one; else looks for credentials, which the SDK would do at the first request."""
+    if backend.api_key != NO_KEY:
+        return {"api_key": backend.api_key}
+    if os.environ.get("AWS_BEARER_TOKEN_BEDROCK"):
+        return {}
+    session = _extra("boto3", backend)
+    try:
+        if session.Session().get_credentials() is not None:
+            return {}
+        why = "boto3 finds none (`aws configure`, or AWS_BEARER_TOKEN_BEDROCK)"
+    except import_module("botocore.exceptions").BotoCoreError as error:
+        why = str(error)
+    raise RecipeError(f"model {backend.model} on bedrock cannot be asked without credentials: {why}")
+
+
+def _on_vertex(backend: Backend) -> dict[str, Any]:
+    """Returns project and credentials: the SDK wants the project before it looks for credentials, which know it."""
+    project, found = os.environ.get("ANTHROPIC_VERTEX_PROJECT_ID"), None
+    settings: dict[str, Any] = {"access_token": backend.api_key}
+    if backend.api_key == NO_KEY:
+        auth = _extra("google.auth", backend)
+        try:
+            credentials, found = auth.default(scopes=[_GOOGLE_SCOPE])
+        except import_module("google.auth.exceptions").GoogleAuthError as error:
+            raise RecipeError(f"model {backend.model} on vertex cannot be asked without credentials: {error}") from None
+        settings = {"credentials": credentials}
+    if not (project or found):
+        raise RecipeError(f"model {backend.model} on vertex needs a project: set ANTHROPIC_VERTEX_PROJECT_ID")
+    return {**settings, "project_id": project or found}
+
+
+def _extra(library: str, backend: Backend) -> Any:
+    """Returns a module of a library that only this cloud needs."""
+    try:
+        return import_module(library)
+    except ImportError:
+        package = library.replace(".", "-")
+        raise RecipeError(
+            f"model {backend.model} on {backend.cloud} needs {package}, which is not installed: pip install {package} "
+            f"(the extra `{backend.cloud}` of this project)"
+        ) from None
+
+
+def body(backend: Backend, request: Request) -> dict[str, Any]:
+    """Returns the request as it is sent; the constraint goes as a JSON Schema, which is all that this wire has. Effort
+    none turns thinking off."""
+    system = "\n\n".join(message["content"] for message in request.messages if message["role"] == "system")
+    asked: dict[str, Any] = {
+        "model": backend.model,
+        "messages": [dict(message) for message in request.messages if message["role"] != "system"],
+        "max_tokens": request.max_tokens,
+    }
+    if system:
+        asked["system"] = system
+    if backend.temperature is not None and "temperature" not in backend.left_out:
+        asked["temperature"] = backend.temperature
+    if backend.effort == "none" and "thinking" not in backend.left_out:
+        asked["thinking"] = {"type": "disabled"}
+    if output := _output_config(backend, request):
+        asked["output_config"] = output
+    return asked
+
+
+def _output_config(backend: Backend, request: Request) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if backend.effort not in (None, "none") and "effort" not in backend.left_out:
+        found["effort"] = backend.effort
+    constrained = backend.structured == "json_schema" and request.constraint.json_schema is not None
+    if constrained and "format" not in backend.left_out:
+        keywords = model_families.schema_keywords(backend)
+        schema = fitting(wrapped(request.constraint.json_schema or {}), keywords, one_type=True)
+        found["format"] = {"type": "json_schema", "schema": schema}
+    return found
+
+
+async def send(client: "Client", backend: Backend, request: Request) -> Received:
+    """Returns the answer of one attempt. Raises the SDK's errors, and ValueError where the answer is none."""
+    from anthropic.types import Message
+
+    message = await client.post("/v1/messages", cast_to=Message, body=body(backend, request))
+    return received(message, backend, request)
+
+
+async def shutdown_date(client: "Client", backend: Backend) -> str | None:
+    """Returns the day when the model will be shut down, None where none is announced. Raises the SDK's errors."""
+    from anthropic import AsyncAnthropic
+
+    assert isinstance(client, AsyncAnthropic), "clouds have no list of models on this wire"
+    retires = (await client.models.retrieve(backend.model)).retires_at
+    return retires.date().isoformat() if retires else None
+
+
+def received(message: "Message", backend: Backend, request: Request) -> Received:
+    """Returns what a message says. Raises ValueError, AttributeError or TypeError where it is none."""
+    text, usage = "".join(block.text for block in message.content if block.type == "text"), message.usage
+    if backend.structured == "json_schema" and request.constraint.json_schema is not None:
+        text = unwrapped(request.constraint.json_schema, text)
+    # input_tokens leaves out what was read from, or written to, the cache.
+    cached = usage.cache_read_input_tokens or 0
+    return Received(
+        output=text,
+        model_id=message.model,
+        usage=Usage(
+            input_tokens=usage.input_tokens + cached + (usage.cache_creation_input_tokens or 0),
+            output_tokens=usage.output_tokens,
+            reasoning_tokens=_thinking_tokens(usage),
+            cached_tokens=usage.cache_read_input_tokens,
+        ),
+        finish_reason=_FINISHED.get(message.stop_reason or "", message.stop_reason or "unknown"),
+    )
+
+
+def _thinking_tokens(usage: Any) -> int | None:
+    details = usage.output_tokens_details
+    return details.thinking_tokens if details else None

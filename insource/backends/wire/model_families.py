@@ -1,0 +1,174 @@
+"""What each model family takes in a request: one table, read by every wire.
+
+of("openai", "gpt-6-luna").sampling                  "without_reasoning"
+of("anthropic", "claude-haiku-5-5").default_effort   "medium": it thinks unless a request turns that off
+of("openai", "mistral-large").name                   "unknown": no optional parameter is sent unless the recipe sets it
+of("decisions", "gpt-6-luna").choices                (2, 255): it chooses among so many labels, and writes nothing
+
+The first row that matches counts. A provider may change its rules at any time: the first request of a comparison
+(compare/first_request.py) finds what this table does not know. `CHECKED_WITH` names the SDK versions that the table was
+read against; tests/insource/backends/test_provider_rules.py fails when the lock is newer.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from insource.backends.types import Backend, Wire
+
+CHECKED_WITH = {"openai": "3.54.0", "anthropic": "2.12.0", "genai-prices": "0.2.3"}
+CHECKED_ON = "2026-11-29"
+
+# JSON Schema keywords that a provider's structured output takes. A description and a title are always taken.
+_STRUCTURE = {
+    "type",
+    "properties",
+    "required",
+    "additionalProperties",
+    "items",
+    "enum",
+    "const",
+    "anyOf",
+    "$ref",
+    "$defs",
+}
+OPENAI_KEYWORDS = frozenset(
+    _STRUCTURE
+    | {"pattern", "format", "multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+    | {"minItems", "maxItems"}
+)
+ANTHROPIC_KEYWORDS = frozenset(_STRUCTURE | {"allOf", "format"})
+CAREFUL_KEYWORDS = frozenset(_STRUCTURE)
+
+# Output tokens that are left for thinking, by effort, beside those for the answer. No provider publishes how much a
+# model thinks: these are limits, and what is not used costs nothing.
+ROOM_FOR_THINKING = {"minimal": 1024, "low": 4096, "medium": 8192, "high": 16384, "xhigh": 32768, "max": 65536}
+# Thinking cannot be turned off, or it is not known whether the model thinks.
+ROOM_UNKNOWN = 8192
+
+Sampling = Literal["yes", "without_reasoning", "no", "unknown"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the models of a family take."""
+
+    name: str
+    models: str
+    """A regular expression on the model's name, as the provider or a cloud writes it."""
+    sampling: Sampling
+    """Whether temperature is taken; without_reasoning: only with effort none."""
+    efforts: tuple[str, ...]
+    """Values of `effort`; none turns thinking off. Empty: the family takes no such parameter."""
+    default_effort: str | None
+    """What the provider takes where the request sets no effort; None: the model does not think."""
+    schema_keywords: frozenset[str]
+    structured: bool
+    log_probabilities: Literal["yes", "without_reasoning", "no"]
+    batch: bool
+    source: str
+    checked: str = CHECKED_ON
+    choices: tuple[int, int] | None = None
+    """The fewest and the most labels of a question, of endpoints that decide; None: it writes."""
+
+    def takes_temperature(self, effort: str | None) -> bool:
+        """Returns whether a temperature may be sent beside this effort. Of unknown models: yes, since it is sent only
+        where a recipe sets it."""
+        if self.sampling == "without_reasoning":
+            return (effort or self.default_effort) == "none"
+        return self.sampling != "no"
+
+    def tells_log_probabilities(self, effort: str | None) -> bool:
+        """Returns whether answers may be asked for with their log-probabilities beside this effort."""
+        if self.log_probabilities == "without_reasoning":
+            return (effort or self.default_effort) == "none"
+        return self.log_probabilities == "yes"
+
+    def room_for_thinking(self, effort: str | None) -> int:
+        """Returns the output tokens to leave for thinking."""
+        if self.name == UNKNOWN.name and effort is None:
+            return ROOM_UNKNOWN
+        asked = effort or self.default_effort
+        return 0 if asked in (None, "none") else ROOM_FOR_THINKING.get(str(asked), ROOM_UNKNOWN)
+
+
+_OPENAI_DOCS = "OpenAI deployment checklist and reasoning guide, developers.openai.com/api/docs"
+_CLAUDE_DOCS = "Claude API version 2026-10-21 and model pages, platform.claude.com/docs"
+_CLAUDE = r"(?:^|[./])claude-"
+
+UNKNOWN = Family(
+    "unknown", r"", "unknown", (), None, CAREFUL_KEYWORDS, True, "no", False,
+    "nobody's: the least is sent, and the first request tells what is refused",
+)  # fmt: skip
+
+OPENAI = (
+    Family("gpt-6, gpt-5.2 to gpt-5.6", r"^gpt-(6|5\.[2-6])(?!.*-chat)", "without_reasoning",
+           ("none", "low", "medium", "high", "xhigh", "max"), "medium", OPENAI_KEYWORDS, True, "without_reasoning",
+           True, f"{_OPENAI_DOCS}: effort defaults to medium; with effort other than none temperature, top_p and "
+           "logprobs are refused; structured-outputs guide: keywords (minLength and maxLength are not among them)"),
+    Family("gpt-5.1", r"^gpt-5\.1(?!.*-chat)", "without_reasoning", ("none", "low", "medium", "high"), "none",
+           OPENAI_KEYWORDS, True, "without_reasoning", True,
+           "Azure SDK reference of reasoning effort: gpt-5.1 defaults to none"),
+    Family("gpt-5", r"^gpt-5(-mini|-nano)?(-\d|$)", "no", ("minimal", "low", "medium", "high"), "medium",
+           OPENAI_KEYWORDS, True, "no", True, f"{_OPENAI_DOCS}; SDK: shut down on 2026-12-11"),
+    Family("o series", r"^o[134](-|$)", "no", ("low", "medium", "high"), "medium", OPENAI_KEYWORDS, True, "no", True,
+           f"{_OPENAI_DOCS}; SDK: shut down on 2026-10-23, o3 on 2026-12-11"),
+    Family("gpt-4", r"^gpt-4|^chatgpt-4o|^gpt-3\.5", "yes", (), None, OPENAI_KEYWORDS, True, "yes", True,
+           f"{_OPENAI_DOCS}; SDK: gpt-4o and gpt-4.1 shut down on 2027-01-14"),
+)  # fmt: skip
+
+_EFFORTS = ("low", "medium", "high", "xhigh", "max")
+ANTHROPIC = (
+    Family("claude 5.5 that always thinks", _CLAUDE + r"(opus-5-5|(fable|mythos)-)", "no", _EFFORTS, "medium",
+           ANTHROPIC_KEYWORDS, True, "no", True, f"{_CLAUDE_DOCS}: thinking disabled is refused"),
+    Family("claude haiku 5.5", _CLAUDE + r"haiku-5-5", "no", ("none", *_EFFORTS), "medium", ANTHROPIC_KEYWORDS, True,
+           "no", True, f"{_CLAUDE_DOCS}: thinking is adaptive by default, at effort medium, and counts against "
+           "max_tokens; sampling parameters are refused under any version"),
+    Family("claude 5 and sonnet 5.5", _CLAUDE + r"(haiku|sonnet|opus)-5", "no", ("none", *_EFFORTS), "high",
+           ANTHROPIC_KEYWORDS, True, "no", True,
+           f"{_CLAUDE_DOCS}: as haiku 5.5, at effort high (sonnet 5.5 model page)"),
+    Family("claude 4.7 and 4.8", _CLAUDE + r"opus-4-[78]", "no", _EFFORTS, "high", ANTHROPIC_KEYWORDS, True, "no",
+           True, f"{_CLAUDE_DOCS}: sampling parameters are refused under any version; thinking cannot be disabled"),
+    Family("claude 4.5 and 4.6", _CLAUDE + r"\w+-4-[56]", "no", ("none", "low", "medium", "high"), None,
+           ANTHROPIC_KEYWORDS, True, "no", True,
+           f"{_CLAUDE_DOCS}: under version 2026-10-21, which SDK 2.x sends, sampling parameters are refused for every "
+           "model; these do not think unless asked"),
+)  # fmt: skip
+
+# They write nothing: no sampling, no thinking, no schema, and the probability of every label in the answer itself.
+DECISIONS = (
+    Family("decisions", r"", "no", (), None, frozenset(), False, "no", False,
+           "openai SDK 3.54, types/decision_create_params.py: 2 to 255 choices a question; batch_create_params.py: no "
+           "batches of /v1/decisions", choices=(2, 255)),
+)  # fmt: skip
+SYSTEMONE = (
+    Family("System One", r"", "no", (), None, frozenset(), False, "no", False,
+           "docs.ollama.com/api/systemone, abacus.ai/help/route-llm/systemone, docs.fireworks.ai: up to 255 criteria; "
+           "fewer than 2 leave nothing to choose", choices=(2, 255)),
+)  # fmt: skip
+
+TABLE: Mapping[Wire, tuple[Family, ...]] = {
+    "openai": OPENAI,
+    "anthropic": ANTHROPIC,
+    "decisions": DECISIONS,
+    "systemone": SYSTEMONE,
+}
+
+
+def of(wire: Wire, model: str) -> Family:
+    """Returns the family of a model, UNKNOWN where the table has none. A fine-tune (ft:gpt-4o-mini-2024-07-18:org::id)
+    takes what its base takes."""
+    name = base_of_fine_tune(model) or model
+    return next((one for one in TABLE.get(wire, ()) if re.search(one.models, name)), UNKNOWN)
+
+
+def base_of_fine_tune(model: str) -> str | None:
+    """Returns the model that one of OpenAI's fine-tunes was made from, None where it is none."""
+    return model.split(":")[1] if model.startswith("ft:") else None
+
+
+def schema_keywords(backend: Backend) -> frozenset[str] | None:
+    """Returns the JSON Schema keywords that a model takes; None: all, as servers of our own do."""
+    family = of(backend.wire, backend.model)
+    return family.schema_keywords if backend.closed or family is not UNKNOWN else None

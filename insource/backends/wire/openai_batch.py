@@ -1,0 +1,103 @@
+"""OpenAI's batches: a file of requests goes up, a file of answers and one of errors come back.
+
+in   {"custom_id": "9f2c", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "gpt-6-luna", ...}}
+out  {"custom_id": "9f2c", "response": {"status_code": 200, "body": {"choices": [...], ...}}, "error": null}
+or   {"custom_id": "9f2c", "response": null, "error": {"code": "batch_expired", "message": "..."}}
+
+The files stay in the account until somebody deletes them.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from insource.backends import api_errors
+from insource.backends.client import Failed, refused, unreadable
+from insource.backends.types import Backend, Received, Request
+from insource.backends.wire.openai_chat import body, received
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+NAMED = "insource"
+# Our clock may be ahead of theirs.
+CLOCKS_DIFFER = timedelta(hours=1)
+_STATES = {"completed": "ended", "expired": "ended", "cancelled": "cancelled", "failed": "failed"}
+
+
+async def create(client: "AsyncOpenAI", backend: Backend, name: str, requests: Sequence[Request]) -> str:
+    """Returns the id of a new batch."""
+    lines = [
+        json.dumps(
+            {
+                "custom_id": request.id,
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": body(backend, request),
+            },
+            ensure_ascii=False,
+        )
+        for request in requests
+    ]
+    file = await client.files.create(file=(f"{name}.jsonl", "\n".join(lines).encode() + b"\n"), purpose="batch")
+    batch = await client.batches.create(
+        completion_window="24h", endpoint="/v1/chat/completions", input_file_id=file.id, metadata={NAMED: name}
+    )
+    return batch.id
+
+
+async def found(
+    client: "AsyncOpenAI", name: str, began: datetime, ids: Sequence[str], strangers: Collection[str]
+) -> str | None:
+    """Returns the id of the batch that bears the name in its metadata, None where there is none: certain, but for a
+    batch made so shortly before that the provider does not list it yet."""
+    async for batch in client.batches.list(limit=100):
+        if batch.id not in strangers and (batch.metadata or {}).get(NAMED) == name:
+            return batch.id
+        if batch.created_at < (began - CLOCKS_DIFFER).timestamp():
+            break
+    return None
+
+
+async def look(client: "AsyncOpenAI", batch_id: str) -> tuple[str, str]:
+    """Returns how far a batch is, and that in words."""
+    batch = await client.batches.retrieve(batch_id)
+    counts = batch.request_counts
+    told = f"{batch.status}, {counts.completed + counts.failed:,} of {counts.total:,} done" if counts else batch.status
+    if batch.errors and batch.errors.data:
+        told += "; " + "; ".join(one.message or one.code or "an error without a name" for one in batch.errors.data[:3])
+    return _STATES.get(batch.status, "running"), told
+
+
+async def results(
+    client: "AsyncOpenAI", backend: Backend, batch_id: str, asked: Request
+) -> dict[str, Received | Failed]:
+    """Returns what became of each request, by its custom id."""
+    batch = await client.batches.retrieve(batch_id)
+    outcomes: dict[str, Received | Failed] = {}
+    for file_id in (batch.error_file_id, batch.output_file_id):
+        if file_id is None:
+            continue
+        content = await client.files.content(file_id)
+        # Not splitlines, which takes more for the end of a line than JSON does.
+        for line in content.content.decode().split("\n"):
+            if line.strip():
+                row = json.loads(line)
+                outcomes[row["custom_id"]] = _outcome(row, backend, asked)
+    return outcomes
+
+
+def _outcome(row: dict[str, Any], backend: Backend, asked: Request) -> Received | Failed:
+    from openai.types.chat import ChatCompletion
+
+    try:
+        response, error = row.get("response"), row.get("error")
+        if not response:
+            told = f"{error['code']}: {error['message']}" if error else "neither an answer nor an error"
+            return Failed(told, again=False, another_day=True)
+        if response["status_code"] != 200:
+            return refused(response["status_code"], api_errors.read(response["body"]))
+        return received(ChatCompletion.construct(**response["body"]), backend, asked)
+    except (ValueError, LookupError, AttributeError, TypeError) as problem:
+        return unreadable(problem)

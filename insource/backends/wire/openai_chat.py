@@ -1,0 +1,116 @@
+"""Chat completions as OpenAI defined them, through its SDK: OpenAI, vLLM, Gemini, Mistral, any base_url, and Azure."""
+
+from typing import TYPE_CHECKING, Any
+
+from insource.backends.types import NO_KEY, Backend, Heard, Received, Request, Usage
+from insource.backends.wire import model_families
+from insource.backends.wire.json_schema import fitting, unwrapped, wrapped
+from insource.backends.wire.sdk_environment import without
+from insource.config.errors import RecipeError
+from insource.config.hosts import host_of, is_loopback
+from insource.tasks.records.field_confidence import least_of_fields
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+    from openai.types.chat import ChatCompletion
+
+ADDRESS = "https://api.openai.com/v1"
+# What a request can do without, by the name that a refusal gives it.
+OPTIONAL = {
+    "temperature": ("temperature",),
+    "reasoning_effort": ("reasoning_effort", "reasoning.effort"),
+    "logprobs": ("logprobs",),
+    "response_format": ("response_format",),
+}
+
+
+def client(backend: Backend, heard: Heard | None = None) -> "AsyncOpenAI":
+    """Returns the SDK's client; retries are ours (ask.py), so that each attempt is seen. `heard` gets the status and
+    the headers of every response.
+
+    On Azure the SDK reads the version of the API from OPENAI_API_VERSION, and without a key AZURE_OPENAI_AD_TOKEN.
+    Other variables of the environment change nothing (sdk_environment.py). Raises RecipeError where one of them is
+    missing.
+    """
+    from openai import AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
+
+    async def hear(response: Any) -> None:
+        if heard:
+            heard(response.status_code, response.headers)
+
+    http = DefaultAsyncHttpxClient(**backend.transport, event_hooks={"response": [hear]})
+    settings: dict[str, Any] = {"timeout": backend.timeout_seconds, "max_retries": 0, "http_client": http}
+    if backend.cloud != "azure":
+        with without(own_address=backend.base_url is None):
+            return AsyncOpenAI(api_key=backend.api_key, base_url=backend.base_url or ADDRESS, **settings)
+    # Without a key the SDK takes Azure's own from the environment, which a stand-in on this machine must not get.
+    key = None if backend.api_key == NO_KEY and not is_loopback(host_of(backend.base_url)) else backend.api_key
+    try:
+        with without(own_address=False):
+            return AsyncAzureOpenAI(azure_endpoint=backend.base_url or "", api_key=key, **settings)
+    except (OpenAIError, ValueError) as error:
+        raise RecipeError(f"model {backend.model} on Azure cannot be asked: {error}") from None
+
+
+def body(backend: Backend, request: Request) -> dict[str, Any]:
+    """Returns the request as it is sent: of the optional parameters those that the recipe sets, and none that the
+    provider refused."""
+    asked: dict[str, Any] = {
+        "model": backend.model,
+        "messages": [dict(message) for message in request.messages],
+        "max_completion_tokens": request.max_tokens,
+    }
+    if backend.temperature is not None:
+        asked["temperature"] = backend.temperature
+    if backend.effort is not None:
+        asked["reasoning_effort"] = backend.effort
+    if backend.log_probabilities:
+        asked["logprobs"] = True
+    constraint = request.constraint
+    if backend.structured == "grammar" and constraint.grammar is not None:
+        asked["structured_outputs"] = {"grammar": constraint.grammar}
+    if backend.structured == "json_schema" and constraint.json_schema is not None:
+        keywords = model_families.schema_keywords(backend)
+        schema = {"name": "answer", "strict": True, "schema": fitting(wrapped(constraint.json_schema), keywords)}
+        asked["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return {name: value for name, value in asked.items() if name not in backend.left_out}
+
+
+async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Received:
+    """Returns the answer of one attempt. Raises the SDK's errors, and ValueError where the answer is none."""
+    from openai.types.chat import ChatCompletion
+
+    completion = await client.post("/chat/completions", cast_to=ChatCompletion, body=body(backend, request))
+    return received(completion, backend, request)
+
+
+async def shutdown_date(client: "AsyncOpenAI", backend: Backend) -> str | None:
+    """Returns the day when the model will be shut down, None where none is announced. Raises the SDK's errors."""
+    return (await client.models.retrieve(backend.model)).shutdown_date
+
+
+def received(completion: "ChatCompletion", backend: Backend, request: Request) -> Received:
+    """Returns what a completion says. Raises ValueError, AttributeError or TypeError where it is none."""
+    if not completion.choices:
+        raise ValueError("the answer holds no choice")
+    choice, usage = completion.choices[0], completion.usage
+    text = choice.message.content or ""
+    if backend.structured == "json_schema" and request.constraint.json_schema is not None:
+        text = unwrapped(request.constraint.json_schema, text)
+    found = choice.logprobs.content if choice.logprobs else None
+    prompt, written = (usage.prompt_tokens_details, usage.completion_tokens_details) if usage else (None, None)
+    return Received(
+        output=text,
+        model_id=completion.model,
+        usage=Usage(
+            input_tokens=usage.prompt_tokens if usage else None,
+            output_tokens=usage.completion_tokens if usage else None,
+            reasoning_tokens=written.reasoning_tokens if written else None,
+            cached_tokens=prompt.cached_tokens if prompt else None,
+        ),
+        finish_reason="refusal" if choice.message.refusal else str(choice.finish_reason),
+        log_probability=sum(one.logprob for one in found) if found else None,
+        field_log_probability=least_of_fields([one.token for one in found], [one.logprob for one in found])
+        if found
+        else None,
+    )

@@ -1,0 +1,57 @@
+"""System One (`POST <base_url>/systemone`): TypeSafe's Jev and the servers that took over its wire.
+
+asked     {"model": "jev-1.14.0", "state": "my parcel is late", "questions": {"label": {"type": "choice",
+           "instructions": "Choose the queue.", "criteria": {"delivery_delay": "parcel late or lost", "other": null}}}}
+answered  {"model": "jev-1.14.0", "answers": {"label": {"type": "choice", "choice": "delivery_delay",
+           "probabilities": {"delivery_delay": 0.97, ...}, "confidence": 0.93}}, "usage": {"input_tokens": 61, ...}}
+
+Checked on 2026-11-29 against the published references of those who serve it (Abacus RouteLLM, Ollama 0.35, Fireworks,
+Bespoke Nimble, Databricks) and two client libraries; never against TypeSafe itself, and no refusal is documented. The
+request goes through the openai SDK's client, for its transport, its key header and its errors.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from insource.backends.types import Backend, Heard, Received, Request, Usage
+from insource.backends.wire import openai_chat
+from insource.backends.wire.openai_decisions import choices_of, decided
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+OPTIONAL: dict[str, tuple[str, ...]] = {}
+QUESTION = "label"
+
+
+def client(backend: Backend, heard: Heard | None = None) -> "AsyncOpenAI":
+    """Returns the SDK's client; as on the wire of chat completions."""
+    return openai_chat.client(backend, heard)
+
+
+def body(backend: Backend, request: Request) -> dict[str, Any]:
+    """Returns the request as it is sent. Raises RecipeError for more labels than the endpoint takes."""
+    asked = choices_of(backend, request)
+    criteria = {label: about or None for label, about in asked.labels}
+    question = {"type": "choice", "instructions": asked.instruction, "criteria": criteria}
+    return {"model": backend.model, "state": asked.text, "questions": {QUESTION: question}}
+
+
+async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Received:
+    """Returns the answer of one attempt. Raises the SDK's errors, and ValueError where the answer is none."""
+    found = await client.post("/systemone", cast_to=object, body=body(backend, request))
+    return received(found, backend, request)
+
+
+async def shutdown_date(client: "AsyncOpenAI", backend: Backend) -> str | None:
+    """Returns None: the wire has no field for it."""
+    return None
+
+
+def received(found: Any, backend: Backend, request: Request) -> Received:
+    """Returns what an answer says. Raises ValueError, LookupError, AttributeError or TypeError where it is none."""
+    answer, told = found["answers"][QUESTION], found.get("usage") or {}
+    if answer["type"] != "choice":
+        raise ValueError(f"an answer of type {answer['type']} to a question of type choice")
+    usage = Usage(told.get("input_tokens"), told.get("output_tokens"))
+    probabilities = {str(label): float(value) for label, value in answer["probabilities"].items()}
+    return decided(str(answer["choice"]), probabilities, str(found["model"]), usage, request)

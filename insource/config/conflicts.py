@@ -1,0 +1,228 @@
+"""Values of different sections that cannot go together, each with what would do.
+
+    task: {kind: extraction}   train: {class_weight: balanced}
+    -> (("train", "class_weight"), "weighs labels, and kind is extraction; leave it out")
+
+And what one section leaves to another: the metric that chooses a checkpoint, and what is served.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from insource.config.schema import json_schema_subset
+from insource.config.schema.optimizers import of_bitsandbytes
+from insource.config.schema.train import Train
+
+if TYPE_CHECKING:
+    from insource.config.recipe import Recipe
+    from insource.config.schema.compare import Baseline
+
+Found = Iterator[tuple[tuple[str, ...], str]]
+
+# The headline figures of each kind of task, the one that chooses a checkpoint first, and that decides where the plan
+# names none; tasks/ computes them.
+METRICS = {
+    "classification": ("accuracy", "macro_f1"),
+    "multilabel": ("micro_f1", "macro_f1", "exact_match"),
+    "extraction": ("exact_match", "field_f1", "schema_valid"),
+    "generation": ("rouge_l", "chrf", "exact_match"),
+    "preference": ("preference_accuracy", "reward_accuracy"),
+}
+
+# By what one row is judged: the first figure that is a mean over rows.
+ROW_METRICS = {kind: names[0] for kind, names in METRICS.items()} | {"multilabel": "exact_match"}
+
+
+def find(recipe: "Recipe") -> list[tuple[tuple[str, ...], str]]:
+    """Returns (key, what would do) for all of them."""
+    checks = (_with_task, _with_formats, _with_plan, _with_route, _with_hardware, _with_adapter)
+    return [clash for check in checks for clash in check(recipe)]
+
+
+def filled_in(recipe: "Recipe") -> dict[str, Any]:
+    """Returns the sections that leave something to other sections, with that filled in."""
+    train, serve = recipe.train, recipe.serve
+    changes: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    if train.keeps_best:
+        metric = train.metric_for_best_model or METRICS[recipe.task.variant][0]
+        found |= {"load_best_model_at_end": True, "metric_for_best_model": metric}
+    if train.eval_strategy == "steps" and train.eval_steps is None:
+        found["eval_steps"] = train.save_steps
+    if found:
+        changes["train"] = train.model_copy(update=found)
+    primary = recipe.compare.primary
+    if primary is not None and "metric" not in primary.model_fields_set:
+        planned = primary.model_copy(update={"metric": METRICS[recipe.task.variant][0]})
+        changes["compare"] = recipe.compare.model_copy(update={"primary": planned})
+    if recipe.lora.unservable and serve.model == "auto":
+        changes["serve"] = serve.model_copy(update={"model": "merged"})
+    return changes
+
+
+def _with_task(recipe: "Recipe") -> Found:
+    task, train = recipe.task, recipe.train
+    if recipe.data.rare_labels is not None and (task.kind != "classification" or task.labels != "auto"):
+        yield (
+            ("data", "rare_labels"),
+            "settles labels that are found in the rows: kind classification, task.labels: auto",
+        )
+    if recipe.data.columns.label_separator is not None and task.variant != "multilabel":
+        told = "stands between labels of a row: kind classification with task.labels_per_row: many; leave it out"
+        yield ("data", "columns", "label_separator"), told
+    columns = recipe.data.columns
+    if columns.label_columns is not None:
+        of_labels = ("data", "columns", "label_columns")
+        if task.variant != "multilabel":
+            yield (
+                of_labels,
+                "holds several labels of a row: kind classification with task.labels_per_row: many; leave it out",
+            )
+        elif columns.label_separator is not None:
+            yield of_labels, "and data.columns.label_separator both say how labels are given; keep one"
+        elif len({*columns.label_columns}) < len(columns.label_columns):
+            yield of_labels, "names a column twice; name each once"
+    if columns.targets is not None and task.kind not in ("extraction", "generation"):
+        yield ("data", "columns", "targets"), f"holds several answers of a row, and kind is {task.kind}; leave it out"
+    elif columns.targets is not None and (columns.target is not None or columns.messages is not None):
+        other = "target" if columns.target is not None else "messages"
+        yield ("data", "columns", "targets"), f"and data.columns.{other} both name the answer; keep one"
+    yield from _with_slots(recipe)
+    if task.variant == "multilabel":
+        for key in ("class_weight", "balanced_sampling"):
+            if getattr(train, key):
+                yield ("train", key), "goes by the one label of a row, and task.labels_per_row is many; leave it out"
+    elif task.kind != "classification":
+        if train.class_weight is not None:
+            yield ("train", "class_weight"), f"weighs labels, and kind is {task.kind}; leave it out"
+        if train.balanced_sampling:
+            yield ("train", "balanced_sampling"), f"evens out labels, and kind is {task.kind}; leave it out"
+    elif isinstance(train.class_weight, dict) and task.labels != "auto":
+        for label in sorted(set(train.class_weight) - set(task.labels)):
+            yield ("train", "class_weight", label), f"is none of task.labels: {', '.join(sorted(task.labels))}"
+    if task.kind != "preference" and train.beta != Train.model_fields["beta"].default:
+        yield ("train", "beta"), f"belongs to preference tuning, and kind is {task.kind}; leave it out"
+    metrics = METRICS[task.variant]
+    if train.metric_for_best_model is not None and train.metric_for_best_model not in metrics:
+        told = f"given {train.metric_for_best_model!r}, allowed for {_of(recipe)}: {', '.join(metrics)}"
+        yield ("train", "metric_for_best_model"), told
+
+
+def _with_slots(recipe: "Recipe") -> Found:
+    columns = recipe.data.columns
+    given = [name for name in ("slots", "tags") if getattr(columns, name) is not None]
+    others = [name for name in ("target", "targets", "messages") if getattr(columns, name) is not None]
+    for name in given[:1]:
+        key = ("data", "columns", name)
+        if recipe.task.kind != "extraction":
+            yield key, f"holds the fields of a record, and kind is {recipe.task.kind}; leave it out"
+        if rest := given[1:] + others:
+            yield key, f"and data.columns.{rest[0]} both hold the record; keep one"
+        if len(columns.texts) > 1:
+            yield key, f"tells places in one text, and data.columns.text names {len(columns.texts)} columns; name one"
+
+
+def _with_formats(recipe: "Recipe") -> Found:
+    formats, time = recipe.data.formats, recipe.data.split.time
+    fields = dict(json_schema_subset.values(recipe.task.json_schema)) if recipe.task.json_schema else {}
+    if formats.decimal is not None and recipe.task.kind != "extraction":
+        yield ("data", "formats", "decimal"), f"is for fields that are numbers, and kind is {recipe.task.kind}"
+    for name in formats.dates:
+        if name != time and fields.get(name) != "string":
+            yield ("data", "formats", "dates", name), f"is neither data.split.time nor a field of text{_are(fields)}"
+    for name, currency in formats.amounts.items():
+        if fields.get(name) not in ("number", "integer"):
+            yield ("data", "formats", "amounts", name), f"is no field of a number{_are(fields)}"
+        elif currency is not None and fields.get(f"{name.rpartition('.')[0]}.{currency}".lstrip(".")) != "string":
+            yield ("data", "formats", "amounts", name), f"{currency!r} is no field of text{_are(fields)}"
+
+
+def _are(fields: dict[str, str]) -> str:
+    return f"; there are {', '.join(fields)}" if fields else ""
+
+
+def _with_plan(recipe: "Recipe") -> Found:
+    primary, metrics = recipe.compare.primary, METRICS[recipe.task.variant]
+    if primary is not None and "metric" in primary.model_fields_set and primary.metric not in metrics:
+        told = f"given {primary.metric!r}, allowed for {_of(recipe)}: {', '.join(metrics)}"
+        yield ("compare", "primary", "metric"), told
+    named, names = recipe.route.not_worse_than, [one.called for one in recipe.compare.baselines]
+    if named is not None and named not in names:
+        told = f"given {named!r}, allowed: a baseline of compare.baselines ({', '.join(names) or 'there is none'})"
+        yield ("route", "not_worse_than"), told
+    if named is not None and recipe.task.kind == "preference":
+        yield ("route", "not_worse_than"), "closed models are not asked for preferences; leave it out"
+    for at, baseline in enumerate(recipe.compare.baselines):
+        if baseline.decides and recipe.task.variant != "classification":
+            told = f"given {baseline.api}, which chooses one of the labels, and this is {_of(recipe)}; set chat"
+            yield ("compare", "baselines", str(at), "api"), told
+        if wrong := _of_address(baseline, recipe.privacy.data_may_leave):
+            yield ("compare", "baselines", str(at), "base_url"), wrong
+
+
+def _with_route(recipe: "Recipe") -> Found:
+    name = recipe.route.baseline
+    if name is None:
+        return
+    there = [one.called for one in recipe.compare.baselines if one.provider != "file"]
+    if name not in there:
+        yield ("route", "baseline"), f"given {name!r}, there are {', '.join(there) or 'no API models'}"
+    for one in recipe.compare.baselines:
+        if one.called == name and one.shots:
+            yield ("route", "baseline"), f"{name} is asked with examples of train (shots), which are not deployed"
+        if one.called == name and isinstance(one.instruction, list):
+            yield ("route", "baseline"), f"{name} has several instructions; give it the one that was chosen"
+
+
+def _of_address(baseline: "Baseline", data_may_leave: bool) -> str | None:
+    """Returns what stands against the address of a baseline, without the address: it may hold a secret."""
+    parts = urlsplit(baseline.base_url or "")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        return "holds a user, a password or a query, which logs and reports would copy; name the key in api_key_env"
+    if parts.scheme == "http" and not data_may_leave and not baseline.loopback:
+        return "would send rows over plain http to another machine, and privacy.data_may_leave is false; take https"
+    return None
+
+
+def _of(recipe: "Recipe") -> str:
+    several = " with several labels a row" if recipe.task.variant == "multilabel" else ""
+    return f"kind {recipe.task.kind}{several}"
+
+
+def _with_hardware(recipe: "Recipe") -> Found:
+    train, accelerate = recipe.train, recipe.accelerate
+    if train.batch_size < accelerate.num_processes:
+        told = f"{train.batch_size} examples cannot be dealt to {accelerate.num_processes} processes"
+        yield ("train", "batch_size"), f"{told}; set at least {accelerate.num_processes}"
+    if accelerate.use_cpu and train.optim.startswith("paged_"):
+        plain = (
+            train.optim.removeprefix("paged_")
+            .replace("adamw_32bit", "adamw_torch")
+            .replace("ademamix_32bit", "ademamix")
+        )
+        yield ("train", "optim"), f"{train.optim} pages between GPU and main memory; on a CPU set {plain}"
+    if accelerate.distributed_type == "FSDP":
+        if of_bitsandbytes(train.optim):
+            yield ("train", "optim"), f"{train.optim} of bitsandbytes takes no sharded tensors; set adamw_torch"
+        if recipe.model.quantization == "int8":
+            yield ("model", "quantization"), "int8 weights cannot be sharded; set nf4 or none"
+        if recipe.lora.takes_from_base:
+            told = f"{recipe.lora.init_lora_weights} rewrites the base, which FSDP loads in parts"
+            yield ("lora", "init_lora_weights"), f"{told}; set true, or HARDWARE=multi-gpu"
+
+
+def _with_adapter(recipe: "Recipe") -> Found:
+    lora, quantization = recipe.lora, recipe.model.quantization
+    key = ("lora", "init_lora_weights")
+    if lora.init_lora_weights == "loftq" and quantization == "none":
+        yield key, "loftq makes up for what quantization loses; set model.quantization: nf4 or int8"
+    if lora.init_lora_weights == "mica" and quantization != "none":
+        yield key, "mica reads weights that are not quantized; set model.quantization: none"
+    if lora.takes_from_base and quantization != "none" and recipe.task.kind == "preference":
+        told = f"with {lora.init_lora_weights} on {quantization} weights training would not begin at its reference"
+        yield key, f"{told}, the base; set true, or model.quantization: none"
+    if lora.use_dora and quantization == "int8":
+        yield ("lora", "use_dora"), "PEFT trains DoRA on no int8 weights; set model.quantization: nf4 or none"
+    if lora.unservable and recipe.serve.model == "adapter":
+        yield ("serve", "model"), f"lora.{lora.unservable}; set merged, or leave it out"

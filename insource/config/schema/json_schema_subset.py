@@ -1,0 +1,160 @@
+"""What `task.json_schema` may say: an object whose every answer is bounded, so that decoding always ends.
+
+    {"type": "object", "required": ["kind"], "properties": {
+        "kind": {"enum": ["order", "invoice"]}, "total": {"type": "number", "description": "with tax"},
+        "buyer": {"type": "string", "maxLength": 40}, "codes": {"type": "array", "maxItems": 5, "items": {...}},
+        "lines": {"type": "array", "maxItems": 20, "items": {"type": "object", "properties": {...}}}}}
+
+A keyword is allowed where the output constraint enforces it (`insource/tasks/extraction.py`): what a recipe asks for
+and nothing holds the model to would count against the model. `ordered: true` says that the order of an array's entries
+counts.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+SCALARS = ("string", "number", "integer", "boolean")
+ABOUT = ("title", "description")
+LIMITS = ("maxLength", "maxItems")
+OBJECT = (*ABOUT, "type", "properties", "required", "additionalProperties")
+AT_TOP = (*OBJECT, "$schema")
+# Objects within objects, the record counted.
+DEEPEST = 4
+
+
+def check(json_schema: Mapping[str, Any]) -> None:
+    """Returns nothing where answers can be held to this schema. Raises ValueError saying what in it cannot be."""
+    from jsonschema import Draft202012Validator, SchemaError
+
+    try:
+        Draft202012Validator.check_schema(json_schema)
+    except SchemaError as error:
+        where = ".".join(str(part) for part in error.absolute_path) or "this"
+        raise ValueError(f"{where} is not JSON Schema: {error.message}") from None
+    _only(json_schema, AT_TOP, "at the top")
+    if json_schema.get("type") != "object":
+        raise ValueError("needs type: object and properties, the fields of the answer")
+    _check_object(json_schema, "", 1)
+    found = paths(json_schema)
+    if twice := sorted({path for path in found if found.count(path) > 1}):
+        raise ValueError(f"properties: {', '.join(map(repr, twice))} names two fields, one of them inside an object")
+
+
+def paths(json_schema: Mapping[str, Any]) -> list[str]:
+    """Returns the paths of all values of a record, those in objects as supplier.name and line_items.price."""
+    return [path for path, _ in values(json_schema)]
+
+
+def values(json_schema: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Yields (path, type) of each value of a record; of a list of values, the type of its entries."""
+    for name, field in json_schema["properties"].items():
+        inside = field.get("items", field)
+        if "properties" in inside:
+            yield from values(inside, f"{above}{name}.")
+        else:
+            yield above + name, "string" if "enum" in inside else _kinds(inside)[0]
+
+
+def with_whole_limits(json_schema: Any) -> Any:
+    """Returns the schema with maxLength and maxItems as whole numbers: JSON Schema takes 30.0 for 30, a grammar does
+    not."""
+    if isinstance(json_schema, list):
+        return [with_whole_limits(one) for one in json_schema]
+    if not isinstance(json_schema, dict):
+        return json_schema
+    return {
+        key: int(one) if key in LIMITS and isinstance(one, float) else with_whole_limits(one)
+        for key, one in json_schema.items()
+    }
+
+
+def check_normalizers(normalizers: Collection[str], json_schema: Mapping[str, Any]) -> None:
+    """Returns nothing where all fields that are evened out exist. Raises ValueError naming those that do not."""
+    fields = paths(json_schema)
+    if unknown := [name for name in normalizers if name not in fields]:
+        raise ValueError(f"there is no field {', '.join(map(repr, unknown))}; there are {', '.join(fields)}")
+
+
+def _check_object(given: Mapping[str, Any], at: str, depth: int) -> None:
+    """Checks an object and what is in it; `at` is "" for the record itself."""
+    where = f"{at}: " if at else ""
+    if depth > DEEPEST:
+        raise ValueError(f"{where}objects more than {DEEPEST} deep; flatten them")
+    fields = given.get("properties")
+    if not fields:
+        raise ValueError(f"{where}needs type: object and properties, the fields of the answer")
+    if given.get("additionalProperties", False) is not False:
+        raise ValueError(f"{where}additionalProperties must be false or absent: an answer has the named keys alone")
+    if unknown := [name for name in given.get("required", ()) if name not in fields]:
+        raise ValueError(f"{where}required names {', '.join(map(repr, unknown))}, not among properties")
+    for name, field in fields.items():
+        if not name.strip() or not name.isprintable():
+            raise ValueError(f"{where}properties: {name!r} is no name that can stand in one line of a prompt")
+        _check_field(field, f"{at}.properties.{name}".removeprefix("."), depth)
+
+
+def _check_field(field: Any, at: str, depth: int) -> None:
+    if not isinstance(field, Mapping):
+        raise ValueError(f"{at}: not supported: {field!r} instead of a type; give type or enum")
+    kinds = _kinds(field)
+    if kinds == ["object"]:
+        _only(field, OBJECT, at)
+        _check_object(field, at, depth + 1)
+    elif kinds == ["array"]:
+        _only(field, (*ABOUT, "type", "items", "maxItems", "ordered"), at)
+        if not isinstance(field.get("ordered", False), bool):
+            raise ValueError(f"{at}.ordered: given {field['ordered']!r}, allowed: true or false")
+        if not field.get("maxItems"):
+            raise ValueError(f"{at}: an array needs maxItems of at least 1, so that every answer ends")
+        items = field.get("items")
+        if not isinstance(items, Mapping) or nullable(items):
+            raise ValueError(f"{at}.items: needs one type of {', '.join(SCALARS)}, object, or enum, without null")
+        if _kinds(items) == ["object"]:
+            _only(items, OBJECT, f"{at}.items")
+            _check_object(items, f"{at}.items", depth + 1)
+        else:
+            _check_scalar(items, f"{at}.items")
+    else:
+        _check_scalar(field, at)
+
+
+def _check_scalar(field: Mapping[str, Any], at: str) -> None:
+    kinds = _kinds(field)
+    if "enum" in field:
+        _only(field, (*ABOUT, "type", "enum"), at)
+        _check_choices(field["enum"], kinds, at)
+        return
+    if not kinds:
+        unknown = [key for key in field if key not in ABOUT]
+        raise ValueError(f"{at}: not supported: {', '.join(unknown)}" if unknown else f"{at}: needs type or enum")
+    if len(kinds) > 1 or kinds[0] not in SCALARS:
+        allowed = f"one of {', '.join(SCALARS)}, array, object, or a list of one of these and 'null'"
+        raise ValueError(f"{at}: not supported: type {field['type']!r}; give {allowed}")
+    _only(field, (*ABOUT, "type", "maxLength") if kinds == ["string"] else (*ABOUT, "type"), at)
+    if kinds == ["string"] and not field.get("maxLength"):
+        raise ValueError(f"{at}: a string needs maxLength of at least 1 (or enum), so that every answer ends")
+
+
+def _check_choices(choices: list[Any], kinds: list[str], at: str) -> None:
+    texts = [choice for choice in choices if choice is not None]
+    if kinds not in ([], ["string"]) or not all(isinstance(one, str) and one.strip() for one in texts):
+        raise ValueError(f"{at}: not supported: an enum of anything but texts (and null)")
+    if not texts or len(set(texts)) < len(texts):
+        raise ValueError(f"{at}: enum needs texts that differ")
+
+
+def _kinds(field: Mapping[str, Any]) -> list[str]:
+    """The types that a field may have, null aside: it says whether the field may be missing, which any field may."""
+    given = field.get("type", [])
+    kinds = [given] if isinstance(given, str) else list(given)
+    return [kind for kind in kinds if kind != "null"] or kinds
+
+
+def nullable(field: Mapping[str, Any]) -> bool:
+    """Returns whether a field says by itself that it may be null."""
+    return "null" in field.get("type", ()) or None in field.get("enum", ())
+
+
+def _only(given: Mapping[str, Any], allowed: Collection[str], at: str) -> None:
+    if unknown := [key for key in given if key not in allowed]:
+        raise ValueError(f"{at}: not supported: {', '.join(unknown)}; allowed here: {', '.join(allowed)}")

@@ -1,0 +1,150 @@
+"""The section that says what the adapter is, in the names of `peft.LoraConfig`.
+
+    lora: {r: 16, lora_alpha: 32, target_modules: all-linear, init_lora_weights: pissa_niter_4}
+
+Every field of LoraConfig is a key here or stands in NOT_TAKEN with the reason, which
+`tests/insource/config/test_recipe.py` checks.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from insource.config.schema.section import ClashError, Count, Name, Positive, Section
+
+# What vLLM 0.32 takes for --max-lora-rank.
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+VLLM_MAX_RANK = VLLM_RANKS[-1]
+
+Rank = Annotated[int, Field(ge=1, le=VLLM_MAX_RANK)]
+Initialisation = (
+    Literal[True, "gaussian", "orthogonal", "mica", "pissa", "olora", "loftq"]
+    | Annotated[str, Field(pattern=r"^pissa_niter_\d+$")]
+)
+
+_UNSERVED = "vLLM serves no such adapter, and merging cannot take it in; leave it out"
+_OTHER_METHOD = "its settings belong to a method that is not built in; leave it out"
+NOT_TAKEN = {
+    "bias": "vLLM serves no adapter that trains biases; leave it out, LoRA itself needs none",
+    "lora_bias": "vLLM serves no adapter that trains biases; leave it out, LoRA itself needs none",
+    "modules_to_save": "whole modules in an adapter are refused by vLLM; name them in target_modules",
+    "trainable_token_indices": "vLLM serves no adapter that changes embeddings; leave it out",
+    "alora_invocation_tokens": _UNSERVED,
+    "layer_replication": _UNSERVED,
+    "use_bdlora": _UNSERVED,
+    "use_qalora": "it needs a GPTQ base; take model.quantization: nf4 or int8",
+    "qalora_group_size": "it needs a GPTQ base; take model.quantization: nf4 or int8",
+    "eva_config": "EVA reads activations of the data before training, which is not built; take pissa or olora",
+    "corda_config": "CorDA reads activations of the data before training, which is not built; take pissa or olora",
+    "lora_ga_config": "LoRA-GA reads gradients of the data before training, which is not built; take pissa or olora",
+    "velora_config": _OTHER_METHOD,
+    "monteclora_config": _OTHER_METHOD,
+    "arrow_config": _OTHER_METHOD,
+    "kasa_config": _OTHER_METHOD,
+    "megatron_config": "models are transformers', not Megatron's; leave it out",
+    "megatron_core": "models are transformers', not Megatron's; leave it out",
+    "fan_in_fan_out": "PEFT finds it out from the layer; leave it out",
+    "ensure_weight_tying": "tied layers are the embeddings, which are not trained; leave it out",
+    "runtime_config": "how PEFT loads is not the recipe's; leave it out",
+    "peft_type": "it is LORA; leave it out",
+    "task_type": "it is CAUSAL_LM; leave it out",
+    "base_model_name_or_path": "the base is model.base",
+    "revision": "the base's revision is model.revision",
+    "inference_mode": "training sets it; leave it out",
+    "auto_mapping": "PEFT writes it; leave it out",
+    "peft_version": "PEFT writes it; leave it out",
+}
+_NO_INITIALISATION = {
+    "eva": NOT_TAKEN["eva_config"],
+    "corda": NOT_TAKEN["corda_config"],
+    "lora_ga": NOT_TAKEN["lora_ga_config"],
+    False: "an adapter that changes the model before it is trained helps only to debug; take true",
+}
+
+
+class LoftqConfig(Section):
+    """How LoftQ begins; the bits are those of model.quantization."""
+
+    loftq_iter: Annotated[int, Field(ge=1, le=20)] = 1
+    """Rounds of quantizing and of making up for it."""
+
+
+class Lora(Section):
+    """The adapter, in the names of peft.LoraConfig."""
+
+    r: Rank = 16
+    lora_alpha: Positive | Count = 32
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Name | Annotated[list[Name], Field(min_length=1)] = "all-linear"
+    """Names of linear layers, a regular expression, or all-linear: all but the head."""
+    exclude_modules: Name | list[Name] | None = None
+    target_parameters: Annotated[list[Name], Field(min_length=1)] | None = None
+    """Parameters that are no layer of their own, such as mlp.experts.gate_up_proj of a mixture of experts."""
+    layers_to_transform: (
+        Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None
+    ) = None
+    """Numbers of the layers that get an adapter, from 0; left out: all."""
+    layers_pattern: Name | list[Name] | None = None
+    """The name of the list of layers in the model, where it is none of the usual."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r), so that large ranks learn as fast as small ones."""
+    use_dora: bool = False
+    """Train length and direction of the weights apart; vLLM serves it only merged."""
+    rank_pattern: dict[str, Rank] = {}
+    """Other ranks by the end of a layer's name, or a regular expression of it."""
+    alpha_pattern: dict[str, Positive | Count] = {}
+    init_lora_weights: Initialisation = True
+    """pissa, pissa_niter_<n>, olora and loftq begin with a part of the base; they are exported as a plain adapter of
+    twice the rank, which vLLM serves on the base as it is."""
+    loftq_config: LoftqConfig | None = None
+
+    @field_validator("init_lora_weights", mode="before")
+    @classmethod
+    def _can_begin(cls, value: Any) -> Any:
+        if isinstance(value, str | bool) and value in _NO_INITIALISATION:
+            raise ValueError(f"given {value!r}: {_NO_INITIALISATION[value]}")
+        return value
+
+    @property
+    def takes_from_base(self) -> bool:
+        """Returns whether the adapter begins with a part of the base, so that base and adapter change together."""
+        name = str(self.init_lora_weights)
+        return name in ("olora", "loftq") or name.startswith("pissa")
+
+    @property
+    def largest_rank(self) -> int:
+        """Returns the largest rank of the adapter as it is exported."""
+        return max([self.r, *self.rank_pattern.values()]) * (2 if self.takes_from_base else 1)
+
+    @property
+    def unservable(self) -> str | None:
+        """Returns why vLLM refuses this adapter unmerged, or None."""
+        return "use_dora: vLLM serves DoRA only merged" if self.use_dora else None
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        found: list[tuple[tuple[str, ...], str]] = []
+        initial, ranks = self.init_lora_weights, [self.r, *self.rank_pattern.values()]
+        named = self.layers_to_transform is not None or self.layers_pattern is not None
+        if named and isinstance(self.target_modules, str):
+            told = "goes with target_modules as a list of names, such as [q_proj, v_proj]"
+            found.append((("layers_to_transform" if self.layers_to_transform is not None else "layers_pattern",), told))
+        elif self.layers_pattern is not None and self.layers_to_transform is None:
+            found.append((("layers_pattern",), "goes with layers_to_transform, the numbers of the layers"))
+        if self.loftq_config is not None and initial != "loftq":
+            found.append((("loftq_config",), f"goes with init_lora_weights: loftq, and that is {initial}"))
+        if self.use_dora and (self.takes_from_base or initial == "mica"):
+            told = f"init_lora_weights: {initial} and use_dora both rewrite the weights; keep one of them"
+            found.append((("use_dora",), told))
+        if self.takes_from_base and self.largest_rank > VLLM_MAX_RANK:
+            told = f"{initial} is exported with twice the rank, and vLLM serves at most {VLLM_MAX_RANK}"
+            found.append((("r",), f"{told}; set ranks of at most {VLLM_MAX_RANK // 2}"))
+        if initial == "orthogonal" and any(rank % 2 for rank in ranks):
+            found.append((("init_lora_weights",), "orthogonal needs even ranks; set r and rank_pattern so"))
+        if self.target_parameters and self.lora_dropout:
+            found.append((("lora_dropout",), "target_parameters take no dropout; set lora_dropout: 0"))
+        if self.target_parameters and (self.use_dora or initial not in (True, "gaussian")):
+            found.append((("target_parameters",), "goes with init_lora_weights true or gaussian, without use_dora"))
+        if found:
+            raise ClashError(found)
+        return self

@@ -1,0 +1,113 @@
+"""Which settings the schedules and optimizers of transformers take, so that a recipe is checked without importing them.
+
+    train: {lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr_rate: 0.1}}
+    train: {optim: sgd, optim_args: "momentum=0.9"}
+
+`tests/insource/config/test_recipe.py` holds the names to the signatures in transformers/optimization.py and to what
+transformers/trainer_optimizer.py reads.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, get_args
+
+Schedule = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+    "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
+]  # fmt: skip
+
+# Others of transformers need packages of their own, or metrics between updates.
+Optimizer = Literal[
+    "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop",
+    "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
+    "ademamix", "ademamix_8bit", "paged_ademamix_8bit", "paged_ademamix_32bit",
+    "lion_32bit", "lion_8bit", "paged_lion_8bit", "paged_lion_32bit",
+    "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
+]  # fmt: skip
+
+# What a value must be, in words, and the test of it.
+_NUMBER = ("a number of at least 0", lambda value: isinstance(value, int | float) and value >= 0)
+_SHARE = ("a number from 0 to 1", lambda value: isinstance(value, int | float) and 0 <= value <= 1)
+_WHOLE = ("a whole number of at least 1", lambda value: isinstance(value, int) and value >= 1)
+_CURVE = ("linear, cosine or 1-sqrt", lambda value: value in ("linear", "cosine", "1-sqrt"))
+
+_MIN_LR = {"min_lr": _NUMBER, "min_lr_rate": _SHARE, "num_cycles": _NUMBER}
+SCHEDULE_KWARGS: dict[str, dict[str, tuple[str, Any]]] = {
+    **{name: {} for name in get_args(Schedule)},
+    "cosine": {"num_cycles": _NUMBER},
+    "cosine_with_restarts": {"num_cycles": _WHOLE},
+    "polynomial": {"lr_end": _NUMBER, "power": _NUMBER},
+    "inverse_sqrt": {"timescale": _WHOLE},
+    "cosine_with_min_lr": _MIN_LR,
+    "cosine_warmup_with_min_lr": {**_MIN_LR, "warmup_lr_rate": _SHARE},
+    "warmup_stable_decay": {
+        "num_decay_steps": _WHOLE,
+        "num_stable_steps": _WHOLE,
+        "warmup_type": _CURVE,
+        "decay_type": _CURVE,
+        "min_lr_ratio": _SHARE,
+        "num_cycles": _NUMBER,
+    },
+}
+
+OPTIM_ARGS: dict[str, tuple[str, ...]] = {
+    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
+    "adagrad": ("lr_decay", "weight_decay", "eps"),
+    "rmsprop": ("momentum", "alpha", "eps", "weight_decay", "centered"),
+    **{
+        name: ("beta1", "beta2", "beta3", "alpha", "eps", "t_alpha", "t_beta3")
+        for name in get_args(Optimizer)
+        if "ademamix" in name
+    },
+}
+
+Found = Iterator[tuple[tuple[str, ...], str]]
+
+
+def of_bitsandbytes(optim: str) -> bool:
+    """Returns whether bitsandbytes computes this optimizer."""
+    return any(part in optim for part in ("8bit", "32bit", "bnb", "ademamix"))
+
+
+def schedule_mistakes(kind: str, given: Mapping[str, Any], learning_rate: float) -> Found:
+    """Yields (key, what would do) for what a schedule does not take, or misses."""
+    known = SCHEDULE_KWARGS[kind]
+    for name, value in given.items():
+        if name not in known:
+            taken = f"takes {', '.join(known)}" if known else "takes none"
+            yield (name,), f"unknown to lr_scheduler_type {kind}, which {taken}"
+        elif isinstance(value, bool) or not known[name][1](value):
+            yield (name,), f"given {value!r}, allowed: {known[name][0]}"
+    if "min_lr" in known and len({"min_lr", "min_lr_rate"} & set(given)) != 1:
+        yield (
+            (),
+            f"{kind} needs one of min_lr (a rate) and min_lr_rate (a share of learning_rate), such as min_lr_rate: 0.1",
+        )
+    if "num_decay_steps" in known and "num_decay_steps" not in given:
+        yield (), f"{kind} needs num_decay_steps, the updates over which the rate falls at the end"
+    for name, lowest in (("lr_end", 1e-7), ("min_lr", 0.0)):
+        end = given.get(name, lowest)
+        if name in known and isinstance(end, int | float) and end >= learning_rate:
+            yield (name,), f"given {end}, allowed: below learning_rate ({learning_rate})"
+
+
+def optim_mistakes(optim: str, given: str) -> Found:
+    """Yields (key, what would do) for what an optimizer does not read of `name=value,name=value`."""
+    known = OPTIM_ARGS.get(optim, ())
+    for pair in given.replace(" ", "").split(","):
+        name, equals, value = pair.partition("=")
+        if name not in known:
+            read = f"reads {', '.join(known)}" if known else "reads none; its settings are keys of train"
+            yield (), f"{name!r} is unknown to optim {optim}, which {read}"
+        elif name in ("nesterov", "centered"):
+            if value not in ("true", "false"):
+                yield (), f"{name}: given {value!r}, allowed: true or false"
+        elif not equals or not _is_number(value, whole=name.startswith("t_")):
+            yield (), f"{name}: given {value!r}, allowed: {'a whole number' if name.startswith('t_') else 'a number'}"
+
+
+def _is_number(text: str, whole: bool) -> bool:
+    try:
+        int(text) if whole else float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,37 @@
+"""What `task.labels` may list.
+
+[0, 1]                     ["0", "1"]: YAML reads digits as numbers, a source has them as text
+{true: sent, false: not}   {"true": "sent", "false": "not"}
+[" billing", refund]       refused: no answer could ever equal the first
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+
+def as_text(labels: Any) -> Any:
+    """Returns the labels with numbers and truth values as the text that a source has of them; all else as it is."""
+    if isinstance(labels, list):
+        return [_text(label) for label in labels]
+    if isinstance(labels, dict):
+        return {_text(label): about for label, about in labels.items()}
+    return labels
+
+
+def check(labels: Collection[str]) -> None:
+    """Returns nothing where each label can be answered as it is listed. Raises ValueError naming those that cannot."""
+    from insource.tasks.labels import clean_label, shown, unclean  # late: tasks import this package
+
+    if found := unclean(labels):
+        told = ", ".join(f"{shown(label)} (write {clean_label(label)!r})" for label in found[:5])
+        raise ValueError(f"labels with white space at an edge, or with invisible characters: {told}")
+
+
+def _text(label: Any) -> Any:
+    if isinstance(label, bool):
+        return "true" if label else "false"
+    if isinstance(label, int | float):
+        return str(label)
+    if not isinstance(label, str):
+        raise ValueError(f"labels: given {label!r}, allowed: text, such as 'none'")
+    return label

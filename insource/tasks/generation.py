@@ -1,0 +1,210 @@
+"""Write a text about a text: a summary, a reply, a rewritten record.
+
+    row      {"id": "S00017", "input": {"text": "Customer: hi, my hub ..."}, "target": "Hub: silent. Wants a refund."}
+    prompt   [{"role": "user", "content": "Sum up the conversation ...\\n\\nInput:\\nCustomer: hi, my hub ..."}]
+    answer   "Hub: silent. Wants a refund."
+
+Nothing constrains the answer but its length. It is scored by how much of its wording the target has, which is cheap and
+the same every time; two good answers may share few words, so the figures compare systems and grade none.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from insource.config.recipe import Recipe
+from insource.config.schema.data import Task
+from insource.stats import metric_stats
+from insource.stats.metric_stats import Tally
+from insource.tasks import references
+from insource.tasks.parsed_answer import Parsed
+from insource.tasks.source_record import Given, cell, free_text, input_of
+from insource.tasks.text_keys import clean, duplicate_key
+from insource.tasks.words import words
+
+# What `weakest` tells of, and by which figure.
+PARTS, PARTS_BY = "groups of rows", "ROUGE-L"
+OBJECTIVE = "imitate"
+LABELLED, FREE_TEXT, MANY = False, True, False
+
+EMPTY = "empty"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A generation task: what is to be written."""
+
+    instruction: str
+
+
+def specify(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
+    """Returns the task as prompts need it; `labels` belong to another kind and are not read."""
+    return Spec(task.instruction)
+
+
+def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns the conversation up to the answer: one user message, which every chat template can take."""
+    return [{"role": "user", "content": f"{spec.instruction}\n\nInput:\n{row_input['text']}"}]
+
+
+def answer(spec: Spec, target: str) -> str:
+    """Returns the text that the model should answer."""
+    return target
+
+
+def answers(spec: Spec, target: str) -> list[str]:
+    """Returns every text that is learnt from for a target: here the one answer."""
+    return [target]
+
+
+def answer_columns(recipe: Recipe) -> dict[str, str]:
+    """Returns {recipe key: column} of what the answer is read from."""
+    columns = recipe.data.columns
+    return columns.of_targets if columns.targets else {"data.columns.target": columns.target or "target"}
+
+
+def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
+    """Returns the text and the answer of a source row, as they stand there."""
+    columns = recipe.data.columns
+    if columns.targets is not None:
+        target, *others = references.given(values, columns)
+        return Given("", input_of(values, columns), target, others)
+    return Given("", input_of(values, columns), values.get(columns.target or "target"))
+
+
+def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
+    """Returns the answer, clean and without what `hide` replaces. Raises UnusableRowError where it is empty."""
+    return hide(free_text(target, "answer"))
+
+
+def given_answers(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
+    """Returns what reads an answer that a person has: as it stands there, for `parse` cleans it."""
+    return cell
+
+
+def target_of(text: str) -> str:
+    """Returns the target behind its text."""
+    return text
+
+
+def comparable(text: str, recipe: Recipe) -> str:
+    """Returns what equal targets share: themselves, for a word more is another answer."""
+    return text
+
+
+def subject(key: str, text: str) -> str:
+    """Returns what can bear one target alone: a text with its answer, for two good answers may differ."""
+    return f"{key}\x1f{text}"
+
+
+def traits(text: str, target: str) -> dict[str, float]:
+    """Returns what a person should know of an answer before anything is trained: data.html shows them over all rows."""
+    there, said = set(words(duplicate_key(text))), words(duplicate_key(target))
+    return {"characters": len(target), "words_from_text": _mean([float(word in there) for word in said])}
+
+
+def grammar(spec: Spec) -> None:
+    """Returns None: nothing constrains the answer."""
+
+
+def output_schema(spec: Spec) -> None:
+    """Returns None: nothing constrains the answer."""
+
+
+def parse(spec: Spec, output: str) -> Parsed:
+    """Returns the output, clean as targets are, or problem `empty`."""
+    text = clean(output)
+    return Parsed(text) if text else Parsed(None, EMPTY)
+
+
+def row_scores(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> list[dict[str, float]]:
+    """Returns {"rouge_l", "chrf", "exact_match"} of each row, 0..1; all 0 for an answer with a problem.
+
+    rouge_l is the F1 of the longest common subsequence of words (Lin 2004), by torchmetrics. Words are those of
+    the duplicate key (insource/tasks/words.py), in any script: for ASCII they are those of Google's rouge-score. chrf
+    is the F2 of character n-grams up to 6 (Popović 2015), by sacrebleu with its defaults
+    (nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no).
+    """
+    from sacrebleu.metrics.chrf import CHRF
+    from torchmetrics.functional.text.rouge import rouge_score
+
+    chrf = CHRF()
+    scores = []
+    for target, one in zip(targets, answers, strict=True):
+        if one.problem is not None:
+            scores.append({"rouge_l": 0.0, "chrf": 0.0, "exact_match": 0.0})
+            continue
+        rouge = rouge_score(one.value, target, rouge_keys="rougeL", normalizer=duplicate_key, tokenizer=words)
+        scores.append(
+            {
+                "rouge_l": float(rouge["rougeL_fmeasure"]),
+                "chrf": chrf.sentence_score(one.value, [target]).score / 100,
+                "exact_match": float(one.value == target),
+            }
+        )
+    return scores
+
+
+def nearest(spec: Spec, targets: Sequence[str], answer: Parsed) -> str:
+    """Returns the reference that an answer is nearest to: by ROUGE-L, then chrF; the first of those that are."""
+    scores = row_scores(spec, targets, [answer] * len(targets))
+    return max(zip(targets, scores, strict=True), key=lambda one: (one[1]["rouge_l"], one[1]["chrf"]))[0]
+
+
+def score(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict[str, Any]:
+    """Returns {"n", "rouge_l", "chrf", "exact_match", "length_ratio", "invalid": {problem: count},
+    "per_part": {part: {"rouge_l", "n"}}}.
+
+    Each metric is the mean of its rows (row_scores), so that it can be resampled by rows. An answer with a problem
+    counts as wrong. length_ratio is the mean of the answer's characters over the target's, of answers without a
+    problem, 0 without any. The parts are thirds of the rows by the length of their targets. Raises ValueError without
+    rows: no rows is no score.
+    """
+    if not targets:
+        raise ValueError("no rows to score")
+    scores = row_scores(spec, targets, answers)
+    ratios = [len(one.value) / len(of) for one, of in zip(answers, targets, strict=True) if one.problem is None]
+    problems = Counter(one.problem for one in answers if one.problem is not None)
+    return {
+        "n": len(targets),
+        **{name: _mean([one[name] for one in scores]) for name in ("rouge_l", "chrf", "exact_match")},
+        "length_ratio": _mean(ratios),
+        "invalid": dict(sorted(problems.items())),
+        "per_part": _by_length(targets, [one["rouge_l"] for one in scores]),
+    }
+
+
+def tallies(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict[str, Tally]:
+    """Returns rouge_l, chrf and exact_match as sums over rows, of which any resample can be computed."""
+    scores = row_scores(spec, targets, answers)
+    return {name: metric_stats.of_scores([one[name] for one in scores]) for name in ("rouge_l", "chrf", "exact_match")}
+
+
+def headline(score: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the figures that stand for a score: in the console, in W&B and on the model card."""
+    return {name: score[name] for name in ("rouge_l", "chrf", "exact_match")}
+
+
+def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Returns the groups of rows with their ROUGE-L, the worst first: by length, and the slices of the recipe."""
+    parts = dict(score["per_part"])
+    for name, values in score.get("slices", {}).items():
+        parts |= {f"{name} {value}": one for value, one in values.items()}
+    return sorted(((name, one["rouge_l"]) for name, one in parts.items()), key=lambda one: one[1])
+
+
+def _by_length(targets: Sequence[str], rouge_l: Sequence[float]) -> dict[str, dict[str, float]]:
+    """The mean of each third of the rows, named by its longest target; rows of one length stay together."""
+    lengths = sorted(map(len, targets))
+    edges = sorted({lengths[len(lengths) * part // 3 - 1] for part in (1, 2, 3) if len(lengths) * part >= 3})
+    parts, low = {}, 0
+    for edge in edges:
+        mine = [value for target, value in zip(targets, rouge_l, strict=True) if low < len(target) <= edge]
+        parts[f"targets of {low + 1} to {edge} characters"] = {"rouge_l": _mean(mine), "n": len(mine)}
+        low = edge
+    return parts
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,254 @@
+"""Choose all labels that apply to a text.
+
+    row      {"id": "T000017", "input": {"text": "late, and torn"}, "target": ["damaged_item", "delivery_delay"]}
+    prompt   [{"role": "user", "content": "Name the topics ...\\n\\nLabels:\\n- damaged_item: It came ...\\n\\nAnswer
+             with one JSON array of all labels that apply, in the order above; [] if none applies.\\n\\nInput:..."}]
+    answer   ["damaged_item", "delivery_delay"]
+
+A set of labels is canonical: each label once, in the order of the task's list. So a set has one spelling as an answer.
+`task.labels_per_row: many` chooses this module; its kind is classification.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from insource.config.recipe import Recipe
+from insource.config.schema.data import Task
+from insource.stats import metric_stats
+from insource.stats.metric_stats import Tally
+from insource.tasks import classification
+from insource.tasks import labels as spelling
+from insource.tasks.parsed_answer import Parsed
+from insource.tasks.records.field_grammar import literal
+from insource.tasks.records.json_fields import TRUTHS, json_text
+from insource.tasks.source_record import Given, UnusableRowError, cell, input_of, list_of
+
+# What `weakest` tells of, and by which figure.
+PARTS, PARTS_BY = "labels", "F1"
+OBJECTIVE = "imitate"
+LABELLED, FREE_TEXT, MANY = True, False, True
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A classification task of several labels a row: {label: description or ""}, in the order of prompt and answer."""
+
+    instruction: str
+    labels: Mapping[str, str]
+    may_be_empty: bool = True
+    """Whether a row may have no label: the prepared rows have such rows."""
+    normalize_labels: bool = True
+    """Whether an answer may spell a label otherwise (data.normalize_labels)."""
+
+
+def specify(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
+    """Returns the task as prompts need it; `labels`, and whether a row may have none, as data preparation found them
+    (data.json)."""
+    return Spec(task.instruction, dict(labels), may_be_empty)
+
+
+def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns the conversation up to the answer: one user message, which every chat template can take."""
+    none = "[] if none applies" if spec.may_be_empty else "at least one"
+    content = "\n\n".join(
+        (
+            spec.instruction,
+            "Labels:\n" + "\n".join(classification.listed(spec.labels)),
+            f"Answer with one JSON array of all labels that apply, in the order above; {none}.",
+            f"Input:\n{row_input['text']}",
+        )
+    )
+    return [{"role": "user", "content": content}]
+
+
+def answer(spec: Spec, target: Sequence[str]) -> str:
+    """Returns the text that the model should answer for a canonical set of labels."""
+    return json_text(list(target))
+
+
+def answers(spec: Spec, target: Sequence[str]) -> list[str]:
+    """Returns every text that is learnt from for a target: here the one answer."""
+    return [answer(spec, target)]
+
+
+def answer_columns(recipe: Recipe) -> dict[str, str]:
+    """Returns {recipe key: column} of what the answer is read from."""
+    if names := recipe.data.columns.label_columns:
+        return {f"data.columns.label_columns[{at}]": name for at, name in enumerate(names)}
+    return classification.answer_columns(recipe)
+
+
+def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
+    """Returns the text and the labels of a source row, as they stand there. Raises UnusableRowError where a column of
+    one label holds neither 1 nor 0."""
+    columns = recipe.data.columns
+    if columns.label_columns is None:
+        return Given("", input_of(values, columns), values.get(columns.label))
+    marks = {name: TRUTHS.get(cell(values.get(name)).strip().casefold()) for name in columns.label_columns}
+    if unclear := [name for name, mark in marks.items() if mark is None]:
+        told = f"column {unclear[0]!r} holds {cell(values.get(unclear[0]))[:40] or 'nothing'}; 1 or 0 is needed"
+        raise UnusableRowError("bad_labels", told)
+    return Given("", input_of(values, columns), [name for name, mark in marks.items() if mark])
+
+
+def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
+    """Returns the labels as they were written, as a JSON array. Labels hold nothing personal to `hide`.
+
+    `target` is a list, a JSON array in a text, or a text of labels with `data.columns.label_separator` between them.
+    Raises UnusableRowError where it is none of these, or a label is empty or not among those that the recipe lists.
+    """
+    found = written(target, recipe.data.columns.label_separator)
+    return json_text(list(dict.fromkeys(classification.target_text(one, recipe, hide) for one in found)))
+
+
+def written(target: Any, separator: str | None) -> list[str]:
+    """Returns the labels that a source gives for a row, in its order. Raises UnusableRowError where it gives none."""
+    if (found := list_of(target)) is not None:
+        if wrong := [one for one in found if one is None or isinstance(one, list | dict)]:
+            raise UnusableRowError("bad_labels", f"a label is {cell(wrong[0])[:40] or 'null'}, and a label is a text")
+        return [cell(one) for one in found]
+    if separator is None or not isinstance(target, str | int | float):
+        ways = "a list of labels, its JSON" + ("" if separator else ", or data.columns.label_separator")
+        raise UnusableRowError("bad_labels", f"the labels are {cell(target)[:40] or 'missing'}; needed: {ways}")
+    return [one.strip() for one in cell(target).split(separator) if spelling.clean_label(one)]
+
+
+def target_of(text: str) -> list[str]:
+    """Returns the target behind its text."""
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def labels_in(text: str) -> list[str]:
+    """Returns the labels of a target text, as they were written."""
+    return target_of(text)
+
+
+def respelling(spellings: Mapping[str, str], order: Sequence[str]) -> Callable[[str], str]:
+    """Returns what turns a target text into the canonical one: {label as written: its label}, each once, in order."""
+    place = {label: at for at, label in enumerate(order)}
+
+    def one(text: str) -> str:
+        return json_text(sorted({spellings[written] for written in labels_in(text)}, key=place.__getitem__))
+
+    return one
+
+
+def given_answers(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
+    """Returns what reads an answer that a person has as data preparation reads the labels of a row: a list, a JSON
+    array, or labels with the separator between them. What is none of these stays as it is."""
+
+    def one(value: Any) -> str:
+        try:
+            found = written(value, separator)
+        except UnusableRowError:
+            return cell(value)
+        labels = [spelling.find(label, spec.labels, normalize_labels) or label for label in found]
+        return json_text(sorted(set(labels), key=[*spec.labels, *labels].index))
+
+    return one
+
+
+def comparable(text: str, recipe: Recipe) -> str:
+    """Returns what equal targets share: the same set of labels, in any order and spelling."""
+    return json_text(sorted({classification.comparable(label, recipe) for label in labels_in(text)}))
+
+
+def subject(key: str, text: str) -> str:
+    """Returns what can bear one target alone: here what the row says (its duplicate key)."""
+    return key
+
+
+def grammar(spec: Spec) -> str:
+    """Returns the output constraint as a grammar (EBNF as xgrammar and vLLM read it): canonical sets alone.
+
+    from_i is a label from number i on, and what follows it; after_i is what may follow label i - 1.
+    """
+    labels, last = [literal(json_text(label)) for label in spec.labels], len(spec.labels) - 1
+    empty = ' | "]"' if spec.may_be_empty else ""
+    lines = [f'root ::= "[" (from_0{empty})']
+    for at, label in enumerate(labels):
+        later = f" | from_{at + 1}" if at < last else ""
+        lines.append(f"from_{at} ::= {label} after_{at + 1}{later}")
+        lines.append(f'after_{at + 1} ::= "]"' + (f' | ", " from_{at + 1}' if at < last else ""))
+    return "\n".join(lines)
+
+
+def output_schema(spec: Spec) -> dict[str, Any]:
+    """Returns the output constraint as a JSON Schema, for backends that take one."""
+    items = {"type": "string", "enum": list(spec.labels)}
+    least = {} if spec.may_be_empty else {"minItems": 1}
+    return {"type": "array", "items": items, **least, "maxItems": len(spec.labels), "uniqueItems": True}
+
+
+def parse(spec: Spec, output: str) -> Parsed:
+    """Returns the labels that the output names, in canonical order, or not_json, wrong_schema or not_a_label.
+
+    Order and repetition say nothing of a set, so they are no mistake. Spellings are those that hold for the data.
+    """
+    try:
+        found = json.loads(output)
+    except (ValueError, RecursionError):
+        return Parsed(None, "not_json")
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        return Parsed(None, "wrong_schema")
+    if not found and not spec.may_be_empty:
+        return Parsed(None, "wrong_schema")
+    named = {spelling.find(one.strip(), spec.labels, spec.normalize_labels) for one in found}
+    return Parsed(None, "not_a_label") if None in named else Parsed([one for one in spec.labels if one in named])
+
+
+def score(spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[Parsed]) -> dict[str, Any]:
+    """Returns {"n", "micro_f1", "macro_f1", "exact_match", "invalid": {problem: count}, "per_class": {label:
+    {"precision", "recall", "f1", "n"}}}.
+
+    micro_f1 counts the labels of all rows together; macro_f1 is the mean over the labels that occur among the targets
+    or the answers; exact_match is the share of rows with all labels right and no other. An answer with a problem names
+    no label: it lowers recall and is never exact. Raises ValueError without rows: no rows is no score.
+    """
+    if not targets:
+        raise ValueError("no rows to score")
+    given = _named(answers)
+    wanted, said = (Counter(label for row in rows for label in row) for rows in (targets, given))
+    right = Counter(label for row, of in zip(targets, given, strict=True) for label in {*row} & {*of})
+    return {
+        "n": len(targets),
+        **{name: one.figure() for name, one in tallies(spec, targets, answers).items()},
+        "invalid": dict(sorted(Counter(one.problem for one in answers if one.problem is not None).items())),
+        "per_class": {
+            label: metric_stats.precision_recall(right[label], said[label], wanted[label])
+            for label in spec.labels
+            if wanted[label] or said[label]
+        },
+    }
+
+
+def tallies(spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[Parsed]) -> dict[str, Tally]:
+    """Returns micro_f1, macro_f1 and exact_match as sums over rows, of which any resample can be computed."""
+    numbers = {label: at for at, label in enumerate(spec.labels)}
+    given = _named(answers)
+    wanted, said = ([{numbers[label] for label in row} for row in rows] for rows in (targets, given))
+    right = [len(a & b) for a, b in zip(wanted, said, strict=True)]
+    exact = [float(a == b and one.problem is None) for a, b, one in zip(wanted, said, answers, strict=True)]
+    return {
+        "micro_f1": metric_stats.of_parts(right, [len(row) for row in said], [len(row) for row in wanted]),
+        "macro_f1": metric_stats.of_label_sets(wanted, said, len(numbers)),
+        "exact_match": metric_stats.of_scores(exact),
+    }
+
+
+def headline(score: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the figures that stand for a score: in the console, in W&B and on the model card."""
+    return {name: score[name] for name in ("micro_f1", "macro_f1", "exact_match")}
+
+
+def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Returns the labels with their F1, the worst first."""
+    return classification.weakest(score)
+
+
+def _named(answers: Sequence[Parsed]) -> list[Sequence[str]]:
+    """The labels that each answer names; none where it has a problem."""
+    return [() if one.problem is not None else one.value for one in answers]

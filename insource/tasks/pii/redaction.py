@@ -1,0 +1,308 @@
+"""Personal data and secrets in a text, found by their shape and replaced by placeholders.
+
+    text        "I am Ann@example.org, call (415) 555-2671. Order 4829104 was paid with 4111 1111 1111 1111."
+    redacted    "I am [EMAIL_1], call [PHONE_1]. Order 4829104 was paid with [CARD_1]."
+    values      {"[EMAIL_1]": "Ann@example.org", "[PHONE_1]": "(415) 555-2671", "[CARD_1]": "4111 1111 1111 1111"}
+
+    email    name@domain.tld in any alphabet that puts spaces between words
+    card     13 to 19 digits that pass the Luhn check, begin and are grouped as cards are (a barcode seldom does)
+    iban     country, length, format and checksum of ISO 13616, of 7 digits or more
+    phone    see phones.py: more is taken than is meant, except order numbers, dates, times, amounts and addresses
+    secret   key formats that have a prefix, private keys, and what stands after "password:" and looks like one
+
+Names, street addresses and what was spelled out ("ann at example dot org") are not found. Preparation and
+the gateway redact alike (inputs.py), so that the model sees in use what it saw in training. A request that passes the
+gateway as it is (<recipe>:raw, or with the task's own prompt) is not redacted.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import blake2b
+
+from insource.tasks.pii import phone_numbers
+
+KINDS = ("email", "phone", "card", "iban", "secret")
+
+Span = tuple[int, int]
+
+_PLACEHOLDER = re.compile(r"\[(EMAIL|PHONE|CARD|IBAN|SECRET)(?:_([0-9]{1,9})|:[0-9a-f]{12})\]")
+# Stands for what is found already. No pattern below matches it, so that a text and its redacted form are read alike.
+_WALL = "\0"
+# Bytes of UTF-8 that a text may have without anything to look for: no digit in any script, no sign of a key or address.
+_ORDINARY = bytes(set(range(0xD9)) - set(b"0123456789@_-:"))
+_SEVEN_DIGITS = re.compile(r"(?:\d\D*+){7}")
+_SECRET_WORDS = ("key", "token", "pass", "pwd", "secret", "bearer", "akia", "asia", "aiza", "eyj")
+_SECRET_SIGNS = (*_SECRET_WORDS, "_", "sk-", "://", "xox", "glpat")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where something of a kind stands in a text: text[start:end]. The value itself is never kept here."""
+
+    kind: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Redacted:
+    """A text without what was found in it, and {placeholder: value}, for memory alone: nothing writes or shows it."""
+
+    text: str
+    values: dict[str, str] = field(repr=False)
+
+
+def find(text: str) -> list[Finding]:
+    """Returns what is found of any kind, ordered by start, never overlapping."""
+    return _find(text, KINDS)
+
+
+def redact(text: str, kinds: Collection[str]) -> Redacted:
+    """Returns the text with what is found of these kinds as [EMAIL_1], [PHONE_1], ..., and the values replaced.
+
+    The same value gets the same number, whatever its case or separators. Numbers follow the order of appearance and
+    begin above those of the placeholders that the text has already, so a redacted text stays as it is.
+    """
+    taken = dict.fromkeys(KINDS, 0)
+    found = _find(text, kinds)
+    for kind, number in _PLACEHOLDER.findall(text) if found else ():
+        taken[kind.lower()] = max(taken[kind.lower()], int(number or 0))
+    placeholders: dict[tuple[str, str], str] = {}
+    values: dict[str, str] = {}
+    names = []
+    for one in found:
+        value = text[one.start : one.end]
+        known = one.kind, _canonical(one.kind, value)
+        if known not in placeholders:
+            taken[one.kind] += 1
+            placeholders[known] = f"[{one.kind.upper()}_{taken[one.kind]}]"
+            values[placeholders[known]] = value
+        names.append(placeholders[known])
+    return Redacted(_replaced(text, ((one.start, one.end) for one in found), names), values)
+
+
+def apply(values: Mapping[str, str], text: str) -> str:
+    """Returns the text with each of the values (see Redacted) as its placeholder, the longest first.
+
+    A value is known again in another case (email, iban) and with other separators (phone, card, iban), because a
+    target seldom repeats an input to the letter. It is not looked for inside a longer word or number.
+    """
+    plain = _folded(text)
+    squeezed = _squeezed(plain)
+    there = [name for name, value in values.items() if _squeezed(_folded(value)) in squeezed]
+    if not there:
+        return text
+    there.sort(key=lambda name: -len(values[name]))
+    pattern = re.compile("|".join(f"({_anyhow(name, values[name])})" for name in there))
+    found = [(match.span(), there[(match.lastindex or 1) - 1]) for match in pattern.finditer(plain)]
+    return _replaced(text, [span for span, _ in found], [name for _, name in found])
+
+
+def pseudonym(text: str, kinds: Collection[str]) -> str:
+    """Returns the text, such as a row id or a group, with what is found of these kinds as [EMAIL:<12 hex digits>].
+
+    The same value gets the same digits in every run, so that rows of one customer stay together. This is a pseudonym
+    and no anonymisation: who has a list of addresses or numbers can hash them and compare.
+    """
+    found = _find(text, kinds) if kinds else []
+    names = []
+    for one in found:
+        value = f"{one.kind}:{_canonical(one.kind, text[one.start : one.end])}"
+        digest = blake2b(value.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+        names.append(f"[{one.kind.upper()}:{digest}]")
+    return _replaced(text, ((one.start, one.end) for one in found), names)
+
+
+def _find(text: str, kinds: Collection[str]) -> list[Finding]:
+    """Finds all kinds and returns those asked for: a piece of an IBAN is no card because nobody asked for IBANs.
+
+    Secrets alone are left out of the search if not asked for, because they may well contain what is asked for.
+    """
+    kept = text.encode("utf-8", "replace").translate(None, _ORDINARY)
+    number = kept.translate(None, b"@_-:")
+    digits = len(number) >= 7 and (number.isdigit() or _SEVEN_DIGITS.search(text) is not None)
+    words = _SECRET_SIGNS if len(number) < len(kept) else _SECRET_WORDS
+    signs = "secret" in kinds and any(map(text.lower().__contains__, words))
+    if not (digits or signs or b"@" in kept or "＠" in text):
+        return []
+    seen = _folded(text)
+    if "[" in seen:
+        seen = _walled(seen, [match.span() for match in _PLACEHOLDER.finditer(seen)])
+    wanted = {"secret": signs, "email": "@" in seen, "iban": digits, "card": len(number) >= 13, "phone": digits}
+    found: list[Finding] = []
+    # From the first kind again after each finding: what it hid must not come to light in the redacted text alone.
+    spans: list[Span] | None = None
+    while spans is None or spans:
+        for kind, finder in _FINDERS.items():
+            spans = list(finder(seen)) if wanted[kind] else []
+            found += (Finding(kind, start, end) for start, end in spans)
+            if spans:
+                seen = _walled(seen, spans)
+                break
+    return sorted((one for one in found if one.kind in kinds), key=lambda one: one.start)
+
+
+# Characters that stand for an ASCII one: digits of other scripts, spaces, dashes, full-width forms.
+_FOREIGN = re.compile(r"[^\D0-9]|[\u00a0\u2000-\u200a\u202f\u205f\u3000\u2010-\u2015\u2212\uff01-\uff5e]")
+
+
+def _folded(text: str) -> str:
+    """Returns the text with ASCII digits, spaces, hyphens and signs, each character in its place."""
+    return text if text.isascii() else _FOREIGN.sub(_ascii, text)
+
+
+def _ascii(match: re.Match[str]) -> str:
+    char = str(unicodedata.decimal(match[0], "")) or unicodedata.normalize("NFKC", match[0])
+    return char if char.isascii() else "-"
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"[\s()+./-]", "", text).upper()
+
+
+def _canonical(kind: str, value: str) -> str:
+    """Returns what two spellings of one value share."""
+    value = _folded(value)
+    if kind == "email":
+        return value.casefold()
+    if kind == "secret":
+        return value
+    return re.sub(r"^00(?=[1-9])", "+", re.sub(r"[^0-9A-Z+]", "", value.upper()))
+
+
+def _anyhow(placeholder: str, value: str) -> str:
+    """Returns the pattern of a value as a target may spell it."""
+    value = _folded(value)
+    if placeholder.startswith("[SECRET"):
+        return re.escape(value)
+    if placeholder.startswith("[EMAIL"):
+        return rf"(?<![\w.+-])(?i:{re.escape(value)})(?![\w-])"
+    characters = r"[ ()./-]{0,3}".join(map(re.escape, re.sub(r"[^0-9A-Za-z]", "", value)))
+    return rf"(?<![0-9A-Za-z])(?i:[+(]{{0,2}}{characters})(?![0-9A-Za-z])"
+
+
+def _walled(text: str, spans: list[Span]) -> str:
+    return _replaced(text, spans, [_WALL * (end - start) for start, end in spans])
+
+
+def _replaced(text: str, spans: Iterable[Span], replacements: Iterable[str]) -> str:
+    pieces, at = [], 0
+    for (start, end), replacement in zip(spans, replacements, strict=True):
+        pieces += [text[at:start], replacement]
+        at = end
+    return "".join([*pieces, text[at:]])
+
+
+# The letters and digits of alphabets that put spaces between words. With the others, a whole sentence would be taken.
+_LETTER = r"0-9A-Za-z_\u00c0-\u037d\u037f-\u060b\u0610-\u061a\u0620-\u0963\u0966-\u0dff\u10a0-\u177f\u1800-\u1fff"
+# A name is read from where its run of characters begins and never again from within, so time is linear in the text.
+_ADDRESS = (
+    rf"[{_LETTER}][{_LETTER}.%+'-]*+@(?:[{_LETTER}-]++\.)+(?:[xX][nN]--[0-9A-Za-z]+|(?:(?![0-9_])[{_LETTER}]){{2,24}})"
+)
+_EMAIL = re.compile(rf"(?<![{_LETTER}.%+'-])[.%+'-]*+({_ADDRESS}(?:[.%+'-]*+{_ADDRESS})*)")
+# A digit comes first in these patterns, because the search for a set of characters is fast.
+_IBAN_HEAD = re.compile(r"[0-9](?<=[A-Za-z]{2}[0-9])(?<![0-9A-Za-z_][A-Za-z]{2}[0-9])[0-9]")
+
+
+def _ibans(text: str) -> Iterator[Span]:
+    at = 0
+    while head := _IBAN_HEAD.search(text, at):
+        from stdnum import iban
+
+        at, start = head.end(), head.start() - 2
+        rest = _iban_rest(text[start : start + 2].upper()).match(text, at)
+        # Without the checks of single countries: an account number with a slip in it is still somebody's.
+        if rest and iban.is_valid(text[start : rest.end()], check_country=False):
+            at = rest.end()
+            if len(re.findall("[0-9]", text[start:at])) >= 7:
+                yield start, at
+
+
+@cache
+def _iban_rest(country: str) -> re.Pattern[str]:
+    """Returns the pattern of an IBAN after country and check digits; it matches nothing for a country without."""
+    from stdnum import numdb
+
+    structure = numdb.get("iban").info(country)[0][1].get("bban", "")
+    length = sum(map(int, re.findall(r"([0-9]+)!", structure)))
+    return re.compile(rf"(?:[ -]?[0-9A-Za-z]){{{length}}}(?![0-9A-Za-z_])" if length else r"(?!)")
+
+
+_CARD_START = re.compile(r"[234568](?<![\w+]\d)(?<!(?<!\d)\d\.\d)(?!(?<=2)[0189])(?=(?:[ -]?\d){12})", re.ASCII)
+# Longest first: what follows a card after a space may be its last group or its expiry date.
+_CARD_SHAPES = (
+    re.compile(r"(?:\d{4}[ -]){4}\d{1,3}(?!\w)", re.ASCII),
+    re.compile(r"(?:4\d{12}|3\d{13,14}|\d{16,19}|\d{6}[ -]\d{13}|(?:\d{4}[ -]){3}\d{1,4})(?!\w)", re.ASCII),
+    re.compile(r"\d{4}[ -](?:\d{6}[ -]\d{4,5}|\d{4}[ -]\d{5}|(?:\d{3}[ -]){2}\d{3})(?!\w)", re.ASCII),
+)
+
+
+def _cards(text: str) -> Iterator[Span]:
+    at = 0
+    for start in _CARD_START.finditer(text):
+        from stdnum import luhn
+
+        for shape in _CARD_SHAPES:
+            card = shape.match(text, max(at, start.start()))
+            if card and card.start() == start.start() and luhn.is_valid(re.sub("[ -]", "", card[0])):
+                at = card.end()
+                yield card.span()
+
+
+_KEY_FORMATS = re.compile(
+    r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
+    r"(?:(?:(?!-----)[^\0])*+-----END [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----|(?:(?:\s|\\n)*+[A-Za-z0-9+/=]{16,})++)"
+    r"|(?<![0-9A-Za-z])(?:"
+    r"(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Za-z])"  # AWS
+    r"|gh[opsur]_[0-9A-Za-z]{30,}|github_pat_[0-9A-Za-z_]{22,}|glpat-[0-9A-Za-z_-]{20,}"
+    r"|xox[a-z]-[0-9A-Za-z-]{10,}|AIza[0-9A-Za-z_-]{30,}|hf_[0-9A-Za-z]{30,}"
+    r"|[prs]k_(?:live|test)_[0-9A-Za-z]{10,}|sk-(?=[A-Za-z_-]{0,99}+[0-9])[0-9A-Za-z_-]{20,}"
+    r"|eyJ[0-9A-Za-z_-]{8,999}+\.[0-9A-Za-z_-]{8,}(?:\.[0-9A-Za-z_-]*)?)"  # JSON Web Token
+)
+_LOGIN = re.compile(r"://[^\s/@:\0]+:([^\s/@\0]+)@")
+_NAMED = re.compile(
+    r"(?:(pass ?(?:word|wort|phrase|code)|passwd|pwd)|secret(?:[ _-]?key)?|api[ _-]?key|access[ _-]?key|token)"
+    r"[\"']?(?:\s{0,3}(?:[:=]|=>|:=)\s{0,3}|\s{1,3}is:?\s{1,3})[\"'`]?([^\s\0\"'`<>]+)"
+    r"|(?<![a-z])bearer\s{1,3}([^\s\0\"'`<>]+)",
+    re.IGNORECASE,
+)
+_REFERENCE = re.compile(r"\$?\{|\$[A-Za-z_]\w*$|%[(A-Z]|\w+://|[\w.]+\(")
+
+
+def _secrets(text: str) -> list[Span]:
+    spans = [match.span() for match in _KEY_FORMATS.finditer(text)]
+    text = _walled(text, spans)
+    logins = [match.span(1) for match in _LOGIN.finditer(text)]
+    text = _walled(text, logins)
+    for match in _NAMED.finditer(text):
+        group = 2 if match[2] else 3
+        value = match[group].rstrip(".,;:!?)]}")
+        if _looks_secret(value, password=bool(match[1])):
+            spans.append((match.start(group), match.start(group) + len(value)))
+    return sorted(spans + logins)
+
+
+def _looks_secret(value: str, password: bool) -> bool:
+    """Returns whether what stands after "password:" or "token:" is one, and not the next word of a sentence."""
+    if len(value) < (6 if password else 8) or _REFERENCE.match(value) or _EMAIL.fullmatch(value):
+        return False
+    letters, digits = any(map(str.isalpha, value)), any(map(str.isdigit, value))
+    if letters and (digits or any(char in "!@#$%^&*+=~" for char in value)):
+        return True
+    if digits:
+        return value.isdigit() and (password or len(value) >= 16)
+    # GetMyPassword is one, Forgotten and FORGOTTEN are none.
+    return letters and len(value) >= 12 and value.isalnum() and not (value[1:].islower() or value.isupper())
+
+
+# Where two kinds claim the same characters, the one named first has them.
+_FINDERS: dict[str, Callable[[str], Iterable[Span]]] = {
+    "secret": _secrets,
+    "email": lambda text: [match.span(1) for match in _EMAIL.finditer(text)],
+    "iban": _ibans,
+    "card": _cards,
+    "phone": phone_numbers.find,
+}

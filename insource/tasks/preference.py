@@ -1,0 +1,255 @@
+"""Prefer one answer to another: what is learnt is a taste, from pairs of answers to one prompt.
+
+    row      {"id": "M00017", "input": {"text": "Can I pay the plan by the year?"},
+              "target": {"chosen": "Yes, under Plan in the app.", "rejected": "Yes, and I promise a discount!"}}
+    prompt   [{"role": "user", "content": "Answer the customer ...\\n\\nInput:\\nCan I pay the plan by the year?"}]
+    answers  "Yes, under Plan in the app." rather than "Yes, and I promise a discount!"
+
+Training is DPO (Rafailov et al. 2023, arXiv:2305.18290). Validation decodes nothing: it asks how probable the model
+finds both answers, and how probable the untuned base finds them.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from insource.config.errors import RecipeError
+from insource.config.recipe import Recipe
+from insource.stats import metric_stats
+from insource.stats.metric_stats import Tally
+from insource.tasks.chat_messages import Messages, answer_of, asked, messages_of, of_text
+
+# Asked in the words of a generation: Spec, specify and messages are its own.
+from insource.tasks.generation import EMPTY, Spec
+from insource.tasks.generation import messages as messages
+from insource.tasks.generation import specify as specify
+from insource.tasks.parsed_answer import Parsed
+from insource.tasks.source_record import Given, UnusableRowError, free_text, input_of
+from insource.tasks.text_keys import clean
+
+# What `weakest` tells of, and by which figure.
+PARTS, PARTS_BY = "groups of rows", "preference accuracy"
+OBJECTIVE = "prefer"
+LABELLED, FREE_TEXT, MANY = False, True, False
+
+SIDES = ("chosen", "rejected")
+# A prompt may end in a short answer that it offers ("yes or no?"); in a longer one it does not by chance.
+LONG_ANSWER = 20
+
+
+def pair(spec: Spec, target: Mapping[str, str]) -> tuple[str, str]:
+    """Returns the answer that is preferred, and the one that is not."""
+    return target["chosen"], target["rejected"]
+
+
+def answer(spec: Spec, target: Mapping[str, str]) -> str:
+    """Returns the text that the model should answer: the one that is preferred."""
+    return target["chosen"]
+
+
+def answers(spec: Spec, target: Mapping[str, str]) -> list[str]:
+    """Returns every text that is learnt from for a target: both answers."""
+    return [*pair(spec, target)]
+
+
+def answer_columns(recipe: Recipe) -> dict[str, str]:
+    """Returns {recipe key: column} of what both answers are read from. Raises RecipeError where they could not be."""
+    columns = recipe.data.columns
+    if columns.messages is not None:
+        raise RecipeError(
+            "data.columns.messages: a conversation has one answer, and kind preference needs two: leave messages out, "
+            "and name the columns of both as chosen and rejected; they may hold conversations"
+        )
+    return {"data.columns.chosen": columns.chosen, "data.columns.rejected": columns.rejected}
+
+
+def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
+    """Returns the prompt and both answers of a source row, as TRL's preference format has them.
+
+    The answers are texts, or lists of messages that end in an assistant's turn. Turns before that one are the prompt,
+    and must be the same on both sides; else the text column has it, as text or as messages. Where the text column is
+    one of the answers, these may be texts of whole conversations, as hh-rlhf has them. Raises UnusableRowError.
+    """
+    columns = recipe.data.columns
+    names = (columns.chosen, columns.rejected)
+    sides: list[Any] = [values.get(name) for name in names]
+    column = columns.text if isinstance(columns.text, str) else ""
+    prompt = values.get(column)
+    inside = column in names
+    talks = _talks(sides, names, inside)
+    if talks:
+        sides = [answer_of(talk[-1]) for talk in talks]
+        prompt = talks[0][:-1] or (None if inside else prompt)
+    if isinstance(prompt, list):
+        turns = prompt if talks and talks[0][:-1] else messages_of(prompt, column)
+        (system, text), last = asked(turns), turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
+    else:
+        system, text, last = "", "" if inside else input_of(values, columns), ""
+    _check_prompt(text, last, sides)
+    return Given(system, text, dict(zip(SIDES, sides, strict=True)))
+
+
+def _talks(sides: Sequence[Any], names: Sequence[str], inside: bool) -> list[Messages]:
+    """Both sides as conversations that differ in their last answer alone; [] where they are answers by themselves."""
+    if any(isinstance(side, list) for side in sides):
+        talks = [messages_of(side, name) for side, name in zip(sides, names, strict=True)]
+    elif inside:
+        talks = [of_text(side) if isinstance(side, str) else [] for side in sides]
+        if not all(talks):
+            told = "no conversation (a list of messages, or a text of turns '\\n\\nHuman: ...\\n\\nAssistant: ...')"
+            raise UnusableRowError(
+                "bad_pair", f"data.columns.text: the prompt cannot be read from an answer that is {told}"
+            )
+    else:
+        return []
+    if any(talk[-1]["role"] != "assistant" for talk in talks):
+        raise UnusableRowError("bad_pair", "a conversation does not end in an answer of the assistant")
+    if list(talks[0][:-1]) != list(talks[1][:-1]):
+        raise UnusableRowError("bad_pair", "the two conversations differ before their last answers")
+    return talks
+
+
+def _check_prompt(text: str, last: str, sides: Sequence[Any]) -> None:
+    """Raises UnusableRowError where the prompt, or the `last` turn of the assistant in it, ends in one of its answers:
+    the model would be asked with the answer."""
+    for side in (one.strip() for one in sides if isinstance(one, str)):
+        if (side and side == last.strip()) or (len(side) >= LONG_ANSWER and text.rstrip().endswith(side)):
+            raise UnusableRowError(
+                "bad_pair", "the prompt ends in one of the answers; name a column of the prompt alone"
+            )
+
+
+def target_text(target: Mapping[str, Any], recipe: Recipe, hide: Callable[[str], str]) -> str:
+    """Returns both answers as JSON, clean and without what `hide` replaces.
+
+    Raises UnusableRowError where one is empty or both are the same: nothing is preferred then.
+    """
+    sides = {side: hide(free_text(target[side], f"{side} answer")) for side in SIDES}
+    if sides["chosen"] == sides["rejected"]:
+        raise UnusableRowError("same_answers", "chosen and rejected are the same answer")
+    return json.dumps(sides, ensure_ascii=False)
+
+
+def target_of(text: str) -> dict[str, str]:
+    """Returns the target behind its text."""
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def comparable(text: str, recipe: Recipe) -> str:
+    """Returns what equal targets share: both answers, word by word."""
+    return text
+
+
+def subject(key: str, text: str) -> str:
+    """Returns what can bear one target alone: a prompt with two answers, whichever of them is preferred."""
+    return "\x1f".join((key, *sorted(target_of(text).values())))
+
+
+def traits(text: str, target: Mapping[str, str]) -> dict[str, float]:
+    """Returns what a person should know of a pair before anything is trained: data.html shows them over all rows."""
+    chosen, rejected = len(target["chosen"]), len(target["rejected"])
+    return {"chosen_characters": chosen, "rejected_characters": rejected, "chosen_longer": float(chosen > rejected)}
+
+
+def grammar(spec: Spec) -> None:
+    """Returns None: nothing constrains the answer."""
+
+
+def output_schema(spec: Spec) -> None:
+    """Returns None: nothing constrains the answer."""
+
+
+def parse(spec: Spec, output: str) -> Parsed:
+    """Returns an answer that was asked for, clean, or problem `empty`. Scores need probabilities and not this."""
+    text = clean(output)
+    return Parsed(text) if text else Parsed(None, EMPTY)
+
+
+def row_scores(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[Parsed]) -> list[dict[str, float]]:
+    """Returns {"preference_accuracy", "reward_accuracy", "margin", "reward_margin"} of each row; accuracies are 0 or 1.
+
+    The value of an answer holds natural-log probabilities of whole answers: {"chosen", "rejected", "reference_chosen",
+    "reference_rejected"}, and {"chosen_tokens", "rejected_tokens"}, stop tokens counted. Equal is not preferred. A row
+    with a problem is 0 throughout.
+    """
+    scores = []
+    for one in answers:
+        if one.problem is not None:
+            scores.append(dict.fromkeys(("preference_accuracy", "reward_accuracy", "margin", "reward_margin"), 0.0))
+            continue
+        of = one.value
+        margin = of["chosen"] / of["chosen_tokens"] - of["rejected"] / of["rejected_tokens"]
+        reward_margin = (of["chosen"] - of["reference_chosen"]) - (of["rejected"] - of["reference_rejected"])
+        accuracies = {"preference_accuracy": float(margin > 0), "reward_accuracy": float(reward_margin > 0)}
+        scores.append({**accuracies, "margin": margin, "reward_margin": reward_margin})
+    return scores
+
+
+def score(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[Parsed]) -> dict[str, Any]:
+    """Returns {"n", "preference_accuracy", "mean_margin", "reward_accuracy", "mean_reward_margin",
+    "invalid": {problem: count}, "per_part": {part: {"preference_accuracy", "n"}}}.
+
+    preference_accuracy is the share of rows where the model finds the chosen answer more probable per token: the mean
+    log-probability of its tokens is higher. Without the division the shorter answer would nearly always win, whatever
+    it says. mean_margin is the mean difference of the two, in nats a token. reward_accuracy is the share of rows where
+    the implicit reward of DPO (log-probability of the whole answer, less what the base gives it) is higher for the
+    chosen answer, and mean_reward_margin the mean difference, in nats, before it is multiplied by beta. Lengths need no
+    division there, because base and model read the same tokens. Both are left out where every answer is as probable as
+    its reference, as for the base itself: it has no reward. The parts are the rows whose chosen answer is the shorter,
+    or the longer. Raises ValueError without rows: no rows is no score.
+    """
+    if not targets:
+        raise ValueError("no rows to score")
+    scores = row_scores(spec, targets, answers)
+    problems = Counter(one.problem for one in answers if one.problem is not None)
+    figures = {"preference_accuracy": "preference_accuracy", "mean_margin": "margin"}
+    if _tuned(answers):
+        figures |= {"reward_accuracy": "reward_accuracy", "mean_reward_margin": "reward_margin"}
+    return {
+        "n": len(targets),
+        **{name: _mean([one[of] for one in scores]) for name, of in figures.items()},
+        "invalid": dict(sorted(problems.items())),
+        "per_part": _by_length(targets, [one["preference_accuracy"] for one in scores]),
+    }
+
+
+def tallies(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[Parsed]) -> dict[str, Tally]:
+    """Returns preference_accuracy as sums over rows, of which any resample can be computed, and reward_accuracy where
+    the answers have a reward."""
+    scores = row_scores(spec, targets, answers)
+    names = ("preference_accuracy", "reward_accuracy") if _tuned(answers) else ("preference_accuracy",)
+    return {name: metric_stats.of_scores([one[name] for one in scores]) for name in names}
+
+
+def headline(score: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the figures that stand for a score: in the console, in W&B and on the model card."""
+    return {name: score[name] for name in ("preference_accuracy", "reward_accuracy") if name in score}
+
+
+def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Returns the groups of rows with their preference accuracy, the worst first: by length, and the slices."""
+    parts = dict(score["per_part"])
+    for name, values in score.get("slices", {}).items():
+        parts |= {f"{name} {value}": one for value, one in values.items()}
+    return sorted(((name, one["preference_accuracy"]) for name, one in parts.items()), key=lambda one: one[1])
+
+
+def _tuned(answers: Sequence[Parsed]) -> bool:
+    """Whether any answer is more or less probable than its reference."""
+    values = [one.value for one in answers if one.problem is None]
+    return any(of[side] != of[f"reference_{side}"] for of in values for side in SIDES)
+
+
+def _by_length(targets: Sequence[Mapping[str, str]], right: Sequence[float]) -> dict[str, dict[str, float]]:
+    """The share of right rows by which answer has more characters: who learns length alone fails in one of them."""
+    parts: dict[str, list[float]] = {}
+    for target, one in zip(targets, right, strict=True):
+        longer = len(target["chosen"]) - len(target["rejected"])
+        name = "chosen longer" if longer > 0 else "chosen shorter" if longer < 0 else "both as long"
+        parts.setdefault(name, []).append(one)
+    return {name: {"preference_accuracy": _mean(mine), "n": len(mine)} for name, mine in sorted(parts.items())}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

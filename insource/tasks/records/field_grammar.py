@@ -1,0 +1,87 @@
+"""The fields of a record as an output constraint: a grammar (EBNF as xgrammar and vLLM read it) of canonical answers.
+
+field       {"type": ["string", "null"], "maxLength": 20}
+rules       number ::= "\\"" char{1,20} "\\"" | "null"
+
+With `absent: omit` a field that may be null is left out instead: what follows it is then a rule of its own, once for
+where nothing stands before it in its object (first) and once for where something does (more).
+"""
+
+from collections.abc import Mapping
+
+from insource.config.schema.json_schema_subset import nullable
+from insource.tasks.records.json_fields import Field, json_text, kind_of
+
+# Written here and not by xgrammar's JSON Schema converter (0.2): in a string with maxLength that one knows no escape,
+# so that no value with a quote or a line break could be answered, and lets raw control characters through, which are no
+# JSON; its numbers need not end. Here a character has one spelling, that of json.dumps.
+RULES = {
+    "char": r'[ !#-\[\]-\uD7FF\uE000-\U0010FFFF] | "\\" (["\\bfnrt] | "u00" [01] [0-9a-f])',
+    "integer": '"-"? ("0" | [1-9] [0-9]{0,17})',
+    "number": 'integer fraction? | "-"? [1-9] fraction? "e" [+-] [0-9]{2}',
+    "fraction": '"." [0-9]{1,20}',
+    "boolean": '"true" | "false"',
+}
+
+
+def of_record(fields: Mapping[str, Field], absent: str) -> str:
+    """Returns the grammar of a record. `absent` is what stands for a field that the document does not have: null, or
+    omit for nothing."""
+    lines = _object("root", fields, absent, may_be_empty=True)
+    return "\n".join([*lines, *(f"{name} ::= {written}" for name, written in RULES.items())])
+
+
+def literal(text: str) -> str:
+    """Returns a text without line breaks as a literal of the grammar."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _object(name: str, fields: Mapping[str, Field], absent: str, may_be_empty: bool) -> list[str]:
+    """The rule of an object, and those of its fields."""
+    keys = [literal(f"{json_text(field)}: ") for field in fields]
+    rules = [f"{name}_{at}" for at in range(len(keys))]
+    inside = [line for rule, field in zip(rules, fields.values(), strict=True) for line in _rules(rule, field, absent)]
+    may_lack = [absent == "omit" and nullable(field) for field in fields.values()]
+    if not any(may_lack):
+        parts = ' ", " '.join(f"{key} {rule}" for key, rule in zip(keys, rules, strict=True))
+        return [f'{name} ::= "{{" {parts} "}}"', *inside]
+    first, more, last = f"{name}_first", f"{name}_more", len(keys)
+    lines = [f'{name} ::= "{{" {first}_0']
+    for at, (key, rule) in enumerate(zip(keys, rules, strict=True)):
+        written = f"{key} {rule} {more}_{at + 1}"
+        if all(may_lack[:at]):
+            skips = may_lack[at] and (may_be_empty or at + 1 < last)
+            lines.append(f"{first}_{at} ::= {written}" + (f" | {first}_{at + 1}" if skips else ""))
+        if at:
+            lines.append(f'{more}_{at} ::= ", " {written}' + (f" | {more}_{at + 1}" if may_lack[at] else ""))
+    lines += [f'{first}_{last} ::= "}}"'] if may_be_empty and all(may_lack) else []
+    return [*lines, f'{more}_{last} ::= "}}"', *inside]
+
+
+def _rules(name: str, field: Field, absent: str) -> list[str]:
+    """The rule of a field, and those of what is in it. A field that is left out where it is null is never null."""
+    kind, may_be_null = kind_of(field), nullable(field)
+    null = ' | "null"' if may_be_null and absent == "null" else ""
+    if kind == "object":
+        own = f"{name}_object"
+        return [f"{name} ::= {own}{null}", *_object(own, field["properties"], absent, may_be_empty=not may_be_null)]
+    if kind != "array":
+        return [f"{name} ::= {_scalar(field)}{null}"]
+    item, items = f"{name}_item", field["items"]
+    of_items = (
+        _object(item, items["properties"], absent, may_be_empty=False)
+        if kind_of(items) == "object"
+        else [f"{item} ::= {_scalar(items)}"]
+    )
+    entries = f'{item} (", " {item}){{0,{field["maxItems"] - 1}}}'
+    # No entries is null where the field may be null: one spelling for nothing.
+    written = f'"[" {entries} "]"' if may_be_null else f'"[" ({entries})? "]"'
+    return [f"{name} ::= {written}{null}", *of_items]
+
+
+def _scalar(field: Field) -> str:
+    if "enum" in field:
+        return " | ".join(literal(json_text(one)) for one in field["enum"] if one is not None)
+    kind = kind_of(field)
+    return rf'"\"" char{{1,{field["maxLength"]}}} "\""' if kind == "string" else kind

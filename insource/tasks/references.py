@@ -1,0 +1,53 @@
+"""Rows with several right answers: an answer is scored against the one that it is nearest to.
+
+row   {"target": "Refund sent.", "references": ["We have sent the refund."], ...}
+
+The target is the first reference, and the one that training learns.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from insource.config.schema.data import Columns
+from insource.tasks.parsed_answer import Parsed
+from insource.tasks.source_record import UnusableRowError, cell
+
+
+def targets_of(
+    module: ModuleType, spec: Any, rows: Sequence[Mapping[str, Any]], answers: Sequence[Parsed]
+) -> list[Any]:
+    """Returns what each answer is scored against: the target of its row, or of several references the nearest."""
+    return [
+        module.nearest(spec, [row["target"], *row["references"]], one) if row.get("references") else row["target"]
+        for row, one in zip(rows, answers, strict=True)
+    ]
+
+
+def given(values: Mapping[str, Any], columns: Columns) -> list[Any]:
+    """Returns the answers that a source row gives, in the order of `data.columns.targets`, empty ones left out.
+
+    Raises UnusableRowError where a column of several answers holds no list, or there is no answer.
+    """
+    assert columns.targets is not None
+    if isinstance(columns.targets, str):
+        found = _list(values.get(columns.targets), columns.targets)
+    else:
+        found = [values.get(name) for name in columns.targets]
+    if not (there := [one for one in found if one is not None and (not isinstance(one, str) or one.strip())]):
+        raise UnusableRowError("no_answer", "there is no answer in data.columns.targets")
+    return there
+
+
+def _list(value: Any, column: str) -> list[Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            told = f"column {column!r} is text that is no JSON; a list of answers is needed, or its JSON"
+            raise UnusableRowError("bad_answer", told) from None
+    if not isinstance(value, list):
+        shown = cell(value)[:40] or "nothing"
+        raise UnusableRowError("bad_answer", f"column {column!r}: a list of answers is needed, given {shown}")
+    return value

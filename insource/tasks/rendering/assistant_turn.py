@@ -1,0 +1,137 @@
+"""How a chat template writes the assistant's turn: what stands before an answer, in an open prompt and in an answered
+conversation, and what ends it.
+
+                    open prompt ends in         answered turn
+    Qwen2.5         assistant\\n                 assistant\\nLABEL<|im_end|>         exact
+    Mistral v0.3    [/INST]                     [/INST] LABEL</s>                 a space: own suffix
+    Gemma 4 31B     model\\n<|channel>thought... model\\nLABEL<turn|>              empty thought: own suffix
+    Qwen3-Thinking  assistant\\n<think>\\n       (none)                            refused: it always thinks
+    gpt-oss         <|start|>assistant          ...assistant<|channel|>final...   refused: a channel
+
+Where the two agree, the template's own rendering is learnt. Where they differ by white space or by an empty thought,
+open prompt, answer and stop are learnt as they are served (an own suffix). All else is refused.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from insource.config.errors import RecipeError
+
+QUESTION, ANSWER, NEXT = "Where is my parcel?", "It is late.", "And my refund?"
+
+# What stands around a thought, as templates write it: <think> </think>, [THINK] [/THINK], <|START_THINKING|>
+# <|END_THINKING|>, <|channel>thought <channel|>, <seed:think> </seed:think>, </think:opensource>.
+_THOUGHT = r"(?:think|thought|reason)[\w:]*"
+_CLOSE = re.compile(rf"</[\w:]*?{_THOUGHT}>|\[/{_THOUGHT}\]|<\|end_?(?:of_)?{_THOUGHT}\|>|<channel\|>", re.IGNORECASE)
+_OPEN = re.compile(
+    rf"<(?![/|])[\w:]*?{_THOUGHT}>|\[{_THOUGHT}\]|<\|(?:(?:start|begin)_?(?:of_)?)?{_THOUGHT}\|>|<\|channel>thought",
+    re.IGNORECASE,
+)
+# Models that answer at once, by a part of the name of a model that does not.
+_SIBLINGS = {
+    "thinking-2507": "the Instruct-2507 model of the same size",
+    "deepseek": "DeepSeek-V3.1",
+    "nemotron": "Nemotron-3-Nano",
+    "gpt-oss": "Qwen3-30B-A3B-Instruct-2507",
+    "minimax": "Qwen3-30B-A3B-Instruct-2507",
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a template writes around an answer."""
+
+    generation_prompt: str
+    """Before an answer that is still to come: the end of an open prompt."""
+    lead: str
+    """Before the answer of an answered conversation."""
+    end: str
+    """After an answer that ends the conversation."""
+    next_message: str
+    """After an answer that another message follows; empty where the template takes no such conversation."""
+    continues: bool
+    """Whether the answered conversation goes on where the open prompt ends, with the answer."""
+
+
+def of(tokenizer: Any) -> Turn:
+    """Returns how the tokenizer's chat template writes an answer.
+
+    Raises RecipeError where the model answers otherwise than at once, or the template takes no plain conversation.
+    """
+    name = tokenizer.name_or_path
+    ask = [{"role": "user", "content": QUESTION}]
+    answered = [*ask, {"role": "assistant", "content": ANSWER}]
+    try:
+        opened = str(tokenizer.apply_chat_template(ask, tokenize=False, add_generation_prompt=True))
+        whole = str(tokenizer.apply_chat_template(answered, tokenize=False))
+    except (TemplateError, TypeError, ValueError) as error:
+        raise RecipeError(f"model.base: the chat template of {name} renders no plain conversation: {error}") from None
+    if QUESTION not in opened or QUESTION not in whole or ANSWER not in whole:
+        raise RecipeError(f"model.base: the chat template of {name} leaves the message or its answer out")
+    before, _, end = whole.rpartition(ANSWER)
+    turn = Turn(
+        generation_prompt=opened.rpartition(QUESTION)[2],
+        lead=before.rpartition(QUESTION)[2],
+        end=end,
+        next_message=_next_message(tokenizer, answered),
+        continues=whole.startswith(opened + ANSWER),
+    )
+    _refuse(turn, name)
+    return turn
+
+
+def stop_of(turn: Turn, tokenizer: Any, stops: Sequence[str]) -> str | None:
+    """Returns which of the tokens that may end an answer the template ends one with, None where it writes none.
+
+    Where nothing ends a last answer (GLM), the token that begins the following message does.
+    """
+    for text in (turn.end, turn.next_message):
+        tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if found := next((one for one in tokens if one in stops), None):
+            return str(found)
+    return None
+
+
+def _next_message(tokenizer: Any, answered: list[dict[str, str]]) -> str:
+    try:
+        longer = tokenizer.apply_chat_template([*answered, {"role": "user", "content": NEXT}], tokenize=False)
+    except (TemplateError, TypeError, ValueError):
+        return ""
+    return str(longer).rpartition(ANSWER)[2].partition(NEXT)[0]
+
+
+def _refuse(turn: Turn, name: str) -> None:
+    """Raises RecipeError where more than white space and empty thoughts separates an answer from the open prompt."""
+    prompt = turn.generation_prompt
+    if _thinks(prompt):
+        raise RecipeError(
+            f"model.base: {name} always thinks before it answers: its open prompt ends in {prompt[-40:]!r}. "
+            f"Models are trained and decoded here to answer at once; {_sibling(name)} without a thinking mode"
+        )
+    if not turn.continues and _outside_thoughts(prompt) != _outside_thoughts(turn.lead):
+        raise RecipeError(
+            f"model.base: {name} does not answer right behind its open prompt: its chat template ends that in "
+            f"{prompt[-40:]!r}, and begins an answer with {turn.lead[-60:]!r} (a channel, or a thought). "
+            f"Models are trained and decoded here to answer at once; {_sibling(name)} without channels"
+        )
+
+
+def _thinks(generation_prompt: str) -> bool:
+    """Returns whether a thought is begun and not ended."""
+    opened, closed = ([one.start() for one in marks.finditer(generation_prompt)] for marks in (_OPEN, _CLOSE))
+    return max(opened, default=-1) > max(closed, default=-1)
+
+
+def _outside_thoughts(text: str) -> str:
+    """Returns a text without white space and without the marks of empty thoughts."""
+    return re.sub(r"\s+", "", _CLOSE.sub("", _OPEN.sub("", text)))
+
+
+def _sibling(name: str) -> str:
+    lower = name.lower()
+    found = next((model for part, model in _SIBLINGS.items() if part in lower), "Qwen3-4B-Instruct-2507")
+    return f"take {found}, or another model"

@@ -1,0 +1,145 @@
+"""The tokenizer of a base model as it was published, and the tokens at which its generation config stops.
+
+    tokenizer = tokenizer_of(recipe.model)      AutoTokenizer, one chat template chosen, nothing pinned
+    stops(recipe.model, tokenizer)              ["<eos>", "<end_of_turn>"]
+
+Every way in which a base can lack a tokenizer is refused here, before its weights are looked for.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from insource.config import base_models
+from insource.config.errors import RecipeError
+from insource.config.schema.train import Model
+
+DEFAULT = "default"
+GENERATION_CONFIG = "generation_config.json"
+
+
+def tokenizer_of(model: Model) -> Any:
+    """Returns the tokenizer of a base model, with one chat template.
+
+    Raises RecipeError where it is not there, or renders no conversations.
+    """
+    refuse_gguf(model)
+    tokenizer = load(model.base, model)
+    tokenizer.chat_template = _one_template(model, tokenizer.chat_template)
+    if not tokenizer.chat_template:
+        raise RecipeError(
+            f"model.base: the tokenizer of {model.base} has no chat template; "
+            "take an instruction-tuned model, or add chat_template.jinja to the folder"
+        )
+    return tokenizer
+
+
+def load(path: str, model: Model) -> Any:
+    """Returns the tokenizer in a folder or a repository, as it is there. Raises RecipeError where there is none.
+
+    A Mistral repository may hold tekken.json beside tokenizer.json: transformers 5 would then take mistral-common's
+    tokenizer, which knows no chat templates.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=model.revision, mistral_format=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise RecipeError(_no_tokenizer(model, error)) from None
+
+
+def stops(model: Model, tokenizer: Any) -> list[str]:
+    """Returns the tokens that may end an answer: the tokenizer's EOS, then those of the base's generation config."""
+    listed = _generation_config(model).get("eos_token_id")
+    ids = [listed] if isinstance(listed, int) else list(listed or [])
+    found = [tokenizer.eos_token, *(tokenizer.convert_ids_to_tokens(one) for one in ids if one < len(tokenizer))]
+    return list(dict.fromkeys(one for one in found if one))
+
+
+def not_found(model: Model, error: Exception) -> str:
+    """Returns what to tell when a base model, or its tokenizer, cannot be loaded."""
+    reason = str(error).strip().partition("\n")[0]
+    if Path(model.base).is_dir():
+        return f"model.base: {model.base} cannot be loaded: {reason}"
+    return (
+        f"model.base: {model.base} is neither on this machine nor on the hub: {reason}\n"
+        "  Give a folder, log in to the hub (gated models), or take model.base=pocket to try the pipeline."
+    )
+
+
+def refuse_gguf(model: Model) -> None:
+    """Raises RecipeError where the folder of a base has its weights as GGUF and not as safetensors: a recipe names the
+    file, which is dequantized before (insource/tracking/base_models/gguf_model.py)."""
+    folder = Path(model.base)
+    ggufs = base_models.ggufs_alone(folder) if folder.is_dir() else []
+    if ggufs:
+        raise RecipeError(
+            f"model.base: {folder} has its weights as GGUF ({', '.join(path.name for path in ggufs[:3])}); name the "
+            f"file itself, model.base={ggufs[0]}, or a folder with config.json, *.safetensors and tokenizer.json"
+        )
+
+
+def _one_template(model: Model, template: Any) -> Any:
+    """Returns the template that serves conversations without tools, of a tokenizer with several named ones."""
+    if not isinstance(template, dict):
+        return template
+    if DEFAULT in template:
+        return template[DEFAULT]
+    raise RecipeError(
+        f"model.base: the tokenizer of {model.base} has several chat templates and none is named {DEFAULT!r}: "
+        f"{', '.join(sorted(template))}. Copy the base to a folder and save the one that you mean as "
+        "chat_template.jinja there"
+    )
+
+
+def _no_tokenizer(model: Model, error: Exception) -> str:
+    names = _names(model)
+    if names is None:
+        return not_found(model, error)
+    if ggufs := sorted(name for name in names if name.endswith(base_models.GGUF)):
+        return (
+            f"model.base: {model.base} has its weights as GGUF; fetch one file (`hf download {model.base} {ggufs[0]}`) "
+            "and give its path, or take the repository that it was made of"
+        )
+    if not names & {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json"}:
+        return (
+            f"model.base: {model.base} has no tokenizer (no tokenizer.json); copy tokenizer.json, "
+            "tokenizer_config.json and chat_template.jinja of the published model there"
+        )
+    return not_found(model, error)
+
+
+def _names(model: Model) -> set[str] | None:
+    """Returns the names of the files of a base, None where it is neither a folder nor a repository in reach."""
+    if (folder := Path(model.base)).is_dir():
+        return {path.name for path in folder.iterdir()}
+    from huggingface_hub import HfApi
+
+    try:
+        return set(HfApi().list_repo_files(model.base, revision=model.revision))
+    except (OSError, ValueError):
+        return None
+
+
+def _generation_config(model: Model) -> dict[str, Any]:
+    """Returns what generation_config.json of a base says; config.json where there is none, as vLLM does."""
+    for name in (GENERATION_CONFIG, "config.json"):
+        if path := _file(model, name):
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return found
+    return {}
+
+
+def _file(model: Model, name: str) -> Path | None:
+    """Returns a small file of a base, fetched from the hub where needed; None where there is none."""
+    if (folder := Path(model.base)).is_dir():
+        return folder / name if (folder / name).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(model.base, name, revision=model.revision))
+    except EntryNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RecipeError(not_found(model, error)) from None

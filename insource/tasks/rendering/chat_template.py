@@ -1,0 +1,232 @@
+"""From messages to token ids, by the base's own chat template and nothing else.
+
+Training, validation and the reference answers all render here; a server renders the same messages with the same
+template, and parity compares the ids.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from insource.config.errors import RecipeError
+from insource.config.schema.train import Model
+from insource.tasks.rendering import assistant_turn, base_tokenizer, pinned_template
+from insource.tasks.rendering.assistant_turn import Turn
+from insource.tasks.rendering.pinned_template import Pinned
+
+Messages = list[dict[str, str]]
+# Tokens before a completion that decide how its first token is written as text.
+CONTEXT_TOKENS = 8
+
+# An answer may take more tokens than any in train, and by other tokens than the tokenizer's own; what ends sooner
+# costs nothing.
+ANSWER_ROOM = 1.5
+LEAST_ANSWER_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training example as token ids: what is read and what is answered, the stop token last."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """The prompt format of a base and the end of its answers."""
+
+    tokenizer: Any
+    """With the pinned template as its chat template, and the stop as its EOS token."""
+    pinned: dict[str, bool | str] = field(default_factory=dict)
+    """What is pinned in the template, such as {"enable_thinking": False, "date": "2026-01-01"}."""
+    differs: str | None = None
+    """Why answers are learnt otherwise than the template writes them (an own suffix), None where they are not."""
+    stop_found: str | None = None
+    """How the stop was found where it is not the tokenizer's own EOS."""
+
+    def lines(self) -> list[str]:
+        """Returns what is pinned, and how answers end, for the console."""
+        values = ", ".join(f"{name} {str(value).lower()}" for name, value in self.pinned.items())
+        lines = [f"template  pinned: {values} (model.template)"] if values else []
+        return lines + ([f"stop      {self.stop_found}"] if self.stop_found else [])
+
+
+def tokenizer_of(model: Model) -> Any:
+    """Returns the tokenizer of a base model as training and serving use it, see `rendering_of`."""
+    return rendering_of(model).tokenizer
+
+
+def rendering_of(model: Model) -> Rendering:
+    """Returns the rendering of a base: template pinned, stop found, by the recipe's model.template and model.stop.
+
+    Raises RecipeError where there is no tokenizer, or the base cannot be taught to answer at once.
+    """
+    tokenizer = base_tokenizer.tokenizer_of(model)
+    taken: list[tuple[Pinned, Turn]] = []
+    refused: list[RecipeError] = []
+    for pinned in pinned_template.variants(tokenizer.chat_template, model.template, model.base):
+        tokenizer.chat_template = pinned.template
+        try:
+            taken.append((pinned, assistant_turn.of(tokenizer)))
+        except RecipeError as error:
+            refused.append(error)
+    if not taken:
+        # Of several reasons that of the template with its switch off.
+        raise refused[0]
+    # Of several ways the first one in which open and answered prompts agree.
+    pinned, turn = next((one for one in taken if one[1].continues), taken[0])
+    tokenizer.chat_template = pinned.template
+    return _rendering(model, tokenizer, pinned, turn)
+
+
+def saved_tokenizer(folder: str) -> Any:
+    """Returns the tokenizer that training saved with an adapter or a model, pinned as it was there."""
+    return base_tokenizer.load(folder, Model(base=folder))
+
+
+def prompt_ids(tokenizer: Any, conversations: Sequence[Messages]) -> list[list[int]]:
+    """Returns the ids of each conversation up to where the model answers."""
+    return _encode(tokenizer, _opened(tokenizer, conversations))
+
+
+def examples(tokenizer: Any, conversations: Sequence[Messages], answers: Sequence[str]) -> list[Example]:
+    """Returns the ids of each conversation with its answer and the stop token (the tokenizer's EOS).
+
+    An answer that the template writes right behind the open prompt is learnt as the template has it. Another one is
+    learnt as it is served and decoded: the open prompt, the answer, the stop. So is an answer that spells a special
+    token: it is learnt as the text that it is. Raises RecipeError where the model does not answer at once.
+    """
+    assistant_turn.of(tokenizer)
+    opened = _opened(tokenizer, conversations)
+    answered = [
+        [*messages, {"role": "assistant", "content": text}]
+        for messages, text in zip(conversations, answers, strict=True)
+    ]
+    texts = [str(one) for one in tokenizer.apply_chat_template(answered, tokenize=False)]
+    prompts, whole = _encode(tokenizer, opened), _encode(tokenizer, texts)
+    special, stop = _special_ids(tokenizer), tokenizer.eos_token_id
+    plains = [special.isdisjoint(ids) for ids in _encode(tokenizer, answers)]
+    written: dict[tuple[int, ...], str] = {}
+    found = []
+    for open_text, text, prompt, ids, answer, plain in zip(opened, texts, prompts, whole, answers, plains, strict=True):
+        if plain and text.startswith(open_text + answer + tokenizer.eos_token) and ids[: len(prompt)] == prompt:
+            completion = ids[len(prompt) : ids.index(stop, len(prompt)) + 1]
+            # Labels come again and again, behind the same tokens.
+            key = (*prompt[-CONTEXT_TOKENS:], *completion)
+            written[key] = written[key] if key in written else text_of(tokenizer, prompt, completion[:-1])
+            if written[key] == answer:
+                found.append(Example(prompt, completion))
+                continue
+        found.append(Example(prompt, [*_answer_ids(tokenizer, open_text, prompt, answer, plain), stop]))
+    return found
+
+
+def text_of(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+    """Returns the text of tokens as a server writes it behind a prompt: a space that begins it is a part of it."""
+    before = list(prompt_ids[-CONTEXT_TOKENS:])
+    context, both = (
+        str(tokenizer.decode(one, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        for one in (before, before + list(ids))
+    )
+    return both.removeprefix(context)
+
+
+def max_answer_tokens(longest: int) -> int:
+    """Returns how many tokens an answer may have, where the longest that is learnt has so many, its stop token too."""
+    return max(LEAST_ANSWER_TOKENS, math.ceil(ANSWER_ROOM * longest))
+
+
+def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Returns how many tokens each text is by itself."""
+    if tokenizer.is_fast:
+        return [len(one) for one in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    return [len(ids) for ids in _encode(tokenizer, texts)]
+
+
+def template_sha256(tokenizer: Any) -> str:
+    """Returns the hash of the chat template, by which a server's template is known to be the trained one."""
+    return hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
+
+
+def shared_prefix_length(sequences: Sequence[list[int]]) -> int:
+    """Returns how many leading ids all the sequences share (0 for no sequences)."""
+    if not sequences:
+        return 0
+    # What the least and the greatest share in lexicographic order, all between them share too.
+    low, high = min(sequences), max(sequences)
+    length = 0
+    while length < min(len(low), len(high)) and low[length] == high[length]:
+        length += 1
+    return length
+
+
+def _rendering(model: Model, tokenizer: Any, pinned: Pinned, turn: Turn) -> Rendering:
+    """Returns the rendering with the stop found; the stop becomes the tokenizer's EOS. Raises RecipeError."""
+    stops = base_tokenizer.stops(model, tokenizer)
+    found = assistant_turn.stop_of(turn, tokenizer, stops)
+    stop = found if model.stop == "auto" else _stop_of_recipe(model, tokenizer, stops)
+    if stop is None:
+        raise RecipeError(
+            f"model.stop: the chat template of {model.base} ends an answer with {turn.end[:40]!r}, and none of its "
+            f"stops ({', '.join(stops)}) stands there; set model.stop to one of {', '.join(stops)}, or to another "
+            "special token that the model has learnt to end an answer with"
+        )
+    how = None
+    if stop != tokenizer.eos_token:
+        where = "model.stop" if model.stop != "auto" else "the chat template and the generation config"
+        how = f"answers end in {stop!r}, not in the tokenizer's EOS {tokenizer.eos_token!r} ({where})"
+        tokenizer.eos_token = stop
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = stop
+    differs = None
+    if not turn.continues:
+        differs = (
+            f"its template begins an answer with {turn.lead[-40:]!r} and asks with {turn.generation_prompt[-40:]!r}"
+        )
+    elif not turn.end.startswith(stop):
+        written = f"writes {turn.end[:40]!r}" if turn.end.strip() else "writes nothing"
+        differs = f"its template {written} behind a last answer, where the stop {stop!r} is learnt"
+    return Rendering(tokenizer, dict(pinned.values), differs, how)
+
+
+def _stop_of_recipe(model: Model, tokenizer: Any, stops: Sequence[str]) -> str:
+    if model.stop in stops or tokenizer.get_vocab().get(model.stop) in _special_ids(tokenizer):
+        return model.stop
+    raise RecipeError(
+        f"model.stop: {model.stop!r} is no special token of {model.base}; its answers can end in "
+        f"{', '.join(stops) or 'any special token'}, or leave it out (auto)"
+    )
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    return {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def _opened(tokenizer: Any, conversations: Sequence[Messages]) -> list[str]:
+    texts = tokenizer.apply_chat_template(list(conversations), tokenize=False, add_generation_prompt=True)
+    return [str(one) for one in texts]
+
+
+def _encode(tokenizer: Any, texts: Sequence[str], split_special_tokens: bool = False) -> list[list[int]]:
+    splitting = {"split_special_tokens": True} if split_special_tokens else {}
+    return tokenizer(list(texts), add_special_tokens=False, **splitting)["input_ids"]  # type: ignore[no-any-return]
+
+
+def _answer_ids(tokenizer: Any, opened: str, prompt: list[int], answer: str, plain: bool) -> list[int]:
+    """Returns the ids of an answer right behind an open prompt, such that they are that text there and no other.
+
+    Some tokenizers (SentencePiece) write a space before a text that stands alone; behind a line break they do not.
+    """
+    alone, behind = _encode(tokenizer, [answer, f"\n{answer}"], split_special_tokens=not plain)
+    ways = [alone]
+    (line_break,) = _encode(tokenizer, ["\n"])
+    if behind[: len(line_break)] == line_break:
+        ways.append(behind[len(line_break) :])
+    if plain:
+        (whole,) = _encode(tokenizer, [opened + answer])
+        if whole[: len(prompt)] == prompt:
+            ways.insert(0, whole[len(prompt) :])
+    return next((ids for ids in ways if text_of(tokenizer, prompt, ids) == answer), ways[0])

@@ -1,0 +1,85 @@
+"""Chat templates with everything pinned that may vary: the template's own switch for thinking, and today's date.
+
+    {% set enable_thinking = false %}
+    {% macro strftime_now(format) %}{{ {"%d %b %Y": "01 Jan 2026"}[format] }}{% endmacro %}
+    <the published template>
+
+Client requests may set variables of a template, and a clock moves. What is pinned is a part of the template that is
+hashed, saved beside the adapter and given to the server, so that neither changes a prompt.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+
+from insource.config.errors import RecipeError
+from insource.config.schema.train import Template
+
+# Names by which templates ask whether the model is to think first.
+SWITCHES = ("enable_thinking", "thinking")
+CLOCK = "strftime_now"
+UNSET = "not set"
+# The date of a template that prints today's, where the recipe gives none: a constant, so that training is repeatable.
+DATE = date(2026, 1, 1)
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A template and what is pinned in it."""
+
+    template: str
+    values: Mapping[str, bool | str] = field(default_factory=dict)
+    """Such as {"enable_thinking": False, "date": "2026-01-01"}; empty for a template that asks for neither."""
+
+
+def variants(template: str, settings: Template, name: str) -> Iterator[Pinned]:
+    """Yields the template pinned as the recipe says; for `auto` with the switch off, then with it not set.
+
+    Raises RecipeError, naming the base `name`, where it is no template, or its date cannot be pinned.
+    """
+    tree = _parsed(template, name)
+    read = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
+    clock, dated = "", {}
+    if CLOCK in read:
+        day = DATE if settings.date == "auto" else date.fromisoformat(settings.date)
+        clock, dated = _clock(tree, day, name), {"date": day.isoformat()}
+    switches = [one for one in SWITCHES if one in read]
+    choices = (False, UNSET) if settings.enable_thinking == "auto" else (settings.enable_thinking,)
+    for choice in choices if switches else ():
+        # No client can set what is pinned as not set: an attribute that an empty mapping lacks is undefined.
+        value = "{}.unset" if choice == UNSET else str(choice).lower()
+        prologue = "".join(f"{{% set {one} = {value} %}}\n" for one in switches)
+        yield Pinned(prologue + clock + template, {**dict.fromkeys(switches, choice), **dated})
+    if not switches:
+        yield Pinned(clock + template, dated)
+
+
+def _parsed(template: str, name: str) -> nodes.Template:
+    # The environment is that in which transformers and vLLM render: its extensions and its trimming of line breaks.
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        tree: nodes.Template = _compile_jinja_template(template).environment.parse(template)
+    except TemplateError as error:
+        raise RecipeError(f"model.base: the chat template of {name} cannot be read: {error}") from None
+    return tree
+
+
+def _clock(tree: nodes.Template, day: date, name: str) -> str:
+    """Returns a macro that prints a constant day in the formats that occur."""
+    shown: dict[str, str] = {}
+    for call in tree.find_all(nodes.Call):
+        if not isinstance(call.node, nodes.Name) or call.node.name != CLOCK:
+            continue
+        given: list[Any] = [*call.args, *(one.value for one in call.kwargs)]
+        if len(given) != 1 or not isinstance(given[0], nodes.Const):
+            raise RecipeError(
+                f"model.base: the chat template of {name} prints today's date in a format that it computes, which "
+                "cannot be pinned; write a constant date into chat_template.jinja in a copy of the base"
+            )
+        shown[str(given[0].value)] = day.strftime(str(given[0].value))
+    return f"{{% macro {CLOCK}(format) %}}{{{{ {json.dumps(shown)}[format] }}}}{{% endmacro %}}\n"

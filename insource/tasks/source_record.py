@@ -1,0 +1,147 @@
+"""What a source row gives a task: an input and a target, as they stand there; or why it gives none.
+
+in   {"message": "my parcel is late", "queue": "delivery_delay"}
+out  Given("", "my parcel is late", "delivery_delay")
+"""
+
+import ast
+import io
+import json
+import tokenize
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from insource.config.schema.data import Columns
+from insource.tasks.text_keys import clean
+
+
+class UnusableRowError(Exception):
+    """Why a row cannot be used: the reason that is counted, and the detail that is told."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Given:
+    """The parts of a row before anything is cleaned. `system` is the system prompt that a chat row brought along."""
+
+    system: str
+    text: str
+    target: Any
+    others: Sequence[Any] = ()
+    """Further right answers to the same input."""
+
+
+def cell(value: object) -> str:
+    """Returns a value of a source as the text of a column; null is empty."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def text_of(value: object, column: str) -> str:
+    """Returns the text of a column; a number is text too. Raises UnusableRowError over a list or an object."""
+    if isinstance(value, list | dict):
+        chat = isinstance(value, list) and value and isinstance(value[0], dict)
+        hint = "data.columns.messages reads chats" if chat else f"name a column that holds text{_inside(value, column)}"
+        raise UnusableRowError("bad_text", f"column {column!r} holds {_kind(value)}, and a text is needed; {hint}")
+    return cell(value)
+
+
+def input_of(values: Mapping[str, Any], columns: Columns) -> str:
+    """Returns the input of a row: the text of its column, or those of several, empty ones left out."""
+    texts = [text_of(values.get(column), column) for column in columns.texts]
+    return texts[0] if len(texts) == 1 else columns.separator.join(text for text in texts if text.strip())
+
+
+def label_of(value: object, column: str) -> str:
+    """Returns the label of a column. Raises UnusableRowError over a list or an object: that is no label."""
+    if list_of(value) is not None:
+        several = "for several labels a row, set task.labels_per_row: many"
+        raise UnusableRowError("bad_label", f"column {column!r} holds a list, and a row has one label; {several}")
+    if isinstance(value, dict):
+        told = f"column {column!r} holds an object, and a label is a text"
+        raise UnusableRowError("bad_label", told + _inside(value, column))
+    return cell(value)
+
+
+def list_of(value: object) -> list[Any] | None:
+    """Returns a list, also as tables write one (["a", "b"] or ['a', 'b']); None where a value is none.
+
+    Raises UnusableRowError over ['a' 'b'], as NumPy prints an array: Python reads one text in it, 'ab'.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value if isinstance(value, list) else None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if read is ast.literal_eval and _lacks_commas(value.strip()):
+            told = f"{value.strip()[:40]} is not a list: commas are missing between its entries"
+            raise UnusableRowError("bad_list", told)
+        return found if isinstance(found, list) else None
+    return None
+
+
+def rows_of_columns(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Returns the objects that columns of equal length stand for ({"slot": ["a", "b"], "end": [2, 5]}), as `datasets`
+    stores a list of objects; None where a value is none."""
+    columns = list(value.values())
+    if not columns or not all(isinstance(one, list) for one in columns) or len({len(one) for one in columns}) > 1:
+        return None
+    return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _lacks_commas(text: str) -> bool:
+    """Whether two texts stand side by side in an expression of Python."""
+    tokens = [one.type for one in tokenize.generate_tokens(io.StringIO(text).readline) if one.type != tokenize.NL]
+    return any(one == other == tokenize.STRING for one, other in pairwise(tokens))
+
+
+def _inside(value: object, column: str) -> str:
+    """How to name what an object holds, as a hint."""
+    names = [name for name, one in value.items() if isinstance(one, str | int)] if isinstance(value, dict) else []
+    return f"; one inside of it has a name such as {column}.{names[-1]}"[:80] if names else ""
+
+
+def _kind(value: object) -> str:
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def free_text(value: object, what: str) -> str:
+    """Returns a free-text answer, clean. Raises UnusableRowError where it is none, or is empty."""
+    if value is not None and not isinstance(value, str):
+        hint = "; data.columns.targets reads several answers" if isinstance(value, list) else ""
+        raise UnusableRowError("bad_answer", f"the {what} is no text: {cell(value)[:40]}{hint}")
+    check_characters(f"{what}", value or "")
+    if not (text := clean(value or "")):
+        raise UnusableRowError("no_answer", f"the {what} is empty")
+    return text
+
+
+def check_characters(what: str, value: Any) -> None:
+    """Returns nothing where a text, or each of those inside of a list or an object, can be stored. Raises
+    UnusableRowError over NUL bytes and halves of characters."""
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, dict):
+            pending += [*one, *one.values()]
+        elif isinstance(one, list):
+            pending += one
+        elif isinstance(one, str):
+            _check_text(what, one)
+
+
+def _check_text(what: str, text: str) -> None:
+    if "\x00" in text:
+        raise UnusableRowError("nul_byte", f"the {what} holds a NUL byte")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UnusableRowError("lone_surrogate", f"the {what} holds half a character ({error.reason})") from None

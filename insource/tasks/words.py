@@ -1,0 +1,74 @@
+"""The words of a text, in scripts that put spaces between them and in scripts that do not.
+
+    words(duplicate_key("Where's my card?"))     ["where", "s", "my", "card"]
+    words(duplicate_key("我的卡 VISA 5%"))        ["我", "的", "卡", "visa", "5"]
+
+ROUGE counts these, near-duplicates of kind word are made of them, and the linear baseline and the doubts about labels
+learn from them.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+from insource.tasks.text_keys import duplicate_key
+
+# Scripts that put no spaces between words: Thai to Tibetan, Burmese, Khmer, Tai Lue, kana and Han.
+_UNSPACED = (
+    r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u3005\u3040-\u30ff\u31f0-\u31ff"
+    r"\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+# Scripts of which a character says as much as two or three letters: kana, Han, Hangul.
+_DENSE = r"\u3005\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_HAS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
+_RUN = re.compile(rf"[{_DENSE}]+|[^{_DENSE}]+")
+_HAS_DENSE = re.compile(rf"[{_DENSE}]")
+_LONG_WORD = re.compile(r"\b\w\w+\b")
+# From Hebrew and Arabic on: scripts whose vowels are marks, scripts without spaces, and emoji.
+_OTHER_SCRIPT = re.compile("[\u0300-\u036f\u0590-\u10ff\u1200-\u1dff\u2e80-\U000fffff]")
+# Signs that a duplicate key keeps and Google's rouge-score has no words for, smileys among them.
+_SIGNS = frozenset("-+<>=$%#.*/^\u2639\u263a")
+
+
+def words(key: str) -> list[str]:
+    """Returns the words of a duplicate key, each character of a script without spaces as one; signs of ASCII texts are
+    none, unless there is nothing else."""
+    found = key.split() if key.isascii() or not _HAS_UNSPACED.search(key) else _WORD.findall(key)
+    return [word for word in found if word not in _SIGNS] or found
+
+
+def terms(text: str) -> list[str]:
+    """Returns what a linear model sees of a text: its words of two letters and more, and the pairs of them; of a text
+    with combining marks, or without spaces, or without such words, all words of its duplicate key."""
+    lowered = text.lower()
+    found = [] if _OTHER_SCRIPT.search(lowered) else _LONG_WORD.findall(lowered)
+    found = found or words(duplicate_key(text))
+    return found + [f"{one} {other}" for one, other in pairwise(found)]
+
+
+def breaks_word(text: str, at: int) -> bool:
+    """Returns whether two letters, or two digits, of a script with spaces stand before and behind a place in a text."""
+    if not 0 < at < len(text):
+        return False
+    pair = text[at - 1 : at + 1]
+    return (pair.isalpha() or pair.isdigit()) and not (_HAS_UNSPACED.search(pair) or _HAS_DENSE.search(pair))
+
+
+def joined(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """Returns the text of tokens, with spaces between them but where a script has none, and where each stands in it."""
+    text, places = "", []
+    for token in tokens:
+        close = text[-1:] + token[:1]
+        text += "" if len(close) < 2 or len(_HAS_UNSPACED.findall(close)) == 2 else " "
+        places.append((len(text), len(text) + len(token)))
+        text += token
+    return text, places
+
+
+def runs(key: str) -> list[tuple[str, bool]]:
+    """Returns the key in runs of one kind: (text, whether each of its characters says as much as several letters)."""
+    if not _HAS_DENSE.search(key):
+        return [(key, False)]
+    found = [(run.strip(), bool(_HAS_DENSE.match(run))) for run in _RUN.findall(key)]
+    return [one for one in found if one[0]]

@@ -1,0 +1,91 @@
+"""Bases as quantization left them: the weights that adapters were trained on, and that serving loads.
+
+runs/.bases/3f2a90c17b5e44d0/   model.safetensors config.json generation_config.json tokenizer.json ...
+                                base.json     {"base": {...}, "quantization": "nf4", "dtype": "float32", ...}
+                                SHA256SUMS    written last
+
+An adapter that was trained on NF4 weights belongs to what NF4 left of the base, and vLLM loads no NF4. The folder holds
+those weights as ordinary ones, written once for each (base, quantization) and shared by all recipes on that base; its
+name is the digest of what it was made of. A registry has such a folder too, so that what is deployed needs no runs.
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from insource.system import atomic_files
+
+BASES = ".bases"
+ABOUT = "base.json"
+# What is left free on a disk beside the weights.
+SPARE_BYTES = 2**30
+
+
+def store(folder: Path) -> Path:
+    """Returns the folder of bases that belongs to a run folder, or to a deployed version: the nearest one above it.
+
+    runs/classifier/<run id> -> runs/.bases; registry/classifier/versions/<version> -> registry/.bases
+    """
+    above = folder.parents[2] if folder.parent.name == "versions" else folder.parents[1]
+    return above / BASES
+
+
+def find(folder: Path, digest: str) -> Path | None:
+    """Returns the base of that digest for a run or a deployed version, None where it is not there as a whole."""
+    path = store(folder) / digest
+    return path if (path / atomic_files.SUMS).is_file() else None
+
+
+def record(path: Path, digest: str) -> dict[str, Any]:
+    """Returns what prompt.json says of a base: {"digest", "quantization", "dtype", "sha256": {file: hash}}."""
+    about = atomic_files.read_json(path / ABOUT)
+    hashes = {name: sha256 for name, sha256 in atomic_files.sums(path).items() if name != ABOUT}
+    return {"digest": digest, "quantization": about["quantization"], "dtype": about["dtype"], "sha256": hashes}
+
+
+def trained(prompt: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns the record of the base that an adapter was trained on, from its prompt.json; None where that is the
+    published base, or where its weights could not be kept."""
+    found: Mapping[str, Any] | None = prompt.get("base", {}).get("trained")
+    return found
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds one base for this process, so that runs that need it together write it once; waits for another holder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def copy(source: Path, target: Path) -> Path:
+    """Returns a base in another store, complete; hard links where the disk is the same. Does nothing where it is there.
+
+    Raises OSError where the disk is full; nothing half-written stays.
+    """
+    with locked(target):
+        if not (target / atomic_files.SUMS).is_file():
+            with atomic_files.whole_folder(target) as folder:
+                for path in source.iterdir():
+                    _link_or_copy(path, folder / path.name)
+    return target
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def no_room(path: Path, size_bytes: int) -> str | None:
+    """Returns why so many bytes of weights cannot be written at a path, None where they can."""
+    path.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path).free
+    if size_bytes + SPARE_BYTES <= free:
+        return None
+    return f"it takes {size_bytes / 1e9:,.1f} GB on disk, and {free / 1e9:,.1f} GB are free below {path}"

@@ -1,0 +1,137 @@
+"""A base that is a GGUF file, as an ordinary model folder: dequantized once, beside the runs.
+
+runs/.bases/7c41f0a2b95d8e63/   model.safetensors config.json generation_config.json tokenizer.json ...
+                                base.json     {"gguf": {"file": "qwen3-4b-q4_k_m.gguf", "bits": 4.97, ...}, ...}
+                                SHA256SUMS    written last
+
+The folder is named by the digest of the file and of what made it, so that a second run finds it. It is trained on and
+served as any base in a folder is. The weights are those that the file holds: what its quantization lost stays lost, and
+NF4 on top loses again, which is measured (`told`).
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from insource.config import base_models, cli
+from insource.config.errors import RecipeError, StageError
+from insource.config.recipe import Recipe
+from insource.system import atomic_files, child_processes
+from insource.tracking.base_models import base_store
+
+ROOT = Path(__file__).parents[3]
+# Raised when the same file would be written as another folder.
+VERSION = 1
+# In base.json of what quantization left of a base: by how much it moved the weights.
+MOVED = "moved"
+
+
+def on_disk(recipe: Recipe, runs: Path) -> Recipe:
+    """Returns the recipe with a folder as its base where that is a GGUF file, else the recipe as it is.
+
+    Writes the folder where it is missing or was changed; the first process does, others wait. Raises RecipeError where
+    the file cannot be taken, and StageError where memory or disk do not suffice; nothing half-written stays.
+    """
+    if not base_models.is_gguf(recipe.model.base):
+        return recipe
+    path, dtype = Path(recipe.model.base), "float32" if recipe.accelerate.use_cpu else "bfloat16"
+    sha256 = atomic_files.sha256(path)
+    folder = runs / base_store.BASES / atomic_files.digest([VERSION, sha256, dtype, metadata.version("transformers")])
+    with base_store.locked(folder):
+        if not (folder / atomic_files.SUMS).is_file() or atomic_files.changed(folder):
+            gigabytes = path.stat().st_size / 1e9
+            print(
+                f"base      dequantizing {path.name} ({gigabytes:,.2f} GB) into {os.path.relpath(folder)}",
+                file=sys.stderr,
+                flush=True,
+            )
+            with atomic_files.whole_folder(folder) as aside:
+                write(path, aside, dtype, sha256)
+                atomic_files.write_sums(aside)
+    return recipe.with_model(base=str(folder), revision=None)
+
+
+def write(path: Path, folder: Path, dtype: str, sha256: str) -> None:
+    """Writes a GGUF file as a model into an empty folder, with base.json. Raises RecipeError and StageError."""
+    asked = [
+        sys.executable,
+        "-m",
+        "insource.tracking.base_models.gguf_program",
+        str(path.absolute()),
+        str(folder.absolute()),
+        dtype,
+    ]
+    quiet = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    answer = subprocess.run(
+        asked,
+        cwd=ROOT,
+        env=os.environ | quiet,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=child_processes.ending_with_me(signal.SIGKILL),
+    )
+    code, said = answer.returncode, (answer.stderr.strip() or "nothing said").splitlines()[-1]
+    if code == cli.WRONG and said.startswith("error: "):
+        raise RecipeError(said.removeprefix("error: "))
+    if code == cli.FAILED and said.startswith("failed: "):
+        raise StageError(said.removeprefix("failed: "))
+    if code:
+        raise StageError(f"model.base: {path.name} cannot be written as a folder (exit code {code}): {said[:500]}")
+    held = json.loads(answer.stdout.splitlines()[-1])
+    about = {"version": VERSION, "gguf": {"file": path.name, "sha256": sha256, **held}, "dtype": dtype}
+    atomic_files.write_json(folder / base_store.ABOUT, about | {"transformers": metadata.version("transformers")})
+
+
+def about(base: str) -> Mapping[str, Any] | None:
+    """Returns what base.json says of the GGUF file that a base was made of, None for any other base."""
+    path = Path(base) / base_store.ABOUT
+    found: Mapping[str, Any] | None = atomic_files.read_json(path).get("gguf") if path.is_file() else None
+    return found
+
+
+def notes(base: str) -> list[str]:
+    """Returns what is otherwise with a base that was a GGUF file than with the published model."""
+    return list((about(base) or {}).get("notes", []))
+
+
+def told(base: str, quantization: str, trained: Path | None) -> str | None:
+    """Returns what was lost of the weights before training: by the GGUF file, and by NF4 or int8 on top of it, whose
+    folder is `trained`; None for a base that was no GGUF file."""
+    if (gguf := about(base)) is None:
+        return None
+    first = f"GGUF {gguf['main_type']} ({gguf['bits']:.1f} bits a weight), dequantized"
+    if quantization == "none":
+        return f"{first}; nothing is lost on top of that"
+    moved = atomic_files.read_json(trained / base_store.ABOUT).get(MOVED) if trained else None
+    if moved is None:
+        return f"{first}; {quantization} on top of that loses again, how much was not measured"
+    return f"{first}; {quantization} on top of that moved the weights that it changed by {moved:.1%}"
+
+
+def moved(before: Path, after: Path) -> float:
+    """Returns by how much quantization moved the weights that it changed: the norm of all differences over the norm of
+    the weights, read from the safetensors of two folders tensor by tensor. 0 where nothing changed."""
+    from safetensors import safe_open
+
+    differences = norms = 0.0
+    places: dict[str, Path] = {}
+    for path in before.glob("*.safetensors"):
+        with safe_open(path, "pt") as opened:
+            places |= dict.fromkeys(opened.keys(), path)
+    for path in after.glob("*.safetensors"):
+        with safe_open(path, "pt") as opened:
+            for name in opened.keys() & places.keys():
+                with safe_open(places[name], "pt") as published:
+                    one = published.get_tensor(name).float()
+                difference = float((opened.get_tensor(name).float() - one).double().square().sum())
+                if difference:
+                    differences += difference
+                    norms += float(one.double().square().sum())
+    return (differences / norms) ** 0.5 if norms else 0.0

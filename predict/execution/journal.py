@@ -1,0 +1,74 @@
+"""The answers of one segment on disk: a line each, flushed before it counts.
+
+A process that is killed while it writes leaves a torn last line, which is cut off when the journal is opened again. The
+caller holds the lock of the folder (state.py), so that one process writes.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from insource.config.errors import StageError
+from predict import prediction
+from predict.prediction import Prediction
+
+
+class Journal:
+    """An open journal."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens a journal, and makes it where there is none. Raises StageError for a broken line before the last."""
+        self.path = path
+        self._file = path.open("ab+", buffering=0)
+        self._file.seek(0)
+        data = self._file.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            print(f"{path}: cut off a torn last line of {len(data) - whole} bytes", file=sys.stderr)
+            self._file.truncate(whole)
+        self._length: int | None = whole
+        """Bytes of whole lines; None once nothing more can be written behind them."""
+        self.predictions: Mapping[str, Prediction] = dict(
+            self._read(number, line) for number, line in enumerate(data[:whole].splitlines(), start=1)
+        )
+
+    def _read(self, number: int, line: bytes) -> tuple[str, Prediction]:
+        try:
+            return prediction.of_line(json.loads(line))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            self.close()
+            raise StageError(
+                f"{self.path}:{number}: this line is no answer. Another program changed the file: remove the line, "
+                "and its row is asked again"
+            ) from None
+
+    def append(self, predictions: Sequence[tuple[str, Prediction]]) -> None:
+        """Writes predictions with their keys and flushes them to disk. Raises StageError where that fails: what was
+        written of them is cut off again, and nothing more is taken."""
+        if self._length is None:
+            raise StageError(f"{self.path}: answers cannot be written any more")
+        lines = [json.dumps(prediction.to_line(*one), ensure_ascii=False) + "\n" for one in predictions]
+        data = "".join(lines).encode("utf-8", "surrogatepass")
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+            self._length += len(data)
+        except OSError as error:
+            self._cut()
+            raise StageError(f"{self.path}: answers cannot be written: {error.strerror or error}") from None
+
+    def _cut(self) -> None:
+        assert self._length is not None
+        length, self._length = self._length, None
+        # Where this fails too, the torn line is the last one, and is cut off when the journal is opened again.
+        with suppress(OSError):
+            self._file.truncate(length)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

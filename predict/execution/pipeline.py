@@ -1,0 +1,225 @@
+"""Rows to predictions: read ahead, asked with bounded concurrency, on disk before they count, written by segments.
+
+    reader thread -> OPEN_SEGMENTS segments -> queue of requests -> workers -> writer: one flush for all that is there
+                                                                            -> part of the output, once all are there
+
+A segment is asked in the order of its texts, so that inputs that begin alike meet in the engine's prefix cache (the
+task's own prompt stands in front of all of them), and equal inputs are asked once. The next segment is asked while the
+last answers of the one before are on their way. Memory holds OPEN_SEGMENTS segments, however many rows there are.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
+
+from insource.config.errors import StageError
+from predict.execution.journal import Journal
+from predict.execution.state import State
+from predict.prediction import NO_ANSWER, Prediction
+from predict.rows.inputs import Row, Segment
+
+OPEN_SEGMENTS = 2
+SILENT_ROWS = 16
+"""So many rows in succession without an answer are an outage, also where the server says that it is well."""
+Ask = Callable[[Row], Awaitable[Prediction]]
+Keyed = list[tuple[str, Prediction]]
+"""Predictions by the keys of their rows."""
+
+
+class OpenSegment:
+    """A segment that is being asked, and its journal."""
+
+    def __init__(self, segment: Segment, path: Path) -> None:
+        self.segment, self.journal = segment, Journal(path)
+        self.keys = [_key(row) for row in segment.rows]
+        known = self.journal.predictions
+        self.failed_before = {key for key, one in known.items() if (one.refused or "").startswith(NO_ANSWER)}
+        """Keys of rows that an earlier call got no answer to: asked once more, then refused."""
+        self.failed: Keyed = []
+        """Those that this call got none to, for the first time."""
+        self.predictions = {key: one for key, one in known.items() if key not in self.failed_before}
+        rows: dict[str, list[Row]] = {}
+        for key, row in zip(self.keys, segment.rows, strict=True):
+            if row.given is not None and key not in self.predictions:
+                rows.setdefault(key, []).append(row)
+        self.missing = rows
+        """Rows without an answer by their key; equal inputs have one."""
+
+    @property
+    def to_ask(self) -> list[tuple[str, Row]]:
+        """Returns a row of each key that is missing, in the order of their texts."""
+        return sorted(((key, rows[0]) for key, rows in self.missing.items()), key=lambda one: one[1].given.text)  # type: ignore[union-attr]
+
+    @property
+    def n_known(self) -> int:
+        """Returns how many rows are not to be asked: answered before, or refused."""
+        return len(self.segment.rows) - sum(map(len, self.missing.values()))
+
+    def is_final(self, key: str, prediction: Prediction) -> bool:
+        """Returns whether the output may have a prediction: an answer, a refusal, or a failure in the second call."""
+        return prediction.final or key in self.failed_before
+
+    def keep(self, predictions: Keyed) -> None:
+        """Writes predictions into the journal. Raises StageError."""
+        if final := [one for one in predictions if self.is_final(*one)]:
+            self.journal.append(final)
+
+    def leave(self) -> None:
+        """Writes which rows got no answer, and closes the journal: the next call asks them again."""
+        self.journal.append(self.failed)
+        self.journal.close()
+
+    def finish(self, state: State) -> None:
+        """Writes the segment's part of the output."""
+        found = [
+            (row.own, Prediction(refused=row.refused) if row.given is None else self.predictions[key])
+            for key, row in zip(self.keys, self.segment.rows, strict=True)
+        ]
+        self.journal.close()
+        state.finish(self.segment.number, found)
+
+
+Arrived = tuple[OpenSegment, str, Prediction]
+
+
+class Pipeline:
+    """One pass over the rows."""
+
+    def __init__(self, ask: Ask, state: State, concurrency: int, on_rows: Callable[[int], None]) -> None:
+        """`on_rows` gets the number of rows that were just settled."""
+        self._ask, self._state, self._concurrency, self._on_rows = ask, state, concurrency, on_rows
+        self._requests: asyncio.Queue[tuple[OpenSegment, str, Row] | None] = asyncio.Queue(2 * concurrency)
+        self._answers: asyncio.Queue[Arrived | None] = asyncio.Queue()
+        self._room = asyncio.Semaphore(OPEN_SEGMENTS)
+        self._opened: set[OpenSegment] = set()
+        self._silent, self._answered, self._failed = 0, 0, 0
+
+    async def run(self, segments: Iterator[Segment | None]) -> None:
+        """Asks all rows that have no answer on disk. Raises what reading, asking and writing raise, the first, and
+        StageError where rows got no answer."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                workers = [group.create_task(self._work()) for _ in range(self._concurrency)]
+                group.create_task(self._write(group))
+                await self._read(segments, group)
+                for _ in workers:
+                    await self._requests.put(None)
+                await asyncio.gather(*workers)
+                self._answers.put_nowait(None)
+        except ExceptionGroup as errors:
+            raise _first(errors) from None
+        finally:
+            for opened in self._opened:
+                opened.journal.close()
+        if self._failed:
+            raise StageError(
+                f"{self._failed:,} rows got no answer, however often they were asked, and nothing is written; what was "
+                "answered is kept. Call again: they alone are asked, and refused where they fail again"
+            )
+
+    async def _read(self, segments: Iterator[Segment | None], group: asyncio.TaskGroup) -> None:
+        while True:
+            await self._room.acquire()
+            # None is a segment that is done; () is the end.
+            segment = await asyncio.to_thread(next, segments, ())
+            if isinstance(segment, tuple):
+                return
+            if segment is None:
+                self._room.release()
+                continue
+            path = self._state.journal(segment.number)
+            opened = await asyncio.to_thread(OpenSegment, segment, path)
+            self._opened.add(opened)
+            self._on_rows(opened.n_known)
+            if not opened.missing:
+                group.create_task(self._finish(opened))
+            for key, row in opened.to_ask:
+                await self._requests.put((opened, key, row))
+
+    async def _work(self) -> None:
+        while (request := await self._requests.get()) is not None:
+            opened, key, row = request
+            self._answers.put_nowait((opened, key, await self._ask(row)))
+
+    async def _write(self, group: asyncio.TaskGroup) -> None:
+        """Writes what has come: a flush to disk takes as long as many answers, and must not hold up the requests. Where
+        the pass breaks off, what has come by then is written all the same."""
+        last, left = False, dict[OpenSegment, Keyed]()
+        try:
+            while not last:
+                together = [await self._answers.get(), *self._here()]
+                last = None in together
+                left = _by_segment(together)
+                for opened in [*left]:
+                    predictions = left.pop(opened)
+                    await _to_its_end(opened.keep, predictions)
+                    self._settle(opened, predictions, group)
+        finally:
+            for opened, predictions in [*left.items(), *_by_segment(self._here()).items()]:
+                opened.keep(predictions)
+
+    def _here(self) -> list[Arrived | None]:
+        """Takes all answers that have come."""
+        return [self._answers.get_nowait() for _ in range(self._answers.qsize())]
+
+    def _settle(self, opened: OpenSegment, predictions: Keyed, group: asyncio.TaskGroup) -> None:
+        opened.predictions.update(predictions)
+        for key, prediction in predictions:
+            rows = len(opened.missing.pop(key))
+            self._on_rows(rows)
+            if prediction.final:
+                self._silent, self._answered = 0, self._answered + 1
+            elif key not in opened.failed_before:
+                self._silent, self._failed = self._silent + 1, self._failed + rows
+                opened.failed.append((key, prediction))
+                self._check_answers(prediction)
+        if not opened.missing:
+            group.create_task(self._finish(opened))
+
+    def _check_answers(self, last: Prediction) -> None:
+        if self._silent >= SILENT_ROWS:
+            raise StageError(
+                f"{self._silent} rows in succession got no answer, though the server says that it is well "
+                f"({last.refused}); what was answered is kept: call again to go on"
+            )
+
+    async def _finish(self, opened: OpenSegment) -> None:
+        if not opened.failed:
+            await asyncio.to_thread(opened.finish, self._state)
+        elif self._answered:
+            await asyncio.to_thread(opened.leave)
+        else:  # Nobody was answered: nothing is known of these rows.
+            opened.journal.close()
+        self._opened.discard(opened)
+        self._room.release()
+
+
+def _key(row: Row) -> str:
+    """What an answer is found again by: a hash of the input as the file has it."""
+    return hashlib.sha256(row.raw.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _by_segment(
+    answers: Iterable[Arrived | None],
+) -> dict[OpenSegment, Keyed]:
+    found: dict[OpenSegment, Keyed] = {}
+    for answer in answers:
+        if answer is not None:
+            found.setdefault(answer[0], []).append(answer[1:])
+    return found
+
+
+async def _to_its_end(write: Callable[[Keyed], None], given: Keyed) -> None:
+    """Writes in a thread, and waits for its end also where the task is cancelled meanwhile."""
+    written = asyncio.ensure_future(asyncio.to_thread(write, given))
+    try:
+        await asyncio.shield(written)
+    except asyncio.CancelledError:
+        await written
+        raise
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

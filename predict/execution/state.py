@@ -1,0 +1,122 @@
+"""What is done of a prediction, on disk: a folder for each combination of rows, model and columns.
+
+runs/<recipe>/.predict/<digest>/
+    000012.jsonl   the answers of a segment that is being asked (journal.py)
+    000012.part    the rows of a segment that is done, in the format of the output
+    000012.json    {"rows": 5000, "refused": {"no_text": 2}, "abstained": 31}, written last: the segment is done
+    output         {"path": ..., "sha256": ...} of the output, written just before that gets its name
+    fresh          there since a call with FRESH=1: what is here was asked anew, and an output that is there is old
+    .lock          held by the process that works on it
+
+The folder is removed once the output is written.
+"""
+
+import fcntl
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from insource.config.errors import StageError
+from insource.system import atomic_files
+from predict.prediction import Prediction
+from predict.rows import output
+from predict.rows.output import Layout
+
+
+@dataclass
+class Counts:
+    """What became of rows."""
+
+    rows: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    """{code: rows}."""
+    abstained: int = 0
+
+    def add(self, counted: Mapping[str, Any]) -> None:
+        """Adds the counts of a segment."""
+        self.rows += counted["rows"]
+        self.refused.update(counted["refused"])
+        self.abstained += counted["abstained"]
+
+    def json(self) -> dict[str, Any]:
+        """Returns the counts as a file of them has them."""
+        return {"rows": self.rows, "refused": dict(sorted(self.refused.items())), "abstained": self.abstained}
+
+
+class State:
+    """The segments of one prediction."""
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self.folder, self.layout = folder, layout
+
+    def journal(self, number: int) -> Path:
+        """Returns the file of the answers of a segment."""
+        return self.folder / f"{number:06d}.jsonl"
+
+    def is_done(self, number: int) -> bool:
+        """Returns whether the rows of a segment are on disk as the output has them."""
+        return self._counts(number).is_file()
+
+    def counts(self) -> Counts:
+        """Returns what became of the rows of all segments that are done."""
+        counts = Counts()
+        for path in sorted(self.folder.glob("[0-9]*.json")):
+            counts.add(atomic_files.read_json(path))
+        return counts
+
+    def finish(self, number: int, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
+        """Writes the rows of a segment with their predictions; its journal is not needed any more."""
+        output.write_part(self.folder / f"{number:06d}.part", self.layout, rows)
+        refused = Counter(one.refused.partition(":")[0] for _, one in rows if one.refused)
+        counts = Counts(len(rows), refused, sum(one.abstain is True for _, one in rows))
+        atomic_files.write_json(self._counts(number), counts.json())
+        self.journal(number).unlink(missing_ok=True)
+
+    def parts(self) -> Iterator[Path]:
+        """Yields the parts of the output in their order."""
+        yield from sorted(self.folder.glob("[0-9]*.part"))
+
+    def will_write(self, path: Path, whole: Path) -> None:
+        """Keeps which file is about to become the output."""
+        atomic_files.write_json(
+            self.folder / "output", {"path": str(path.resolve()), "sha256": atomic_files.sha256(whole)}
+        )
+
+    def has_written(self, path: Path) -> bool:
+        """Returns whether a file is the output of a call that was killed before it could say so beside it."""
+        if not path.is_file() or not (self.folder / "output").is_file():
+            return False
+        told = atomic_files.read_json(self.folder / "output")
+        return bool(told["path"] == str(path.resolve()) and told["sha256"] == atomic_files.sha256(path))
+
+    def is_fresh(self) -> bool:
+        """Returns whether all that is done was asked anew, by a call that did not come to its end."""
+        return (self.folder / "fresh").is_file()
+
+    def remove(self) -> None:
+        """Removes the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def locked(self, fresh: bool) -> Iterator[None]:
+        """Holds the folder, which is made where there is none, for this process; the lock ends with the process. What
+        was done before is dropped where it is to be `fresh`, once: a call that goes on drops nothing. Raises StageError
+        where another process holds it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StageError("another process predicts these rows; wait for it, or end it") from None
+            if fresh and not self.is_fresh():
+                for path in self.folder.glob("[0-9]*"):
+                    path.unlink()
+                (self.folder / "fresh").touch()
+            yield
+
+    def _counts(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.json"

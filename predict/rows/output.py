@@ -1,0 +1,168 @@
+"""Rows with their predictions to a file: parts of a segment each, and all parts as one file.
+
+.jsonl .ndjson   an object a row: its own columns as they are, and COLUMNS of predict/prediction.py
+.csv             one header; lists and objects are JSON, true and false are words, what is missing is empty
+.parquet         typed: records are structs by their schema, probabilities a struct of labels
+
+Where a row has a column of one of our names, ours get PREFIX in front, all of them.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from insource.config.errors import RecipeError
+from predict.prediction import COLUMNS, Prediction
+from predict.rows import column_types
+from predict.rows.column_types import ColumnTypes
+
+KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+PREFIX = "predicted_"
+ROW_GROUP_ROWS, ROW_GROUP_BYTES = 50_000, 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The format of the output, and its columns."""
+
+    kind: str
+    own: ColumnTypes
+    names: Mapping[str, str]
+    """{column of COLUMNS: its name in this output}."""
+    answer: Any
+    """The Arrow type of answers."""
+    labels: Sequence[str] = ()
+    """Those that have a probability."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Returns the names of all columns in their order."""
+        return [*self.own.names, *self.names.values()]
+
+
+def kind_of(output: Path) -> str:
+    """Returns the format that a file's ending names. Raises RecipeError for another ending."""
+    if output.suffix.lower() not in KINDS:
+        raise RecipeError(f"OUTPUT: given {output.name}; its ending says what is written: {', '.join(KINDS)}")
+    return KINDS[output.suffix.lower()]
+
+
+def layout(kind: str, own: ColumnTypes, answer: Any, labels: Sequence[str]) -> Layout:
+    """Returns how rows with these columns are written. Raises RecipeError where names of columns clash even with
+    PREFIX."""
+    columns = [name for name in COLUMNS if name != "probabilities" or labels]
+    prefix = PREFIX if set(columns) & set(own.names) else ""
+    names = {name: f"{prefix}{name}" for name in columns}
+    if clash := sorted(set(names.values()) & set(own.names)):
+        raise RecipeError(f"INPUT: it has columns {', '.join(clash)}, which the output writes; rename them")
+    return Layout(kind, own, names, answer, labels)
+
+
+def write_part(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
+    """Writes rows aside, flushes them to disk and renames the file into place."""
+    aside = path.with_name(f".{path.name}")
+    if layout.kind == "parquet":
+        _write_parquet(aside, layout, rows)
+    else:
+        text = "".join(_lines(layout, rows))
+        aside.write_text(text, encoding="utf-8", newline="")
+    _flush(aside)
+    aside.replace(path)
+
+
+def join(
+    parts: Iterator[Path], layout: Layout, output: Path, digest: str, before: Callable[[Path], None] = lambda path: None
+) -> None:
+    """Writes all parts as one file, whole or not at all. `digest`: of the prediction; two that write the same output
+    write aside under two names. `before` gets the whole file just before it is renamed to `output`."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    aside = output.with_name(f".{output.name}.{digest[:12]}.partial")
+    try:
+        if layout.kind == "parquet":
+            _join_parquet(parts, layout, aside)
+        else:
+            with aside.open("wb") as file:
+                if layout.kind == "csv":
+                    file.write(_csv([layout.columns]).encode())
+                for part in parts:
+                    with part.open("rb") as opened:
+                        shutil.copyfileobj(opened, file, 2**20)
+        _flush(aside)
+        before(aside)
+        aside.replace(output)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _ours(layout: Layout, prediction: Prediction) -> dict[str, Any]:
+    return {name: getattr(prediction, column) for column, name in layout.names.items()}
+
+
+def _lines(layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> Iterator[str]:
+    if layout.kind == "csv":
+        for own, prediction in rows:
+            values = {**own, **_ours(layout, prediction)}
+            yield _csv([[_cell(values.get(name)) for name in layout.columns]])
+        return
+    for own, prediction in rows:
+        yield json.dumps({**own, **_ours(layout, prediction)}, ensure_ascii=False) + "\n"
+
+
+def _csv(rows: Sequence[Sequence[str]]) -> str:
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\r\n").writerows(rows)
+    return written.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _schema(layout: Layout) -> Any:
+    types = {
+        "answer": layout.answer,
+        "confidence": pa.float64(),
+        "abstain": pa.bool_(),
+        "probabilities": pa.struct([(label, pa.float64()) for label in layout.labels]),
+    }
+    own = [(name, layout.own.of(name)) for name in layout.own.names]
+    return pa.schema([*own, *((name, types.get(column, pa.string())) for column, name in layout.names.items())])
+
+
+def _write_parquet(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
+    schema = _schema(layout)
+    values = {name: [layout.own.value(name, own.get(name)) for own, _ in rows] for name in layout.own.names}
+    for column, name in layout.names.items():
+        values[name] = [getattr(prediction, column) for _, prediction in rows]
+    arrays = [column_types.array(values[field.name], field.type) for field in schema]
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path)
+
+
+def _join_parquet(parts: Iterator[Path], layout: Layout, path: Path) -> None:
+    """Row groups of about ROW_GROUP_ROWS or ROW_GROUP_BYTES, whichever comes first: so much is in memory."""
+    with pq.ParquetWriter(path, _schema(layout)) as writer:
+        waiting: list[Any] = []
+        for part in parts:
+            waiting.append(pq.read_table(part, schema=_schema(layout)))
+            rows, size = (sum(values) for values in zip(*((one.num_rows, one.nbytes) for one in waiting), strict=True))
+            if rows >= ROW_GROUP_ROWS or size >= ROW_GROUP_BYTES:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))

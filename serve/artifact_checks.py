@@ -1,0 +1,192 @@
+"""Can what stands in a folder be served, and is it what was trained? Checked before vLLM is started.
+
+    problems = of_adapter(run.folder / "adapter", Path("pocket/model"))
+    ["adapter_model.safetensors holds 1,204 of the 2,381,824 bytes that its header tells of: it was cut short; ..."]
+
+vLLM would refuse some of it after a minute with a traceback, and would serve the rest: another template, another base.
+"""
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from insource.config.schema.lora import VLLM_MAX_RANK, VLLM_RANKS
+from insource.system import atomic_files
+from insource.tracking import digests
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_AGAIN = "train again (FRESH=1), or copy the folder again"
+_EXPORT_AGAIN = "`make export` writes it anew"
+_FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_LAYER = re.compile(r"^base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])\.weight$")
+
+
+def of_adapter(folder: Path, base: Path | None, hashes: Mapping[str, str]) -> list[str]:
+    """Returns what stands against serving an adapter, each with what to do; `base`: the folder of the base that it is
+    served on, None where that comes from the hub; `hashes`: what the files of that base were in training."""
+    found = list(_of_folder(folder, "adapter_model.safetensors", _AGAIN))
+    if found:
+        return found
+    found += _of_prompt(folder)
+    config = atomic_files.read_json(folder / "adapter_config.json")
+    found += _of_config(config)
+    found += _of_base(folder, base, hashes)
+    return found
+
+
+def of_model(folder: Path) -> list[str]:
+    """Returns what stands against serving a whole model (merged, quantized), each with what to do."""
+    found = list(_of_folder(folder, "config.json", _EXPORT_AGAIN))
+    if not found and not any(folder.glob("*.safetensors")):
+        found.append(f"{folder} has no weights (*.safetensors); {_EXPORT_AGAIN}")
+    return found or list(_of_prompt(folder))
+
+
+def max_lora_rank(folders: Mapping[str, Path]) -> int:
+    """Returns the smallest max_lora_rank of vLLM that takes all of these adapters."""
+    largest = max(rank(atomic_files.read_json(folder / "adapter_config.json")) for folder in folders.values())
+    return next(one for one in VLLM_RANKS if one >= largest)
+
+
+def rank(config: Mapping[str, Any]) -> int:
+    """Returns the largest rank that an adapter_config.json tells of."""
+    return int(max([config["r"], *(config.get("rank_pattern") or {}).values()]))
+
+
+def _of_folder(folder: Path, needed: str, again: str) -> Iterator[str]:
+    """Problems of any folder of weights: missing, pickled, cut short, changed since it was written."""
+    if not folder.is_dir():
+        yield f"there is no {folder}; {again}"
+        return
+    for path in sorted(one for pattern in _PICKLES for one in folder.glob(pattern)):
+        yield (
+            f"{path.name} in {folder} is a pickle, which runs code when it is loaded: only safetensors are served; "
+            f"remove it, and {again}"
+        )
+    if not (folder / needed).is_file():
+        yield f"{needed} is missing in {folder}; {again}"
+    cut = [(path, told) for path in sorted(folder.glob("*.safetensors")) if (told := cut_short(path))]
+    for path, told in cut:
+        yield f"{path.name} in {folder} {told}; {again}"
+    if not (folder / atomic_files.SUMS).is_file():
+        yield f"{atomic_files.SUMS} is missing in {folder}, so nothing tells whether it is whole; {again}"
+        return
+    known = {path.name for path, _ in cut}
+    for told in atomic_files.changed(folder):
+        name = told.partition(" ")[0]
+        if name == "chat_template.jinja" and told.endswith("was changed"):
+            yield (
+                f"chat_template.jinja in {folder} was changed after training: the model would be asked otherwise than "
+                f"it was taught; put the trained one back ({again})"
+            )
+        elif name not in known:
+            yield f"{told} in {folder} since it was written; {again}"
+
+
+def cut_short(path: Path) -> str | None:
+    """Returns what is wrong with the size of a safetensors file, None where it is as its header tells.
+
+    The format: eight bytes with the length of a JSON header, the header, the tensors at the offsets that it tells.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= size - 8:
+            return f"is no safetensors file: {size:,} bytes, and a header that does not fit"
+        try:
+            header = json.loads(file.read(length))
+            end = max((one["data_offsets"][1] for name, one in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "is no safetensors file: its header cannot be read"
+    if size - 8 - length != end:
+        return f"holds {size - 8 - length:,} of the {end:,} bytes that its header tells of: it was cut short"
+    return None
+
+
+def weight_bytes(folder: Path, bytes_a_number: int) -> int:
+    """Returns the memory that the weights of a folder take once loaded: floating-point tensors in numbers of so many
+    bytes, quantized ones as they are stored."""
+    found = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        for name, one in header.items():
+            if name != "__metadata__":
+                start, end = one["data_offsets"]
+                stored = _FLOAT_BYTES.get(one["dtype"])
+                found += (end - start) * bytes_a_number // stored if stored else end - start
+    return found
+
+
+def shapes(folder: Path) -> dict[str, list[int]]:
+    """Returns {tensor: shape} of all safetensors files in a folder, from their headers alone."""
+    found: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        found |= {name: one["shape"] for name, one in header.items() if name != "__metadata__"}
+    return found
+
+
+def _of_prompt(folder: Path) -> Iterator[str]:
+    """Problems of what the model is asked with: the template must be the one that it was trained with."""
+    told, template = atomic_files.read_json(folder / "prompt.json"), folder / "chat_template.jinja"
+    if not template.is_file():
+        yield f"chat_template.jinja is missing in {folder}; {_AGAIN}"
+    elif hashlib.sha256(template.read_bytes()).hexdigest() != told["chat_template_sha256"]:
+        yield (
+            f"chat_template.jinja in {folder} is not the template of the training (prompt.json has its hash): the "
+            f"model would be asked otherwise than it was taught; put the trained one back ({_AGAIN})"
+        )
+
+
+def _of_config(config: Mapping[str, Any]) -> Iterator[str]:
+    """Problems of an adapter that vLLM does not serve."""
+    if (largest := rank(config)) > VLLM_MAX_RANK:
+        yield (
+            f"adapter_config.json: rank {largest}, and vLLM serves at most {VLLM_MAX_RANK}; set lora.r to at most "
+            f"{VLLM_MAX_RANK} and train, or serve it merged (SET=serve.model=merged)"
+        )
+    merged = "serve it merged (SET=serve.model=merged)"
+    if config.get("use_dora"):
+        yield f"adapter_config.json: use_dora, which vLLM serves only merged; {merged}"
+    if config.get("bias", "none") != "none":
+        yield f"adapter_config.json: bias {config['bias']!r}, which vLLM does not serve; {merged}"
+    if config.get("modules_to_save"):
+        yield f"adapter_config.json: modules_to_save, which vLLM does not serve; {merged}"
+
+
+def _of_base(folder: Path, base: Path | None, hashes: Mapping[str, str]) -> Iterator[str]:
+    """Problems of a base that is not the one that the adapter was trained on."""
+    if base is None:
+        return
+    there = digests.of_base(base)
+    other = sorted(name for name in hashes if there.get(name) != hashes[name])
+    shape = next(_misfits(shapes(folder), shapes(base)), None)
+    if shape:
+        name = atomic_files.read_json(folder / "prompt.json").get("base", {}).get("name")
+        yield f"the base {base} is not the one of this adapter ({name}): {shape}; set model.base to that one"
+    elif other:
+        yield (
+            f"the base {base} is not as it was in training: {', '.join(other)} differ; the adapter belongs to those "
+            "weights; put them back, or train again"
+        )
+
+
+def _misfits(adapter: Mapping[str, list[int]], base: Mapping[str, list[int]]) -> Iterator[str]:
+    """Layers of an adapter whose shape the base does not have. Bases whose files name their layers otherwise than
+    transformers does are judged by nothing."""
+    for name, shape in adapter.items():
+        match = _LAYER.match(name)
+        weight = base.get(f"{match['layer']}.weight") if match else None
+        if not match or weight is None:
+            continue
+        if match["part"] == "A" and shape[1] != weight[1]:
+            yield f"{match['layer']} takes {weight[1]} numbers, and the adapter's takes {shape[1]}"
+        elif match["part"] == "B" and shape[0] != weight[0]:
+            yield f"{match['layer']} gives {weight[0]} numbers, and the adapter's gives {shape[0]}"

@@ -1,0 +1,302 @@
+"""Is what a server answers what was trained? Two questions, never mixed.
+
+Same weights   adapter and merged model on the base that was trained on: the answers of the trained weights in
+               transformers (reference.jsonl) and in vLLM must be equal, but for a share of rows that the recipe
+               allows; a row that differs comes with its margin: how much more probable the reference's closest token
+               was than the next best. Rows whose margin is within the rounding of the type that is computed in are
+               counted apart: neither answer is the wrong one there
+Other weights  a quantized model, or anything on the published base, against the weights that were trained: judged by
+               the task's score on the same rows, with an interval of the difference
+
+And before both: the server must read the token ids that were trained on.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from insource.backends.client import ask
+from insource.backends.types import Backend, Constraint, Received, Request, Structured
+from insource.config.conflicts import ROW_METRICS
+from insource.config.errors import StageError
+from insource.config.schema.serving_and_cost import Parity, Serve
+from insource.stats import metric_stats, paired
+from insource.stats.paired import Difference, Judged
+from insource.system import atomic_files
+from insource.tasks import references, spec_of
+from insource.tasks.parsed_answer import UNFINISHED, Parsed
+from serve.parity import reference_check
+from serve.vllm import client
+from serve.vllm.launch_plan import MOST_WITHIN_ROUNDING, Served, rounding, same_weights
+from serve.vllm.server_process import Address
+
+ALPHA = 0.05
+CONCURRENCY = 64
+# What does not decide is asked of fewer rows.
+ASIDE_ROWS = 100
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Validation rows whose reference answers are known, and how they are asked."""
+
+    served: Served
+    prompt: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    trained: Sequence[Mapping[str, Any]]
+    """The lines of reference.jsonl: what the weights that were trained answer."""
+    same_weights: bool
+    """Whether what is served has those weights, so that the same answers are due."""
+    rounding: float = 0.0
+    """See `plan.rounding`."""
+
+    def first(self, rows: int) -> "Probe":
+        """Returns the same with the first rows alone."""
+        return replace(self, rows=self.rows[:rows], trained=self.trained[:rows])
+
+    @property
+    def metric(self) -> str:
+        """Returns the metric that rows are judged by: the task's first that is a mean over rows."""
+        return ROW_METRICS[self.prompt["task"]["kind"]]
+
+    def parsed(self, text: str, complete: bool = True) -> Parsed:
+        """Returns an answer as the task reads it."""
+        module, spec = spec_of(self.prompt["task"])
+        return module.parse(spec, text) if complete else Parsed(None, UNFINISHED)
+
+    def score(self, row: Mapping[str, Any], parsed: Parsed) -> float:
+        """Returns the score of one answer; the task's metric is the mean of these."""
+        module, spec = spec_of(self.prompt["task"])
+        return float(module.score(spec, references.targets_of(module, spec, [row], [parsed]), [parsed])[self.metric])
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A row that the same weights answer otherwise in vLLM."""
+
+    id: str
+    reference: str
+    answer: str
+    margin: float | None
+    """Of the reference, natural logarithm; None where it never had a choice."""
+
+
+@dataclass(frozen=True)
+class Same:
+    """The same weights in transformers and in vLLM."""
+
+    n: int
+    agreement: float
+    """Share of rows without a flip."""
+    flips: Sequence[Flip]
+    close: Sequence[Flip] = ()
+    """Rows that differ where the reference's margin is within rounding; none where they are too many to be that."""
+
+
+@dataclass(frozen=True)
+class ScoreDifference:
+    """The score of what is served minus that of the weights that were trained, on the same rows."""
+
+    metric: str
+    value: float
+    trained: float
+    difference: Difference
+
+    def judged(self, allowed_drop: float) -> Judged:
+        """Returns what the interval of the difference says, with the allowed drop as margin."""
+        return paired.judged(self.difference, allowed_drop)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What parity found of one served model."""
+
+    which: str
+    n: int
+    prompt_ids_equal: float
+    first_other_prompt: str | None
+    same: Same | None
+    """None for other weights than those that were trained."""
+    other: ScoreDifference
+    valid: Mapping[Structured, tuple[float, int]]
+    """Share of answers that the task can read, and of how many, by how they were constrained."""
+    first_difference: str | None = None
+    """Where the first other prompt differs, as text on both sides."""
+
+    def failures(self, parity: Parity) -> list[str]:
+        """Returns what is below the recipe's floors: nothing where this may be served."""
+        return self.mismatches(parity) + self.losses(parity)
+
+    def mismatches(self, parity: Parity) -> list[str]:
+        """Returns why this is something else than was trained: other prompt ids, or the same weights answering
+        otherwise. Nothing can be said of the trained model by its answers then."""
+        found = []
+        if self.prompt_ids_equal < 1:
+            found.append(
+                f"the server reads other token ids than were trained on, in {1 - self.prompt_ids_equal:.1%} of "
+                f"{self.n} prompts, first in row {self.first_other_prompt}: its chat template or its tokenizer differs"
+                + (f", {self.first_difference}" if self.first_difference else "")
+            )
+        if self.same and self.same.agreement < parity.same_weights:
+            found.append(
+                f"vLLM answers {self.same.agreement:.1%} of {self.same.n} rows as transformers does with the same "
+                f"weights"
+                + (f" ({len(self.same.close)} more differ within rounding)" if self.same.close else "")
+                + f", and serve.parity.same_weights asks for {parity.same_weights:.1%}; {_first(self.same.flips)}"
+            )
+        return found
+
+    def losses(self, parity: Parity) -> list[str]:
+        """Returns what the score of other weights loses beyond the recipe's floor."""
+        if self.same is None and self.other.judged(parity.score_drop) == "worse":
+            return [
+                f"{self.other.metric} is {-self.other.difference.delta:.1%} below that of the trained weights "
+                f"({self.other.value:.1%} against {self.other.trained:.1%} of {self.other.difference.n} rows, at least "
+                f"{-self.other.difference.high:.1%} with 95% confidence), and serve.parity.score_drop allows "
+                f"{parity.score_drop:.1%}"
+            ]
+        return []
+
+
+def of(served: Served, rows: int, serve: Serve) -> Probe:
+    """Returns the rows that a served model is asked. Raises StageError where reference answers are missing."""
+    served.run.check_references(served.prompt)
+    trained = _references(served.run.references, rows)
+    by_id = {row["id"]: row for row in atomic_files.read_jsonl(served.run.folder / "data" / "validation.jsonl")}
+    if missing := [one["id"] for one in trained if one["id"] not in by_id]:
+        raise StageError(f"validation.jsonl has no row {missing[0]}, which reference.jsonl answers")
+    rows_asked = [by_id[one["id"]] for one in trained]
+    return Probe(served, served.prompt, rows_asked, trained, same_weights(served, serve), rounding(served, serve))
+
+
+def ways(probe: Probe, serve: Serve) -> list[Structured]:
+    """Returns how answers may be constrained, the way that decides first: as the recipe serves the task."""
+    found: list[Structured] = ["none"]
+    if (probe.prompt["output_schema"] or {}).get("type") == "object":
+        found.insert(0, "json_schema")
+    if probe.prompt["grammar"]:
+        found.insert(0 if serve.structured_output else 1, "grammar")
+    return found
+
+
+def measure(
+    probe: Probe,
+    address: Address,
+    api_key: str | None,
+    ways: Sequence[Structured],
+    known: Sequence[Received] | None = None,
+) -> Found:
+    """Returns what parity found of a server. `ways` are how answers are constrained, the way that decides first;
+    `known` are its answers to the rows by that way, where it has given them already.
+
+    Raises StageError where a request was not answered.
+    """
+    ids = asyncio.run(client.prompt_ids(address, api_key, probe.served.name, conversations(probe)))
+    other = [
+        (one["id"], one["prompt_ids"], found)
+        for one, found in zip(probe.trained, ids, strict=True)
+        if one["prompt_ids"] != found
+    ]
+    deciding = known if known is not None else answered(probe, backend(probe, address, api_key, ways[0]))
+    valid = {ways[0]: _valid(probe, deciding)}
+    for way in ways[1:]:
+        aside = probe.first(ASIDE_ROWS)
+        valid[way] = _valid(aside, answered(aside, backend(aside, address, api_key, way)))
+    return Found(
+        which=probe.served.which,
+        n=len(ids),
+        prompt_ids_equal=1 - len(other) / len(ids),
+        first_other_prompt=other[0][0] if other else None,
+        first_difference=_shown(probe, address, api_key, *other[0][1:]) if other else None,
+        same=_same(probe, deciding) if probe.same_weights else None,
+        other=_difference(probe, deciding),
+        valid=valid,
+    )
+
+
+def backend(
+    probe: Probe, address: Address, api_key: str | None, structured: Structured, concurrency: int = CONCURRENCY
+) -> Backend:
+    """Returns the server as one asks it."""
+    return Backend(
+        wire="openai",
+        model=probe.served.name,
+        base_url=client.base_url(address),
+        api_key=api_key or "none",
+        structured=structured,
+        log_probabilities=True,
+        timeout_seconds=600,
+        concurrency=concurrency,
+    )
+
+
+def answered(probe: Probe, backend: Backend) -> list[Received]:
+    """Returns the server's answer to each row. Raises StageError where one was not answered."""
+    found = ask(backend, requests(probe))
+    if failed := [one for one in found if one.received is None]:
+        raise StageError(
+            f"{len(failed)} of {len(found)} requests were not answered; the first, {failed[0].id}: {failed[0].error}"
+        )
+    return [one.received for one in found if one.received]
+
+
+def requests(probe: Probe) -> list[Request]:
+    """Returns the request for each row."""
+    constraint = Constraint(probe.prompt["grammar"], probe.prompt["output_schema"])
+    return [
+        Request(row["id"], messages, probe.prompt["max_answer_tokens"], constraint)
+        for row, messages in zip(probe.rows, conversations(probe), strict=True)
+    ]
+
+
+def conversations(probe: Probe) -> list[list[dict[str, str]]]:
+    """Returns the messages of each row, up to the answer."""
+    module, spec = spec_of(probe.prompt["task"])
+    return [module.messages(spec, row["input"]) for row in probe.rows]
+
+
+def _references(path: Any, rows: int) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise StageError(f"there is no {path}, to which a server is held; train again (FRESH=1)")
+    return list(atomic_files.read_jsonl(path))[:rows]
+
+
+def _same(probe: Probe, answers: Sequence[Received]) -> Same:
+    differing = [
+        Flip(expected["id"], expected["answer"], answer.output, expected["margin"])
+        for expected, answer in zip(probe.trained, answers, strict=True)
+        if expected["answer"] != answer.output
+    ]
+    close = [one for one in differing if one.margin is not None and one.margin < probe.rounding]
+    # The margin is the smallest of an answer's tokens, and nearly every long answer has a small one.
+    close = close if len(close) <= MOST_WITHIN_ROUNDING * len(answers) else []
+    flips = [one for one in differing if one not in close]
+    return Same(len(answers), 1 - len(flips) / len(answers), flips, close)
+
+
+def _read(probe: Probe, answers: Sequence[Received]) -> list[Parsed]:
+    return [probe.parsed(one.output, one.finish_reason == "stop") for one in answers]
+
+
+def _valid(probe: Probe, answers: Sequence[Received]) -> tuple[float, int]:
+    read = _read(probe, answers)
+    return sum(one.problem is None for one in read) / len(read), len(read)
+
+
+def _difference(probe: Probe, answers: Sequence[Received]) -> ScoreDifference:
+    now = [probe.score(row, parsed) for row, parsed in zip(probe.rows, _read(probe, answers), strict=True)]
+    then = [probe.score(row, probe.parsed(one["answer"])) for row, one in zip(probe.rows, probe.trained, strict=True)]
+    served, trained = metric_stats.of_scores(now), metric_stats.of_scores(then)
+    # Few rows change, often all to one side: no interval that assumes a distribution holds for them.
+    found = paired.of(served, trained, alpha=ALPHA, distribution_free=True)
+    return ScoreDifference(probe.metric, served.figure(), trained.figure(), found)
+
+
+def _shown(probe: Probe, address: Address, api_key: str | None, trained: list[int], read: list[int]) -> str | None:
+    return reference_check.difference(probe.served, probe.served.name, address, api_key, trained, read)
+
+
+def _first(flips: Sequence[Flip]) -> str:
+    flip = flips[0]
+    return f"first row {flip.id}: {flip.answer!r} where transformers answers {flip.reference!r}"

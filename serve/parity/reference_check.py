@@ -1,0 +1,103 @@
+"""Is a loaded adapter asked what it was trained on, and does it give its reference answers? No row of the data is
+needed: answers are asked for by token ids, and the ids of prompts are compared on the messages of prompt.json."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from insource.config.errors import StageError
+from insource.system import atomic_files
+from serve.vllm import client
+from serve.vllm.launch_plan import MOST_WITHIN_ROUNDING, Served
+from serve.vllm.server_process import Address
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+ROWS = 64
+# On another base than the one that was trained on, answers may differ, and `make parity` has judged by how much before
+# it was deployed; an adapter that is not applied at all gives next to none of its reference answers.
+OTHER_WEIGHTS = 0.5
+# Tokens that are shown on each side of the place where two prompts differ.
+AROUND_TOKENS = 12
+
+
+def agreement(served: Served, name: str, address: Address, api_key: str | None = None, rounding: float = 0.0) -> float:
+    """Returns the share of the first reference answers of an adapter that a server gives under `name`; others of rows
+    whose margin is below `rounding` (`plan.rounding`) count as given, unless they are too many to be rounding.
+
+    Raises StageError where it refuses to answer.
+    """
+    references = first(served.run.references)
+    found = asyncio.run(_answers(references, served.prompt, name, address, api_key))
+    return share(references, found, rounding)
+
+
+def share(references: Sequence[Mapping[str, Any]], found: Sequence[str], rounding: float) -> float:
+    """Returns the share of reference answers that were found; others of rows with a margin below `rounding` count as
+    found, unless they are too many to be rounding."""
+    differing = [one for one, answer in zip(references, found, strict=True) if answer != one["answer"]]
+    close = [one for one in differing if one.get("margin") is not None and one["margin"] < rounding]
+    excused = len(close) if len(close) <= MOST_WITHIN_ROUNDING * len(references) else 0
+    return 1 - (len(differing) - excused) / len(references)
+
+
+def other_prompt(served: Served, name: str, address: Address, api_key: str | None = None) -> str | None:
+    """Returns where the ids that a server reads for the messages of prompt.json differ from those that training read,
+    None where they are the same; adapters of an earlier version of this project have none to compare.
+
+    Raises StageError where it refuses to answer.
+    """
+    expected = served.prompt.get("prompt_ids")
+    if expected is None:
+        return None
+    (found,) = asyncio.run(client.prompt_ids(address, api_key, name, [served.prompt["messages"]]))
+    return difference(served, name, address, api_key, expected, found)
+
+
+def difference(
+    served: Served, name: str, address: Address, api_key: str | None, trained: Sequence[int], read: Sequence[int]
+) -> str | None:
+    """Returns the first place where two prompts differ, as text on both sides; None for equal ones."""
+    if list(trained) == list(read):
+        return None
+    from insource.tasks.rendering import chat_template
+
+    shared = chat_template.shared_prefix_length([list(trained), list(read)])
+    around = slice(max(0, shared - AROUND_TOKENS), shared + AROUND_TOKENS)
+    tokenizer = chat_template.saved_tokenizer(str(served.folder))
+    theirs = asyncio.run(client.text_of(address, api_key, name, read[around]))
+    return (
+        f"from token {shared + 1} of {len(trained)} on: trained on ...{tokenizer.decode(list(trained[around]))!r}, "
+        f"and the server reads ...{theirs!r}"
+    )
+
+
+def first(path: Path) -> list[dict[str, Any]]:
+    """Returns the reference answers that a server is asked for."""
+    return [one for one, _ in zip(atomic_files.read_jsonl(path), range(ROWS), strict=False)]
+
+
+async def _answers(
+    references: list[dict[str, Any]], prompt: dict[str, Any], name: str, address: Address, api_key: str | None
+) -> list[str]:
+    async with client.session(address, api_key) as asking:
+        return await answers(asking, references, prompt, name)
+
+
+async def answers(
+    asking: "ClientSession", references: Sequence[Mapping[str, Any]], prompt: dict[str, Any], name: str
+) -> list[str]:
+    """Returns what a server answers to the prompts of reference answers. Raises StageError where it refuses."""
+    return await asyncio.gather(*(_answer(asking, one["prompt_ids"], prompt, name) for one in references))
+
+
+async def _answer(asking: "ClientSession", prompt_ids: list[int], prompt: dict[str, Any], name: str) -> str:
+    asked: dict[str, Any] = {"model": name, "prompt": prompt_ids, "max_tokens": prompt["max_answer_tokens"]}
+    if prompt["grammar"]:
+        asked["structured_outputs"] = {"grammar": prompt["grammar"]}
+    async with asking.post("/v1/completions", json=asked) as answer:
+        if answer.status != 200:
+            raise StageError(f"/v1/completions answers {answer.status}: {(await answer.text())[:300]}")
+        return str((await answer.json())["choices"][0]["text"])

@@ -1,0 +1,81 @@
+"""What is asked of vLLM beside answers: which token ids it reads, and which models it has."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from insource.config.errors import StageError
+from serve.vllm.server_process import Address
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+_AT_ONCE = 16
+# uvicorn closes connections that were idle for 5 s: one that is let go before never breaks off a request.
+_IDLE_SECONDS = 2.0
+
+
+def base_url(address: Address) -> str:
+    """Returns where the OpenAI wire of a server begins."""
+    return f"{origin(address)}/v1"
+
+
+def origin(address: Address) -> str:
+    """Returns the address that a client on this machine connects to."""
+    if address.socket:
+        return "http://vllm"
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
+    host = everywhere.get(address.host, f"[{address.host}]" if ":" in address.host else address.host)
+    return f"http://{host}:{address.port}"
+
+
+def session(
+    address: Address, api_key: str | None = None, at_once: int = _AT_ONCE, read_seconds: float | None = None
+) -> "ClientSession":
+    """Returns a session with a server, to be used as a context; `read_seconds`: how long it may send nothing."""
+    from aiohttp import ClientSession, ClientTimeout, TCPConnector, UnixConnector
+
+    pool: Any = {"limit": at_once, "keepalive_timeout": _IDLE_SECONDS}
+    connector: Any = UnixConnector(str(address.socket), **pool) if address.socket else TCPConnector(**pool)
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    timeout = ClientTimeout(total=None, sock_connect=10, sock_read=read_seconds)
+    return ClientSession(origin(address), connector=connector, headers=headers, timeout=timeout)
+
+
+async def prompt_ids(
+    address: Address, api_key: str | None, model: str, conversations: Sequence[Sequence[Mapping[str, str]]]
+) -> list[list[int]]:
+    """Returns the token ids that the server reads for each conversation. Raises StageError where it refuses."""
+    async with session(address, api_key) as asking:
+
+        async def one(messages: Sequence[Mapping[str, str]]) -> list[int]:
+            asked = {"model": model, "messages": list(messages)}
+            async with asking.post("/tokenize", json=asked) as answer:
+                if answer.status != 200:
+                    raise StageError(f"/tokenize answers {answer.status}: {(await answer.text())[:300]}")
+                return (await answer.json())["tokens"]  # type: ignore[no-any-return]
+
+        return await asyncio.gather(*map(one, conversations))
+
+
+async def text_of(address: Address, api_key: str | None, model: str, ids: Sequence[int]) -> str:
+    """Returns the text of token ids as the server's own tokenizer writes it. Raises StageError where it refuses."""
+    asked = {"model": model, "tokens": list(ids)}
+    async with session(address, api_key) as asking, asking.post("/detokenize", json=asked) as answer:
+        if answer.status != 200:
+            raise StageError(f"/detokenize answers {answer.status}: {(await answer.text())[:300]}")
+        return str((await answer.json())["prompt"])
+
+
+async def load_adapter(asking: "ClientSession", name: str, folder: str) -> None:
+    """Loads an adapter into a running server under a name that it does not have yet. Raises StageError."""
+    async with asking.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder}) as answer:
+        if answer.status != 200:
+            raise StageError(f"vLLM does not load {name} from {folder}: {(await answer.text())[:500]}")
+
+
+async def unload_adapter(asking: "ClientSession", name: str) -> None:
+    """Takes an adapter out of a running server. Raises StageError."""
+    async with asking.post("/v1/unload_lora_adapter", json={"lora_name": name}) as answer:
+        if answer.status != 200:
+            raise StageError(f"vLLM does not unload {name}: {(await answer.text())[:500]}")

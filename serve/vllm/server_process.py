@@ -1,0 +1,348 @@
+"""One vLLM process: its command, its start, its end.
+
+    engine = Engine(plan, Address("127.0.0.1", 8000), log)
+    engine.start()
+    engine.wait_ready(on_progress)        StageError with the server's own words where it dies
+    engine.alive()
+    engine.stop()                         and all processes that it started
+
+It listens on a port, or on a Unix socket that only this user can reach.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import IO
+
+from insource.config.errors import RecipeError, StageError
+from insource.config.schema.serving_and_cost import Serve
+from insource.system import child_processes, environment
+
+MODULE = "vllm.entrypoints.openai.api_server"
+OWN_HOST = "serve.vllm.host_check.OwnHost"
+NO_DOMAIN = "none.invalid"
+FEW_CORES = 4
+# vLLM's own name for it, "uni", is overruled on a CPU, where its workers are apart so that each has its cores.
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+_STOP_SECONDS = 15.0
+_POLL_SECONDS = 0.25
+_SHOWN_LINES = 12
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one vLLM process serves, all of it checked by servable.py."""
+
+    model: str
+    """A folder, or a name on the hub."""
+    name: str
+    """The model's name in requests."""
+    serve: Serve
+    use_cpu: bool
+    revision: str | None = None
+    chat_template: Path | None = None
+    tokenizer: Path | None = None
+    """The folder of the tokenizer and of the generation config of the training, where the model's own are others."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """Adapters by their names in requests."""
+    max_lora_rank: int = 0
+    runtime_adapters: int = 0
+    """Adapters that may be loaded while it runs, at the same time; 0: none may."""
+    prefix_caching: bool = True
+
+    @property
+    def dtype(self) -> str:
+        """Returns the type that it computes in."""
+        if self.serve.dtype != "auto":
+            return self.serve.dtype
+        int8 = Path(self.model).parts[-2:] == ("quantized", "int8")
+        return "float32" if self.use_cpu and not (int8 and environment.cpu_has_amx()) else "bfloat16"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens: host and port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    socket: Path | None = None
+
+    def __str__(self) -> str:
+        return str(self.socket) if self.socket else f"http://{self.host}:{self.port}"
+
+    @property
+    def local(self) -> bool:
+        """Returns whether it can be reached from this machine alone."""
+        return self.socket is not None or self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
+
+
+def command(plan: Plan, address: Address, with_key: bool = False) -> list[str]:
+    """Returns the vLLM command, as it is run and as --dry-run prints it."""
+    where = ["--uds", str(address.socket)] if address.socket else ["--host", address.host, "--port", str(address.port)]
+    asked = [sys.executable, "-m", MODULE, *where, "--model", plan.model, "--served-model-name", plan.name]
+    asked += ["--revision", plan.revision] if plan.revision else []
+    asked += ["--load-format", "safetensors", "--dtype", plan.dtype, "--max-model-len", str(plan.serve.max_model_len)]
+    asked += ["--chat-template", str(plan.chat_template)] if plan.chat_template else []
+    asked += ["--tokenizer", str(plan.tokenizer)] if plan.tokenizer else []
+    # By itself vLLM would take Mistral's own tokenizer where tekken.json lies there, and renderers of its own for some
+    # models: neither reads the template.
+    asked += ["--tokenizer-mode", "hf"]
+    # vLLM stops at the tokenizer's EOS and at those of the generation config: with both from the training, at the
+    # trained stop alone. Who asks for nothing else gets the greedy answer, whatever the base's config says.
+    stops = plan.tokenizer if plan.tokenizer and (plan.tokenizer / "generation_config.json").is_file() else "vllm"
+    asked += ["--generation-config", str(stops), "--override-generation-config", json.dumps({"temperature": 0.0})]
+    asked += ["--structured-outputs-config", json.dumps({"backend": "xgrammar"})]
+    # Log-probabilities among what the constraint allows: those of the path that was taken.
+    asked += ["--logprobs-mode", "processed_logprobs"]
+    if plan.use_cpu:
+        # vLLM's own 128 tokens there: a prefix is cached in whole blocks, and what is left of it is computed each time.
+        asked += ["--kv-cache-memory-bytes", str(int(plan.serve.cpu_cache_gib * 2**30)), "--block-size", "32"]
+        if len(os.sched_getaffinity(0)) <= FEW_CORES:
+            # One start of Python less, and all cores compute; vLLM's own way keeps one of them free.
+            asked += ["--distributed-executor-backend", ONE_PROCESS]
+    else:
+        asked += ["--gpu-memory-utilization", str(plan.serve.gpu_memory_utilization)]
+    if plan.adapters or plan.runtime_adapters:
+        at_once = max(len(plan.adapters), plan.runtime_adapters)
+        asked += ["--enable-lora", "--max-lora-rank", str(plan.max_lora_rank), "--max-loras", str(at_once)]
+    if plan.adapters:
+        asked += ["--lora-modules", *(f"{name}={folder}" for name, folder in plan.adapters.items())]
+    # Tasks are text: no request has the server fetch what it names.
+    asked += ["--allowed-media-domains", NO_DOMAIN]
+    if address.socket is None and not with_key:
+        asked += ["--middleware", OWN_HOST]
+    asked += ["--enforce-eager"] if plan.serve.enforce_eager else []
+    asked += ["--enable-prefix-caching" if plan.prefix_caching else "--no-enable-prefix-caching"]
+    return [*asked, "--disable-uvicorn-access-log"]
+
+
+def settings(plan: Plan, api_key: str | None) -> dict[str, str]:
+    """Returns the environment variables that the command needs, beside those of this process."""
+    told = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if Path(plan.model).is_dir():
+        told["HF_HUB_OFFLINE"] = "1"
+    if plan.use_cpu and plan.serve.enforce_eager:
+        # vLLM 0.32 compiles its ranking of log-probabilities all the same: that needs a C++ compiler, seconds of the
+        # first request, and fails under ATEN_CPU_CAPABILITY=default, for which torch 2.13 writes C++ that is none.
+        told["TORCH_COMPILE_DISABLE"] = "1"
+    if plan.runtime_adapters:
+        told["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    if api_key:
+        # Not on the command line, where every user of the machine could read it.
+        told["VLLM_API_KEY"] = api_key
+    return told
+
+
+class Engine:
+    """A vLLM process that this one has started."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        address: Address,
+        log: Path,
+        api_key: str | None = None,
+        stop_seconds: float = _STOP_SECONDS,
+    ) -> None:
+        self.plan, self.address, self.log = plan, address, log
+        self._api_key, self._stop_seconds = api_key, stop_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Lock()
+        self._began = 0.0
+
+    def start(self) -> None:
+        """Starts the process. Only the main thread may: the process ends with the thread that started it.
+
+        Raises RecipeError where the port is taken.
+        """
+        if self.address.socket is None:
+            check_free(self.address.host, self.address.port)
+        self._began = time.monotonic()
+        with self.log.open("wb") as log:
+            asked = command(self.plan, self.address, self._api_key is not None)
+            self._process = _started(asked, settings(self.plan, self._api_key), log)
+
+    def wait_ready(self, on_progress: Callable[[float, str], None] = lambda seconds, line: None) -> float:
+        """Returns after how many seconds the server was ready; `on_progress` gets seconds and the last line of its log.
+
+        Raises StageError with the server's own words where it ends, or takes longer than `serve.start_seconds`.
+        """
+        while True:
+            seconds = time.monotonic() - self._began
+            if not self.alive():
+                raise StageError(f"vLLM ended while it started, {self.why()}")
+            if healthy(self.address):
+                return seconds
+            if seconds > self.plan.serve.start_seconds:
+                raise StageError(f"vLLM was not ready after {seconds:.0f} s (serve.start_seconds), {self.why()}")
+            on_progress(seconds, last_line(self.log))
+            time.sleep(_POLL_SECONDS)
+
+    @property
+    def pid(self) -> int:
+        """Returns the id of the server's process. Raises RuntimeError before start."""
+        if self._process is None:
+            raise RuntimeError("not started")
+        return self._process.pid
+
+    def alive(self) -> bool:
+        """Returns whether the server's process runs. Any thread may ask, also while another one stops it."""
+        process = self._process
+        return process is not None and process.poll() is None
+
+    def why(self) -> str:
+        """Returns what the server said of its end, and where its log is."""
+        said = "\n".join(f"  {line}" for line in own_words(_end_of(self.log)) or ["nothing"])
+        return f"and said:\n{said}\n  The whole log: {os.path.relpath(self.log)}{hint(said)}"
+
+    def stop(self) -> None:
+        """Ends the server and every process that it started, killed after `stop_seconds`. Any thread may do so."""
+        with self._stopping:
+            if self._process is None:
+                return
+            group = self._process.pid
+            if self.alive():
+                self._process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(self._stop_seconds)
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+            if self.address.socket:
+                self.address.socket.unlink(missing_ok=True)
+
+
+def _started(asked: list[str], told: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        asked,
+        env={**os.environ, **told},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=child_processes.ending_with_me(signal.SIGTERM),
+    )
+
+
+def ended_workers(pid: int) -> set[int]:
+    """Returns the processes that the server started, that have ended and that it has not asked for: it may outlive its
+    engine, and answer 500. One that ends as it should is there for a moment too."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # pid (name) state parent ...; the name may hold anything.
+            state, parent = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if parent == str(pid) and state == "Z":
+            found.add(int(stat.parent.name))
+    return found
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises RecipeError where something listens at the port already, or the host is none of this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            free = f"; {free_port(host)} is free: SET=serve.port={free_port(host)}" if error.errno == 98 else ""
+            raise RecipeError(f"serve: {host}:{port} cannot be listened at: {error.strerror}{free}") from None
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Returns a port that is free now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as tried:
+        tried.bind((host, 0))
+        return int(tried.getsockname()[1])
+
+
+def healthy(address: Address) -> bool:
+    """Returns whether the server answers `GET /health` with 200."""
+    if address.socket:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+            asking.settimeout(5)
+            try:
+                asking.connect(str(address.socket))
+                asking.sendall(b"GET /health HTTP/1.1\r\nHost: vllm\r\nConnection: close\r\n\r\n")
+                return b" 200 " in asking.recv(64)
+            except OSError:
+                return False
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address.host, address.host)  # noqa: S104
+    try:
+        with urllib.request.urlopen(f"http://{host}:{address.port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def last_line(log: Path) -> str:
+    """Returns the last line of a log that says something."""
+    said = (_said(line) for line in reversed(_end_of(log, 4096).splitlines()))
+    return next((line for line in said if line), "")
+
+
+def _end_of(log: Path, most_bytes: int = 2**20) -> str:
+    """The end of a log, which may have grown for months."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - most_bytes))
+        return file.read().decode(errors="replace")
+
+
+def own_words(log: str) -> list[str]:
+    """Returns the lines of vLLM's log that say why it ended: the errors, without tracebacks; else the last lines."""
+    lines = [_said(line) for line in log.splitlines()]
+    # An error that is told on several lines, as pydantic does, has its reason on the second.
+    errors = [
+        f"{line} {following}" if re.search(r"error for \w+$", line) else line
+        for line, following in zip_longest(lines, lines[1:], fillvalue="")
+        if re.match(r"(\w+\.)*\w*(Error|Exception)\b", line)
+    ]
+    # The first error is the cause, what follows it are its consequences in other processes.
+    kept = list(dict.fromkeys(errors))[:3] or [line for line in lines if line][-_SHOWN_LINES:]
+    return [line[:500] for line in kept]
+
+
+def hint(said: str) -> str:
+    """Returns what would do about an error that is known, with a line break before it, else nothing."""
+    known = {
+        # Said before anything is loaded: others hold a part of the GPU, such as the screen.
+        r"Free memory on device|less than desired GPU memory utilization|Decrease GPU memory": (
+            "Something else holds a part of the GPU (nvidia-smi tells what): end that, or take a lower "
+            "serve.gpu_memory_utilization, below the free share that is told above."
+        ),
+        # The cache gets what the share leaves beside the weights.
+        r"No available memory|larger than the available KV": (
+            "The weights leave too little for the cache: take a smaller serve.max_model_len, "
+            "serve.gpu_memory_utilization up to 0.95, serve.model=quantized/int8, or a larger machine."
+        ),
+        r"out of memory|Cannot allocate": (
+            "Not enough memory beside the weights and the cache: take a lower serve.gpu_memory_utilization, a smaller "
+            "serve.max_model_len, serve.model=quantized/int8, or a larger machine."
+        ),
+        r"max_model_len|max_position_embeddings": "serve.max_model_len is more than this model can take.",
+        r"PackageNotFoundError|No module named 'vllm'": "vLLM is not installed here: `make setup`.",
+    }
+    return next((f"\n  {told}" for pattern, told in known.items() if re.search(pattern, said)), "")
+
+
+def _said(line: str) -> str:
+    """A line without what vLLM's logger writes before it: process, level, time, place."""
+    line = re.sub(r"\x1b\[[0-9;]*m", "", line)
+    line = re.sub(r"^\(\w+ pid=\d+\)\s*", "", line)
+    return re.sub(r"^(INFO|WARNING|ERROR|DEBUG) [\d-]+ [\d:.]+ \[[^\]]*\]\s*", "", line).strip()

@@ -1,0 +1,105 @@
+"""Closed models as a recipe names them: the SDK against a provider on loopback whose answers depend on the prompt."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compare import eval_dataset
+from compare.systems import api_models
+from compare.systems.catalog import System
+from compare.systems.responses import Gathered, Place
+from insource.config.load import load
+from insource.config.schema.compare import Baseline, Compare, Primary
+from insource.system import atomic_files
+from insource.tasks import KINDS
+from insource.tasks.rendering.chat_template import Rendering
+from insource.tracking import run
+from tests.helpers.provider.faulty_provider import Provider, running
+from train.export import adapter
+
+LABELS = ("late", "lost", "broken")
+VAGUE = "Say something about the message."
+CLEAR = "Say what happened to the parcel, by one label."
+ROWS = {"train": 3, "validation": 30, "test": 12}
+
+Made = Callable[..., Place]
+
+
+@pytest.fixture
+def place(tmp_path: Path, tokenizer: Any) -> Made:
+    """Makes a comparison of a run that looks trained; the words are those of `compare:`."""
+    recipe = load("classifier", (), "cpu").recipe
+
+    def made(**compare: Any) -> Place:
+        data = tmp_path / "data"
+        data.mkdir(exist_ok=True)
+        for split, count in ROWS.items():
+            rows = [{"id": f"{split}{at}", "input": {"text": f"{split} {at}: it is {LABELS[at % 3]}"},
+                     "target": LABELS[at % 3]} for at in range(count)]  # fmt: skip
+            (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        told = recipe.model_copy(update={"compare": Compare(primary=Primary(baseline="other"), **compare)})
+        here = run.create(tmp_path / "runs" / "classifier", told, "digest", {}, data)
+        (here.folder / "adapter").mkdir()
+        spec = KINDS["classification"].specify(recipe.task, dict.fromkeys(LABELS, ""))
+        atomic_files.write_json(
+            here.folder / "adapter" / "prompt.json", adapter.prompt(recipe, Rendering(tokenizer), spec, 16)
+        )
+        return Place(here, "classifier", told, eval_dataset.of(here))
+
+    return made
+
+
+def sure_of_clear_prompts(prompt: str) -> str:
+    """Right where the prompt is clear, and otherwise always the same."""
+    said = next(label for label in LABELS if prompt.rstrip().endswith(f"it is {label}"))
+    return json.dumps({"answer": said if prompt.startswith(CLEAR) else LABELS[0]})
+
+
+def gathered(made: Place, address: str, instruction: Any) -> Gathered:
+    price = {"input_usd_per_million": 1, "output_usd_per_million": 10}
+    baseline = Baseline(provider="openai", model="big", base_url=f"{address}/v1", instruction=instruction, price=price)
+    (found,) = api_models.everyone(made, [System("other", "closed", "big", baseline=baseline)]).values()
+    return found
+
+
+def right(found: Gathered, made: Place) -> int:
+    return sum(one.output == row["target"] for one, row in zip(found.test, made.material.test, strict=True))
+
+
+def test_of_several_instructions_the_best_on_validation_is_taken_and_paid_for(place: Made) -> None:
+    provider, made = Provider(answer=sure_of_clear_prompts), place(budget_usd=1, choose_rows=6, repeat_rows=2)
+    with running(provider) as address:
+        found = gathered(made, address, [VAGUE, CLEAR])
+        asked = provider.attempts.total()
+        again = gathered(made, address, [VAGUE, CLEAR])
+        assert provider.attempts.total() == asked, "called again it asks for nothing"
+    assert right(found, made) == right(again, made) == ROWS["test"]
+    assert "instruction 2 of 2, chosen on 6 validation rows (accuracy 33.3%, 100.0%)" in found.notes[0]
+    assert sum("test" in prompt and prompt.startswith(VAGUE) for prompt in provider.attempts) == 0
+    # Six rows with each of two instructions, twelve test rows, two of them a second time: all of it was paid for.
+    assert asked == 6 * 2 + 12 + 2 == len(provider.charged)
+    usd = sum(read * 1e-6 + written * 1e-5 for read, written in provider.charged)
+    assert found.spent_usd == pytest.approx(usd) == again.spent_usd
+
+
+def test_a_budget_that_ends_while_choosing_is_told(place: Made) -> None:
+    provider, made = Provider(answer=sure_of_clear_prompts), place(budget_usd=0.004, choose_rows=20)
+    with running(provider) as address:
+        found = gathered(made, address, [VAGUE, CLEAR])
+    assert "its first instruction was taken" in found.notes[0] and "budget" in found.notes[0]
+    assert not found.complete
+
+
+def test_one_instruction_is_taken_as_it_is(place: Made) -> None:
+    provider, made = Provider(answer=sure_of_clear_prompts, shutdown="2027-01-31"), place(budget_usd=1)
+    with running(provider) as address:
+        found = gathered(made, address, CLEAR)
+        provider.shutdown = None
+        again = gathered(made, address, CLEAR)
+    assert right(found, made) == ROWS["test"] and not found.notes
+    assert not any("validation" in prompt for prompt in provider.attempts)
+    # As it said when it was last asked something: called again, nobody was.
+    assert found.shutdown_date == again.shutdown_date == "2027-01-31"

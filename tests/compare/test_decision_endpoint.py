@@ -1,0 +1,213 @@
+"""A decision endpoint as a baseline, end to end: a stand-in that answers by the probabilities of a linear model.
+
+The stand-in is called one everywhere: what it scores tells nothing of OpenAI's endpoint.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from compare.analysis import assemble, system_scores
+from compare.decision import preregistration, verdict
+from compare.scoring import confidence
+from compare.systems import api_models, catalog, collect
+from compare.systems.responses import Gathered, Place
+from demo_data.support_tickets import tickets
+from insource.backends import client as asking
+from insource.config.load import load
+from insource.config.schema.compare import Baseline
+from insource.system import atomic_files
+from insource.tasks.text_keys import duplicate_key
+from tests.helpers.api_comparison import place
+from tests.helpers.provider.faulty_provider import Provider, running
+from tests.helpers.provider.provider_answers import Json, decision, systemone
+from tests.insource.config.test_recipe import mistakes
+
+SPLITS = {"train": 500, "validation": 250, "calibration": 250, "test": 300}
+PRICE = {"input_usd_per_million": 0.1, "output_usd_per_million": 0, "date": "2026-10-10"}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, list[dict[str, Any]]]:
+    """Tickets of the demo set by split."""
+    made = iter(tickets(sum(SPLITS.values()) + 200, seed=11))
+    seen: set[str] = set()
+    found: dict[str, list[dict[str, Any]]] = {}
+    for split, count in SPLITS.items():
+        mine = found.setdefault(split, [])
+        while len(mine) < count:
+            one = next(made)
+            if (key := duplicate_key(one.message)) not in seen:
+                seen.add(key)
+                mine.append({"id": f"{split}{len(mine)}", "input": {"text": one.message}, "target": one.queue})
+    return found
+
+
+@pytest.fixture(scope="module")
+def linear(rows: dict[str, list[dict[str, Any]]]) -> Any:
+    """A model that is too sure of itself: its scale has something to mend."""
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression(C=300.0, max_iter=2000))
+    few = rows["train"][:150]
+    return model.fit([row["input"]["text"] for row in few], [row["target"] for row in few])
+
+
+class StandIn(Provider):
+    """A provider whose decisions are those of a linear model."""
+
+    def __init__(self, model: Any, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.model = model
+        self.answer = lambda text: str(model.predict([text])[0])
+        self.bodies = {"decisions": self.decided, "systemone": self.judged}
+
+    def chances(self, text: str) -> dict[str, float]:
+        return dict(zip(self.model.classes_, map(float, self.model.predict_proba([text])[0]), strict=True))
+
+    def decided(self, body: Json, label: str) -> Json:
+        told = decision(body, label)
+        chances = self.chances(body["input"])
+        for one in told["answers"][0]["probabilities"]:
+            one["probability"] = chances.get(one["value"], 0.0)
+        return told
+
+    def judged(self, body: Json, label: str) -> Json:
+        told = systemone(body, label)
+        told["answers"]["label"]["probabilities"].update(self.chances(body["state"]))
+        return told
+
+
+@pytest.fixture(scope="module")
+def stand_in(linear: Any) -> Iterator[tuple[StandIn, str]]:
+    provider = StandIn(linear, faults=0.1)
+    with running(provider) as address:
+        yield provider, address
+
+
+def comparison(folder: Path, tokenizer: Any, rows: Any, address: str, api: str = "decisions") -> Place:
+    model = {"decisions": "gpt-6-luna", "systemone": "jev-1.14.0"}[api]
+    one = {
+        "provider": "openai",
+        "api": api,
+        "model": model,
+        "base_url": f"{address}/v1",
+        "timeout_seconds": 1.0,
+        "name": "decides",
+        "price": PRICE,
+    }
+    primary = {"system": "tuned", "baseline": "decides", "metric": "accuracy"}
+    recipe = load("classifier", (), "gpu").recipe
+    return place(folder, recipe, tokenizer, rows, baselines=[one], primary=primary, repeat_rows=20, calibrate_rows=200)
+
+
+@pytest.mark.parametrize("api", ["decisions", "systemone"])
+def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_stand_ins(
+    api: str, tmp_path: Path, tokenizer: Any, rows: Any, stand_in: tuple[StandIn, str]
+) -> None:
+    provider, address = stand_in
+    here = comparison(tmp_path, tokenizer, rows, address, api)
+    system = catalog.closed(here.recipe)[0]
+    assert system.stand_in and "stand-in on this machine" in system.title
+    provider.charged.clear()
+    found = api_models.everyone(here, [system])["decides"]
+    assert found.complete and len(found.test) == 300 and len(found.calibration) == 250 and len(found.again) == 20
+    for row, one in zip(here.material.test, found.test, strict=True):
+        assert one.probabilities is not None and sum(one.probabilities.values()) == pytest.approx(1)
+        assert one.output == max(one.probabilities, key=lambda label: one.probabilities[label])  # type: ignore[index]
+        assert one.probabilities == pytest.approx(provider.chances(row["input"]["text"]))
+    # On a scale that was fitted on other rows, it knows better how sure it may be.
+    assert found.scale is not None
+    scored = system_scores.scored(found, here.material, None)
+    as_told = [float(np.exp(one.log_probability or 0.0)) for one in found.test]
+    before, after = (confidence.reliability(c, scored.right, True) for c in (as_told, scored.confidences))
+    assert before is not None and after is not None and after["ece"] < before["ece"]
+
+    tuned = tuned_by_a_linear_model(here)
+    every = [system_scores.scored(one, here.material, None) for one in (tuned, found)]
+    opened = preregistration.open_test(here.here, here.recipe.compare.primary, "0" * 64)
+    policy = assemble.routed(every, here.material, None, here.recipe)
+    scores = assemble.scores_json(here.here, here.recipe, here.material, every, [], opened, "0" * 64, False)
+    told = scores["systems"]["decides"]
+    assert told["stand_in"] and told["rows"]["answered"] == 300 and told["calibration"]["fitted_on"] == "validation"
+    assert told["routing"]["calibration_rows"] == 250 and told["tokens"]["output"] in (0, None)
+    usd = 1000 * sum((one.input_tokens or 0) * 1e-7 for one in found.test) / 300
+    assert told["cost_usd_per_1k"] == pytest.approx(usd) and told["price"]["date"] == "2026-10-10"
+    scores["routing"] = {**policy.json(), "test": None}
+    scores["verdict"] = verdict.of(verdict.Facts(here.recipe, scores, policy)).json()
+    assert scores["verdict"]["choice"] == "inconclusive", "a stand-in never decides"
+    assemble.write(here.here, here.material, every, scores, here.recipe)
+    assert "stand-in" in (here.here.folder / "report.md").read_text(encoding="utf-8")
+    predicted = list(atomic_files.read_jsonl(here.here.folder / "predictions" / "decides.jsonl"))
+    assert predicted[0]["probabilities"] == found.test[0].probabilities and 0 <= predicted[0]["confidence"] <= 1
+
+
+def tuned_by_a_linear_model(here: Place) -> Gathered:
+    """Answers for the system that a comparison must have first: no test here serves a model."""
+    learnt = collect.learnt(here, catalog.System("tfidf", "linear", "TF-IDF"))
+    return Gathered(catalog.System("tuned", "tuned", "tuned (here a linear model)"), learnt.test)
+
+
+def test_all_rows_are_asked_once_whatever_goes_wrong_and_calibration_is_within_the_budget(
+    tmp_path: Path, tokenizer: Any, rows: Any, linear: Any
+) -> None:
+    provider = StandIn(linear, faults=0.2)
+    with running(provider) as address:
+        here = comparison(tmp_path, tokenizer, rows, address)
+        system = catalog.closed(here.recipe)[0]
+        found = api_models.everyone(here, [system])["decides"]
+        again = api_models.everyone(here, [system])["decides"]
+    # 300 test rows, 20 of them twice, 200 for the scale, 250 for routing.
+    assert sum(provider.delivered.values()) == 300 + 20 + 200 + 250
+    assert found.spent_usd == pytest.approx(again.spent_usd) and again.reused == 300 + 20 + 200 + 250
+    floor = sum(read for read, _ in provider.charged) * 1e-7
+    assert found.spent_usd is not None and floor <= found.spent_usd <= here.recipe.compare.budget_usd
+
+
+@pytest.mark.parametrize(
+    ("baseline", "told"),
+    [
+        ("{provider: openai, api: decisions, model: gpt-6-luna, shots: 3}", "takes no examples"),
+        ("{provider: openai, api: decisions, model: gpt-6-luna, mode: batch}", "has no batches"),
+        ("{provider: openai, api: decisions, model: gpt-6-luna, temperature: 0}", "takes no temperature"),
+        ("{provider: anthropic, api: decisions, model: claude-haiku-5-5}", "takes provider: openai"),
+        ("{provider: openai, api: systemone, model: jev-1.14.0}", "takes base_url"),
+        ("{provider: openai, api: decision, model: gpt-6-luna}", "did you mean decisions"),
+    ],
+)
+def test_what_an_endpoint_that_decides_has_no_place_for_is_told(baseline: str, told: str) -> None:
+    assert told in mistakes("classifier", f"compare.baselines=[{baseline}]", "compare.primary=null")
+
+
+def test_other_kinds_than_classification_are_told() -> None:
+    words = "compare.baselines=[{provider: openai, api: decisions, model: gpt-6-luna}]"
+    assert "chooses one of the labels, and this is kind extraction" in mistakes(
+        "extractor", words, "compare.primary=null"
+    )
+
+
+def test_the_key_of_one_provider_is_not_sent_to_another() -> None:
+    jev = Baseline(provider="openai", api="systemone", model="jev-1.14.0", base_url="https://api.typesafe.ai/v1")
+    assert jev.key_env == "TYPESAFE_API_KEY" and jev.called == "openai:jev-1.14.0:systemone"
+    luna = Baseline(provider="openai", api="decisions", model="gpt-6-luna")
+    assert luna.key_env == "OPENAI_API_KEY" and luna.called == "openai:gpt-6-luna:decisions"
+
+
+def test_a_label_without_a_probability_is_no_answer(tmp_path: Path, tokenizer: Any, rows: Any, linear: Any) -> None:
+    provider = StandIn(linear)
+    provider.bodies = {"decisions": lambda body, label: {**decision(body, label), "answers": []}}
+    with running(provider) as address:
+        here = comparison(tmp_path, tokenizer, {**rows, "test": rows["test"][:3]}, address)
+        baseline = here.recipe.compare.baselines[0].model_copy(update={"retries": 0})
+        found = api_models.everyone(here, [catalog._closed(baseline)])["decides"]
+    assert all("0 answers to one question" in (one.error or "") for one in found.test)
+    assert found.scale is None

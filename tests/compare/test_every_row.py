@@ -1,0 +1,107 @@
+"""Every row once, by chat, decisions and batch: faults, kill -9, a key revoked in the middle, and the same scores."""
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+
+from compare.scoring import predictions
+from compare.scoring.predictions import Answer
+from insource.backends import client as asking
+from insource.backends import response_cache
+from insource.backends.collection import Collected
+from insource.backends.types import Wire
+from insource.tasks import classification
+from tests.helpers.api_requests import backend, collect, killed, lines, outputs, pending, questions
+from tests.helpers.provider.faulty_provider import KINDS, Provider, running
+from tests.helpers.provider.provider_answers import LABELS, label
+
+FULL, SOME = 3080, 250
+AT_ONCE = 16
+Mode = Literal["live", "batch"]
+WAYS: list[tuple[Wire, Mode]] = [
+    ("openai", "live"),
+    ("anthropic", "live"),
+    ("decisions", "live"),
+    ("systemone", "live"),
+    ("openai", "batch"),
+    ("anthropic", "batch"),
+]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits between attempts are real, and short."""
+    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+
+
+def asked(address: str, path: Path, rows: int, wire: Wire, mode: Mode) -> Collected:
+    patient = backend(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)
+    return collect(address, path, questions(rows), wire, mode=mode, backend=patient)
+
+
+def scores(found: Collected, rows: int) -> dict[str, Any]:
+    """The figures of a comparison: two of three rows have a right answer."""
+    material: Any = SimpleNamespace(
+        module=classification, spec=classification.Spec("Say what happened.", dict.fromkeys(LABELS, ""))
+    )
+    ids = [f"T{at:06}" for at in range(rows)]
+    targets = [LABELS[0] if at % 3 == 0 else label(f"row {at}") for at in range(rows)]
+    answers = [Answer(one, found.answers[one, 0].output) for one in ids]
+    read = predictions.of(material, [{"id": one, "target": to} for one, to in zip(ids, targets, strict=True)], answers)
+    return classification.score(material.spec, targets, read.parsed)
+
+
+def kill_and_revoke(provider: Provider, address: str, path: Path, rows: int, wire: Wire, mode: Mode) -> Collected:
+    """A process that is killed, and one whose key is revoked in the middle."""
+    if mode == "batch":
+        provider.ended = False
+        killed(address, path, wire, mode, rows, when=lambda: bool((pending(path) or {}).get("id")))
+        provider.ended = True
+        provider.batch_revoked = lambda batch, at: batch is provider.batches[0] and at % 7 == 3
+    else:
+        provider.hold_after = rows // 3
+        killed(address, path, wire, mode, rows, when=lambda: len(lines(path)) >= rows // 4)
+        provider.hold_after = None
+        provider.refuse = lambda prompt, before: (401, {}) if provider.delivered.total() >= rows // 2 else None
+    found = asked(address, path, rows, wire, mode)
+    provider.refuse = lambda prompt, before: None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("wire", "mode", "rows"),
+    [
+        *((*way, SOME) for way in WAYS),
+        *(pytest.param(*way, FULL, marks=pytest.mark.slow) for way in WAYS if way[0] != "systemone"),
+    ],
+)
+def test_none_is_lost_none_is_paid_twice_and_the_scores_are_those_of_a_provider_that_never_fails(
+    tmp_path: Path, wire: Wire, mode: Mode, rows: int
+) -> None:
+    path = tmp_path / "provider.jsonl"
+    provider = Provider(faults=0.2, batch_faults=0.3)
+    with running(provider) as address:
+        refused = kill_and_revoke(provider, address, path, rows, wire, mode)
+        assert not refused.complete and "HTTP 401" in (refused.why_incomplete or "")
+        good = [one for one in refused.answers.values() if one.error is None]
+        assert rows // 3 <= len(good) < rows
+        assert all(one.refused and not one.final for one in refused.answers.values() if one.error)
+        again = asked(address, path, rows, wire, mode)
+    assert again.complete and again.reused == len(good)
+    with running(Provider()) as address:
+        plain = asked(address, tmp_path / "plain.jsonl", rows, wire, "live")
+    assert outputs(again) == outputs(plain) and len(outputs(again)) == rows
+    assert scores(again, rows) == scores(plain, rows) and 0.6 < scores(again, rows)["accuracy"] < 0.9
+    assert {one.key for one in response_cache.read(path)} == {one.key for one in again.answers.values()}
+    assert not provider.broken_rules
+    if mode == "batch":
+        paid = Counter(prompt for _, prompt in provider.answered_in_batches)
+        assert len(paid) == rows and set(paid.values()) == {1}
+        assert len(provider.batches) == 2 and provider.met_in_batches.total() >= 3
+    else:
+        # But for what was on its way when the process was killed: nobody knows of it.
+        assert len(provider.delivered) == rows and provider.delivered.total() - rows <= AT_ONCE
+        assert rows < FULL or provider.met.keys() == set(KINDS)

@@ -1,0 +1,120 @@
+"""What is checked of all baselines before anybody is paid and before the test set is read."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from compare import preflight
+from compare.systems import api_models, catalog
+from compare.systems.responses import Place
+from insource.backends.types import NO_KEY
+from insource.config.errors import RecipeError
+from insource.config.load import load
+from insource.config.recipe import Recipe
+from insource.config.schema.compare import Baseline
+from tests.compare.test_api_models import Made
+from tests.compare.test_api_models import place as place
+from tests.helpers import commands
+from tests.helpers.provider.faulty_provider import Provider, running
+
+PRICE = "{input_usd_per_million: 1, output_usd_per_million: 1}"
+
+
+def recipe(*baselines: str) -> Recipe:
+    return load("classifier", (f"compare.baselines=[{', '.join(baselines)}]",), "cpu").recipe
+
+
+def check(made: Place, asked: Recipe) -> None:
+    chosen = [catalog._closed(one) for one in asked.compare.baselines]
+    left_out = {one.name for one in catalog.not_run(chosen, asked)}
+    preflight.check(replace(made, recipe=asked), [one for one in chosen if one.name not in left_out])
+
+
+def test_everything_that_would_end_the_comparison_is_told_at_once(
+    place: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"id": "r0", "output": "a"}\n{"id": "r0", "output": "b"}\n', encoding="utf-8")
+    asked = recipe(
+        "{provider: openai, model: gpt-6-luna}",
+        "{provider: openai, model: nobody-lists-this}",
+        "{provider: openai, model: nor-this, base_url: 'https://models.example.org/v1', name: elsewhere}",
+        "{provider: openai, model: a-stand-in, base_url: 'http://127.0.0.1:9/v1'}",
+        f"{{provider: file, path: '{path}', name: today}}",
+        f"{{provider: file, path: '{tmp_path / 'none.jsonl'}', name: lost}}",
+    )
+    with pytest.raises(RecipeError) as error:
+        check(place(), asked)
+    told = str(error.value).splitlines()
+    assert len(told) == 5
+    assert "the price of openai:nobody-lists-this is unknown" in told[0] and "give it price: {input_usd" in told[0]
+    assert "the price of elsewhere is unknown" in told[1]
+    assert "elsewhere: OPENAI_API_KEY is not sent to https://models.example.org/v1" in told[2]
+    assert "twice.jsonl:2: id 'r0' stands in line 1 already" in told[3]
+    assert "there is no file" in told[4]
+
+
+def test_nothing_is_wrong_with_what_is_not_run(place: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a key nobody is asked, so that nobody needs a price."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    check(place(), recipe("{provider: openai, model: nobody-lists-this}"))
+
+
+@pytest.mark.parametrize(
+    ("baseline", "key"),
+    [
+        ({"provider": "openai"}, "OPENAI_API_KEY"),
+        ({"provider": "openai", "base_url": "https://eu.api.openai.com/v1"}, "OPENAI_API_KEY"),
+        ({"provider": "openai", "base_url": "https://API.OpenAI.com/v1"}, "OPENAI_API_KEY"),
+        ({"provider": "openai", "base_url": "http://api.openai.com/v1"}, None),
+        ({"provider": "openai", "base_url": "https://api.openai.com.example/v1"}, None),
+        ({"provider": "openai", "base_url": "https://notapi.openai.com/v1"}, None),
+        ({"provider": "openai", "base_url": "https://api.openai.com@evil.example/v1"}, None),
+        ({"provider": "openai", "api": "decisions", "base_url": "https://gateway.example/v1"}, None),
+        ({"provider": "openai", "api": "systemone", "base_url": "https://api.typesafe.ai/v1"}, "TYPESAFE_API_KEY"),
+        ({"provider": "openai", "api": "systemone", "base_url": "https://ollama.example/v1"}, None),
+        ({"provider": "anthropic", "base_url": "https://api.anthropic.com"}, "ANTHROPIC_API_KEY"),
+        ({"provider": "anthropic", "base_url": "https://gateway.example"}, None),
+        ({"provider": "azure", "base_url": "https://ours.openai.azure.com"}, "AZURE_OPENAI_API_KEY"),
+        ({"provider": "azure", "base_url": "https://ours.example.com"}, None),
+    ],
+)
+def test_a_key_goes_to_its_providers_own_hosts_alone(
+    place: Made, monkeypatch: pytest.MonkeyPatch, baseline: dict[str, str], key: str | None
+) -> None:
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AZURE_OPENAI_API_KEY", "TYPESAFE_API_KEY"):
+        monkeypatch.setenv(name, f"the key of {name}")
+    asked = Baseline.model_validate({"model": "m", **baseline})
+    made = place()
+    assert asked.key_env == key and bool(asked.unnamed_key) is (key is None)
+    assert api_models.remote(asked, made.material).api_key == (f"the key of {key}" if key else NO_KEY)
+    told = list(preflight.unnamed_keys(made, [catalog._closed(asked)]))
+    assert bool(told) is (key is None) and all("api_key_env" in one for one in told)
+    named = asked.model_copy(update={"api_key_env": "OPENAI_API_KEY"})
+    assert named.key_env == "OPENAI_API_KEY" and named.unnamed_key is None, "who names it has chosen"
+
+
+def test_a_stand_in_on_this_machine_needs_no_key_and_gets_none(place: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    asked = Baseline(provider="openai", model="m", base_url="http://127.0.0.1:8000/v1")
+    assert asked.key_env is None and asked.unnamed_key is None
+    assert api_models.remote(asked, place().material).api_key == NO_KEY
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_a_comparison_that_cannot_end_does_not_begin(place: Made, options: tuple[str, ...]) -> None:
+    """The first baseline has a price and answers; the second has none: nobody is asked, and the test set stays shut."""
+    here, provider = place().here, Provider()
+    with running(provider) as address:
+        priced = f"{{provider: openai, model: m, base_url: '{address}/v1', name: first, price: {PRICE}}}"
+        unpriced = (
+            "{provider: openai, model: m, base_url: 'https://models.invalid/v1', name: second, api_key_env: PATH}"
+        )
+        words = [f"compare.baselines=[{priced}, {unpriced}]", "compare.primary.baseline=first", "compare.budget_usd=5"]
+        told = commands.call(here.folder.parents[1], "compare", "classifier", *words, "--run", here.id, *options)
+    assert told.returncode == 2, told.stderr
+    assert "error: compare.baselines: the price of second is unknown" in told.stderr and "Traceback" not in told.stderr
+    assert not provider.attempts
+    assert not (here.folder.parent / "ledger.jsonl").exists() and here.stage("compare") == {}

@@ -1,0 +1,171 @@
+"""Answers of an API model are recorded while it lives: asked as a comparison asks, paid for once, no target read."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compare import eval_dataset, first_request, record, stage
+from compare.systems import api_models, catalog, responses
+from insource.backends import client as asking
+from insource.config.errors import RecipeError, StageError
+from insource.config.load import load
+from insource.system import atomic_files
+from insource.tasks import KINDS
+from insource.tasks.rendering.chat_template import Rendering
+from insource.tracking import run
+from tests.data_prep.test_importer import MODEL, QUEUES, SYSTEM, imported, put, text, tickets
+from tests.helpers.api_comparison import at_the_sdks_own_address
+from tests.helpers.provider.faulty_provider import Provider
+from train.export import adapter
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, provider: Provider, address: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An imported recipe whose fine-tune answers on loopback: right but for every seventh row."""
+    at_the_sdks_own_address(monkeypatch, address)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    rows = tickets(150)
+    put(tmp_path / "heldout.jsonl", rows[110:])
+    code, to = imported(
+        monkeypatch, put(tmp_path / "train.jsonl", rows[:110]), "--test", tmp_path / "heldout.jsonl", "--model", MODEL
+    )
+    assert code == 0
+    known = {text(at): QUEUES[(at + (at % 7 == 0)) % 3] for at in range(150)}
+    provider.answer = lambda prompt: known[prompt]
+    return to
+
+
+def recorded(recipe: Path, *overrides: str, name: str | None = None) -> int:
+    return record.main(str(recipe), overrides, "cpu", str(recipe.parent / "runs"), name)
+
+
+def as_trained(recipe: Path, tokenizer: Any) -> tuple[run.Run, Any]:
+    """A run that looks trained on the data that the recording prepared."""
+    loaded = load(str(recipe), (), "cpu")
+    folder = recipe.parent / "runs" / loaded.name
+    (data,) = (one.parent for one in folder.glob(".data/*/data.json"))
+    here = run.create(folder, loaded.recipe, "digest", {}, data)
+    labels = {label: one["description"] for label, one in atomic_files.read_json(data / "data.json")["labels"].items()}
+    spec = KINDS[loaded.recipe.task.variant].specify(loaded.recipe.task, labels)
+    told = atomic_files.read_json(data / "data.json")["tokens"]["served"]["for_the_answer"]
+    prompt = adapter.prompt(loaded.recipe, Rendering(tokenizer), spec, told)
+    (here.folder / "adapter").mkdir()
+    atomic_files.write_json(here.folder / "adapter" / "prompt.json", prompt)
+    return here, loaded.recipe
+
+
+def compared(here: run.Run, recipe: Any, closed: list[catalog.System]) -> Mapping[str, Any]:
+    run.start(here, "compare", {})
+    tuned = catalog.System("tuned", "linear", "tuned (here a linear model)")
+    return stage.compared(here, "mine", recipe, [tuned, *closed], [])
+
+
+def test_what_is_recorded_is_asked_as_the_model_was_taught_and_a_comparison_asks_for_nothing_again(
+    recipe: Path, tokenizer: Any, provider: Provider, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recorded(recipe) == 0
+    told = capsys.readouterr()
+    path = Path(told.out.strip())
+    rows = list(atomic_files.read_jsonl(path))
+    assert path.parent == recipe.parent and len(rows) == 40 and all(row["cost_usd"] > 0 for row in rows)
+    assert "shuts it down on 2027-01-14" in told.err
+    body = provider.seen[-1][2]
+    assert [one["role"] for one in body["messages"]] == ["system", "user"]
+    assert body["messages"][0]["content"] == SYSTEM and body["temperature"] == 0 and "response_format" not in body
+    assert not provider.broken_rules
+
+    ledger = list(atomic_files.read_jsonl(recipe.parent / "runs" / "mine" / "ledger.jsonl"))
+    assert [(one["system"], "opened" in one) for one in ledger] == [(f"openai:{MODEL}", False)]
+
+    before = provider.attempts.total()
+    assert recorded(recipe) == 0 and provider.attempts.total() == before, "called again it asks for nothing"
+    here, loaded = as_trained(recipe, tokenizer)
+    assert here.recipe().compare == loaded.compare, "a run's own recipe has the messages too"
+    closed = [one for one in catalog.closed(loaded) if one.name == f"openai:{MODEL}"]
+    scores = compared(here, loaded, closed)
+    assert provider.attempts.total() == before, "nor does a comparison"
+    live = scores["systems"][f"openai:{MODEL}"]
+    assert live["complete"] and live["metrics"]["accuracy"]["value"] == pytest.approx(34 / 40)
+    assert len(scores["integrity"]["openings"]) == 1, "what was recorded is no opening"
+
+    (line,) = re.findall(r"- (\{provider: file.*\})", told.err)
+    changed = re.sub(
+        r"    - provider: openai.*?(?=    - \{provider)", f"    - {line}\n", recipe.read_text("utf-8"), flags=re.S
+    )
+    recipe.write_text(changed, encoding="utf-8")
+    kept = load(str(recipe), (), "cpu").recipe
+    assert kept.compare.primary and kept.compare.primary.baseline == f"openai:{MODEL}", "the plan is as it was"
+    (baseline,) = [one for one in kept.compare.baselines if one.provider == "file"]
+    of_file = catalog.System(baseline.called, "file", baseline.called, baseline=baseline)
+    place = responses.Place(here, "mine", kept, eval_dataset.of(here))
+    again = api_models.given(place, of_file)
+    first, _ = first_request.of_all(place, closed)
+    asked = api_models.everyone(place, first)[f"openai:{MODEL}"]
+    assert [one.output for one in again.test] == [one.output for one in asked.test] and again.complete
+    assert again.price and again.price.input_usd_per_million == 0.3
+
+
+def test_a_budget_holds_and_the_rest_is_asked_for_with_a_larger_one(
+    recipe: Path, provider: Provider, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(StageError, match=r"budget_usd 0.0005; nothing is lost"):
+        recorded(recipe, "compare.budget_usd=0.0005")
+    before = provider.attempts.total()
+    assert 0 < before < 80 and not list(recipe.parent.glob("mine.openai*"))
+    assert recorded(recipe, "compare.budget_usd=1") == 0
+    assert provider.attempts.total() == 1 + 40 + 40, "a train row, the test rows, and those again that are repeated"
+    assert max(provider.attempts.values()) == 2
+
+
+def test_texts_of_test_rows_are_read_and_no_target(tmp_path: Path) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_text('{"id": "1", "input": {"text": "late"}, "target": "delivery", "group": null}\n', encoding="utf-8")
+    assert record.inputs_of(path) == [{"id": "1", "input": {"text": "late"}}]
+
+
+def test_what_cannot_be_recorded_is_told_before_anybody_is_asked(
+    recipe: Path, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RecipeError, match=r"SYSTEM: tfidf is no API model .*there are openai:ft:"):
+        recorded(recipe, name="tfidf")
+    with pytest.raises(RecipeError, match="gives probabilities of labels"):
+        recorded(recipe, name="openai:gpt-6-luna:decisions")
+    with pytest.raises(RecipeError, match=r"privacy\.data_may_leave is false"):
+        recorded(recipe, "privacy.data_may_leave=false")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(RecipeError, match="OPENAI_API_KEY is not set"):
+        recorded(recipe)
+    assert not provider.attempts
+
+
+def test_a_baseline_with_messages_of_its_own_is_held_to_what_they_need(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    good = """\
+task: {kind: classification, instruction: Route the message to one queue.}
+data: {source: {path: rows.csv}}
+model: {base: some/model}
+compare: {baselines: [{provider: openai, model: x, MORE}]}
+"""
+    cases = {
+        "messages: [{role: user, content: hello}]": "hold {input} once",
+        'messages: [{role: user, content: "{input} {input}"}]': "hold {input} once",
+        'messages: [{role: system, content: "{input}"}]': "must be of role user",
+        'messages: [{role: user, content: "{input}"}], shots: 3': "leave out instruction and shots",
+        'api: decisions, messages: [{role: user, content: "{input}"}]': "asked by chat",
+        "messages: []": "at least 1",
+    }
+    for more, why in cases.items():
+        path.write_text(good.replace("MORE", more), encoding="utf-8")
+        with pytest.raises(RecipeError, match=why):
+            load(str(path), (), "gpu")
+    path.write_text(good.replace("MORE", 'messages: [{role: user, content: "Q: {input}"}]'), encoding="utf-8")
+    (baseline,) = load(str(path), (), "gpu").recipe.compare.baselines
+    assert baseline.asked("a {input}") == [{"role": "user", "content": "Q: a {input}"}]

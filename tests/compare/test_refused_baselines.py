@@ -1,0 +1,213 @@
+"""Whole comparisons with closed models that are asked rightly, asked wrongly, cut or held off."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compare import first_request, stage
+from insource.backends import client as asking
+from insource.backends.types import Backend, Request
+from insource.backends.wire import anthropic_messages, openai_chat
+from insource.config.errors import RecipeError
+from insource.config.load import load
+from tests.compare.test_first_request import WITH_CLOSED
+from tests.helpers.api_comparison import (
+    at_the_sdks_own_address,
+    closed,
+    compared,
+    made,
+    place,
+    right_answers,
+    two_labels,
+)
+from tests.helpers.provider.faulty_provider import ABOUT_THE_ROW, Provider
+from tests.helpers.provider.provider_answers import Json, completion, message
+
+CHAT = "openai:gpt-6-luna"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+
+
+@pytest.fixture
+def address(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    at_the_sdks_own_address(monkeypatch, address)
+    return address
+
+
+@pytest.mark.parametrize("name", WITH_CLOSED)
+def test_a_shipped_recipe_unchanged_is_compared_with_closed_models_that_answered_every_row(
+    name: str, tmp_path: Path, tokenizer: Any, provider: Provider, address: str
+) -> None:
+    here = made(name, tmp_path, tokenizer, labels=2 if name in ("classifier", "banking77") else 1)
+    provider.answer = right_answers(here)
+    scores = compared(here, closed(here))
+    assert not provider.broken_rules and not scores["not_run"] and not scores["integrity"]["incomplete"]
+    asked = {one.called for one in here.recipe.compare.baselines}
+    assert asked == {system for system, one in scores["systems"].items() if one["kind"] == "closed"}
+    for system in asked:
+        told = scores["systems"][system]
+        assert told["complete"] and told["rows"]["answered"] == told["n"] == 10, system
+        assert told["cost_usd_per_1k"] > 0 and told["metrics"][scores["task"]["metrics"][0]]["value"] == 1.0
+    assert scores["verdict"]["reasons"][0]["about"] != "completeness"
+    assert stage.conclude(here.here, here.recipe, scores) == 0
+
+
+def as_until_november(body: Callable[[Backend, Request], Json]) -> Callable[[Backend, Request], Json]:
+    """The body as this project sent it until November 2026: with temperature 0, whatever the model takes."""
+    return lambda backend, request: {**body(backend, request), "temperature": 0.0}
+
+
+@pytest.mark.parametrize("name", WITH_CLOSED)
+def test_with_the_old_bodies_it_is_incomplete_and_inconclusive_with_that_reason_first(
+    name: str,
+    tmp_path: Path,
+    tokenizer: Any,
+    provider: Provider,
+    address: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for wire in (openai_chat, anthropic_messages):
+        monkeypatch.setattr(wire, "body", as_until_november(wire.body))
+    classifies = name in ("classifier", "banking77")
+    # Then the plan was against the chat model; the decision endpoint was not asked at all.
+    here = made(name, tmp_path, tokenizer, f"compare.primary.baseline={CHAT}", labels=2 if classifies else 1)
+    chats = [one for one in closed(here) if one.baseline and not one.baseline.decides]
+    scores = compared(here, chats)
+    assert list(scores["systems"]) == ["tuned"], "nobody got 0% for how it was asked"
+    assert {one["name"] for one in scores["not_run"]} == {one.name for one in chats}
+    for one in scores["not_run"]:
+        assert one["incomplete"] and one["why"].startswith("INCOMPLETE: its first request: HTTP 400: ")
+        assert "temperature" in one["why"]
+    assert scores["verdict"]["choice"] == "inconclusive"
+    assert scores["verdict"]["reasons"][0]["about"] == "completeness"
+    assert f"{CHAT} is INCOMPLETE" in scores["verdict"]["reasons"][0]["says"]
+    assert provider.broken_rules.total() == len(chats), "what was refused once is not retried blindly"
+    assert not any("test" in prompt for prompt in provider.attempts), "nobody saw a test row"
+    assert stage.conclude(here.here, here.recipe, scores) == 0
+    assert capsys.readouterr().out.startswith("verdict   INCONCLUSIVE: Not decided yet: ")
+    assert "against 0.0%" not in (here.here.folder / "report.md").read_text(encoding="utf-8")
+
+
+def one_baseline(folder: Path, tokenizer: Any, **changes: Any) -> Any:
+    """A comparison with one chat model as the planned baseline."""
+    baseline = {"provider": "openai", "model": "gpt-6-luna", **changes}
+    name = f"{baseline['provider']}:{baseline['model']}"
+    return two_labels(folder, tokenizer, baselines=[baseline], primary={"baseline": name}, repeat_rows=0)
+
+
+def last_word(prompt: str) -> str:
+    return prompt.rsplit(": ")[-1]
+
+
+def test_a_rate_limit_that_outlasts_all_attempts_is_no_refusal_of_the_model(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str
+) -> None:
+    here = one_baseline(tmp_path, tokenizer, retries=1)
+    provider.answer = last_word
+    limited = {f"test {at}: " for at in range(0, 60, 10)}
+    provider.refuse = lambda prompt, before: (429, {}) if any(one in prompt for one in limited) else None
+    scores = compared(here, closed(here))
+    told = scores["systems"][CHAT]
+    assert told["rows"]["failed"] == 6 and told["rows"]["refused"] == 0 and told["rows"]["answered"] == 54
+    assert scores["verdict"]["choice"] == "inconclusive"
+    assert "really answered 90.0% of the rows (6 failed)" in scores["verdict"]["reasons"][0]["says"]
+    provider.refuse = lambda prompt, before: None
+    again = compared(here, closed(here))["systems"][CHAT]
+    assert again["rows"]["answered"] == 60 and again["reused"] == 54
+
+
+def test_a_first_row_that_is_filtered_says_nothing_of_the_others(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = one_baseline(tmp_path, tokenizer)
+    provider.answer = last_word
+    provider.refuse = lambda prompt, before: (ABOUT_THE_ROW, {}) if "train 0: " in prompt else None
+    told = compared(here, closed(here))["systems"][CHAT]
+    assert "takes requests, and refuses this train row for what it says" in capsys.readouterr().err
+    assert told["complete"] and told["rows"]["answered"] == 60
+
+
+def cut_chat(body: Json, text: str) -> Json:
+    told = completion(body, "")
+    told["choices"][0]["finish_reason"] = "length"
+    return told
+
+
+def cut_message(body: Json, text: str) -> Json:
+    return message(body, "") | {"stop_reason": "max_tokens"}
+
+
+@pytest.mark.parametrize("baseline", [{"model": "gpt-6-luna"}, {"provider": "anthropic", "model": "claude-haiku-5-5"}])
+def test_answers_that_the_output_limit_cuts_are_told_apart_from_wrong_ones(
+    baseline: dict[str, str],
+    tmp_path: Path,
+    tokenizer: Any,
+    provider: Provider,
+    address: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    here = one_baseline(tmp_path, tokenizer, **baseline)
+    provider.bodies = {"chat": cut_chat, "messages": cut_message}
+    scores = compared(here, closed(here))
+    assert "CUT by the output limit: raise max_output_tokens, or lower effort" in capsys.readouterr().err
+    (name,) = (one.called for one in here.recipe.compare.baselines)
+    assert scores["systems"][name]["rows"]["cut"] == 60 and scores["systems"][name]["rows"]["malformed"] == 0
+    assert scores["systems"][name]["invalid"] == {"unfinished": 60}
+    assert scores["verdict"]["choice"] == "inconclusive"
+    assert "really answered 0.0% of the rows (60 cut)" in scores["verdict"]["reasons"][0]["says"]
+    assert "0 of 60 (60 cut)" in (here.here.folder / "report.md").read_text(encoding="utf-8")
+    assert "60 cut" in (here.here.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_a_schema_could_not_say_is_checked_here(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str
+) -> None:
+    """A supplier of more than 40 characters is invalid, though neither provider takes maxLength."""
+    here = made("extractor", tmp_path, tokenizer)
+    long = {**here.material.test[0]["target"], "supplier": "x" * 41}
+    provider.answer = lambda prompt: json.dumps(long)
+    scores = compared(here, closed(here))
+    for one in here.recipe.compare.baselines:
+        told = scores["systems"][one.called]
+        assert told["rows"]["malformed"] == 10 and told["validity"]["label"] == 0 and told["complete"]
+    bodies = [json.dumps(body) for _, _, body in provider.seen]
+    assert bodies and all("at most 40 characters" in one and "maxLength" not in one for one in bodies)
+
+
+def test_everything_that_can_be_known_is_checked_before_the_first_request(
+    tmp_path: Path, tokenizer: Any, provider: Provider, address: str
+) -> None:
+    """The first baseline could be asked; the others have more labels, a value and a mode that nobody takes."""
+    labels = {f"label_{at}": "" for at in range(256)}
+    recipe = load("classifier", (), "gpu").recipe
+    recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"labels": labels})})
+    rows = {
+        split: [{"id": f"{split}{at}", "input": {"text": f"{split} {at}"}, "target": "label_0"} for at in range(3)]
+        for split in ("train", "validation", "test")
+    }
+    price = {"input_usd_per_million": 1, "output_usd_per_million": 1}
+    baselines = [
+        {"provider": "openai", "model": "gpt-6-luna"},
+        {"provider": "openai", "api": "decisions", "model": "gpt-6-luna", "price": price},
+        {"provider": "anthropic", "model": "claude-haiku-5-5", "temperature": 0},
+        {"provider": "openai", "model": "model-of-2028", "mode": "batch", "price": price},
+    ]
+    here = place(tmp_path, recipe, tokenizer, rows, baselines=baselines, primary=None)
+    with pytest.raises(RecipeError) as error:
+        first_request.checked("mine", here.here, here.recipe)
+    told = str(error.value).splitlines()
+    assert len(told) == 3
+    assert told[0].startswith(
+        "compare.baselines: openai:gpt-6-luna:decisions: api: decisions takes 2 to 255 labels, and the task has 256 "
+        "(openai SDK 3.54, types/decision_create_params.py"
+    )
+    assert "temperature: given 0, but claude haiku 5.5 takes none" in told[1]
+    assert "mode: given batch, and it is not known that model-of-2028 is served in batches" in told[2]
+    assert not provider.seen

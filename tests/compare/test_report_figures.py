@@ -1,0 +1,134 @@
+"""The figures and pictures of the report: written exactly, and placed where they can be told apart."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compare.report import charts, cost_section, section_data, wording
+from tests.helpers import example_scores
+from tests.helpers.example_scores import CLOSED
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "not measured"),
+        (0, "$0"),
+        (0.0004, "$0.0004"),
+        (0.4, "$0.40"),
+        (0.01234, "$0.0123"),
+        (0.9996, "$1.00"),
+        (12.345, "$12.35"),
+        (584.5, "$585"),
+        (1234567, "$1,234,567"),
+    ],
+)
+def test_amounts_are_shown_to_three_digits_or_to_the_dollar(value: float | None, shown: str) -> None:
+    assert wording.usd(value) == shown
+
+
+def test_figures_are_written_exactly() -> None:
+    assert [wording.percent(one) for one in (0, 0.0001, 0.912, 0.99999, 1)] == [
+        "0.0%",
+        "<0.1%",
+        "91.2%",
+        ">99.9%",
+        "100.0%",
+    ]
+    assert [wording.signed(one) for one in (0.0123, -0.0084, 0.0002, 0, -1e-9)] == [
+        "+1.2",
+        "−0.8",
+        "+0.02",
+        "0.0",
+        "0.0",
+    ]
+    assert [wording.seconds(one) for one in (0.0004, 0.085, 1.239)] == ["0.4 ms", "85 ms", "1.24 s"]
+    assert [wording.compact(one) for one in (950, 12345, 999_900, 2.15e9)] == ["950", "12.3k", "1M", "2.15B"]
+    assert [wording.p_value(one) for one in (0.0001, 0.0131)] == ["<0.001", "0.013"]
+
+
+@given(st.lists(st.floats(min_value=1e-6, max_value=1e6), min_size=1, max_size=12))
+def test_an_axis_of_amounts_holds_them_all_in_their_order_between_round_ends(amounts: list[float]) -> None:
+    axis = charts.of_amounts(amounts)
+    assert axis.low <= min(amounts) * (1 + 1e-6) and axis.high >= max(amounts) * (1 - 1e-6)
+    places = [axis.at(one) for one in sorted(amounts)]
+    assert places == sorted(places)
+    ticks = [one["x"] for one in axis.ticks()]
+    assert 1 <= len(ticks) <= 6 and ticks == sorted(ticks)
+
+
+@given(st.lists(st.floats(min_value=0, max_value=1), min_size=1, max_size=12))
+def test_an_axis_of_shares_holds_them_all(shares: list[float]) -> None:
+    axis = charts.of_shares(shares)
+    assert 0 <= axis.low <= min(shares) + 1e-6 and max(shares) - 1e-6 <= axis.high
+    assert axis.low < axis.high
+    assert 2 <= len(axis.ticks()) <= 7
+
+
+def test_a_difference_far_away_leaves_room_for_those_that_decide() -> None:
+    group = section_data.differences(example_scores.scores())[0]
+    figs = {row["b"]: row["fig"] for row in group["rows"]}
+    assert {name for name, fig in figs.items() if fig["beyond"] == "right"} == {"base", "base:3-shot"}
+    chief = group["rows"][0]
+    assert chief["chief"] and chief["b"] == CLOSED
+    assert chief["fig"]["width"] > 10
+    # Non-inferior: all of the interval is above the margin, and no difference is above all of it.
+    assert chief["fig"]["margin"] < chief["fig"]["from"] < chief["fig"]["to"] <= chief["fig"]["zero"] + 0.01
+
+
+points = st.lists(
+    st.tuples(st.none() | st.just(0.0) | st.floats(0.001, 100), st.floats(0.1, 0.9), st.text(max_size=40)),
+    min_size=1,
+    max_size=14,
+)
+
+
+@given(points, st.booleans())
+def test_no_label_of_the_cost_picture_covers_another_label_or_a_dot(told: list[Any], named: bool) -> None:
+    width, height = section_data.WIDE if named else section_data.NARROW
+    rows = [
+        {
+            "key": at,
+            "title": title,
+            "class": "",
+            "value": value,
+            "low": value - 0.05,
+            "high": value + 0.05,
+            "cost": cost,
+        }
+        for at, (cost, value, title) in enumerate(told)
+    ]
+    picture = charts.cost_picture(rows, (width, height), named)
+    if picture is None:
+        assert not any(cost for cost, _, _ in told)
+        return
+    assert {one["key"] for one in picture["points"]} == set(range(len(told)))
+    best = max(value for _, value, _ in told)
+    far = [one["below"] for one in picture["points"] if abs(one["value"] - best + 0.4) > 1e-6]
+    assert far == [value < best - 0.4 for _, value, _ in told if abs(value - best + 0.4) > 1e-6]
+    lanes = [key for lane in picture["lanes"] for key in lane["keys"]]
+    assert sorted(lanes) == [at for at, (cost, _, _) in enumerate(told) if not cost]
+    boxes = []
+    for one in picture["points"]:
+        x, y = one["x"] * width / 100 + one["dx"], one["y"] * height / 100 + one["dy"]
+        length = charts.CHARACTER_PX * len(one["label"])
+        left = x - length if one["anchor"] == "end" else x
+        boxes.append((left, y - 12, left + length, y + 4, one["crowded"]))
+    free = [box for box in boxes if not box[4]]
+    dots = [(one["x"] * width / 100, one["y"] * height / 100) for one in picture["points"]]
+    for left, top, right, bottom, _ in free:
+        assert not [1 for x, y in dots if left - 5 < x < right + 5 and top - 5 < y < bottom + 5]
+    for at, a in enumerate(free):
+        for b in free[at + 1 :]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def test_the_sentences_of_cost_are_those_of_the_break_even() -> None:
+    scores = example_scores.scores()
+    found = scores["cost"]["systems"][CLOSED]["break_even"]
+    told = cost_section.said(scores["cost"]["inputs"], "X", 0.0004)
+    assert told["figure"] == f"Owning pays from {found['first_requests']:,} requests a month."
+    assert told["here"] == "At 1,000,000 requests a month: owned $3,584 with 1 machine, X $400."
+    assert cost_section.said(scores["cost"]["inputs"], "X", 0.0000131)["figure"] == "Owning never pays."

@@ -1,0 +1,296 @@
+"""What decides: the plan that was fixed, the five questions, the router. And what never decides: a stand-in."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compare.decision import preregistration, verdict, verdict_rule
+from compare.decision.routing_policy import Policy
+from compare.systems import catalog
+from insource.config.errors import RecipeError, StageError
+from insource.config.load import load
+from insource.config.recipe import Recipe
+from insource.config.schema.compare import Primary
+from insource.tracking.run import Run
+from tests.helpers import example_scores
+from tests.helpers.example_scores import CLOSED, TUNED
+
+PRIMARY = Primary(system=TUNED, baseline=CLOSED, metric="accuracy", margin=0.02, alpha=0.05)
+NO_ROUTE = Policy(
+    threshold=None, target_accuracy=0.95, confidence=0.95, calibration_rows=600, why_none="no threshold can be shown"
+)
+ROUTE = Policy(threshold=0.8, target_accuracy=0.95, confidence=0.95, calibration_rows=600, coverage=0.7, accuracy=0.968)
+
+
+def recipe(*asked: str) -> Recipe:
+    return load("classifier", asked, "cpu").recipe
+
+
+def scores(judged: str = "non-inferior", cheaper: bool = True, **changes: Any) -> dict[str, Any]:
+    """The example's scores, with the planned comparison judged so, and owning cheaper or dearer at the volume."""
+    found = example_scores.scores(**changes)
+    found["training_seconds"] = 1800.0
+    found["systems"][CLOSED]["complete"] = True
+    for one in found["comparisons"]:
+        if one["family"] == "primary":
+            one |= {"a": TUNED, "b": CLOSED, "judged": judged, "rows_to_decide": 9000}
+    row = next(line for line in found["cost"]["systems"][CLOSED]["monthly"] if line["of_recipe"])
+    row |= {"owned_usd": 100.0, "closed_usd": 900.0 if cheaper else 9.0}
+    return found
+
+
+def decided(found: dict[str, Any], policy: Policy = NO_ROUTE, *asked: str) -> verdict.Verdict:
+    return verdict.of(verdict.Facts(recipe(*asked), found, policy))
+
+
+@pytest.mark.parametrize(
+    ("judged", "cheaper", "policy", "choice"),
+    [
+        ("superior", True, NO_ROUTE, "open"),
+        ("non-inferior", True, NO_ROUTE, "open"),
+        ("non-inferior", False, NO_ROUTE, "closed"),
+        ("worse", True, NO_ROUTE, "closed"),
+        ("worse", True, ROUTE, "hybrid"),
+        ("undecided", True, NO_ROUTE, "inconclusive"),
+        ("undecided", True, ROUTE, "hybrid"),
+    ],
+)
+def test_quality_cost_and_routing_decide(judged: str, cheaper: bool, policy: Policy, choice: str) -> None:
+    assert decided(scores(judged, cheaper), policy).choice == choice
+
+
+def test_a_stand_in_never_decides() -> None:
+    for judged in ("superior", "non-inferior", "worse", "undecided"):
+        found = scores(judged)
+        found["systems"][CLOSED]["stand_in"] = True
+        told = decided(found, ROUTE)
+        assert told.choice == "inconclusive"
+        assert any("decides nothing" in line for line in told.undecided)
+
+
+def test_an_incomplete_baseline_never_decides() -> None:
+    found = scores("superior")
+    found["systems"][CLOSED] |= {"complete": False, "why_incomplete": "asked 812 of 3,080"}
+    told = decided(found)
+    assert told.choice == "inconclusive" and any("asked 812 of 3,080" in line for line in told.undecided)
+
+
+def test_a_baseline_that_was_refused_is_the_first_reason_and_nothing_is_said_of_its_quality() -> None:
+    found = scores("superior")
+    why = "INCOMPLETE: its first request: HTTP 400: temperature: Extra inputs are not permitted"
+    del found["systems"][CLOSED]
+    found["comparisons"] = [one for one in found["comparisons"] if CLOSED not in (one["a"], one["b"])]
+    found["not_run"].append({"name": CLOSED, "title": CLOSED, "why": why, "incomplete": True})
+    told = decided(found)
+    assert told.choice == "inconclusive" and why in told.headline
+    assert told.reasons[0].about == "completeness" and why in told.reasons[0].says
+    assert not any(one.about == "quality" for one in told.reasons)
+
+
+def test_a_baseline_that_answered_less_than_99_of_100_rows_never_decides() -> None:
+    found = scores("superior")
+    ends = {"answered": 1980, "refused": 0, "cut": 100, "malformed": 0, "failed": 0, "not_asked": 0}
+    found["systems"][CLOSED]["rows"] = ends
+    told = decided(found)
+    assert told.choice == "inconclusive" and told.reasons[0].about == "completeness"
+    assert "really answered 95.2% of the rows (100 cut)" in told.reasons[0].says
+    ends |= {"answered": 2078, "cut": 2}
+    assert decided(found).choice == "open"
+
+
+def test_a_plan_that_was_changed_after_the_opening_never_decides() -> None:
+    found = scores("superior")
+    found["plan"] |= {"confirmatory": False, "why_not": "the plan was changed after the test set was opened"}
+    told = decided(found)
+    assert told.choice == "inconclusive" and any("was changed" in line for line in told.undecided)
+
+
+def test_data_that_may_not_leave_ends_the_debate() -> None:
+    assert decided(scores("worse"), NO_ROUTE, "privacy.data_may_leave=false").choice == "open"
+
+
+def test_without_somebody_who_looks_after_it_nothing_is_owned() -> None:
+    assert decided(scores("superior"), NO_ROUTE, "decide.operations_owner=false").choice == "closed"
+
+
+def test_as_good_without_a_measured_cost_is_not_decided() -> None:
+    told = decided(scores("non-inferior", measured=False))
+    assert told.choice == "inconclusive" and "was not measured" in told.headline
+
+
+def test_a_linear_model_that_does_as_well_is_the_first_line() -> None:
+    for accuracy, word in ((0.915, "does as well"), (0.95, "does better")):
+        told = decided(scores("superior", linear=accuracy))
+        assert told.reasons[0].about == "linear" and word in told.reasons[0].says
+
+
+def test_undecided_tells_how_many_rows_would_decide() -> None:
+    assert any("9,000 test rows" in line for line in decided(scores("undecided")).undecided)
+
+
+def test_each_of_the_five_questions_has_a_voice_and_a_figure_and_is_counted() -> None:
+    told = decided(scores())
+    asked = [one for one in told.reasons if one.question]
+    assert [one.about for one in asked] == list(verdict_rule.QUESTIONS)
+    assert all(one.figure and one.speaks_for in ("open", "closed", "neutral") for one in asked)
+    assert told.json()["count"] == {"open": 1, "closed": 0, "neutral": 4}
+
+
+def voice(about: str, found: dict[str, Any], *asked: str) -> str | None:
+    return next(one.speaks_for for one in decided(found, NO_ROUTE, *asked).reasons if one.about == about)
+
+
+@pytest.mark.parametrize(
+    ("needed", "tuned", "closed", "expected"),
+    [
+        ("required", 1.0, 0.98, "open"),
+        ("required", 0.98, 1.0, "closed"),
+        ("required", 1.0, 0.99, "neutral"),
+        ("required", 0.95, 0.97, "neutral"),
+        ("useful", 0.97, 0.95, "open"),
+        ("useful", 0.95, 0.97, "closed"),
+        ("useful", 0.972, 0.97, "neutral"),
+        ("'no'", 1.0, 0.5, "neutral"),
+    ],
+)
+def test_who_alone_delivers_the_form_has_its_voice(needed: str, tuned: float, closed: float, expected: str) -> None:
+    found = scores()
+    for name, share in ((TUNED, tuned), (CLOSED, closed)):
+        found["systems"][name]["validity"]["label"] = share
+    words = f"decide.structured_output={needed}"
+    assert voice("structured output", found, words) == expected
+    if needed == "required" and expected != "neutral":
+        assert decided(found, NO_ROUTE, words).choice == expected
+    found["systems"][CLOSED]["stand_in"] = True
+    assert voice("structured output", found, words) == "neutral"
+
+
+@pytest.mark.parametrize(("times", "expected"), [(0, "open"), (1, "neutral"), (8, "neutral"), (9, "closed")])
+def test_how_often_the_prompt_changes_has_a_voice(times: int, expected: str) -> None:
+    assert voice("prompt changes", scores(), f"decide.prompt_changes_per_month={times}") == expected
+
+
+@pytest.mark.parametrize(
+    ("owned", "closed", "expected"),
+    [(3100, 6200, "open"), (3100, 6000, "neutral"), (3100, 1700, "neutral"), (3100, 1500, "closed")],
+)
+def test_engineering_speaks_where_its_share_does_not_matter(owned: float, closed: float, expected: str) -> None:
+    """An engineer of $3,000 a month: twice that, and half of it."""
+    found = scores()
+    row = next(line for line in found["cost"]["systems"][CLOSED]["monthly"] if line["of_recipe"])
+    row |= {"owned_usd": float(owned), "closed_usd": float(closed)}
+    assert voice("engineering", found) == expected
+    assert voice("engineering", found, "decide.operations_owner=false") == "closed"
+
+
+def test_two_questions_outvote_a_cost_that_speaks_alone() -> None:
+    found = scores()
+    found["systems"][TUNED]["validity"]["label"] = 0.9
+    words = ("decide.structured_output=useful", "decide.prompt_changes_per_month=20")
+    told = decided(found, NO_ROUTE, *words)
+    assert told.choice == "closed" and "2 of the other questions speak against owning" in told.headline
+    assert decided(found, NO_ROUTE, words[0]).choice == "open", "one alone does not"
+
+
+def test_the_cost_of_another_model_than_the_planned_one_decides_nothing() -> None:
+    found = scores()
+    del found["cost"]["systems"][CLOSED]
+    told = decided(found)
+    assert voice("cost", found) == "neutral" and told.choice == "inconclusive"
+
+
+def test_a_baseline_that_was_not_run_leaves_the_verdict_open_and_says_why() -> None:
+    found = scores()
+    found["comparisons"] = [one for one in found["comparisons"] if one["family"] != "primary"]
+    del found["systems"][CLOSED]
+    found["not_run"] = [{"name": CLOSED, "title": CLOSED, "why": "no key: OPENAI_API_KEY is not set"}]
+    told = decided(found)
+    assert told.choice == "inconclusive"
+    assert any("OPENAI_API_KEY" in line for line in told.undecided)
+
+
+def a_run(folder: Path, name: str = "20261121T090000Z-aaaa") -> Run:
+    here = Run(folder / "runs" / "classifier" / name)
+    here.folder.mkdir(parents=True)
+    return here
+
+
+def test_the_ledger_has_every_opening_once_and_the_first_plan_of_a_run_counts(tmp_path: Path) -> None:
+    here = a_run(tmp_path)
+    first = preregistration.open_test(here, PRIMARY, "t" * 64)
+    again = preregistration.open_test(here, PRIMARY, "t" * 64)
+    assert first.why_not_confirmatory is None and again.why_not_confirmatory is None
+    assert len(again.openings) == 1 and again.written == first.written
+    other = preregistration.open_test(here, PRIMARY.model_copy(update={"margin": 0.1}), "t" * 64)
+    assert other.why_not_confirmatory is not None and "margin was 0.02" in other.why_not_confirmatory
+    second = preregistration.open_test(a_run(tmp_path, "20261121T100000Z-bbbb"), PRIMARY, "t" * 64)
+    assert second.why_not_confirmatory is None and len(second.openings) == 3
+    ledger = (tmp_path / "runs" / "classifier" / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["plan"]["margin"] for line in ledger] == [0.02, 0.1, 0.02]
+
+
+def test_another_test_set_has_openings_of_its_own(tmp_path: Path) -> None:
+    here = a_run(tmp_path)
+    preregistration.open_test(here, PRIMARY, "a" * 64)
+    assert len(preregistration.open_test(here, PRIMARY, "b" * 64).openings) == 1
+
+
+def test_a_ledger_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    here = a_run(tmp_path)
+    (here.folder.parent / "ledger.jsonl").write_text('{"run": \n', encoding="utf-8")
+    with pytest.raises(StageError, match=r"ledger.jsonl:1"):
+        preregistration.open_test(here, PRIMARY, "t" * 64)
+
+
+def test_without_a_plan_nothing_is_confirmed(tmp_path: Path) -> None:
+    told = preregistration.open_test(a_run(tmp_path), None, "t" * 64)
+    assert told.why_not_confirmatory is not None and "no primary comparison" in told.why_not_confirmatory
+
+
+def test_a_target_against_a_stand_in_decides_nothing() -> None:
+    found = scores("worse")
+    named = replace(ROUTE, target_accuracy=None, not_worse_than=CLOSED, margin=0.02)
+    assert decided(found, named).choice == "hybrid"
+    found["systems"]["here"] = {**found["systems"][CLOSED], "stand_in": True}
+    assert decided(found, replace(named, not_worse_than="here")).choice == "closed"
+
+
+def test_nobody_is_asked_whom_the_data_may_not_reach() -> None:
+    baselines = [
+        "{provider: openai, model: gpt-6-luna}",
+        "{provider: openai, model: m, base_url: 'https://models.example.org/v1', name: elsewhere}",
+        "{provider: openai, model: m, base_url: 'https://gateway.corp.example/v1', name: trusted, api_key_env: PATH}",
+        "{provider: anthropic, model: m, base_url: 'http://127.0.0.1:9', name: here}",
+        "{provider: bedrock, model: m}",
+    ]
+    asked = recipe(
+        "privacy.data_may_leave=false",
+        "privacy.trusted_hosts=[gateway.corp.example]",
+        f"compare.baselines=[{', '.join(baselines)}]",
+    )
+    every = [catalog._closed(one) for one in asked.compare.baselines]
+    assert {one.name for one in catalog.not_run(every, asked)} == {"openai:gpt-6-luna", "elsewhere", "bedrock:m"}
+
+
+def test_a_stand_in_is_called_one() -> None:
+    asked = recipe("compare.baselines=[{provider: openai, model: gpt-6-luna, base_url: 'http://localhost:1/v1'}]")
+    (one,) = [catalog._closed(baseline) for baseline in asked.compare.baselines]
+    assert one.stand_in and "stand-in" in one.title
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("compare.primary.metric=rouge_l", "compare.primary.metric: given 'rouge_l'"),
+        ("compare.baselines=[{provider: openai, model: m, name: tfidf}]", "choose another"),
+        ("compare.baselines=[{provider: openai, model: m}, {provider: openai, model: m}]", "stands there twice"),
+        ("compare.baselines=[{provider: azure, model: m}]", "provider azure takes base_url"),
+        ("compare.baselines=[{provider: file, path: x, mode: batch}]", "no batches"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_told_when_the_recipe_is_read(asked: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told.replace("(", r"\(")):
+        recipe(asked)

@@ -1,0 +1,87 @@
+"""The rule of the verdict, over every combination of what it depends on."""
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from compare.decision import criteria, verdict_rule
+from compare.decision.verdict_rule import COUNTED, QUESTIONS, Position, Quality, Voice
+
+VOICES: tuple[Voice, ...] = ("closed", "neutral", "open")
+QUALITIES: tuple[Quality | None, ...] = (None, *get_args(Quality))
+DOCS = Path(__file__).parents[2] / "docs" / "comparing.md"
+# By the cost, and by how many more of the other three questions speak for owning than against it.
+BY_COUNT = {
+    "open": {-3: "closed", -2: "closed", -1: "open", 0: "open", 1: "open", 2: "open", 3: "open"},
+    "closed": {-3: "closed", -2: "closed", -1: "closed", 0: "closed", 1: "closed", 2: "open", 3: "open"},
+    "neutral": dict.fromkeys(range(-3, 4), "inconclusive"),
+}
+FLAGS = (True, False)
+
+
+def every() -> Iterator[Position]:
+    for complete, quality, routable, owner, required in product(FLAGS, QUALITIES, FLAGS, FLAGS, FLAGS):
+        for voices in product(VOICES, repeat=len(QUESTIONS)):
+            told = dict(zip(QUESTIONS, voices, strict=True))
+            yield Position(complete, quality, routable, owner, required, told)
+
+
+def expected(of: Position) -> str:
+    """The table of docs/comparing.md, line by line."""
+    structure = of.voices["structured output"]
+    others = sum((of.voices[one] == "open") - (of.voices[one] == "closed") for one in COUNTED if one != "cost")
+    lines: list[tuple[bool, str]] = [
+        (not of.tuned_complete, "inconclusive"),
+        (of.voices["privacy"] == "open", "open"),
+        (of.quality is None, "inconclusive"),
+        (not of.owner, "closed"),
+        (of.quality == "worse", "hybrid" if of.routable else "closed"),
+        (of.quality == "undecided", "hybrid" if of.routable else "inconclusive"),
+        (of.form_required and structure != "neutral", structure),
+        (True, BY_COUNT[of.voices["cost"]][others]),
+    ]
+    return next(choice for fits, choice in lines if fits)
+
+
+def test_every_combination_ends_as_the_documentation_says() -> None:
+    positions = list(every())
+    assert len(positions) == 2 * 5 * 2 * 2 * 2 * 3**5
+    for one in positions:
+        choice, why = verdict_rule.chosen(one)
+        assert choice == expected(one), one
+        assert why and not why.endswith(".")
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_each_question_reaches_the_choice_and_never_against_its_own_side(question: str) -> None:
+    """What speaks for owning never turns owning into keeping."""
+    reached = False
+    for one in every():
+        if one.voices[question] != "closed":
+            continue
+        for_owning = Position(**{**vars(one), "voices": {**one.voices, question: "open"}})
+        before, after = verdict_rule.chosen(one)[0], verdict_rule.chosen(for_owning)[0]
+        reached |= before != after
+        assert not (before == "open" and after != "open"), one
+        assert not (after == "closed" and before != "closed"), one
+    assert reached
+
+
+def test_the_headline_says_what_outvoted_the_cost() -> None:
+    voices: dict[str, Any] = dict.fromkeys(QUESTIONS, "closed") | {"privacy": "neutral", "cost": "open"}
+    told = verdict_rule.chosen(Position(True, "superior", False, True, False, voices))
+    assert told == (
+        "closed",
+        "it is better and cheaper at this volume, but 3 of the other questions speak against owning",
+    )
+
+
+def test_the_documentation_has_the_figures_of_the_code() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    assert f"at least {criteria.REQUIRED_SHARE:.0%}" in text
+    assert f"at least {100 * criteria.USEFUL_DIFFERENCE:g} point more" in text
+    assert f"more than {criteria.MOST_PROMPT_CHANGES} times a month" in text
+    assert all(f"| {one}: " in text for one in QUESTIONS)

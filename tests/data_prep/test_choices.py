@@ -1,0 +1,153 @@
+"""What a recipe may say of its rows: which are meant, from which columns, what becomes of labels with few of them."""
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.report import console
+from data_prep.rows.row_filter import Filter
+from insource.config.errors import RecipeError
+from insource.config.load import load
+from insource.config.schema.data import SPLITS
+from tests.data_prep.test_data_faults import labelled, prepared, put
+from tests.data_prep.test_label_identity import texts
+
+
+def test_several_columns_are_one_input_and_empty_ones_are_left_out(tmp_path: Path) -> None:
+    rows = [{"subject": f"about {text}" if n % 3 else "", "body": text, "label": "ab"[n % 2]}
+            for n, text in enumerate(texts(90))]  # fmt: skip
+    put(tmp_path / "rows.jsonl", rows)
+    for separator, written in (("\\n\\n", "\n\n"), (" | ", " | ")):
+        columns = f'{{text: [subject, body], separator: "{separator}"}}'
+        splits, _ = prepared(tmp_path, f"{{source: {{path: rows.jsonl}}, columns: {columns}}}")
+        found = {row["input"]["text"] for name in SPLITS for row in splits[name]}
+        assert found == {f"{row['subject']}{written}{row['body']}" if row["subject"] else row["body"] for row in rows}
+
+
+def test_each_column_of_several_must_be_there(tmp_path: Path) -> None:
+    put(tmp_path / "rows.jsonl", labelled(40))
+    with pytest.raises(RecipeError, match=r"data.columns.text\[1\]: there is no column 'txt'; did you mean 'text'"):
+        prepared(tmp_path, "{source: {path: rows.jsonl}, columns: {text: [text, txt]}}")
+
+
+def test_rows_that_are_not_asked_for_are_counted_and_are_otherwise_not_there(tmp_path: Path) -> None:
+    with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "language", "status"])
+        for n, row in enumerate(labelled(160)):
+            writer.writerow([row["text"], "" if n % 4 == 3 else row["label"], "en" if n % 4 < 3 else "de", "closed"])
+    where = "{language: en, status: [closed, solved]}"
+    splits, report = prepared(tmp_path, f"{{source: {{path: rows.csv}}, where: {where}}}")
+    assert (report["rows"]["read"], report["rows"]["filtered"], report["rows"]["rejected"]) == (160, 40, {})
+    assert sum(map(len, splits.values())) + sum(report["rows"]["dropped"].values()) == 120
+    assert "40 rows are not those that data.where asks for" in console.summary(report, "prepared")
+
+
+@pytest.mark.parametrize(
+    ("values", "where", "same"),
+    [
+        ({"a": "1"}, {"a": 1}, True),
+        ({"a": "1.0"}, {"a": 1}, True),
+        ({"a": 1}, {"a": "1"}, True),
+        ({"a": "True"}, {"a": True}, True),
+        ({"a": False}, {"a": True}, False),
+        ({"a": " en "}, {"a": "en"}, True),
+        ({"a": "EN"}, {"a": "en"}, False),
+        ({"a": ""}, {"a": None}, True),
+        ({}, {"a": None}, True),
+        ({"a": "x"}, {"a": [None, "x"]}, True),
+        ({"a": "x", "b": "y"}, {"a": "x", "b": "z"}, False),
+        ({"a": 1}, {"a": True}, True),
+        ({"a": "0"}, {"a": False}, True),
+        ({"a": "yes"}, {"a": True}, True),
+        ({"a": 2}, {"a": True}, False),
+        ({"a": None}, {"a": False}, False),
+        ({"a": True}, {"a": 1}, True),
+        ({"a": "True"}, {"a": 0}, False),
+        ({"a": 1.0}, {"a": "1"}, True),
+        ({"a": True}, {"a": "1"}, True),
+        ({"a": True}, {"a": "True"}, True),
+        ({"a": "1.0"}, {"a": "1"}, False),
+        ({"a": "01234"}, {"a": 1234}, True),
+        ({"a": "nan"}, {"a": 1}, False),
+        ({"a": "2026-05-01T00:00:00"}, {"a": "2026-05-01"}, True),
+        ({"a": "2026-05-01 00:00:00+00:00"}, {"a": "2026-05-01"}, True),
+        ({"a": "2026-05-01T09:30:00"}, {"a": "2026-05-01"}, False),
+        ({"a": "2026-05-01T12:00:00+02:00"}, {"a": "2026-05-01 10:00:00Z"}, True),
+        ({"a": "2026-05-x"}, {"a": "2026-05-x"}, True),
+    ],
+)
+def test_a_value_is_the_one_asked_for_however_a_table_writes_it(values: Any, where: Any, same: bool) -> None:
+    assert Filter(where).takes(values) is same
+
+
+def test_a_filter_that_no_row_passes_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "rows.jsonl", [{**row, "language": "en"} for row in labelled(40)])
+    with pytest.raises(RecipeError, match=r"data.where: none of 40 rows"):
+        prepared(tmp_path, "{source: {path: rows.jsonl}, where: {language: fr}}")
+    with pytest.raises(RecipeError, match=r"data.where.langauge: there is no column 'langauge'; did you mean"):
+        prepared(tmp_path, "{source: {path: rows.jsonl}, where: {langauge: fr}}")
+
+
+def test_a_value_that_no_row_has_is_told_with_the_nearest_that_is_there(tmp_path: Path) -> None:
+    rows = [
+        {**row, "status": ("closed", "solved", "open")[n % 3], "done": n % 2} for n, row in enumerate(labelled(160))
+    ]
+    put(tmp_path / "rows.jsonl", rows)
+    where = "{status: [closed, sovled, null], done: [true, false]}"
+    _, report = prepared(tmp_path, f"{{source: {{path: rows.jsonl}}, where: {where}}}")
+    told = console.summary(report, "prepared")
+    assert "data.where.status: no row has 'sovled'; did you mean 'solved'?" in told
+    assert "data.where.status: no row has an empty cell; there are 'closed' 54, 'solved' 53, 'open' 53" in told
+    assert "data.where.done" not in told
+    with pytest.raises(RecipeError, match=r"none of 160 rows is .*:\n  data.where.status: no row has 'Closed'; did"):
+        prepared(tmp_path, "{source: {path: rows.jsonl}, where: {status: Closed}}")
+    with pytest.raises(RecipeError, match=r"none of 160 rows is .*:\n  each value is there, but not"):
+        prepared(tmp_path, "{source: {path: rows.jsonl}, where: {label: a, done: 1}}")
+
+
+def rare(folder: Path) -> None:
+    rows = labelled(120)
+    rng = random.Random(3)
+    for at in rng.sample(range(120), 9):
+        rows[at]["label"] = rng.choice(["fax", "Fax", "telex", "telex"])
+    put(folder / "rows.jsonl", rows)
+
+
+@pytest.mark.parametrize(("do", "labels"), [("drop", {"a", "b"}), ("other", {"a", "b", "rest"})])
+def test_rare_labels_leave_or_become_one(tmp_path: Path, do: str, labels: set[str]) -> None:
+    rare(tmp_path)
+    settings = f"{{min_rows: 10, do: {do}, other: rest}}"
+    splits, report = prepared(tmp_path, f"{{source: {{path: rows.jsonl}}, rare_labels: {settings}}}")
+    assert set(report["labels"]) == labels
+    assert {row["target"] for name in SPLITS for row in splits[name]} == labels
+    assert "2 labels of fewer than 10 rows, 9 rows in all" in console.summary(report, "prepared")
+    if do == "drop":
+        assert report["rows"]["dropped"]["rare_label"] == 9
+    else:
+        assert sum(report["labels"]["rest"][name] for name in SPLITS) == 9
+        assert sum(report["labels"]["rest"]["spellings"].values()) == 9
+        assert {row["original_target"] for row in splits["train"] if row["target"] == "rest"} <= {"fax", "Fax", "telex"}
+
+
+@pytest.mark.parametrize("common", ["other", "Other", "OTHER "])
+def test_rare_labels_join_the_label_of_that_name_that_is_there_already(tmp_path: Path, common: str) -> None:
+    rare(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    put(tmp_path / "rows.jsonl", [{**row, "label": common if row["label"] == "b" else row["label"]} for row in rows])
+    splits, report = prepared(tmp_path, "{source: {path: rows.jsonl}, rare_labels: {min_rows: 10, do: other}}")
+    assert set(report["labels"]) == {"a", common.strip()}
+    assert {row["target"] for name in SPLITS for row in splits[name]} == {"a", common.strip()}
+    assert sum(sum(one[name] for name in SPLITS) for one in report["labels"].values()) == 120
+
+
+def test_rare_labels_are_refused_by_name_and_clash_with_a_list(tmp_path: Path) -> None:
+    rare(tmp_path)
+    with pytest.raises(RecipeError, match=r"data.rare_labels: 2 labels of fewer than 10 rows, 9 rows in all \('"):
+        prepared(tmp_path, "{source: {path: rows.jsonl}, rare_labels: {min_rows: 10, do: fail}}")
+    with pytest.raises(RecipeError, match=r"data.rare_labels: settles labels that are found"):
+        load("classifier", ["data.rare_labels.min_rows=10", "data.rare_labels.do=drop"], "cpu")

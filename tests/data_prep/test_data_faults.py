@@ -1,0 +1,453 @@
+"""Data as it really lies: what went wrong in silence, each kind on small inputs of its own."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep import prepare
+from data_prep.report import console
+from insource.config.errors import RecipeError
+from insource.config.load import load
+from insource.config.schema.data import SPLITS
+from insource.system import atomic_files
+from insource.tasks import classification
+from insource.tasks.parsed_answer import Parsed
+from tests.data_prep.test_label_identity import texts
+from train.evaluate import validation
+
+TASKS = {
+    "classification": "{kind: classification, instruction: Say what it is about.}",
+    "generation": "{kind: generation, instruction: Answer in one line.}",
+    "preference": "{kind: preference, instruction: Answer in one line.}",
+}
+
+
+def put(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def labelled(count: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"text": text, "label": "ab"[n % 2], **more} for n, text in enumerate(texts(count))]
+
+
+def prepared(
+    folder: Path, data: str, task: str = "classification", *overrides: str
+) -> tuple[dict[str, list[Any]], Any]:
+    (folder / "r.yaml").write_text(
+        f"task: {TASKS.get(task, task)}\nmodel: {{base: pocket}}\ndata: {data}\n", encoding="utf-8"
+    )
+    made, _ = prepare.main(load(str(folder / "r.yaml"), overrides, "cpu").recipe, folder / "runs")
+    splits = {name: list(atomic_files.read_jsonl(made / f"{name}.jsonl")) for name in SPLITS}
+    return splits, atomic_files.read_json(made / "data.json")
+
+
+# Given splits, hidden copies, groups and times.
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train.jsonl", "test.jsonl"),
+        ("train-00000-of-00001.jsonl", "test-00000-of-00001.jsonl"),
+        ("reviews_train.jsonl", "reviews_test.jsonl"),
+        ("train/part-0.jsonl", "test/part-0.jsonl"),
+        ("training.1600000.jsonl", "testing.jsonl"),
+    ],
+)
+def test_a_folder_of_train_and_test_keeps_its_splits_and_says_so(tmp_path: Path, train: str, test: str) -> None:
+    rows = labelled(160)
+    put(tmp_path / "in" / train, rows[:120])
+    put(tmp_path / "in" / test, rows[120:])
+    for path in ("in", "in/**/*.jsonl"):
+        splits, report = prepared(tmp_path, f'{{source: {{path: "{path}"}}}}')
+        assert {row["input"]["text"] for row in splits["test"]} == {row["text"] for row in rows[120:]}
+        assert "given splits are kept" in console.summary(report, "prepared")
+
+
+def test_files_of_which_it_is_not_plain_whether_they_are_test_are_refused_with_both_choices(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "tickets.jsonl", labelled(100))
+    put(tmp_path / "in" / "test.jsonl", labelled(120)[100:])
+    with pytest.raises(
+        RecipeError, match=r"test.jsonl \(test\).*\n.*\{train: \.\.\., test: \.\.\.\}.*\{paths: \["
+    ) as told:
+        prepared(tmp_path, "{source: {path: in}}")
+    assert "data.source.path" in str(told.value)
+    _, report = prepared(tmp_path, "{source: {paths: [in/tickets.jsonl, in/test.jsonl]}}")
+    assert report["rows"]["read"] == 120
+
+
+def test_a_held_out_file_of_unclear_use_is_refused_and_what_is_mixed_is_told(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "train.jsonl", labelled(100))
+    put(tmp_path / "in" / "eval.jsonl", labelled(120)[100:])
+    with pytest.raises(RecipeError, match=r"train.jsonl \(train\).*\n.*\{paths: \[") as told:
+        prepared(tmp_path, "{source: {path: in}}")
+    assert "eval.jsonl (held out)" in str(told.value)
+    (tmp_path / "in" / "eval.jsonl").rename(tmp_path / "in" / "validation.jsonl")
+    _, report = prepared(tmp_path, "{source: {path: in}}")
+    assert "train.jsonl, validation.jsonl are mixed, and split anew" in console.summary(report, "prepared")
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", ".git/objects", "__MACOSX", "_delta_log"])
+def test_copies_in_hidden_folders_are_not_read_and_named(tmp_path: Path, hidden: str) -> None:
+    put(tmp_path / "in" / "tickets.jsonl", labelled(80))
+    put(tmp_path / "in" / hidden / "tickets-checkpoint.jsonl", labelled(80))
+    for path in ("in", "in/**/*.jsonl"):
+        _, report = prepared(tmp_path, f'{{source: {{path: "{path}"}}}}')
+        assert report["rows"]["read"] == 80
+        assert hidden.split("/")[0] in " ".join(report["left_out"])
+        assert hidden.split("/")[0] in console.summary(report, "prepared")
+
+
+def test_groups_that_straddle_given_splits_are_counted_told_and_by_choice_left_out(tmp_path: Path) -> None:
+    put(tmp_path / "train.jsonl", [{**row, "who": f"c{n % 20}"} for n, row in enumerate(labelled(160))])
+    put(tmp_path / "test.jsonl", [{**row, "who": f"c{n % 5}"} for n, row in enumerate(labelled(200)[160:])])
+    data = "{source: {train: train.jsonl, test: test.jsonl}, split: {group: who}}"
+    splits, report = prepared(tmp_path, data)
+    shared = [row for row in splits["train"] if row["group"] in {"c0", "c1", "c2", "c3", "c4"}]
+    assert report["straddling"] == {"group_in_test": len(shared)}
+    assert len(shared) > 10
+    assert f"{len(shared)} train rows share their group with given test rows (kept" in console.summary(report, "x")
+    splits, report = prepared(tmp_path, data, "classification", "data.split.straddling=drop")
+    assert report["rows"]["dropped"]["group_in_test"] == len(shared)
+    assert not {row["group"] for row in splits["train"]} & {row["group"] for row in splits["test"]}
+
+
+def test_a_given_file_without_groups_is_told_of(tmp_path: Path) -> None:
+    put(tmp_path / "train.jsonl", [{**row, "who": f"c{n % 20}"} for n, row in enumerate(labelled(160))])
+    put(tmp_path / "test.jsonl", labelled(200)[160:])
+    _, report = prepared(tmp_path, "{source: {train: train.jsonl, test: test.jsonl}, split: {group: who}}")
+    assert "test.jsonl has no column 'who': whether train rows straddle it is not known" in console.summary(report, "x")
+
+
+def test_train_rows_that_are_not_older_than_a_given_test_are_counted_and_by_choice_left_out(tmp_path: Path) -> None:
+    put(tmp_path / "train.jsonl", [{**row, "at": f"2026-01-{1 + n // 8:02d}"} for n, row in enumerate(labelled(160))])
+    put(tmp_path / "test.jsonl", [{**row, "at": "2026-01-15"} for row in labelled(180)[160:]])
+    data = "{source: {train: train.jsonl, test: test.jsonl}, split: {time: at, straddling: drop}}"
+    splits, report = prepared(tmp_path, data)
+    assert report["straddling"]["not_before_test"] == report["rows"]["dropped"]["not_before_test"] > 20
+    late = {row["text"] for n, row in enumerate(labelled(160)) if n // 8 >= 14}
+    assert not late & {row["input"]["text"] for row in splits["train"]}
+
+
+@pytest.mark.parametrize("more", [0, 1, 7])
+def test_newer_rows_move_no_old_one_where_time_cuts(tmp_path: Path, more: int) -> None:
+    old = [{**row, "at": f"2026-03-{1 + n // 8:02d}"} for n, row in enumerate(labelled(160))]
+    new = [{**row, "at": "2026-05-01"} for row in labelled(160 + 60 * more)[160:]]
+    data = "{source: {path: rows.jsonl}, split: {time: at, cut: 2026-03-15, test: 0.3, validation: 0.2}}"
+    put(tmp_path / "rows.jsonl", old)
+    before, _ = prepared(tmp_path, data)
+    put(tmp_path / "rows.jsonl", [*new, *old])
+    after, _ = prepared(tmp_path, data)
+    for name in SPLITS:
+        mine = {row["input"]["text"] for row in before[name]}
+        assert mine & {row["input"]["text"] for row in after[name]} == mine
+
+
+# What a value means.
+
+
+def test_class_names_of_parquet_are_the_labels(tmp_path: Path) -> None:
+    features = {"label": {"names": ["arrival", "refund"], "_type": "ClassLabel"}, "text": {"dtype": "string"}}
+    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    columns = {"text": texts(100), "label": [n % 2 for n in range(99)] + [-1]}
+    pq.write_table(pa.table(columns).replace_schema_metadata(told), tmp_path / "rows.parquet")
+    _, report = prepared(tmp_path, "{source: {path: rows.parquet}, max_rejected: 0.05}")
+    assert list(report["labels"]) == ["arrival", "refund"]
+    assert report["rows"]["rejected"] == {"no_label": 1}
+    assert report["sources"][0]["detected"]["class_labels"] == ["label"]
+
+
+def test_class_names_inside_of_sequences_of_objects_are_the_values(tmp_path: Path) -> None:
+    """As versions of `datasets` before 4 store them: columns of equal length, numbers for names among them."""
+    named = {"names": ["good", "service"], "_type": "ClassLabel"}
+    features = {
+        "lines": {"feature": {"name": {"dtype": "string", "_type": "Value"}, "kind": named}, "_type": "Sequence"}
+    }
+    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    lines = [{"name": ["nail", "work"], "kind": [0, 1]} if n % 3 else {"name": [], "kind": []} for n in range(90)]
+    table = pa.table({"text": texts(90), "lines": lines}).replace_schema_metadata(told)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    word = {"type": "string", "maxLength": 20}
+    entry = {"type": "object", "properties": {"name": word, "kind": word}}
+    schema = {"type": "object", "properties": {"lines": {"type": "array", "maxItems": 5, "items": entry}}}
+    task = json.dumps({"kind": "extraction", "instruction": "Read the lines of the bill.", "json_schema": schema})
+    data = "{source: {path: rows.parquet}, split: {stratify: null}, deduplicate: {near: 1}}"
+    splits, report = prepared(tmp_path, data, task)
+    found = [row["target"]["lines"] for name in splits for row in splits[name]]
+    entries = [{"name": "nail", "kind": "good"}, {"name": "work", "kind": "service"}]
+    assert found.count(None) == 30 and found.count(entries) == 60
+    assert report["rows"]["rejected"] == {}
+
+
+def test_an_object_names_what_could_be_reached_in_it(tmp_path: Path) -> None:
+    put(tmp_path / "rows.jsonl", [{"text": {"body": text}, "label": {"id": 1, "name": "a"}} for text in texts(9)])
+    with pytest.raises(RecipeError, match=r"a label is a text; one inside of it has a name such as label.name"):
+        prepared(tmp_path, "{source: {path: rows.jsonl}, columns: {text: text.body}}")
+    with pytest.raises(RecipeError, match=r"that holds text; one inside of it has a name such as text.body"):
+        prepared(tmp_path, "{source: {path: rows.jsonl}, columns: {label: label.name}}")
+
+
+def test_a_number_without_a_name_is_called_so(tmp_path: Path) -> None:
+    told = {b"huggingface": json.dumps({"info": {"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}})}
+    table = pa.table({"text": texts(10), "label": [0, 1] * 4 + [2, 7]}).replace_schema_metadata(told)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(RecipeError, match=r"column 'label' holds 2, and its 2 names are those of 0 to 1"):
+        prepared(tmp_path, "{source: {path: rows.parquet}}")
+
+
+def test_a_label_in_brackets_is_a_label(tmp_path: Path) -> None:
+    put(tmp_path / "rows.jsonl", [{**row, "label": f"[{row['label']}]"} for row in labelled(60)])
+    assert set(prepared(tmp_path, "{source: {path: rows.jsonl}}")[1]["labels"]) == {"[a]", "[b]"}
+
+
+def test_json_columns_of_parquet_are_what_they_hold(tmp_path: Path) -> None:
+    chats = [
+        json.dumps([{"role": "user", "content": text}, {"role": "assistant", "content": "ab"[n % 2]}])
+        for n, text in enumerate(texts(100))
+    ]
+    told = {b"huggingface": json.dumps({"info": {"features": {"chat": {"_type": "Json"}}}}).encode()}
+    pq.write_table(pa.table({"chat": chats}).replace_schema_metadata(told), tmp_path / "rows.parquet")
+    splits, _ = prepared(tmp_path, "{source: {path: rows.parquet}, columns: {messages: chat}}")
+    assert {row["target"] for row in splits["train"]} == {"a", "b"}
+    listed = {b"huggingface": json.dumps({"info": {"features": {"label": {"_type": "Json"}}}}).encode()}
+    columns = {"text": texts(120), "label": [json.dumps((404, "timeout")[n % 2]) for n in range(120)]}
+    pq.write_table(pa.table(columns).replace_schema_metadata(listed), tmp_path / "rows.parquet")
+    assert set(prepared(tmp_path, "{source: {path: rows.parquet}}")[1]["labels"]) == {"404", "timeout"}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"text": "hello", "label": ["a", "b"]}, "bad_label: column 'label' holds a list, and a row has one label"),
+        ({"text": "\u200b\ufeff", "label": "a"}, "no_text: the text is empty, but for invisible characters"),
+        ({"text": "hello", "label": {"name": "a"}}, "bad_label: column 'label' holds an object"),
+        ({"text": "hello", "label": "['a', 'b']"}, "bad_label: column 'label' holds a list"),
+        ({"text": "hello", "label": '["a"]'}, "bad_label: column 'label' holds a list"),
+        ({"text": {"body": "hello"}, "label": "a"}, "bad_text: column 'text' holds an object"),
+        ({"text": ["hello", "again"], "label": "a"}, "bad_text: column 'text' holds a list"),
+        ({"text": [{"role": "user", "content": "hi"}], "label": "a"}, "data.columns.messages reads chats"),
+    ],
+)
+def test_a_list_or_an_object_is_no_label_and_no_text(tmp_path: Path, row: dict[str, Any], told: str) -> None:
+    put(tmp_path / "rows.jsonl", [*labelled(50), row, row])
+    with pytest.raises(RecipeError) as refused:
+        prepared(tmp_path, "{source: {path: rows.jsonl}}")
+    assert told in str(refused.value)
+
+
+def test_values_of_lists_and_numbers_stand_in_the_text_as_they_are_written(tmp_path: Path) -> None:
+    schema = "{type: array, maxItems: 3, items: {type: string, maxLength: 30}}"
+    task = (
+        "{kind: extraction, instruction: Read the fields., json_schema: {type: object, properties: "
+        f"{{who: {schema}, sum: {{type: number}}}}}}}}"
+    )
+    given = [(["Nina Simone", "Daft Punk"], "12.50"), (["Nina  Simone"], 7), (["Nobody Here", "Daft Punk"], 8)]
+    rows = [
+        {
+            "text": f"{text}: play Nina\nSimone, Nina Simone, Daft Punk for 12.50 or 7",
+            "target": {"who": who, "sum": total},
+        }
+        for n, text in enumerate(texts(90))
+        for who, total in [given[n % 3]]
+    ]
+    put(tmp_path / "rows.jsonl", rows)
+    _, report = prepared(
+        tmp_path, "{source: {path: rows.jsonl}, columns: {target: target}, split: {stratify: null}}", task
+    )
+    assert report["fields"]["who"]["all"] == {"verbatim": 60, "elsewhere": 30}
+    assert report["fields"]["sum"]["all"]["verbatim"] >= 60
+
+
+def test_values_of_slices_are_counted_as_they_are_written(tmp_path: Path) -> None:
+    regions = ["EU", "US", "us"]
+    put(tmp_path / "rows.jsonl", [{**row, "region": regions[n % 3]} for n, row in enumerate(labelled(90))])
+    splits, report = prepared(tmp_path, "{source: {path: rows.jsonl}, slices: {region: {by: region}}}")
+    assert set(report["slices"]["region"]["values"]) == set(regions)
+    written = sum(row["slices"]["region"] == "us" for name in SPLITS for row in splits[name])
+    assert sum(report["slices"]["region"]["values"]["us"].values()) == written
+    spec = classification.Spec("x", {"a": "", "b": ""})
+    scored = validation.scored(
+        classification, spec, splits["train"], [Parsed(row["target"]) for row in splits["train"]]
+    )
+    assert set(scored["slices"]["region"]) == set(regions)
+
+
+@pytest.mark.parametrize(
+    ("pair", "conflicts"),
+    [
+        (({"when": "On Monday"}, {"when": "on monday."}), 0),
+        (({"codes": ["a1", "b2"]}, {"codes": ["b2", "a1"]}), 0),
+        (({"when": "on Monday"}, {"when": "at noon"}), 2),
+        (({"codes": ["a1"]}, {"codes": ["a1", "b2"]}), 2),
+        (({"steps": ["a1", "b2"]}, {"steps": ["b2", "a1"]}), 2),
+        (({"steps": ["a1", "b2"]}, {"steps": ["a1 ", "b2"]}), 0),
+    ],
+)
+def test_records_that_score_as_equal_are_no_conflict(tmp_path: Path, pair: Any, conflicts: int) -> None:
+    items = "type: array, maxItems: 3, items: {type: string, maxLength: 9}"
+    schema = f"{{when: {{type: string, maxLength: 40}}, codes: {{{items}}}, steps: {{{items}, ordered: true}}}}"
+    task = (
+        f"{{kind: extraction, instruction: Read the fields., json_schema: {{type: object, properties: {schema}}}, "
+        "normalizers: {when: [whitespace, case, punctuation]}}"
+    )
+    put(tmp_path / "test.jsonl", [{"text": text, "target": {"when": "now"}} for text in texts(20)])
+    rows = [{"text": text, "target": {"when": "now"}} for text in texts(90)[20:]]
+    rows += [{"text": text, "target": target} for text, target in zip(("Come then!", "come, then"), pair, strict=True)]
+    put(tmp_path / "train.jsonl", rows)
+    split = "{stratify: null, validation: 0.05, calibration: 0}"
+    data = f"{{source: {{train: train.jsonl, test: test.jsonl}}, columns: {{target: target}}, split: {split}}}"
+    _, report = prepared(tmp_path, data, task, "data.split.seed=3")
+    assert report["rows"]["dropped"].get("conflict", 0) == conflicts
+
+
+# Chats and pairs.
+
+
+def test_tool_calls_are_read_where_they_are_asked_about_and_refused_where_they_are_the_answer(tmp_path: Path) -> None:
+    call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "look_up", "arguments": '{"n": 1}'}}],
+    }
+    rows = [
+        {"chat": [{"role": "user", "content": text}, call, {"role": "tool", "content": f"late {n}"},
+                  {"role": "assistant", "content": f"It is late by {n * 7919} days."}]}
+        for n, text in enumerate(texts(80))
+    ]  # fmt: skip
+    rows.append({"chat": [{"role": "user", "content": "and mine?"}, {**call, "content": "one moment"}]})
+    put(tmp_path / "rows.jsonl", rows)
+    data = "{source: {path: rows.jsonl}, columns: {messages: chat}, split: {stratify: null}, max_rejected: 0.05}"
+    splits, report = prepared(tmp_path, data, "generation")
+    assert all('assistant: look_up({"n": 1})\ntool: late' in row["input"]["text"] for row in splits["train"])
+    assert report["rows"]["rejected"] == {"tool_call": 1}
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"from": "human", "value": "TEXT"}, {"from": "gpt", "value": "LABEL"}],
+        [{"role": "user", "content": [{"type": "text", "text": "TEXT"}]}, {"role": "assistant", "content": "LABEL"}],
+        [
+            {"role": "user", "content": ["TEXT"]},
+            {"role": "assistant", "content": [{"type": "output_text", "text": "LABEL"}]},
+        ],
+    ],
+)
+def test_chats_of_other_shapes_are_read(tmp_path: Path, turns: Any) -> None:
+    shape = json.dumps(turns)
+    rows = [
+        {"chat": json.loads(shape.replace("TEXT", row["text"]).replace("LABEL", row["label"]))} for row in labelled(80)
+    ]
+    put(tmp_path / "rows.jsonl", rows)
+    splits, _ = prepared(tmp_path, "{source: {path: rows.jsonl}, columns: {messages: chat}}")
+    assert {row["input"]["text"] for name in SPLITS for row in splits[name]} == set(texts(80))
+
+
+@pytest.mark.parametrize(
+    ("turns", "told"),
+    [
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "turn 1: a part of type image_url"),
+        ([{"speaker": "ann", "text": "hi"}], "turn 1: no role; its keys are speaker, text"),
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": None}], "turn 2 (assistant): no content"),
+        (["hello"], "turn 1: given hello, allowed: an object"),
+        ([], "an empty list"),
+    ],
+)
+def test_a_chat_that_cannot_be_read_names_the_turn_and_what_is_in_the_way(
+    tmp_path: Path, turns: Any, told: str
+) -> None:
+    put(tmp_path / "rows.jsonl", [{"chat": turns}] * 3)
+    with pytest.raises(RecipeError) as refused:
+        prepared(tmp_path, "{source: {path: rows.jsonl}, columns: {messages: chat}}")
+    assert told in str(refused.value)
+
+
+def pairs(count: int, chosen: str, rejected: str) -> list[dict[str, str]]:
+    return [
+        {"chosen": chosen.replace("N", text), "rejected": rejected.replace("N", text)}
+        for text in (f"{text} {n * 104729}" for n, text in enumerate(texts(count)))
+    ]
+
+
+def test_pairs_of_whole_conversations_as_texts_are_split_at_their_last_answer(tmp_path: Path) -> None:
+    start = "\n\nHuman: hello\n\nAssistant: hi\n\nHuman: why is N late?\n\nAssistant: "
+    put(tmp_path / "rows.jsonl", pairs(80, f"{start}Sorry about N.", f"{start}No idea of N."))
+    data = "{source: {path: rows.jsonl}, columns: {text: chosen}, split: {stratify: null}}"
+    splits, _ = prepared(tmp_path, data, "preference")
+    row = splits["train"][0]
+    assert row["input"]["text"].startswith("user: hello\nassistant: hi\nuser: why is ")
+    assert row["input"]["text"].endswith("late?")
+    assert row["target"]["chosen"].startswith("Sorry about")
+
+
+@pytest.mark.parametrize(
+    ("row", "text", "told"),
+    [
+        ({"chosen": "Sorry about it.", "rejected": "No idea."}, "chosen", "is no conversation"),
+        (
+            {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"},
+            "chosen", "differ before",
+        ),
+        (
+            {"prompt": "why? Sorry about that, it is on its way.", "chosen": "Sorry about that, it is on its way.",
+             "rejected": "no"}, "prompt", "the prompt ends in one of the answers",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "So."}],
+             "chosen": "So. ", "rejected": "no"}, "prompt", "the prompt ends in one of the answers",
+        ),
+    ],
+)  # fmt: skip
+def test_a_pair_whose_prompt_holds_the_answer_is_refused(tmp_path: Path, row: Any, text: str, told: str) -> None:
+    put(tmp_path / "rows.jsonl", [row] * 5)
+    data = f"{{source: {{path: rows.jsonl}}, columns: {{text: {text}}}, split: {{stratify: null}}}}"
+    with pytest.raises(RecipeError) as refused:
+        prepared(tmp_path, data, "preference")
+    assert told in str(refused.value)
+
+
+# Doubts.
+
+
+def test_doubts_are_kept_back_where_the_model_itself_knows_nothing(tmp_path: Path) -> None:
+    noise = [{"text": text, "label": "ab"[hash_of(text) % 2]} for text in texts(400)]
+    put(tmp_path / "rows.jsonl", noise)
+    _, report = prepared(tmp_path, "{source: {path: rows.jsonl}}")
+    assert report["suspects"]["found"] == 0
+    assert "no better than chance" in report["suspects"]["why_none"]
+    assert "no better than chance" in console.summary(report, "x")
+
+
+def test_plain_labels_of_chinese_texts_are_not_doubted(tmp_path: Path) -> None:
+    topics = {"\u9000\u6b3e": "payment", "\u5bc4\u9001": "delivery", "\u767b\u5f55": "account"}
+    openings = [
+        "\u8bf7\u95ee\u6211\u7684",
+        "\u9ebb\u70e6\u67e5\u4e00\u4e0b",
+        "\u6628\u5929\u6536\u5230\u7684",
+        "\u6211\u60f3\u4e86\u89e3",
+    ]
+    ends = [
+        "\u51fa\u4e86\u95ee\u9898",
+        "\u600e\u4e48\u5904\u7406",
+        "\u4e00\u76f4\u6ca1\u6709\u6d88\u606f",
+        "\u4ec0\u4e48\u65f6\u5019\u597d",
+        "\u5df2\u7ecf\u4e09\u5929\u4e86",
+    ]
+    rows = [{"text": a + topic + b, "label": label} for topic, label in topics.items() for a in openings for b in ends]
+    put(tmp_path / "rows.jsonl", rows)
+    _, report = prepared(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
+    assert report["suspects"]["accuracy"] > 0.9
+    assert report["suspects"]["found"] <= 3
+
+
+def hash_of(text: str) -> int:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).digest()[0]

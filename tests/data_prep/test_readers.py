@@ -1,0 +1,398 @@
+"""Reading sources: whatever a user brings is read right, or refused with file, line and reason."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import tracemalloc
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from backports import zstd
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from data_prep.readers.encoding import BLOCK_BYTES
+from data_prep.readers.read import read
+from data_prep.readers.source_row import SourceFile, SourceRow
+from data_prep.readers.sources import find, left_out, sha256
+from insource.config.errors import RecipeError, StageError
+from insource.config.schema.data import Source
+from tests.helpers.malformed_files import HOSTILE, PLAIN, Hostile, cesu8
+
+COLUMNS = ("text", "label")
+SUFFIXES = ("csv", "tsv", "json", "jsonl")
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+PACK: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
+some = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def rows_of(source: Source, columns: tuple[str, ...] = COLUMNS) -> list[SourceRow]:
+    return [row for file in find(source) for row in read(file, source, columns)[1]]
+
+
+def refused(source: Source) -> str:
+    with pytest.raises(RecipeError) as told:
+        rows_of(source)
+    return str(told.value)
+
+
+def put(path: Path, content: bytes = PLAIN) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def names(source: Source) -> list[tuple[str, str]]:
+    return [(file.split, file.name) for file in find(source)]
+
+
+def test_the_corpus_is_large_and_no_case_stands_there_twice() -> None:
+    assert len(HOSTILE) >= 60
+    assert len({hostile.case for hostile in HOSTILE}) == len(HOSTILE)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=lambda hostile: hostile.case)
+def test_a_hostile_file_is_read_right_or_refused(tmp_path: Path, hostile: Hostile) -> None:
+    put(tmp_path / hostile.file, hostile.content)
+    source = Source(path=str(tmp_path / hostile.file), **hostile.source)
+    if hostile.refused:
+        message = refused(source)
+        assert hostile.refused in message
+        assert hostile.file in message or "data.source." in message
+        assert "\n" not in message
+        return
+    about, rows = read(find(source)[0], source, COLUMNS)
+    found = list(rows)
+    assert [row.line for row in found] == [line for line, _ in hostile.rows][: len(found)]
+    for row, (_, expected) in zip(found, hostile.rows, strict=True):
+        if isinstance(expected, str):
+            assert expected in (row.problem or "")
+            assert row.values == {}
+        else:
+            assert (row.problem, row.values) == (None, expected)
+    assert {key: about.get(key) for key in hostile.about} == hostile.about
+    assert json.loads(json.dumps(about)) == about
+
+
+@some
+@given(
+    st.one_of(st.binary(max_size=200), st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))),
+    st.sampled_from([*SUFFIXES, "parquet"]),
+    st.sampled_from(["", ".gz", ".zst"]),
+    st.integers(0, 300),
+)
+@example(b"\r", "csv", "", 0)
+def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes, suffix: str, compression: str, cut: int) -> None:
+    packed = PACK[compression](content)
+    if cut < len(packed) and cut % 3 == 0:
+        packed = packed[:cut] + packed[cut + 1 :]
+    kind = (suffix, compression[1:] or None if suffix != "parquet" else None)
+    file = SourceFile("all", put(tmp_path / f"any.{suffix}{compression}", packed), "any", *kind)
+    try:
+        for row in read(file, Source(path="any"), COLUMNS)[1]:
+            assert row.problem is None or not row.values
+            json.dumps(row.values, ensure_ascii=False, allow_nan=False).encode()
+    except RecipeError as error:
+        assert "any" in str(error)
+
+
+@some
+@given(st.integers(0, 2000), st.integers(0, 255))
+def test_a_parquet_file_with_a_changed_byte_is_read_or_refused(tmp_path: Path, place: int, byte: int) -> None:
+    written = io.BytesIO()
+    pq.write_table(pa.table({"text": ["hello", "wörld"], "label": ["a", "b"], "n": [1.5, 2.5]}), written)
+    content = bytearray(written.getvalue())
+    content[place % len(content)] = byte
+    try:
+        rows_of(Source(path=str(put(tmp_path / "rows.parquet", bytes(content)))))
+    except RecipeError as error:
+        assert "rows.parquet" in str(error)
+
+
+ENCODINGS: dict[str, Callable[[str], bytes]] = {
+    "utf-8": lambda text: text.encode(),
+    "utf-8 with a mark": lambda text: text.encode("utf-8-sig"),
+    "utf-16": lambda text: text.encode("utf-16"),
+    "utf-16-be": lambda text: text.encode("utf-16-be"),
+    "cesu-8": cesu8,
+}
+
+
+@some
+@given(
+    st.lists(st.tuples(TEXT, st.text("ab", min_size=1)), min_size=1, max_size=6),
+    st.sampled_from([",", ";", "\t", "|"]),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.sampled_from(sorted(ENCODINGS)),
+    st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
+    st.sampled_from(["", ".gz", ".zst"]),
+)
+def test_csv_gives_back_what_was_written(
+    tmp_path: Path, rows: list[Any], delimiter: str, end: str, encoding: str, quoting: Any, compression: str
+) -> None:
+    # Python before 3.13 leaves line ends unquoted that are not the ones it writes.
+    quoting = csv.QUOTE_ALL if any(set(text) & {"\r", "\n"} for text, _ in rows) else quoting
+    written = io.StringIO(newline="")
+    writer = csv.writer(written, delimiter=delimiter, lineterminator=end, quoting=quoting)
+    writer.writerows([COLUMNS, *rows])
+    content = ENCODINGS[encoding](written.getvalue())
+    packed = PACK[compression](content)
+    read_back = rows_of(Source(path=str(put(tmp_path / f"rows.csv{compression}", packed))))
+    assert [(row.values["text"], row.values["label"]) for row in read_back] == rows
+
+
+@some
+@given(
+    st.lists(st.dictionaries(st.text("ab c", max_size=3), TEXT | st.integers() | st.none(), min_size=1), max_size=6),
+    st.booleans(),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(sorted(ENCODINGS)),
+    st.sampled_from(["jsonl", "json", "jsonl.gz", "json.zst"]),
+)
+def test_json_gives_back_what_was_written(
+    tmp_path: Path, rows: list[Any], escaped: bool, end: str, encoding: str, suffix: str
+) -> None:
+    lines = [json.dumps(row, ensure_ascii=escaped) for row in rows]
+    text = "".join(f"{line}{end}" for line in lines) if "jsonl" in suffix else f'{{"rows": [{",".join(lines)}]}}'
+    path = tmp_path / f"rows.{suffix}"
+    source = Source(path=str(put(path, PACK.get(path.suffix, bytes)(ENCODINGS[encoding](text)))))
+    if text:
+        assert [row.values for row in rows_of(source)] == rows
+    else:
+        assert "empty" in refused(source)
+
+
+@some
+@given(
+    st.lists(st.fixed_dictionaries({"text": TEXT, "n": st.none() | st.floats(allow_nan=False, allow_infinity=False)}))
+)
+def test_parquet_gives_back_what_was_written(tmp_path: Path, rows: list[Any]) -> None:
+    schema = pa.schema({"text": pa.string(), "n": pa.float64()})
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "rows.parquet")
+    assert [row.values for row in rows_of(Source(path=str(tmp_path / "rows.parquet")))] == rows
+
+
+@some
+@given(
+    TEXT.filter(lambda text: not text.isascii()), st.sampled_from(["cp1251", "cp1252", "cp1250", "iso8859-7", "gbk"])
+)
+def test_a_guess_is_never_taken_for_knowledge(tmp_path: Path, text: str, codec: str) -> None:
+    content = b"text,label\n" + text.encode(codec, "ignore") + b"\n"
+    file = SourceFile("all", put(tmp_path / "rows.csv", content), "rows.csv", "csv", None)
+    try:
+        about, _ = read(file, Source(path="rows.csv"), COLUMNS)
+    except RecipeError:
+        return
+    assert about["encoding_guessed"] == (about["encoding"] in ("latin-1", "cp1252"))
+
+
+def test_characters_over_the_edges_of_blocks_are_whole(tmp_path: Path) -> None:
+    # Each shift lays another byte of a character on the edge of a block.
+    for shift in range(8):
+        text = "x" * (BLOCK_BYTES - 40 - shift) + "🎉é" * 10
+        for content in (cesu8(f"text,label\r\n{text},a\r\n"), f"text,label\r\n{text},a\r\n".encode("utf-16")):
+            (row,) = rows_of(Source(path=str(put(tmp_path / "rows.csv", content))))
+            assert row.values["text"] == text
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wb", compresslevel=1) as file:
+        for _ in range(40):
+            file.write(b'{"text": "%s", "label": "a"}\n' % (b"where is my card " * 60) * 500)
+    source = Source(path=str(tmp_path / "rows.jsonl.gz"))
+    tracemalloc.start()
+    assert sum(1 for _ in read(find(source)[0], source, COLUMNS)[1]) == 20_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_json_may_stand_in_one_long_line(tmp_path: Path) -> None:
+    content = b"[" + b",".join([b'{"text": "%s"}' % (b"x" * 999_999)] * 40) + b"]"
+    source = Source(path=str(put(tmp_path / "rows.json", content)))
+    assert [len(row.values["text"]) for row in rows_of(source)] == [999_999] * 40
+
+
+def test_arrow_types_become_json(tmp_path: Path) -> None:
+    values = {
+        "when": datetime(2024, 5, 1, 12, 0, tzinfo=UTC),
+        "day": date(2024, 5, 1),
+        "clock": time(9, 30),
+        "took": timedelta(seconds=90, microseconds=5),
+        "price": Decimal("12.50"),
+        "many": [1, None],
+        "inside": {"at": date(2024, 5, 1)},
+        "flag": True,
+        "nothing": None,
+    }
+    columns: dict[str, Any] = {name: [value] for name, value in values.items()}
+    columns["kind"] = pa.array(["card"]).dictionary_encode()
+    columns["pairs"] = pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64()))
+    columns["nano"] = pa.array([1], pa.timestamp("ns"))
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    (row,) = rows_of(Source(path=str(tmp_path / "rows.parquet")))
+    assert row.values == {
+        "when": "2024-05-01T12:00:00+00:00",
+        "day": "2024-05-01",
+        "clock": "09:30:00",
+        "took": "PT90.000005S",
+        "price": "12.50",
+        "many": [1, None],
+        "inside": {"at": "2024-05-01"},
+        "flag": True,
+        "nothing": None,
+        "kind": "card",
+        "pairs": [["a", 1]],
+        "nano": "1970-01-01T00:00:00.000000001",
+    }
+
+
+def test_a_value_that_python_has_not_spoils_its_row_alone(tmp_path: Path) -> None:
+    when = pa.array([0, 2**62], pa.timestamp("us"))
+    pq.write_table(pa.table({"text": ["a", "b"], "when": when}), tmp_path / "rows.parquet")
+    good, bad = rows_of(Source(path=str(tmp_path / "rows.parquet")))
+    assert good.values == {"text": "a", "when": "1970-01-01T00:00:00"}
+    assert "column 'when'" in (bad.problem or "")
+
+
+def test_a_folder_gives_its_files_in_order_and_tells_what_it_leaves(tmp_path: Path) -> None:
+    for name in ("2024/rows.csv.gz", "2023/rows.csv"):
+        put(tmp_path / name, gzip.compress(PLAIN) if name.endswith("gz") else PLAIN)
+    put(tmp_path / "june.jsonl", b'{"text": "x", "label": "a"}\n')
+    for name in ("notes.txt", "2024/.hidden.csv", "_SUCCESS", "rows.parquet.gz"):
+        put(tmp_path / name, b"nothing")
+    source = Source(path=str(tmp_path))
+    assert names(source) == [("all", "2023/rows.csv"), ("all", "2024/rows.csv.gz"), ("all", "june.jsonl")]
+    assert left_out(source) == ["2024/.hidden.csv", "_SUCCESS", "notes.txt", "rows.parquet.gz"]
+    assert len(rows_of(source)) == 5
+
+
+def test_a_glob_names_files_below_its_first_wildcard(tmp_path: Path) -> None:
+    for name in ("a/rows.csv", "b/rows.csv", "b/rows.txt"):
+        put(tmp_path / name)
+    source = Source(path=str(tmp_path / "*" / "rows.*"))
+    assert names(source) == [("all", "a/rows.csv"), ("all", "b/rows.csv")]
+    assert left_out(source) == ["b/rows.txt"]
+    assert names(Source(path=str(tmp_path / "**" / "*.csv"))) == names(source)
+    put(tmp_path / "c[1].csv")
+    assert names(Source(path=str(tmp_path / "c[1].csv"))) == [("all", "c[1].csv")]
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    train, test = (str(put(tmp_path / split / "rows.csv")) for split in ("train", "test"))
+    assert names(Source(train=train, test=test)) == [("train", "train/rows.csv"), ("test", "test/rows.csv")]
+
+
+def test_a_folder_with_the_name_of_a_file_is_a_folder(tmp_path: Path) -> None:
+    put(tmp_path / "x.csv" / "part-0.csv")
+    assert names(Source(path=str(tmp_path / "x.csv"))) == [("all", "part-0.csv")]
+
+
+def test_links_are_followed_but_not_in_circles_and_not_to_nowhere(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere" / "rows.csv")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "circle").symlink_to(folder)
+    assert names(Source(path=str(folder))) == [("all", "linked/rows.csv")]
+    (folder / "gone.csv").symlink_to(tmp_path / "gone.csv")
+    assert "data.source.path: gone.csv is a link" in refused(Source(path=str(folder)))
+    assert "is a link to" in refused(Source(path=str(folder / "gone.csv")))
+
+
+def test_what_is_not_there_is_refused_with_its_key(tmp_path: Path) -> None:
+    rows = str(put(tmp_path / "rows.csv"))
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    notes = put(tmp_path / "notes.pdf")
+    told = {
+        "data.source.path: there is no file": Source(path=str(tmp_path / "none.csv")),
+        "data.source.paths[1]: there is no file": Source(paths=[rows, str(tmp_path / "none.csv")]),
+        "data.source.test: there is no file": Source(train=rows, test=str(tmp_path / "none.csv")),
+        "holds no file that can be read": Source(path=str(tmp_path / "empty")),
+        "data.source.path: " + str(tmp_path / "*.json"): Source(path=str(tmp_path / "*.json")),
+        "unknown kind of file '.pdf'; known: .csv": Source(path=str(notes)),
+        "neither a file nor a folder": Source(path=str(tmp_path / "pipe.csv")),
+        "are one file": Source(train=rows, test=rows),
+    }
+    for words, source in told.items():
+        assert words in refused(source)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "rows.csv").chmod(0)
+    assert "permission denied" in refused(Source(path=str(tmp_path / "rows.csv")))
+
+
+def saved(folder: Path, *splits: str) -> Path:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    data = {
+        split: datasets.Dataset.from_dict({"text": [f"from {split}", "odd"], "label": [1, -1]}, features=features)
+        for split in splits or ("alone",)
+    }
+    (datasets.DatasetDict(data) if splits else data["alone"]).save_to_disk(str(folder))
+    return folder
+
+
+def test_a_saved_data_set_is_read_with_its_names_of_labels(tmp_path: Path) -> None:
+    source = Source(path=str(saved(tmp_path / "cards")))
+    (file,) = find(source)
+    about, rows = read(file, source, COLUMNS)
+    assert (file.split, file.name, file.kind) == ("all", "cards", "dataset")
+    assert about == {"kind": "dataset", "columns": ["text", "label"], "class_labels": ["label"]}
+    assert list(rows) == [
+        SourceRow("cards", 1, {"text": "from alone", "label": "yes"}),
+        SourceRow("cards", 2, {"text": "odd", "label": None}),
+    ]
+
+
+def test_splits_of_a_saved_data_set_are_given_where_one_is_test(tmp_path: Path) -> None:
+    source = Source(path=str(saved(tmp_path / "cards", "train", "dev", "test", "unsupervised")))
+    assert names(source) == [("train", "cards/train"), ("validation", "cards/dev"), ("test", "cards/test")]
+    assert left_out(source) == ["cards/unsupervised"]
+    assert [row.values["text"] for row in rows_of(source)][::2] == ["from train", "from dev", "from test"]
+    untested = Source(path=str(saved(tmp_path / "plain", "train", "dev")))
+    assert names(untested) == [("all", "plain/train"), ("all", "plain/dev")]
+
+
+def test_saved_data_sets_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "outer" / "cards", "train", "test")
+    assert "name it outright" in refused(Source(path=str(tmp_path / "outer")))
+    assert "name one: train, test" in refused(Source(train=str(folder)))
+    put(next((folder / "train").glob("*.arrow")), b"rubbish")
+    assert "cards/train: not a data set" in refused(Source(path=str(folder)))
+    assert "none named train" in refused(Source(path=str(saved(tmp_path / "odd", "other", "test"))))
+
+
+def test_a_hub_that_does_not_answer_fails_the_stage_and_says_what_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(StageError, match=r"nobody/nothing at abcdef0 could not be loaded") as told:
+        find(Source(hub="nobody/nothing", revision="abcdef0"))
+    assert "data.source.path" in str(told.value)
+
+
+def test_the_hash_follows_the_bytes(tmp_path: Path) -> None:
+    one, same, other = (
+        Source(path=str(put(tmp_path / name, content)))
+        for name, content in (("a.csv", PLAIN), ("b.csv", PLAIN), ("c.csv", PLAIN + b"x,a\n"))
+    )
+    hashes = [sha256(find(source)[0], source) for source in (one, same, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    folder = saved(tmp_path / "cards")
+    source = Source(path=str(folder))
+    before = sha256(find(source)[0], source)
+    put(folder / "more.txt")
+    assert sha256(find(source)[0], source) != before
+    hub = Source(hub="owner/name", revision="abcdef0", config="en")
+    assert sha256(SourceFile("all", Path("owner/name"), "owner/name", "hub"), hub) == "owner/name@abcdef0:en"

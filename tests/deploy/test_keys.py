@@ -1,0 +1,76 @@
+"""Keys of the gateway: from the environment, from a file that changes, and what is wrong with a file."""
+
+from pathlib import Path
+
+import pytest
+
+from deploy.gateway import keys
+from deploy.gateway.keys import Keys
+from insource.config.errors import RecipeError
+from serve.vllm.server_process import Address
+
+LOOPBACK, ANYWHERE = Address("127.0.0.1", 8000), Address("0.0.0.0", 8000)  # noqa: S104
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (keys.API_KEY, keys.KEYS_FILE):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_file_of_keys(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# who asks\nteam-a  0123456789abcdef # old\n\nteam-b fedcba#9876543210\n", encoding="utf-8")
+    found = Keys("the key of the environment", file)
+    assert found.owner({"Authorization": "Bearer 0123456789abcdef"}) == "team-a"
+    assert found.owner({"x-api-key": "fedcba#9876543210"}) == "team-b"
+    assert found.owner({"Authorization": "bearer the key of the environment"}) == "default"
+    assert found.owner({"Authorization": "Bearer 0123456789abcde"}) is None and found.owner({}) is None
+    assert found.refresh() is None
+    file.write_text("team-b another-key-of-team-b\n", encoding="utf-8")
+    assert found.refresh() == "read again: team-b"
+    assert found.owner({"x-api-key": "0123456789abcdef"}) is None
+    assert found.owner({"x-api-key": "another-key-of-team-b"}) == "team-b"
+    file.unlink()
+    assert "stay valid" in str(found.refresh()) and found.refresh() is None
+    assert found.owner({"x-api-key": "another-key-of-team-b"}) == "team-b"
+    file.write_text("team-c 0123456789abcdef\n", encoding="utf-8")
+    assert found.refresh() == "read again: team-c"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "has no key"),
+        ("# nobody\n", "has no key"),
+        ("team-a\n", ":1: a line is a name and a key"),
+        ("a 0123456789abcdef\n\nb 0123 456789abcdef\n", ":3: a line is a name and a key"),
+        ("a 0123456789\n", ":1: a key has at least 16 characters"),
+        ("a 0123456789abcdef\na fedcba9876543210\n", ":2: the name a is taken"),
+        ("default 0123456789abcdef\n", ":1: the name default is taken"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_by_its_line_and_without_a_key(text: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=told) as error:
+        Keys(None, file)
+    assert "0123456789" not in str(error.value)
+
+
+def test_a_file_that_everybody_may_write_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("a 0123456789abcdef\n", encoding="utf-8")
+    file.chmod(0o666)
+    with pytest.raises(RecipeError, match="chmod"):
+        Keys(None, file)
+
+
+def test_where_a_key_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match=r"serve\.host"):
+        keys.of_environment(ANYWHERE, loopback_is_enough=True)
+    with pytest.raises(RecipeError, match=r"serve\.loopback_without_key"):
+        keys.of_environment(LOOPBACK, loopback_is_enough=False)
+    assert not keys.of_environment(LOOPBACK, loopback_is_enough=True).required
+    monkeypatch.setenv(keys.API_KEY, "secret")
+    assert keys.of_environment(ANYWHERE, loopback_is_enough=False).required

@@ -1,0 +1,448 @@
+"""The door: who comes in, what passes, under which name. Behind it stands an engine that tells what it was asked."""
+
+import asyncio
+import gzip
+import io
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import ClientError, ClientSession, web
+from aiohttp.test_utils import TestClient, TestServer
+
+from deploy.gateway import http_server, proxy
+from deploy.gateway.paths import forwarding
+from insource.config.schema.serving_and_cost import Limits
+from serve.vllm.server_process import Address
+
+ASKED = {"model": "classifier", "messages": [{"role": "user", "content": "classifier@v1"}]}
+
+
+@asynccontextmanager
+async def door(
+    api_key: str | None = None, limits: Limits | None = None, name: str = "classifier"
+) -> AsyncIterator[tuple[TestClient[Any, Any], proxy.Door, list[Any]]]:
+    """A door with an engine behind it; yields a client, the door, and what the engine was asked."""
+    asked: list[Any] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        asked.append((request.path, body, dict(request.headers)))
+        if body.get("wait"):
+            await asyncio.sleep(body["wait"])
+        if body.get("break"):
+            assert request.transport is not None
+            request.transport.abort()
+        if "raw" in body:
+            return web.Response(body=body["raw"].encode(), content_type=body.get("type", "application/json"))
+        if not body.get("stream"):
+            return web.json_response({"model": body["model"], "text": "late"}, status=body.get("status", 200))
+        stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await stream.prepare(request)
+        for word in ("la", "te"):
+            event = json.dumps({"model": body["model"], "text": word}, separators=(",", ":"))
+            await stream.write(f"data: {event}\n\n".encode())
+        await stream.write(b"data: [DONE]\n\n")
+        return stream
+
+    app = web.Application(client_max_size=2**30)
+    app.router.add_route("*", "/{path:.*}", answer)
+    made = proxy.Door(api_key, limits)
+    made.versions = {name: "v1", "extractor": "v7"}
+    async with TestServer(app) as engine, ClientSession(str(engine.make_url("/"))) as session:
+        made.engine = session
+        async with TestClient(TestServer(proxy.application(made))) as client:
+            yield client, made, asked
+
+
+def run(what: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(what())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", proxy.ASKING)
+def test_a_name_goes_in_as_its_version_and_comes_out_as_it_was(path: str) -> None:
+    async def ask() -> None:
+        async with door() as (client, _, asked):
+            answer = await client.post(path, json=ASKED | {"temperature": 0})
+            assert answer.status == 200
+            assert await answer.json() == {"model": "classifier", "text": "late"}
+            assert answer.headers[proxy.VERSION_HEADER] == "v1"
+            ((there, body, _),) = asked
+            assert there == path and body["model"] == "classifier@v1" and body["temperature"] == 0
+            # What the person wrote is not touched.
+            assert body["messages"] == ASKED["messages"]
+
+    run(ask)
+
+
+def test_a_stream_passes_event_by_event_with_the_name_put_back() -> None:
+    async def ask() -> None:
+        async with door() as (client, _, _asked):
+            answer = await client.post("/v1/chat/completions", json=ASKED | {"stream": True})
+            lines = (await answer.text()).split("\n\n")
+            assert lines == [
+                'data: {"model":"classifier","text":"la"}', 'data: {"model":"classifier","text":"te"}',
+                "data: [DONE]", "",
+            ]  # fmt: skip
+
+    run(ask)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": "Bearer wrong"}, 401),
+        ({"Authorization": "secret"}, 401),
+        ({"x-api-key": "wrong"}, 401),
+        ({"x-api-key": "sécret"}, 401),
+        ({"Authorization": "Bearer \udcff\udcfe"}, 401),
+        ({"Authorization": "Bearer secret"}, 200),
+        ({"authorization": "bearer secret"}, 200),
+        ({"x-api-key": "secret"}, 200),
+    ],
+)
+def test_only_who_has_the_key_comes_in_and_the_engine_never_sees_it(headers: dict[str, str], status: int) -> None:
+    async def ask() -> None:
+        async with door("secret") as (client, _, asked):
+            answer = await client.post("/v1/chat/completions", json=ASKED, headers=headers)
+            assert answer.status == status
+            assert (await client.get("/v1/models", headers=headers)).status == status
+            assert len(asked) == (status == 200)
+            assert all("secret" not in str(one) for one in asked)
+            assert (await client.get("/health")).status == 200
+
+    run(ask)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/tokenize", "/generative_scoring", "/invocations",
+     "/v1/chat/completions/../../tokenize", "/v1/chat/completions/", "/docs", "/"],
+)  # fmt: skip
+def test_nothing_else_passes(path: str) -> None:
+    async def ask() -> None:
+        async with door() as (client, _, asked):
+            for method in ("GET", "POST", "PUT", "DELETE"):
+                answer = await client.request(method, path, json=ASKED)
+                assert answer.status in (404, 405), (method, path)
+            assert asked == []
+
+    run(ask)
+
+
+def test_what_cannot_be_asked_is_told_as_the_sdks_read_it() -> None:
+    async def ask() -> None:
+        async with door() as (client, made, asked):
+            for body, status in (
+                (b"{", 400),
+                (b"[]", 400),
+                (b'{"x": ' + b"[" * 5000 + b"]" * 5000 + b"}", 400),
+                (b'{"model": "none", "x": [' + b"[]," * 300_000 + b"1]}", 404),
+                (b'{"model": 3}', 404),
+                (b'{"model": "classifier@v1"}', 404),
+                (b'{"model": "pocket/model"}', 404),
+                (b" " * (proxy.LARGEST_BODY_BYTES + 1), 413),
+            ):
+                answer = await client.post("/v1/messages", data=io.BytesIO(body))
+                assert answer.status == status, body[:20]
+                assert (await answer.json())["error"]["message"]
+            assert asked == []
+            listed = await (await client.get("/v1/models")).json()
+            assert [one["id"] for one in listed["data"]] == ["classifier", "extractor"]
+            made.engine = None
+            answer = await client.post("/v1/messages", json=ASKED)
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+            assert (await client.get("/health")).status == 503
+
+    run(ask)
+
+
+def test_the_engines_own_refusal_passes_and_its_death_is_told() -> None:
+    async def ask() -> None:
+        async with door() as (client, made, _asked):
+            answer = await client.post("/v1/messages", json=ASKED | {"status": 422})
+            assert answer.status == 422
+            answer = await client.post("/v1/messages", json=ASKED | {"break": True})
+            assert answer.status == 503 and "broke off" in (await answer.json())["error"]["message"]
+            assert made.on_their_way["classifier@v1"] == 0
+
+    run(ask)
+
+
+def test_requests_on_their_way_end_where_they_began() -> None:
+    async def ask() -> None:
+        async with door() as (client, made, asked):
+            before = asyncio.create_task(client.post("/v1/messages", json=ASKED | {"wait": 0.3}))
+            while not asked:
+                await asyncio.sleep(0.01)
+            assert made.on_their_way["classifier@v1"] == 1
+            made.versions = made.versions | {"classifier": "v2"}
+            after = await client.post("/v1/messages", json=ASKED)
+            assert after.headers[proxy.VERSION_HEADER] == "v2"
+            assert (await before).headers[proxy.VERSION_HEADER] == "v1"
+            assert made.on_their_way["classifier@v1"] == 0
+
+    run(ask)
+
+
+@pytest.mark.parametrize("name", ["classifier", "étiquettes", "分类", 'a"b'])
+def test_a_name_is_put_back_where_a_name_stands_and_the_text_of_an_answer_is_left(name: str) -> None:
+    inside = f"{name}@v1"
+    said = {"model": inside, "choices": [{"message": {"content": inside}}], "parsed": {"model": inside, "tag": inside}}
+    begun = {"type": "message_start", "message": {"id": "1", "model": inside, "content": [inside]}}
+    delta = {"type": "content_block_delta", "model": inside, "delta": {"text": f'"model": "{inside}"'}}
+
+    async def ask() -> None:
+        async with door(name=name) as (client, _, _asked):
+            for escaped in (True, False):
+                raw = json.dumps(said, ensure_ascii=escaped)
+                answer = await client.post("/v1/chat/completions", json={"model": name, "raw": raw})
+                assert await answer.json() == said | {"model": name}
+                events = [f"data: {json.dumps(one, ensure_ascii=escaped)}\n\n" for one in (begun, delta)]
+                asked = {"model": name, "raw": "".join(events), "type": "text/event-stream"}
+                answer = await client.post("/v1/messages", json=asked)
+                first, second, _ = (await answer.text()).split("\n\n")
+                message = begun["message"]
+                assert isinstance(message, dict)
+                assert json.loads(first[len("data: ") :]) == begun | {"message": message | {"model": name}}
+                assert json.loads(second[len("data: ") :]) == delta | {"model": name}
+
+    run(ask)
+
+
+def test_numbers_texts_and_what_is_no_json_pass_as_they_came() -> None:
+    sent = b'{"seed": 12345678901234567890123, "t": 1.10, "s": "\\ud83d\\ude00 \\u00e9", "model": "classifier"}'
+
+    async def ask() -> None:
+        async with door() as (client, _, asked):
+            await client.post("/v1/completions", data=sent)
+            ((_, body, _),) = asked
+            assert body == json.loads(sent) | {"model": "classifier@v1"}
+            answer = await client.post("/v1/completions", json=ASKED | {"raw": "no json: classifier@v1"})
+            assert await answer.text() == "no json: classifier@v1"
+
+    run(ask)
+
+
+def test_a_line_of_a_stream_may_be_long_but_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "LINE_BYTES", 2 * 2**20)
+
+    async def ask() -> None:
+        async with door(limits=Limits(body_kib=8192)) as (client, made, _asked):
+            for mib, whole in ((1, True), (3, False)):
+                line = 'data: {"model": "classifier@v1", "text": "' + "x" * (mib * 2**20) + '"}\n\n'
+                body = ASKED | {"raw": line, "type": "text/event-stream"}
+                try:
+                    answer = await client.post("/v1/completions", data=io.BytesIO(json.dumps(body).encode()))
+                    text = await answer.text()
+                    assert whole and json.loads(text[len("data: ") :])["model"] == "classifier"
+                except ClientError:
+                    assert not whole
+            assert made.of_key.total() == 0
+
+    run(ask)
+
+
+@pytest.mark.parametrize(
+    ("limits", "body", "status"),
+    [
+        (Limits(sequences=4), {"n": 4}, 200),
+        (Limits(sequences=4), {"n": 5}, 413),
+        (Limits(sequences=4), {"n": "5"}, 413),
+        (Limits(sequences=4), {"n": 5.0}, 413),
+        (Limits(sequences=4), {"prompt": ["a", "b"], "n": 3}, 413),
+        (Limits(sequences=4), {"prompt": [[1, 2]] * 5}, 413),
+        (Limits(sequences=4), {"prompt": [1, 2, 3, 4, 5]}, 200),
+        (Limits(answer_tokens=100), {"max_tokens": 101}, 413),
+        (Limits(answer_tokens=100), {"max_completion_tokens": "101"}, 413),
+        (Limits(answer_tokens=100), {"max_tokens": 100}, 200),
+        (Limits(body_kib=1), {"text": "x" * 1024}, 413),
+    ],
+)
+def test_what_asks_for_too_much_is_too_large(limits: Limits, body: dict[str, Any], status: int) -> None:
+    async def ask() -> None:
+        async with door(limits=limits) as (client, _, asked):
+            answer = await client.post("/v1/completions", json=ASKED | body)
+            assert answer.status == status
+            if status == 413:
+                error = (await answer.json())["error"]
+                assert error["type"] == "request_too_large" and "serve.limits." in error["message"]
+            assert len(asked) == (status == 200)
+
+    run(ask)
+
+
+def test_who_names_no_tokens_gets_as_many_as_the_limit() -> None:
+    async def ask() -> None:
+        async with door(limits=Limits(answer_tokens=7)) as (client, _, asked):
+            await client.post("/v1/completions", json=ASKED)
+            assert asked[0][1]["max_tokens"] == 7
+
+    run(ask)
+
+
+@pytest.mark.parametrize("limits", [Limits(requests=3), Limits(requests_per_key=3)])
+def test_more_requests_at_once_are_told_when_to_ask_again(limits: Limits) -> None:
+    async def ask() -> None:
+        async with door(limits=limits) as (client, made, asked):
+            posts = [client.post("/v1/messages", json=ASKED | {"wait": 0.5}) for _ in range(8)]
+            answers = await asyncio.gather(*posts)
+            assert sorted(one.status for one in answers) == [200] * 3 + [429] * 5
+            for one in answers:
+                if one.status == 429:
+                    assert int(one.headers["Retry-After"]) > 0
+                    assert (await one.json())["error"]["type"] == "rate_limit_error"
+            assert len(asked) == 3 and made.of_key.total() == 0
+            assert (await client.post("/v1/messages", json=ASKED)).status == 200
+
+    run(ask)
+
+
+@pytest.mark.parametrize(
+    ("api_key", "headers", "status"),
+    [
+        (None, {"Host": "localhost:8000"}, 200),
+        (None, {"Host": "[::1]:8000"}, 200),
+        (None, {"Host": "pages.example"}, 403),
+        (None, {"Host": "[nonsense"}, 403),
+        (None, {"Origin": "http://pages.example"}, 403),
+        (None, {"Origin": "null"}, 403),
+        (None, {"Host": "pages.example", "Origin": "http://pages.example"}, 403),
+        (None, {"Host": "localhost:8000", "Origin": "http://localhost:8000"}, 200),
+        ("secret", {"Host": "models.example"}, 200),
+        ("secret", {"Host": "models.example", "Origin": "https://models.example"}, 200),
+        ("secret", {"Host": "models.example", "Origin": "https://pages.example"}, 403),
+    ],
+)
+def test_requests_that_a_page_of_another_origin_made_are_refused(
+    api_key: str | None, headers: dict[str, str], status: int
+) -> None:
+    async def ask() -> None:
+        async with door(api_key) as (client, _, asked):
+            told = headers | ({"x-api-key": api_key} if api_key else {}) | {"Content-Type": "text/plain"}
+            answer = await client.post("/v1/messages", data=json.dumps(ASKED), headers=told)
+            assert answer.status == status
+            assert len(asked) == (status == 200)
+            assert "Access-Control-Allow-Origin" not in answer.headers
+
+    run(ask)
+
+
+def test_a_packed_body_is_not_taken_and_nothing_is_unpacked() -> None:
+    async def ask() -> None:
+        async with listened() as (port, _, _asked), ClientSession() as client:
+            packed = gzip.compress(json.dumps(ASKED | {"pad": "x" * 10**6}).encode())
+            headers = {"Content-Encoding": "gzip"}
+            answer = await client.post(f"http://127.0.0.1:{port}/v1/messages", data=packed, headers=headers)
+            assert answer.status == 415
+
+    run(ask)
+
+
+@asynccontextmanager
+async def listened() -> AsyncIterator[tuple[int, proxy.Door, list[Any]]]:
+    """A door as it listens in the gateway."""
+    async with door() as (_, made, asked):
+        runner = http_server.runner(made, None)
+        await runner.setup()
+        assert runner.server is not None
+        listener = await http_server.listen(runner.server, Address("127.0.0.1", 0))
+        try:
+            yield listener.sockets[0].getsockname()[1], made, asked
+        finally:
+            listener.close()
+            await runner.cleanup()
+
+
+HALVES = {
+    "nothing": b"",
+    "half a header": b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-A: ",
+    "half a body": b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
+    "a whole request": b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", HALVES.values(), ids=HALVES)
+def test_connections_that_are_silent_are_closed(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(http_server, "_LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(proxy, "BODY_SECONDS", 0.3)
+
+    async def ask() -> None:
+        async with listened() as (port, made, asked):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            async with asyncio.timeout(30):
+                said = await reader.read()
+            writer.close()
+            assert (b" 408 " in said) == sent.endswith(b"{") and asked == [] and made.of_key.total() == 0
+
+    run(ask)
+
+
+def test_connections_beyond_the_room_are_told_so_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "room", lambda descriptors: (3, 16))
+
+    async def ask() -> None:
+        async with listened() as (port, _, _asked):
+            held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+            await asyncio.sleep(0.1)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            said = await reader.read()
+            assert said.startswith(b"HTTP/1.1 503 ") and b"Retry-After" in said
+            for _, one in (*held, (reader, writer)):
+                one.close()
+            await asyncio.sleep(0.1)
+            async with ClientSession() as client, client.get(f"http://127.0.0.1:{port}/health") as answer:
+                assert answer.status == 200
+
+    run(ask)
+
+
+def test_the_room_is_within_the_descriptors() -> None:
+    for descriptors in (128, 200, 1024, 20_000, 2**20):
+        connections, backlog = http_server.room(descriptors)
+        assert connections >= 1 and 2 * connections + backlog < descriptors
+
+
+def test_a_client_that_takes_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "WRITE_SECONDS", 0.3)
+    monkeypatch.setattr(forwarding, "LEAST_BYTES_A_SECOND", 2**30)
+
+    async def ask() -> None:
+        async with door(limits=Limits(body_kib=2**15)) as (client, made, asked):
+            server = client.server
+            assert server is not None and server.port is not None
+            for kind in ("application/json", "text/event-stream"):
+                large = json.dumps({"text": "x" * (6 * 2**20)})
+                body = json.dumps(ASKED | {"raw": f"data: {large}\n\n", "type": kind}).encode()
+                one = socket.create_connection(("127.0.0.1", server.port))
+                one.setblocking(False)
+                head = b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+                await asyncio.get_running_loop().sock_sendall(one, head + body)
+                async with asyncio.timeout(30):
+                    while made.of_key.total() == 0:
+                        await asyncio.sleep(0.01)
+                    while made.of_key.total():
+                        await asyncio.sleep(0.05)
+                one.close()
+            assert len(asked) == 2
+
+    run(ask)
+
+
+def test_garbage_is_answered_400_and_leaves_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    async def ask() -> None:
+        async with listened() as (port, _, _asked):
+            for garbage in (b"\x16\x03\x01 no http\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost : b\r\n\r\n"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(garbage)
+                assert b" 400 " in await reader.read()
+                writer.close()
+
+    run(ask)
+    assert "Traceback" not in caplog.text

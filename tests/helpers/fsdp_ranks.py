@@ -1,0 +1,119 @@
+"""A process of two that spread the pocket model by FSDP2 (gloo, CPU), as accelerate does it on GPUs: trains an update,
+answers rows, trains another one and leaves the adapter. `python -m torch.distributed.run ...
+tests/helpers/fsdp_ranks.py <folder> <quantization> <init_lora_weights>`.
+
+Accelerator.prepare knows no FSDP on CPUs; this calls what it calls.
+"""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from ruamel.yaml import YAML
+
+from insource.config import hardware
+from insource.config.load import load
+from insource.config.recipe import Recipe
+from insource.config.schema.data import Task
+from insource.tasks import classification
+from insource.tasks.rendering import chat_template
+from train.distributed import fsdp, world
+from train.evaluate.validation import Decoded
+from train.export import adapter
+from train.model import base
+
+SPEC = classification.specify(
+    Task(kind="classification", instruction="Say what the user wants."),
+    {"find_bus": "Find a bus", "find_bus_stop": "Find where it stops", "get weather": "Weather", "other": ""},
+)
+# An odd number, and of very different lengths: the processes take different numbers of steps.
+TEXTS = [
+    "I need a bus",
+    "rain?",
+    "Will it rain in San Jose on Monday, and shall I take my umbrella with me?",
+    "so " * 90,
+    "ok",
+]
+
+
+def recipe(*settings: str) -> Recipe:
+    made = load("classifier", ["lora.r=4", *settings], "cpu").recipe
+    return made.model_copy(update={"accelerate": made.accelerate.model_copy(update={"distributed_type": "FSDP"})})
+
+
+def asked(tokenizer: Any) -> Decoded:
+    """The rows that are answered."""
+    rows = [{"id": str(at), "input": {"text": text}, "target": "other"} for at, text in enumerate(TEXTS)]
+    prompts = chat_template.prompt_ids(tokenizer, [classification.messages(SPEC, row["input"]) for row in rows])
+    return Decoded(classification, SPEC, rows, prompts, tokenizer, 24)
+
+
+def spread(model: Any) -> None:
+    """Spreads a model as recipes/hardware/fsdp.yaml says."""
+    told = YAML(typ="safe").load((hardware.FOLDER / "fsdp.yaml").read_text(encoding="utf-8"))["accelerate"][
+        "fsdp_config"
+    ]
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=told["fsdp_version"],
+        auto_wrap_policy=told["fsdp_auto_wrap_policy"],
+        reshard_after_forward=told["fsdp_reshard_after_forward"],
+        cpu_ram_efficient_loading=told["fsdp_cpu_ram_efficient_loading"],
+    )
+    fsdp2_prepare_model(
+        SimpleNamespace(
+            state=SimpleNamespace(fsdp_plugin=plugin),
+            mixed_precision="no",
+            is_main_process=world.first(),
+            device=torch.device("cpu"),
+        ),
+        model,
+    )
+
+
+def update(model: Any, prompts: list[list[int]]) -> float:
+    """One update of the same row in all processes; returns its loss."""
+    model.train()
+    ids = torch.tensor([prompts[0]])
+    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-3 * parameter.grad
+                parameter.grad = None
+    return float(loss.detach())
+
+
+def main(folder: Path, quantization: str, begun: str) -> None:
+    settings = recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={begun}")
+    tokenizer = chat_template.tokenizer_of(settings.model)
+    model, rows = base.base_model(settings), asked(tokenizer)
+    untuned = rows.ask(model, "untuned")
+    model = base.with_adapter(model, settings.lora, 1)
+    spread(model)
+    assert fsdp.is_sharded(model)
+    unchanged = rows.ask(model, "spread")
+    first = update(model, rows.prompts)
+    tuned = rows.ask(model, "tuned")
+    kept = sum(one.to_local().numel() for one in model.parameters())
+    again = update(model, rows.prompts)
+    tuned_again = rows.ask(model, "tuned")
+    state = fsdp.adapter_tensors(model)
+    if world.first():
+        folder.mkdir()
+        adapter._save(model, settings, folder, state)
+        told = {"losses": [first, again], "local": kept, "whole": sum(one.numel() for one in model.parameters())}
+        every = {"untuned": untuned, "unchanged": unchanged, "tuned": tuned, "tuned_again": tuned_again}
+        for name, answers in every.items():
+            told[name] = [(one.token_ids, one.log_probability) for one in answers]
+        (folder / "told.json").write_text(json.dumps(told), encoding="utf-8")
+    world.wait()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,166 @@
+"""The gateway as a process, with tests/helpers/gateway/stand_in_vllm.py in the place of vLLM, and versions to deploy
+behind it."""
+
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deploy import registry
+from insource.config.load import load
+from insource.system import atomic_files
+from insource.tracking.run import Run, to_yaml
+from serve.vllm.server_process import free_port
+from tests.conftest import ROOT
+from tests.helpers.gateway import stand_in_vllm
+
+COMMAND = """
+from serve.vllm import server_process
+server_process.MODULE = "tests.helpers.gateway.stand_in_vllm"
+from deploy.gateway import __main__ as gateway
+from insource.config import cli
+cli.run(gateway.main)
+"""
+NAME = "classifier"
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+LOOPBACK = "serve.loopback_without_key=true"
+
+
+@dataclass
+class Gateway:
+    """A gateway that runs."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    folder: Path
+
+    def ask(
+        self, body: Any = None, path: str = "/v1/completions", timeout: float = 60, **headers: str
+    ) -> tuple[int, Any, dict[str, str]]:
+        """Returns status, body and headers of an answer; (0, reason, {}) where there is none."""
+        data = None if body is None else json.dumps(body).encode()
+        told = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=data, headers=told)
+        try:
+            with DIRECT.open(request, timeout=timeout) as answer:
+                return answer.status, json.loads(answer.read()), dict(answer.headers)
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or b"null"), dict(error.headers)
+        except OSError as error:
+            return 0, str(error), {}
+
+    def says(self, said: str, times: int = 1) -> str:
+        """Waits until the gateway has said something so often. Returns all that it said."""
+        return until(lambda: (text := self.text()) if self.text().count(said) >= times else None, self, said)
+
+    def text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def answers(self) -> tuple[int, Any, dict[str, str]]:
+        """Asks until a request is answered. Returns the answer."""
+        return until(lambda: found if (found := self.ask({"model": NAME, "prompt": "x"}))[0] == 200 else None, self)
+
+    def engine(self) -> int:
+        """Returns the process in the place of vLLM."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(children[0])
+
+
+def until(found: Callable[[], Any], gateway: Gateway, what: str = "it", seconds: float = 120) -> Any:
+    end = time.monotonic() + seconds
+    while (value := found()) is None:
+        assert gateway.process.poll() is None, f"ended with {gateway.process.returncode}:\n{gateway.text()}"
+        assert time.monotonic() < end, f"{what!r} did not happen:\n{gateway.text()}"
+        time.sleep(0.05)
+    return value
+
+
+@dataclass
+class Place:
+    """A registry, and how the stand-in behaves."""
+
+    folder: Path
+    behaviour: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.behaviour = self.folder / "behaviour"
+        self.behaviour.mkdir(parents=True)
+        base = self.folder / "base"
+        base.mkdir()
+        (base / "config.json").write_text("{}", encoding="utf-8")
+        (base / "model.safetensors").write_bytes(safetensors("base"))
+
+    @property
+    def registry(self) -> Path:
+        return self.folder / "registry" / NAME
+
+    def will(self, what: str) -> None:
+        """Has the stand-in behave in a way once."""
+        (self.behaviour / what).touch()
+
+    def deploy(
+        self,
+        mark: str,
+        answered: str | None = None,
+        recipe: Callable[[str], str] = str,
+        task: dict[str, Any] | None = None,
+    ) -> str:
+        """Deploys a version that answers its mark. Returns the version. `answered`: what it answers in the place of
+        its reference answers; `recipe`: what becomes of its recipe; `task`: what else is in its prompt.json."""
+        folder = self.folder / "runs" / NAME / f"run-{mark}"
+        adapter = folder / "adapter"
+        adapter.mkdir(parents=True)
+        (adapter / "adapter_model.safetensors").write_bytes(safetensors(mark))
+        atomic_files.write_json(adapter / "adapter_config.json", {"r": 8})
+        (adapter / "chat_template.jinja").write_text("x", encoding="utf-8")
+        base = {"name": str(self.folder / "base"), "sha256": {}, "commit": None}
+        prompt = {"chat_template_sha256": hashlib.sha256(b"x").hexdigest(), "grammar": None, "max_answer_tokens": 5}
+        atomic_files.write_json(adapter / "prompt.json", prompt | {"base": base} | (task or {}))
+        line = {"prompt_ids": [1, 2], "answer": mark} | ({"answered": answered} if answered else {})
+        (folder / "reference.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+        atomic_files.write_sums(adapter)
+        settings = ["model.quantization=none", f"model.base={self.folder / 'base'}"]
+        (folder / "recipe.yaml").write_text(recipe(to_yaml(load(NAME, settings, "cpu").recipe)), encoding="utf-8")
+        atomic_files.write_json(folder / "manifest.json", {"stages": {}})
+        return registry.promote(self.registry, Run(folder), [])
+
+    @contextmanager
+    def gateway(self, *settings: str, before: Callable[[], None] | None = None, **env: str) -> Iterator[Gateway]:
+        """Runs the gateway until the block ends."""
+        port, log = free_port(), self.folder / "gateway.log"
+        words = [NAME, f"serve.port={port}", *settings, "--hardware", "cpu", "--registry", str(self.registry.parent)]
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-c", COMMAND, *words],
+                cwd=ROOT,
+                env={**os.environ, stand_in_vllm.FOLDER: str(self.behaviour), **env},
+                stdout=out,
+                stderr=out,
+                preexec_fn=before,
+            )
+        try:
+            yield Gateway(port, process, log, self.folder)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def safetensors(mark: str) -> bytes:
+    """A file without tensors."""
+    header = json.dumps({"__metadata__": {"mark": mark}}).encode()
+    return struct.pack("<Q", len(header)) + header

@@ -1,0 +1,191 @@
+"""A server on loopback in the place of vLLM, for tests of bulk prediction: it speaks the OpenAI wire and counts.
+
+    engine = StandIn(lambda text: ("late", 0.97))
+    with running(engine) as address:
+        ...
+    engine.answered["my parcel is late"]    how often the answer to that input was handed over whole
+
+`python -m tests.helpers.gateway.stand_in_engine PORT` answers every input with a label by its hash, in a process of its
+own.
+"""
+
+import asyncio
+import math
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from tests.helpers.gateway.task_gateway import LABELS, NAME, scored
+from tests.helpers.provider.provider_answers import number
+
+REFERENCE, PROMPT_IDS = "b", (1, 2, 3)
+"""What the run of prediction_place has as reference answer, and as ids of its prompt."""
+Answer = Callable[[str], tuple[str, float]]
+"""Input -> what is answered, and its probability."""
+
+
+@dataclass
+class StandIn:
+    answer: Answer
+    answered: Counter[str] = field(default_factory=Counter)
+    hold_after: int | None = None
+    """Once it has let so many requests pass, it answers nobody."""
+    passed: int = 0
+    ill: bool = False
+    """Whether it fails, and says so of its health."""
+    refuse: Callable[[str, int], int] = lambda text, before: 0
+    """Input, and how often it came before -> HTTP status of a refusal, 0 for none."""
+    on_their_way: int = 0
+    most: int = 0
+    """Requests that were on their way at once."""
+    seen: Counter[str] = field(default_factory=Counter)
+    order: list[str] = field(default_factory=list)
+    """Inputs in the order in which they came."""
+    root: str | None = None
+    """The folder that it says it has loaded."""
+    reference: str = REFERENCE
+    """What it answers to the prompts of reference answers."""
+    prompt_ids: list[int] = field(default_factory=lambda: [*PROMPT_IDS])
+    """What it reads for the messages of prompt.json."""
+    keys: set[str] = field(default_factory=set)
+
+    def fall_ill_after(self, requests: int) -> None:
+        """Has it fail behind so many more requests, until `recover`."""
+        left = requests
+
+        def refuse(text: str, before: int) -> int:
+            nonlocal left
+            left -= 1
+            self.ill = left < 0
+            return 0
+
+        self.refuse = refuse
+
+    def recover(self) -> None:
+        """Has it answer everything again."""
+        self.ill, self.refuse = False, lambda text, before: 0
+
+    async def chat(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.keys.add(request.headers.get("Authorization", ""))
+        text = body["messages"][-1]["content"].rpartition("Input:\n")[2]
+        before = self.seen[text]
+        self.seen[text] += 1
+        self.order.append(text)
+        self.on_their_way += 1
+        self.most = max(self.most, self.on_their_way)
+        try:
+            if self.hold_after is not None and self.passed >= self.hold_after:
+                await asyncio.sleep(3600)
+            self.passed += 1
+            await asyncio.sleep(0)
+            if status := self.refuse(text, before) or (503 if self.ill else 0):
+                return web.json_response({"error": {"message": f"refused with {status}"}}, status=status)
+            answer, probability = self.answer(text)
+            self.answered[text] += 1
+            return web.json_response(completion(body["model"], answer, probability))
+        finally:
+            self.on_their_way -= 1
+
+
+def completion(model: str, answer: str, probability: float) -> dict[str, Any]:
+    """What vLLM says of an answer with its probability."""
+    token = {"token": answer, "logprob": math.log(probability), "bytes": None, "top_logprobs": []}
+    message = {"role": "assistant", "content": answer}
+    choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": {"content": [token]}}
+    usage = {"prompt_tokens": 30, "completion_tokens": 3, "total_tokens": 33}
+    head = {"id": "c1", "object": "chat.completion", "created": 1, "model": model}
+    return {**head, "choices": [choice], "usage": usage}
+
+
+def application(engine: StandIn) -> web.Application:
+    async def models(request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": NAME, "root": engine.root}]})
+
+    async def health(request: web.Request) -> web.Response:
+        return web.Response(status=503 if engine.ill else 200)
+
+    async def tokens(request: web.Request) -> web.Response:
+        body = await request.json()
+        if "logprob_token_ids" not in body:
+            return web.json_response({"model": body["model"], "choices": [{"text": engine.reference}]})
+        return web.json_response(scored(body))
+
+    async def tokenized(request: web.Request) -> web.Response:
+        return web.json_response({"tokens": engine.prompt_ids})
+
+    app = web.Application(client_max_size=2**30)
+    app.router.add_post("/tokenize", tokenized)
+    app.router.add_get("/v1/models", models)
+    app.router.add_get("/health", health)
+    app.router.add_post("/v1/chat/completions", engine.chat)
+    app.router.add_post("/v1/completions", tokens)
+    return app
+
+
+@contextmanager
+def running(engine: StandIn) -> Iterator[str]:
+    """The stand-in in a thread of its own. Yields its address."""
+    with serving(application(engine)) as address:
+        yield address
+
+
+@contextmanager
+def serving(app: web.Application) -> Iterator[str]:
+    """Runs an application in a thread of its own. Yields its address."""
+    loop, started = asyncio.new_event_loop(), threading.Event()
+    place: dict[str, Any] = {}
+
+    async def serve() -> None:
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        place["port"], place["stop"] = runner.addresses[0][1], asyncio.Event()
+        started.set()
+        await place["stop"].wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    started.wait()
+    try:
+        yield f"http://127.0.0.1:{place['port']}"
+    finally:
+        loop.call_soon_threadsafe(place["stop"].set)
+        thread.join()
+        loop.close()
+
+
+def by_hash(text: str) -> tuple[str, float]:
+    """A label by the hash of an input, and a probability by another part of it."""
+    found = number(text)
+    return LABELS[found % len(LABELS)], 0.5 + (found // 7 % 1000) / 2001
+
+
+class Uncounted(Counter[str]):
+    """A counter that forgets: in a process that answers hundreds of thousands of inputs nothing is kept."""
+
+    def __setitem__(self, key: str, value: int) -> None:
+        return
+
+
+def main() -> None:
+    engine = StandIn(by_hash, answered=Uncounted(), seen=Uncounted(), order=Forgetful())
+    web.run_app(application(engine), host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=None)
+
+
+class Forgetful(list[str]):
+    """A list that stays empty."""
+
+    def append(self, value: str) -> None:
+        return
+
+
+if __name__ == "__main__":
+    main()

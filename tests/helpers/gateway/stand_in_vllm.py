@@ -1,0 +1,114 @@
+"""A process in the place of vLLM, for tests of what runs it: it takes vLLM's command line and speaks its wire.
+
+`python -m tests.helpers.gateway.stand_in_vllm --uds PATH ...`. An adapter that was loaded answers its own references,
+and anything else with the mark in its weights. What a request has in `stand` decides how it is answered:
+
+    {"wait": seconds}   that much later          {"raw": text}, {"sse": [text, ...]}   with this, %M the model's name
+    {"line_kib": n}     a stream with such a line   {"end": true}                      the process ends on the spot
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from insource.tracking.run import Run
+
+FOLDER = "STAND_IN_FOLDER"
+"""Where files decide how it behaves, each once: slow_start, no_start, end_at_load, end_at_unload, slow_load."""
+
+
+class StandIn:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.adapters: dict[str, Path] = {}
+
+    def asked(self, name: str) -> bool:
+        """Whether a file of that name lies there; it counts once."""
+        try:
+            (self.folder / name).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    async def health(self, request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def load(self, request: web.Request) -> web.Response:
+        if self.asked("end_at_load"):
+            os._exit(1)
+        if self.asked("slow_load"):
+            await asyncio.sleep(2)
+        body = await request.json()
+        self.adapters[body["lora_name"]] = Path(body["lora_path"])
+        return web.Response()
+
+    async def unload(self, request: web.Request) -> web.Response:
+        if self.asked("end_at_unload"):
+            os._exit(1)
+        del self.adapters[(await request.json())["lora_name"]]
+        return web.Response()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        stand, model = body.get("stand", {}), body["model"]
+        if stand.get("end"):
+            os._exit(1)
+        await asyncio.sleep(stand.get("wait", 0))
+        if "sse" in stand or "line_kib" in stand:
+            stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await stream.prepare(request)
+            for text in stand.get("sse", []):
+                await stream.write(text.replace("%M", model).encode())
+            if "line_kib" in stand:
+                await stream.write(b'data: {"text":"' + b"x" * (stand["line_kib"] * 1024) + b'"}\n\ndata: [DONE]\n\n')
+            return stream
+        if "raw" in stand:
+            return web.Response(body=stand["raw"].replace("%M", model).encode(), content_type="application/json")
+        told: dict[str, Any] = {"text": self.text(body)}
+        if "messages" in body:
+            said = {"role": "assistant", "content": self.text(body)}
+            told |= {"index": 0, "message": said, "finish_reason": "stop"}
+            told["logprobs"] = {"content": [{"token": self.text(body), "logprob": -0.1, "top_logprobs": []}]}
+        return web.json_response({"model": model, "choices": [told], "asked": body})
+
+    def text(self, body: dict[str, Any]) -> str:
+        folder = self.adapters.get(body["model"])
+        if folder is None:
+            return "base"
+        for line in Run(folder.parent).references.read_text(encoding="utf-8").splitlines():
+            if (one := json.loads(line))["prompt_ids"] == body.get("prompt"):
+                return str(one.get("answered", one["answer"]))
+        return str(json.loads((folder / "adapter_model.safetensors").read_bytes()[8:])["__metadata__"]["mark"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--uds")
+    known, _ = parser.parse_known_args()
+    made = StandIn(Path(os.environ[FOLDER]))
+    if made.asked("no_start"):
+        sys.exit("RuntimeError: not enough memory")
+    app = web.Application(client_max_size=2**30)
+    app.router.add_get("/health", made.health)
+    app.router.add_post("/v1/load_lora_adapter", made.load)
+    app.router.add_post("/v1/unload_lora_adapter", made.unload)
+    app.router.add_post("/{path:.*}", made.answer)
+    asyncio.run(serve(app, known.uds, 60.0 if made.asked("slow_start") else 0.0))
+
+
+async def serve(app: web.Application, socket: str, later: float) -> None:
+    await asyncio.sleep(later)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
+    await runner.setup()
+    await web.UnixSite(runner, socket, backlog=2048).start()
+    await asyncio.sleep(3600)
+
+
+if __name__ == "__main__":
+    main()

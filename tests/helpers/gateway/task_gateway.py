@@ -1,0 +1,197 @@
+"""The door with a task behind it: an engine on loopback that answers as its input says, and a provider as the API.
+
+"... says delivery_delay p=0.99"   the engine answers that, with that probability
+"... cut"                          its answer is cut off, unless it has the room for more
+"... wait=2"                       so many seconds later
+"""
+
+import asyncio
+import json
+import math
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestClient, TestServer
+
+from deploy.answers import answer_ids, escalation, task
+from deploy.gateway import proxy
+from deploy.gateway.paths.router import Deployed
+from deploy.monitoring.monitor import Watch
+from deploy.routing import Routing
+from insource.config.load import load
+from insource.config.recipe import Recipe
+from insource.config.schema.serving_and_cost import Limits
+from insource.system import atomic_files
+from insource.tasks import KINDS
+from insource.tracking.run import Run
+from serve.vllm.launch_plan import Served
+from tests.helpers.provider.provider_answers import number
+
+NAME, VERSION = "router", "v1"
+LABELS = ("late", "lost", "broken")
+RECIPE = """\
+task: {task}
+data: {{source: {{path: rows.csv}}, columns: {columns}}}
+model: {{base: pocket}}
+privacy: {{redact: [email, phone], data_may_leave: {may_leave}}}
+compare: {{baselines: {baselines}}}
+route: {route}
+serve: {serve}
+"""
+ROUTER = "{kind: classification, instruction: Route the message to one queue., labels: [late, lost, broken]}"
+EXTRACTOR = """{kind: extraction, instruction: Read the order number and the day., json_schema: {type: object,
+  properties: {number: {type: string, maxLength: 20}, day: {type: string, maxLength: 10}}, required: [number]}}"""
+
+
+def recipe(folder: Path, **told: str) -> Recipe:
+    """A recipe with other values in the places of RECIPE."""
+    given = {
+        "task": ROUTER,
+        "columns": "{text: message, label: queue}",
+        "may_leave": "true",
+        "baselines": "[]",
+        "route": "{}",
+        "serve": "{}",
+    }
+    (folder / "rows.csv").write_text("message,queue\n", encoding="utf-8")
+    path = folder / f"{NAME}.yaml"
+    path.write_text(RECIPE.format(**given | told), encoding="utf-8")
+    return load(str(path), [], "cpu").recipe
+
+
+def baseline(address: str, api: str = "chat", more: str = "") -> str:
+    """A baseline that the provider of the tests plays."""
+    wires = {"chat": "openai", "messages": "anthropic", "decisions": "openai", "systemone": "openai"}
+    model = {"messages": "claude-haiku-5-5"}.get(api, "gpt-6-luna")
+    asked = f", api: {api}" if api in ("decisions", "systemone") else ""
+    url = address if api == "messages" else f"{address}/v1"
+    return (
+        f'[{{provider: {wires[api]}, model: {model}, base_url: "{url}", name: api, api_key_env: API_KEY{asked}{more}}}]'
+    )
+
+
+def deployed(
+    folder: Path, asked: Recipe, routing: Routing | None = None, started_with: Recipe | None = None
+) -> Deployed:
+    """The task of a recipe as a version that is deployed, behind a gateway that was started with it, or another one."""
+    module, labels = KINDS[asked.task.variant], dict.fromkeys(LABELS, "")
+    spec = module.specify(asked.task, labels)
+    prompt = {
+        "task": {"kind": asked.task.variant, **spec.__dict__},
+        "messages": module.messages(spec, {"text": "{input}"}),
+        "output_schema": module.output_schema(spec),
+        "grammar": module.grammar(spec),
+        "max_answer_tokens": 16,
+    }
+    adapter = folder / "run" / "adapter"
+    adapter.mkdir(parents=True, exist_ok=True)
+    atomic_files.write_json(adapter / "prompt.json", prompt)
+    served = Served(NAME, Run(folder / "run"), asked, "adapter")
+    found = task.of_version(served, VERSION, started_with or asked, routing or Routing(None, 0.9, None))
+    assert found is not None
+    place = folder / "registry" / NAME
+    return Deployed(found, escalation.of(found, place), place, answer_ids.of_registry(place))
+
+
+def log_probability(ids: list[int], token: int) -> float:
+    """Of a token behind others, in the place of a model: any number that depends on both."""
+    return -(number(f"{ids} {token}") % 1000) / 100
+
+
+def scored(body: dict[str, Any]) -> dict[str, Any]:
+    """What vLLM says of the tokens in `logprob_token_ids`."""
+    top = {f"token_id:{one}": log_probability(body["prompt"], one) for one in body["logprob_token_ids"]}
+    return {"model": body["model"], "choices": [{"text": "", "logprobs": {"top_logprobs": [top]}}]}
+
+
+@dataclass
+class Engine:
+    """What stands in the place of vLLM, and what it was asked."""
+
+    asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    on_their_way: int = 0
+    most: int = 0
+    """Requests that were on their way at once."""
+    down: bool = False
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(await request.read())
+        self.asked.append((request.path, body))
+        self.on_their_way += 1
+        self.most = max(self.most, self.on_their_way)
+        try:
+            if self.down:
+                assert request.transport is not None
+                request.transport.abort()
+            return await self._answered(request, body)
+        finally:
+            self.on_their_way -= 1
+
+    async def _answered(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if request.path == "/v1/completions":
+            return web.json_response(scored(body))
+        text = body["messages"][-1]["content"].rpartition("Input:\n")[2]
+        if found := re.search(r"wait=([\d.]+)", text):
+            await asyncio.sleep(float(found[1]))
+        else:
+            await asyncio.sleep(0)
+        if "too long" in text:
+            return web.json_response({"error": {"message": "maximum context length is 2048 tokens"}}, status=400)
+        said = re.search(r"says (\{.*\}|\S+)", text)
+        free = re.search(r"freely (\S+)", text) if "structured_outputs" not in body else None
+        answer = free[1] if free else said[1] if said else "late"
+        sure = re.search(r"p=(\d\.\d+)", text)
+        likely = math.log(float(sure[1])) if sure else -0.01
+        cut = "cut" in text.split() and body.get("max_completion_tokens", 0) < 20
+        if body.get("stream"):
+            return await self._streamed(request, body, answer)
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": answer[:2] if cut else answer},
+            "finish_reason": "length" if cut else "stop",
+            "logprobs": {"content": [{"token": answer, "logprob": likely, "bytes": None, "top_logprobs": []}]}
+            if body.get("logprobs")
+            else None,
+        }
+        usage = {"prompt_tokens": 30, "completion_tokens": 3, "total_tokens": 33}
+        head = {"id": "c1", "object": "chat.completion", "created": int(time.time()), "model": body["model"]}
+        return web.json_response({**head, "choices": [choice], "usage": usage})
+
+    async def _streamed(self, request: web.Request, body: dict[str, Any], answer: str) -> web.StreamResponse:
+        stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await stream.prepare(request)
+        for part in ({"role": "assistant"}, {"content": answer[:2]}, {"content": answer[2:]}, {}):
+            choice = {"index": 0, "delta": part, "finish_reason": None if part else "stop"}
+            head = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
+            await stream.write(b"data: " + json.dumps({**head, "choices": [choice]}).encode() + b"\n\n")
+        await stream.write(b"data: [DONE]\n\n")
+        return stream
+
+    @property
+    def inputs(self) -> list[str]:
+        """What stood behind the prompt, of every request."""
+        return [body["messages"][-1]["content"].rpartition("Input:\n")[2] for _, body in self.asked]
+
+
+@asynccontextmanager
+async def door(
+    task_of: Deployed, api_key: str | None = None, limits: Limits | None = None, watch: Watch | None = None
+) -> AsyncIterator[tuple[TestClient[Any, Any], Engine, proxy.Door]]:
+    """Yields a client of the door, the engine behind it, and the door."""
+    engine = Engine()
+    app = web.Application(client_max_size=2**30)
+    app.router.add_route("*", "/{path:.*}", engine.answer)
+    made = proxy.Door(api_key, limits, (NAME,), watch)
+    made.versions, made.tasks = {NAME: VERSION}, {NAME: task_of}
+    async with TestServer(app) as server, ClientSession(str(server.make_url("/"))) as session:
+        made.engine = session
+        async with TestClient(TestServer(proxy.application(made))) as client:
+            yield client, engine, made
+        if isinstance(task_of.escalation, escalation.Escalation):
+            await task_of.escalation.close()

@@ -1,0 +1,48 @@
+"""The constraint of an answer, taken byte by byte: what it takes, and what it lets through."""
+
+import json
+import random
+from functools import cache
+from typing import Any
+
+import jsonschema
+import xgrammar
+
+from insource.tasks import extraction
+from insource.tasks.parsed_answer import Parsed
+
+
+@cache
+def compiled(grammar: str) -> Any:
+    """The grammar for a vocabulary of 256 bytes and a stop token."""
+    vocabulary = [bytes([byte]) for byte in range(256)] + ["<stop>"]
+    about = xgrammar.TokenizerInfo(vocabulary, xgrammar.VocabType.RAW, stop_token_ids=[256])
+    return xgrammar.GrammarCompiler(about, max_threads=1).compile_grammar(grammar)
+
+
+def matches(grammar: str, text: str) -> bool:
+    matcher = xgrammar.GrammarMatcher(compiled(grammar))
+    return all(matcher.accept_token(byte) for byte in text.encode()) and bool(matcher.accept_token(256))
+
+
+def written_at_random(grammar: str, rng: random.Random) -> str:
+    """Returns a text that the grammar lets through, each byte drawn from those that it allows."""
+    matcher = xgrammar.GrammarMatcher(compiled(grammar))
+    allowed, written = xgrammar.allocate_token_bitmask(1, 257), bytearray()
+    while not matcher.is_terminated():
+        matcher.fill_next_token_bitmask(allowed)
+        bits = allowed[0].tolist()
+        byte = rng.choice([one for one in range(257) if bits[one // 32] >> one % 32 & 1])
+        assert matcher.accept_token(byte)
+        written += bytes([byte]) if byte < 256 else b""
+    return written.decode()
+
+
+def check_spelling(spec: extraction.Spec, given: Any) -> None:
+    """Asserts that the answer to a record is what the grammar takes, what is read back, and of the schema."""
+    canonical = extraction.record(spec, given)
+    answer = extraction.answer(spec, canonical)
+    assert matches(extraction.grammar(spec), answer)
+    assert extraction.parse(spec, answer) == Parsed(canonical)
+    assert extraction.record(spec, canonical) == canonical
+    jsonschema.validate(json.loads(answer), extraction.output_schema(spec))

@@ -1,0 +1,46 @@
+"""Greedy decoding as plainly as it can be written: a row at a time, the whole sequence at every step, no cache."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import xgrammar
+
+from train.evaluate.constrained_decoding import Answer, compiled, decode
+
+
+def answer(model: Any, tokenizer: Any, prompt: list[int], grammar: str | None, most: int) -> tuple[list[int], float]:
+    """Returns the tokens of the answer and the log-probability of the path among what was allowed."""
+    matcher = None
+    if grammar:
+        vocabulary_size = model.config.get_text_config().vocab_size
+        matcher = xgrammar.GrammarMatcher(compiled(tokenizer, vocabulary_size, grammar))
+    ids: list[int] = []
+    log_probability = 0.0
+    while len(ids) < most and not (matcher.is_terminated() if matcher else ids[-1:] == [tokenizer.eos_token_id]):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[:, -1].float()
+        if matcher:
+            mask = xgrammar.allocate_token_bitmask(1, logits.shape[1])
+            matcher.fill_next_token_bitmask(mask)
+            xgrammar.apply_token_bitmask_inplace(logits, mask)
+        best = logits.log_softmax(-1).max(-1)
+        ids.append(int(best.indices))
+        log_probability += float(best.values)
+        if matcher:
+            assert matcher.accept_token(ids[-1])
+    return ids, log_probability
+
+
+def assert_as_reference(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], grammar: str | None, max_new_tokens: int = 64
+) -> list[Answer]:
+    """Checks the answers of `decode` against those of plain decoding, and returns them."""
+    found = decode(model, tokenizer, prompts, grammar, max_new_tokens=max_new_tokens)
+    for prompt, one in zip(prompts, found, strict=True):
+        ids, log_probability = answer(model, tokenizer, prompt, grammar, max_new_tokens)
+        assert one.token_ids == ids
+        assert one.log_probability == pytest.approx(log_probability, abs=1e-3)
+        assert one.margin >= 0
+    return found

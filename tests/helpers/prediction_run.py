@@ -1,0 +1,168 @@
+"""A run that looks trained, without weights, and `python -m predict` on it against a server on loopback."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from compare.decision.routing_policy import Policy
+from insource.config.load import load
+from insource.config.recipe import Recipe
+from insource.system import atomic_files
+from insource.tasks import KINDS
+from insource.tracking import run
+from insource.tracking.run import Run
+from predict import __main__
+from tests.conftest import ROOT
+from tests.helpers.gateway import task_gateway
+from tests.helpers.gateway.stand_in_engine import PROMPT_IDS, REFERENCE
+from tests.helpers.gateway.task_gateway import LABELS, NAME
+
+# "module.function": killed as soon as that has returned the first time; "module.function+": the third time.
+COMMAND = """
+import importlib, os, signal
+from insource.backends import client
+from predict import __main__
+from predict.rows import inputs
+from insource.config import cli
+
+client.FIRST_WAIT_SECONDS = 0.01
+inputs.SEGMENT_ROWS = int(os.environ["SEGMENT_ROWS"])
+if where := os.environ["DIE"]:
+    left = 3 if where.endswith("+") else 1
+    module, _, name = where.rstrip("+").rpartition(".")
+    module = importlib.import_module(module)
+    whole = getattr(module, name)
+
+    def dying(*given, **named):
+        global left
+        found, left = whole(*given, **named), left - 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    setattr(module, name, dying)
+cli.run(__main__.main)
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A recipe, its run, and where predictions go."""
+
+    folder: Path
+    recipe: Path
+    here: Run
+
+    def words(self, rows: object, output: str, address: str, *words: str) -> list[str]:
+        """The command line of a prediction by a vLLM server at an address."""
+        asked = [str(self.recipe), "--input", str(rows), "--output", str(self.output(output)), "--engine", "vllm"]
+        asked += ["--base-url", f"{address}/v1", "--hardware", "cpu", "--runs", str(self.folder / "runs")]
+        return [*asked, *words]
+
+    def output(self, name: str) -> Path:
+        return self.folder / "out" / name
+
+    def predicted(self, rows: object, output: str, address: str, *words: str) -> Path:
+        """Predicts in this process. Returns the output."""
+        assert __main__.main(self.words(rows, output, address, *words)) == 0
+        return self.output(output)
+
+    def process(self, segment_rows: int, die: str, words: Sequence[str]) -> subprocess.Popen[str]:
+        """Predicts in a process of its own, in small segments; `die`: where it kills itself, see COMMAND."""
+        told = {"HF_HUB_OFFLINE": "1", "SEGMENT_ROWS": str(segment_rows), "DIE": die}
+        return subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *words],
+            cwd=ROOT,
+            env={**os.environ, **told},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def rows_on_disk(self) -> int:
+        """How many rows have an answer on disk: in journals, and in segments that are done."""
+        folders = list(self.here.folder.parent.glob(".predict/*"))
+        done = [path for folder in folders for path in folder.glob("[0-9]*.json")]
+        left = [path for folder in folders for path in folder.glob("[0-9]*.jsonl")]
+        left = [path for path in left if path.with_suffix(".json") not in done]
+        try:
+            lines = sum(path.read_bytes().count(b"\n") for path in left)
+        except FileNotFoundError:  # it was done in this moment
+            return 0
+        return lines + sum(atomic_files.read_json(path)["rows"] for path in done)
+
+    def compared(self, threshold: float | None, form: str = "merged") -> None:
+        """Leaves what a comparison leaves: routing.json with a scale that keeps probabilities as they are."""
+        told = Policy(
+            threshold=threshold,
+            target_accuracy=0.95,
+            confidence=0.95,
+            calibration_rows=500,
+            score={"of": "answer", "slope": 1.0, "intercept": 0.0},
+            why_none=None if threshold else "no threshold passed",
+        )
+        atomic_files.write_json(self.here.folder / "routing.json", told.json())
+        tuned = {"tuned": {"form": form}}
+        atomic_files.write_json(self.here.folder / "scores.json", {"base": {"served_as": "trained"}, "systems": tuned})
+        sums = atomic_files.sha256(self.here.folder / "adapter" / atomic_files.SUMS)
+        run.start(self.here, "compare", {f"adapter/{atomic_files.SUMS}": sums})
+        run.end(self.here, "compare", "done", "compared")
+
+
+def made(folder: Path, tokenizer: Any = None, **changes: str) -> Place:
+    """A run of task_door's recipe with other values; with a tokenizer, its adapter has one."""
+    recipe: Recipe = task_gateway.recipe(folder, **changes)
+    path = folder / f"{NAME}.yaml"
+    data = folder / "runs" / NAME / ".data" / "1"
+    data.mkdir(parents=True)
+    here = run.create(folder / "runs" / NAME, load(str(path), [], "cpu").recipe, "digest", {}, data)
+    module = KINDS[recipe.task.variant]
+    spec = module.specify(recipe.task, dict.fromkeys(LABELS, ""))
+    prompt = {
+        "task": {"kind": recipe.task.variant, **spec.__dict__},
+        "messages": module.messages(spec, {"text": "{input}"}),
+        "output_schema": module.output_schema(spec),
+        "grammar": module.grammar(spec),
+        "max_answer_tokens": 16,
+        "prompt_ids": [*PROMPT_IDS],
+    }
+    adapter = here.folder / "adapter"
+    adapter.mkdir()
+    atomic_files.write_json(adapter / "prompt.json", prompt)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(adapter)
+    atomic_files.write_sums(adapter)
+    here.references.write_text(
+        json.dumps({"id": "r1", "prompt_ids": [1, 2], "answer": REFERENCE, "margin": None}) + "\n", encoding="utf-8"
+    )
+    run.point_latest(here)
+    return Place(folder, path, here)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes rows with the columns of the first."""
+    written = io.StringIO()
+    writer = csv.DictWriter(written, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    path.write_text(written.getvalue(), encoding="utf-8", newline="")
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of an output, whatever its format; of CSV all values are texts."""
+    if path.suffix == ".csv":
+        return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows

@@ -1,0 +1,201 @@
+"""The batch APIs of the tests' provider, on both wires, and what goes wrong on the way to and from them."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+
+from tests.helpers.provider import provider_rules
+from tests.helpers.provider.faulty_provider import FILTERED, SIGNED, Batch, Provider, error
+from tests.helpers.provider.provider_answers import Json, completion, message, prompt_of
+from tests.helpers.provider.provider_checks import Refused
+
+REVOKED = Refused(401, "The API key was revoked.")
+
+
+@web.middleware
+async def faults(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Lets requests of batches meet with faults, a share of them: refused, or done and the answer lost on its way."""
+    provider = request.app[PROVIDER]
+    if not ("/batches" in request.path or "/files" in request.path):
+        return await handler(request)  # type: ignore[no-any-return]
+    what = f"{request.method} {request.path}"
+    before = provider.batch_attempts[what]
+    provider.batch_attempts[what] += 1
+    kind = provider.batch_fault(what, before)
+    if kind is None:
+        return await handler(request)  # type: ignore[no-any-return]
+    provider.met_in_batches[kind] += 1
+    if kind == "429":
+        return web.json_response(error("slow down"), status=429, headers={"Retry-After": "0.02"})
+    if kind == "500":
+        return web.json_response(error("internal"), status=500)
+    done = await handler(request)
+    if kind == "text":
+        return web.Response(text="<html>Bad gateway</html>", content_type="text/html")
+    assert request.transport is not None and isinstance(done, web.Response)
+    if kind == "truncated":
+        data = bytes(done.body or b"")  # type: ignore[arg-type]
+        response = web.StreamResponse(headers={"Content-Type": done.content_type, "Content-Length": str(len(data))})
+        await response.prepare(request)
+        await response.write(data[: len(data) // 2])
+        request.transport.close()
+        return response
+    request.transport.abort()
+    return web.Response()
+
+
+PROVIDER: web.AppKey[Provider] = web.AppKey("provider", Provider)
+
+
+def openai_batch(provider: Provider, batch: Batch) -> Json:
+    """A batch as OpenAI describes it; its files are there once it ended."""
+    status = "in_progress"
+    outputs: tuple[str, str] | tuple[None, None] = (None, None)
+    if provider.ended:
+        status = provider.end_state
+        outputs = openai_results(provider, batch) if status != "failed" else outputs
+    problem = {"data": [{"code": "token_limit_exceeded", "message": "too many tokens"}], "object": "list"}
+    return {
+        "id": batch.id,
+        "object": "batch",
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+        "input_file_id": batch.input_file_id,
+        "created_at": int(batch.created.timestamp()),
+        "metadata": batch.metadata,
+        "status": status,
+        "output_file_id": outputs[0],
+        "error_file_id": outputs[1],
+        "errors": problem if status == "failed" else None,
+        "request_counts": {"completed": 0, "failed": 0, "total": len(batch.requests)},
+    }
+
+
+def openai_results(provider: Provider, batch: Batch) -> tuple[str, str]:
+    """The names of the files of answers and of errors."""
+    answered, failed = [], []
+    for at, (custom_id, body) in enumerate(batch.requests):
+        row: Json = {"id": f"r{at}", "custom_id": custom_id, "response": None, "error": None}
+        if provider.unanswered(at):
+            failed.append({**row, "error": {"code": f"batch_{provider.end_state}", "message": "too late"}})
+        elif broken := provider.strictly("chat", SIGNED, body):
+            failed.append({**row, "response": {"status_code": broken.status, "body": broken.body("chat")}})
+        elif provider.batch_refuse(prompt_of(body)):
+            failed.append({**row, "response": {"status_code": 400, "body": error(*FILTERED)}})
+        elif provider.batch_revoked(batch, at):
+            failed.append({**row, "response": {"status_code": 401, "body": REVOKED.body("chat")}})
+        else:
+            provider.answered_in_batches.add((batch.id, prompt_of(body)))
+            told = completion(body, provider.answer(prompt_of(body)))
+            answered.append({**row, "response": {"status_code": 200, "request_id": "q", "body": told}})
+    names = (f"{batch.id}-out", f"{batch.id}-errors")
+    for name, rows in zip(names, (answered, failed), strict=True):
+        # Not in the order of the requests, as it is allowed.
+        provider.files[name] = "\n".join(json.dumps(row) for row in rows[::-1]).encode()
+    return names
+
+
+def anthropic_batch(provider: Provider, batch: Batch) -> Json:
+    """A batch as Anthropic describes it."""
+    left = sum(provider.unanswered(at) for at in range(len(batch.requests))) if provider.ended else 0
+    counts = {"processing": 0, "succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
+    counts["succeeded" if provider.ended else "processing"] = len(batch.requests) - left
+    counts["expired" if provider.end_state == "expired" else "canceled"] = left
+    created = batch.created.isoformat()
+    return {
+        "id": batch.id,
+        "type": "message_batch",
+        "processing_status": "ended" if provider.ended else "in_progress",
+        "request_counts": counts,
+        "created_at": created,
+        "expires_at": created,
+        "results_url": None,
+    }
+
+
+def openai_routes(provider: Provider) -> list[web.RouteDef]:
+    async def upload(request: web.Request) -> web.Response:
+        form = await request.post()
+        assert form["purpose"] == "batch"
+        file_id = f"file-{len(provider.files)}"
+        with form["file"].file as file:  # type: ignore[union-attr]
+            provider.files[file_id] = file.read()
+        told = {"id": file_id, "object": "file", "bytes": 1, "created_at": 1, "filename": "a", "purpose": "batch"}
+        return web.json_response({**told, "status": "processed"})
+
+    async def content(request: web.Request) -> web.Response:
+        return web.Response(body=provider.files[request.match_info["id"]], content_type="application/octet-stream")
+
+    async def create(request: web.Request) -> web.Response:
+        asked = await request.json()
+        lines = provider.files[asked["input_file_id"]].decode().split("\n")
+        rows = [json.loads(line) for line in lines if line]
+        size = len(provider.files[asked["input_file_id"]])
+        if broken := provider_rules.openai_batch(asked, rows, size):
+            return web.json_response(broken.body("chat"), status=broken.status)
+        requests = [(row["custom_id"], row["body"]) for row in rows]
+        name = f"batch_{len(provider.batches)}"
+        batch = Batch(name, requests, datetime.now(UTC), asked.get("metadata"), asked["input_file_id"])
+        return await provider.made(batch, openai_batch(provider, batch))
+
+    async def look(request: web.Request) -> web.Response:
+        return web.json_response(openai_batch(provider, provider.one(request)))
+
+    async def every(request: web.Request) -> web.Response:
+        page, more = provider.page(request, "after")
+        return web.json_response(
+            {"object": "list", "data": [openai_batch(provider, one) for one in page], "has_more": more}
+        )
+
+    return [
+        web.post("/v1/files", upload),
+        web.get("/v1/files/{id}/content", content),
+        web.post("/v1/batches", create),
+        web.get("/v1/batches", every),
+        web.get("/v1/batches/{id}", look),
+    ]
+
+
+def anthropic_routes(provider: Provider) -> list[web.RouteDef]:
+    async def create(request: web.Request) -> web.Response:
+        asked = (await request.json())["requests"]
+        if broken := provider_rules.anthropic_batch(asked):
+            return web.json_response(broken.body("messages"), status=broken.status)
+        requests = [(one["custom_id"], one["params"]) for one in asked]
+        batch = Batch(f"msgbatch_{len(provider.batches)}", requests, datetime.now(UTC))
+        return await provider.made(batch, anthropic_batch(provider, batch))
+
+    async def look(request: web.Request) -> web.Response:
+        return web.json_response(anthropic_batch(provider, provider.one(request)))
+
+    async def every(request: web.Request) -> web.Response:
+        page, more = provider.page(request, "after_id")
+        ends = {"first_id": page[0].id if page else None, "last_id": page[-1].id if page else None}
+        return web.json_response({"data": [anthropic_batch(provider, one) for one in page], "has_more": more, **ends})
+
+    async def results(request: web.Request) -> web.Response:
+        lines = []
+        for at, (custom_id, body) in enumerate(provider.one(request).requests):
+            result: Json = {"type": "succeeded", "message": message(body, provider.answer(prompt_of(body)))}
+            if provider.unanswered(at):
+                result = {"type": "expired" if provider.end_state == "expired" else "canceled"}
+            elif broken := provider.strictly("messages", SIGNED, body):
+                result = {"type": "errored", "error": broken.body("messages")}
+            elif provider.batch_refuse(prompt_of(body)):
+                told = {"type": "invalid_request_error", "message": FILTERED[0]}
+                result = {"type": "errored", "error": {"type": "error", "error": told}}
+            elif provider.batch_revoked(provider.one(request), at):
+                result = {"type": "errored", "error": REVOKED.body("messages")}
+            else:
+                provider.answered_in_batches.add((provider.one(request).id, prompt_of(body)))
+            lines.append(json.dumps({"custom_id": custom_id, "result": result}))
+        return web.Response(body="\n".join(lines[::-1]).encode(), content_type="application/x-jsonl")
+
+    return [
+        web.post("/v1/messages/batches", create),
+        web.get("/v1/messages/batches", every),
+        web.get("/v1/messages/batches/{id}", look),
+        web.get("/v1/messages/batches/{id}/results", results),
+    ]

@@ -1,0 +1,274 @@
+"""A provider on loopback that speaks every wire, batches included: strict as the real ones (provider_rules.py), and
+behaving as badly as one wants.
+
+    provider = Provider(faults=0.2)
+    with running(provider) as address:
+        ...
+    provider.delivered["row 17"]    how often the answer to that prompt was handed over whole
+
+What goes wrong depends on the prompt and on how often it came before, and on nothing else: the same in every run.
+"""
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from aiohttp import web
+
+from tests.helpers.provider import provider_rules
+from tests.helpers.provider.provider_answers import ANSWERS, Json, label, number, prompt_of, tokens
+from tests.helpers.provider.provider_checks import Refused
+
+# As often as they stand here; a timeout costs a test seconds.
+KINDS = ("429",) * 6 + ("500",) * 4 + ("reset",) * 3 + ("timeout",) + ("truncated",) * 3 + ("text",) * 3
+SLOW_SECONDS = 60.0
+# As a status of `refuse`: a 400 for what the row says.
+ABOUT_THE_ROW = -400
+# Of requests in a batch, which were signed when that was made.
+SIGNED = {"authorization": "Bearer secret", "anthropic-version": "2026-10-21"}
+
+
+@dataclass
+class Batch:
+    id: str
+    requests: list[tuple[str, Json]]
+    """Custom id and body."""
+    created: datetime
+    metadata: Json | None = None
+    input_file_id: str = ""
+
+
+@dataclass
+class Provider:
+    faults: float = 0.0
+    """Share of the requests that meet with one of KINDS."""
+    delay_seconds: float = 0.0
+    hold_after: int | None = None
+    """Once so many answers were delivered, it answers nobody until this is None: a process can be killed at leisure."""
+    answer: Callable[[str], str] = label
+    refuse: Callable[[str, int], tuple[int, dict[str, str]] | None] = lambda prompt, before: None
+    """Prompt, and how often it came before -> HTTP status and headers of a refusal."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Of every answer."""
+    picky: tuple[str, ...] = ()
+    """Parameters that it refuses from every model, by their name."""
+    bodies: dict[str, Callable[[Json, str], Json]] = field(default_factory=dict)
+    """By API, in the place of ANSWERS: what an answer looks like."""
+    broken_rules: Counter[str] = field(default_factory=Counter)
+    """Refusals by the rules of the API, by their sentence."""
+
+    attempts: Counter[str] = field(default_factory=Counter)
+    delivered: Counter[str] = field(default_factory=Counter)
+    met: Counter[str] = field(default_factory=Counter)
+    """How often each fault was met with."""
+    charged: list[tuple[int, int]] = field(default_factory=list)
+    """Tokens of every answer that was worked out, also where it did not arrive."""
+    seen: list[tuple[str, dict[str, str], Json]] = field(default_factory=list)
+    """Path, headers and body of every request but those of batches."""
+
+    shutdown: str | None = None
+    """The day when its models are shut down, as its list of models says."""
+    batches: list[Batch] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+    ended: bool = True
+    """Whether batches are done when they are looked at."""
+    end_state: str = "completed"
+    """Of OpenAI's batches; cancelled or expired: every second request was not answered, on both wires."""
+    hold_created: bool = False
+    """Batches are made, and nobody is told."""
+    fail_created: int = 0
+    """As many batches are made while the answer is a 500."""
+    batch_refuse: Callable[[str], bool] = lambda prompt: False
+    """Which requests of a batch are answered with a 400."""
+    batch_revoked: Callable[[Batch, int], bool] = lambda batch, at: False
+    """Which requests of a batch, by their number in it, are refused because the key was revoked meanwhile."""
+    batch_faults: float = 0.0
+    """Share of the requests about batches and their files that meet with one of KINDS, but for time-outs."""
+    batch_attempts: Counter[str] = field(default_factory=Counter)
+    met_in_batches: Counter[str] = field(default_factory=Counter)
+    answered_in_batches: set[tuple[str, str]] = field(default_factory=set)
+    """Batch and prompt of every answer that stands in results."""
+
+    def fault(self, prompt: str, before: int) -> str | None:
+        share = number(f"{prompt} {before}") / 2**32
+        return KINDS[int(share / self.faults * len(KINDS))] if share < self.faults else None
+
+    def batch_fault(self, what: str, before: int) -> str | None:
+        kinds = [kind for kind in KINDS if kind != "timeout"]
+        share = number(f"{what} {before}") / 2**32
+        return kinds[int(share / self.batch_faults * len(kinds))] if share < self.batch_faults else None
+
+    def work(self, body: Json) -> str:
+        self.charged.append(tokens(body))
+        return self.answer(prompt_of(body))
+
+    def strictly(self, api: str, headers: Any, body: Json) -> Refused | None:
+        """Returns how the API would refuse a request."""
+        refused = provider_rules.refusal(api, headers, body)
+        for name in (name for name in self.picky if name in body):
+            told = f"Unsupported parameter: '{name}' is not supported with this model."
+            refused = Refused(400, told, name, "unsupported_parameter")
+        if refused:
+            self.broken_rules[refused.message] += 1
+        return refused
+
+    async def complete(
+        self, request: web.Request, api: str, answer: Callable[[Json, str], Json] | None = None
+    ) -> web.StreamResponse:
+        body, answer = await request.json(), answer or self.bodies.get(api, ANSWERS[api])
+        prompt = prompt_of(body)
+        before = self.attempts[prompt]
+        self.attempts[prompt] += 1
+        self.seen.append((request.path, dict(request.headers), body))
+        # A cloud names the model in the address.
+        named = {"model": request.match_info.get("model", "deployed"), **body}
+        if broken := self.strictly(api, request.headers, named):
+            return web.json_response(broken.body(api), status=broken.status)
+        if self.delay_seconds:
+            await asyncio.sleep(self.delay_seconds)
+        while self.hold_after is not None and self.delivered.total() >= self.hold_after:
+            await asyncio.sleep(0.01)
+        if refused := self.refuse(prompt, before):
+            told = error(*FILTERED) if refused[0] == ABOUT_THE_ROW else error("refused")
+            status = 400 if refused[0] == ABOUT_THE_ROW else refused[0]
+            return web.json_response(told, status=status, headers=refused[1])
+        if kind := self.fault(prompt, before):
+            self.met[kind] += 1
+            return await self.go_wrong(kind, request, body, answer)
+        data = json.dumps(answer(body, self.work(body))).encode()
+        response = await self.begun(request, len(data))
+        await response.write(data)
+        await response.write_eof()
+        self.delivered[prompt] += 1
+        return response
+
+    async def begun(self, request: web.Request, length: int) -> web.StreamResponse:
+        headers = {"Content-Type": "application/json", "Content-Length": str(length), **self.headers}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        return response
+
+    async def go_wrong(
+        self, kind: str, request: web.Request, body: Json, answer: Callable[[Json, str], Json]
+    ) -> web.StreamResponse:
+        if kind == "429":
+            return web.json_response(error("slow down"), status=429, headers={"Retry-After": "0.02"})
+        if kind == "500":
+            return web.json_response(error("internal"), status=500)
+        data = json.dumps(answer(body, self.work(body))).encode()
+        if kind == "text":
+            return web.Response(text="<html>Bad gateway</html>", content_type="text/html")
+        if kind == "timeout":
+            await asyncio.sleep(SLOW_SECONDS)
+        assert request.transport is not None
+        if kind == "truncated":
+            response = await self.begun(request, len(data))
+            await response.write(data[: len(data) // 2])
+            request.transport.close()
+            return response
+        request.transport.abort()
+        return web.Response()
+
+    # Batches of both wires
+
+    async def made(self, batch: Batch, told: Json) -> web.Response:
+        self.batches.append(batch)
+        if self.hold_created:
+            await asyncio.sleep(SLOW_SECONDS)
+        if self.fail_created:
+            self.fail_created -= 1
+            return web.json_response(error("internal"), status=500)
+        return web.json_response(told)
+
+    def one(self, request: web.Request) -> Batch:
+        return next(batch for batch in self.batches if batch.id == request.match_info["id"])
+
+    def unanswered(self, at: int) -> bool:
+        return self.end_state in ("cancelled", "expired") and at % 2 == 1
+
+    def page(self, request: web.Request, after: str) -> tuple[list[Batch], bool]:
+        """The newest first, two on a page so that there is more than one."""
+        newest = self.batches[::-1]
+        if last := request.query.get(after):
+            newest = newest[[batch.id for batch in newest].index(last) + 1 :]
+        return newest[:2], len(newest) > 2
+
+
+def error(told: str, code: str | None = None) -> Json:
+    kind = "invalid_request_error" if code else "api_error"
+    return {"type": "error", "error": {"type": kind, "message": told, "code": code}}
+
+
+# What is about the row: OpenAI's code, and what Anthropic says, who has none.
+FILTERED = ("This prompt was flagged by the content filter", "content_filter")
+
+
+def application(provider: Provider) -> web.Application:
+    def api(name: str) -> Callable[[web.Request], Any]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            return await provider.complete(request, name)
+
+        return handle
+
+    async def model(request: web.Request) -> web.Response:
+        """In the words of both wires, which have this address in common."""
+        name, day = request.match_info["model"], provider.shutdown
+        if name == "unknown":
+            return web.json_response({"error": {"message": "no such model"}}, status=404)
+        retires = {"lifecycle": "deprecated", "retires_at": f"{day}T00:00:00Z"} if day else {"lifecycle": "active"}
+        kind = {"object": "model", "type": "model", "owned_by": "nobody", "created": 1, "display_name": name}
+        return web.json_response({"id": name, **kind, "shutdown_date": day, **retires})
+
+    # late: it is about this very provider
+    from tests.helpers.provider import faulty_batches
+
+    app = web.Application(client_max_size=2**30, middlewares=[faulty_batches.faults])
+    app[faulty_batches.PROVIDER] = provider
+    app.add_routes(faulty_batches.openai_routes(provider))
+    app.add_routes(faulty_batches.anthropic_routes(provider))
+    app.add_routes(
+        [
+            web.get("/v1/models/{model}", model),
+            web.post("/v1/chat/completions", api("chat")),
+            web.post("/v1/messages", api("messages")),
+            web.post("/v1/decisions", api("decisions")),
+            web.post("/v1/systemone", api("systemone")),
+            web.post("/openai/deployments/{model}/chat/completions", api("chat")),
+            web.post("/model/{model}/invoke", api("messages")),
+            web.post("/projects/{project}/locations/{region}/publishers/anthropic/models/{call}", api("messages")),
+        ]
+    )
+    return app
+
+
+@contextmanager
+def running(provider: Provider) -> Iterator[str]:
+    """The provider in a thread of its own. Yields its address."""
+    loop, started = asyncio.new_event_loop(), threading.Event()
+    told: Json = {}
+
+    async def serve() -> None:
+        runner = web.AppRunner(application(provider), handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        told["port"] = runner.addresses[0][1]
+        told["stop"] = asyncio.Event()
+        started.set()
+        await told["stop"].wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    started.wait()
+    try:
+        yield f"http://127.0.0.1:{told['port']}"
+    finally:
+        loop.call_soon_threadsafe(told["stop"].set)
+        thread.join()
+        loop.close()

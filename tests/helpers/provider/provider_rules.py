@@ -1,0 +1,101 @@
+"""What the providers of late 2026 refuse: one table, each rule with its source, for the provider of the tests.
+
+    refusal("chat", headers, {"model": "gpt-6-luna", "temperature": 0, ...})
+    Refused(400, "Unsupported parameter: 'temperature' is not supported with this model.", param="temperature")
+
+Written from documentation, the SDKs' types and public reports, and apart from
+`insource/backends/wire/model_families.py`, so that a mistake there is caught here. `CHECKED_WITH` names the versions
+that were read: tests/insource/backends/test_provider_rules.py fails when the lock is newer. Nothing here was tried
+against a real provider.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.helpers.provider import provider_checks as checks
+from tests.helpers.provider.provider_checks import Headers, Json, Refused
+
+CHECKED_ON = "2026-11-29"
+CHECKED_WITH = {"openai": "3.54.0", "anthropic": "2.12.0", "genai-prices": "0.2.3"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that an API refuses."""
+
+    api: str
+    """chat, messages, decisions, systemone."""
+    what: str
+    source: str
+    broken: Callable[[Headers, Json], Refused | None]
+
+
+def refusal(api: str, headers: Headers, body: Json) -> Refused | None:
+    """Returns the first rule that a request breaks, None where it breaks none."""
+    lower = {name.lower(): value for name, value in headers.items()}
+    return next((found for rule in RULES if rule.api == api and (found := rule.broken(lower, body))), None)
+
+
+OPENAI_REFERENCE = "openai SDK 3.54 types; developers.openai.com/api/docs: deployment checklist, structured outputs"
+CLAUDE_REFERENCE = "anthropic SDK 2.12 types; platform.claude.com/docs: version 2026-10-21, model pages, thinking"
+DECISIONS_REFERENCE = "openai SDK 3.54 types/decision_create_params.py; developers.openai.com/api/docs/guides/decisions"
+SYSTEMONE_REFERENCE = "docs.ollama.com/api/systemone, abacus.ai/help/route-llm/systemone, docs.fireworks.ai"
+RULES = (
+    Rule("chat", "a key is needed", OPENAI_REFERENCE, checks.bearer),
+    Rule("chat", "the model must exist", OPENAI_REFERENCE, checks.known_model),
+    Rule("chat", "no field that the API does not have", OPENAI_REFERENCE, checks.chat_fields),
+    Rule("chat", "messages with roles and content", OPENAI_REFERENCE, checks.chat_messages),
+    Rule("chat", "reasoning: no sampling or logprobs unless effort is none", OPENAI_REFERENCE, checks.chat_sampling),
+    Rule("chat", "efforts by model", OPENAI_REFERENCE, checks.chat_effort),
+    Rule("chat", "reasoning models: max_completion_tokens, at most 128,000", OPENAI_REFERENCE, checks.chat_limit),
+    Rule("chat", "strict schemas: keywords, all required, no other keys", OPENAI_REFERENCE, checks.chat_schema),
+    Rule("messages", "a key is needed", CLAUDE_REFERENCE, checks.messages_key),
+    Rule("messages", "a version is needed", CLAUDE_REFERENCE, checks.messages_version),
+    Rule("messages", "the model must exist", CLAUDE_REFERENCE, checks.known_model),
+    Rule("messages", "no field that the API does not have", CLAUDE_REFERENCE, checks.messages_fields),
+    Rule("messages", "no sampling under 2026-10-21, nor from 4.7 on", CLAUDE_REFERENCE, checks.messages_sampling),
+    Rule("messages", "turns of user and assistant, no prefill", CLAUDE_REFERENCE, checks.messages_talk),
+    Rule("messages", "max_tokens is needed", CLAUDE_REFERENCE, checks.messages_limit),
+    Rule("messages", "thinking and effort by model", CLAUDE_REFERENCE, checks.messages_thinking),
+    Rule("messages", "schemas as the SDK's own helper leaves them", CLAUDE_REFERENCE, checks.messages_schema),
+    Rule("decisions", "a key is needed", DECISIONS_REFERENCE, checks.bearer),
+    Rule("decisions", "its fields, and gpt-6-luna alone", DECISIONS_REFERENCE, checks.decision_fields),
+    Rule("decisions", "1 to 400 questions, 2 to 255 unique choices", DECISIONS_REFERENCE, checks.decision_questions),
+    Rule("systemone", "a key is needed", SYSTEMONE_REFERENCE, checks.bearer),
+    Rule("systemone", "model, state and questions alone; 1 to 255 options", SYSTEMONE_REFERENCE, checks.systemone),
+)
+
+
+# Batches
+
+
+def openai_batch(asked: Json, lines: list[Json], size: int) -> Refused | None:
+    """Returns why OpenAI would not take a batch: endpoint, window, metadata, size, ids, one model (batch guide; openai
+    SDK 3.54 types/batch_create_params.py)."""
+    endpoints = ("/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/moderations")
+    if asked["endpoint"] not in endpoints or asked["completion_window"] != "24h":
+        return Refused(400, "Invalid 'endpoint' or 'completion_window'", "endpoint")
+    metadata = asked.get("metadata") or {}
+    if len(metadata) > 16 or any(len(key) > 64 or len(value) > 512 for key, value in metadata.items()):
+        return Refused(400, "Invalid 'metadata'", "metadata")
+    if len(lines) > 50_000 or size > 200 * 2**20:
+        return Refused(400, "The file is too large", "input_file_id")
+    if any(line["method"] != "POST" or line["url"] != asked["endpoint"] for line in lines):
+        return Refused(400, "Each line needs method POST and the batch's endpoint as url", "input_file_id")
+    if len({line["custom_id"] for line in lines}) < len(lines):
+        return Refused(400, "The custom_id of each line must be unique", "input_file_id")
+    if len({line["body"]["model"] for line in lines}) > 1:
+        return Refused(400, "All lines must name one model", "input_file_id")
+    return None
+
+
+def anthropic_batch(asked: list[Json]) -> Refused | None:
+    """Returns why Anthropic would not take a batch: number, size, form of the ids (batch processing guide)."""
+    ids = [one["custom_id"] for one in asked]
+    if len(ids) > 100_000 or len(json.dumps(asked)) > 256 * 2**20:
+        return Refused(413, "The batch is too large")
+    if len(set(ids)) < len(ids) or not all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", one) for one in ids):
+        return Refused(400, "custom_id: must be unique, of 1 to 64 letters, digits, - and _")
+    return None

@@ -1,0 +1,47 @@
+"""A budget holds though the process that keeps it is killed: attempts are on disk before they are sent."""
+
+from pathlib import Path
+
+import pytest
+
+from bench import budget
+from insource.backends import attempt_log, response_cache
+from insource.backends.budgets import Budget
+from tests.helpers.api_requests import collect, questions
+
+SLOW = pytest.mark.slow(minutes=4)
+
+
+@pytest.mark.parametrize(
+    ("kills", "faults"), [(4, 0.0), (4, 0.1), pytest.param(50, 0.0, marks=SLOW), pytest.param(50, 0.1, marks=SLOW)]
+)
+def test_what_is_sent_never_costs_more_than_the_budget_whenever_it_is_killed(
+    kills: int, faults: float, tmp_path: Path
+) -> None:
+    found = budget.killed(kills, faults, rows=400, cap_usd=0.03, path=tmp_path / "provider.jsonl", seed=kills)
+    assert found["over_cap"] == 0 and found["over_known"] == 0
+    assert not found["complete"] and 0 < found["sent_usd"] <= found["cap_usd"]
+
+
+def test_where_every_attempt_has_its_answer_nothing_is_left_of_it(address: str, tmp_path: Path) -> None:
+    path = tmp_path / "provider.jsonl"
+    found = collect(address, path, questions(20), budget=Budget(1))
+    assert found.complete and not attempt_log.file_of(path).exists()
+
+
+def test_attempts_without_an_answer_count_beside_what_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "provider.jsonl"
+    lines = [
+        '{"key": "a", "process": "1", "usd": 0.5}',
+        '{"key": "a", "process": "1", "usd": 0.25}',
+        '{"key": "a", "process": "2", "usd": 1.0}',
+        '{"key": "a", "process": "2", "usd": null}',
+        '{"key": "b", "process": "2", "usd": 2.0}',
+        '{"key": "c", "proc',
+    ]
+    attempt_log.file_of(path).write_text("\n".join(lines), encoding="utf-8")
+    assert attempt_log.unsettled_usd(path) == {"a": 0.75, "b": 2.0}
+    assert [(row.key, row.unsure_usd, row.final) for row in response_cache.read(path)] == [
+        ("a", 0.75, False),
+        ("b", 2.0, False),
+    ]

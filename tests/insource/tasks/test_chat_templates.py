@@ -1,0 +1,212 @@
+"""Every kind of chat template: what of it is taken, how it is pinned, where it stops, and why it is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from insource.config.errors import RecipeError
+from insource.config.schema.train import Model, Template
+from insource.tasks import classification
+from insource.tasks.rendering import chat_template
+from tests.helpers import chat_templates as kinds
+from tests.helpers.chat_templates import Kind
+from train.evaluate import constrained_decoding, decodability
+from train.packing.packing_plan import Row
+
+SPEC = classification.Spec("Route it.", {"delivery_delay": "", "late_fee": ""})
+ASK = classification.messages(SPEC, {"text": "my parcel is late"})
+
+TAKEN = [
+    (kinds.PLAIN, {}, "<|end|>", False),
+    (kinds.HYBRID, {"enable_thinking": False}, "<|end|>", False),
+    (kinds.THINKS_UNLESS_TOLD, {"enable_thinking": False}, "<|end|>", False),
+    (kinds.OTHER_SWITCH, {"thinking": False}, "<|end|>", False),
+    (kinds.DISAGREES_WHEN_OFF, {"enable_thinking": "not set"}, "<|end|>", False),
+    (kinds.STOP_OF_CONFIG, {}, "<end_of_turn>", False),
+    (kinds.TODAY, {"date": "2026-01-01"}, "<|end|>", False),
+    (kinds.SPACE_BEFORE, {}, "<|end|>", True),
+    (kinds.EMPTY_CHANNEL, {}, "<|end|>", True),
+    (kinds.EMPTY_THOUGHT_IN_ANSWER, {}, "<|end|>", True),
+    (kinds.LATER_STOP, {}, "<|end|>", True),
+    (kinds.NO_END, {}, "<|user|>", True),
+]
+REFUSED = [
+    (kinds.ALWAYS_THINKS, "always thinks before it answers.*Instruct-2507"),
+    (kinds.THINKS_AND_ANSWERS, "always thinks before it answers.*Nemotron-3-Nano"),
+    (kinds.CHANNEL, "does not answer right behind its open prompt.*channel"),
+    (kinds.NO_STOP, "none of its stops.*set model.stop to one of <|end|>"),
+    (kinds.FOREIGN_STOP, "ends an answer with '<end_of_turn>.n', and none of its stops .<eos>. stands there"),
+]
+
+
+def folder_of(tmp_path: Path, kind: Kind) -> Path:
+    # As repositories are named: the reason to refuse one names another.
+    return kinds.base(tmp_path / kind.model.replace(" ", "-"), kind)
+
+
+@pytest.mark.parametrize(("kind", "pinned", "stop", "own_suffix"), TAKEN, ids=lambda one: getattr(one, "model", ""))
+def test_what_is_learnt_is_what_is_served_and_decoded(
+    tmp_path: Path, kind: Kind, pinned: dict[str, Any], stop: str, own_suffix: bool
+) -> None:
+    rendering = chat_template.rendering_of(Model(base=str(folder_of(tmp_path, kind))))
+    tokenizer = rendering.tokenizer
+    assert (rendering.pinned, tokenizer.eos_token, rendering.differs is not None) == (pinned, stop, own_suffix)
+    (example,) = chat_template.examples(tokenizer, [ASK], ["late_fee"])
+    served = tokenizer.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False)
+    assert example.prompt_ids == served == chat_template.prompt_ids(tokenizer, [ASK])[0]
+    assert tokenizer.decode(example.completion_ids) == f"late_fee{stop}"
+    row = Row("T1", example.prompt_ids, (example.completion_ids,))
+    decodability.check(classification, SPEC, [{"target": "late_fee"}], [row], tokenizer, len(tokenizer))
+
+
+@pytest.mark.parametrize(("kind", "reason"), REFUSED, ids=lambda one: getattr(one, "model", ""))
+def test_what_cannot_be_taught_to_answer_at_once_is_refused_without_weights(
+    tmp_path: Path, kind: Kind, reason: str
+) -> None:
+    folder = folder_of(tmp_path, kind)
+    assert not list(folder.glob("*.safetensors"))
+    with pytest.raises(RecipeError, match=f"(?s){reason.replace('|', '[|]')}"):
+        chat_template.rendering_of(Model(base=str(folder)))
+
+
+@pytest.mark.parametrize(
+    "kind", [kinds.HYBRID, kinds.THINKS_UNLESS_TOLD, kinds.DISAGREES_WHEN_OFF, kinds.OTHER_SWITCH, kinds.TODAY]
+)
+def test_no_client_and_no_day_changes_a_pinned_prompt(
+    tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers.utils.chat_template_utils as clock
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "Tomorrow":
+            return cls(2031, 7, 9)
+
+    folder = folder_of(tmp_path, kind)
+    tokenizer = chat_template.tokenizer_of(Model(base=str(folder)))
+    tokenizer.save_pretrained(folder / "adapter")
+    saved = chat_template.saved_tokenizer(str(folder / "adapter"))
+    assert (folder / "adapter" / "chat_template.jinja").read_text(encoding="utf-8") == tokenizer.chat_template
+    before = chat_template.prompt_ids(saved, [ASK])[0]
+    monkeypatch.setattr(clock, "datetime", Tomorrow)
+    asked = {"enable_thinking": kind is not kinds.DISAGREES_WHEN_OFF, "thinking": True}
+    after = saved.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False, **asked)
+    assert before == after
+    # The published template does change, or this test would show nothing.
+    saved.chat_template = kind.template
+    assert saved.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False, **asked) != before
+
+
+@pytest.mark.parametrize("first", ["", "\n", "  ", "\n\n  "])
+def test_the_prologue_changes_nothing_else(tmp_path: Path, first: str) -> None:
+    """With the same switch the published template writes the same text, white space at its beginning included."""
+    kind = replace(kinds.THINKS_UNLESS_TOLD, first=first + "{{ strftime_now('Year') }}")
+    tokenizer = chat_template.tokenizer_of(Model(base=str(folder_of(tmp_path, kind))))
+    assert tokenizer.chat_template.endswith(kind.template)
+    pinned = tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
+    tokenizer.chat_template, off = kind.template, {"enable_thinking": False}
+    assert tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True, **off) == pinned
+
+
+def test_the_recipe_says_what_is_pinned_and_where_answers_stop(tmp_path: Path) -> None:
+    day = Template(date="2025-12-24")
+    model = Model(base=str(folder_of(tmp_path, kinds.TODAY)), template=day)
+    asked = chat_template.tokenizer_of(model).apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
+    assert asked.startswith("Today: 24 Dec 2025\n")
+    with pytest.raises(RecipeError, match="always thinks"):
+        chat_template.rendering_of(
+            Model(
+                base=str(folder_of(tmp_path, kinds.THINKS_UNLESS_TOLD)),
+                template=Template(enable_thinking=True),
+            )
+        )
+    stopping = Model(base=str(folder_of(tmp_path, kinds.FOREIGN_STOP)), stop="<end_of_turn>")
+    assert chat_template.tokenizer_of(stopping).eos_token == stopping.stop
+    with pytest.raises(RecipeError, match=r"model.stop: '<\|nonsense\|>' is no special token.*<eos>"):
+        chat_template.rendering_of(stopping.model_copy(update={"stop": "<|nonsense|>"}))
+
+
+def test_a_date_in_a_computed_format_is_refused(tmp_path: Path) -> None:
+    kind = Kind("x", first="{% set form = '%Y' %}{{ strftime_now(form) }}")
+    with pytest.raises(RecipeError, match="in a format that it computes"):
+        chat_template.rendering_of(Model(base=str(folder_of(tmp_path, kind))))
+
+
+def test_the_pocket_model_is_rendered_by_its_published_template(tokenizer: Any) -> None:
+    rendering = chat_template.rendering_of(Model(base=tokenizer.name_or_path))
+    assert (rendering.pinned, rendering.differs, rendering.lines()) == ({}, None, [])
+    assert rendering.tokenizer.chat_template == tokenizer.chat_template
+    assert rendering.tokenizer.eos_token == tokenizer.eos_token
+
+
+def test_an_answer_that_spells_special_tokens_is_learnt_whole(tokenizer: Any) -> None:
+    for answer in ("About tea <|end|> then biscuits", "<|user|>", "a <|begin|><|end|>"):
+        (example,) = chat_template.examples(tokenizer, [ASK], [answer])
+        assert example.completion_ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.eos_token_id not in example.completion_ids[:-1]
+        assert constrained_decoding.text_of(tokenizer, example.completion_ids) == answer
+
+
+@pytest.mark.parametrize(
+    ("learnt", "reason"),
+    [
+        ("<think>\n\n</think>\n\nlate_fee<|end|>", "the output constraint forbids token 1 of it"),
+        ("late_fee", "does not end in the stop token '<|end|>'"),
+        ("late_fee<|end|>\n", "the output constraint forbids token"),
+    ],
+)
+def test_what_the_constraint_forbids_is_refused_naming_row_token_and_template(
+    tokenizer: Any, learnt: str, reason: str
+) -> None:
+    ids = tokenizer(learnt, add_special_tokens=False)["input_ids"]
+    row = Row("T000017", chat_template.prompt_ids(tokenizer, [ASK])[0], (ids,))
+    with pytest.raises(RecipeError) as error:
+        decodability.check(classification, SPEC, [{"target": "late_fee"}], [row], tokenizer, len(tokenizer))
+    told = str(error.value)
+    assert "row T000017" in told and reason in told and tokenizer.name_or_path in told and "model.template" in told
+
+
+def test_a_tokenizer_of_another_model_is_refused(tokenizer: Any) -> None:
+    row = Row("T1", chat_template.prompt_ids(tokenizer, [ASK])[0], ([tokenizer.eos_token_id],))
+    with pytest.raises(RecipeError, match=r"the model has 8 tokens: tokenizer and config[.]json are not"):
+        decodability.check(classification, SPEC, [{"target": "late_fee"}], [row], tokenizer, 8)
+
+
+def test_free_text_that_decodes_to_another_text_is_refused(tokenizer: Any) -> None:
+    from insource.tasks import generation
+
+    spec = generation.Spec("Sum it up.")
+    prompt = chat_template.prompt_ids(tokenizer, [ASK])[0]
+    for learnt in (" late<|end|>", "late<|end|>fee<|end|>", "late"):
+        ids = tokenizer(learnt, add_special_tokens=False)["input_ids"]
+        with pytest.raises(RecipeError, match="row T1 of train"):
+            decodability.check(generation, spec, [{"target": "late"}], [Row("T1", prompt, (ids,))], tokenizer, 4096)
+
+
+def test_a_sentencepiece_vocabulary_learns_the_answer_without_the_space_before_it(tmp_path: Path) -> None:
+    """Mistral's own v3: a word that stands alone is another token than the same word behind [/INST]."""
+    data = Path(str(files("mistral_common"))) / "data"
+    shutil.copyfile(data / "mistral_instruct_tokenizer_240323.model.v3", tmp_path / "tokenizer.model")
+    special = enumerate(["<unk>", "<s>", "</s>", "[INST]", "[/INST]"])
+    added = {str(at): {"content": token, "special": True, "normalized": False} for at, token in special}
+    config = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>", "added_tokens_decoder": added}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    turn = "{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %} {{ m.content }}</s>{% endif %}"
+    template = "{% for m in messages %}" + turn + "{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
+    rendering = chat_template.rendering_of(Model(base=str(tmp_path)))
+    tokenizer, ask = rendering.tokenizer, [{"role": "user", "content": "my parcel is late"}]
+    assert rendering.differs is not None
+    assert "\u2581delivery" in tokenizer.tokenize("delivery")
+    for answer in ("delivery_delay", "Über die Brücke, 3 €", "<s>x</s>", '{"a": null}'):
+        (example,) = chat_template.examples(tokenizer, [ask], [answer])
+        assert constrained_decoding.text_of(tokenizer, example.completion_ids) == answer
+        row = Row("T1", example.prompt_ids, (example.completion_ids,))
+        spec = classification.Spec("Say it.", {answer: "", "other": ""})
+        decodability.check(classification, spec, [{"target": answer}], [row], tokenizer, len(tokenizer))

@@ -1,0 +1,432 @@
+"""Records with objects and lists of objects in them, and answers that leave out what a document does not give."""
+
+import csv
+import json
+import random
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from data_prep.report import console
+from insource.backends.wire.json_schema import fitting
+from insource.config.schema.data import SPLITS
+from insource.system import atomic_files
+from insource.tasks import extraction
+from insource.tasks.parsed_answer import Parsed
+from insource.tasks.records import record_counts
+from insource.tracking.run import Run
+from tests.data_prep.test_data_faults import prepared, put
+from tests.data_prep.test_label_identity import texts
+from tests.helpers import commands
+from tests.helpers.grammars import check_spelling, matches, written_at_random
+from tests.insource.tasks.test_extraction import task
+
+ITEM = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12, "description": "as printed"},
+        "amount": {"type": "integer"},
+        "price": {"type": "string", "maxLength": 8},
+    },
+}
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["order", "bill"]},
+        "seller": {
+            "type": "object",
+            "description": "who sells",
+            "properties": {"name": {"type": "string", "maxLength": 12}, "towns": {
+                "type": "array", "maxItems": 2, "items": {"type": "string", "maxLength": 8}}},
+            "required": ["name"],
+        },
+        "line_items": {"type": "array", "maxItems": 3, "items": ITEM, "description": "the goods"},
+        "total": {"type": "number"},
+    },
+    "required": ["kind"],
+}  # fmt: skip
+NORMALIZERS: dict[str, list[str]] = {"line_items.price": ["amount"], "line_items.name": ["case"]}
+NULL = extraction.specify(task(SCHEMA, normalizers=NORMALIZERS), {})
+OMIT = extraction.specify(task(SCHEMA, normalizers=NORMALIZERS, absent="omit"), {})
+SPECS = (NULL, OMIT)
+
+
+def item(name: str | None = None, amount: int | None = None, price: str | None = None) -> dict[str, Any]:
+    return {"name": name, "amount": amount, "price": price}
+
+
+def of(*items: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"kind": "bill", "seller": None, "line_items": list(items) or None, "total": None, **more}
+
+
+# The schema.
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ({"type": "object"}, "properties.a: needs type: object and properties"),
+        (
+            {"type": "object", "properties": {"b": {"type": "string"}}},
+            "properties.a.properties.b: a string needs maxLe",
+        ),
+        ({"type": "object", "properties": {"b": {"type": "integer"}}, "required": ["c"]}, "a: required names 'c'"),
+        ({"type": "object", "properties": {"b": {"type": "integer"}}, "minProperties": 1}, "not supported: minProp"),
+        ({"type": "array", "items": ITEM}, "properties.a: an array needs maxItems"),
+        ({"type": "array", "maxItems": 2, "items": {"type": ["object", "null"], "properties": {}}}, "without null"),
+        ({"type": "array", "maxItems": 2, "items": {"type": "object"}}, "properties.a.items: needs type: object and"),
+        ({"type": "object", "properties": {"b\n": {"type": "integer"}}}, "one line of a prompt"),
+    ],
+)
+def test_an_object_that_answers_cannot_be_held_to_is_refused_by_its_path(field: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        task({"type": "object", "properties": {"a": field}})
+    assert told in str(caught.value)
+
+
+def test_objects_go_four_deep_and_a_path_names_one_field() -> None:
+    field: dict[str, Any] = {"type": "integer"}
+    for _ in range(3):
+        field = {"type": "object", "properties": {"a": field}}
+    assert task({"type": "object", "properties": {"a": field}})
+    with pytest.raises(ValidationError, match="objects more than 4 deep"):
+        task({"type": "object", "properties": {"a": {"type": "object", "properties": {"a": field}}}})
+    twice = {"a.b": {"type": "integer"}, "a": {"type": "object", "properties": {"b": {"type": "integer"}}}}
+    with pytest.raises(ValidationError, match=r"'a\.b' names two fields"):
+        task({"type": "object", "properties": twice})
+
+
+def test_normalizers_and_absent_name_what_is_there() -> None:
+    with pytest.raises(ValidationError, match=r"there is no field 'line_items'; there are kind, seller\.name"):
+        task(SCHEMA, normalizers={"line_items": ["case"]})
+    with pytest.raises(ValidationError, match="absent"):
+        task(SCHEMA, absent="skip")
+
+
+def test_the_prompt_lists_what_is_in_an_object_below_it() -> None:
+    (turn,) = extraction.messages(NULL, {"text": "Bill"})
+    assert turn["content"] == (
+        'Read the document.\n\nFields:\n- kind (one of "order", "bill")\n'
+        "- seller (an object of the fields below, or null): who sells\n"
+        "  - name (text of at most 12 characters)\n"
+        "  - towns (a list of at most 2, each text of at most 8 characters, or null)\n"
+        "- line_items (a list of at most 3, each an object of the fields below, or null): the goods\n"
+        "  - name (text of at most 12 characters, or null): as printed\n"
+        "  - amount (a whole number, or null)\n"
+        "  - price (text of at most 8 characters, or null)\n"
+        "- total (a number, or null)\n\n"
+        "Answer with one JSON object that has exactly these keys, in this order.\n\nInput:\nBill"
+    )
+    told = extraction.messages(OMIT, {"text": "Bill"})[0]["content"]
+    assert "- total (a number, or left out)\n\nAnswer with one JSON object that has these keys, in this order. " in told
+    assert "Leave out what the document does not give.\n\n" in told and "or null" not in told
+
+
+# Records and answers.
+
+
+names = st.text(st.characters(codec="utf-8"), max_size=3) | st.sampled_from(['a"', "\n", "😀"])
+items = st.fixed_dictionaries(
+    {}, optional={"name": st.none() | names, "amount": st.none() | st.integers(-99, 99), "price": st.just("1,50")}
+)
+records = st.fixed_dictionaries(
+    {"kind": st.sampled_from(["order", "bill"])},
+    optional={
+        "seller": st.none() | st.fixed_dictionaries({"name": names.map("x".__add__)},
+                                                    optional={"towns": st.lists(names, max_size=2)}),
+        "line_items": st.none() | st.lists(items, max_size=3),
+        "total": st.none() | st.integers(0, 9),
+    },
+)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(records)
+def test_the_answer_to_any_record_is_what_the_grammar_takes_and_what_is_read_back(given_: dict[str, Any]) -> None:
+    for spec in SPECS:
+        check_spelling(spec, given_)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_the_grammar_lets_through_ends_and_is_a_record(seed: int) -> None:
+    spec = SPECS[seed % 2]
+    written = written_at_random(extraction.grammar(spec), random.Random(seed))
+    assert extraction.parse(spec, written).problem is None
+    if spec is OMIT and not any(end in written for end in ('" "', '"\\')):
+        jsonschema.validate(json.loads(written), extraction.output_schema(spec))
+
+
+def test_an_answer_has_the_given_fields_alone() -> None:
+    target = of(item("nail", 2), item(price="9"), total=4)
+    assert extraction.answer(OMIT, target) == (
+        '{"kind": "bill", "line_items": [{"name": "nail", "amount": 2}, {"price": "9"}], "total": 4}'
+    )
+    for spec in SPECS:
+        # A closed model that must give every key gives null, and is read alike.
+        assert extraction.parse(OMIT, extraction.answer(spec, target)) == Parsed(target)
+    assert extraction.parse(NULL, extraction.answer(OMIT, target)) == Parsed(None, "wrong_schema")
+    assert extraction.parse(OMIT, '{"total": 4}') == Parsed(None, "wrong_schema")
+    assert extraction.score(OMIT, [target], [Parsed(target)]) == extraction.score(NULL, [target], [Parsed(target)])
+
+
+def test_the_omitting_grammar_takes_no_null_no_comma_too_many_and_no_other_order() -> None:
+    grammar = extraction.grammar(OMIT)
+    assert matches(grammar, '{"kind": "bill"}') and matches(grammar, '{"kind": "bill", "total": 4}')
+    for wrong in (
+        "{}",
+        '{"kind": "bill", }',
+        '{"kind": "bill", "total": null}',
+        '{"total": 4, "kind": "bill"}',
+        '{"kind": "bill", "line_items": [{}]}',
+        '{"kind": "bill", "line_items": []}',
+        '{"kind": "bill", "seller": {"towns": ["x"]}}',
+        '{"kind": "bill", "line_items": [{"price": "1", "name": "x"}]}',
+    ):
+        assert not matches(grammar, wrong), wrong
+    every = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+    free = extraction.grammar(extraction.specify(task(every, absent="omit"), {}))
+    for answer in ("{}", '{"a": 1}', '{"b": 1}', '{"a": 1, "b": 2}'):
+        assert matches(free, answer), answer
+
+
+def test_strict_providers_are_asked_for_every_key_and_may_answer_null() -> None:
+    keywords = frozenset({"type", "properties", "required", "additionalProperties", "items", "enum", "anyOf"})
+    assert extraction.output_schema(OMIT)["required"] == ["kind"]
+    sent = fitting(extraction.output_schema(OMIT), keywords, one_type=True)
+    assert sent["required"] == ["kind", "seller", "line_items", "total"]
+    seller, nothing = sent["properties"]["seller"]["anyOf"]
+    assert seller["required"] == ["name", "towns"] and nothing == {"type": "null"}
+    assert seller["additionalProperties"] is False
+    assert fitting(extraction.output_schema(OMIT), None) == extraction.output_schema(OMIT)
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [
+        (of(item("nail") | {"colour": "red"}), "invented_key"),
+        (of(seller={"name": "Ho", "towns": None, "street": "x"}), "invented_key"),
+        (of({"name": "nail"}), "wrong_schema"),
+        (of(seller={"towns": None}), "wrong_schema"),
+        (of(item("nail", "2")), "wrong_schema"),  # type: ignore[arg-type]
+        (of(*[item("nail")] * 4), "wrong_schema"),
+        (of(seller="Ho"), "wrong_schema"),
+        (of(line_items=["nail"]), "wrong_schema"),
+    ],
+)
+def test_an_answer_that_is_no_record_has_a_reason(output: Any, problem: str) -> None:
+    assert extraction.parse(NULL, json.dumps(output)) == Parsed(None, problem)
+
+
+def test_a_record_is_canonical_at_every_depth() -> None:
+    given_ = {
+        "kind": "bill",
+        "seller": '{"name": " Ho "}',
+        "line_items": [{"price": "2", "amount": "3", "name": ""}, {"name": " "}, {}],
+        "total": "4.0",
+    }
+    assert extraction.record(NULL, given_) == of(item(None, 3, "2"), seller={"name": "Ho", "towns": None}, total=4)
+    for wrong, told in (
+        ({"seller": {"towns": ["x"]}}, "field seller: name: is missing, and it is required"),
+        (
+            {"line_items": [{"name": "x"}, {"naem": "x"}]},
+            "field line_items: entry 2: there is no field 'naem'; there are",
+        ),
+        (
+            {"line_items": [{"amount": "two"}]},
+            "field line_items: entry 1: amount: given 'two', allowed: a whole number",
+        ),
+        ({"line_items": {"name": "x"}}, "field line_items: given {'name': 'x'}, allowed: a list of at most 3"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            extraction.record(NULL, {"kind": "bill", **wrong})
+        assert told in str(caught.value)
+
+
+# Scores.
+
+
+def test_items_are_assigned_so_that_most_values_are_right_in_any_order() -> None:
+    target = of(item("nail", 2, "1.50"), item("saw", 1, "9"), item("glue", 1))
+    said = of(item("Saw", 1, "8"), item("NAIL", 2, "1,50 €"), seller={"name": "Ho", "towns": None})
+    score = extraction.score(NULL, [target], [Parsed(said)])
+    # nail: 3 of 3; saw: name and amount of 3; glue: neither of its 2. The seller was made up.
+    assert score["per_field"]["line_items.name"] == {
+        "precision": 1.0,
+        "recall": pytest.approx(2 / 3),
+        "f1": 0.8,
+        "n": 3,
+    }
+    assert score["per_field"]["line_items.price"]["f1"] == 0.5
+    assert score["per_field"]["seller.name"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "n": 0}
+    assert score["per_item"] == {"line_items": {"precision": 0.5, "recall": pytest.approx(1 / 3), "f1": 0.4, "n": 3}}
+    # Right 6 (kind, 5 of the items), said 8, wanted 9.
+    assert score["field_f1"] == pytest.approx(2 * 6 / (8 + 9)) and score["exact_match"] == 0
+    for order in permutations(target["line_items"]):
+        assert extraction.score(NULL, [target], [Parsed(of(*order))])["exact_match"] == 1
+
+
+def test_an_item_too_many_and_one_said_twice_are_no_exact_match() -> None:
+    target = of(item("nail", 2))
+    for said in (of(item("nail", 2), item("nail", 2)), of(item("nail", 2), item("saw")), of()):
+        score = extraction.score(NULL, [target], [Parsed(said)])
+        assert score["exact_match"] == 0 and score["field_f1"] < 1
+    empty = extraction.score(NULL, [of()], [Parsed(of())])
+    assert empty["exact_match"] == 1 and empty["per_item"] == {}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(items, max_size=3), st.lists(items, max_size=3))
+def test_the_assignment_is_the_best_of_all(wanted: list[Any], said: list[Any]) -> None:
+    one, other = (extraction.record(NULL, {"kind": "bill", "line_items": side}) for side in (wanted, said))
+    found = record_counts.of_record(NULL.fields, one, other, NULL.normalizers)
+    rows, answers = one["line_items"] or [], other["line_items"] or []
+    short, long = sorted((rows, answers), key=len)
+    inside = NULL.fields["line_items"]["items"]["properties"]
+
+    def right(a: Any, b: Any) -> int:
+        return record_counts.of_record(inside, a, b, NULL.normalizers, "line_items.").right
+
+    best = max(sum(right(a, b) for a, b in zip(short, order, strict=True)) for order in permutations(long, len(short)))
+    assert found.right == best + 1  # and the kind
+    assert found.same == (extraction.comparable_record(NULL, one) == extraction.comparable_record(NULL, other))
+    mirrored = record_counts.of_record(NULL.fields, other, one, NULL.normalizers)
+    assert mirrored.right == found.right and mirrored.same == found.same
+
+
+def test_the_order_of_items_counts_where_the_schema_says_so() -> None:
+    schema = json.loads(json.dumps(SCHEMA))
+    schema["properties"]["line_items"]["ordered"] = True
+    spec = extraction.specify(task(schema), {})
+    target, turned = of(item("nail", 2), item("saw", 1)), of(item("saw", 1), item("nail", 2))
+    assert extraction.score(spec, [target], [Parsed(target)])["exact_match"] == 1
+    score = extraction.score(spec, [target], [Parsed(turned)])
+    assert score["exact_match"] == 0 and score["per_item"]["line_items"]["f1"] == 0
+    assert extraction.comparable_record(spec, target) != extraction.comparable_record(spec, turned)
+    assert "ordered" not in json.dumps(extraction.output_schema(spec))
+
+
+# The rows.
+
+TASK = {"kind": "extraction", "instruction": "Read the bill please.", "json_schema": SCHEMA, "normalizers": NORMALIZERS}
+
+
+def bills(count: int) -> list[dict[str, Any]]:
+    found = []
+    for at, text in enumerate(texts(count)):
+        goods = [{"name": f"nail {at}", "amount": at, "price": "1,50"}, {"name": "saw"}][: at % 3]
+        said = "; ".join(f"{one.get('amount', '')} {one['name']}" for one in goods)
+        found.append({"text": f"{text}\n{said}", "kind": "bill", "line_items": goods, "total": None})
+    return found
+
+
+@pytest.mark.parametrize("absent", ["null", "omit"])
+def test_line_items_are_read_from_objects_and_from_cells_of_json(tmp_path: Path, absent: str) -> None:
+    rows = bills(120)
+    put(tmp_path / "rows.jsonl", rows)
+    with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "kind", "line_items", "total"])
+        writer.writeheader()
+        writer.writerows(
+            {**row, "line_items": json.dumps(row["line_items"]) if row["line_items"] else ""} for row in rows
+        )
+    told = json.dumps({**TASK, "absent": absent})
+    for name in ("rows.jsonl", "rows.csv"):
+        splits, report = prepared(tmp_path, f"{{source: {{path: {name}}}, split: {{stratify: null}}}}", told)
+        written = {row["input"]["text"].split("\n")[0]: row["target"] for of_ in SPLITS for row in splits[of_]}
+        assert len(written) == 120 and report["rows"]["rejected"] == {}
+        for row in rows:
+            items_ = [item(**one) for one in row["line_items"]]
+            assert written[row["text"].split("\n")[0]] == of(*items_)
+        states = report["fields"]
+        assert states["line_items.name"]["all"] == {"verbatim": 80}
+        assert states["line_items.price"]["all"] == {"elsewhere": 80}
+        assert sum(states["line_items"]["all"].values()) == 40
+        page = next((tmp_path / "runs" / ".data").glob(f"{report['digest']}/data.html")).read_text(encoding="utf-8")
+        assert "line_items.price" in page.replace("<wbr>", "")
+    assert "left out" not in console.summary(report, "prepared")
+
+
+def test_answers_that_leave_out_what_is_absent_take_fewer_tokens(tmp_path: Path) -> None:
+    put(tmp_path / "rows.jsonl", bills(120))
+    data = "{source: {path: rows.jsonl}, split: {stratify: null}}"
+    answers = []
+    for absent in ("null", "omit"):
+        _, report = prepared(tmp_path, data, json.dumps({**TASK, "absent": absent}))
+        answers.append(report["tokens"]["served"]["for_the_answer"])
+    assert answers[1] <= answers[0] and report["tokens"]["median"] > 0
+
+
+def test_items_in_another_order_are_the_same_record(tmp_path: Path) -> None:
+    rows = bills(150)
+    row = {**rows[2], "line_items": rows[2]["line_items"][::-1]}
+    other = {**rows[5], "line_items": [{"name": "hammer"}]}
+    put(tmp_path / "rows.jsonl", [*rows, row, other])
+    split = "split: {stratify: null, test: 0.1, validation: 0.05, calibration: 0.05, seed: 3}"
+    _, report = prepared(tmp_path, f"{{source: {{path: rows.jsonl}}, {split}}}", json.dumps(TASK))
+    assert report["rows"]["dropped"] == {"conflict": 2, "duplicate": 1}
+
+
+def test_personal_data_is_redacted_inside_objects(tmp_path: Path) -> None:
+    rows = bills(120)
+    for at, row in enumerate(rows):
+        row["text"] += f"\nmail ho{at}@example.com"
+        row["seller"] = {"name": "Ho", "towns": [f"ho{at}@example.com"[:8]]}
+        row["line_items"] = [{"name": f"h{at}@ex.com"}]
+        row["text"] += f" h{at}@ex.com"
+    put(tmp_path / "rows.jsonl", rows)
+    schema = json.loads(json.dumps(SCHEMA))
+    schema["properties"]["line_items"]["items"]["properties"]["name"]["maxLength"] = 20
+    splits, _ = prepared(
+        tmp_path, "{source: {path: rows.jsonl}, split: {stratify: null}}\nprivacy: {redact: [email]}",
+        json.dumps({**TASK, "json_schema": schema}),
+    )  # fmt: skip
+    for name in SPLITS:
+        for row in splits[name]:
+            (one,) = row["target"]["line_items"]
+            assert one["name"].startswith("[EMAIL_") and one["name"] in row["input"]["text"]
+
+
+@pytest.mark.slow(minutes=4)
+def test_line_items_with_references_are_trained_served_by_vllm_and_compared(tmp_path: Path) -> None:
+    rows = []
+    for bill in bills(160):
+        given_ = {name: bill[name] for name in ("kind", "line_items")}
+        rows.append({"text": bill["text"], "records": [given_, {**given_, "total": 1}]})
+    put(tmp_path / "rows.jsonl", rows)
+    recipe = tmp_path / "bills.yaml"
+    recipe.write_text(
+        f"task: {json.dumps({**TASK, 'absent': 'omit'})}\n"
+        "data:\n"
+        "  source: {path: rows.jsonl}\n"
+        "  columns: {targets: records}\n"
+        "  split: {stratify: null, test: 0.2, validation: 0.15, calibration: 0.1}\n"
+        "model: {base: pocket}\n"
+        "compare: {primary: {baseline: base, metric: field_f1}, base_shots: 0}\n",
+        encoding="utf-8",
+    )
+    runs = tmp_path / "runs"
+    for stage, *words in (("train", *commands.TRAINED), ("train.export", "export.quantize=none"),
+                          ("compare", "export.quantize=none", "compare.forms=served")):  # fmt: skip
+        answer = commands.call(runs, stage, recipe, *words)
+        assert answer.returncode == 0, answer.stderr
+    here = Run((runs / "bills" / "latest").resolve())
+    scores = atomic_files.read_json(here.folder / "scores.json")
+    test = {row["id"]: row for row in atomic_files.read_jsonl(here.folder / "data" / "test.jsonl")}
+    predicted = list(atomic_files.read_jsonl(here.folder / "predictions" / "tuned.jsonl"))
+    assert [row["id"] for row in predicted] == list(test)
+    ended = [row for row in predicted if row["parse_ok"]]
+    # What ended has the form, leaves out what is null, and is read back with every field.
+    for row in ended:
+        assert row["schema_ok"] and "null" not in row["output"] and set(row["parsed"]) == set(SCHEMA["properties"])
+    assert scores["systems"]["tuned"]["parity"]["agreement"] >= 0.99
+    # The answer of the nearest train row is no good one; its parts are told by path, and by whole entries.
+    copied = scores["systems"]["tfidf"]
+    assert {"kind", "line_items.name", "line_items, whole entries"} <= set(copied["per_part"])
+    assert copied["validity"]["schema"] == 1 and copied["per_part"]["kind"]["f1"] == 1
+    assert "line_items.name" in (here.folder / "report.html").read_text(encoding="utf-8").replace("<wbr>", "")

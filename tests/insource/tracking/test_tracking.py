@@ -1,0 +1,378 @@
+"""What a run records: whole files, no secrets, and a W&B run that can be read back."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from insource.config.load import load
+from insource.config.recipe import Recipe
+from insource.system import atomic_files
+from insource.tracking import digests, metrics, wandb_logging
+from insource.tracking import run as runs
+from tests.conftest import ROOT
+from train.report import learning_curve
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from insource.system import atomic_files
+with atomic_files.whole_folder(Path(sys.argv[1])) as folder:
+    (folder / "half.jsonl").touch()
+    os.kill(os.getpid(), 9)
+"""
+
+MADE = """
+import sys
+from pathlib import Path
+from insource.system import atomic_files
+with atomic_files.whole_folder(Path(sys.argv[1]), keep=sys.argv[2] == "True") as folder:
+    (folder / "second.jsonl").touch()
+"""
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """Reads an offline .wandb file: a header of 7 bytes, then LevelDB log records in blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, whole = path.read_bytes(), 7, b""
+    assert content[:4] == b":W&B"
+    while at + 7 <= len(content):
+        if (room := 32768 - at % 32768) < 7:
+            at += room
+            continue
+        length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
+        whole += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # full, or the last piece
+            record = Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+SECRETS = {
+    "OPENAI_API_KEY": "sk-test-0123456789abcdef",
+    "HF_TOKEN": "hf_test0123456789",
+    "ANTHROPIC_API_KEY": "sk-ant-test99",
+}
+METRICS = [
+    {"step": 10, "epoch": 0.5, "loss": 1.25, "tokens_per_second": 1500.5, "tokens_saved_per_second": 9000.0},
+    {"step": 10, "epoch": 0.5, "validation/accuracy": 0.75, "validation/seconds": 2.0},
+    {"step": 20, "epoch": 1.0, "loss": 0.5, "tokens_per_second": 1510.0, "tokens_saved_per_second": 9100.0},
+]
+LABELS = [f"queue for matter {number}" for number in range(77)]
+KILLED_RUN = """
+import os, sys
+from pathlib import Path
+from insource.tracking import metrics, wandb_logging
+from insource.tracking.run import Run
+run = Run(Path(sys.argv[1]))
+wandb_run = wandb_logging.start(run, run.recipe(), {})
+for step in (10, 20, 30, 40):
+    metrics.append(run.folder / "metrics.jsonl", {"step": step, "loss": 1 / step})
+    wandb_logging.log(wandb_run, {"step": step, "loss": 1 / step})
+os.kill(os.getpid(), 9)
+"""
+
+
+def offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *settings: str) -> tuple[runs.Run, Recipe]:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    recipe = load("classifier", ["tracking.wandb.mode=offline", *settings], "cpu").recipe
+    (tmp_path / "data").mkdir()
+    return runs.create(tmp_path / "classifier", recipe, "digest", {}, tmp_path / "data"), recipe
+
+
+def record_everything(run: runs.Run, recipe: Recipe) -> None:
+    """Does what training does with W&B from the first to the last moment."""
+    wandb_run = wandb_logging.start(run, recipe, wandb_logging.config(recipe, "pocket/model"))
+    for row in METRICS:
+        metrics.append(run.folder / "metrics.jsonl", row)
+        wandb_logging.log(wandb_run, row)
+    (run.folder / "adapter").mkdir()
+    (run.folder / "adapter" / "adapter_model.safetensors").write_bytes(b"what was learnt")
+    (run.folder / "adapter" / "prompt.json").write_text(json.dumps(LABELS), encoding="utf-8")
+    for folder in (run.folder, run.folder / "adapter"):  # where it is, and where it was once
+        (folder / "reference.jsonl").write_text("a prompt of the reference", encoding="utf-8")
+    given = [LABELS[0], *LABELS[1:-1], None]
+    rows = [
+        {
+            "id": f"ROW-{at}",
+            "input": f"a customer's words, number {at}",
+            "target": LABELS[at % 77],
+            "answer": LABELS[at % 76],
+            "right": at % 77 == at % 76,
+            "log_probability": -at / 1000,
+        }
+        for at in range(300)
+    ]
+    wandb_logging.predictions(wandb_run, recipe, rows)
+    wandb_logging.confusion(wandb_run, recipe, LABELS + LABELS[:1], [*given, LABELS[5]])
+    wandb_logging.parts(wandb_run, recipe, "per_label", {label: {"f1": 0.5, "n": 3} for label in LABELS})
+    learning_curve.draw(run.folder / "metrics.jsonl", run.folder / "learning_curve.png", run.id, 10)
+    wandb_logging.picture(wandb_run, run.folder / "learning_curve.png")
+    wandb_logging.finish(wandb_run, run, {"validation/accuracy": 0.9}, {"data_train_sha256": "abc123"})
+
+
+def records_of(run: runs.Run) -> list[Any]:
+    """Waits for the last record: W&B's own process writes the file, and goes on a little after `finish`."""
+    (path,) = (run.folder / "wandb").rglob("*.wandb")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if path.stat().st_size > 7 and any(r.WhichOneof("record_type") == "exit" for r in wandb_records(path)):
+            return list(wandb_records(path))
+        time.sleep(0.05)
+    raise AssertionError(f"{path} never ended")
+
+
+def history(records: list[Any]) -> list[dict[str, Any]]:
+    rows = [{item.key or ".".join(item.nested_key): item.value_json for item in r.history.item} for r in records]
+    return [{name: json.loads(value) for name, value in row.items()} for row in rows if row]
+
+
+def everything_in(run: runs.Run) -> bytes:
+    return b"".join(file.read_bytes() for file in (run.folder / "wandb").rglob("*") if file.is_file())
+
+
+def table(run: runs.Run, name: str) -> dict[str, Any]:
+    (path,) = (run.folder / "wandb").rglob(f"media/table/{name}_*.table.json")
+    return atomic_files.read_json(path)  # type: ignore[no-any-return]
+
+
+def test_an_offline_wandb_run_holds_config_history_and_adapter_and_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, recipe = offline_run(tmp_path, monkeypatch)
+    record_everything(run, recipe)
+    records = records_of(run)
+    config = {
+        item.key: json.loads(item.value_json) for r in records for item in r.run.config.update if item.key != "_wandb"
+    }
+    config |= {
+        ".".join(item.nested_key): json.loads(item.value_json)
+        for r in records
+        for item in r.config.update
+        if item.nested_key
+    }
+    assert config["train.learning_rate"] == recipe.train.learning_rate
+    assert config["model.base"] == "pocket/model"
+    assert not [key for key in config if key.startswith(("data", "privacy", "compare", "tracking"))]
+    sent = history(records)
+    # One row a step: what training and what validation found there, under the names that metrics.jsonl has.
+    assert [row["_step"] for row in sent] == [10, 20]
+    assert METRICS[0].items() | METRICS[1].items() <= sent[0].items()
+    assert (
+        METRICS[2].items() <= {name: value for name, value in sent[1].items() if isinstance(value, float | int)}.items()
+    )
+    (named,) = [r.run for r in records if r.run.run_id and r.run.display_name][:1]
+    assert (named.run_group, named.run_id, named.display_name) == ("classifier", run.id, run.id)
+    artifacts = [r.request.log_artifact.artifact for r in records] + [r.artifact for r in records]
+    (artifact,) = [one for one in artifacts if one.type == "model"]
+    assert artifact.name == "classifier-adapter"
+    assert json.loads(artifact.metadata)["data_train_sha256"] == "abc123"
+    assert {one.path for one in artifact.manifest.contents} == {"adapter_model.safetensors", "prompt.json"}
+    everything = everything_in(run)
+    for value in (*SECRETS.values(), "a prompt of the reference", str(ROOT)):
+        assert value.encode() not in everything
+
+
+def test_wandb_gets_the_predictions_with_the_wrong_ones_first_the_confusions_and_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, recipe = offline_run(tmp_path, monkeypatch)
+    record_everything(run, recipe)
+    last = history(records_of(run))[-1]
+    assert {name.split(".")[0] for name in last if name.startswith(("validation/", "learning"))} == {
+        "validation/predictions",
+        "validation/confusion_matrix_table",
+        "validation/confusions",
+        "validation/per_label",
+        "learning_curve",
+    }
+    predictions = table(run, "validation/predictions")
+    columns = predictions["columns"]
+    shown = [dict(zip(columns, row, strict=True)) for row in predictions["data"]]
+    assert columns == ["id", "input", "target", "answer", "right", "log_probability"]
+    assert len(shown) == 100 and not any(row["right"] for row in shown)
+    assert shown[0]["input"] == "a customer's words, number 76"
+    matrix = table(run, "validation/confusion_matrix_table")["data"]
+    assert len(matrix) == 78 * 78
+    cells = {(target, answer): count for target, answer, count in matrix}
+    assert sum(cells.values()) == 78
+    assert cells[LABELS[0], LABELS[0]] == cells[LABELS[0], LABELS[5]] == cells[LABELS[76], "(no valid answer)"] == 1
+    assert table(run, "validation/confusions")["data"] == [
+        [LABELS[0], LABELS[5], 1, 0.5],
+        [LABELS[76], "(no valid answer)", 1, 1.0],
+    ]
+    assert len(table(run, "validation/per_label")["data"]) == 77
+    (picture,) = (run.folder / "wandb").rglob("learning_curve_*.png")
+    assert picture.read_bytes() == (run.folder / "learning_curve.png").read_bytes()
+
+
+def test_with_data_that_may_not_leave_wandb_gets_figures_and_nothing_that_tells_of_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, recipe = offline_run(
+        tmp_path, monkeypatch, "privacy.data_may_leave=false", "compare.baselines=[]", "compare.primary=null"
+    )
+    record_everything(run, recipe)
+    records = records_of(run)
+    assert [row["_step"] for row in history(records)] == [10, 20]
+    assert not [one for r in records for one in (r.artifact, r.request.log_artifact.artifact) if one.name]
+    everything = everything_in(run)
+    assert b"validation/accuracy" in everything and b"abc123" in everything
+    assert list((run.folder / "wandb").rglob("learning_curve_*.png"))
+    of_rows = ("customer", "ROW-", "queue for matter", "damaged_item", "a prompt of", "what was learnt")
+    for value in (*of_rows, *SECRETS.values()):
+        assert value.encode() not in everything, value
+
+
+def test_more_labels_than_wandb_draws_are_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, recipe = offline_run(tmp_path, monkeypatch)
+    labels = [f"label {number:03}" for number in range(300)]
+    # The labels that are hard, the last fifty, are kept.
+    given = labels[:250] + labels[251:] + labels[250:251]
+    wandb_run = wandb_logging.start(run, recipe, {})
+    wandb_logging.confusion(wandb_run, recipe, labels, given)
+    wandb_run.finish()
+    matrix = table(run, "validation/confusion_matrix_table")["data"]
+    assert len(matrix) == 100 * 100
+    assert {target for target, _, _ in matrix} == {*labels[:49], *labels[250:], wandb_logging.OTHER_LABELS}
+    assert sum(count for target, answer, count in matrix if target != answer) == 50
+    assert len(table(run, "validation/confusions")["data"]) == 50
+
+
+def test_an_offline_run_that_was_killed_goes_on_as_one_run_without_gaps_or_doubles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, recipe = offline_run(tmp_path, monkeypatch)
+    # Not with the W&B service of this process, which would hold the run open.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    killed = subprocess.run([sys.executable, "-c", KILLED_RUN, str(run.folder)], cwd=ROOT, env=own, check=False)
+    assert killed.returncode == -9
+    metrics.keep_up_to(run.folder / "metrics.jsonl", 20)
+    wandb_run = wandb_logging.start(run, recipe, {})
+    wandb_logging.replay(wandb_run, run.folder / "metrics.jsonl")
+    for step in (20, 30, 40, 50):  # 20 again: W&B has it
+        wandb_logging.log(wandb_run, {"step": step, "loss": 1 / step})
+    wandb_run.finish()
+    assert [(row["step"], row["loss"]) for row in history(records_of(run))] == [
+        (s, 1 / s) for s in (10, 20, 30, 40, 50)
+    ]
+
+
+@pytest.mark.parametrize("may_leave", [True, False])
+def test_before_wandb_gets_rows_a_line_says_so(
+    may_leave: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    said: list[str] = []
+
+    def refuse(**_: Any) -> None:
+        said.append(capsys.readouterr().err)
+        raise ConnectionError
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    asked = ["tracking.wandb.mode=online", f"privacy.data_may_leave={str(may_leave).lower()}"]
+    with pytest.raises(ConnectionError):
+        wandb_logging.start(runs.Run(tmp_path), load("classifier", asked, "cpu").recipe, {})
+    assert ("insource gets rows of the data, with labels and answers, and the adapter" in said[0]) == may_leave
+
+
+def test_wandb_mode_off_is_respected(tmp_path: Path) -> None:
+    recipe = load("classifier", ["tracking.wandb.mode=off"], "cpu").recipe
+    assert wandb_logging.start(runs.Run(tmp_path), recipe, {}) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), atomic_files.whole_folder(tmp_path / "made") as folder:
+        (folder / "half").write_text("half", encoding="utf-8")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with atomic_files.whole_folder(tmp_path / "made") as folder:
+        (folder / "all").write_text("all", encoding="utf-8")
+        assert not (tmp_path / "made").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["made", "all"]
+
+
+def test_metrics_after_the_resumed_step_and_a_torn_line_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for step in (10, 20, 30):
+        metrics.append(path, {"step": step, "loss": 1.0})
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"step": 40, "lo')
+    metrics.keep_up_to(path, 20)
+    assert [line["step"] for line in atomic_files.read_jsonl(path)] == [10, 20]
+
+
+def test_what_a_killed_process_left_of_a_folder_goes_with_the_next_attempt(tmp_path: Path) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "prepared")], cwd=ROOT, capture_output=True, check=False
+    )
+    assert killed.returncode == -9
+    assert [file.name for file in tmp_path.glob("*/*")] == ["half.jsonl"]
+    with atomic_files.whole_folder(tmp_path / "prepared") as folder:
+        (folder / "whole.jsonl").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_two_processes_that_make_one_folder_remove_nothing_of_each_other(keep: bool, tmp_path: Path) -> None:
+    with atomic_files.whole_folder(tmp_path / "prepared", keep=keep) as first:
+        (first / "first.jsonl").touch()
+        asked = [sys.executable, "-c", MADE, str(tmp_path / "prepared"), str(keep)]
+        subprocess.run(asked, cwd=ROOT, check=True)
+        assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["second.jsonl"]
+        (first / "more.jsonl").touch()
+    there = sorted(path.name for path in (tmp_path / "prepared").iterdir())
+    assert there == (["second.jsonl"] if keep else ["first.jsonl", "more.jsonl"])
+    assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
+
+
+def test_not_a_number_is_never_recorded(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        metrics.append(tmp_path / "metrics.jsonl", {"loss": float("nan")})
+
+
+def test_digests_change_with_what_they_depend_on_and_with_nothing_else() -> None:
+    plain = load("classifier", (), "cpu").recipe
+    sources = [("all", "tickets.csv", "sha256 of it")]
+    data, training = digests.of_data(plain, sources), digests.of_training(plain, "data")
+
+    def changed(setting: str) -> tuple[bool, bool]:
+        recipe = load("classifier", [setting], "cpu").recipe
+        return digests.of_data(recipe, sources) != data, digests.of_training(recipe, "data") != training
+
+    assert changed("data.split.seed=18") == (True, False)
+    assert changed("train.learning_rate=1e-4") == (False, True)
+    # How long a row is depends on the prompt, and what is too long leaves train.
+    assert changed("task.instruction=Do something else entirely.") == (True, True)
+    assert changed("train.max_length=512") == (True, True)
+    assert changed("data.num_proc=2") == (False, False)
+    # Labels stand in the prompt in the recipe's order.
+    assert changed("task.labels={b: '', a: ''}") == (True, True)
+    other, same = ([f"task.labels={{{words}}}"] for words in ("a: '', b: ''", "b: '', a: ''"))
+    one, two = load("classifier", other, "cpu").recipe, load("classifier", same, "cpu").recipe
+    assert digests.of_data(one, sources) != digests.of_data(two, sources)
+    assert digests.of_training(one, "data") != digests.of_training(two, "data")
+    assert digests.of_data(plain, [("all", "tickets.csv", "another sha256")]) != data
+    assert changed("cost.gpu_usd_per_hour=9") == (False, False)
+    assert changed("tracking.wandb.mode=off") == (False, False)
+
+
+def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    recipe = load("classifier", (), "cpu").recipe
+    run = runs.create(tmp_path / "classifier", recipe, "digest", {}, tmp_path / "data")
+    assert run.recipe() == recipe

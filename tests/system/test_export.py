@@ -1,0 +1,203 @@
+"""Export: the merged model is base and adapter, the quantized one holds what it says, and nothing is half there."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from insource.config.errors import RecipeError
+from insource.config.load import POCKET, load
+from insource.system import atomic_files, environment
+from insource.tracking.base_models import base_store
+from insource.tracking.run import Run
+from tests.conftest import ROOT
+from tests.helpers.commands import call, exported, settings
+from train.export import quantize
+
+
+@pytest.fixture(scope="module")
+def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with one trained, merged and quantized."""
+    return exported(tmp_path_factory, small_recipe, "export")
+
+
+@pytest.fixture
+def copied(runs: Path, tmp_path: Path) -> Path:
+    """The same, to be damaged."""
+    return shutil.copytree(runs, tmp_path / "runs", symlinks=True)
+
+
+def run_in(runs: Path) -> Run:
+    return Run((runs / "small" / "latest").resolve())
+
+
+@pytest.mark.slow
+def test_all_that_a_server_needs_is_there_and_hashed(runs: Path) -> None:
+    here = run_in(runs)
+    for form in ("merged", "quantized/int8"):
+        folder = here.folder / form
+        assert atomic_files.changed(folder) == []
+        there = {path.name for path in folder.iterdir()}
+        assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "prompt.json",
+                "README.md", "export.json", atomic_files.SUMS} <= there  # fmt: skip
+        assert not [name for name in there if name.endswith((".bin", ".pt", ".pkl"))]
+        assert (folder / "prompt.json").read_bytes() == (here.folder / "adapter" / "prompt.json").read_bytes()
+    prompt = atomic_files.read_json(here.folder / "merged" / "prompt.json")
+    tokens = atomic_files.read_json(here.folder / "merged" / "tokenizer.json")["added_tokens"]
+    (stop,) = [one["id"] for one in tokens if one["content"] == prompt["stop"]]
+    assert atomic_files.read_json(here.folder / "merged" / "generation_config.json")["eos_token_id"] in (stop, [stop])
+    assert atomic_files.read_json(here.folder / "merged" / "config.json")["dtype"] == "float32"
+    assert atomic_files.read_json(here.folder / "quantized" / "int8" / "config.json")["quantization_config"]
+    stage = here.stage("export")
+    assert stage["state"] == "done" and stage["outputs"].keys() == {
+        "merged/SHA256SUMS",
+        "quantized/int8/SHA256SUMS",
+    }
+    bytes_of = stage["metrics"]["weight_bytes"]
+    assert bytes_of["quantized/int8"] < 0.8 * bytes_of["merged"]
+
+
+def logits(model: Any, ids: list[int]) -> Any:
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([ids])).logits[0, -1]
+
+
+@pytest.mark.slow
+def test_the_merged_model_is_base_and_adapter(runs: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    here = run_in(runs)
+    trained = base_store.trained(atomic_files.read_json(here.folder / "adapter" / "prompt.json"))
+    assert trained is not None and trained["quantization"] == "nf4"
+    base = AutoModelForCausalLM.from_pretrained(base_store.find(here.folder, trained["digest"]), dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(here.folder / "merged", dtype=torch.float32)
+    (one, *_) = atomic_files.read_jsonl(here.references)
+    plain = logits(base, one["prompt_ids"])
+    adapted = logits(PeftModel.from_pretrained(base, here.folder / "adapter"), one["prompt_ids"])
+    found = logits(merged, one["prompt_ids"])
+    # The order of the sums alone differs.
+    assert (found - adapted).norm() < 1e-3 * (adapted - plain).norm()
+    published = AutoModelForCausalLM.from_pretrained(POCKET, dtype=torch.float32)
+    assert not torch.equal(logits(published, one["prompt_ids"]), plain)
+
+
+@pytest.mark.slow
+def test_references_are_the_answers_of_the_trained_weights(runs: Path) -> None:
+    here = run_in(runs)
+    references = list(atomic_files.read_jsonl(here.references))
+    validation = [row["id"] for row in atomic_files.read_jsonl(here.folder / "data" / "validation.jsonl")]
+    assert [one["id"] for one in references] == validation[:500]
+    told = {"id", "prompt_ids", "answer", "token_ids", "log_probability", "field_log_probability", "margin"}
+    assert all(one.keys() == told for one in references)
+    assert not (here.folder / "merged" / "reference.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_called_again_it_writes_only_what_is_not_as_it_was(copied: Path, small_recipe: Path) -> None:
+    here = run_in(copied)
+    answer = call(copied, "train.export", small_recipe)
+    assert answer.returncode == 0 and answer.stderr.count("unchanged") == 2
+    weights = here.folder / "merged" / "model.safetensors"
+    before = atomic_files.sha256(weights)
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (here.folder / "quantized" / "int8" / "SHA256SUMS").unlink()
+    answer = call(copied, "train.export", small_recipe)
+    assert answer.returncode == 0, answer.stderr
+    assert "unchanged" not in answer.stderr
+    assert atomic_files.sha256(weights) == before
+    published = call(copied, "train.export", small_recipe, "serve.base=published", "export.quantize=none")
+    assert published.returncode == 0, published.stderr
+    assert atomic_files.sha256(weights) != before
+    assert atomic_files.read_json(weights.parent / "export.json")["base"] == "published"
+
+
+@pytest.mark.slow
+def test_a_base_that_was_removed_is_written_again(copied: Path, small_recipe: Path) -> None:
+    (base,) = [path for path in (copied / base_store.BASES).iterdir() if path.is_dir()]
+    before = atomic_files.sums(base)
+    shutil.rmtree(base)
+    shutil.rmtree(run_in(copied).folder / "merged")
+    told = call(copied, "serve", small_recipe, "serve.model=adapter", "--dry-run")
+    assert told.returncode == 2 and "make export" in told.stderr
+    answer = call(copied, "train.export", small_recipe)
+    assert answer.returncode == 0, answer.stderr
+    assert atomic_files.sums(base) == before
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_leaves_nothing_half_and_goes_on(copied: Path, small_recipe: Path) -> None:
+    here = run_in(copied)
+    for seconds_of_writing in (0.0, 0.4, 1.5):
+        shutil.rmtree(here.folder / "merged", ignore_errors=True)
+        asked = [sys.executable, "-m", "train.export", str(small_recipe), "--hardware", "cpu"]
+        process = subprocess.Popen(
+            asked, cwd=ROOT, env=settings(copied), stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        while not list(here.folder.glob(".merged.*")) and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(seconds_of_writing)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (here.folder / "merged").exists()
+    answer = call(copied, "train.export", small_recipe)
+    assert answer.returncode == 0, answer.stderr
+    assert (
+        atomic_files.changed(here.folder / "merged") == []
+        and atomic_files.changed(here.folder / "quantized" / "int8") == []
+    )
+    assert not list(here.folder.glob(".merged.*"))
+
+
+@pytest.mark.slow
+def test_an_adapter_that_was_changed_is_not_exported(copied: Path, small_recipe: Path) -> None:
+    here = run_in(copied)
+    (here.folder / "adapter" / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    answer = call(copied, "train.export", small_recipe)
+    assert answer.returncode == 1
+    assert "chat_template.jinja was changed" in answer.stderr and "train again" in answer.stderr
+
+
+def test_no_run_is_told_with_what_would_do(small_recipe: Path, tmp_path: Path) -> None:
+    answer = call(tmp_path / "runs", "train.export", small_recipe)
+    assert answer.returncode == 2 and "no finished run" in answer.stderr and "make train RECIPE=small" in answer.stderr
+
+
+def test_what_the_hardware_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def schemes(*overrides: str) -> list[str]:
+        return quantize.schemes(load("classifier", overrides, "cpu").recipe)
+
+    assert schemes() == ["int8"] and schemes("export.quantize=none") == []
+    monkeypatch.setattr(environment, "cpu_serves_w4a16", lambda: True)
+    assert schemes("export.quantize=[w4a16, int8, int8]") == ["w4a16", "int8"]
+    monkeypatch.setattr(environment, "cpu_serves_w4a16", lambda: False)
+    with pytest.raises(RecipeError, match="w4a16 needs a GPU or a CPU with AVX-512"):
+        schemes("export.quantize=[w4a16]")
+    with pytest.raises(RecipeError, match=r"fp8 needs a GPU of compute capability 8\.9 .* serves on a CPU; take int8"):
+        schemes("export.quantize=[fp8]")
+
+
+def test_four_bit_weights_are_within_half_a_step_of_the_merged_ones(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    quantize.data_free(POCKET, "W4A16", tmp_path / "w4a16", "5GB")
+    told = atomic_files.read_json(tmp_path / "w4a16" / "config.json")["quantization_config"]
+    assert told["format"] == "pack-quantized" and told["config_groups"]["group_0"]["weights"]["num_bits"] == 4
+    whole = AutoModelForCausalLM.from_pretrained(POCKET, dtype=torch.float32).state_dict()
+    with warnings.catch_warnings():
+        # transformers tells that the folder has a config of its own, and that unpacking is taken from this one.
+        warnings.simplefilter("ignore")
+        unpacked = CompressedTensorsConfig(dequantize=True)
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "w4a16", quantization_config=unpacked).state_dict()
+    name = "model.layers.0.mlp.down_proj.weight"
+    groups = whole[name].unflatten(1, (-1, 64))  # 704 wide, no multiple of 128
+    step = groups.abs().amax(-1, keepdim=True) / 7.5
+    assert (found[name].unflatten(1, (-1, 64)) - groups).abs().le(0.6 * step).all()  # half a step, and bfloat16

@@ -1,0 +1,178 @@
+"""Deploying under load, behind one door, with a real vLLM: no request fails, and each is answered by one version."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from deploy import registry
+from insource.system import atomic_files
+from insource.tracking.run import Run
+from serve.vllm import server_process
+from tests.helpers import commands
+
+IN_FLIGHT, SOME = 200, 20
+
+
+@pytest.fixture(scope="module")
+def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with two trained, from different seeds."""
+    folder = commands.exported(tmp_path_factory, small_recipe, "gateway")
+    answer = commands.call(folder, "train", small_recipe, *commands.TRAINED, "train.seed=2")
+    assert answer.returncode == 0, answer.stderr
+    return folder
+
+
+def trained(runs: Path) -> list[Run]:
+    found = [Run(path.parent) for path in (runs / "small").glob("2*/manifest.json")]
+    return sorted(found, key=lambda one: one.recipe().train.seed)
+
+
+def deploy(runs: Path, recipe: Path, run: Run) -> str:
+    answer = commands.call(runs, "deploy", recipe, "--run", run.id, FORCE="1")
+    assert answer.returncode == 0, answer.stderr
+    return registry.version_of(run.folder / "adapter")
+
+
+@pytest.mark.slow(minutes=5)
+def test_a_version_is_deployed_and_rolled_back_under_load(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
+    first, second = trained(runs)
+    one = deploy(runs, small_recipe, first)
+    port, log = server_process.free_port(), tmp_path / "gateway.log"
+    place = runs.parent / "registry" / "small"
+    secret = {"INSOURCE_API_KEY": "secret"}
+    with commands.staying(runs, log, "deploy.gateway", small_recipe, f"serve.port={port}", **secret) as process:
+        commands.wait_for(log, "ready     ", process)
+        prompt = atomic_files.read_json(first.folder / "adapter" / "prompt.json")
+        answers = asyncio.run(under_load(port, prompt, lambda: deploy(runs, small_recipe, second), log))
+        two = registry.current(place)
+        assert two is not None and two != one
+        assert {status for status, _, _ in answers} == {200}
+        versions = Counter(version for _, version, _ in answers)
+        assert set(versions) == {one, two} and min(versions.values()) > SOME
+        assert all(label in prompt["task"]["labels"] for _, _, label in answers)
+        commands.wait_for(log, f"drained   small@{one}", process)
+
+        damaged = shutil.copytree(second.folder, tmp_path / second.id, symlinks=True)
+        broken(damaged / "adapter")
+        registry.promote(place, Run(damaged), ["by hand"])
+        commands.wait_for(log, "refused   small@", process)
+        assert f"{two} goes on" in log.read_text(encoding="utf-8")
+
+        misread = shutil.copytree(second.folder, tmp_path / "misread", symlinks=True)
+        asked_otherwise(misread / "adapter")
+        registry.promote(place, Run(misread), ["by hand"])
+        said = commands.wait_for(log, "refused   small@", process, times=2)
+        assert "vLLM reads other token ids for its prompts than were trained on, from token 4 of" in said
+
+        answer = commands.call(runs, "deploy", small_recipe, "--rollback", "--to", one)
+        assert answer.returncode == 0, answer.stderr
+        commands.wait_for(log, f"current   small@{one}", process, times=2)
+        answers = asyncio.run(asked(port, prompt, 8))
+        assert {(status, version) for status, version, _ in answers} == {(200, one)}
+
+        for child in commands.below(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        commands.wait_for(log, "vllm      died, ", process)
+        refusals, answer = asyncio.run(patiently(port, prompt))
+        assert set(refusals) == {(503, True)}
+        assert (answer[0], answer[1]) == (200, one)
+
+        children = commands.below(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert commands.running(children) == []
+
+
+def broken(adapter: Path) -> None:
+    """Makes the references of an adapter answers that it does not give."""
+    path = adapter.parent / "reference.jsonl"
+    lines = list(atomic_files.read_jsonl(path))
+    for line in lines:
+        line["answer"] = "no label at all"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    prompt = atomic_files.read_json(adapter / "prompt.json")
+    prompt["references"]["sha256"] = atomic_files.sha256(path)
+    atomic_files.write_json(adapter / "prompt.json", prompt)
+    (adapter / atomic_files.SUMS).unlink()
+    atomic_files.write_sums(adapter)
+
+
+def asked_otherwise(adapter: Path) -> None:
+    """Makes the prompt of an adapter one that the server does not read."""
+    prompt = atomic_files.read_json(adapter / "prompt.json")
+    prompt["prompt_ids"][3] += 1
+    atomic_files.write_json(adapter / "prompt.json", prompt)
+    (adapter / atomic_files.SUMS).unlink()
+    atomic_files.write_sums(adapter)
+
+
+async def under_load(port: int, prompt: dict[str, Any], change: Any, log: Path) -> list[tuple[int, str, str]]:
+    """Keeps 200 requests in flight while a version is deployed. Returns (status, version, answer) of all of them."""
+    answers: list[tuple[int, str, str]] = []
+    done = asyncio.Event()
+    async with session(port) as asking:
+
+        async def keep_asking(number: int) -> None:
+            while not done.is_set():
+                answers.append(await ask(asking, prompt, f"message {number}"))
+
+        load = [asyncio.create_task(keep_asking(number)) for number in range(IN_FLIGHT)]
+        await asyncio.sleep(2)
+        version = await asyncio.to_thread(change)
+        while f"current   small@{version}" not in log.read_text(encoding="utf-8"):
+            await asyncio.sleep(0.1)
+            assert not any(task.done() for task in load)
+        while Counter(of for _, of, _ in answers)[version] <= SOME:
+            await asyncio.sleep(0.1)
+        done.set()
+        await asyncio.gather(*load)
+    return answers
+
+
+async def asked(port: int, prompt: dict[str, Any], count: int) -> list[tuple[int, str, str]]:
+    async with session(port) as asking:
+        return await asyncio.gather(*(ask(asking, prompt, f"message {number}") for number in range(count)))
+
+
+async def patiently(port: int, prompt: dict[str, Any]) -> tuple[list[tuple[int, bool]], tuple[int, str, str]]:
+    """Asks until there is an answer. Returns the refusals, as (status, whether it says when to ask again), and it."""
+    refusals = []
+    async with session(port) as asking:
+        for _ in range(commands.PATIENCE_SECONDS):
+            async with asking.get("/health") as health:
+                ready = health.status == 200
+            async with asking.post("/v1/chat/completions", json=body(prompt, "message")) as answer:
+                if answer.status != 200:
+                    refusals.append((answer.status, int(answer.headers.get("Retry-After", 0)) > 0))
+            if ready:
+                break
+            await asyncio.sleep(1)
+        return refusals, await ask(asking, prompt, "message")
+
+
+def session(port: int) -> ClientSession:
+    return ClientSession(f"http://127.0.0.1:{port}", headers={"Authorization": "Bearer secret"})
+
+
+async def ask(asking: ClientSession, prompt: dict[str, Any], text: str) -> tuple[int, str, str]:
+    async with asking.post("/v1/chat/completions", json=body(prompt, text)) as answer:
+        said = await answer.json()
+        assert answer.status != 200 or said["model"] == "small"
+        label = said["choices"][0]["message"]["content"] if answer.status == 200 else str(said)
+        return answer.status, answer.headers.get("X-Insource-Version", ""), label
+
+
+def body(prompt: dict[str, Any], text: str) -> dict[str, Any]:
+    content = prompt["messages"][0]["content"].replace("{input}", text)
+    asked = {"model": "small", "messages": [{"role": "user", "content": content}]}
+    return asked | {"structured_outputs": {"grammar": prompt["grammar"]}}

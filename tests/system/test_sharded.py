@@ -1,0 +1,44 @@
+"""FSDP2, as far as a CPU goes: two gloo processes spread a model, train, answer rows and leave its adapter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+
+from insource.tasks.rendering import chat_template
+from tests.conftest import ROOT
+from tests.helpers import fsdp_ranks
+from train.model import base
+
+
+@pytest.mark.slow(minutes=1)
+@pytest.mark.parametrize(("quantization", "begun"), [("nf4", "true"), ("none", "olora")])
+def test_the_adapter_of_spread_layers_is_written_whole_and_answers_as_they_do(
+    quantization: str, begun: str, tmp_path: Path
+) -> None:
+    words = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.helpers.fsdp_ranks"]
+    settings = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    folder = tmp_path / "adapter"
+    asked = [sys.executable, "-m", *words, str(folder), quantization, begun]
+    ended = subprocess.run(asked, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=280, check=False)
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
+    # Between validations each process holds half, and learns what one process learns.
+    assert told["local"] < 0.6 * told["whole"]
+    recipe = fsdp_ranks.recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={begun}")
+    rows = fsdp_ranks.asked(chat_template.tokenizer_of(recipe.model))
+    model = base.with_adapter(base.base_model(recipe), recipe.lora, 1)
+    losses = [fsdp_ranks.update(model, rows.prompts) for _ in range(2)]
+    assert told["losses"] == pytest.approx(losses, rel=1e-4) and losses[1] != losses[0]
+    assert [ids for ids, _ in told["unchanged"]] == [ids for ids, _ in told["untuned"]]
+    assert told["tuned"] != told["tuned_again"] != told["untuned"]
+
+    model = PeftModel.from_pretrained(base.base_model(recipe), folder, autocast_adapter_dtype=False)
+    alone = rows.ask(model, "alone")
+    for one, (token_ids, log_probability) in zip(alone, told["tuned_again"], strict=True):
+        assert one.token_ids == token_ids
+        assert one.log_probability == pytest.approx(log_probability, abs=2e-3)

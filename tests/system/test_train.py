@@ -1,0 +1,193 @@
+"""The stage as a user calls it: one command, its exit codes, what it leaves on disk."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from insource.config import hardware
+from insource.config.load import load
+from insource.system import atomic_files
+from tests.conftest import ROOT, Command
+
+ADAPTER_FILES = {
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "chat_template.jinja",
+    "prompt.json",
+    "SHA256SUMS",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+def only_run(runs: Path) -> Path:
+    (folder,) = [path.parent for path in runs.glob("*/*/manifest.json") if not path.parent.is_symlink()]
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "told"),
+    [
+        ("clasifier", [], "Did you mean classifier?"),
+        ("classifier", ["train.learning_rat=1"], "did you mean learning_rate?"),
+        ("classifier", ["train.num_train_epochs=three", "lora.r=600"], "2 mistakes"),
+        ("classifier", ["data.columns.text=mesage"], "did you mean 'message'?"),
+        ("classifier", ["data.source.path=nowhere.csv"], "there is no file"),
+        ("/nowhere/mine.yaml", [], "no such recipe file"),
+    ],
+)
+def test_a_wrong_call_exits_2_with_one_message_and_leaves_nothing(
+    recipe: str, settings: list[str], told: str, python: Command, tmp_path: Path
+) -> None:
+    answer = python("train", recipe, *settings)
+    assert answer.returncode == 2
+    assert told in answer.stderr
+    assert answer.stderr.count("error:") == 1
+    assert "Traceback" not in answer.stderr
+    assert answer.stdout == ""
+    assert not list(tmp_path.rglob("*.json*"))
+
+
+def test_make_shows_the_same_message_last(tmp_path: Path) -> None:
+    # Under `make check` this make would call itself make[1].
+    settings = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    settings["RUNS"] = str(tmp_path)
+    answer = subprocess.run(
+        ["make", "train", "RECIPE=clasifier"], cwd=ROOT, env=settings, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 2
+    *message, last = answer.stderr.strip().splitlines()
+    assert last.startswith("make: ***")
+    assert "Did you mean classifier?" in message[-2]
+
+
+def test_a_dry_run_prints_the_resolved_recipe_and_does_nothing(python: Command, tmp_path: Path) -> None:
+    answer = python("train", "classifier", "--dry-run")
+    assert answer.returncode == 0
+    assert "learning_rate: 0.002" in answer.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture(scope="module")
+def whole(
+    small_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """How `python -m train` on the small recipe ended, and where its runs are."""
+    runs = tmp_path_factory.mktemp("whole") / "runs"
+    answer = train(small_recipe, runs)
+    assert answer.returncode == 0, answer.stderr
+    return answer, runs
+
+
+def train(recipe: Path, runs: Path, *settings: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    told = {**os.environ, "HF_HUB_OFFLINE": "1", "RUNS": str(runs), **environment}
+    asked = [sys.executable, "-m", "train", str(recipe), *settings]
+    return subprocess.run(asked, cwd=ROOT, env=told, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_one_command_leaves_a_whole_run_and_the_second_call_leaves_it_unchanged(
+    small_recipe: Path, whole: tuple[subprocess.CompletedProcess[str], Path]
+) -> None:
+    answer, runs = whole
+    assert "untuned" in answer.stdout
+    run = only_run(runs)
+    assert {path.name for path in (run / "adapter").iterdir()} == ADAPTER_FILES
+    manifest = atomic_files.read_json(run / "manifest.json")
+    stage = manifest["stages"]["train"]
+    assert stage["state"] == "done"
+    assert set(stage["metrics"]["validation"]) == {"tuned", "base"}
+    for name, sha256 in stage["outputs"].items():
+        assert atomic_files.sha256(run / name) == sha256
+    assert [line["step"] for line in atomic_files.read_jsonl(run / "metrics.jsonl")] == [2, 4, 6]
+    assert (run.parent / "latest").resolve() == run
+    assert list((run / "wandb").rglob("*.wandb"))
+    assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    # Rows of the data lie beside the folder that people share, which has their hash.
+    told = atomic_files.read_json(run / "adapter" / "prompt.json")["references"]
+    assert told["sha256"] == atomic_files.sha256(run / "reference.jsonl") == stage["outputs"]["reference.jsonl"]
+    assert told["sha256"] in (run / "adapter" / "README.md").read_text(encoding="utf-8")
+    probes = list(atomic_files.read_jsonl(run / "reference.jsonl"))
+    assert len(probes) == told["rows"]
+    assert probes and all(one["answer"] and one["prompt_ids"] and one["log_probability"] <= 0 for one in probes)
+    config = atomic_files.read_json(run / "adapter" / "adapter_config.json")
+    assert config["base_model_name_or_path"] == "pocket/model"
+
+    again = train(small_recipe, runs)
+    assert again.returncode == 0
+    assert again.stdout == answer.stdout
+    assert "data      unchanged" in again.stderr and "train     unchanged" in again.stderr
+    assert only_run(runs) == run
+
+
+@pytest.mark.slow
+def test_the_same_recipe_and_seed_give_the_same_bytes_and_fresh_trains_anew(
+    small_recipe: Path, whole: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
+) -> None:
+    first = only_run(whole[1])
+    shutil.copytree(first.parent, tmp_path / "runs" / first.parent.name, symlinks=True)
+    assert train(small_recipe, tmp_path / "runs", FRESH="1").returncode == 0
+    second = (tmp_path / "runs" / first.parent.name / "latest").resolve()
+    assert second.name != first.name
+    weights = [atomic_files.sha256(run / "adapter" / "adapter_model.safetensors") for run in (first, second)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(
+    small_recipe: Path, whole: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
+) -> None:
+    answer = train(small_recipe, tmp_path / "runs", HARDWARE="multi-cpu")
+    assert answer.returncode == 0, answer.stderr
+    assert "over 2 processes" in answer.stderr
+    one, two = (
+        [row["loss"] for row in atomic_files.read_jsonl(only_run(runs) / "metrics.jsonl")]
+        for runs in (whole[1], tmp_path / "runs")
+    )
+    assert len(one) == 3
+    # Each process rounds products of its own shapes, to 8 bits where they are bfloat16.
+    assert two == pytest.approx(one, rel=5e-3 if hardware.cpu_has_bfloat16() else 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "told"), [("summarizer", "ROUGE-L"), ("preference", "preference accuracy")])
+def test_the_other_kinds_train_too(recipe: str, told: str, tmp_path: Path) -> None:
+    settings = load(recipe).recipe
+    path = Path(str(settings.data.source.path))
+    few = tmp_path / path.name
+    few.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:160]), encoding="utf-8")
+    answer = train(
+        Path(recipe), tmp_path / "runs", f"data.source.path={few}", "train.max_steps=2", "train.logging_steps=1",
+        "train.batch_size=4", HARDWARE="cpu",
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert told in answer.stdout
+    run = only_run(tmp_path / "runs")
+    assert {path.name for path in (run / "adapter").iterdir()} == ADAPTER_FILES
+    logged = list(atomic_files.read_jsonl(run / "metrics.jsonl"))
+    assert len(logged) == 2
+    assert ("rewards/accuracies" in logged[-1]) == (recipe == "preference")
+
+
+@pytest.mark.slow
+def test_rows_that_would_lose_their_answer_are_refused_before_training(
+    small_recipe: Path, python: Command, tmp_path: Path
+) -> None:
+    answer = python("train", small_recipe, "train.max_length=80")
+    assert answer.returncode == 2
+    assert "before any text stands in it" in answer.stderr and "raise train.max_length above that" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not list((tmp_path / "runs").rglob("adapter"))
+
+
+@pytest.mark.slow
+def test_without_packing_and_without_quantization_it_trains_as_well(small_recipe: Path, python: Command) -> None:
+    answer = python("train", small_recipe, "train.packing=none", "model.quantization=none", "train.max_steps=2")
+    assert answer.returncode == 0, answer.stderr
+    assert "each row alone" in answer.stderr

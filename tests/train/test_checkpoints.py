@@ -1,0 +1,213 @@
+"""Checkpoints of a real transformers Trainer: whole or absent, found, and gone on from."""
+
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from insource.config.errors import StageError
+from insource.system import atomic_files, disk_full
+from tests.helpers.tiny_trainer import BEST, UPDATES, At, Whole, go_on, trainer
+from train.loop import checkpoints
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A training that nothing has interrupted."""
+    made = trainer(tmp_path_factory.mktemp("whole"))
+    made.train()
+    return made
+
+
+def test_a_checkpoint_names_the_hash_of_each_of_its_files_and_holds_no_path_of_the_machine(whole: Whole) -> None:
+    folder = Path(whole.args.output_dir)
+    assert names(folder) == ["checkpoint-12", "checkpoint-9"]
+    newest = folder / "checkpoint-12"
+    seal = atomic_files.read_json(newest / "checkpoint.json")
+    assert set(seal["files"]) == set(names(newest)) - {"checkpoint.json"}
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} < set(seal["files"])
+    assert (seal["step"], seal["processes"]) == (12, 1)
+    assert all(str(folder).encode() not in path.read_bytes() for path in newest.iterdir())
+    assert checkpoints.newest_whole(folder) == checkpoints.Found(newest)
+
+
+@pytest.fixture
+def best_is_3(tmp_path: Path) -> Path:
+    """The checkpoints of three evaluations, of which the first went best."""
+    made = trainer(tmp_path / "begun", max_steps=9, **BEST)
+    made.values = iter([0.9, 0.4, 0.5])
+    made.train()
+    assert names(tmp_path / "begun") == ["checkpoint-3", "checkpoint-6", "checkpoint-9"]
+    assert made.state.best_model_checkpoint == str(tmp_path / "begun" / "checkpoint-3")
+    return tmp_path / "begun"
+
+
+def test_the_best_checkpoint_is_kept_and_found_again_where_the_runs_were_moved(best_is_3: Path, tmp_path: Path) -> None:
+    moved = best_is_3.rename(tmp_path / "moved")
+    told: list[str] = []
+    made = go_on(moved, [0.6], told.append, load_best_model_at_end=True, **BEST)
+    assert made.state.best_model_checkpoint == str(moved / "checkpoint-3")
+    made.save_model(str(tmp_path / "last"))
+    weights = [atomic_files.sha256(path / "model.safetensors") for path in (tmp_path / "last", moved / "checkpoint-3")]
+    assert weights[0] == weights[1]
+    assert told == []
+
+
+def test_a_best_checkpoint_that_is_damaged_is_announced_and_another_one_becomes_best(best_is_3: Path) -> None:
+    os.truncate(best_is_3 / "checkpoint-3" / "model.safetensors", 0)
+    told: list[str] = []
+    made = go_on(best_is_3, [0.6], told.append, **BEST)
+    assert len(told) == 1 and "checkpoint-3" in told[0] and "model.safetensors is cut short, 0 of" in told[0]
+    assert made.state.best_model_checkpoint == str(best_is_3 / "checkpoint-12")
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut short": (lambda path: os.truncate(path / "optimizer.pt", 100), "optimizer.pt is cut short, 100 of"),
+    "empty": (lambda path: os.truncate(path / "trainer_state.json", 0), "trainer_state.json is cut short, 0 of"),
+    "a bit": (lambda path: flip(path / "model.safetensors"), "model.safetensors is not what was written"),
+    "longer": (
+        lambda path: (path / "scheduler.pt").write_bytes(bytes(100_000)),
+        "scheduler.pt is not what was written",
+    ),
+    "missing": (lambda path: (path / "rng_state.pth").unlink(), "rng_state.pth is missing"),
+    "a folder": (lambda path: ((path / "rng_state.pth").unlink(), (path / "rng_state.pth").mkdir()), "is missing"),
+    "no seal": (lambda path: (path / "checkpoint.json").unlink(), "checkpoint.json is missing"),
+    "cut seal": (lambda path: os.truncate(path / "checkpoint.json", 50), "checkpoint.json cannot be read"),
+    "odd seal": (lambda path: (path / "checkpoint.json").write_text("[]"), "checkpoint.json cannot be read"),
+    "binary seal": (lambda path: (path / "checkpoint.json").write_bytes(b"\xff\0"), "checkpoint.json cannot be read"),
+}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(kind: str, whole: Whole, tmp_path: Path) -> None:
+    shutil.copytree(whole.args.output_dir, tmp_path / "runs")
+    act, told = DAMAGES[kind]
+    act(tmp_path / "runs" / "checkpoint-12")
+    found = checkpoints.newest_whole(tmp_path / "runs")
+    assert found.newest == tmp_path / "runs" / "checkpoint-9"
+    assert len(found.damaged) == 1
+    assert "checkpoint-12 is damaged" in found.damaged[0] and told in found.damaged[0]
+    assert checkpoints.newest_whole(tmp_path / "runs") == checkpoints.Found(found.newest)
+    resumed = go_on(tmp_path / "runs")
+    assert torch.equal(resumed.model.line.weight, whole.model.line.weight)
+    assert checkpoints.newest_whole(tmp_path / "runs").newest == tmp_path / "runs" / "checkpoint-12"
+
+
+def test_where_all_are_damaged_training_begins_anew(whole: Whole, tmp_path: Path) -> None:
+    shutil.copytree(whole.args.output_dir, tmp_path / "runs")
+    for path in (tmp_path / "runs").iterdir():
+        (path / "optimizer.pt").unlink()
+    found = checkpoints.newest_whole(tmp_path / "runs")
+    assert found.newest is None and len(found.damaged) == 2
+    assert checkpoints.newest_whole(tmp_path / "nowhere") == checkpoints.Found(None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_byte_is_changed_or_cut_off_it_is_found(data: st.DataObject, whole: Whole) -> None:
+    path = Path(whole.args.output_dir) / "checkpoint-9"
+    file = path / data.draw(st.sampled_from([name for name in names(path) if name != "checkpoint.json"]))
+    content = file.read_bytes()
+    at = data.draw(st.integers(0, len(content) - 1))
+    changed = bytes([content[at] ^ data.draw(st.integers(1, 255))])
+    try:
+        file.write_bytes(data.draw(st.sampled_from([content[:at], content[:at] + changed + content[at + 1 :]])))
+        assert file.name in str(checkpoints.damage(path))
+    finally:
+        file.write_bytes(content)
+    assert checkpoints.damage(path) is None
+
+
+TOUCHES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
+
+
+def test_a_kill_at_any_touch_of_the_disk_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    made = trainer(tmp_path, max_steps=6)
+    made.train()
+    killed, found = 0, set()
+    while True:
+        if (child := os.fork()) == 0:
+            try:
+                made.state.global_step = 9
+                kill_at_touch(killed + 1)
+                made._save_checkpoint(made.model, None)
+            finally:
+                os._exit(0)
+        if os.WIFEXITED(os.waitpid(child, 0)[1]):
+            break
+        killed += 1
+        newest = checkpoints.newest_whole(tmp_path)
+        assert newest.newest is not None and newest.damaged == ()
+        found.add(newest.newest.name)
+        assert not list(tmp_path.glob(".*"))
+        shutil.rmtree(tmp_path / "checkpoint-9", ignore_errors=True)
+    assert killed > 15
+    assert found == {"checkpoint-6", "checkpoint-9"}
+    assert names(tmp_path) == ["checkpoint-6", "checkpoint-9"]
+
+
+def kill_at_touch(number: int) -> None:
+    """Kills this process before its n-th touch of the disk."""
+    seen = 0
+
+    def count(event: str, _: tuple[object, ...]) -> None:
+        nonlocal seen
+        if event in TOUCHES:
+            seen += 1
+            if seen == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+
+
+@pytest.fixture
+def largest_file() -> Iterator[Callable[[int], None]]:
+    """Sets how many bytes a file may have, until the test ends: a disk that takes no more, which needs no mount."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("most", [10, 40_000])
+def test_a_full_disk_is_told_in_words_and_leaves_the_checkpoints_before(
+    most: int, largest_file: Callable[[int], None], tmp_path: Path
+) -> None:
+    made = trainer(tmp_path, width=8_000, max_steps=9)  # 32 kB of weights, 64 kB of optimizer
+    made.add_callback(At(7, lambda: largest_file(most)))
+    with pytest.raises(StageError) as failed:
+        made.train()
+    largest_file(resource.RLIM_INFINITY)
+    assert "checkpoint-9 could not be written, the disk is full" in str(failed.value)
+    assert "bytes are free" in str(failed.value)
+    assert names(tmp_path) == ["checkpoint-3", "checkpoint-6"]
+    assert checkpoints.newest_whole(tmp_path) == checkpoints.Found(tmp_path / "checkpoint-6")
+    assert go_on(tmp_path, width=8_000).state.global_step == UPDATES
+
+
+def test_no_space_is_told_from_other_errors() -> None:
+    with pytest.raises(StageError, match="No space left on device"), disk_full.told_when_full(Path("x")):
+        Path("/dev/full").write_text("full", encoding="utf-8")
+    with pytest.raises(StageError, match="the disk is full"), disk_full.told_when_full(Path("x")):
+        torch.save(torch.zeros(5), "/dev/full")
+    with pytest.raises(FileNotFoundError), disk_full.told_when_full(Path("x")):
+        Path("/nowhere/at/all").write_text("", encoding="utf-8")
+    with pytest.raises(RuntimeError, match="shape"), disk_full.told_when_full(Path("x")):
+        raise RuntimeError("wrong shape")

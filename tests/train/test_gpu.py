@@ -1,0 +1,141 @@
+"""What a GPU needs before anything is loaded, as far as a machine without one can show it."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from insource.config import hardware
+from insource.config.load import load
+from insource.system import atomic_files
+from insource.tracking import doctor
+from tests.conftest import Command
+from train import launch
+from train.device import gpu
+from train.packing import attention
+from train.packing.attention import BLOCKS
+
+
+@pytest.mark.parametrize(
+    ("cuda", "gpus", "environment", "told"),
+    [
+        (None, ["NVIDIA L4"], {}, "built for CPUs: `make setup HARDWARE=gpu`"),
+        ("13.0", ["NVIDIA L4"], {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES='' hides every GPU"),
+        ("13.0", ["NVIDIA L4"], {}, "the driver (570.86) does not serve PyTorch 2.13.0"),
+        ("13.0", [], {}, "nvidia-smi shows no GPU"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_refused_with_its_reason(
+    cuda: str | None, gpus: list[str], environment: dict[str, str], told: str
+) -> None:
+    said = gpu.unusable("2.13.0", cuda, "570.86", gpus, environment)
+    assert told in said and said.endswith("HARDWARE=cpu computes on the CPU")
+
+
+def test_gpus_without_bfloat16_are_refused() -> None:
+    assert "Tesla T4 has compute capability 7.5" in str(gpu.too_old("Tesla T4", (7, 5)))
+    assert gpu.too_old("NVIDIA A100", (8, 0)) is None and gpu.too_old("NVIDIA B200", (10, 0)) is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_hardware_gpu_without_one_ends_before_the_base_is_read_and_is_recorded(
+    small_recipe: Path, python: Command, tmp_path: Path
+) -> None:
+    answer = python("train", small_recipe, "--hardware", "gpu", CUDA_VISIBLE_DEVICES="")
+    assert answer.returncode == 2, answer.stderr
+    assert "error: accelerate.use_cpu: false, and PyTorch can use no GPU here" in answer.stderr
+    assert "Traceback" not in answer.stderr and "untuned" not in answer.stderr
+    (manifest,) = (tmp_path / "runs").glob("small/*/manifest.json")
+    stage = atomic_files.read_json(manifest)["stages"]["train"]
+    assert stage["state"] == "failed" and "PyTorch can use no GPU here" in stage["exit_reason"]
+
+
+def test_a_compiler_and_pythons_headers_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    told = hardware.compiler_problem()
+    assert told and "no C compiler" in told and "Python.h" in told and "apt install build-essential python3-dev" in told
+    (tmp_path / "Python.h").touch()
+    (tmp_path / "gcc").write_text("#!/bin/sh\n")
+    (tmp_path / "gcc").chmod(0o755)
+    assert hardware.compiler_problem() is None
+
+
+def test_the_doctor_tells_of_driver_and_compiler_where_there_is_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor.gpu_software() == []
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(
+        f"#!{shutil.which('sh', path='/bin:/usr/bin')}\ncase $1 in *driver*) echo 570.86.10;; *) echo L4;; esac\n"
+    )
+    smi.chmod(0o755)
+    told = dict(doctor.gpu_software())
+    assert "driver is 570.86.10" in told["driver"] and "580 or newer" in told["driver"]
+    assert told["compiler"]
+
+
+def test_which_lock_a_machine_gets_follows_what_it_computes_on() -> None:
+    assert {name for name in hardware.names() if hardware.on_cpu(name)} == {"cpu", "cpu-smollm2", "multi-cpu"}
+
+
+def test_flex_attention_is_taken_where_its_kernels_fit_and_given_up_where_they_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "_flex_refused", False)
+    device = torch.device("cuda")
+    # A100, H100; RTX 3090, 4090, 5090, A10 and L4.
+    for shared, taken in ((166_912, "flex_attention"), (232_448, "flex_attention"), (101_376, BLOCKS)):
+        found = SimpleNamespace(shared_memory_per_block_optin=shared)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, found=found: found)
+        assert attention.quickest(device) == taken
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(shared_memory_per_block_optin=232_448)
+    )
+    assert not attention.gives_up_flex(torch.OutOfMemoryError("CUDA out of memory"))
+    assert attention.gives_up_flex(
+        RuntimeError("InductorError: No valid triton configs. OutOfMemoryError: out of resource")
+    )
+    assert attention.quickest(device) == BLOCKS
+    # Once: by blocks nothing of the kind can come, and a second error is another one.
+    assert not attention.gives_up_flex(RuntimeError("No valid triton configs"))
+
+
+def test_one_process_sees_one_gpu_and_a_person_is_told_of_the_idle_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(hardware, "gpus", lambda: ["NVIDIA H100"] * 8)
+    alone = load("classifier", [], "gpu")
+    assert "processes 1 on one GPU; 7 more are idle: HARDWARE=multi-gpu takes all" in launch.heading(alone)
+    for loaded in (alone, load("classifier", ["accelerate.num_processes=1"], "multi-gpu")):
+        settings = launch._worker_environment(loaded.recipe, 1)
+        assert settings["CUDA_VISIBLE_DEVICES"] == "0"
+        assert settings["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+        assert loaded.recipe.train.optim == "adamw_torch_fused"
+    assert "CUDA_VISIBLE_DEVICES" not in launch._worker_environment(load("classifier", [], "multi-gpu").recipe, 1)
+    assert "PYTORCH_ALLOC_CONF" not in launch._worker_environment(load("classifier", [], "cpu").recipe, 1)
+
+
+def test_the_launcher_of_a_gpu_is_named_in_words_by_install(tmp_path: Path) -> None:
+    """Set-up for a GPU ends before it downloads anything where Triton could compile nothing."""
+    root = Path(hardware.__file__).parents[2]
+    for name in (
+        "insource/__init__.py",
+        "insource/config/__init__.py",
+        "insource/config/hardware.py",
+        "recipes/hardware/gpu.yaml",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / name, tmp_path / name)
+    shutil.copytree(root / "requirements", tmp_path / "requirements")
+    asked = [sys.executable, str(tmp_path / "requirements" / "install.py")]
+    settings = {"PATH": str(tmp_path), "HARDWARE": "gpu"}
+    ended = subprocess.run(asked, env=settings, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and "no C compiler" in ended.stderr and "apt install" in ended.stderr
+    assert not list(tmp_path.glob(".venv*"))

@@ -1,0 +1,166 @@
+"""Too little memory, simulated: the model raises what CUDA's allocator raises, for passes of more than some tokens."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from insource.config.errors import StageError
+from insource.config.load import load
+from insource.system import atomic_files
+from insource.tasks import classification
+from insource.tracking import run as runs
+from tests.helpers import commands
+from tests.train.test_constrained_decoding import SPEC, prompts
+from tests.train.test_trainer import recipe, rows, tiny, trained  # noqa: F401 - a fixture among them
+from train.device import out_of_memory
+from train.evaluate.constrained_decoding import decode
+from train.export import adapter, merge
+from train.model import base
+from train.packing import attention
+
+# What Python runs first in the processes that a command starts.
+SIMULATED = """\
+import sys
+if "train.worker" in " ".join(sys.orig_argv):
+    import torch
+    from transformers import LlamaForCausalLM
+    plain = LlamaForCausalLM.forward
+    def forward(self, *args, **given):
+        if not self.training and given["input_ids"].numel() > {tokens}:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 6.10 GiB")
+        return plain(self, *args, **given)
+    LlamaForCausalLM.forward = forward
+"""
+
+
+@contextmanager
+def short_of(model: Any, tokens: int, error: Callable[[], RuntimeError]) -> Iterator[None]:
+    """Has a model raise an error in every pass of more than so many tokens."""
+    plain = model.forward
+
+    def forward(*args: Any, **given: Any) -> Any:
+        if given["input_ids"].numel() > tokens:
+            raise error()
+        return plain(*args, **given)
+
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (MemoryError(), True),
+        (RuntimeError("InductorError: No valid triton configs. OutOfMemoryError: out of resource"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_means_too_little_memory(error: BaseException, short: bool) -> None:
+    assert out_of_memory.short(error) == short
+
+
+@pytest.mark.parametrize("said", ["CUDA out of memory", "CUDA error: out of memory"])
+def test_decoding_halves_its_batches_and_answers_the_same(said: str, tokenizer: Any) -> None:
+    model = base.base_model(load("classifier", (), "cpu").recipe)
+    asked = prompts(tokenizer) * 8
+    before = decode(model, tokenizer, asked, classification.grammar(SPEC))
+    told: list[str] = []
+    done: list[int] = []
+    kind = torch.OutOfMemoryError if said.startswith("CUDA out") else RuntimeError
+    with short_of(model, max(map(len, asked)), lambda: kind(said)):
+        after = decode(
+            model, tokenizer, asked, classification.grammar(SPEC), on_batch=done.append, announce=told.append
+        )
+    assert [one.token_ids for one in after] == [one.token_ids for one in before]
+    assert told and all(one.endswith("from here on, the same answers") for one in told)
+    assert done[-1] == len(asked) and done == sorted(done)
+    with short_of(model, 1, lambda: kind(said)), pytest.raises((StageError, RuntimeError)) as ended:
+        decode(model, tokenizer, asked[:1], classification.grammar(SPEC))
+    assert out_of_memory.short(ended.value) or "decoding one row ran out of memory" in str(ended.value)
+
+
+@pytest.mark.slow(minutes=1)
+@pytest.mark.parametrize(("tokens", "whole"), [(400, True), (3, False)])
+def test_a_training_on_a_small_card_ends_with_its_adapter_or_in_words(
+    tokens: int, whole: bool, small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SIMULATED.format(tokens=tokens), encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ended = commands.call(tmp_path / "runs", "train", small_recipe)
+    (manifest,) = (tmp_path / "runs" / "small").glob("2*/manifest.json")
+    stage = atomic_files.read_json(manifest)["stages"]["train"]
+    if whole:
+        assert ended.returncode == 0, ended.stderr
+        assert (manifest.parent / "adapter" / "adapter_model.safetensors").is_file()
+        assert stage["state"] == "done" and (manifest.parent / "reference.jsonl").is_file()
+        assert any("rows decoded at once" in told for told in stage["fallbacks"])
+        return
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "failed: out of memory: CUDA out of memory" in ended.stderr
+    assert stage["state"] == "failed" and stage["exit_reason"].startswith("out of memory")
+
+
+@pytest.mark.slow
+def test_training_attends_by_blocks_where_flex_attention_does_not_fit(
+    tiny: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "_flex_refused", False)
+    told = recipe(tiny, "train.max_steps=2", "train.batch_size=4")
+    _, whole = trained(told, tmp_path / "whole", rows(8))
+    failed: list[int] = []
+    plain = transformers.LlamaForCausalLM.forward
+
+    def once(*args: Any, **given: Any) -> Any:
+        if not failed:
+            failed.append(1)
+            raise RuntimeError("InductorError: No valid triton configs. OutOfMemoryError: out of resource")
+        return plain(*args, **given)
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", once)
+    announced: list[str] = []
+    _, again = trained(told, tmp_path / "again", rows(8), announce=announced.append)
+    assert announced == ["FlexAttention's kernels do not fit this GPU: long packs attend by blocks of rows"]
+    assert [line["loss"] for line in again if "loss" in line] == [line["loss"] for line in whole if "loss" in line]
+
+
+def test_a_base_that_the_gpu_cannot_hold_unquantized_is_merged_in_main_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = load("classifier", ["model.quantization=none", "lora.r=2"], "cpu").recipe
+    on_gpu = settings.model_copy(update={"accelerate": settings.accelerate.model_copy(update={"use_cpu": False})})
+    run = runs.Run(tmp_path / "classifier" / "20260101T000000Z-0000")
+    (run.folder / "adapter").mkdir(parents=True)
+    atomic_files.write_json(run.folder / "manifest.json", {"digest": "", "stages": {"export": {"state": "running"}}})
+    adapter._save(
+        base.with_adapter(base.base_model(settings), settings.lora, 1), settings, run.folder / "adapter", None
+    )
+    plain, asked = transformers.AutoModelForCausalLM.from_pretrained, []
+
+    def on_small_card(*args: Any, **given: Any) -> Any:
+        asked.append(given["device_map"])
+        if len(asked) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        return plain(*args, **given)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", on_small_card)
+    model = merge.merged(run, on_gpu, "published")
+    assert len(asked) == 2 and asked[1] == {"": "cpu"} and not hasattr(model, "peft_config")
+    assert "fallback  merged in main memory" in capsys.readouterr().err
+    assert "merged in main memory" in run.stage("export")["fallbacks"][0]

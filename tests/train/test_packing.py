@@ -1,0 +1,381 @@
+"""Packing: the gradients of separate rows, whatever the model, the packs and the number of processes."""
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insource.config.load import POCKET, load
+from train.loop import losses
+from train.model import architecture, base
+from train.packing import attention, collate, packing_plan, sampler
+from train.packing.attention import BLOCKS, Implementation
+from train.packing.packing_plan import Cost, Pack, Row, Shares
+
+PREFIX = list(range(100, 160))
+# Ragged, and the last one's own prompt is a single token.
+SUFFIXES = ([7, 8, 9, 40], [11, 12], [13, 14, 15, 16, 17, 18, 41], [19], [20, 21, 22], [23] * 9, [24], [25, 26])
+ROWS = [Row(f"r{at}", PREFIX + own, ([50 + at, 60 + at, 2],), 1.0 + at % 2) for at, own in enumerate(SUFFIXES)]
+# One row that opens otherwise, so that nothing is shared by all.
+STRANGER = Row("stranger", [99, *PREFIX[1:], 7, 8], ([70, 71, 72, 2],))
+PAIRS = [
+    Row(row.id, row.prompt_ids, (*row.completions, [80 + at, 2]), 1.0, (-3.0, -4.0 - at)) for at, row in enumerate(ROWS)
+]
+TINY = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CONFIGS = {
+    "llama": transformers.LlamaConfig(**TINY),
+    "qwen3": transformers.Qwen3Config(**TINY),
+    # Of its layers five look at a window and the sixth at everything; here the window is longer than any row ...
+    "gemma3": transformers.Gemma3TextConfig(**{**TINY, "num_hidden_layers": 6}, sliding_window=128),
+    # ... and here it is shorter than most.
+    "gemma3 of a short window": transformers.Gemma3TextConfig(**{**TINY, "num_hidden_layers": 6}, sliding_window=16),
+    "mistral of a short window": transformers.MistralConfig(**TINY, sliding_window=16),
+}
+COST = Cost(100.0, 200.0)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packs of these few rows attend by several blocks, as packs of many rows do in training."""
+    monkeypatch.setattr(attention, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(attention, "BLOCK_TOKENS", 16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny models of CONFIGS, random weights, one folder each."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, config in CONFIGS.items():
+        torch.manual_seed(5)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
+    return folder
+
+
+def adapted(path: Path, quantization: str = "none", checkpointing: bool = False) -> Any:
+    settings = load(
+        "classifier", [f"model.base={path}", f"model.quantization={quantization}", "lora.r=4"], "cpu"
+    ).recipe
+    model = base.with_adapter(base.base_model(settings), settings.lora, seed=3)
+    # LoRA starts with B at zero, where half of the gradients are zero: move it, so that they are compared too.
+    torch.manual_seed(4)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    if checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def gradients(
+    model: Any,
+    kind: packing_plan.Kind,
+    packs: Sequence[Pack],
+    objective: str = "imitate",
+    by: Implementation = BLOCKS,
+) -> dict[str, Any]:
+    model.zero_grad()
+    for pack in packs:
+        batch = collate.of_pack(pack, kind, model.device, 0, by)
+        assert kind != "shared_prefix" or (batch.attention == by and (by != BLOCKS or batch.blocks))
+        with attention.attending(model.config, batch):
+            losses.OBJECTIVES[objective](model, batch, 0.1)[0].backward()
+    return {name: one.grad.clone() for name, one in model.named_parameters() if one.requires_grad}
+
+
+def separate(model: Any, rows: Sequence[Row], objective: str = "imitate") -> dict[str, Any]:
+    return gradients(model, "none", [Pack((row,), 0) for row in rows], objective)
+
+
+def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def update(rows: Sequence[Row], kind: packing_plan.Kind, pack_tokens: int, processes: int) -> list[Pack]:
+    """All packs of one update of all rows, over all processes."""
+    plan = packing_plan.plan(rows, kind, pack_tokens, len(rows) // processes, COST)
+    shares = Shares(rows, plan, [range(len(rows))], processes)
+    return [pack for share in shares for pack in share.packs]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+def test_what_differs_is_rounding_alone(name: str, folder: Path) -> None:
+    model = adapted(folder / name).double()
+    expected = separate(model, ROWS)
+    for by in (BLOCKS, "sdpa"):
+        found = gradients(model, "shared_prefix", [Pack(tuple(ROWS), len(PREFIX))], by=by)
+        # The loss itself is computed in float32.
+        assert all((found[one] - gradient).norm() <= 1e-6 * gradient.norm() for one, gradient in expected.items())
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+def test_a_pack_has_the_gradients_of_separate_rows(
+    name: str, quantization: str, checkpointing: bool, folder: Path
+) -> None:
+    assert architecture.packing("shared_prefix", CONFIGS[name], 80) == ("shared_prefix", None)
+    model = adapted(folder / name, quantization, checkpointing)
+    pack, expected = Pack(tuple(ROWS), len(PREFIX)), separate(model, ROWS)
+    assert_equal(gradients(model, "shared_prefix", [pack]), expected)
+    assert_equal(gradients(model, "shared_prefix", [pack], by="sdpa"), expected)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("pack_tokens", "least_packs"), [(4096, 1), (78, 4)])
+@pytest.mark.parametrize("rows", [ROWS, [*ROWS, STRANGER]], ids=["one prefix", "the last row has another"])
+@pytest.mark.parametrize("kind", ["shared_prefix", "bfd", "none"])
+def test_an_update_has_the_gradients_of_separate_rows(
+    kind: packing_plan.Kind, rows: list[Row], pack_tokens: int, least_packs: int, processes: int, folder: Path
+) -> None:
+    model = adapted(folder / "llama")
+    packs = update(rows, kind, pack_tokens, processes)
+    assert len([pack for pack in packs if pack.rows[0].weight]) >= least_packs
+    assert_equal(gradients(model, kind, packs), separate(model, rows))
+
+
+@pytest.mark.parametrize("name", ["gemma3 of a short window", "mistral of a short window"])
+def test_a_window_shorter_than_a_row_falls_back_to_bfd_which_keeps_it(name: str, folder: Path) -> None:
+    kind, why = architecture.packing("shared_prefix", CONFIGS[name], 80)
+    assert kind == "bfd" and "a window of 16 tokens" in str(why)
+    model = adapted(folder / name)
+    assert_equal(gradients(model, "bfd", [Pack(tuple(ROWS), 0)]), separate(model, ROWS))
+    # What would have happened: the mask of a pack looks further back than the window.
+    wrong = gradients(model, "shared_prefix", [Pack(tuple(ROWS), len(PREFIX))])
+    with pytest.raises(AssertionError):
+        assert_equal(wrong, separate(model, ROWS))
+
+
+@pytest.mark.parametrize("kind", ["shared_prefix", "bfd", "none"])
+@pytest.mark.parametrize("prefix", [0, len(PREFIX)])
+def test_pairs_have_the_gradients_of_separate_pairs(kind: packing_plan.Kind, prefix: int, folder: Path) -> None:
+    model = adapted(folder / "qwen3")
+    packs = [Pack(tuple(PAIRS), prefix if kind == "shared_prefix" else 0)]
+    assert_equal(gradients(model, kind, packs, "prefer"), separate(model, PAIRS, "prefer"))
+
+
+def test_evaluating_in_between_leaves_the_gradients_of_an_nf4_model_alone() -> None:
+    # bitsandbytes 0.50 repacks weights at the first evaluation forward on CPUs with AVX512_BF16.
+    model, packs = adapted(POCKET, "nf4"), [Pack(tuple(ROWS), len(PREFIX))]
+    before = gradients(model, "shared_prefix", packs)
+    model.eval()
+    with torch.inference_mode():
+        model(input_ids=torch.tensor([PREFIX]))
+    model.train()
+    after = gradients(model, "shared_prefix", packs)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_models_whose_layers_carry_a_state_keep_their_rows_apart() -> None:
+    for config in (
+        transformers.MambaConfig(),
+        transformers.Qwen3NextConfig(),
+        transformers.GraniteMoeHybridConfig(layer_types=["mamba", "attention"], num_hidden_layers=2),
+        transformers.Lfm2Config(layer_types=["conv", "full_attention"], num_hidden_layers=2),
+    ):
+        for asked in ("shared_prefix", "bfd"):
+            kind, why = architecture.packing(asked, config, 80)
+            assert kind == "none" and config.model_type in str(why), config.model_type
+        assert architecture.packing("none", config, 80) == ("none", None)
+
+
+def test_the_blocks_of_flex_attention_hold_what_the_dense_mask_shows() -> None:
+    unit = torch.tensor([0] * 100 + [1] * 60 + [2] * 90 + [-1] * 6)
+    branch = torch.tensor([0] * 100 + [0] * 20 + [1] * 20 + [2] * 20 + [1] * 90 + [0] * 6)
+    dense = collate.dense_mask(unit, branch)[0, 0]
+    blocks = collate.block_mask(unit, branch)
+    at = torch.arange(256)
+    shown = torch.vmap(torch.vmap(lambda q, k: blocks.mask_mod(0, 0, q, k), (None, 0)), (0, None))(at, at)
+    assert torch.equal(dense, shown)
+    computed = blocks.to_dense()[0, 0].bool().repeat_interleave(128, 0).repeat_interleave(128, 1)
+    assert computed[dense].all(), "a block that holds something is left out"
+
+
+def test_a_pack_is_one_sequence_with_one_prefix() -> None:
+    batch = collate.of_pack(Pack(tuple(ROWS), len(PREFIX)), "shared_prefix", "cpu", 0)
+    own = sum(row.own_tokens(len(PREFIX)) for row in ROWS)
+    assert batch.inputs["input_ids"].shape == (1, len(PREFIX) + own)
+    assert (batch.labels != collate.IGNORE).sum() == sum(row.answer_tokens for row in ROWS)
+    assert batch.inputs["position_ids"][0, 60:67].tolist() == list(range(60, 67))
+    mask = batch.inputs["attention_mask"][0, 0]
+    assert mask[60:67, :60].all()
+    assert not mask[67:, 60:67].any(), "a row sees another row"
+
+
+def test_the_answers_of_a_pair_see_their_prompt_and_not_each_other() -> None:
+    pair = Row("p", [5, 6, 7, 8], ([10, 11, 2], [12, 2]))
+    batch = collate.of_pack(Pack((pair,), 2), "shared_prefix", "cpu", 0)
+    assert batch.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 10, 11, 2, 8, 12, 2]]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 6, 3, 4, 5]]
+    mask = batch.inputs["attention_mask"][0, 0]
+    assert mask[7:, :3].all() and not mask[7:, 3:7].any()
+
+
+rows_of_lengths = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 6)), min_size=1, max_size=40)
+
+
+@given(
+    rows_of_lengths,
+    st.integers(0, 100),
+    st.integers(200, 600),
+    st.integers(1, 4),
+    st.sampled_from(["shared_prefix", "bfd", "none"]),
+)
+def test_every_row_of_an_update_is_learnt_once_and_packs_fit_their_budget(
+    lengths: list[tuple[int, int]], shared: int, pack_tokens: int, processes: int, kind: packing_plan.Kind
+) -> None:
+    rows = [
+        Row(f"r{at}", list(range(shared)) + [1000 + at] * own, ([1] * answer,))
+        for at, (own, answer) in enumerate(lengths)
+    ]
+    plan = packing_plan.plan(rows, kind, pack_tokens, len(rows), COST)
+    shares = list(Shares(rows, plan, [range(len(rows))], processes))
+    assert len({len(share.packs) for share in shares}) == 1, "a process would wait for another"
+    weighing = [row.id for share in shares for row in share.rows if row.weight]
+    assert sorted(weighing) == sorted(row.id for row in rows)
+    assert {share.normalizer for share in shares} == {sum(row.answer_tokens for row in rows)}
+    for pack in (pack for share in shares for pack in share.packs):
+        assert len(pack.rows) == 1 or pack.tokens <= pack_tokens
+        assert all(pack.prefix < len(row.prompt_ids) for row in pack.rows)
+        assert all(row.prompt_ids[: pack.prefix] == pack.rows[0].prompt_ids[: pack.prefix] for row in pack.rows)
+
+
+def test_several_prompts_are_several_groups() -> None:
+    rows = [Row(f"{opening}{at}", [opening] * 50 + [200 + at], ([1],)) for opening in (7, 9) for at in range(20)]
+    rows.append(Row("loose", [11, 12, 13], ([1],)))
+    plan = packing_plan.plan(rows, "shared_prefix", 4096, 16, COST)
+    assert sorted(plan.prefixes) == [0, 50, 50]
+    assert len(set(plan.group_of[:20])) == len(set(plan.group_of[20:40])) == 1
+    assert plan.group_of[0] != plan.group_of[20]
+
+
+def test_prompts_that_share_most_and_go_on_in_a_few_ways_stay_one_group() -> None:
+    # Twelve first words: packs of a twelfth of the rows would cost more prefixes than they save words.
+    rows = [Row(f"r{at}", [*PREFIX, 200 + at % 12, 230 + at % 7], ([1],)) for at in range(96)]
+    assert packing_plan.plan(rows, "shared_prefix", 4096, 16, COST).prefixes == (len(PREFIX),)
+
+
+def test_texts_that_nest_a_thousand_deep_are_grouped_without_end() -> None:
+    rows = [Row(f"r{at}", [5] * at + [6], ([1],)) for at in range(1, 2000)]
+    plan = packing_plan.plan(rows, "shared_prefix", 4096, 16, COST)
+    assert len(plan.group_of) == len(rows)
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4), st.integers(0, 9))
+def test_every_epoch_shows_every_row_once_in_an_order_of_its_own(
+    rows: int, batch_size: int, epochs: int, seed: int
+) -> None:
+    updates = sampler.updates(rows, batch_size, epochs, -1, seed)
+    assert len(updates) == sampler.count(rows, batch_size, epochs, -1)
+    an_epoch = len(updates) // epochs
+    shown = [list(chain(*updates[first : first + an_epoch])) for first in range(0, len(updates), an_epoch)]
+    assert all(sorted(one) == list(range(rows)) for one in shown)
+    assert rows < 8 or epochs < 2 or shown[0] != shown[1]
+    assert updates == sampler.updates(rows, batch_size, epochs, -1, seed)
+
+
+def test_balanced_sampling_shows_every_class_as_often() -> None:
+    classes = ["often"] * 90 + ["seldom"] * 9 + ["once"]
+    shown = list(chain(*sampler.updates(100, 10, 1, -1, 3, classes)))
+    counts = {name: sum(classes[at] == name for at in shown) for name in set(classes)}
+    assert len(shown) == 100 and max(counts.values()) - min(counts.values()) <= 1
+    assert {shown.count(at) for at in range(90, 99)} <= {3, 4}, "rows of a class are drawn unevenly"
+
+
+def test_balanced_weights_make_classes_count_the_same() -> None:
+    from train.packing.dataset import weighted
+
+    rows = [Row(str(at), [5], ([6, 2],)) for at in range(8)]
+    classes = ["a"] * 6 + ["b"] * 2
+    balanced = weighted(rows, classes, "balanced")
+    assert sum(row.weight for row in balanced[:6]) == pytest.approx(sum(row.weight for row in balanced[6:]))
+    assert [row.weight for row in weighted(rows, classes, {"b": 3.0})] == [1.0] * 6 + [3.0] * 2
+
+
+def test_halving_a_pack_keeps_all_its_rows() -> None:
+    pack = Pack(tuple(ROWS[:5]), len(PREFIX))
+    assert [row.id for half in pack.halves() for row in half.rows] == [row.id for row in pack.rows]
+    assert Pack((ROWS[0],), 0).halves() == [Pack((ROWS[0],), 0)]
+
+
+@given(st.integers(0, 900), st.lists(st.integers(1, 700), min_size=1, max_size=40))
+def test_blocks_hold_whole_rows_one_behind_the_other(prefix: int, rows: list[int]) -> None:
+    found = attention.block_lengths(prefix, rows)
+    assert found is not None and sum(found) == sum(rows)
+    assert {sum(found[:at]) for at in range(len(found))} <= {sum(rows[:at]) for at in range(len(rows))}
+    assert all(0 < tokens <= max([*rows, attention.BLOCK_TOKENS]) for tokens in found)
+
+
+def test_the_masks_of_blocks_are_what_the_dense_mask_shows() -> None:
+    unit = torch.tensor([0] * 9 + [1] * 6 + [2] * 8 + [3] * 5)
+    branch = torch.tensor([0] * 9 + [0, 0, 1, 1, 2, 2] + [1] * 8 + [0, 1, 1, 2, 2])
+    dense, start, shown = collate.dense_mask(unit, branch), 9, 0
+    for mask in collate.masks_of(unit, branch, 9, [14, 5]):
+        end = start + mask.shape[2]
+        columns = [*range(9), *range(start, end)]
+        assert torch.equal(mask, dense[:, :, start:end, columns])
+        start, shown = end, shown + int(mask.sum())
+    assert start == 28 and shown == dense[:, :, 9:].sum(), "no more is seen in the dense mask"
+
+
+@pytest.mark.slow
+def test_flex_attention_sees_what_the_dense_mask_shows(folder: Path) -> None:
+    # Forward alone: FlexAttention has no backward pass on a CPU.
+    model = adapted(folder / "qwen3").eval()
+    long = [Row(f"r{at}", [*PREFIX, *range(5, 5 + at % 50)], ([50, 2],)) for at in range(96)]
+    dense = collate.of_pack(Pack(tuple(long), len(PREFIX)), "shared_prefix", "cpu", 0)
+    blocks = collate.of_pack(Pack(tuple(long), len(PREFIX)), "shared_prefix", "cpu", 0, "flex_attention")
+    assert (dense.attention, blocks.attention) == ("sdpa", "flex_attention")
+    assert blocks.inputs["input_ids"].shape[1] % collate.FLEX_BLOCK == 0
+    with torch.inference_mode():
+        expected = losses.log_probabilities(model, dense)[0]
+        with attention.attending(model.config, blocks):
+            found = losses.log_probabilities(model, blocks)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_flex_attention_has_the_gradients_of_the_dense_mask_through_checkpointing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its kernels are for GPUs: here its mathematics is compiled by aot_eager, past the refusal of a CPU.
+    from torch.nn.attention import flex_attention as flex
+    from transformers.integrations.flex_attention import WrappedFlexAttention as Wrapped
+
+    # What another test compiled of the same function is for another backend.
+    torch.compiler.reset()
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
+    compiled = torch.compile(flex.flex_attention, backend="aot_eager")
+    monkeypatch.setattr(Wrapped, "_compiled_flex_attention", staticmethod(compiled))
+    # Another test may have left an instance with a compiled function of its own.
+    monkeypatch.setattr(Wrapped, "_instance", None)
+    monkeypatch.setattr(Wrapped, "_is_flex_compiled", True)
+    monkeypatch.setattr(Wrapped, "training", True, raising=False)
+    model = adapted(folder / "qwen3", checkpointing=True)
+    for count in (90, 100, 120):
+        rows = tuple(Row(f"r{at}", [*PREFIX, *range(5, 5 + at % 50)], ([50, 2],)) for at in range(count))
+        dense, blocks = (
+            gradients(model, "shared_prefix", [Pack(rows, len(PREFIX))], by=by) for by in ("sdpa", "flex_attention")
+        )
+        assert_equal(blocks, dense)
+    torch.compiler.reset()

@@ -1,0 +1,162 @@
+"""Training in bfloat16 on a CPU: what is multiplied so, and what stays float32."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from bench import kills
+from insource.config import hardware
+from insource.config.errors import RecipeError
+from insource.config.load import POCKET, load
+from insource.system import atomic_files
+from insource.tasks import KINDS
+from insource.tasks.rendering import chat_template
+from insource.tracking.base_models import base_store
+from insource.tracking.run import Run
+from train import worker
+from train.device import precision
+from train.evaluate.validation import Decoded
+from train.loop import losses
+from train.model import base
+from train.packing import attention, collate
+from train.packing.attention import BLOCKS
+from train.packing.packing_plan import Pack, Row
+
+PREFIX = list(range(100, 400))
+# Several blocks of a prefix, rows of several blocks, and rows of one token.
+ROWS = [Row(str(at), [*PREFIX, *range(500, 501 + 7 * at)], ([60 + at, 2],)) for at in range(24)]
+
+
+def recipe(*changes: str) -> Any:
+    return load("classifier", [f"model.base={POCKET}", "model.quantization=none", *changes], "cpu").recipe
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    asked = recipe()
+    made = base.with_adapter(base.base_model(asked), asked.lora, 1)
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.02, generator=generator)
+    return made.train()
+
+
+def gradients(model: Any, rows: Sequence[Row], prefix: int, how: str) -> tuple[float, dict[str, torch.Tensor]]:
+    batch = collate.of_pack(Pack(tuple(rows), prefix), "shared_prefix" if prefix else "none", model.device, 0, BLOCKS)
+    assert not prefix or batch.blocks
+    model.zero_grad()
+    with attention.attending(model.config, batch):
+        with precision.training(recipe(f"accelerate.mixed_precision={how}")):
+            loss, _ = losses.imitate(model, batch, 0.1)
+        loss.backward()
+    return loss.item(), {name: one.grad.clone() for name, one in model.named_parameters() if one.requires_grad}
+
+
+def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    apart = sum(float((found[name] - one).square().sum()) for name, one in expected.items())
+    return (apart / sum(float(one.square().sum()) for one in expected.values())) ** 0.5
+
+
+def test_a_pack_in_bfloat16_has_the_gradients_of_separate_rows_in_float32_up_to_its_rounding(model: Any) -> None:
+    loss, expected = gradients(model, ROWS, 0, "no")
+    plain_loss, plain = gradients(model, ROWS, 0, "bf16")
+    packed_loss, packed = gradients(model, ROWS, len(PREFIX), "bf16")
+    assert {one.dtype for one in packed.values()} == {torch.float32}
+    rounding = distance(plain, expected)
+    assert 1e-4 < rounding < 0.05, "bfloat16 was not multiplied in, or is far off"
+    # Attention by products rounds scores, which the fused kernel of separate rows does not.
+    assert distance(packed, expected) < 2 * rounding
+    assert abs(packed_loss - loss) < 0.01 * loss and abs(plain_loss - loss) < 0.01 * loss
+
+
+def test_float32_is_left_alone(model: Any) -> None:
+    assert distance(gradients(model, ROWS, len(PREFIX), "no")[1], gradients(model, ROWS, 0, "no")[1]) < 1e-5
+
+
+def test_a_row_sees_no_other_row_in_bfloat16(model: Any) -> None:
+    other = [*ROWS[:-1], Row("other", [*PREFIX, *range(900, 1000)], ([70, 2],))]
+
+    def logits(rows: Sequence[Row]) -> torch.Tensor:
+        batch = collate.of_pack(Pack(tuple(rows), len(PREFIX)), "shared_prefix", model.device, 0, BLOCKS)
+        bfloat16 = precision.training(recipe("accelerate.mixed_precision=bf16"))
+        with torch.no_grad(), attention.attending(model.config, batch), bfloat16:
+            found: torch.Tensor = model(**batch.inputs).logits[0]
+        return found
+
+    kept = len(PREFIX) + sum(row.own_tokens(len(PREFIX)) for row in ROWS[:-1])
+    one, another = logits(ROWS), logits(other)
+    assert torch.equal(one[:kept], another[:kept]) and not torch.equal(one[kept:], another[kept : len(one)])
+
+
+def test_auto_is_what_the_processor_multiplies_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    native = bool({"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split()))
+    assert recipe().accelerate.mixed_precision == ("bf16" if native else "no")
+    assert recipe("accelerate.mixed_precision=no").accelerate.mixed_precision == "no"
+    for name, value in {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "default"}.items():
+        with monkeypatch.context() as limited:
+            limited.setenv(name, value)
+            assert not hardware.cpu_has_bfloat16() and recipe().accelerate.mixed_precision == "no", name
+
+
+def test_half_precision_is_for_gpus() -> None:
+    with pytest.raises(RecipeError, match=r"mixed_precision.*fp16 is for GPUs"):
+        recipe("accelerate.mixed_precision=fp16")
+
+
+@pytest.mark.slow
+def test_killed_in_bfloat16_and_called_again_the_same_bytes_come_out(tmp_path: Path) -> None:
+    small, asked = kills.write_recipe(tmp_path), ("accelerate.mixed_precision=bf16", "--hardware", "cpu")
+
+    def trained(runs: Path) -> str:
+        process = kills.start(small, runs, *asked)
+        printed, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, printed
+        return printed
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert "multiplied in bfloat16" in trained(whole)
+    for checkpoint in ("checkpoint-4", "checkpoint-8"):
+        found = partial(lambda path: list(killed.glob(path)), f"*/*/checkpoints/{checkpoint}")
+        assert kills.kill_when(kills.start(small, killed, *asked), found)
+    assert "going on with the unfinished run" in trained(killed)
+    folders = [kills.run_of(runs) for runs in (whole, killed)]
+    assert folders[0] and folders[1] and kills.outcome(folders[0]) == kills.outcome(folders[1])
+    weights = load_file(folders[1] / "adapter" / "adapter_model.safetensors")
+    assert {one.dtype for one in weights.values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_what_is_validated_is_float32_whatever_was_trained_in(tmp_path: Path) -> None:
+    small, runs = kills.write_recipe(tmp_path), tmp_path / "runs"
+    process = kills.start(small, runs, "accelerate.mixed_precision=bf16", "--hardware", "cpu")
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, printed
+    folder = kills.run_of(runs)
+    assert folder
+    trained = Run(folder).recipe()
+    told = atomic_files.read_json(folder / "adapter" / "prompt.json")
+    known = base_store.trained(told)
+    assert known
+    held = base.base_model(trained.with_model(base=str(runs / base_store.BASES / known["digest"]), quantization="none"))
+    adapted = PeftModel.from_pretrained(held, folder / "adapter").eval()
+    task = KINDS[trained.task.variant]
+    spec, tokenizer = (
+        task.specify(trained.task, worker.labels_of(Run(folder))),
+        chat_template.tokenizer_of(trained.model),
+    )
+    rows = list(atomic_files.read_jsonl(folder / "data" / "validation.jsonl"))[:8]
+    prompts = chat_template.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in rows])
+    answers = Decoded(task, spec, rows, prompts, tokenizer, told["max_answer_tokens"], False).ask(adapted, "asked")
+    for answer, line in zip(answers, atomic_files.read_jsonl(folder / "reference.jsonl"), strict=False):
+        assert answer.token_ids == line["token_ids"]
+        # Rounded to bfloat16 they would differ in the third digit.
+        assert answer.log_probability == pytest.approx(line["log_probability"], abs=1e-5)

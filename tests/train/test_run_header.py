@@ -1,0 +1,302 @@
+"""What one sees of a training: the header, the progress in a log file, the rows that are recorded, the picture."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insource.system import atomic_files, progress_bar
+from insource.system.progress_bar import in_time
+from insource.tracking import metrics
+from train.loop.metrics_callback import Recorder, bar
+from train.report import learning_curve, run_header
+
+FACTS = run_header.Facts(
+    base="pocket/model",
+    quantization="nf4",
+    multiplied="float32",
+    parameters=5_300_000,
+    trainable=900_000,
+    adapter="LoRA r=32",
+    train_rows=1620,
+    validation_rows=302,
+    longest_row_tokens=187,
+    batch_size=16,
+    processes=1,
+    packing="shared_prefix",
+    tokens_an_update=1130.6,
+    separate_tokens_an_update=9120.0,
+    packs_an_update=2.0,
+    updates=306,
+    epochs=3.0,
+    rejected={"empty_text": 1},
+    dropped={"conflict": 12, "duplicate": 51},
+    memory=run_header.Memory(6_500_000, 14_400_000, 189_500_000, 566, 880_000_000),
+)
+
+
+def test_the_header_tells_what_is_trained_what_the_prefix_saves_and_what_was_left_out() -> None:
+    assert run_header.lines(FACTS) == [
+        "base      pocket/model, nf4, 5,300,000 parameters, multiplied in float32",
+        "adapter   LoRA r=32: 900,000 trainable parameters (14.52%)",
+        "rows      1,620 to train on, 302 to validate on, the longest of 187 tokens",
+        "left out  1 rejected (1 empty_text), 63 dropped (12 conflict, 51 duplicate); data/data.html tells which",
+        "batch     16 examples an update",
+        "packing   shared_prefix: 1,131 tokens an update instead of 9,120 (8.1 times fewer), in 2 packs",
+        "updates   306 in 3 epochs",
+        "memory    about 1.1 GB a process (estimate): weights 6 MB, adapter 14 MB, a pack of 566 tokens 0.2 GB, "
+        "the process itself 0.9 GB",
+        "time      told after 5 updates",
+    ]
+
+
+def test_the_header_of_a_run_that_goes_on_tells_the_time_that_is_left_at_its_own_rate() -> None:
+    from dataclasses import replace
+
+    facts = replace(FACTS, updates_done=206, examples_per_second=20.0, processes=2, weighting="classes drawn equally")
+    told = run_header.lines(replace(facts, packing="none", rejected={}, dropped={}))
+    assert "batch     16 examples an update over 2 processes" in told
+    assert "weighting classes drawn equally" in told
+    assert "packing   each row alone: 1,131 tokens an update" in told
+    assert "updates   306 in 3 epochs, 206 of them done" in told
+    assert "time      about 80 s for the 100 updates left, at the 20 examples/s of before" in told
+    assert not [line for line in told if line.startswith("left out")]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_memory_of_a_pack_is_estimated_near_what_autograd_keeps(kind: str, checkpointing: bool) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 6}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "attn_implementation": "sdpa"}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **heads))
+    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    tokens, answers = 512, 20
+    own = {one.untyped_storage().data_ptr() for one in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: Any) -> Any:
+        if (storage := tensor.untyped_storage()).data_ptr() not in own:
+            kept[storage.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        visible = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril()
+        last = torch.arange(tokens - answers, tokens)
+        ids = torch.arange(tokens)[None]
+        model(input_ids=ids, attention_mask=visible, position_ids=ids, use_cache=False, logits_to_keep=last)
+    counted = sum(one.untyped_storage().nbytes() for one in kept.values())
+    text = model.config.get_text_config()
+    # The estimate has a layer in flight (two with checkpointing), the boolean mask and the logits besides what is kept.
+    pack = {"pack_tokens": tokens, "answer_tokens": answers, "mask_pairs": tokens * tokens}
+    estimated = run_header.estimate(model, **pack, checkpointing=checkpointing).pack
+    layer = run_header.estimate(model, **pack, checkpointing=False).pack / 7
+    expected = estimated - (2 if checkpointing else 1) * layer - answers * text.vocab_size * 12
+    assert counted / 1.5 < expected < counted * 1.5
+
+
+def test_four_bit_weights_are_counted_with_their_scales() -> None:
+    from insource.config.load import load
+    from train.model import base
+
+    def counted(quantization: str) -> tuple[int, int]:
+        recipe = load("classifier", [f"model.quantization={quantization}"], "cpu").recipe
+        model = base.with_adapter(base.base_model(recipe), recipe.lora, 1)
+        text = model.config
+        inner = text.hidden_size * (2 * text.hidden_size + 2 * text.hidden_size // 2 + 3 * text.intermediate_size)
+        return run_header.weight_bytes(model), text.num_hidden_layers * inner
+
+    (plain, linear), (packed, _) = counted("none"), counted("nf4")
+    # Half a byte a weight, a byte for 64 of them, a float32 for 256 of those.
+    assert plain - packed == pytest.approx(linear * (4 - 0.5 - 1 / 64 - 4 / (64 * 256)), rel=0.01)
+
+
+@given(st.integers(1, 5000), st.data())
+def test_a_log_file_gets_quarters_whatever_the_total(total: int, data: st.DataObject) -> None:
+    import contextlib
+    import io
+
+    done = data.draw(st.integers(0, total - 1))
+    steps = data.draw(st.lists(st.integers(done + 1, total), unique=True, max_size=50).map(sorted))
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told), bar("training", total, done) as advance:
+        for completed in [*steps, total]:
+            advance(completed, "loss 1.000")
+    lines = told.getvalue().splitlines()
+    assert 1 <= len(lines) <= 4
+    assert lines[-1].startswith(f"training  {total:,}/{total:,}  loss 1.000  ")
+
+
+def test_a_log_file_is_told_the_time_left_as_soon_as_it_can_be_known(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_bar, "LEAST_SECONDS_LEFT", 0)
+    with bar("training", 1000) as advance:
+        for completed in range(1, 101):
+            advance(completed)
+            with bar("validating", 3) as inner:
+                inner(3)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"training  5/1,000  \d+ s so far, about \d+ s left", line)
+
+
+def test_durations_are_told_as_one_says_them() -> None:
+    told = [in_time(seconds) for seconds in (0.4, 48, 119, 750, 12_000, 187_200)]
+    assert told == ["0 s", "48 s", "119 s", "12 min", "3 h 20 min", "2 d 4 h"]
+
+
+@pytest.fixture
+def small_trainer(tmp_path: Path) -> Iterator[Any]:
+    """Makes a real Trainer of a model of one weight that evaluates after every sixth update."""
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    class One(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Any) -> Any:
+            return {"loss": (self.weight * x).square().mean()}
+
+    class Small(Trainer):  # type: ignore[misc]
+        recorder: Recorder
+
+        def training_step(self, *given: Any, **named: Any) -> Any:
+            loss = super().training_step(*given, **named)
+            self.recorder.count(8, 100, 700)
+            self.recorder.note({"rewards/accuracies": self.state.global_step % 2 * 8.0}, over=8)
+            return loss
+
+        def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+            found = {"eval_accuracy": 0.5}
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+            return found
+
+    def make(recorder: Recorder, **settings: Any) -> Any:
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / "checkpoints"),
+            per_device_train_batch_size=1,
+            max_steps=14,
+            logging_steps=4,
+            save_steps=6,
+            eval_strategy="steps",
+            eval_steps=6,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        rows = [{"x": torch.tensor([float(at)])} for at in range(14)]
+        trainer = Small(One(), arguments, train_dataset=rows, eval_dataset=rows, callbacks=[recorder])
+        trainer.callback_handler.callbacks = [
+            one for one in trainer.callback_handler.callbacks if type(one).__name__ != "PrinterCallback"
+        ]
+        trainer.recorder = recorder
+        return trainer
+
+    yield make
+
+
+def test_a_training_records_every_interval_and_evaluation_and_its_last_updates(
+    small_trainer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[int, str]] = []
+    recorder = Recorder(tmp_path / "metrics.jsonl", None, 7, lambda step, note="": seen.append((step, note)))
+    small_trainer(recorder).train()
+    rows = list(atomic_files.read_jsonl(tmp_path / "metrics.jsonl"))
+    assert [(row["step"], "loss" in row) for row in rows] == [
+        (4, True), (6, False), (8, True), (12, True), (12, False), (14, True), (14, False)
+    ]  # fmt: skip
+    assert [row["epoch"] for row in rows] == [0.5714, 0.8571, 1.1429, 1.7143, 1.7143, 2.0, 2.0]
+    first, evaluation = rows[:2]
+    assert set(first) == {
+        "step", "epoch", "loss", "learning_rate", "grad_norm", "rewards/accuracies", "examples_per_second",
+        "tokens_per_second", "tokens_saved_per_second", "peak_memory_bytes",
+    }  # fmt: skip
+    assert first["rewards/accuracies"] == 0.5
+    assert first["tokens_saved_per_second"] == pytest.approx(7 * first["tokens_per_second"], rel=1e-3)
+    assert set(evaluation) == {"step", "epoch", "validation/accuracy", "validation/seconds"}
+    assert seen[-1][0] == 14 and seen[-1][1].startswith(f"loss {rows[-2]['loss']:.3f}")
+    assert "validated 6/14  accuracy 0.500" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_records_what_an_uninterrupted_one_does(small_trainer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+
+    class Keeps(Recorder):
+        """Keeps what a checkpoint would, at update 6: between two rows."""
+
+        kept: dict[str, Any]
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            super().on_save(args, state, control)
+            if state.global_step == 6:
+                self.kept = self.carried()
+
+    def compared() -> list[Any]:
+        return [(row["step"], row["epoch"], row.get("rewards/accuracies")) for row in metrics.rows(path)]
+
+    first = Keeps(path, None, 7, lambda *_: None)
+    small_trainer(first).train()
+    uninterrupted = compared()
+    metrics.keep_up_to(path, 6)
+    second = Recorder(path, None, 7, lambda *_: None)
+    second.carry(first.kept)
+    assert second.interval.examples == 16
+    small_trainer(second).train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-6"))
+    assert compared() == uninterrupted
+    assert metrics.last(path, "validation/accuracy") == 0.5 and metrics.last(path, "nothing") is None
+
+
+def colours(path: Path) -> set[tuple[int, ...]]:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        assert image.width > 1000
+        return {colour for _, colour in image.convert("RGB").getcolors(1_000_000)}
+
+
+@pytest.mark.parametrize("evaluations", [0, 1, 3])
+@pytest.mark.parametrize("logged", [1, 30, 100])
+def test_the_picture_shows_whatever_was_recorded(logged: int, evaluations: int, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for step in range(1, logged + 1):
+        metrics.append(path, {"step": step, "epoch": step / 40, "loss": 3 / step, "learning_rate": 1e-4 * (step < 100)})
+    for at in range(1, evaluations + 1):
+        step = at * logged // evaluations
+        metrics.append(path, {"step": step, "epoch": step / 40, "validation/accuracy": 1.0, "validation/seconds": 3.0})
+    best = logged if evaluations else None
+    learning_curve.draw(path, tmp_path / "learning_curve.png", "a $recipe$ 語", best)
+    shown = colours(tmp_path / "learning_curve.png")
+
+    def rgb(colour: str) -> tuple[int, ...]:
+        return tuple(bytes.fromhex(colour.removeprefix("#")))
+
+    assert rgb(learning_curve.GROUND) in shown
+    assert (rgb(learning_curve.KEPT) in shown) == (best is not None)
+    assert (rgb(learning_curve.VALIDATION[0]) in shown) == bool(evaluations)
+    assert [one.name for one in tmp_path.iterdir() if one.name != path.name] == ["learning_curve.png"]
+
+
+def test_there_is_no_picture_before_there_is_a_loss(tmp_path: Path) -> None:
+    learning_curve.draw(tmp_path / "metrics.jsonl", tmp_path / "learning_curve.png", "recipe", None)
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=300))
+def test_the_smooth_line_stays_within_what_it_smooths(values: list[float]) -> None:
+    points = [(float(step), value) for step, value in enumerate(values)]
+    smooth = learning_curve.smoothed(points)
+    assert [step for step, _ in smooth] == [step for step, _ in points]
+    assert all(min(values) - 1e-9 <= value <= max(values) + 1e-9 for _, value in smooth)

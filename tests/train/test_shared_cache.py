@@ -1,0 +1,178 @@
+"""Decoding behind a prefix that is kept once: on layers of every kind, and in how much memory."""
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from insource.config.schema.data import Task
+from insource.tasks import classification
+from insource.tasks.rendering import chat_template
+from tests.helpers.plain_decoding import assert_as_reference
+from train.evaluate import shared_cache
+from train.evaluate.constrained_decoding import decode
+from train.evaluate.row_cache import Span
+from train.evaluate.shared_cache import Limits, SharedCache
+from train.packing.attention import BLOCKS
+
+SPEC = classification.specify(
+    Task(kind="classification", instruction="Say what the user wants."),
+    {"find_bus": "Find a bus", "find_bus_stop": "Find where it stops", "get weather": "Weather", "other": ""},
+)
+TEXTS = ["I need a bus", "rain?", "Will it rain in San Jose on Monday, and shall I take my umbrella with me?"]
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+SIX = {**TINY, "num_hidden_layers": 6}
+CONFIGS = {
+    "llama": lambda **more: transformers.LlamaConfig(**TINY, **more),
+    "qwen3": lambda **more: transformers.Qwen3Config(**TINY, **more),
+    "gemma 2, whose logits are capped": lambda **more: transformers.Gemma2Config(**TINY, sliding_window=32, **more),
+    # Shorter than the prefix, and longer than most rows.
+    "gemma 3, window of 16": lambda **more: transformers.Gemma3TextConfig(**SIX, sliding_window=16, **more),
+    "mistral, window of 16": lambda **more: transformers.MistralConfig(**TINY, sliding_window=16, **more),
+    "mistral, window of 1000": lambda **more: transformers.MistralConfig(**TINY, sliding_window=1000, **more),
+    "one head of keys": lambda **more: transformers.LlamaConfig(**{**TINY, "num_key_value_heads": 1}, **more),
+}
+QWEN3_4B = {
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
+
+
+def model_of(config: Any, attention: str = "sdpa") -> Any:
+    torch.manual_seed(5)
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def prompts(tokenizer: Any) -> list[list[int]]:
+    return chat_template.prompt_ids(tokenizer, [classification.messages(SPEC, {"text": text}) for text in TEXTS])
+
+
+def ids_of(tokenizer: Any) -> dict[str, int]:
+    return {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+
+
+@pytest.fixture(params=["in one piece", "in many"])
+def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes of few tokens that attend a few at a time, as long rows need them, and without."""
+    if request.param == "in many":
+        monkeypatch.setattr(shared_cache, "CPU", Limits(pass_tokens=37, scores=4000))
+        monkeypatch.setattr(shared_cache, "PIECE_TOKENS", 11)
+
+
+@pytest.mark.usefixtures("pieces")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_kind_of_layer_answers_as_in_plain_decoding(name: str, tokenizer: Any) -> None:
+    model = model_of(CONFIGS[name](**ids_of(tokenizer)))
+    assert_as_reference(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
+    assert_as_reference(model, tokenizer, prompts(tokenizer), None, max_new_tokens=4)
+
+
+def test_a_head_that_has_an_adapter_answers_as_in_plain_decoding(tokenizer: Any) -> None:
+    asked = peft.LoraConfig(target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(model_of(CONFIGS["llama"](**ids_of(tokenizer))), asked).eval()
+    assert_as_reference(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", BLOCKS])
+def test_however_a_model_attends_otherwise_it_does_so_afterwards(attention: str, tokenizer: Any) -> None:
+    model = model_of(CONFIGS["qwen3"](**ids_of(tokenizer)))
+    expected = decode(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
+    model.config._attn_implementation = attention
+    assert decode(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC)) == expected
+    assert model.config._attn_implementation == attention
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("lfm2", "lfm2 has layers that carry a state"), ("bloom", "bloom attends in its own way")],
+)
+def test_a_model_that_cannot_share_a_prefix_computes_each_prompt_and_that_is_told(
+    name: str, why: str, tokenizer: Any
+) -> None:
+    config = {
+        "lfm2": lambda: transformers.Lfm2Config(
+            **{**TINY, "num_hidden_layers": 2}, layer_types=["conv", "full_attention"], **ids_of(tokenizer)
+        ),
+        "bloom": lambda: transformers.BloomConfig(hidden_size=64, n_layer=2, n_head=4, **ids_of(tokenizer)),
+    }[name]()
+    model = model_of(config, "eager" if name == "bloom" else "sdpa")
+    told: list[str] = []
+    found = decode(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC), announce=told.append)
+    assert len(told) == 1 and told[0].startswith(why)
+    assert found == assert_as_reference(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
+
+
+class Held(TorchDispatchMode):
+    """The most bytes that tensors made inside of it hold at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self._count(tree_leaves(found), tree_leaves((args, kwargs)))
+        return found
+
+    def _count(self, made: Iterable[Any], given: Iterable[Any]) -> None:
+        old = {one.untyped_storage()._cdata for one in given if isinstance(one, torch.Tensor)}
+        for one in made:
+            if not isinstance(one, torch.Tensor) or (storage := one.untyped_storage())._cdata in self.known | old:
+                continue
+            self.known.add(storage._cdata)
+            self.bytes += storage.nbytes()
+            self.most = max(self.most, self.bytes)
+            weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+
+    def _freed(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.bytes -= size
+
+
+def test_64_rows_behind_700_tokens_of_a_4b_model_fit_beside_its_weights_on_24_gb() -> None:
+    with torch.device("meta"):
+        model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**QWEN3_4B)).to(torch.bfloat16).eval()
+    weights = sum(one.numel() for one in model.parameters())
+    linear = sum(one.weight.numel() for one in model.model.modules() if isinstance(one, torch.nn.Linear))
+    assert 4.0e9 < weights < 4.1e9
+    rows, own, answer = 64, 60, 64
+    with torch.inference_mode(), Held() as held:
+        prefix = SharedCache(model, 1)
+        prefix.logits([Span(0, 0, [1] * 700, 0)])
+        cache = SharedCache(model, rows, prefix)
+        assert cache.limits == shared_cache.GPU
+        cache.logits([Span(row, 0, [1] * own, 1) for row in range(rows)])
+        for at in range(own, own + answer):
+            logits = cache.logits([Span(row, at, [1], 1) for row in range(rows)])
+            assert logits.shape == (rows, QWEN3_4B["vocab_size"])
+    # The weights both in 4 bits (with a scale of 8 bits a 64) and dequantized.
+    resident = 2 * weights + linear * (0.5 + 1 / 64 + 0.001)
+    tokens = 700 + rows * (own + answer)
+    cached = tokens * 36 * 2 * 8 * 128 * 2
+    assert cached < held.most < 4e9
+    assert resident + held.most < 24e9 * 0.9

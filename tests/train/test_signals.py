@@ -1,0 +1,152 @@
+"""Signals, sent for real, and trainings that were asked to stop: they go on as if they had not been."""
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import EarlyStoppingCallback
+
+from insource.system import atomic_files
+from tests.conftest import ROOT
+from tests.helpers.tiny_trainer import BEST, At, Whole, go_on, logged, trainer
+from train.loop import checkpoints
+from train.loop.callbacks import GoOn, StopWhenAsked
+from train.loop.signals import ECHO_SECONDS, SIGNALS, Wish, listening
+
+
+def ended(name: str) -> None:
+    raise AssertionError(f"{name} ended it")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_where_nothing_is_trained_a_signal_ends_at_once(number: signal.Signals) -> None:
+    before = [signal.getsignal(one) for one in SIGNALS]
+    with pytest.raises(KeyboardInterrupt), listening(ended):
+        os.kill(os.getpid(), number)
+    assert [signal.getsignal(one) for one in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_while_training_a_signal_and_its_echoes_are_put_off(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with listening(ended) as wish:
+        wish.training = True
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert wish.signal_name == number.name
+        assert capfd.readouterr().err.count("finishing the running update, then saving") == 1
+        with pytest.raises(KeyboardInterrupt, match=number.name):
+            wish.heed()
+
+
+def test_without_a_signal_training_goes_on_to_what_follows() -> None:
+    with listening(ended) as wish:
+        wish.training = True
+        wish.heed()
+        assert not wish.training
+
+
+def test_a_second_signal_records_the_end_and_leaves_on_the_spot(tmp_path: Path) -> None:
+    if (child := os.fork()) == 0:
+        try:
+            with listening(lambda name: (tmp_path / "ended").write_text(name, encoding="utf-8") and None) as wish:
+                wish.training = True
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(ECHO_SECONDS + 0.1)
+                os.kill(os.getpid(), signal.SIGTERM)
+                (tmp_path / "went on").touch()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["ended"]
+    assert (tmp_path / "ended").read_text(encoding="utf-8") == "SIGTERM"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A training that nothing has interrupted."""
+    made = trainer(tmp_path_factory.mktemp("whole"))
+    made.train()
+    return made
+
+
+@pytest.mark.parametrize("update", [1, 4, 6, 11])
+def test_a_training_that_was_asked_to_stop_ends_in_the_same_weights_and_the_same_log(
+    update: int, whole: Whole, tmp_path: Path
+) -> None:
+    wish = Wish()
+    ask = At(update, lambda: setattr(wish, "signal_name", "SIGTERM"))
+    trainer(tmp_path, callbacks=[ask, StopWhenAsked(wish)]).train()
+    with pytest.raises(KeyboardInterrupt):
+        wish.heed()
+    assert checkpoints.newest_whole(tmp_path).newest == tmp_path / f"checkpoint-{update}"
+    resumed = go_on(tmp_path)
+    assert torch.equal(resumed.model.line.weight, whole.model.line.weight)
+    # Updates of a logged mean lie on both sides of the interruption.
+    assert logged(resumed) == logged(whole)
+    last = [made.state.log_history[-1]["train_loss"] for made in (resumed, whole)]
+    assert last[0] == last[1]
+
+
+def test_early_stopping_counts_on_after_an_interruption(tmp_path: Path) -> None:
+    wish = Wish()
+    asked = {**BEST, "eval_steps": 1, "save_steps": 1, "restore_callback_states_from_checkpoint": True}
+    ask = At(3, lambda: setattr(wish, "signal_name", "SIGTERM"))
+    stopped = trainer(tmp_path, callbacks=[EarlyStoppingCallback(4), ask, StopWhenAsked(wish)], **asked)
+    stopped.values = iter([0.9, 0.1, 0.1])
+    stopped.train()
+    resumed = go_on(tmp_path, [0.1] * 9, callbacks=[EarlyStoppingCallback(4)], **asked)
+    assert resumed.state.global_step == 5
+    assert resumed.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
+
+
+@pytest.mark.slow
+def test_two_processes_stop_after_the_same_update_and_go_on_as_if_they_had_not(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    settings |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    asked = [sys.executable, "-c", "from tests.train import test_signals as here; here.one_of_two()", str(tmp_path)]
+    both = [
+        subprocess.Popen(asked, cwd=ROOT, env={**settings, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE)
+        for rank in "01"
+    ]
+    told = [process.communicate(timeout=300)[0].decode().split() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    whole, stopped_at, resumed = zip(*told, strict=True)
+    assert stopped_at == ("4", "4")
+    assert len({*whole, *resumed}) == 1
+    seal = atomic_files.read_json(tmp_path / "stopped" / "checkpoint-6" / "checkpoint.json")
+    assert seal["processes"] == 2
+    assert {f"{name}_{rank}.{end}" for rank in "01" for name, end in (("rng_state", "pth"), ("carried", "json"))} < set(
+        seal["files"]
+    )
+
+
+def one_of_two() -> None:
+    """Trains, and trains again with a stop that only the second process is asked for; prints weights, stop, weights."""
+    folder, second = Path(sys.argv[1]), os.environ["RANK"] == "1"
+    whole = trainer(folder / "whole")
+    whole.train()
+    wish = Wish()
+    ask = At(4, lambda: setattr(wish, "signal_name", "SIGTERM" if second else None))
+    stopped = trainer(folder / "stopped", callbacks=[ask, StopWhenAsked(wish)])
+    stopped.train()
+    assert wish.signal_name == "SIGTERM"
+    resumed = trainer(folder / "stopped")
+    resumed.add_callback(GoOn(resumed, folder / "stopped" / "checkpoint-4", lambda carried: None, print))
+    resumed.train(resume_from_checkpoint=str(folder / "stopped" / "checkpoint-4"))
+    print(hash_of(whole), stopped.state.global_step, hash_of(resumed))
+
+
+def hash_of(made: Whole) -> str:
+    return hashlib.sha256(made.model.line.weight.detach().numpy().tobytes()).hexdigest()

@@ -1,0 +1,265 @@
+"""The trainer: whole runs of updates, not single gradients."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from insource.config.errors import StageError
+from insource.config.load import POCKET, load
+from insource.config.recipe import Recipe
+from insource.tracking import metrics
+from tests.conftest import ROOT
+from tests.train.test_packing import COST, PREFIX, TINY
+from train.evaluate import log_likelihood
+from train.loop import checkpoints, fit, losses
+from train.loop.metrics_callback import Recorder
+from train.loop.trainer import PackTrainer
+from train.model import base
+from train.packing import packing_plan, sampler
+from train.packing.collate import of_pack
+from train.packing.dataset import Lesson
+from train.packing.packing_plan import Cost, Pack, Row
+
+
+def rows(count: int) -> list[Row]:
+    """Rows behind one prefix whose answer depends on their text, ragged."""
+    return [Row(f"r{at}", [*PREFIX, *range(5, 6 + at % 7), 30 + at % 12], ([50 + at % 12, 2],)) for at in range(count)]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(5)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY)).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(POCKET).save_pretrained(folder)
+    return folder
+
+
+def recipe(base_model: Path, *settings: str) -> Recipe:
+    asked = [f"model.base={base_model}", "model.quantization=none", "lora.r=8", "train.logging_steps=1"]
+    # What must not matter is told apart from rounding in float32.
+    asked.append("accelerate.mixed_precision=no")
+    return load("classifier", [*asked, *settings], "cpu").recipe
+
+
+def trained(
+    told: Recipe,
+    folder: Path,
+    learnt: Sequence[Row],
+    kind: packing_plan.Kind = "shared_prefix",
+    evaluator: Callable[[], dict[str, float]] = dict,
+    announce: Callable[[str], None] = print,
+    cost: Cost = COST,
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Trains as fit.py does, without a run around it; returns the trainer and the rows of metrics.jsonl."""
+    model = base.with_adapter(base.base_model(told), told.lora, told.train.seed)
+    train = told.train
+    updates = sampler.updates(len(learnt), train.batch_size, train.num_train_epochs, train.max_steps, train.seed)
+    plan = packing_plan.plan(learnt, kind, train.pack_tokens, train.batch_size, cost)
+    lesson = Lesson(learnt, plan, updates, "prefer" if len(learnt[0].completions) > 1 else "imitate")
+    folder.mkdir(parents=True, exist_ok=True)
+    recorder = Recorder(folder / "metrics.jsonl", None, 1, lambda completed, note="": None)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(POCKET)
+    trainer = fit.trainer_for(told, str(folder), model, tokenizer, lesson, evaluator, announce, recorder)
+    trainer.train()
+    return trainer, metrics.rows(folder / "metrics.jsonl")
+
+
+def losses_of(logged: Sequence[dict[str, Any]]) -> torch.Tensor:
+    return torch.tensor([row["loss"] for row in logged if "loss" in row])
+
+
+@pytest.mark.slow
+def test_two_hundred_updates_of_packs_have_the_losses_of_separate_rows(tiny: Path, tmp_path: Path) -> None:
+    told = recipe(
+        tiny, "train.max_steps=200", "train.save_steps=1000", "train.learning_rate=5e-3", "train.batch_size=8"
+    )
+    curves = {}
+    for kind in ("none", "shared_prefix", "bfd"):
+        _, logged = trained(told, tmp_path / kind, rows(96), kind)
+        curves[kind] = losses_of(logged)
+    assert len(curves["none"]) == 200
+    assert curves["none"][-20:].mean() < 0.9 * curves["none"][:20].mean(), "nothing was learnt: nothing was compared"
+    for kind in ("shared_prefix", "bfd"):
+        torch.testing.assert_close(curves[kind], curves["none"], rtol=1e-3, atol=1e-4)
+
+
+def test_training_stops_when_the_metric_no_longer_improves_and_keeps_the_best(tiny: Path, tmp_path: Path) -> None:
+    told = recipe(
+        tiny,
+        "train.max_steps=40",
+        "train.save_steps=2",
+        "train.eval_strategy=steps",
+        "train.eval_steps=2",
+        "train.early_stopping_patience=2",
+        "train.load_best_model_at_end=true",
+        "train.metric_for_best_model=accuracy",
+    )
+    seen: list[torch.Tensor] = []
+    accuracies = iter([0.5, 0.8, 0.7, 0.6, 0.9])
+
+    def evaluator() -> dict[str, float]:
+        seen.append(weights(holder[0]))
+        return {"accuracy": next(accuracies)}
+
+    holder: list[Any] = []
+    model_of = PackTrainer.evaluate
+
+    def evaluate(self: Any, *given: Any, **more: Any) -> dict[str, float]:
+        holder[:] = [self.model]
+        return model_of(self, *given, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PackTrainer, "evaluate", evaluate)
+        trainer, logged = trained(told, tmp_path, rows(64), evaluator=evaluator)
+    assert trainer.state.global_step == 8, "two evaluations after the best one"
+    assert trainer.state.best_global_step == 4
+    assert torch.equal(weights(trainer.model), seen[1])
+    assert (tmp_path / "checkpoint-4").is_dir()
+    assert [row["validation/accuracy"] for row in logged if "validation/accuracy" in row] == [0.5, 0.8, 0.7, 0.6]
+
+
+def weights(model: Any) -> torch.Tensor:
+    return torch.cat([one.detach().flatten().clone() for one in model.parameters() if one.requires_grad])
+
+
+def test_a_loss_that_is_no_number_stops_training_and_names_update_and_rows(tiny: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    model = transformers.LlamaForCausalLM.from_pretrained(tiny)
+    # One embedding, of a token that only some rows have.
+    model.model.embed_tokens.weight.data[36] = float("nan")
+    model.save_pretrained(broken)
+    told = recipe(broken, "train.max_steps=10", "train.save_steps=1", "train.batch_size=2")
+    learnt = rows(24)
+    with pytest.raises(StageError, match=r"update (\d+) the loss is nan") as caught:
+        trained(told, tmp_path / "run", learnt)
+    update = sampler.updates(24, 2, 1, 10, told.train.seed)
+    at = next(at for at, chosen in enumerate(update) if any(36 in learnt[one].prompt_ids for one in chosen))
+    assert f"update {at + 1} " in str(caught.value)
+    assert all(learnt[one].id in str(caught.value) for one in update[at])
+    whole = checkpoints.newest_whole(tmp_path / "run").newest
+    assert (checkpoints.step(whole) if whole else 0) == at
+
+
+SHORT_OF_MEMORY = """
+import resource, sys, torch
+from pathlib import Path
+from tests.train.test_trainer import recipe, rows, trained, weights
+from insource.config.load import POCKET
+from train.packing.packing_plan import Cost
+
+folder = Path(sys.argv[1])
+told = recipe(POCKET, "train.max_steps=2", "train.batch_size=128", "train.pack_tokens=8192", "train.save_steps=100")
+long = [type(row)(row.id, row.prompt_ids + [40] * 12, row.completions) for row in rows(256)]
+if len(sys.argv) > 2:
+    trained(recipe(POCKET, "train.max_steps=1", "train.batch_size=8"), folder / "warm", long[:8])
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+# As if nothing cost more with its length: one pack an update.
+one_pack = Cost(1e9, 1e12)
+trainer, _ = trained(told, folder / "run", long, announce=lambda told: print(f"announced: {told}"), cost=one_pack)
+torch.save(weights(trainer.model), folder / "weights.pt")
+"""
+
+
+@pytest.mark.slow
+def test_short_of_memory_packs_are_halved_and_the_updates_stay_the_same(tmp_path: Path) -> None:
+    # In float32: oneDNN, which multiplies bfloat16, cannot even compile its code under a limit of the address space.
+    def run(name: str, *more: str) -> tuple[str, torch.Tensor]:
+        asked = [sys.executable, "-c", SHORT_OF_MEMORY, str(tmp_path / name), *more]
+        answer = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout, torch.load(tmp_path / name / "weights.pt", weights_only=True)
+
+    said, limited = run("limited", str(200 * 2**20))
+    assert "announced: out of memory with" in said, "the limit was not low enough to be a test"
+    assert "the same 128 an update" in said
+    quiet, free = run("free")
+    assert "announced" not in quiet
+    torch.testing.assert_close(limited, free, rtol=1e-3, atol=1e-4)
+
+
+FREED = """
+import resource, sys
+import torch
+from train.device import malloc
+
+if sys.argv[1:]:
+    malloc.keep_freed()
+def pass_():
+    torch.ones(16 * 2**20).add_(1)  # 64 MiB, freed at once
+for _ in range(8):
+    pass_()  # until the heap has grown to what passes need
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    pass_()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_what_a_pass_has_freed_is_not_taken_from_the_system_again() -> None:
+    def faults(*words: str) -> int:
+        asked = [sys.executable, "-c", FREED, *words]
+        return int(subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+    taken, kept = faults(), faults("keep")
+    assert taken > 1000, "malloc keeps it by itself: train/device/malloc.py has nothing to do"
+    assert kept < taken / 10
+
+
+def test_the_loss_of_pairs_is_that_of_trl(tiny: Path, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    settings = DPOConfig(
+        output_dir=str(tmp_path), beta=0.3, per_device_train_batch_size=4, use_cpu=True, report_to="none", bf16=False
+    )
+    told = recipe(POCKET)
+    model = base.with_adapter(base.base_model(told), told.lora, seed=3)
+    texts = [
+        ("where is it", "on its way", "no idea"),
+        ("cancel", "done, it is cancelled", "never"),
+        ("hello", "hi", "ok"),
+    ]
+    turns = [("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")]
+    data = Dataset.from_list(
+        [
+            {name: [{"role": role, "content": text}] for (name, role), text in zip(turns, one, strict=True)}
+            for one in texts
+        ]
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(POCKET)
+    theirs = DPOTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer)
+    # Now, because TRL takes the adapter as it was given as the reference.
+    torch.manual_seed(4)
+    for name, parameter in model.named_parameters():
+        if "lora_B.default" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    batch = next(iter(theirs.get_train_dataloader()))
+    expected = theirs.compute_loss(theirs.model, dict(batch))
+
+    def row(at: int, half: int) -> Row:
+        """Chosen and rejected of a row as TRL tokenised them; they are the two halves of its batch."""
+        ids, learnt = batch["input_ids"], batch["completion_mask"].bool()
+        seen = batch["attention_mask"].bool()
+        prompt = ids[at][seen[at] & ~learnt[at]].tolist()
+        return Row(str(at), prompt, tuple(ids[one][learnt[one]].tolist() for one in (at, at + half)))
+
+    pairs = [row(at, len(texts)) for at in range(len(texts))]
+    plan = packing_plan.plan(pairs, "shared_prefix", 4096, 4, COST)
+    # A model that TRL has not touched, with the same adapter.
+    mine = base.with_adapter(base.base_model(told), told.lora, seed=3)
+    mine.load_state_dict({name: one for name, one in model.state_dict().items() if ".ref." not in name})
+    with mine.disable_adapter():
+        reference = log_likelihood.of_completions(mine, pairs, plan, pad_token_id=0)
+    pairs = [replace(one, reference=both) for one, both in zip(pairs, reference, strict=True)]
+    summed, _ = losses.prefer(mine, of_pack(Pack(tuple(pairs), 0), "shared_prefix", mine.device, 0), 0.3)
+    torch.testing.assert_close(summed / len(pairs), expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,58 @@
+"""The GPU that a recipe asks for: whether PyTorch can use it, and for bfloat16, found before the base is read."""
+
+import os
+from collections.abc import Mapping
+
+from insource.config import hardware
+from insource.config.errors import RecipeError
+from insource.config.recipe import Recipe
+
+# bfloat16 in hardware, and what vLLM 0.32 serves it on (vllm/platforms/cuda.py).
+LEAST_CAPABILITY = (8, 0)
+
+
+def check(recipe: Recipe) -> None:
+    """Raises RecipeError where the recipe computes on a GPU and this process has none that it can."""
+    if recipe.accelerate.use_cpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RecipeError(
+            unusable(torch.__version__, torch.version.cuda, hardware.driver(), hardware.gpus(), os.environ)
+        )
+    if told := too_old(torch.cuda.get_device_name(), torch.cuda.get_device_capability()):
+        raise RecipeError(told)
+
+
+def unusable(
+    version: str, cuda: str | None, driver: str | None, gpus: list[str], environment: Mapping[str, str]
+) -> str:
+    """Returns why PyTorch finds no GPU, as far as that can be known, and what would do."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if cuda is None:
+        why = f"the installed PyTorch ({version}) is built for CPUs: `make setup HARDWARE=gpu` installs the other one"
+    elif visible is not None and visible.strip() in ("", "-1"):
+        why = f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU: unset it, or name one"
+    elif not gpus:
+        why = (
+            "nvidia-smi shows no GPU: install NVIDIA's driver, or start the container with its GPUs "
+            "(docker run --gpus all)"
+        )
+    else:
+        why = (
+            f"the driver ({driver or 'of unknown version'}) does not serve PyTorch {version}, which is built for CUDA "
+            f"{cuda}: update the driver (CUDA 13 needs {hardware.LEAST_DRIVER} or newer)"
+        )
+    return f"accelerate.use_cpu: false, and PyTorch can use no GPU here; {why}. HARDWARE=cpu computes on the CPU"
+
+
+def too_old(name: str, capability: tuple[int, int]) -> str | None:
+    """Returns why a GPU is not trained on, None where it is."""
+    if capability >= LEAST_CAPABILITY:
+        return None
+    shown = ".".join(map(str, capability))
+    return (
+        f"accelerate.use_cpu: false, and {name} has compute capability {shown}: bfloat16, in which insource trains and "
+        "vLLM serves, needs 8.0 or newer (Ampere: A100, A10, RTX 30); take another GPU, or HARDWARE=cpu"
+    )

@@ -1,0 +1,167 @@
+"""Several machines, one run: machine 0 prepares data and makes the run, the others wait for it in the shared folder.
+
+    runs/classifier/.launched.json   {"run": "20261121T093000Z-x4fd", "beat": 41, "state": "running", "reason": "",
+                                      "recipe": {"train.seed": 17, "accelerate.num_processes": 16, ...}}
+
+Machine 0 writes the file anew every two seconds, from before it prepares data: `preparing`, then `running`, in the end
+`over`, or `unchanged` where an earlier run did it all. What another machine has seen change is no left-over of an
+earlier launch, whatever the clocks of the machines say.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from insource.config.errors import StageError
+from insource.config.recipe import Recipe
+from insource.config.schema.train import Accelerate
+from insource.system import atomic_files
+from insource.tracking.run import Run
+
+NAME = ".launched.json"
+BEAT_SECONDS = 2.0
+# How long others wait for machine 0 to say anything: a cluster may start it much later.
+WAIT_SECONDS = 1800.0
+# How long it is told that nothing was launched.
+LINGER_SECONDS = 60.0
+PREPARING, RUNNING, UNCHANGED, OVER = "preparing", "running", "unchanged", "over"
+
+# What differs between the machines of a training, or between two launches of the same one.
+_OF_A_MACHINE = ("machine_rank", "main_process_ip", "main_process_port", "rdzv_backend")
+
+
+def alike(recipe: Recipe) -> Recipe:
+    """Returns the recipe as all machines of a training have it, and the next launch of it."""
+    plain = {name: Accelerate.model_fields[name].default for name in _OF_A_MACHINE}
+    return recipe.model_copy(update={"accelerate": recipe.accelerate.model_copy(update=plain)})
+
+
+class Announcement:
+    """What machine 0 tells the others of its launch, anew every two seconds."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
+        self.run: str | None = None
+        self.state, self.reason, self.beat = PREPARING, "", 0
+        self._writing = threading.Lock()
+
+    def launches(self, run: Run) -> None:
+        """Tells that this run is launched now, which the others join."""
+        self.run, self.state = run.id, RUNNING
+        self.write()
+
+    def nothing(self, why: str) -> None:
+        """Tells that there is nothing to launch."""
+        self.state, self.reason = UNCHANGED, why
+        self.write()
+
+    def ended(self, why: str) -> None:
+        """Tells that the launch is over."""
+        if self.state != UNCHANGED:
+            self.state, self.reason = OVER, why
+        self.write()
+
+    def write(self) -> None:
+        with self._writing:
+            self.beat += 1
+            told = {"run": self.run, "beat": self.beat, "state": self.state, "reason": self.reason}
+            atomic_files.write_json(self.path, {**told, "recipe": self.settings})
+
+
+@contextmanager
+def announced(parent: Path, recipe: Recipe) -> Iterator[Announcement]:
+    """Tells the other machines from the beginning of the block what becomes of the launch below `parent`.
+
+    Where nothing was launched, the end is told for LINGER_SECONDS more: others may come later, and take what no longer
+    changes for a left-over of an earlier launch.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    told, over = Announcement(parent / NAME, _settings(recipe)), threading.Event()
+
+    def tell() -> None:
+        told.write()
+        while not over.wait(BEAT_SECONDS):
+            told.write()
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        try:
+            yield told
+            told.ended("done")
+        except BaseException as error:
+            code = f"it ended with exit code {error.code}" if isinstance(error, SystemExit) else str(error)
+            told.ended(code or type(error).__name__)
+            if isinstance(error, KeyboardInterrupt):
+                over.set()
+            raise
+        finally:
+            if told.run is None and not over.is_set():
+                print(
+                    f"machine   0: launches nothing, and tells the others for {LINGER_SECONDS:.0f} s", file=sys.stderr
+                )
+                over.wait(LINGER_SECONDS)
+    finally:
+        over.set()
+        teller.join()
+
+
+def joined(parent: Path, recipe: Recipe, wait_seconds: float = WAIT_SECONDS) -> Run | None:
+    """Returns the run that machine 0 has launched below `parent`, once there is one; None where it has nothing to
+    launch.
+
+    Raises StageError where machine 0 trains something else, ends without a run, or does not tell anything for that
+    time.
+    """
+    path, deadline = parent / NAME, time.monotonic() + wait_seconds
+    first = before = _read(path)
+    while time.monotonic() < deadline:
+        found = _read(path)
+        if found is not None and found != first:
+            if differing := _differing(found["recipe"], _settings(recipe)):
+                raise StageError(
+                    "machine 0 trains something else:\n  "
+                    + "\n  ".join(differing)
+                    + "\n  Type the same command on every machine, but for accelerate.machine_rank."
+                )
+            if found["state"] == RUNNING:
+                return Run(parent / str(found["run"]))
+            if found["state"] == UNCHANGED:
+                print(f"machine   0: has nothing to launch, {found['reason']}", file=sys.stderr)
+                return None
+            if found["state"] == OVER:
+                raise StageError(f"machine 0 launched no run below {parent}: {found['reason']}")
+            if found != before:  # it prepares data, however long that takes
+                deadline = time.monotonic() + wait_seconds
+        before = found
+        time.sleep(BEAT_SECONDS / 4)
+    last = f"; the last launch there, of run {first['run']}, is over" if first else ""
+    raise StageError(
+        f"machine 0 launched no run below {parent} within {wait_seconds / 60:.0f} minutes{last}.\n"
+        "  Start the same command there with accelerate.machine_rank=0; RUNS must be one folder on all machines."
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return atomic_files.read_json(path)  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        return None
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What all machines must agree on, by dotted key; no paths, which may differ."""
+    sections = alike(recipe).model_dump(mode="json", include={"task", "model", "lora", "train", "accelerate"})
+    sections["model"].pop("base")
+    return {f"{section}.{name}": value for section, keys in sections.items() for name, value in keys.items()}
+
+
+def _differing(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    names = sorted({*there, *here})
+    return [
+        f"{name}: {there.get(name)} there, {here.get(name)} here" for name in names if there.get(name) != here.get(name)
+    ]

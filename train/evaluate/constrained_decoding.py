@@ -1,0 +1,190 @@
+"""What the model answers: greedy decoding under the task's output constraint, for many rows at once.
+
+This is the one decision rule of the project, and the constraint is compiled by xgrammar, the library that constrains
+vLLM's output too; a task of free text has none. What prompts open with is computed and kept once (`shared_cache.py`);
+`greedy.py` takes the tokens.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from insource.config.errors import StageError
+from insource.tasks.records.field_confidence import least_of_fields
+from train.device import out_of_memory
+from train.evaluate import decoding_memory, greedy
+from train.evaluate.greedy import Path
+from train.evaluate.padded_cache import PaddedCache
+from train.evaluate.row_cache import OwnAttentionError, Rows, Span
+from train.evaluate.shared_cache import SharedCache
+from train.model import architecture
+from train.packing import prefix_groups
+
+# Fewer rows get no prefix of their own where there are many: a batch of them would take as many passes as a full one.
+LEAST_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One decoded answer. `log_probability` is that of the path taken: each step renormalised over what the constraint
+    allowed there."""
+
+    text: str
+    token_ids: list[int]
+    log_probability: float
+    margin: float
+    """How much more probable (natural logarithm) the token taken was than the next best that was allowed, at the step
+    where this was closest; infinite where there was never a choice."""
+    complete: bool
+    """Whether it ended by itself and not at `max_new_tokens`."""
+    field_log_probability: float | None = None
+    """Of the field of a record that the model was least sure of; None where the answer is none."""
+
+
+def decode(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    grammar: str | None,
+    *,
+    batch_rows: int = decoding_memory.BATCH_ROWS,
+    max_new_tokens: int = 64,
+    on_batch: Callable[[int], None] = lambda rows: None,
+    announce: Callable[[str], None] = lambda told: None,
+) -> list[Answer]:
+    """Returns one answer for each prompt (token ids), in the order of the prompts.
+
+    `grammar` is EBNF, None for free text; `on_batch` is told how many rows are done after each batch, `announce` why
+    rows share no prefix where the model cannot, and that fewer than `batch_rows` are decoded at once where memory does
+    not suffice: on a GPU as many as it has room for, and half as many where that was too many. Changes no weight, and
+    leaves the model in the mode that it found. Raises StageError where one row is too much.
+    """
+    import torch
+
+    if not prompts:
+        return []
+    constraint = compiled(tokenizer, model.config.get_text_config().vocab_size, grammar) if grammar else None
+    answers: dict[int, Answer] = {}
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for group in _groups(model, tokenizer, prompts, announce):
+            todo = group.places
+            while todo:
+                places = todo[: _at_once(model, group, [len(prompts[at]) for at in todo], max_new_tokens, batch_rows)]
+                paths = [
+                    Path(at, list(prompts[place][group.prefix :]), tokenizer.eos_token_id, max_new_tokens)
+                    for at, place in enumerate(places)
+                ]
+                if told := _short_of_memory(group, paths, constraint, tokenizer):
+                    batch_rows = _fewer(len(places), told, announce)
+                    continue
+                answers |= {place: _answer(tokenizer, path) for place, path in zip(places, paths, strict=True)}
+                todo = todo[len(places) :]
+                on_batch(len(answers))
+    model.train(was_training)
+    return [answers[at] for at in range(len(prompts))]
+
+
+def compiled(tokenizer: Any, vocabulary_size: int, grammar: str) -> Any:
+    """Returns an output constraint (EBNF) as xgrammar compiles it: it ends with the tokenizer's EOS."""
+    import xgrammar
+
+    about = xgrammar.TokenizerInfo.from_huggingface(
+        tokenizer, vocab_size=vocabulary_size, stop_token_ids=[tokenizer.eos_token_id]
+    )
+    return xgrammar.GrammarCompiler(about).compile_grammar(grammar)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Prompts that open alike, the shortest first."""
+
+    places: list[int]
+    prefix: int
+    """Tokens that they share."""
+    cache: Callable[[int], Rows]
+    """Returns a cache of so many rows behind them."""
+
+
+def _at_once(model: Any, group: _Group, lengths: Sequence[int], max_new_tokens: int, batch_rows: int) -> int:
+    """Returns how many of the rows that are left are decoded together."""
+    free = out_of_memory.free_bytes(model.device)
+    if free is None:
+        return batch_rows
+    tokens = [one - group.prefix + max_new_tokens for one in lengths]
+    text = model.config.get_text_config()
+    # The group's prefix is in memory already; counted once more, it stands for what its pass had.
+    return decoding_memory.rows_at_once(text, group.prefix, tokens, model.dtype.itemsize, free, batch_rows)
+
+
+def _short_of_memory(group: _Group, paths: Sequence[Path], constraint: Any, tokenizer: Any) -> str | None:
+    """Decodes a batch; returns what was said where memory did not suffice, None where it did."""
+    try:
+        greedy.decode(group.cache(len(paths)), paths, constraint, tokenizer)
+    except RuntimeError as error:
+        if not out_of_memory.short(error):
+            raise
+        return str(error).splitlines()[0]
+    return None
+
+
+def _fewer(rows: int, told: str, announce: Callable[[str], None]) -> int:
+    """Returns half as many rows, announced, once the batch that failed is freed. Raises StageError for one row."""
+    if rows == 1:
+        raise StageError(
+            f"decoding one row ran out of memory: {told}\n"
+            "  Set train.max_length lower, which leaves out the longest rows, take model.quantization=nf4, or a "
+            "smaller model.base."
+        )
+    out_of_memory.release()
+    announce(f"out of memory with {rows} rows decoded at once: {rows // 2} from here on, the same answers")
+    return rows // 2
+
+
+def _groups(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], announce: Callable[[str], None]
+) -> Iterator[_Group]:
+    """Yields prompts that open alike, with a cache that holds what they open with."""
+    problem = _no_shared_prefix(model, prompts[0])
+    if problem:
+        announce(problem)
+        order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
+        yield _Group(order, 0, lambda rows: PaddedCache(model, rows, tokenizer.pad_token_id))
+        return
+    lengths, group_of = prefix_groups.groups(prompts, max(2, len(prompts) // LEAST_ROWS))
+    for group, length in enumerate(lengths):
+        order = sorted(
+            (at for at in range(len(prompts)) if group_of[at] == group), key=lambda at: (len(prompts[at]), at)
+        )
+        prefix = None
+        if length:
+            prefix = SharedCache(model, 1)
+            prefix.logits([Span(0, 0, prompts[order[0]][:length], 0)])
+        yield _Group(order, length, partial(SharedCache, model, prefix=prefix))
+
+
+def _no_shared_prefix(model: Any, prompt: Sequence[int]) -> str | None:
+    """Returns why rows of this model cannot share a prefix, None where they can; reads a token to see it."""
+    name = model.config.get_text_config().model_type
+    if architecture.recurrent(model.config):
+        return f"{name} has layers that carry a state from token to token: validation computes each prompt by itself"
+    try:
+        SharedCache(model, 1).logits([Span(0, 0, prompt[:1], 0)])
+    except OwnAttentionError:
+        return f"{name} attends in its own way: validation computes each prompt by itself"
+    return None
+
+
+def _answer(tokenizer: Any, path: Path) -> Answer:
+    text = text_of(tokenizer, path.token_ids)
+    # Sums over the tokens of a field need the text of each token; of what is no record, nobody asks.
+    tokens = [text_of(tokenizer, [token]) for token in path.token_ids] if text.lstrip().startswith("{") else []
+    least = least_of_fields(tokens, path.log_probabilities) if tokens else None
+    return Answer(text, path.token_ids, sum(path.log_probabilities), path.margin, path.ended, least)
+
+
+def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Returns the text of an answer's tokens, without the stop and other special tokens."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

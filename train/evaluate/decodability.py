@@ -1,0 +1,82 @@
+"""Check that what is learnt can be decoded: every training answer against the constraint, token by token.
+
+    row T000017 of train: what it learns, '<think>\\n\\n</think>\\n\\nlate<|im_end|>', can never be decoded: the output
+    constraint forbids token 1 of it, '<think>'
+
+Validation, references and the server all decode under the compiled constraint up to the stop token. A template that
+puts anything before the answer would be learnt, scored and served as something that nothing can decode, and parity
+would not tell: both of its sides would be wrong in the same way.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from insource.config.errors import RecipeError
+from insource.tasks.rendering import chat_template
+from train.evaluate import constrained_decoding
+from train.packing.packing_plan import Row
+
+
+def check(
+    task: ModuleType,
+    spec: Any,
+    data: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
+    tokenizer: Any,
+    vocabulary_size: int,
+) -> None:
+    """Returns nothing where every answer can be decoded; `rows` are those of `data` as token ids.
+
+    Under a constraint it must accept the answer token by token, the stop last. Free text must be the answer, as a
+    server writes it behind the prompt. Raises RecipeError naming row, token and template, and where the tokenizer has
+    tokens that the model lacks.
+    """
+    largest = max(max(row.prompt_ids + [one for ids in row.completions for one in ids]) for row in rows)
+    if largest >= vocabulary_size:
+        raise RecipeError(
+            f"model.base: the tokenizer of {tokenizer.name_or_path} writes token {largest} "
+            f"({tokenizer.convert_ids_to_tokens(largest)!r}), and the model has {vocabulary_size} tokens: tokenizer "
+            "and config.json are not of one model"
+        )
+    grammar = task.grammar(spec)
+    constraint = constrained_decoding.compiled(tokenizer, vocabulary_size, grammar) if grammar else None
+    known: set[tuple[int, ...]] = set()
+    for one, row in zip(data, rows, strict=True):
+        for answer, ids in zip(task.answers(spec, one["target"]), row.completions, strict=True):
+            if tuple(ids) in known:
+                continue
+            problem = _forbidden(constraint, tokenizer, ids) if constraint else _other_text(tokenizer, row, ids, answer)
+            if problem:
+                raise RecipeError(
+                    f"row {row.id} of train: what it learns, {tokenizer.decode(ids)!r}, can never be decoded: {problem}"
+                    f"\n  Prompt and answer are rendered by the chat template of {tokenizer.name_or_path}. Set "
+                    "model.template or model.stop, change the answer, or take another base."
+                )
+            if constraint:
+                known.add(tuple(ids))
+
+
+def _forbidden(constraint: Any, tokenizer: Any, ids: Sequence[int]) -> str | None:
+    """Returns which token the constraint does not let through, None where it takes all and ends with the last."""
+    import xgrammar
+
+    matcher = xgrammar.GrammarMatcher(constraint)
+    for place, token in enumerate(ids, 1):
+        if matcher.is_terminated() or not matcher.accept_token(token):
+            return f"the output constraint forbids token {place} of it, {tokenizer.decode([token])!r}"
+    return None if matcher.is_terminated() else f"it does not end in the stop token {tokenizer.eos_token!r}"
+
+
+def _other_text(tokenizer: Any, row: Row, ids: Sequence[int], answer: str) -> str | None:
+    """Returns how the decoded answer differs from the one of the data, None where it is the same."""
+    if ids[-1:] != [tokenizer.eos_token_id]:
+        return f"it does not end in the stop token {tokenizer.eos_token!r}"
+    if tokenizer.eos_token_id in ids[:-1]:
+        return f"the stop token {tokenizer.eos_token!r} stands within it"
+    text = chat_template.text_of(tokenizer, row.prompt_ids, ids[:-1])
+    return (
+        None
+        if text == answer == constrained_decoding.text_of(tokenizer, ids)
+        else f"the answer of the data is {answer!r}"
+    )

@@ -1,0 +1,63 @@
+"""Rows of a model that carries a state from token to token, or does not attend as others do: one by one, padded.
+
+    [ padding | row ]     all rows end, and go on, in one column
+
+transformers' own cache of the model, without a shared prefix: a recurrent layer would carry what a prefix and padding
+behind it leave into its state.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from train.evaluate.row_cache import ENDED, Span, only_columns
+
+
+class PaddedCache:
+    """Rows that a model reads in one step each, see `rows.Rows`."""
+
+    ragged = False
+
+    def __init__(self, model: Any, rows: int, pad: int) -> None:
+        self.model, self.device, self.pad = model, model.device, pad
+        self.cache: Any = None
+        self.rows = list(range(rows))
+        self.seen: Any = None
+        """The attention mask [rows, tokens]."""
+
+    def logits(self, spans: Sequence[Span], columns: Any = None) -> Any:
+        """See `Rows`: the first time whole prompts, later a token of each row."""
+        import torch
+
+        device = self.device
+        given = {span.row: list(span.ids) for span in spans}
+        longest = max(map(len, given.values()))
+        lines = [given.get(row, [self.pad]) for row in self.rows]
+        gaps = [longest - len(line) for line in lines]
+        ids = torch.tensor([[self.pad] * gap + line for gap, line in zip(gaps, lines, strict=True)], device=device)
+        new = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps], device=device)
+        self.seen = new if self.seen is None else torch.cat([self.seen, new], dim=1)
+        positions = (self.seen.cumsum(dim=1) - 1).clamp(min=0)[:, -longest:]
+        with only_columns(self.model, columns):
+            output = self.model(
+                input_ids=ids,
+                attention_mask=self.seen,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self.cache = output.past_key_values
+        going = torch.tensor([at for at, row in enumerate(self.rows) if row in given], device=device)
+        return output.logits[going, -1].float()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """See `Rows`; the cache is cut once a quarter of the rows has ended."""
+        import torch
+
+        if len(rows) > (1 - ENDED) * len(self.rows) or self.cache is None:
+            return
+        wanted = set(rows)
+        kept = torch.tensor([at for at, row in enumerate(self.rows) if row in wanted], device=self.device)
+        self.cache.batch_select_indices(kept)
+        self.seen = self.seen[kept]
+        self.rows = [row for row in self.rows if row in wanted]

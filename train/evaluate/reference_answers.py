@@ -1,0 +1,49 @@
+"""Reference answers: what the trained weights answer in transformers, so that a server can be held to it.
+
+<run>/reference.jsonl     {"id": "T000017", "prompt_ids": [...], "answer": "delivery_delay", "token_ids": [...],
+                           "log_probability": -0.03, "field_log_probability": null, "margin": 3.1}
+
+They are of the first validation rows. Adapter and merged model are served on the base that was trained on, so that the
+same answers are due from both.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from insource.system import atomic_files
+from train.evaluate.constrained_decoding import Answer
+
+ROWS = 500
+
+
+def lines(
+    rows: Sequence[Mapping[str, Any]],
+    prompts: Sequence[list[int]],
+    answers: Sequence[Answer],
+) -> list[dict[str, Any]]:
+    """Returns the lines of a reference.jsonl."""
+    return [
+        {"id": row["id"], "prompt_ids": prompt_ids, **_told(answer)}
+        for row, prompt_ids, answer in zip(rows, prompts, answers, strict=True)
+    ]
+
+
+def write(folder: Path, references: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Writes reference.jsonl into the folder of a run. Returns what others may know of it: {"rows", "sha256"}."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in references)
+    atomic_files.write_text(folder / "reference.jsonl", text)
+    return {"rows": len(references), "sha256": atomic_files.sha256(folder / "reference.jsonl")}
+
+
+def _told(answer: Answer) -> dict[str, Any]:
+    return {
+        "answer": answer.text,
+        "token_ids": answer.token_ids,
+        "log_probability": answer.log_probability,
+        "field_log_probability": answer.field_log_probability,
+        # JSON knows no infinity: null where there was never a choice.
+        "margin": answer.margin if math.isfinite(answer.margin) else None,
+    }

@@ -1,0 +1,218 @@
+"""The adapter folder: what is deployed, complete or absent.
+
+adapter_model.safetensors adapter_config.json    PEFT's own format, loaded by PEFT and by vLLM
+tokenizer.json tokenizer_config.json chat_template.jinja generation_config.json   the template pinned, the stop as EOS
+prompt.json        the task as prompts need it, and the hash of the template that rendered them
+README.md          the model card, with the measured score
+SHA256SUMS         the hashes of all the others
+
+Beside it, in the run, lies reference.jsonl: what a server must reproduce (references.py). It holds rows of the data;
+the folder, which is what people share, has its hash alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from insource.config import base_models
+from insource.config.load import POCKET
+from insource.config.recipe import Recipe
+from insource.config.schema.lora import VLLM_RANKS, Lora
+from insource.system import atomic_files
+from insource.tasks import KINDS, in_words
+from insource.tasks.rendering import chat_template
+from insource.tasks.rendering.chat_template import Rendering
+from insource.tracking import digests
+from insource.tracking.base_models import gguf_model
+from insource.tracking.run import Run
+from train.evaluate import reference_answers
+from train.evaluate.constrained_decoding import Answer
+from train.evaluate.validation import Decoded
+from train.model import lora_init
+
+INPUT = "{input}"
+
+
+def export(
+    run: Run,
+    recipe: Recipe,
+    model: Any,
+    tokenizer: Any,
+    prompt: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    probed: Decoded,
+    answers: Sequence[Answer],
+    state: dict[str, Any] | None = None,
+) -> Path:
+    """Returns the adapter folder of the run, written whole: weights, tokenizer, prompt and card; the reference answers
+    lie beside it.
+
+    `answers` are those of the trained weights to the rows of `probed`; `state`: the trained tensors where the model
+    does not hold them whole (`sharded.adapter_tensors`).
+    """
+    told = reference_answers.write(run.folder, reference_answers.lines(probed.rows, probed.prompts, answers))
+    with atomic_files.whole_folder(run.folder / "adapter") as folder:
+        _save(model, recipe, folder, state)
+        tokenizer.save_pretrained(folder)
+        generation_config(tokenizer).save_pretrained(folder)
+        atomic_files.write_json(folder / "prompt.json", {**prompt, "references": told})
+        atomic_files.write_text(folder / "README.md", card(run, recipe, scores, told))
+        # A pickle has no place in what is deployed.
+        for pickled in (*folder.glob("*.bin"), *folder.glob("*.pt")):
+            pickled.unlink()
+        atomic_files.write_sums(folder)
+    return run.folder / "adapter"
+
+
+def generation_config(tokenizer: Any) -> Any:
+    """Returns a generation config that stops where training stopped, and nowhere else."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _save(model: Any, recipe: Recipe, folder: Path, state: dict[str, Any] | None) -> None:
+    """Writes adapter_model.safetensors and adapter_config.json, for the base as it was published."""
+    from safetensors.torch import save_file
+
+    model.peft_config["default"].base_model_name_or_path = base_name(recipe)
+    if not recipe.lora.takes_from_base:
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False, state_dict=state)
+        return
+    tensors, config = lora_init.as_plain_adapter(model, state)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
+
+
+def base_name(recipe: Recipe) -> str:
+    """Returns the base as others can find it: the hub name, the name of a GGUF file, or `pocket/model` or `smollm2` in
+    this project."""
+    known = {str(POCKET): "pocket/model", str(base_models.smollm2()): base_models.SMOLLM2}
+    gguf = gguf_model.about(recipe.model.base)
+    return known.get(recipe.model.base) or (str(gguf["file"]) if gguf else recipe.model.base)
+
+
+def base_of(recipe: Recipe, commit: str | None, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns which base the adapter belongs to: its name with its commit on the hub, or the hashes of its files; under
+    "trained" the record of what quantization left of it (`bases.record`), None where it was trained on as published."""
+    folder = Path(recipe.model.base)
+    found = digests.of_base(folder) if folder.is_dir() else None
+    return {"name": base_name(recipe), "commit": None if found else commit, "sha256": found, "trained": trained}
+
+
+def prompt(
+    recipe: Recipe,
+    rendering: Rendering,
+    spec: Any,
+    max_answer_tokens: int,
+    commit: str | None = None,
+    trained_base: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns prompt.json: the messages with a place for the input and the ids that they are as they stand there, the
+    task, the constraint and the limit of the answer, the template's hash and what is pinned in it, and the base
+    (`commit`: of its repository on the hub; see `base_of`)."""
+    module, tokenizer = KINDS[recipe.task.variant], rendering.tokenizer
+    messages = module.messages(spec, {"text": INPUT})
+    return {
+        "schema_version": 1,
+        "task": {"kind": recipe.task.variant, **asdict(spec)},
+        "messages": messages,
+        "prompt_ids": chat_template.prompt_ids(tokenizer, [messages])[0],
+        "output_schema": module.output_schema(spec),
+        "grammar": module.grammar(spec),
+        "stop": tokenizer.eos_token,
+        "max_answer_tokens": max_answer_tokens,
+        "chat_template_sha256": chat_template.template_sha256(tokenizer),
+        "template": {"pinned": rendering.pinned, "own_suffix": rendering.differs},
+        "base": base_of(recipe, commit, trained_base),
+    }
+
+
+def card(run: Run, recipe: Recipe, scores: Mapping[str, Any], told: Mapping[str, Any]) -> str:
+    """Returns the model card (README.md) of the adapter; `told` is what it says of the reference answers."""
+    module = KINDS[recipe.task.variant]
+    tuned, base = module.headline(scores["tuned"]), module.headline(scores["base"])
+    rows = "\n".join(
+        f"| {in_words(name)} | {value:.1%} | {format(base[name], '.1%') if name in base else '-'} |"
+        for name, value in tuned.items()
+    )
+    worst = ", ".join(f"{name} ({f1:.0%})" for name, f1 in module.weakest(scores["tuned"])[:3])
+    pocket = (
+        "\nThe base is insource's pocket model, which shows the pipeline and is no model for use.\n"
+        if recipe.model.base == str(POCKET)
+        else ""
+    )
+    return f"""---
+base_model: {base_name(recipe)}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, insource, {recipe.task.kind}]
+---
+
+# {run.recipe_name}: {recipe.task.instruction}
+
+A LoRA adapter trained by insource, run `{run.id}`.
+{pocket}
+| validation, {scores["tuned"]["n"]} rows | tuned | untuned base |
+|---|---|---|
+{rows}
+
+{asked(module)}, on rows that were not trained on.
+Weakest {module.PARTS} by {module.PARTS_BY}: {worst}.
+The sealed test set was not opened.
+
+- Base: {base_name(recipe)}{", dequantized" if gguf_model.about(recipe.model.base) else ""}, quantization while
+training:
+  {recipe.model.quantization}
+- LoRA: {method(recipe.lora)}
+- Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
+- Serving: {serving(run, recipe)}
+- Not in this folder, and not to be shared: `reference.jsonl`, {told["rows"]} validation rows as token ids, which
+  anybody can decode, with the answers that a server is held to. It stays in the run and in the registry; its SHA-256
+  is `{told["sha256"]}`.
+"""
+
+
+def asked(module: ModuleType) -> str:
+    """Returns how the model was asked for what the score counts, as the card tells it."""
+    if module.OBJECTIVE == "prefer":
+        return "Measured by how probable the model finds the chosen and the rejected answer"
+    return f"Decoded greedily{'' if module.FREE_TEXT else ' under the output constraint'}, as serving does"
+
+
+def method(lora: Lora) -> str:
+    """Returns how the adapter was trained, as the card tells it."""
+    told = [f"r={lora.r}", f"alpha={lora.lora_alpha}", str(lora.target_modules)]
+    told += ["rsLoRA"] if lora.use_rslora else []
+    told += ["DoRA"] if lora.use_dora else []
+    if lora.init_lora_weights is not True:
+        told.append(f"begun by {lora.init_lora_weights}")
+    if lora.takes_from_base:
+        told.append("written as the plain adapter of twice the rank that it equals on the base as published")
+    return ", ".join(told)
+
+
+def serving(run: Run, recipe: Recipe) -> str:
+    """Returns how the adapter is served, as the card tells it."""
+    if why := recipe.lora.unservable:
+        return f"merged into the base alone ({why})."
+    base = "<the base as a folder>" if gguf_model.about(recipe.model.base) else base_name(recipe)
+    return (
+        f"`make serve RECIPE={run.recipe_name}` checks it and serves it. By hand, unchecked:\n"
+        f"  `python -m vllm.entrypoints.openai.api_server --host 127.0.0.1 --model {base} --enable-lora\n"
+        f"  --max-lora-rank {max_lora_rank(recipe.lora)} --lora-modules {run.recipe_name}=<this folder>\n"
+        "  --tokenizer <this folder> --chat-template <this folder>/chat_template.jinja --tokenizer-mode hf\n"
+        "  --generation-config <this folder>`"
+    )
+
+
+def max_lora_rank(lora: Lora) -> int:
+    """Returns the smallest max_lora_rank of vLLM that takes the adapter as it is written."""
+    return next(rank for rank in VLLM_RANKS if rank >= lora.largest_rank)

@@ -1,0 +1,127 @@
+"""The merged model: the adapter taken into the base that it was trained on, as one folder that anything can load.
+
+merged/  model-00001-of-00004.safetensors ... config.json generation_config.json   transformers' own format
+         tokenizer.json tokenizer_config.json chat_template.jinja prompt.json      as in the adapter folder
+         export.json         what it was made of
+         README.md SHA256SUMS
+
+The base is what quantization left of it in training (`serve.base: trained`), in the type that training and serving
+compute in, so that the merged model answers as the trained one does; or the one that was published. The result is never
+quantized again to 4 bits: that is what ruins merged models.
+"""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from insource.config.errors import StageError
+from insource.config.recipe import Recipe
+from insource.system import atomic_files
+from insource.tasks.rendering import chat_template
+from insource.tracking import run as runs
+from insource.tracking.base_models import base_store
+from insource.tracking.run import Run
+from train.device import out_of_memory
+from train.export import adapter
+from train.model import base, dequantize
+
+# What a folder of weights needs of the adapter's beside weights, for people and for servers.
+COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "prompt.json")
+
+
+def write(run: Run, recipe: Recipe, made_of: Mapping[str, Any]) -> Path:
+    """Returns the folder of the merged model, complete."""
+    target = run.folder / "merged"
+    # The tokenizer of the training, whatever has become of the base's.
+    tokenizer = chat_template.saved_tokenizer(str(run.folder / "adapter"))
+    with atomic_files.whole_folder(target) as folder:
+        save(merged(run, recipe, made_of["base"]), folder, recipe, tokenizer)
+        # It holds itself by reference cycles, and quantizing loads what was merged anew.
+        out_of_memory.release()
+        accompany(run, folder, made_of, card(run, recipe, made_of["base"]))
+        atomic_files.write_sums(folder)
+    return target
+
+
+def onto(run: Run, recipe: Recipe) -> str:
+    """Returns the base that a run is merged onto: the digest of the one that it was trained on, or "published"."""
+    trained = base_store.trained(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
+    return str(trained["digest"]) if trained and recipe.serve.base == "trained" else "published"
+
+
+def merged(run: Run, recipe: Recipe, onto: str) -> Any:
+    """Returns the base with the run's adapter merged into it, computed as training computes (float32 on a CPU).
+
+    Raises StageError where the base that was trained on is gone and cannot be made again.
+    """
+    chosen = recipe.with_model(quantization="none")
+    if onto != "published":
+        folder = dequantize.ensure(recipe, base_store.store(run.folder), onto, partial(runs.fallback, run, "export"))
+        if folder is None:
+            raise StageError(
+                f"{base_store.store(run.folder) / onto}, the base that run {run.id} was trained on, is not there "
+                "and cannot "
+                "be written again; train again (FRESH=1), or take SET=serve.base=published"
+            )
+        chosen = recipe.with_model(base=str(folder), revision=None, quantization="none")
+    try:
+        return _merged_onto(chosen, run.folder / "adapter")
+    except RuntimeError as error:
+        if recipe.accelerate.use_cpu or not out_of_memory.short(error):
+            raise
+        told = str(error).splitlines()[0]
+    # Outside of the except block, where the failed model would still be held.
+    out_of_memory.release()
+    told = f"merged in main memory, the GPU has too little: {told}"
+    print(f"fallback  {told}", file=sys.stderr, flush=True)
+    runs.fallback(run, "export", told)
+    return _merged_onto(chosen, run.folder / "adapter", in_main_memory=True)
+
+
+def _merged_onto(chosen: Recipe, adapter_folder: Path, in_main_memory: bool = False) -> Any:
+    from peft import PeftModel
+
+    model = base.base_model(chosen, in_main_memory=in_main_memory)
+    # By itself PEFT reads an adapter to the GPU, wherever its base is.
+    adapted = PeftModel.from_pretrained(
+        model, adapter_folder, autocast_adapter_dtype=False, torch_device=str(model.device)
+    )
+    return adapted.merge_and_unload(safe_merge=True)
+
+
+def save(model: Any, folder: Path, recipe: Recipe, tokenizer: Any) -> None:
+    """Writes weights in shards, in the type that they were computed in, and a generation config that stops where
+    training stopped."""
+    model.generation_config = adapter.generation_config(tokenizer)
+    model.save_pretrained(folder, max_shard_size=recipe.export.max_shard_size)
+
+
+def accompany(run: Run, folder: Path, made_of: Mapping[str, Any], text: str) -> None:
+    """Writes what stands beside weights: tokenizer, template and prompt of the training, card, what it is made of."""
+    for name in COMPANIONS:
+        if (path := run.folder / "adapter" / name).is_file():
+            shutil.copyfile(path, folder / name)
+    atomic_files.write_text(folder / "README.md", text)
+    atomic_files.write_json(folder / "export.json", made_of)
+
+
+def card(run: Run, recipe: Recipe, onto: str) -> str:
+    """Returns the model card (README.md) of the merged model."""
+    left = f"what {recipe.model.quantization} left of the base, which is what it was trained on"
+    base_told = "the base as it was published" if onto == "published" else left
+    return f"""---
+base_model: {adapter.base_name(recipe)}
+base_model_relation: merge
+pipeline_tag: text-generation
+tags: [insource, {recipe.task.kind}]
+---
+
+# {run.recipe_name}: {recipe.task.instruction}
+
+The adapter of insource's run `{run.id}` merged onto {base_told}. How it was trained and scored stands on the
+adapter's card; how this scores beside it, in the run's parity.md. Prompts: `prompt.json`, rendered by
+`chat_template.jinja` and nothing else.
+"""

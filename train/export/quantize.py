@@ -1,0 +1,138 @@
+"""Quantized models, in the format of compressed-tensors, which vLLM reads: quantized/<scheme>/.
+
+int8    W8A8   weights to 8 bits a channel, activations to 8 bits a token while it runs; CPUs and GPUs
+fp8     W8A8   the same in 8-bit floating point; GPUs of compute capability 8.9 and newer
+w4a16   W4A16  weights to 4 bits in groups of 128 (64 or 32 where a layer is no multiple), activations untouched;
+               GPUs, and CPUs with AVX-512
+
+Without calibration the scales come from the weights alone. With `export.calibration_rows` llm-compressor fits them on
+rows of train, in an environment of its own (calibrate.py).
+"""
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from insource.config.errors import RecipeError
+from insource.config.recipe import Recipe
+from insource.system import atomic_files, environment
+from insource.tracking.run import Run
+from train.export import adapter, gptq, merge
+
+PRESETS: Mapping[str, str] = {"int8": "W8A8", "fp8": "FP8_DYNAMIC", "w4a16": "W4A16"}
+# The head decides between tokens and is small beside the rest.
+UNTOUCHED = ["lm_head"]
+GROUPS = (128, 64, 32)
+FP8_CAPABILITY = 8.9
+
+
+def schemes(recipe: Recipe) -> list[str]:
+    """Returns the schemes that the recipe asks for. Raises RecipeError for one that the hardware here cannot serve."""
+    asked, capability = recipe.export.quantize, _capability(recipe)
+    if asked == "none":
+        return []
+    if asked == "auto":
+        return ["fp8" if capability is not None and capability >= FP8_CAPABILITY else "int8"]
+    if "fp8" in asked and (capability is None or capability < FP8_CAPABILITY):
+        here = "this machine serves on a CPU" if capability is None else f"this GPU has {capability}"
+        raise RecipeError(
+            f"export.quantize: fp8 needs a GPU of compute capability {FP8_CAPABILITY} or newer, and {here}; take int8"
+        )
+    if "w4a16" in asked and recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
+        raise RecipeError(
+            "export.quantize: w4a16 needs a GPU or a CPU with AVX-512: vLLM has no kernel for it on this one; take int8"
+        )
+    return list(dict.fromkeys(asked))
+
+
+def write(run: Run, recipe: Recipe, scheme: str, made_of: Mapping[str, Any]) -> Path:
+    """Returns the folder of the merged model quantized by a scheme, complete."""
+    merged, target = run.folder / "merged", run.folder / "quantized" / scheme
+    target.parent.mkdir(exist_ok=True)
+    with atomic_files.whole_folder(target) as folder:
+        if recipe.export.calibration_rows:
+            gptq.write(run, recipe, merged, PRESETS[scheme], group_size(_loaded(merged)), folder)
+        else:
+            data_free(merged, PRESETS[scheme], folder, recipe.export.max_shard_size)
+        merge.accompany(run, folder, made_of, card(run, recipe, scheme))
+        atomic_files.write_sums(folder)
+    return target
+
+
+def data_free(merged: Path, preset: str, folder: Path, max_shard_size: str) -> None:
+    """Writes the model quantized by a preset of compressed-tensors, its scales from the weights alone."""
+    import torch
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config, preset_name_to_scheme
+
+    model = _loaded(merged)
+    scheme = preset_name_to_scheme(preset, targets=["Linear"])
+    if scheme.weights.group_size:
+        scheme.weights.group_size = group_size(model)
+    apply_quantization_config(model, QuantizationConfig(config_groups={"group_0": scheme}, ignore=UNTOUCHED))
+    with torch.no_grad():
+        for module in model.modules():
+            if getattr(module, "quantization_scheme", None) is not None:
+                _set_scale(module)
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    compressor.update_config(folder)
+
+
+def _loaded(merged: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, use_safetensors=True)
+
+
+def group_size(model: Any) -> int:
+    """Returns the largest of vLLM's group sizes that divides the width of every layer."""
+    from torch.nn import Linear
+
+    widths = [layer.in_features for layer in model.modules() if isinstance(layer, Linear)]
+    return next(size for size in GROUPS if size == GROUPS[-1] or not any(width % size for width in widths))
+
+
+def _set_scale(module: Any) -> None:
+    """Sets a layer's scale: of each output channel, or of each group of inputs within it."""
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    args, weight = module.quantization_scheme.weights, module.weight.float()
+    parts = weight.unflatten(1, (-1, args.group_size)) if args.group_size else weight.unsqueeze(1)
+    scale, zero_point = calculate_qparams(parts.amin(-1), parts.amax(-1), args)
+    module.weight_scale.data.copy_(scale)
+    if getattr(module, "weight_zero_point", None) is not None:
+        module.weight_zero_point.data.copy_(zero_point)
+
+
+def card(run: Run, recipe: Recipe, scheme: str) -> str:
+    """Returns the model card (README.md) of a quantized model."""
+    rows = recipe.export.calibration_rows
+    how = f"fitted on {rows} rows of train by llm-compressor" if rows else "from the weights alone (compressed-tensors)"
+    return f"""---
+base_model: {adapter.base_name(recipe)}
+base_model_relation: quantized
+pipeline_tag: text-generation
+tags: [insource, {recipe.task.kind}, {scheme}]
+---
+
+# {run.recipe_name}, {scheme}
+
+The merged model of insource's run `{run.id}`, quantized to {PRESETS[scheme]}, the scales {how}. `lm_head` is not
+quantized. How it scores beside the others: parity.md of the run.
+"""
+
+
+def _capability(recipe: Recipe) -> float | None:
+    """The compute capability of the GPU that serves here, None on a CPU."""
+    if recipe.accelerate.use_cpu:
+        return None
+    asked = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout
+        return min(float(line) for line in said.split())
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None

@@ -1,0 +1,207 @@
+"""Checkpoints that are whole or not there, and the way back to the last good one.
+
+checkpoints/checkpoint-4/
+  adapter_model.safetensors optimizer.pt scheduler.pt rng_state.pth trainer_state.json ...    as Trainer writes them
+  carried_0.json      sums since the last logged row, which Trainer leaves out; one a process
+  checkpoint.json     {"schema_version": 1, "step": 4, "processes": 1, "versions": {"torch": "2.13.0", ...},
+                       "files": {"optimizer.pt": {"bytes": 1204, "sha256": "9f2c..."}, ...}}
+checkpoints/.writing/checkpoint-6          being written, and not there yet
+checkpoints/damaged-checkpoint-2           found damaged, named and set aside
+
+optimizer.pt, scheduler.pt and rng_state.pth are pickles. Trainer reads them with torch.load(weights_only=True), which
+takes tensors and plain values and runs nothing.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from insource.system import atomic_files, disk_full
+from train.distributed import world
+
+SCHEMA_VERSION = 1
+NAME = "checkpoint-"
+DAMAGED = "damaged-"
+SEAL = "checkpoint.json"
+KEPT = 2
+"""Newest checkpoints that are kept beside the best one."""
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is to go on from."""
+
+    newest: Path | None
+    """The newest whole checkpoint."""
+    damaged: tuple[str, ...] = ()
+    """For each damaged one a sentence that names it and what is wrong with it."""
+
+
+def newest_whole(folder: Path) -> Found:
+    """Returns the newest checkpoint that is byte for byte as it was written, and what was found damaged.
+
+    Damaged ones are renamed, so that they neither come up again nor stand in the way of their step's next checkpoint;
+    what a killed process left half-written is removed. Only one process may call it, before any writes.
+    """
+    for left in folder.glob(".*"):
+        shutil.rmtree(left, ignore_errors=True)
+    told: list[str] = []
+    for path in reversed(in_order(folder)):
+        wrong = damage(path)
+        if wrong is None:
+            return Found(path, tuple(told))
+        aside = path.with_name(DAMAGED + path.name)
+        _remove(aside)
+        path.rename(aside)
+        told.append(f"{path.name} is damaged: {wrong}; it is now called {aside.name} and not used")
+    return Found(None, tuple(told))
+
+
+def in_order(folder: Path) -> list[Path]:
+    """Returns the checkpoints in a folder, oldest first, whole or not."""
+    return sorted((path for path in folder.glob(f"{NAME}*") if path.name[len(NAME) :].isdigit()), key=step)
+
+
+def step(path: Path) -> int:
+    """Returns after which update a checkpoint was written."""
+    return int(path.name.rpartition("-")[2])
+
+
+def damage(path: Path) -> str | None:
+    """Returns what is wrong with a checkpoint, None where every file is as it was written."""
+    try:
+        written = atomic_files.read_json(path / SEAL)["files"]
+        for name, was in written.items():
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if (size := (path / name).stat().st_size) < was["bytes"]:
+                return f"{name} is cut short, {size:,} of {was['bytes']:,} bytes"
+            if atomic_files.sha256(path / name) != was["sha256"]:
+                return f"{name} is not what was written, its hash differs"
+    except FileNotFoundError:
+        return f"{SEAL} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{SEAL} cannot be read"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    return None
+
+
+def save(trainer: Any, write: Callable[[], None], carried: Mapping[str, Any]) -> None:
+    """Has Trainer write a checkpoint aside (`write` is its own `_save_checkpoint`), then renames it into place.
+
+    Every process calls it; each writes its part, and the first one hashes, renames, and removes older ones. `carried`
+    is JSON that `carry_on` gives back. Raises StageError where the disk is full; the checkpoints before are untouched.
+    """
+    args, state = trainer.args, trainer.state
+    folder = Path(args.output_dir)
+    final, aside = folder / f"{NAME}{state.global_step}", folder / ".writing"
+    if world.first():
+        shutil.rmtree(aside, ignore_errors=True)
+    world.wait()
+    args.output_dir = str(aside)
+    try:
+        with disk_full.told_when_full(final):
+            write()
+            written = aside / final.name
+            atomic_files.write_json(written / _carried(), {"trainer": _sums(trainer), "ours": dict(carried)})
+            world.wait()
+            if world.first():
+                # By its name alone: the folder of runs may be moved, and this is where Trainer was pointed aside.
+                best = state.best_global_step
+                state.best_model_checkpoint = None if best is None else f"{NAME}{best}"
+                state.save_to_json(str(written / "trainer_state.json"))
+                seal(written)
+                _remove(final)
+                written.rename(final)
+                _to_disk(folder)
+                rotate(folder, state.best_global_step)
+    finally:
+        args.output_dir = str(folder)
+        if world.first():
+            shutil.rmtree(aside, ignore_errors=True)
+    world.wait()
+    point_at_best(state, folder)
+
+
+def seal(path: Path) -> None:
+    """Flushes every file of a checkpoint to disk and writes down its hash.
+
+    training_args.bin goes: a pickle that nothing reads, with paths of this machine.
+    """
+    (path / "training_args.bin").unlink(missing_ok=True)
+    written: dict[str, Any] = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            _to_disk(file)
+            written[file.relative_to(path).as_posix()] = {
+                "bytes": file.stat().st_size,
+                "sha256": atomic_files.sha256(file),
+            }
+    about = {"schema_version": SCHEMA_VERSION, "step": step(path), "processes": world.count()}
+    atomic_files.write_json(
+        path / SEAL, {**about, "versions": {name: version(name) for name in PACKAGES}, "files": written}
+    )
+    for inside in (path, *filter(Path.is_dir, path.rglob("*"))):
+        _to_disk(inside)
+
+
+def rotate(folder: Path, best_step: int | None) -> None:
+    """Removes all checkpoints but the newest two and the best, and damaged ones that are older than these."""
+    newest = in_order(folder)[-KEPT:]
+    kept = {path.name for path in newest} | {f"{NAME}{best_step}"}
+    for path in (*in_order(folder), *folder.glob(f"{DAMAGED}{NAME}*")):
+        if path.name not in kept and step(path) < step(newest[0]):
+            _remove(path)
+
+
+def point_at_best(state: Any, folder: Path) -> None:
+    """Names the best checkpoint in Trainer's state where it now stands."""
+    best = folder / f"{NAME}{state.best_global_step}"
+    state.best_model_checkpoint = str(best) if best.is_dir() else None
+
+
+def carry_on(trainer: Any, path: Path) -> dict[str, Any]:
+    """Returns what `save` was given to carry, and gives Trainer its sums back: the next logged loss, and the mean over
+    training, are as they would have been without the interruption."""
+    carried = atomic_files.read_json(path / _carried())
+    sums = carried["trainer"]
+    trainer._tr_loss += sums["since_logged"]
+    trainer._total_loss_scalar = sums["total"]
+    trainer._globalstep_last_logged = sums["last_logged"]
+    trainer._initial_global_step = 0
+    return carried["ours"]  # type: ignore[no-any-return]
+
+
+def _carried() -> str:
+    return f"carried_{world.rank()}.json"
+
+
+def _sums(trainer: Any) -> dict[str, Any]:
+    return {
+        "since_logged": trainer._tr_loss.item(),
+        "total": trainer._total_loss_scalar,
+        "last_logged": trainer._globalstep_last_logged,
+    }
+
+
+def _remove(path: Path) -> None:
+    """Removes a checkpoint at once: a kill in the middle must not leave a part of it under its name."""
+    if path.exists():
+        doomed = path.with_name(f".{path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,0 +1,168 @@
+"""The training loop: Trainer on shares of updates, a record of every step, and a way back into an unfinished run."""
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from insource.config.recipe import Recipe
+from insource.tracking import metrics
+from insource.tracking.run import Run
+from train.device import malloc, precision
+from train.distributed import world
+from train.loop import checkpoints
+from train.loop.signals import Wish
+from train.packing import sampler
+from train.packing.dataset import Lesson
+
+# Keys of `train` that other parts read, or that mean something else to Trainer, whose batches are updates.
+OURS = {"batch_size", "packing", "pack_tokens", "max_length", "num_train_epochs", "max_steps", "save_total_limit"}
+OURS |= {"class_weight", "balanced_sampling", "beta", "loss_type", "early_stopping_patience"}
+OURS |= {"early_stopping_threshold", "eval_strategy", "eval_steps", "save_steps", "load_best_model_at_end"}
+# Trainer's own ways of talking, which `progress.py` replaces.
+TALKERS = ("PrinterCallback", "ProgressCallback")
+
+Announce = Callable[[str], None]
+
+
+def fit(
+    recipe: Recipe,
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    lesson: Lesson,
+    evaluator: Callable[[], dict[str, float]],
+    announce: Announce,
+    wish: Wish,
+    wandb_run: Any,
+) -> dict[str, Any]:
+    """Trains the model in place; goes on from the last whole checkpoint of the run, if there is one.
+
+    `evaluator` returns the validation metrics of the model as it is; `announce` tells the person and the record; `wish`
+    is where signals say that training should stop. Returns final_loss, the mean over training, training_seconds, and
+    best_step where the best checkpoint was taken. Raises KeyboardInterrupt where it was stopped, after saving.
+    """
+    from train.loop.callbacks import GoOn, SaveEvery, StopWhenAsked
+    from train.loop.metrics_callback import Recorder, bar
+
+    if recipe.accelerate.use_cpu:
+        malloc.keep_freed()
+    folder, record = run.folder / "checkpoints", run.folder / "metrics.jsonl"
+    resume = _go_on_from(run, announce)
+    done = checkpoints.step(resume) if resume else 0
+    if world.first():
+        if resume:
+            print(f"resuming  from {resume.name}", file=sys.stderr, flush=True)
+        metrics.keep_up_to(record, done)
+    began = time.monotonic()
+    with bar("training", len(lesson.updates), done) as advance:
+        recorder = Recorder(record, wandb_run, sampler.an_epoch(len(lesson.rows), recipe.train.batch_size), advance)
+        trainer = trainer_for(recipe, str(folder), model, tokenizer, lesson, evaluator, announce, recorder)
+        trainer.add_callback(StopWhenAsked(wish))
+        trainer.add_callback(SaveEvery(recipe.train.save_steps))
+        if resume:
+            trainer.add_callback(GoOn(trainer, resume, recorder.carry, announce))
+        result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    wish.heed()
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    return {
+        "final_loss": float(result.training_loss),
+        "training_seconds": round(time.monotonic() - began, 1),
+        **({"best_step": best} if best else {}),
+    }
+
+
+def _go_on_from(run: Run, announce: Announce) -> Any:
+    """Returns the checkpoint to go on from, the same in all processes, or None."""
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [None]
+    if world.first():
+        known = checkpoints.newest_whole(run.folder / "checkpoints")
+        for told in known.damaged:
+            announce(told)
+        found = [known.newest]
+    if world.count() > 1:
+        broadcast_object_list(found)
+    return found[0]
+
+
+def trainer_for(
+    recipe: Recipe,
+    folder: str,
+    model: Any,
+    tokenizer: Any,
+    lesson: Lesson,
+    evaluator: Callable[[], dict[str, float]],
+    announce: Announce,
+    recorder: Any,
+) -> Any:
+    """Returns the trainer, checkpoints below `folder`."""
+    from transformers import EarlyStoppingCallback
+
+    from train.loop.trainer import PackTrainer
+
+    if recipe.train.gradient_checkpointing:
+        model.enable_input_require_grads()
+    trainer = PackTrainer(
+        model=model,
+        args=arguments(recipe, folder, sampler.an_epoch(len(lesson.rows), recipe.train.batch_size)),
+        train_dataset=lesson.shares,
+        # Trainer asks for one where it evaluates; the evaluator has its own rows.
+        eval_dataset=lesson.shares,
+        processing_class=tokenizer,
+        lesson=lesson,
+        beta=recipe.train.beta,
+        evaluator=evaluator,
+        recorder=recorder,
+        announce=announce,
+        computing=partial(precision.training, recipe),
+    )
+    trainer.add_callback(recorder)
+    if recipe.train.early_stopping_patience is not None:
+        patience, threshold = recipe.train.early_stopping_patience, recipe.train.early_stopping_threshold
+        trainer.add_callback(EarlyStoppingCallback(patience, threshold))
+    handler = trainer.callback_handler
+    handler.callbacks = [one for one in handler.callbacks if type(one).__name__ not in TALKERS]
+    return trainer
+
+
+def arguments(recipe: Recipe, folder: str, an_epoch: int) -> Any:
+    """Returns transformers' TrainingArguments, checkpoints below `folder`; an epoch has so many updates."""
+    from transformers import TrainingArguments
+
+    # Trainer knows one epoch, all updates; and where it keeps the best it saves where it evaluates (see SaveEvery).
+    every = an_epoch if recipe.train.eval_strategy == "epoch" else recipe.train.eval_steps or recipe.train.save_steps
+    evaluates = recipe.train.eval_strategy != "no"
+    precision, on_cpu = recipe.accelerate.mixed_precision, recipe.accelerate.use_cpu
+    given = {name: value for name, value in recipe.train.model_dump(exclude=OURS).items() if value is not None}
+    return TrainingArguments(
+        output_dir=folder,
+        # An item of the data set is all that a process does of an update, and the items are all updates of all epochs.
+        per_device_train_batch_size=1,
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        # On a CPU accelerate would have validation compute in bfloat16, too; see precision.py.
+        bf16=precision == "bf16" and not on_cpu,
+        fp16=precision == "fp16",
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        ddp_find_unused_parameters=False,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        report_to="none",
+        disable_tqdm=True,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=every if evaluates else None,
+        save_strategy="steps",
+        # Otherwise the patience of early stopping would begin anew with every resume.
+        restore_callback_states_from_checkpoint=True,
+        save_steps=every if recipe.train.keeps_best else recipe.train.save_steps,
+        load_best_model_at_end=recipe.train.keeps_best,
+        greater_is_better=True if recipe.train.keeps_best else None,
+        # Checkpoints are removed by `checkpoints.rotate`.
+        save_total_limit=None,
+        logging_nan_inf_filter=False,
+        **given,
+    )

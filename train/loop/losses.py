@@ -1,0 +1,60 @@
+"""What is minimised: the language-model loss over answers, or DPO's over pairs of them.
+
+Both see only the tokens that must be predicted. A pack holds some fifty answer tokens among a thousand; logits for all
+of them cost a small model as much as the model itself, and with a vocabulary of 150,000 most of the memory.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from train.packing.collate import IGNORE, Batch
+
+Figures = dict[str, tuple[Any, float]]
+"""{name: (sum, over how many)}; a sum may be a tensor."""
+
+
+def log_probabilities(model: Any, batch: Batch) -> tuple[Any, Any, Any]:
+    """Returns for each answer token its log-probability [N], the answer that it belongs to [N], and whether it would
+    have been chosen greedily [N]."""
+    import torch
+
+    targets, sequences = batch.labels[:, 1:], batch.sequences[:, 1:]
+    columns = (targets != IGNORE).any(dim=0).nonzero()[:, 0]
+    logits = model(**batch.inputs, use_cache=False, logits_to_keep=columns).logits
+    learnt = targets[:, columns] != IGNORE
+    logits, wanted = logits[learnt].float(), targets[:, columns][learnt]
+    found = -torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+    return found, sequences[:, columns][learnt], logits.detach().argmax(dim=-1) == wanted
+
+
+def imitate(model: Any, batch: Batch, beta: float) -> tuple[Any, Figures]:
+    """Returns the cross-entropy summed over answer tokens, each times its row's weight, and figures for the log."""
+    import torch
+
+    found, sequence, right = log_probabilities(model, batch)
+    weights = torch.tensor([row.weight for row in batch.rows], device=found.device, dtype=found.dtype)
+    return -(found * weights[sequence]).sum(), {"token_accuracy": (right.sum(), len(found))}
+
+
+def prefer(model: Any, batch: Batch, beta: float) -> tuple[Any, Figures]:
+    """Returns DPO's loss (arXiv:2305.18290, eq. 7; `loss_type: sigmoid` of TRL) summed over pairs, and figures for the
+    log, each summed over pairs too."""
+    import torch
+
+    found, sequence, _ = log_probabilities(model, batch)
+    policy = found.new_zeros(2 * len(batch.rows)).index_add(0, sequence, found).view(-1, 2)
+    reference = torch.tensor([row.reference for row in batch.rows], device=found.device, dtype=found.dtype)
+    rewards = beta * (policy - reference)
+    margins = rewards[:, 0] - rewards[:, 1]
+    weights = torch.tensor([row.weight for row in batch.rows], device=found.device, dtype=found.dtype)
+    loss = -(torch.nn.functional.logsigmoid(margins) * weights).sum()
+    figures = {
+        "rewards/chosen": rewards[:, 0],
+        "rewards/rejected": rewards[:, 1],
+        "rewards/margins": margins,
+        "rewards/accuracies": (margins > 0).float(),
+    }
+    return loss, {name: (values.detach().sum(), len(batch.rows)) for name, values in figures.items()}
+
+
+OBJECTIVES: dict[str, Callable[[Any, Batch, float], tuple[Any, Figures]]] = {"imitate": imitate, "prefer": prefer}

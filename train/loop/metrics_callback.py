@@ -1,0 +1,162 @@
+"""What one sees while it trains: metrics.jsonl and W&B get the same rows, the terminal the gist of them.
+
+    terminal    training  ━━━━━━━━━━━╸━━━━━  120/195  loss 0.412  22 examples/s  0:01:24 eta 0:00:52
+    log file    training  5/195    3 s so far, about 2 min left
+                training  49/195  loss 1.203  22 examples/s  35 s so far, about 105 s left
+                validated 100/195  accuracy 0.873  macro-F1 0.861  4.2 s
+
+A row of a training interval holds step, epoch, loss, learning_rate, grad_norm, examples_per_second, tokens_per_second
+(as computed), tokens_saved_per_second (what separate rows would have cost besides) and peak_memory_bytes; a row of
+an evaluation holds step, epoch and validation/<metric>.
+"""
+
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from insource.system import progress_bar
+from insource.system.progress_bar import Advance, in_time
+from insource.tasks import in_words
+from insource.tracking import metrics, wandb_logging
+from train.distributed import world
+
+FROM_TRAINER = ("loss", "learning_rate", "grad_norm")
+
+
+def bar(what: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
+    """Returns the bar of `tracking.bars`; of several processes the first one shows it."""
+    return progress_bar.bar(what, total, done, shown=world.first())
+
+
+def peak_memory_bytes() -> int:
+    """Returns the most memory that this process held: the GPU's where it trained on one, else its resident size."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass
+class Interval:
+    """What happened since the last logged row."""
+
+    seconds: float = 0.0
+    """Spent on updates: not on evaluation, not on checkpoints."""
+    examples: int = 0
+    computed_tokens: int = 0
+    saved_tokens: int = 0
+    sums: dict[str, Any] = field(default_factory=dict)
+    over: dict[str, float] = field(default_factory=dict)
+
+    def rates(self) -> dict[str, float]:
+        """Returns examples, computed and saved tokens a second; {} where nothing was counted."""
+        if not self.seconds or not self.examples:
+            return {}
+        return {
+            "examples_per_second": round(self.examples / self.seconds, 2),
+            "tokens_per_second": round(self.computed_tokens / self.seconds, 1),
+            "tokens_saved_per_second": round(self.saved_tokens / self.seconds, 1),
+        }
+
+    def means(self) -> dict[str, float]:
+        """Returns the noted figures, each the mean over what it was noted of."""
+        return {name: float(value) / self.over[name] for name, value in self.sums.items()}
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc]
+    """Writes a row each logging interval and each evaluation to metrics.jsonl and W&B, and moves the progress bar.
+
+    `updates_an_epoch` turns updates into epochs of the recipe: Trainer is given all of them as one. The first process
+    alone writes; rates are right if it counts for all of them.
+    """
+
+    def __init__(self, path: Path, wandb_run: Any, updates_an_epoch: float, advance: Advance) -> None:
+        self.path, self.wandb_run, self.updates_an_epoch, self.advance = path, wandb_run, updates_an_epoch, advance
+        self.interval = Interval()
+        self.mark = time.monotonic()
+        self.said = ""
+
+    def count(self, examples: int, computed_tokens: int, saved_tokens: int) -> None:
+        """Takes what an update was made of, over all processes; to be called before the update ends."""
+        self.interval.examples += examples
+        self.interval.computed_tokens += computed_tokens
+        self.interval.saved_tokens += saved_tokens
+
+    def note(self, sums: Mapping[str, Any], over: float = 1.0) -> None:
+        """Takes more figures of an update, each as its sum over `over` things (rows, tokens, updates).
+
+        The row gets their mean over the interval: `note({"rewards/accuracies": 5.0}, over=8)`. A sum may be a tensor,
+        which is not read before the row is written. A loss that is noted replaces Trainer's.
+        """
+        for name, value in sums.items():
+            self.interval.sums[name] = self.interval.sums.get(name, 0.0) + value
+            self.interval.over[name] = self.interval.over.get(name, 0.0) + over
+
+    def carried(self) -> dict[str, Any]:
+        """Returns the interval as it stands, as JSON: what a checkpoint between two rows has to keep."""
+        sums = {name: float(value) for name, value in self.interval.sums.items()}
+        return {**asdict(self.interval), "sums": sums}
+
+    def carry(self, carried: Mapping[str, Any]) -> None:
+        """Goes on with the interval of a checkpoint, so that the next row is that of an uninterrupted run."""
+        self.interval = Interval(**carried)
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Writes one row, the same to both."""
+        row = {"step": step, "epoch": round(step / self.updates_an_epoch, 4), **figures}
+        metrics.append(self.path, row)
+        wandb_logging.log(self.wandb_run, row)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            wandb_logging.replay(self.wandb_run, self.path)
+        self.mark = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        now = time.monotonic()
+        self.interval.seconds, self.mark = self.interval.seconds + now - self.mark, now
+        # Otherwise the last updates of a run would be in no row.
+        control.should_log |= state.global_step >= state.max_steps
+        self.advance(state.global_step, self.said)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        interval, self.interval = self.interval, Interval()
+        if not state.is_world_process_zero:
+            return
+        figures = {name: float(logs[name]) for name in FROM_TRAINER if name in logs} | interval.means()
+        self.log(state.global_step, {**figures, **interval.rates(), "peak_memory_bytes": peak_memory_bytes()})
+        self.said = f"loss {figures['loss']:.3f}"
+        if examples := interval.rates().get("examples_per_second"):
+            self.said += f"  {examples:.3g} examples/s"
+        self.advance(state.global_step, self.said)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Mapping[str, float] | None = None, **_: Any
+    ) -> None:
+        """Takes {metric: value}, also as Trainer names them (eval_<metric>)."""
+        now = time.monotonic()
+        seconds, self.mark = now - self.mark, now
+        if not metrics or not state.is_world_process_zero:
+            return
+        found = {name.removeprefix("eval_"): float(value) for name, value in metrics.items() if name != "epoch"}
+        found = {name: value for name, value in found.items() if not name.startswith(("runtime", "model_preparation"))}
+        seconds = found.pop("seconds", seconds)
+        row = {f"validation/{name}": value for name, value in found.items()} | {"validation/seconds": round(seconds, 2)}
+        self.log(state.global_step, row)
+        shown = "  ".join(f"{in_words(name)} {value:.3f}" for name, value in found.items())
+        line = f"validated {state.global_step:,}/{state.max_steps:,}  {shown}  {in_time(seconds)}"
+        print(line, file=sys.stderr, flush=True)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.mark = time.monotonic()

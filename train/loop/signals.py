@@ -1,0 +1,69 @@
+"""SIGTERM and Ctrl-C: training finishes its update and saves, anything else ends at once, and a second one always does.
+
+SIGTERM: finishing the running update, then saving; once more ends it at once
+interrupted after update 5: the same command goes on from checkpoint-5
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from insource.config import cli
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A terminal sends Ctrl-C to every process of a group, and launchers send it on: within this time it is the same one.
+ECHO_SECONDS = 1.0
+
+
+@dataclass
+class Wish:
+    """What the person has asked for while this runs."""
+
+    signal_name: str | None = None
+    """The signal that asked to stop."""
+    asked_at: float = 0.0
+    training: bool = False
+    """Whether there is an update to finish and something to save."""
+
+    def heed(self) -> None:
+        """Raises KeyboardInterrupt where a stop was asked for and has been put off until now."""
+        self.training = False
+        if self.signal_name is not None:
+            raise KeyboardInterrupt(self.signal_name)
+
+
+@contextmanager
+def listening(ended: Callable[[str], None]) -> Iterator[Wish]:
+    """Yields the wish that signals write to; the handlers from before are put back afterwards.
+
+    The first signal raises KeyboardInterrupt where nothing is being trained. A later one calls `ended` with its name,
+    which records the end, and leaves with exit code 130 on the spot. Only the main thread may call this.
+    """
+    wish = Wish()
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        name, now = signal.Signals(number).name, time.monotonic()
+        if wish.signal_name is None:
+            wish.signal_name, wish.asked_at = name, now
+            if not wish.training:
+                raise KeyboardInterrupt(name)
+            # print would fail where the signal came in the middle of another print.
+            os.write(2, f"{name}: finishing the running update, then saving; once more ends it at once\n".encode())
+        elif now - wish.asked_at > ECHO_SECONDS:
+            try:
+                ended(name)
+            finally:
+                os._exit(cli.INTERRUPTED)
+
+    # What was ignored at the start stays ignored: a job in the background has no Ctrl-C.
+    heeded = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+    before = {one: signal.signal(one, on_signal) for one in heeded}
+    try:
+        yield wish
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

@@ -1,0 +1,164 @@
+"""transformers' Trainer, told what one optimizer update is here: a list of packs and what their loss is divided by.
+
+Trainer keeps the optimizer, the schedule, mixed precision, processes and checkpoints. An item of the data set is all
+that a process does of one update (`packing.Share`), so per_device_train_batch_size and gradient_accumulation_steps are
+1, and the update equals the one of separate rows for any packs, any number of processes, and any halving of packs.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from insource.config.errors import StageError
+from train.device import out_of_memory
+from train.loop import checkpoints
+from train.loop.losses import OBJECTIVES, Figures
+from train.loop.metrics_callback import Recorder
+from train.packing import collate
+from train.packing.attention import attending, gives_up_flex, quickest
+from train.packing.dataset import Lesson
+from train.packing.packing_plan import Pack, Share
+
+
+class PackTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer whose batches are shares of an update.
+
+    `lesson` says what is learnt; `evaluator` returns the validation metrics of the model as it is; `recorder` is told
+    what every update was made of; `announce` gets a sentence for the person and the record;
+    `computing` is what forward passes run in.
+    """
+
+    def __init__(
+        self,
+        *,
+        lesson: Lesson,
+        beta: float,
+        evaluator: Callable[[], dict[str, float]],
+        recorder: Recorder,
+        announce: Callable[[str], None],
+        computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        **given: Any,
+    ) -> None:
+        super().__init__(data_collator=_only, **given)
+        self.lesson, self.loss_of, self.beta = lesson, OBJECTIVES[lesson.objective], beta
+        self.evaluator, self.recorder, self.announce = evaluator, recorder, announce
+        self.computing = computing
+        self.most_rows: int | None = None
+        """Rows that a pack may hold since memory did not suffice for more."""
+        self.share: Share | None = None
+
+    def training_step(self, model: Any, inputs: Share, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Returns the loss of the update (this process's part of it times the number of processes, so that the mean
+        over processes is the loss), gradients in place. Raises StageError where it is not finite."""
+        model.train()
+        self.share = inputs
+        packs = [part for pack in inputs.packs for part in self._small_enough(pack)]
+        while True:
+            try:
+                loss, figures = self._forward_and_backward(model, packs, inputs.normalizer)
+                break
+            except RuntimeError as error:
+                if gives_up_flex(error):
+                    model.zero_grad()
+                    self.announce("FlexAttention's kernels do not fit this GPU: long packs attend by blocks of rows")
+                    continue
+                if not out_of_memory.short(error):
+                    raise
+                told = str(error).splitlines()[0]
+            # Outside of the except block, where the failed graph would still be held.
+            packs = self._halved(model, packs, told)
+        if not torch.isfinite(loss):
+            raise StageError(self._not_finite("the loss", loss.item()))
+        saved = inputs.separate_tokens - inputs.computed_tokens
+        self.recorder.count(inputs.examples, inputs.computed_tokens, saved)
+        for name, (total, over) in figures.items():
+            self.recorder.note({name: total}, over)
+        return loss
+
+    def _forward_and_backward(self, model: Any, packs: list[Pack], normalizer: float) -> tuple[torch.Tensor, Figures]:
+        # Gradients are averaged over processes, and each one's part is divided by the whole update's normalizer.
+        scale = self.accelerator.num_processes / normalizer
+        loss, figures = torch.zeros((), device=self.accelerator.device), Figures()
+        for at, pack in enumerate(packs):
+            last = at == len(packs) - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                batch = self._batch(pack)
+                # Backward too: checkpointing computes layers again there.
+                with attending(self.model.config, batch):
+                    with self.compute_loss_context_manager(), self.computing():
+                        summed, more = self.loss_of(model, batch, self.beta)
+                    self.accelerator.backward(summed * scale)
+            loss += summed.detach() * scale
+            for name, (total, over) in more.items():
+                before = figures.get(name, (0.0, 0.0))
+                figures[name] = (before[0] + total, before[1] + over)
+        return loss, figures
+
+    def _batch(self, pack: Pack) -> collate.Batch:
+        device, pad = self.accelerator.device, self.processing_class.pad_token_id
+        return collate.of_pack(pack, self.lesson.plan.kind, device, pad, quickest(device))
+
+    def _small_enough(self, pack: Pack) -> list[Pack]:
+        if self.most_rows is None or len(pack.rows) <= self.most_rows:
+            return [pack]
+        return [part for half in pack.halves() for part in self._small_enough(half)]
+
+    def _halved(self, model: Any, packs: list[Pack], told: str) -> list[Pack]:
+        """Returns the packs of this update with half the rows each; its gradients start anew."""
+        largest = max(len(pack.rows) for pack in packs)
+        if largest == 1 or self.accelerator.num_processes > 1:
+            raise StageError(
+                f"update {self.state.global_step + 1} ran out of memory: {told}\n"
+                f"  Set train.pack_tokens lower (the longest pack had {max(pack.tokens for pack in packs)} tokens), "
+                "train.gradient_checkpointing=true or model.quantization=nf4."
+            )
+        model.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.most_rows = largest // 2
+        self.announce(
+            f"out of memory with {largest} rows a pack: {self.most_rows} from update {self.state.global_step + 1} on, "
+            f"the same {len(self.share.rows) if self.share else 0} an update"
+        )
+        return [part for pack in packs for part in self._small_enough(pack)]
+
+    def _not_finite(self, what: str, value: float) -> str:
+        rows = [row.id for row in self.share.rows] if self.share else []
+        shown = ", ".join(rows[:16]) + (f" and {len(rows) - 16} more" if len(rows) > 16 else "")
+        return (
+            f"In update {self.state.global_step + 1} {what} is {value}: training stopped, the checkpoints are good.\n"
+            f"  Rows of the update: {shown}.\n"
+            "  Look at these rows, lower train.learning_rate, or set train.max_grad_norm=1.0; then FRESH=1."
+        )
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        # In fp16 the scaler looks for its scale by updates that overflow, and leaves them out.
+        if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
+            raise StageError(self._not_finite("the gradient norm", float(norm)))
+        return norm
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        write = super()._save_checkpoint
+        checkpoints.save(self, lambda: write(model, trial), self.recorder.carried())
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Returns the validation metrics as Trainer names them, eval_<metric>."""
+        metrics = {f"eval_{name}": value for name, value in self.evaluator().items()}
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Returns 0: Trainer's estimate reads input_ids of padded batches."""
+        return 0
+
+    def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> None:
+        """The count is the share's own."""
+
+
+def _only(items: list[Share]) -> Share:
+    (share,) = items
+    return share

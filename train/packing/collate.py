@@ -1,0 +1,182 @@
+"""What the model is given: the tensors of a pack.
+
+    pack     prefix [5 6], rows [5 6 1 | 9 2] and [5 6 3 4 | 8 2]        prompt | answer, 2 the stop token
+    input_ids       5 6   1  9 2   3  4  8 2
+    position_ids    0 1   2  3 4   2  3  4 5
+    labels          . .   .  9 2   .  .  8 2      . is IGNORE
+    sequences       . .   .  0 0   .  .  1 1      which answer a label belongs to
+
+The two answers of a preference pair are two branches behind one prompt: tokens of a branch see the prefix, the prompt
+and their own branch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from train.packing.attention import BLOCKS, Blocks, Implementation, block_lengths
+from train.packing.packing_plan import Kind, Pack, Row
+
+IGNORE = -100
+# From so many tokens on a GPU computes only the blocks of a mask that hold something (FlexAttention); below, a dense
+# mask is quicker.
+FLEX_TOKENS = 2048
+FLEX_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tensors of a pack on one device."""
+
+    inputs: dict[str, Any]
+    """For the model: input_ids and position_ids [B, T], attention_mask [1, 1, T, T] or [B, T], or none."""
+    labels: Any
+    """[B, T], IGNORE where nothing is learnt."""
+    sequences: Any
+    """[B, T], the number of the answer that a label belongs to, in the order of rows and their completions."""
+    rows: tuple[Row, ...]
+    attention: Implementation = "sdpa"
+    """The implementation that takes its mask, as transformers names it."""
+    blocks: Blocks | None = None
+    """For attention by blocks of rows."""
+
+
+def of_pack(pack: Pack, kind: Kind, device: Any, pad_token_id: int, attention: Implementation = "sdpa") -> Batch:
+    """Returns the tensors of a pack: one sequence [1, T], or for packing `none` separate rows padded on the right.
+
+    `attention` is what a pack with a mask is computed by where it is long enough for that to be quicker.
+    """
+    if kind == "none":
+        return _padded(pack, device, pad_token_id)
+    return _positional(pack, device) if kind == "bfd" else _masked(pack, device, attention, pad_token_id)
+
+
+def _positional(pack: Pack, device: Any) -> Batch:
+    """Returns separate rows as one sequence without a mask: positions that start again tell transformers to build the
+    mask of each layer itself, sliding windows and all."""
+    import torch
+
+    lines = [_line(row, index) for row, index in _answers(pack)]
+    positions = [at for ids, _ in lines for at in range(len(ids))]
+    return _tensors(
+        device,
+        [[token for ids, _ in lines for token in ids]],
+        [[label for _, labels in lines for label in labels]],
+        [[number for number, (ids, _) in enumerate(lines) for _ in ids]],
+        pack.rows,
+        {"position_ids": torch.tensor([positions], device=device)},
+    )
+
+
+def _answers(pack: Pack) -> list[tuple[Row, int]]:
+    return [(row, index) for row in pack.rows for index in range(len(row.completions))]
+
+
+def _line(row: Row, index: int) -> tuple[list[int], list[int]]:
+    """Returns ids and labels of one answer of a row behind its whole prompt."""
+    answer = row.completions[index]
+    return row.prompt_ids + answer, [IGNORE] * len(row.prompt_ids) + answer
+
+
+def _padded(pack: Pack, device: Any, pad: int) -> Batch:
+    import torch
+
+    lines = [_line(row, index) for row, index in _answers(pack)]
+    longest = max(len(ids) for ids, _ in lines)
+
+    def padded(values: list[int], fill: int) -> list[int]:
+        return values + [fill] * (longest - len(values))
+
+    # By position, not by id: where pad and stop are one token, the stop token must still be learnt.
+    seen = torch.tensor([padded([1] * len(ids), 0) for ids, _ in lines], device=device)
+    return _tensors(
+        device,
+        [padded(ids, pad) for ids, _ in lines],
+        [padded(labels, IGNORE) for _, labels in lines],
+        [[number] * longest for number in range(len(lines))],
+        pack.rows,
+        {"attention_mask": seen},
+    )
+
+
+def _masked(pack: Pack, device: Any, attention: Implementation, pad: int) -> Batch:
+    import torch
+
+    prefix = pack.prefix
+    ids, labels, positions = list(pack.rows[0].prompt_ids[:prefix]), [IGNORE] * prefix, list(range(prefix))
+    units, branches, sequences = [0] * prefix, [0] * prefix, [0] * prefix
+    answers = 0
+    for number, row in enumerate(pack.rows, start=1):
+        own = row.prompt_ids[prefix:]
+        # A pair's prompt is its trunk; the last prompt token is what the first answer token is predicted from.
+        trunk = [] if len(row.completions) == 1 else own[:-1]
+        pieces = [(trunk, [IGNORE] * len(trunk), 0, prefix)] if trunk else []
+        for branch, answer in enumerate(row.completions, start=1):
+            piece = own[len(trunk) :] + answer
+            pieces.append((piece, [IGNORE] * (len(piece) - len(answer)) + answer, branch, prefix + len(trunk)))
+        for piece, learnt, branch, start in pieces:
+            ids += piece
+            labels += learnt
+            positions += range(start, start + len(piece))
+            units += [number] * len(piece)
+            branches += [branch] * len(piece)
+            sequences += [answers + max(0, branch - 1)] * len(piece)
+        answers += len(row.completions)
+    flex = attention == "flex_attention" and len(ids) >= FLEX_TOKENS
+    blocks = block_lengths(prefix, [row.own_tokens(prefix) for row in pack.rows]) if attention == BLOCKS else None
+    if flex:
+        # Lengths in few sizes, or every pack would be compiled anew. What is filled in is a row that nobody sees.
+        fill = -len(ids) % FLEX_BLOCK
+        ids, labels = ids + [pad] * fill, labels + [IGNORE] * fill
+        positions, sequences = positions + [0] * fill, sequences + [0] * fill
+        units, branches = units + [-1] * fill, branches + [0] * fill
+    unit_of, branch_of = torch.tensor(units, device=device), torch.tensor(branches, device=device)
+    told = {"position_ids": torch.tensor([positions], device=device)}
+    made = _tensors(device, [ids], [labels], [sequences], pack.rows, told)
+    if blocks:
+        return replace(made, attention=BLOCKS, blocks=Blocks(prefix, masks_of(unit_of, branch_of, prefix, blocks)))
+    made.inputs["attention_mask"] = block_mask(unit_of, branch_of) if flex else dense_mask(unit_of, branch_of)
+    return replace(made, attention="flex_attention") if flex else made
+
+
+def masks_of(unit: Any, branch: Any, prefix: int, lengths: Sequence[int]) -> tuple[Any, ...]:
+    """Returns the rows of the dense mask that belong to blocks of these lengths behind the prefix, each [1, 1, B,
+    prefix + B]: the columns of other blocks, which it does not see, are left out."""
+    import torch
+
+    own = zip(unit[prefix:].split(lengths), branch[prefix:].split(lengths), strict=True)
+    return tuple(torch.nn.functional.pad(dense_mask(*tokens), (prefix, 0), value=True) for tokens in own)
+
+
+def dense_mask(unit: Any, branch: Any) -> Any:
+    """Returns who sees whom as a boolean mask [1, 1, T, T], by the row (0: the prefix) and branch (0: the prompt) of
+    each token."""
+    same_branch = (branch[:, None] == branch[None, :]) | (branch[None, :] == 0)
+    visible = (unit[None, :] == 0) | ((unit[:, None] == unit[None, :]) & same_branch)
+    return visible.tril()[None, None]
+
+
+def block_mask(unit: Any, branch: Any) -> Any:
+    """Returns the same mask for FlexAttention, as the blocks in which anything is seen."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(_batch: Any, _head: Any, query: Any, key: Any) -> Any:
+        same_branch = (branch[query] == branch[key]) | (branch[key] == 0)
+        return (query >= key) & ((unit[key] == 0) | ((unit[query] == unit[key]) & same_branch))
+
+    tokens = unit.numel()
+    return create_block_mask(visible, 1, None, tokens, tokens, device=str(unit.device), BLOCK_SIZE=FLEX_BLOCK)
+
+
+def _tensors(
+    device: Any,
+    ids: list[list[int]],
+    labels: list[list[int]],
+    sequences: list[list[int]],
+    rows: tuple[Row, ...],
+    more: dict[str, Any],
+) -> Batch:
+    import torch
+
+    inputs = {"input_ids": torch.tensor(ids, device=device), **more}
+    return Batch(inputs, torch.tensor(labels, device=device), torch.tensor(sequences, device=device), rows)

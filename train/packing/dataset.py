@@ -1,0 +1,89 @@
+"""From data rows to what is learnt: token ids, weights, packs and the order of updates."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+from insource.config.errors import RecipeError
+from insource.config.recipe import Recipe
+from insource.tasks.rendering import chat_template
+from train.distributed import world
+from train.model import architecture
+from train.packing import packing_plan, sampler
+from train.packing.packing_plan import Plan, Row, Shares
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learnt, and in which order."""
+
+    rows: Sequence[Row]
+    plan: Plan
+    updates: Sequence[Sequence[int]]
+    """For each optimizer update the numbers of its rows."""
+    objective: str
+    """imitate | prefer, see losses.py."""
+
+    @property
+    def shares(self) -> Shares:
+        return Shares(self.rows, self.plan, self.updates, world.count())
+
+
+def learnt(task: ModuleType, spec: Any, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> list[Row]:
+    """Returns the rows as token ids: prompt and answer, or for a preference task prompt, chosen and rejected answer.
+
+    Raises RecipeError where the template renders answered conversations otherwise than open ones.
+    """
+    conversations = [task.messages(spec, row["input"]) for row in rows]
+    answers = [task.answers(spec, row["target"]) for row in rows]
+    rendered = [chat_template.examples(tokenizer, conversations, list(one)) for one in zip(*answers, strict=True)]
+    return [
+        Row(row["id"], branches[0].prompt_ids, tuple(one.completion_ids for one in branches))
+        for row, branches in zip(rows, zip(*rendered, strict=True), strict=True)
+    ]
+
+
+def weighted(rows: Sequence[Row], classes: Sequence[str], class_weight: str | Mapping[str, float]) -> list[Row]:
+    """Returns the rows with the weights of their classes; "balanced" gives n / (number of classes * rows of the class),
+    as scikit-learn does.
+
+    Raises RecipeError where a label of `class_weight` does not occur.
+    """
+    import numpy as np
+    from sklearn.utils.class_weight import compute_class_weight
+
+    names = np.array(sorted(set(classes)))
+    if not isinstance(class_weight, str) and (strange := sorted(set(class_weight) - set(classes))):
+        raise RecipeError(f"train.class_weight: no train row has the label {', '.join(strange)}")
+    if isinstance(class_weight, str):
+        weights = dict(zip(names, compute_class_weight("balanced", classes=names, y=np.array(classes)), strict=True))
+    else:
+        weights = {name: class_weight.get(name, 1.0) for name in names}
+    return [replace(row, weight=float(weights[one])) for row, one in zip(rows, classes, strict=True)]
+
+
+def planned(recipe: Recipe, rows: Sequence[Row], config: Any, announce: Callable[[str], None]) -> Plan:
+    """Returns how rows are packed for a model of this config; another packing than the recipe's is announced."""
+    kind, why = architecture.packing(recipe.train.packing, config, max(row.longest for row in rows))
+    if why:
+        announce(f"train.packing: {kind}, not {recipe.train.packing}: {why}")
+    share = max(1, recipe.train.batch_size // world.count())
+    cost = architecture.cost(config, on_gpu=not recipe.accelerate.use_cpu)
+    return packing_plan.plan(rows, kind, recipe.train.pack_tokens, share, cost)
+
+
+def ordered(recipe: Recipe, rows: Sequence[Row], classes: Sequence[str], plan: Plan, objective: str) -> Lesson:
+    """Returns the rows, weighted as the recipe says, in the order of their updates; `classes` are their targets."""
+    train = recipe.train
+    if train.class_weight is not None:
+        rows = weighted(rows, classes, train.class_weight)
+    updates = sampler.updates(
+        len(rows),
+        train.batch_size,
+        train.num_train_epochs,
+        train.max_steps,
+        train.seed,
+        classes if train.balanced_sampling else None,
+    )
+    return Lesson(rows, plan, updates, objective)

@@ -1,0 +1,232 @@
+"""The learning curve: a picture of metrics.jsonl for a person who was not there.
+
+    metrics.jsonl  {"step": 100, "epoch": 0.88, "loss": 2.31, "learning_rate": 0.0002, ...}
+                   {"step": 100, "epoch": 0.88, "validation/accuracy": 0.87, ...}
+    picture        loss by update, validation metrics below it, the learning rate at the foot; epochs as grey lines, the
+                   kept checkpoint as a green one
+
+One picture with a ground of its own, so that it reads the same on a light page and on a dark one. PNG opens everywhere
+(image viewers, W&B, chats); matplotlib also writes SVG or PDF where `out` ends so.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from insource.tasks import in_words
+from insource.tracking import metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GROUND, INK, QUIET, LINES = "#fbfaf8", "#22211f", "#74716b", "#e4e1db"
+LOSS, KEPT, RATE = "#2f6fb5", "#2c8a5b", "#9a968e"
+# Told apart by lightness as well as by hue; no more than that many metrics are drawn.
+VALIDATION = ("#c4501b", "#7b55a8", "#8a6d00")
+# Metrics of preference tuning that belong beside the validation's: shares, measured while training.
+SHARES_OF_TRAINING = ("rewards/accuracies",)
+SMOOTH_FROM = 40
+LINE_INCHES = 0.17
+EPOCHS_NAMED = 8
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is drawn."""
+
+    loss: Points
+    learning_rate: Points
+    shares: Mapping[str, Points]
+    """{metric: points}, metrics between 0 and 1."""
+    validation_loss: Points
+    updates_an_epoch: float | None
+
+
+def draw(metrics_path: Path, out: Path, title: str, best_step: int | None) -> None:
+    """Writes the picture of a run; `best_step` is the update whose checkpoint is kept, None where it is the last.
+
+    Writes nothing where no loss was logged yet.
+    """
+    curve = read(metrics_path)
+    if not curve.loss:
+        return
+    with warnings.catch_warnings():
+        # A title in letters that the font does not have is drawn with boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = _figure(curve, title, best_step)
+        aside = out.with_name(f".{out.name}")
+        figure.savefig(aside, format=out.suffix.lstrip("."), dpi=160)
+    aside.replace(out)
+
+
+def read(metrics_path: Path) -> Curve:
+    """Returns what there is to draw in a metrics.jsonl."""
+    rows = metrics.rows(metrics_path)
+
+    def points(name: str) -> Points:
+        return [(row["step"], row[name]) for row in rows if name in row]
+
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("validation/"))
+    found = {name: points(name) for name in (*names, *SHARES_OF_TRAINING)}
+    shares = {name: one for name, one in found.items() if one and name not in ("validation/loss", "validation/seconds")}
+    shares = {name: one for name, one in shares.items() if all(0 <= value <= 1 for _, value in one)}
+    by_epoch = [row["step"] / row["epoch"] for row in rows if row.get("epoch")]
+    return Curve(
+        points("loss"),
+        points("learning_rate"),
+        dict(list(shares.items())[: len(VALIDATION)]),
+        found.get("validation/loss", []),
+        by_epoch[-1] if by_epoch else None,
+    )
+
+
+def _figure(curve: Curve, title: str, best_step: int | None) -> "Figure":
+    from matplotlib.figure import Figure
+
+    heights = [2.9, *([1.8] if curve.shares else []), 0.5]
+    edge = 1.9 + sum(heights)
+    figure = Figure(figsize=(9, edge), facecolor=GROUND)
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights, hspace=0.2, left=0.08, right=0.84,
+                               top=1 - 1.0 / edge, bottom=0.5 / edge)  # fmt: skip
+    panels = [figure.add_subplot(grid[at]) for at in range(len(heights))]
+    last = max(points[-1][0] for points in (curve.loss, *curve.shares.values()))
+    for panel in panels:
+        _style(panel, last, best_step, labelled=panel is panels[-1])
+    _epochs(panels, curve, last)
+    _loss(panels[0], curve)
+    if curve.shares:
+        _shares(panels[1], curve.shares, best_step)
+    _learning_rate(panels[-1], curve.learning_rate)
+    panels[-1].set_xlabel("update", color=QUIET, fontsize=9, labelpad=2)
+    if best_step is not None:
+        side = "right" if best_step > 0.85 * last else "center"
+        panels[0].annotate(f"kept: update {best_step:,}", (best_step, 1), xycoords=("data", "axes fraction"),
+                           xytext=(0, 3), textcoords="offset points", color=KEPT, fontsize=9, fontweight="bold",
+                           ha=side, va="bottom")  # fmt: skip
+    text: dict[str, Any] = {"x": 0.08, "ha": "left", "va": "top", "parse_math": False}
+    figure.text(y=1 - 0.2 / edge, s=title, color=INK, fontsize=13.5, fontweight="bold", **text)
+    figure.text(y=1 - 0.5 / edge, s=_in_words(curve, best_step), color=QUIET, fontsize=9.5, **text)
+    return figure
+
+
+def _style(panel: "Axes", last: float, best_step: int | None, labelled: bool) -> None:
+    panel.set_facecolor(GROUND)
+    panel.set_xlim(0, last * 1.01)
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    for side in ("top", "right", "left"):
+        panel.spines[side].set_visible(False)
+    panel.spines["bottom"].set_color(LINES)
+    panel.tick_params(colors=QUIET, labelsize=8.5, length=0, labelbottom=labelled)
+    panel.grid(axis="y", color=LINES, linewidth=0.7)
+    panel.set_axisbelow(True)
+    if best_step is not None:
+        panel.axvline(best_step, color=KEPT, linewidth=1.1, zorder=1)
+
+
+def _epochs(panels: "Sequence[Axes]", curve: Curve, last: float) -> None:
+    epochs = int(last / curve.updates_an_epoch) if curve.updates_an_epoch else 0
+    for epoch in range(1, epochs + 1 if epochs <= EPOCHS_NAMED else 0):
+        at = epoch * (curve.updates_an_epoch or 0)
+        for panel in panels:
+            panel.axvline(at, color=LINES, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        panels[0].annotate(f"epoch {epoch} ", (at, 0.97), xycoords=("data", "axes fraction"), color=QUIET, fontsize=8,
+                           ha="right", va="top")  # fmt: skip
+
+
+def _loss(panel: "Axes", curve: Curve) -> None:
+    smooth = smoothed(curve.loss) if len(curve.loss) >= SMOOTH_FROM else None
+    panel.plot(
+        *zip(*curve.loss, strict=True), color=LOSS, linewidth=0.8 if smooth else 1.8, alpha=0.35 if smooth else 1
+    )
+    if smooth:
+        panel.plot(*zip(*smooth, strict=True), color=LOSS, linewidth=2)
+    ends = [("training" + (", smoothed" if smooth else ""), (smooth or curve.loss)[-1][1], LOSS)]
+    if curve.validation_loss:
+        panel.plot(
+            *zip(*curve.validation_loss, strict=True), color=VALIDATION[0], linewidth=1.2, marker="o", markersize=4
+        )
+        ends.append(("validation", curve.validation_loss[-1][1], VALIDATION[0]))
+    panel.set_ylim(bottom=0)
+    panel.yaxis.set_major_locator(_few_ticks())
+    _named(panel, ends)
+    panel.set_title("loss", loc="left", color=QUIET, fontsize=9, pad=3)
+
+
+def _shares(panel: "Axes", shares: Mapping[str, Points], best_step: int | None) -> None:
+    ends = []
+    for (name, points), color in zip(shares.items(), VALIDATION, strict=False):
+        panel.plot(*zip(*points, strict=True), color=color, linewidth=1.6, marker="o" if len(points) < 60 else None,
+                   markersize=4.5, markeredgecolor=GROUND, markeredgewidth=0.8)  # fmt: skip
+        ends.append((_called(name), points[-1][1], color))
+    for at in (point for point in next(iter(shares.values())) if point[0] == best_step):
+        panel.plot(*at, marker="o", markersize=10, markerfacecolor="none", markeredgecolor=KEPT, markeredgewidth=1.8,
+                   clip_on=False)  # fmt: skip
+    low = min(value for points in shares.values() for _, value in points)
+    high = max(value for points in shares.values() for _, value in points)
+    margin = max(0.02, (high - low) * 0.15)
+    panel.set_ylim(max(0, low - margin), min(1.005, high + margin))
+    panel.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+    panel.yaxis.set_major_locator(_few_ticks())
+    title = "validation" if set(shares) - set(SHARES_OF_TRAINING) else "training"
+    panel.set_title(title, loc="left", color=QUIET, fontsize=9, pad=3)
+    _named(panel, ends)
+
+
+def _learning_rate(panel: "Axes", points: Points) -> None:
+    if points:
+        steps, rates = zip(*points, strict=True)
+        panel.fill_between(steps, rates, color=RATE, alpha=0.25, linewidth=0)
+        panel.plot(steps, rates, color=RATE, linewidth=1)
+        highest = max(rates)
+        panel.set_ylim(0, highest * 1.15 or 1)
+        panel.set_yticks([highest], [f"{highest:.1e}".replace("e-0", "e-")])
+        _named(panel, [("learning rate", highest / 2, QUIET)])
+
+
+def _few_ticks() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10])
+
+
+def _named(panel: "Axes", ends: Sequence[tuple[str, float, str]]) -> None:
+    """Writes each line's name and colour behind its last value, none over another. Wants the panel's limits set."""
+    low, high = panel.get_ylim()
+    gap = LINE_INCHES / (panel.get_position().height * panel.get_figure(root=True).get_figheight())  # type: ignore[union-attr]
+    place = 2.0
+    for name, value, color in sorted(ends, key=lambda end: -end[1]):
+        place = min((value - low) / (high - low), place - gap)
+        panel.annotate(name, (1, place), xycoords="axes fraction", xytext=(8, 0), textcoords="offset points",
+                       color=color, fontsize=9, va="center", annotation_clip=False)  # fmt: skip
+
+
+def _called(name: str) -> str:
+    return "pairs right, training" if name in SHARES_OF_TRAINING else in_words(name.removeprefix("validation/"))
+
+
+def _in_words(curve: Curve, best_step: int | None) -> str:
+    """The line under the title: where the loss ended, and what validation found of the kept weights."""
+    step, loss = curve.loss[-1]
+    found = [
+        f"{_called(name)} {next((value for at, value in points if at == best_step), points[-1][1]):.1%}"
+        for name, points in curve.shares.items()
+        if name not in SHARES_OF_TRAINING
+    ]
+    kept = f"   ·   at update {best_step:,}: " if best_step is not None else "   ·   "
+    return f"loss {loss:.3f} after {step:,} updates" + (kept + ", ".join(found) if found else "")
+
+
+def smoothed(points: Points) -> Points:
+    """Returns each point as the mean of its neighbours, a twentieth of all to both sides. Towards the ends fewer, and
+    nearly alike on both sides, so that a falling line is not held up."""
+    reach, least = len(points) // 20, len(points) // 80
+    found: Points = []
+    for at, (step, _) in enumerate(points):
+        wide = max(least, min(reach, at, len(points) - 1 - at))
+        near = [value for _, value in points[max(0, at - wide) : at + wide + 1]]
+        found.append((step, sum(near) / len(near)))
+    return found

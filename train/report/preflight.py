@@ -1,0 +1,47 @@
+"""What would waste hours, found before the first of them: refused, or said aloud.
+
+The stop token must be learnt, no row may lose its answer to truncation, and one row is shown as the model will see it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from insource.config.errors import RecipeError
+from insource.config.recipe import Recipe
+from train.packing.packing_plan import Row
+
+
+def check(rows: Sequence[Row], tokenizer: Any, recipe: Recipe, config: Any) -> None:
+    """Returns nothing where training can begin; `config` is the base model's.
+
+    Raises RecipeError naming the row and the key to change.
+    """
+    limit, context_tokens = recipe.train.max_length, config.get_text_config().max_position_embeddings
+    if limit > context_tokens:
+        raise RecipeError(
+            f"train.max_length: {limit} is more than the {context_tokens} tokens that {recipe.model.base} can look at"
+        )
+    too_long = [(one.longest, one.id) for one in rows if one.longest > limit]
+    if too_long:
+        longest, named = max(too_long)
+        raise RecipeError(
+            f"{len(too_long)} of {len(rows)} train rows are longer than train.max_length ({limit} tokens) and "
+            f"would lose their answer; the longest is {named} with {longest}.\n"
+            f"  Set train.max_length={longest} (and train.pack_tokens no smaller), or leave these rows out."
+        )
+    for row in rows:
+        for answer in row.completions:
+            if answer[-1:] == [tokenizer.eos_token_id]:
+                continue
+            ends = tokenizer.decode(answer[-3:])
+            raise RecipeError(
+                f"row {row.id}: its answer ends in {ends!r} and not in the stop token {tokenizer.eos_token!r}, so the "
+                "model would never learn to stop; eos_token must be what the chat template ends a turn with"
+            )
+
+
+def sample(row: Row, tokenizer: Any) -> list[str]:
+    """Returns one row as the model sees it: the end of what it reads, what it learns, and what it learns to avoid."""
+    told = [f"reads     ...{tokenizer.decode(row.prompt_ids[-30:])!r}"]
+    names = ("learns", "not")
+    return told + [f"{name:<9} {tokenizer.decode(one)!r}" for name, one in zip(names, row.completions, strict=False)]

@@ -1,0 +1,268 @@
+"""What is said before training: what will be trained on what, for how long, in how much memory.
+
+base      Qwen/Qwen3-4B-Instruct-2507, nf4, 4,022,468,096 parameters, multiplied in bfloat16
+weights   GGUF Q4_K (5.0 bits a weight), dequantized; nf4 on top of that moved the weights that it changed by 8.6%
+adapter   LoRA r=16: 33,030,144 trainable parameters (0.81%)
+rows      1,620 to train on, 302 to validate on, the longest of 187 tokens
+left out  1 rejected (1 empty_text), 63 dropped (12 conflict, 51 duplicate); data/data.html tells which
+batch     16 examples an update over 2 processes
+packing   shared_prefix: 1,131 tokens an update instead of 9,120 (8.1 times fewer), in 2 packs
+updates   306 in 3 epochs
+memory    about 5.1 GB a process (estimate) of the 25.3 GB of its GPU: weights 2.7 GB, adapter 0.5 GB, a pack of 566
+          tokens 1.9 GB, or decoding 64 rows at once 1.7 GB
+time      told after 5 updates
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from insource.system.progress_bar import FIRST_UNITS, in_time
+from train.evaluate import decoding_memory
+from train.evaluate.decoding_memory import Decoding
+from train.evaluate.shared_cache import CPU, GPU
+
+# Bytes of state that an optimizer keeps a trainable parameter, by train.optim; paged ones may keep theirs elsewhere.
+MOMENT_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}
+FLOAT32 = 4
+# On a CPU, measured with the pocket model: code that the first update loads, and the part of a pack that the C library
+# does not give back once it is freed.
+FIRST_UPDATE_BYTES = 150_000_000
+KEPT_OF_PACK = 3
+
+
+@dataclass(frozen=True)
+class Memory:
+    """An estimate of the most that a process holds, in bytes."""
+
+    weights: int
+    adapter: int
+    """Trainable parameters, their gradients and the optimizer's state."""
+    pack: int
+    """Activations, mask and logits of the longest pack."""
+    pack_tokens: int
+    process: int = 0
+    """On a CPU: the interpreter, its libraries, and freed memory that they keep."""
+    decoding: int = 0
+    """Caches and activations while validation rows are decoded, which is before, between and after packs."""
+    rows: int = 0
+    """Rows that are decoded at once."""
+    device: int | None = None
+    """What a process has on its GPU, None on a CPU."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.adapter + max(self.pack, self.decoding) + self.process
+
+    @property
+    def fits(self) -> bool:
+        return self.device is None or self.total <= self.device
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the header tells, as plain values."""
+
+    base: str
+    quantization: str
+    parameters: int
+    """Of the base, without the adapter."""
+    multiplied: str
+    """The type in which training multiplies matrices: float32 or bfloat16."""
+    trainable: int
+    adapter: str
+    """Such as `LoRA r=16`."""
+    train_rows: int
+    validation_rows: int
+    longest_row_tokens: int
+    batch_size: int
+    processes: int
+    packing: str
+    tokens_an_update: float
+    """As computed, the mean over updates."""
+    separate_tokens_an_update: float
+    """What the same rows cost one by one."""
+    packs_an_update: float
+    """Over all processes, the mean over updates."""
+    updates: int
+    epochs: float
+    weights: str | None = None
+    """What was lost of them before training, see gguf_base.told."""
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    """{reason: rows} as in data.json."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    weighting: str | None = None
+    """Such as `classes are drawn equally often`."""
+    memory: Memory | None = None
+    updates_done: int = 0
+    examples_per_second: float | None = None
+    """Of this run before it was interrupted (metrics.last)."""
+
+
+def lines(facts: Facts) -> list[str]:
+    """Returns the header, a line a thing."""
+    share = facts.trainable / (facts.parameters + facts.trainable)
+    told = {
+        "base": f"{facts.base}, {facts.quantization}, {facts.parameters:,} parameters, "
+        f"multiplied in {facts.multiplied}",
+        "weights": facts.weights,
+        "adapter": f"{facts.adapter}: {facts.trainable:,} trainable parameters ({share:.2%})",
+        "rows": f"{facts.train_rows:,} to train on, {facts.validation_rows:,} to validate on, "
+        f"the longest of {facts.longest_row_tokens:,} tokens",
+        "left out": _left_out(facts),
+        "weighting": facts.weighting,
+        "batch": f"{_several(facts.batch_size, 'example')} an update"
+        + (f" over {facts.processes} processes" if facts.processes > 1 else ""),
+        "packing": _packing(facts),
+        "updates": f"{facts.updates:,} in {_several(facts.epochs, 'epoch')}"
+        + (f", {facts.updates_done:,} of them done" if facts.updates_done else ""),
+        "memory": _memory(facts.memory),
+        "time": _time(facts),
+    }
+    return [f"{name:<9} {what}" for name, what in told.items() if what]
+
+
+def _left_out(facts: Facts) -> str | None:
+    parts = [
+        f"{sum(counts.values()):,} {what} ({', '.join(f'{count:,} {why}' for why, count in counts.items())})"
+        for what, counts in (("rejected", facts.rejected), ("dropped", facts.dropped))
+        if sum(counts.values())
+    ]
+    return ", ".join(parts) + "; data/data.html tells which" if parts else None
+
+
+def _packing(facts: Facts) -> str:
+    computed, separate = facts.tokens_an_update, facts.separate_tokens_an_update
+    if facts.packing == "none":
+        return f"each row alone: {computed:,.0f} tokens an update"
+    packs = f"in {_several(facts.packs_an_update, 'pack')}"
+    if separate / computed < 1.05:
+        return f"{facts.packing}: {computed:,.0f} tokens an update, {packs}"
+    fewer = f"{separate / computed:.1f} times fewer"
+    return f"{facts.packing}: {computed:,.0f} tokens an update instead of {separate:,.0f} ({fewer}), {packs}"
+
+
+def _memory(memory: Memory | None) -> str | None:
+    if memory is None:
+        return None
+    parts = [f"weights {_bytes(memory.weights)}", f"adapter {_bytes(memory.adapter)}"]
+    parts.append(f"a pack of {memory.pack_tokens:,} tokens {_bytes(memory.pack)}")
+    parts += [f"or decoding {_several(memory.rows, 'row')} at once {_bytes(memory.decoding)}"] if memory.rows else []
+    parts += [f"the process itself {_bytes(memory.process)}"] if memory.process else []
+    of = f" of the {_bytes(memory.device)} of its GPU" if memory.device is not None else ""
+    told = f"about {_bytes(memory.total)} a process (estimate){of}: {', '.join(parts)}"
+    if memory.fits:
+        return told
+    return (
+        f"{told}. That is more than there is: train.pack_tokens lower, train.gradient_checkpointing=true, "
+        "model.quantization=nf4 or a smaller model.base take less"
+    )
+
+
+def _time(facts: Facts) -> str:
+    left = facts.updates - facts.updates_done
+    if not facts.examples_per_second:
+        return f"told after {FIRST_UNITS} updates"
+    rate = f"at the {facts.examples_per_second:.3g} examples/s of before"
+    return f"about {in_time(left * facts.batch_size / facts.examples_per_second)} for the {left:,} updates left, {rate}"
+
+
+def _several(count: float, what: str) -> str:
+    return f"{count:.3g} {what}" + ("" if count == 1 else "s") if count < 1000 else f"{count:,.0f} {what}s"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.0f} MB"
+
+
+def estimate(
+    model: Any,
+    *,
+    pack_tokens: int,
+    answer_tokens: int,
+    mask_pairs: int,
+    checkpointing: bool = False,
+    optim: str = "adamw_torch",
+    compute_bytes: int = 4,
+    autocast: bool = False,
+    shards: int = 1,
+    decoded: Decoding | None = None,
+    device: int | None = None,
+) -> Memory:
+    """Returns what training this model (base and adapter) with packs of so many tokens will hold at most.
+
+    `pack_tokens` and `answer_tokens` are those of the longest pack, its padding included; `mask_pairs` is of how many
+    pairs of tokens its mask speaks, 0 without one. `compute_bytes` is 2 for bfloat16; `autocast`: float32
+    weights are multiplied in it (precision.py), and their copies and the probabilities of attention are kept; `shards`
+    is over how many processes the weights are spread (FSDP), which are whole while rows are `decoded`; `device` is what
+    a process has on its GPU. What a GPU's allocator wastes is not in it, nor what FlexAttention saves.
+    """
+    trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    adapter = trainable * (2 * FLOAT32 + MOMENT_BYTES.get(optim, 2 * FLOAT32))
+    held = weight_bytes(model)
+    text = model.config.get_text_config()
+    kept_pairs = mask_pairs * (text.num_attention_heads if autocast else 1)
+    pack = _pack_bytes(text, pack_tokens, answer_tokens, kept_pairs, checkpointing, compute_bytes)
+    pack += held // 2 // (text.num_hidden_layers if checkpointing else 1) if autocast else 0
+    process = _process_bytes(model, held, pack)
+    found = Memory(held // shards, adapter // shards, pack, pack_tokens, process, device=device)
+    if decoded is None:
+        return found
+    more = decoded.dequantized + held - found.weights
+    free = None if device is None else device - found.weights - found.adapter - more
+    limits = CPU if model.device.type == "cpu" else GPU
+    # Decoding computes in the type of the weights, whatever training multiplies in.
+    rows, peak = decoding_memory.peak_bytes(text, decoded, int(model.dtype.itemsize), limits, free)
+    return replace(found, rows=rows, decoding=peak + more)
+
+
+def weight_bytes(model: Any) -> int:
+    """Returns the bytes of the frozen weights as they lie in memory: 4-bit ones with their scales, each tensor once."""
+    tensors: dict[int, int] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            state = getattr(parameter, "quant_state", None)
+            scales = [getattr(state, "absmax", None), getattr(getattr(state, "state2", None), "absmax", None)]
+            scales += [getattr(parameter, "SCB", None)]
+            for one in (parameter.data, *scales):
+                if one is not None:
+                    # A tensor on the meta device has no place; there a parameter is known by itself.
+                    tensors[one.data_ptr() or id(parameter)] = one.numel() * one.element_size()
+    return sum(tensors.values())
+
+
+def _pack_bytes(text: Any, tokens: int, answer_tokens: int, mask: int, checkpointing: bool, compute_bytes: int) -> int:
+    """The bytes that a pack needs for its backward pass.
+
+    Counted as in Korthikanti et al. (arXiv:2205.05198, section 4), for a layer with RMSNorm, a gated MLP and LoRA on
+    all linear layers. Kept for each token of a layer: what the linear layers read and what attention looks at (4 hidden
+    + 4 attention), gate, up and their two products (4 intermediate), and the two residuals that the norms read in
+    float32 (8 bytes x hidden). SDPA turns a boolean mask into numbers, one for each pair, and keeps them for each
+    layer; separate rows need none. With checkpointing a layer keeps its input alone and is computed again, one at a
+    time. Gradients in flight are as large as one layer more. Logits exist for answer tokens alone: as computed, and in
+    float32 as they are cast, picked, as logarithms of probabilities and as their gradient.
+    """
+    hidden, layers = text.hidden_size, text.num_hidden_layers
+    heads = text.num_attention_heads
+    attention = heads * (getattr(text, "head_dim", None) or hidden // heads)
+    intermediate = text.intermediate_size
+    if experts := getattr(text, "num_experts_per_tok", None):
+        intermediate = experts * getattr(text, "moe_intermediate_size", intermediate)
+    layer = tokens * (4 * compute_bytes * (hidden + attention + intermediate) + 2 * FLOAT32 * hidden)
+    layer += mask * compute_bytes
+    kept = layers * tokens * hidden * compute_bytes + layer if checkpointing else layers * layer
+    casts = 4 if compute_bytes < FLOAT32 else 3
+    logits = answer_tokens * text.vocab_size * (compute_bytes + casts * FLOAT32)
+    return int(kept + layer + mask + logits)
+
+
+def _process_bytes(model: Any, weights: int, pack: int) -> int:
+    """What this process will hold beside the model; 0 on a GPU, whose memory has only what training put there."""
+    if model.device.type != "cpu":
+        return 0
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    trainable = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
+    now: int = max(0, pages * os.sysconf("SC_PAGE_SIZE") - weights - trainable)
+    return now + FIRST_UPDATE_BYTES + pack // KEPT_OF_PACK
