@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.data_prep import cpu
+from bench.data_prep import cpu_name
 from compare.report import wording
 from insource.config import hardware
 from insource.system import atomic_files, environment
@@ -55,7 +55,7 @@ SETTINGS = (
 )
 
 
-def here(setting: Setting) -> bool:
+def differs_from_default(setting: Setting) -> bool:
     """Returns whether a setting computes otherwise than this processor does by itself."""
     if setting.changes == ("accelerate.mixed_precision=no",):
         return hardware.cpu_has_bfloat16()
@@ -82,7 +82,9 @@ def measure(recipe: str, setting: Setting, runs: Path) -> dict[str, Any]:
     latest = runs / Path(recipe).stem / "latest"
     if (latest / "manifest.json").exists():
         metrics = atomic_files.read_json(latest / "manifest.json")["stages"]["train"]["metrics"]
-        found["validation"] = {name: value for name, value in metrics["validation"]["tuned"].items() if _plain(value)}
+        found["validation"] = {
+            name: value for name, value in metrics["validation"]["tuned"].items() if _is_number(value)
+        }
         found["adapter_sha256"] = atomic_files.sha256(latest / "adapter" / "adapter_model.safetensors")[:16]
     if (latest / "scores.json").exists():
         scores = atomic_files.read_json(latest / "scores.json")
@@ -95,14 +97,14 @@ def measure(recipe: str, setting: Setting, runs: Path) -> dict[str, Any]:
     return found
 
 
-def _plain(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def row(one: Mapping[str, Any]) -> str:
+def table_row(one: Mapping[str, Any]) -> str:
     """Returns a line of the table."""
     name = next(iter(one.get("validation", {})), None)
-    validation = wording.percent(one["validation"][name]) if name else "-"
+    validation = wording.format_percent(one["validation"][name]) if name else "-"
     served = one.get("served")
     equal = f"{served['agreement']:.1%} of {served['n']}" if served and served["agreement"] is not None else "-"
     tuned = next((f"{told[name]:.1%}" for told in one.get("test", {}).values() if name in told), "-")
@@ -118,28 +120,28 @@ def main() -> int:
     parser.add_argument("--recipe", default="classifier")
     parser.add_argument("--only", default="", help="settings whose name begins so")
     arguments = parser.parse_args()
-    chosen = [one for one in SETTINGS if one.name.startswith(arguments.only) and here(one)]
+    chosen = [one for one in SETTINGS if one.name.startswith(arguments.only) and differs_from_default(one)]
     before = atomic_files.read_json(RESULTS) if RESULTS.exists() else {"runs": []}
     measured = []
     for setting in chosen:
         with tempfile.TemporaryDirectory(prefix="insource-arithmetic-") as folder:
             measured.append(measure(arguments.recipe, setting, Path(folder)) | {"recipe": arguments.recipe})
-        kept = [one for one in before["runs"] if (one["recipe"], one["setting"]) not in _names(measured)]
+        kept = [one for one in before["runs"] if (one["recipe"], one["setting"]) not in _measured_keys(measured)]
         result = {
             "command": "python -m bench.arithmetic",
-            "machine": cpu(),
+            "machine": cpu_name(),
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
-            "versions": environment.versions(),
+            "versions": environment.read_package_versions(),
             "runs": [*kept, *measured],
         }
         RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print("| setting | exit | validation | served = trained | tuned, test | verdict | time |")
     print("|---|---|---|---|---|---|---|")
-    print(*map(row, measured), sep="\n")
+    print(*map(table_row, measured), sep="\n")
     return int(any(max(one["exit_codes"].values()) for one in measured))
 
 
-def _names(measured: list[dict[str, Any]]) -> set[tuple[str, str]]:
+def _measured_keys(measured: list[dict[str, Any]]) -> set[tuple[str, str]]:
     return {(one["recipe"], one["setting"]) for one in measured}
 
 

@@ -27,48 +27,54 @@ from insource.backends import collection
 from insource.backends.budgets import Budget
 from insource.config import cli
 from insource.system import atomic_files
-from tests.helpers.api_requests import IDENTITY, Price, backend, collect, questions
-from tests.helpers.provider.faulty_provider import Provider, running
-from tests.helpers.provider.provider_answers import tokens
+from tests.helpers.api_requests import IDENTITY, Price, collect, make_endpoint, make_requests
+from tests.helpers.provider.faulty_provider import Provider, run_provider
+from tests.helpers.provider.provider_answers import count_tokens
 
 RESULTS = Path(__file__).parent / "results" / "budget.json"
-KILLS, ROWS, CAP_USD = 50, 1500, 1.0
-FAULTS = (0.0, 0.1)
+N_KILLS, N_ROWS, CAP_USD = 50, 1500, 1.0
+FAULT_RATES = (0.0, 0.1)
 # An attempt is settled by sums of the same figures in another order.
-ROUNDING = 1e-9
+ROUNDING_TOLERANCE_USD = 1e-9
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.budget", description="What a comparison spends when killed.")
-    parser.add_argument("--kills", type=int, default=KILLS)
+    parser.add_argument("--kills", type=int, default=N_KILLS)
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # of clients that were killed
     rows = []
-    for faults in FAULTS:
+    for faults in FAULT_RATES:
         with tempfile.TemporaryDirectory() as name:
-            found = killed(arguments.kills, faults, ROWS, CAP_USD, Path(name) / "provider.jsonl", arguments.seed)
+            found = run_with_kills(
+                arguments.kills, faults, N_ROWS, CAP_USD, Path(name) / "provider.jsonl", arguments.seed
+            )
         rows.append(found)
         told = " | ".join(f"{found[key]:,}" for key in ("kills", "requests", "sent_usd", "known_usd", "cap_usd"))
         print(f"| one in ten fails: {faults > 0} | {told} | {found['over_cap']} |", flush=True)
-    about = {"command": "make bench BENCH=budget", "hardware": machine.hardware(on_gpu=False), "date": machine.today()}
+    about = {
+        "command": "make bench BENCH=budget",
+        "hardware": machine.describe_hardware(on_gpu=False),
+        "date": machine.utc_date(),
+    }
     atomic_files.write_json(arguments.results, [row | about for row in rows])
-    return cli.FAILED if any(row["over_cap"] or row["over_known"] for row in rows) else cli.DONE
+    return cli.FAILED if any(row["over_cap"] or row["over_known"] for row in rows) else cli.OK
 
 
-def killed(kills: int, faults: float, rows: int, cap_usd: float, path: Path, seed: int) -> dict[str, Any]:
+def run_with_kills(kills: int, faults: float, rows: int, cap_usd: float, path: Path, seed: int) -> dict[str, Any]:
     """Returns what came of so many kills: what was sent, what is known of it, how often one of both was exceeded."""
     provider = Provider(faults=faults, delay_seconds=0.0 if faults else 0.05)
     chance, by, over, with_money = random.Random(seed), Counter[str](), Counter[str](), 0
-    with running(provider) as address:
+    with run_provider(provider) as address:
 
         def sent_usd() -> float:
             """What it takes: for all that it gets, or where it refuses some, for all that it worked out."""
-            return Price().of(provider.charged if faults else [tokens(body) for _, _, body in provider.seen])
+            return Price().of(provider.charged if faults else [count_tokens(body) for _, _, body in provider.seen])
 
         def known_usd() -> float:
-            return collection.known_usd(backend(address), IDENTITY, questions(rows), path)
+            return collection.sum_cached_cost_usd(make_endpoint(address), IDENTITY, make_requests(rows), path)
 
         words = [sys.executable, "-m", "bench.budget_child", address, str(path), str(rows), str(cap_usd)]
         for _ in range(kills):
@@ -82,8 +88,8 @@ def killed(kills: int, faults: float, rows: int, cap_usd: float, path: Path, see
             process.wait()
             by[number.name] += 1
             over["cap"] += sent_usd() > cap_usd
-            over["known"] += sent_usd() > known_usd() + ROUNDING
-        found = collect(address, path, questions(rows), budget=Budget(cap_usd, known_usd()))
+            over["known"] += sent_usd() > known_usd() + ROUNDING_TOLERANCE_USD
+        found = collect(address, path, make_requests(rows), budget=Budget(cap_usd, known_usd()))
         return {
             "faults": faults,
             "kills": kills,
@@ -101,4 +107,4 @@ def killed(kills: int, faults: float, rows: int, cap_usd: float, path: Path, see
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

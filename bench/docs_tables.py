@@ -8,7 +8,7 @@ from insource.config.errors import StageError
 from insource.system import atomic_files
 
 
-def write(docs: Path, name: str, results: Path, tables: Callable[[Any], str]) -> None:
+def write_tables(docs: Path, name: str, results: Path, tables: Callable[[Any], str]) -> None:
     """Writes what `tables` makes of the last results into the docs. Raises StageError where they, or their place, are
     missing."""
     if not results.exists():

@@ -23,19 +23,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.data_prep import cpu
+from bench.data_prep import cpu_name
 from insource.system import environment
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "end_to_end.json"
 STAGES = ("train", "train.export", "compare")
 # Lines of the console that begin or end a piece of work.
-EVENTS = re.compile(
+EVENT_LINES = re.compile(
     r"^(data|base|untuned|training|tuned|adapter|export|test|fitting|vllm|parity|asked|scoring|verdict)\b"
 )
 
 
-def run(checkout: Path, recipe: str, runs: Path, more: Mapping[str, str]) -> dict[str, Any]:
+def run_stages(checkout: Path, recipe: str, runs: Path, more: Mapping[str, str]) -> dict[str, Any]:
     """Returns the seconds of each stage and the timeline of one run from train to verdict, with `more` variables in its
     environment. Raises RuntimeError where a stage fails."""
     variables = {**os.environ, "RUNS": str(runs), "HF_HUB_OFFLINE": "1", **more}
@@ -52,7 +52,7 @@ def run(checkout: Path, recipe: str, runs: Path, more: Mapping[str, str]) -> dic
         last: list[str] = []
         for line in process.stdout:
             last = [*last[-20:], line]
-            if EVENTS.match(line) and not _repeats(timeline, line):
+            if EVENT_LINES.match(line) and not _continues_line(timeline, line):
                 timeline.append([round(time.monotonic() - began, 1), line.rstrip()[:110]])
         if process.wait():
             raise RuntimeError(f"{stage} in {checkout} ended with {process.returncode}:\n{''.join(last)}")
@@ -60,14 +60,14 @@ def run(checkout: Path, recipe: str, runs: Path, more: Mapping[str, str]) -> dic
     return {"seconds": round(time.monotonic() - began, 1), "stages": stages, "timeline": timeline}
 
 
-def _repeats(timeline: Sequence[Any], line: str) -> bool:
+def _continues_line(timeline: Sequence[Any], line: str) -> bool:
     """Whether a line only says how far the piece of work of the line before has come."""
     word = line.split()[0]
     progress = re.match(r"\w+ +[\d,]+/", line)
     return bool(progress and timeline and timeline[-1][1].split()[0] == word and not line.rstrip().endswith(" s"))
 
 
-def table(builds: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+def medians_table(builds: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """Returns medians of each build, a line each."""
     lines = ["| build | " + " | ".join(STAGES) + " | all |", "|" + "---|" * (len(STAGES) + 2)]
     for name, measured in builds.items():
@@ -99,23 +99,23 @@ def main() -> int:
         for name, checkout in checkouts.items():
             print(f"bench     {name}, run {number + 1} of {arguments.runs}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="insource-end-to-end-") as folder:
-                builds[name].append(run(checkout, arguments.recipe, Path(folder), more[name]))
-            _write(builds, checkouts, arguments)
-    print(*table(builds), sep="\n")
+                builds[name].append(run_stages(checkout, arguments.recipe, Path(folder), more[name]))
+            _write_results(builds, checkouts, arguments)
+    print(*medians_table(builds), sep="\n")
     for name, measured in builds.items():
         print(f"\n{name}:", *(f"{at:7.1f} s  {line}" for at, line in measured[-1]["timeline"]), sep="\n")
     return 0
 
 
-def _write(builds: Mapping[str, Any], checkouts: Mapping[str, Path], arguments: argparse.Namespace) -> None:
+def _write_results(builds: Mapping[str, Any], checkouts: Mapping[str, Path], arguments: argparse.Namespace) -> None:
     medians = {name: statistics.median(one["seconds"] for one in told) for name, told in builds.items() if told}
     result = {
         "command": f"python -m bench.end_to_end --before CHECKOUT --runs {arguments.runs} --recipe {arguments.recipe}"
         + (f" --before-with {' '.join(arguments.before_with)}" if arguments.before_with else ""),
-        "commits": {name: _commit(path) for name, path in checkouts.items()},
-        "machine": cpu(),
+        "commits": {name: _git_commit(path) for name, path in checkouts.items()},
+        "machine": cpu_name(),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "versions": environment.versions(),
+        "versions": environment.read_package_versions(),
         "median_seconds": medians,
         "now_over_before": round(medians["now"] / medians["before"], 3) if len(medians) == 2 else None,
         "runs": builds,
@@ -123,7 +123,7 @@ def _write(builds: Mapping[str, Any], checkouts: Mapping[str, Path], arguments: 
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def _commit(checkout: Path) -> str:
+def _git_commit(checkout: Path) -> str:
     answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
     return answer.stdout.strip()
 

@@ -10,13 +10,13 @@ from typing import Any
 from insource.config.schema.lora import Lora
 from insource.system import atomic_files
 from train.evaluate import decoding_memory
-from train.evaluate.decoding_memory import Decoding
+from train.evaluate.decoding_memory import DecodingWorkload
 from train.model import base
 from train.report import run_header
 
 DOCS = Path(__file__).parent.parent / "docs" / "training.md"
-OPENED, CLOSED = "<!-- gpu_memory:begin -->", "<!-- gpu_memory:end -->"
-CARDS_GIB = (16, 24, 48, 80)
+BEGIN_MARK, END_MARK = "<!-- gpu_memory:begin -->", "<!-- gpu_memory:end -->"
+GPU_SIZES_GIB = (16, 24, 48, 80)
 # Half a byte a weight, a byte for 64 of them, a float32 for 256 of those.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # As their config.json says on the hub.
@@ -35,17 +35,17 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
                             "head_dim": 128, "tie_word_embeddings": False}),
 }  # fmt: skip
 # A pack as long as packs are by default, of short answers; then rows of one label behind 77, and documents.
-PACK: dict[str, Any] = {
+PACK_SETTINGS: dict[str, Any] = {
     "pack_tokens": 8192,
     "answer_tokens": 512,
     "mask_pairs": 0,
     "checkpointing": True,
     "compute_bytes": 2,
 }
-LABELS, DOCUMENTS = Decoding(64, 700, 109), Decoding(64, 500, 1500)
+LABEL_DECODING, DOCUMENT_DECODING = DecodingWorkload(64, 700, 109), DecodingWorkload(64, 500, 1500)
 
 
-def on_meta(name: str) -> Any:
+def build_meta_model(name: str) -> Any:
     """Returns a base in bfloat16, without weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -55,15 +55,15 @@ def on_meta(name: str) -> Any:
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape), dtype=torch.bfloat16).eval()
 
 
-def adapted(name: str) -> Any:
+def add_lora(name: str) -> Any:
     """Returns the same with a LoRA adapter as recipes have it."""
     import torch
 
     with torch.device("meta"):
-        return base.with_adapter(on_meta(name), Lora(), 1)
+        return base.add_adapter(build_meta_model(name), Lora(), 1)
 
 
-def four_bit_weights(model: Any) -> int:
+def count_nf4_weights(model: Any) -> int:
     """Returns how many weights NF4 packs: of all linear layers but the head."""
     import torch
 
@@ -74,56 +74,56 @@ def four_bit_weights(model: Any) -> int:
 
 def nf4_bytes(model: Any) -> int:
     """Returns the bytes of a base whose linear layers are in NF4, by shapes alone."""
-    return int(run_header.weight_bytes(model) - four_bit_weights(model) * (2 - NF4_BYTES))
+    return int(run_header.weight_bytes(model) - count_nf4_weights(model) * (2 - NF4_BYTES))
 
 
-def row(name: str) -> str:
+def table_row(name: str) -> str:
     """Returns the line of a base in the table."""
-    model = adapted(name)
+    model = add_lora(name)
     weights = nf4_bytes(model)
-    train = run_header.estimate(model, **PACK)
+    train = run_header.estimate_memory(model, **PACK_SETTINGS)
     training = weights + train.adapter + train.pack
     cells = [f"{weights / 1e9:.1f}", f"{training / 1e9:.1f}"]
-    for gib in CARDS_GIB:
+    for gib in GPU_SIZES_GIB:
         usable = decoding_memory.usable_bytes(gib * 2**30)
         # As train/model/dequantize.py does while it validates: weights are held dequantized where they take at most
         # 40%.
-        plain = four_bit_weights(model) * 2
-        held = weights + train.adapter + (plain if plain <= base_share() * gib * 2**30 else 0)
-        found = [_rows(model, decoded, usable - held) for decoded in (LABELS, DOCUMENTS)]
+        plain = count_nf4_weights(model) * 2
+        held = weights + train.adapter + (plain if plain <= dequantized_memory_fraction() * gib * 2**30 else 0)
+        found = [_concurrent_rows(model, decoded, usable - held) for decoded in (LABEL_DECODING, DOCUMENT_DECODING)]
         cells.append(f"{found[0]}, {found[1]}" if training <= usable and min(found) else "no")
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def base_share() -> float:
+def dequantized_memory_fraction() -> float:
     """Returns the share of memory that dequantized weights may take."""
     from train.model import dequantize
 
-    return dequantize.MEMORY_SHARE
+    return dequantize.MAX_MEMORY_FRACTION
 
 
-def _rows(model: Any, decoded: Decoding, free: int) -> int:
+def _concurrent_rows(model: Any, decoded: DecodingWorkload, free: int) -> int:
     """How many rows are decoded at once, 0 where not even one fits."""
-    from train.evaluate.shared_cache import GPU
+    from train.evaluate.shared_cache import GPU_LIMITS
 
-    rows, peak = decoding_memory.peak_bytes(model.config.get_text_config(), decoded, 2, GPU, free)
+    rows, peak = decoding_memory.estimate_decoding_peak(model.config.get_text_config(), decoded, 2, GPU_LIMITS, free)
     return rows if peak <= free else 0
 
 
-def table() -> str:
+def memory_table() -> str:
     """Returns the table, Markdown."""
-    cards = " | ".join(f"{gib} GB card" for gib in CARDS_GIB)
-    head = f"| base | NF4 weights, GB | training, GB | {cards} |\n|{'---|' * (3 + len(CARDS_GIB))}\n"
-    return head + "\n".join(map(row, BASES))
+    cards = " | ".join(f"{gib} GB card" for gib in GPU_SIZES_GIB)
+    head = f"| base | NF4 weights, GB | training, GB | {cards} |\n|{'---|' * (3 + len(GPU_SIZES_GIB))}\n"
+    return head + "\n".join(map(table_row, BASES))
 
 
-def write(page: Path) -> None:
+def write_table(page: Path) -> None:
     """Writes the table into a page, between its marks. Raises ValueError where they are missing."""
     text = page.read_text(encoding="utf-8")
-    before, after = text[: text.index(OPENED)], text[text.index(CLOSED) :]
-    atomic_files.write_text(page, f"{before}{OPENED}\n{table()}\n{after}")
+    before, after = text[: text.index(BEGIN_MARK)], text[text.index(END_MARK) :]
+    atomic_files.write_text(page, f"{before}{BEGIN_MARK}\n{memory_table()}\n{after}")
 
 
 if __name__ == "__main__":
-    write(DOCS)
-    print(table())
+    write_table(DOCS)
+    print(memory_table())

@@ -27,8 +27,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.data_prep import cpu, family
-from demo_data.support_tickets import tickets
+from bench.data_prep import cpu_name, process_tree
+from demo_data.support_tickets import generate_tickets
 from insource.system import atomic_files
 from insource.tracking import metrics
 
@@ -45,9 +45,9 @@ lora: {lora_dropout: 0.05}
 train: {max_steps: 12, batch_size: 4, logging_steps: 3, save_steps: 2}
 tracking: {wandb: {mode: "off"}}
 """
-START, TRAINING = "the start", "training began"
+AT_START, IN_TRAINING = "the start", "training began"
 # Figures of metrics.jsonl that depend on the clock or the machine.
-OF_THE_MOMENT = re.compile(r"second|memory")
+VOLATILE_FIELDS = re.compile(r"second|memory")
 
 
 def write_recipe(folder: Path, rows: int = 200) -> Path:
@@ -55,12 +55,12 @@ def write_recipe(folder: Path, rows: int = 200) -> Path:
     with (folder / "tickets.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["message", "queue", "customer"])
-        writer.writerows((one.message, one.queue, one.customer_id) for one in tickets(rows, seed=5))
+        writer.writerows((one.message, one.queue, one.customer_id) for one in generate_tickets(rows, seed=5))
     (folder / "small.yaml").write_text(RECIPE, encoding="utf-8")
     return folder / "small.yaml"
 
 
-def start(recipe: Path, runs: Path, *settings: str, **given: Any) -> subprocess.Popen[str]:
+def start_training(recipe: Path, runs: Path, *settings: str, **given: Any) -> subprocess.Popen[str]:
     """Returns the command as a user gives it, begun in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "train", str(recipe), *settings],
@@ -74,9 +74,9 @@ def start(recipe: Path, runs: Path, *settings: str, **given: Any) -> subprocess.
     )
 
 
-def finish(recipe: Path, runs: Path) -> str:
+def run_training(recipe: Path, runs: Path) -> str:
     """Returns what the command printed. Raises RuntimeError where it failed."""
-    process = start(recipe, runs)
+    process = start_training(recipe, runs)
     printed, _ = process.communicate(timeout=600)
     if process.returncode:
         raise RuntimeError(f"ended with {process.returncode}:\n{printed}")
@@ -96,24 +96,24 @@ def kill_when(process: subprocess.Popen[str], now: Callable[[], object]) -> bool
             return False
         time.sleep(0.0005)
     # The parents first: none may see its children go and write something down.
-    for pid in family(process.pid):
+    for pid in process_tree(process.pid):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.communicate()
     return True
 
 
-def run_of(runs: Path) -> Path | None:
+def find_run(runs: Path) -> Path | None:
     """Returns the folder of the only run, None where there is none yet."""
     return next((path.parent for path in runs.glob("*/*/manifest.json") if not path.parent.is_symlink()), None)
 
 
-def outcome(run: Path) -> dict[str, Any]:
+def run_hashes(run: Path) -> dict[str, Any]:
     """Returns what two runs must have in common: the bytes of the adapter, the rows of metrics.jsonl but for times, and
     the checkpoints that are left."""
     rows = [
-        {name: value for name, value in row.items() if not OF_THE_MOMENT.search(name)}
-        for row in metrics.rows(run / "metrics.jsonl")
+        {name: value for name, value in row.items() if not VOLATILE_FIELDS.search(name)}
+        for row in metrics.read_rows(run / "metrics.jsonl")
     ]
     return {
         "adapter_sha256": atomic_files.sha256(run / "adapter" / "adapter_model.safetensors"),
@@ -122,12 +122,12 @@ def outcome(run: Path) -> dict[str, Any]:
     }
 
 
-def stage_of(runs: Path) -> str:
+def describe_stage(runs: Path) -> str:
     """Returns how far a run had come, by what is on disk."""
-    run = run_of(runs)
+    run = find_run(runs)
     if run is None:
         return "no run yet"
-    rows = metrics.rows(run / "metrics.jsonl")
+    rows = metrics.read_rows(run / "metrics.jsonl")
     told = [f"logged update {rows[-1]['step']}"] if rows else ["logged nothing"]
     told += [f"{path.name} being written" for path in (run / "checkpoints").glob(".writing/*")]
     if list(run.glob(".adapter.*")):
@@ -135,56 +135,56 @@ def stage_of(runs: Path) -> str:
     return ", ".join(told)
 
 
-def newest_of(runs: Path) -> str | None:
+def newest_checkpoint(runs: Path) -> str | None:
     """Returns the name of the newest checkpoint, which a second call goes on from."""
     names = [path.name for path in runs.glob("*/2*/checkpoints/checkpoint-*")]
     return max(names, key=lambda name: int(name.rpartition("-")[2]), default=None)
 
 
-def training(runs: Path) -> bool:
+def has_training_begun(runs: Path) -> bool:
     """Returns whether training has begun: Trainer makes its folder when it is set up."""
     return any(runs.glob("*/2*/checkpoints"))
 
 
-def seconds_of(recipe: Path, runs: Path) -> tuple[float, float]:
+def measure_durations(recipe: Path, runs: Path) -> tuple[float, float]:
     """Returns how long a run takes until it trains, and from there to its end."""
     began = time.monotonic()
-    process = start(recipe, runs)
-    while not training(runs):
+    process = start_training(recipe, runs)
+    while not has_training_begun(runs):
         time.sleep(0.01)
     trains = time.monotonic()
     process.communicate()
     return trains - began, time.monotonic() - trains
 
 
-def killed_once(recipe: Path, prepared: Path, after_seconds: float, of: str) -> dict[str, Any]:
+def run_one_kill(recipe: Path, prepared: Path, after_seconds: float, of: str) -> dict[str, Any]:
     """Returns how a run ended that was killed so long after its start, or after training began, and called again."""
     with tempfile.TemporaryDirectory() as name:
         runs = Path(name) / "runs"
         shutil.copytree(prepared, runs / recipe.stem / ".data")
-        since = time.monotonic() if of == START else None
+        since = time.monotonic() if of == AT_START else None
 
         def now() -> bool:
             nonlocal since
-            if since is None and training(runs):
+            if since is None and has_training_begun(runs):
                 since = time.monotonic()
             return since is not None and time.monotonic() - since > after_seconds
 
-        killed = kill_when(start(recipe, runs), now)
-        stage, newest = stage_of(runs) if killed else "ended", newest_of(runs)
-        finish(recipe, runs)
-        run = run_of(runs)
+        killed = kill_when(start_training(recipe, runs), now)
+        stage, newest = describe_stage(runs) if killed else "ended", newest_checkpoint(runs)
+        run_training(recipe, runs)
+        run = find_run(runs)
         assert run is not None
         return {
             "killed_after_seconds": round(after_seconds, 2),
             "after": of,
             "stage": stage,
             "went_on_from": newest,
-            **outcome(run),
+            **run_hashes(run),
         }
 
 
-def table(results: list[dict[str, Any]], whole: Mapping[str, Any]) -> list[str]:
+def results_table(results: list[dict[str, Any]], whole: Mapping[str, Any]) -> list[str]:
     """Returns the kills as lines of a Markdown table."""
     lines = ["| killed | when it had | went on from | adapter | metrics.jsonl |", "|---" * 5 + "|"]
     for one in results:
@@ -203,18 +203,18 @@ def main() -> int:
     drawn = random.Random(asked.seed)
     with tempfile.TemporaryDirectory() as name:
         recipe, runs = write_recipe(Path(name)), Path(name) / "whole"
-        finish(recipe, runs)
-        run = run_of(runs)
+        run_training(recipe, runs)
+        run = find_run(runs)
         assert run is not None
-        whole, prepared = outcome(run), runs / recipe.stem / ".data"
+        whole, prepared = run_hashes(run), runs / recipe.stem / ".data"
         # How long a run takes whose data is prepared.
         shutil.rmtree(run)
-        to_training, to_end = seconds_of(recipe, runs)
+        to_training, to_end = measure_durations(recipe, runs)
         results: list[dict[str, Any]] = []
         for number in range(asked.kills):
-            of, most = (START, to_training) if number % 4 == 3 else (TRAINING, to_end)
-            results.append(killed_once(recipe, prepared, drawn.uniform(0, most), of))
-            print(table(results, whole)[-1], file=sys.stderr, flush=True)
+            of, most = (AT_START, to_training) if number % 4 == 3 else (IN_TRAINING, to_end)
+            results.append(run_one_kill(recipe, prepared, drawn.uniform(0, most), of))
+            print(results_table(results, whole)[-1], file=sys.stderr, flush=True)
     same = sum(all(one[key] == whole[key] for key in whole) for one in results)
     row = {
         "shape": "pocket model, NF4, LoRA with dropout, 12 updates of 4 rows, a checkpoint each 2",
@@ -225,13 +225,13 @@ def main() -> int:
         "undisturbed": whole,
         "undisturbed_seconds": round(to_training + to_end, 1),
         "raw": results,
-        "hardware": f"{os.cpu_count()} cores, {cpu()}",
+        "hardware": f"{os.cpu_count()} cores, {cpu_name()}",
         "python": platform.python_version(),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps([row], indent=1) + "\n", encoding="utf-8")
-    print("\n".join(table(results, whole)))
+    print("\n".join(results_table(results, whole)))
     print(f"{same} of {len(results)} ended in the same bytes")
     return 0 if same == len(results) else 1
 

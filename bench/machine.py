@@ -9,36 +9,36 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.peers.spec import RESULT, Spec
+from bench.peers.spec import RESULT_FILE, PeerSpec
 from insource.config.errors import StageError
 
 ROOT = Path(__file__).parent.parent
 # No peer may fetch, report home, or fork a tokenizer's threads while it is timed.
-QUIET = {
+OFFLINE_ENV = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "WANDB_MODE": "disabled",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-LONGEST_SECONDS = 3 * 3600
+PEER_TIMEOUT_SECONDS = 3 * 3600
 
 
-def call(python: Path, module: str, spec: Spec) -> dict[str, Any]:
+def run_peer(python: Path, module: str, spec: PeerSpec) -> dict[str, Any]:
     """Returns what a process left in result.json. Raises StageError with the last line it said where it failed."""
     asked = [str(python), "-m", module, str(spec.save())]
     try:
         answer = subprocess.run(
             asked,
             cwd=ROOT,
-            env={**os.environ, **QUIET},
+            env={**os.environ, **OFFLINE_ENV},
             capture_output=True,
             text=True,
-            timeout=LONGEST_SECONDS,
+            timeout=PEER_TIMEOUT_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise StageError(f"{module} was not done after {LONGEST_SECONDS} s") from None
-    path = Path(spec.folder) / RESULT
+        raise StageError(f"{module} was not done after {PEER_TIMEOUT_SECONDS} s") from None
+    path = Path(spec.folder) / RESULT_FILE
     if answer.returncode or not path.exists():
         (Path(spec.folder) / "stderr.txt").write_text(answer.stdout + answer.stderr, encoding="utf-8")
         said = answer.stderr.strip().splitlines() or ["nothing said"]
@@ -46,7 +46,7 @@ def call(python: Path, module: str, spec: Spec) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
-def hardware(on_gpu: bool) -> str:
+def describe_hardware(on_gpu: bool) -> str:
     """Returns what was measured on: 2 cores, AMD EPYC; or the GPU's name."""
     if on_gpu:
         import torch
@@ -57,7 +57,7 @@ def hardware(on_gpu: bool) -> str:
     return f"{os.cpu_count()} cores, {name}"
 
 
-def matmul_flops(on_gpu: bool, precision: str) -> float:
+def measure_matmul_flops(on_gpu: bool, precision: str) -> float:
     """Returns how many floating-point operations a second a large matrix product reaches in float32 or bfloat16, the
     best of five."""
     import torch
@@ -74,6 +74,6 @@ def matmul_flops(on_gpu: bool, precision: str) -> float:
     return 2 * size**3 / min(spent)
 
 
-def today() -> str:
+def utc_date() -> str:
     """Returns the day, UTC."""
     return f"{datetime.now(UTC):%Y-%m-%d}"

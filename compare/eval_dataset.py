@@ -10,16 +10,16 @@ from typing import Any
 
 from insource.config.errors import StageError
 from insource.system import atomic_files
-from insource.tasks import spec_of
+from insource.tasks import load_task_spec
 from insource.tasks.text_keys import duplicate_key
 from insource.tracking.run import Run
 
 Rows = Sequence[Mapping[str, Any]]
-NOT_TEST = ("train", "validation", "calibration")
+OTHER_SPLITS = ("train", "validation", "calibration")
 
 
 @dataclass(frozen=True)
-class Material:
+class EvalDataset:
     """The task, and its rows."""
 
     module: ModuleType
@@ -33,12 +33,12 @@ class Material:
     @property
     def answers(self) -> list[str]:
         """Returns the answers of the train rows, as text."""
-        return [self.module.answer(self.spec, row["target"]) for row in self.train]
+        return [self.module.answer_text(self.spec, row["target"]) for row in self.train]
 
     @property
     def clusters(self) -> list[str | None] | None:
         """Returns the group of each test row, None where rows have none."""
-        return clusters_of(self.test)
+        return cluster_ids(self.test)
 
     @property
     def n_clusters(self) -> int | None:
@@ -50,13 +50,13 @@ class Material:
         return len(counted) + alone
 
 
-def clusters_of(rows: Rows) -> list[str | None] | None:
+def cluster_ids(rows: Rows) -> list[str | None] | None:
     """Returns the group of each row, None where rows have none."""
     groups = [row.get("group") for row in rows]
     return groups if any(group is not None for group in groups) else None
 
 
-def explored(rows: Rows, most: int) -> Rows:
+def sample_rows(rows: Rows, most: int) -> Rows:
     """Returns so many of the rows, in their order: those whose ids have the smallest hashes, which is a random choice
     that is the same for all systems and for every repetition."""
     if len(rows) <= most:
@@ -67,7 +67,7 @@ def explored(rows: Rows, most: int) -> Rows:
     return [row for row in rows if row["id"] in chosen]
 
 
-def test_sha256(here: Run) -> str:
+def hash_test_set(here: Run) -> str:
     """Returns the hash of the run's test set, read as bytes alone. Raises StageError where it is not as data
     preparation wrote it."""
     path = here.folder / "data" / "test.jsonl"
@@ -77,31 +77,31 @@ def test_sha256(here: Run) -> str:
     return found
 
 
-def of(here: Run) -> Material:
+def load_test_dataset(here: Run) -> EvalDataset:
     """Returns what a run is compared on; opens the test set. Raises StageError where another split has a test row."""
     prompt = atomic_files.read_json(here.folder / "adapter" / "prompt.json")
-    module, spec = spec_of(prompt["task"])
+    module, spec = load_task_spec(prompt["task"])
     data = here.folder / "data"
-    rows = {name: _rows(data / f"{name}.jsonl") for name in (*NOT_TEST, "test")}
+    rows = {name: _read_rows(data / f"{name}.jsonl") for name in (*OTHER_SPLITS, "test")}
     if not rows["test"]:
         raise StageError(f"{data / 'test.jsonl'} has no rows: nothing can be compared; give data.split.test a share")
     keys = {duplicate_key(row["input"]["text"]) for row in rows["test"]}
-    for name in NOT_TEST:
+    for name in OTHER_SPLITS:
         if same := [row["id"] for row in rows[name] if duplicate_key(row["input"]["text"]) in keys]:
             raise StageError(
                 f"{len(same)} rows of {name} say the same as a test row, first {same[0]}: a score would flatter; "
                 "prepare the data anew (`make data`)"
             )
-    return Material(module, spec, prompt, rows["train"], rows["calibration"], rows["test"])
+    return EvalDataset(module, spec, prompt, rows["train"], rows["calibration"], rows["test"])
 
 
-def of_validation(here: Run) -> Material:
+def load_validation_dataset(here: Run) -> EvalDataset:
     """Returns the same with validation rows in the place of test rows: what can be told before the test is opened."""
     prompt = atomic_files.read_json(here.folder / "adapter" / "prompt.json")
-    module, spec = spec_of(prompt["task"])
-    rows = {name: _rows(here.folder / "data" / f"{name}.jsonl") for name in ("train", "validation")}
-    return Material(module, spec, prompt, rows["train"], [], rows["validation"])
+    module, spec = load_task_spec(prompt["task"])
+    rows = {name: _read_rows(here.folder / "data" / f"{name}.jsonl") for name in ("train", "validation")}
+    return EvalDataset(module, spec, prompt, rows["train"], [], rows["validation"])
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     return list(atomic_files.read_jsonl(path)) if path.exists() else []

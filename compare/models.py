@@ -19,29 +19,31 @@ from pathlib import Path
 from typing import get_args
 
 from insource.backends import pricing
-from insource.backends.pricing import Priced
-from insource.backends.wire.model_families import base_of_fine_tune
+from insource.backends.pricing import TokenPrice
+from insource.backends.wire.model_families import parse_fine_tune_base
 from insource.config.load import RECIPES, load
 from insource.config.schema.compare import Baseline
 
-HEADINGS = ("model", "input", "output", "cached", "in batches", "long prompts", "shut down", "named in")
+COLUMNS = ("model", "input", "output", "cached", "in batches", "long prompts", "shut down", "named in")
 WIDTH = 180
 # As anthropic/resources/messages/messages.py writes them.
-_DAY_IN_WORDS = "%B %d, %Y"
+_ANTHROPIC_DATE_FORMAT = "%B %d, %Y"
 # Of the names in genai-prices: what hears, speaks, draws or embeds, and fine-tuned models, which are an account's own.
-_NO_TEXT = re.compile(r"audio|realtime|transcribe|tts|whisper|image|dall-e|sora|embed|moderation|\.?ft[-:]|search")
-_SHUTDOWN = re.compile(
+_NON_TEXT_MODELS = re.compile(
+    r"audio|realtime|transcribe|tts|whisper|image|dall-e|sora|embed|moderation|\.?ft[-:]|search"
+)
+_SHUTDOWN_NOTICE = re.compile(
     r'^- ((?:"[\w.-]+"(?:,\s+)?)+):\s+Announced\s+shutdown\s+date:\s+(\d{4}-\d{2}-\d{2})', re.MULTILINE
 )
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownModel:
     """One closed model."""
 
     provider: str
     name: str
-    price: Priced | None
+    price: TokenPrice | None
     shutdown: str | None
     """ISO 8601, None where none is announced."""
     named_in: Sequence[str]
@@ -56,11 +58,11 @@ class Known:
         else:
             batch = (one.batch_input_usd_per_million, one.batch_output_usd_per_million)
             figures = [
-                _usd(one.input_usd_per_million),
-                _usd(one.output_usd_per_million),
-                _usd(one.cached_input_usd_per_million),
-                " / ".join(map(_usd, batch)) if None not in batch else "-",
-                _longer(one),
+                _format_usd(one.input_usd_per_million),
+                _format_usd(one.output_usd_per_million),
+                _format_usd(one.cached_input_usd_per_million),
+                " / ".join(map(_format_usd, batch)) if None not in batch else "-",
+                _long_prompt_prices(one),
             ]
         return [
             f"{self.provider}:{self.name}",
@@ -70,32 +72,32 @@ class Known:
         ]
 
 
-def known(today: str) -> list[Known]:
+def list_models(today: str) -> list[KnownModel]:
     """Returns every model that the SDKs or genai-prices name and that is not shut down by `today` (ISO 8601), with its
     price. Of those that genai-prices alone names, models that do not write text are left out."""
-    days, named = {**_openai_days(), **_anthropic_days()}, _named()
+    days, named = {**_openai_shutdown_dates(), **_anthropic_shutdown_dates()}, _recipes_by_model()
     found = []
     for provider, names in (("openai", [*_openai_names()]), ("anthropic", [*_anthropic_names()])):
         sure = dict.fromkeys([*names, *(model for one, model in named if one == provider)])
         for name in dict.fromkeys([*sure, *_listed_names(provider)]):
             if days.get(name, "9999") > today:
-                price = pricing.listed(name, {"provider_id": provider})
+                price = pricing.price_from_list(name, {"provider_id": provider})
                 if price or name in sure:
                     used = named.get((provider, name), ())
-                    found.append(Known(provider, name, price, days.get(name), used, name in names))
+                    found.append(KnownModel(provider, name, price, days.get(name), used, name in names))
     return found
 
 
-def announced(baseline: Baseline) -> str | None:
+def announced_shutdown(baseline: Baseline) -> str | None:
     """Returns the day (ISO 8601) when a closed model is shut down as its SDK announces it, None where it does not: also
     for other hosts and clouds, which have days of their own. A fine-tune goes with the model that it was made from."""
     if baseline.base_url is not None or baseline.provider not in ("openai", "anthropic"):
         return None
-    model = base_of_fine_tune(baseline.model or "") or baseline.model or ""
-    return (_openai_days() if baseline.provider == "openai" else _anthropic_days()).get(model)
+    model = parse_fine_tune_base(baseline.model or "") or baseline.model or ""
+    return (_openai_shutdown_dates() if baseline.provider == "openai" else _anthropic_shutdown_dates()).get(model)
 
 
-def dated(provider: str, name: str) -> list[str]:
+def dated_names(provider: str, name: str) -> list[str]:
     """Returns the names with a day in them that the SDK has for a model, [] where its provider does not date it."""
     names = _openai_names() if provider == "openai" else _anthropic_names()
     return [one for one in names if re.fullmatch(re.escape(name) + r"-\d{4}-?\d{2}-?\d{2}", one)]
@@ -110,9 +112,9 @@ def main() -> None:
 
     asked = sys.argv[1:]
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in HEADINGS:
-        table.add_column(heading, overflow="fold", no_wrap=heading not in HEADINGS[-1:])
-    for one in known(f"{datetime.now(UTC):%Y-%m-%d}"):
+    for heading in COLUMNS:
+        table.add_column(heading, overflow="fold", no_wrap=heading not in COLUMNS[-1:])
+    for one in list_models(f"{datetime.now(UTC):%Y-%m-%d}"):
         if not asked or any(word in f"{one.provider}:{one.name}" for word in asked):
             table.add_row(*one.cells())
     # Into a file or a pipe as wide as the table is.
@@ -121,20 +123,22 @@ def main() -> None:
     print(f"USD a million tokens; {sources}, offline. api: decisions has a price of its own: see docs/cost.md")
 
 
-def _longer(price: Priced) -> str:
+def _long_prompt_prices(price: TokenPrice) -> str:
     """What longer prompts cost, in and out: 'from 272,000: 0.2 / 0.75'."""
     steps = []
     while price.beyond is not None:
         start, price = price.longest_input_tokens or 0, price.beyond
-        steps.append(f"from {start:,}: {_usd(price.input_usd_per_million)} / {_usd(price.output_usd_per_million)}")
+        steps.append(
+            f"from {start:,}: {_format_usd(price.input_usd_per_million)} / {_format_usd(price.output_usd_per_million)}"
+        )
     return ", ".join(steps) or "-"
 
 
-def _usd(value: float | None) -> str:
+def _format_usd(value: float | None) -> str:
     return "-" if value is None else f"{value:g}"
 
 
-def _named() -> Mapping[tuple[str, str], list[str]]:
+def _recipes_by_model() -> Mapping[tuple[str, str], list[str]]:
     """Which recipes of the project name which model."""
     found: dict[tuple[str, str], list[str]] = {}
     for path in sorted(RECIPES.glob("*.yaml")):
@@ -161,24 +165,24 @@ def _listed_names(provider: str) -> Iterable[str]:
     from genai_prices.data_snapshot import get_snapshot
 
     chosen = next(one for one in get_snapshot().providers if one.id == provider)
-    return [model.id for model in chosen.models if not model.deprecated and not _NO_TEXT.search(model.id)]
+    return [model.id for model in chosen.models if not model.deprecated and not _NON_TEXT_MODELS.search(model.id)]
 
 
 @cache
-def _openai_days() -> dict[str, str]:
+def _openai_shutdown_dates() -> dict[str, str]:
     """The shutdown days in the text below the SDK's list of models, which no object holds."""
     spec = find_spec("openai")
     assert spec is not None and spec.origin is not None
     text = (Path(spec.origin).parent / "types" / "shared" / "chat_model.py").read_text(encoding="utf-8")
-    return {name: day for names, day in _SHUTDOWN.findall(text) for name in re.findall(r'"([^"]+)"', names)}
+    return {name: day for names, day in _SHUTDOWN_NOTICE.findall(text) for name in re.findall(r'"([^"]+)"', names)}
 
 
 @cache
-def _anthropic_days() -> dict[str, str]:
+def _anthropic_shutdown_dates() -> dict[str, str]:
     from anthropic.resources.messages.messages import DEPRECATED_MODELS
 
     told = {name: re.sub(r"(\d)(st|nd|rd|th)", r"\1", day) for name, day in DEPRECATED_MODELS.items()}
-    return {name: f"{datetime.strptime(day, _DAY_IN_WORDS):%Y-%m-%d}" for name, day in told.items()}
+    return {name: f"{datetime.strptime(day, _ANTHROPIC_DATE_FORMAT):%Y-%m-%d}" for name, day in told.items()}
 
 
 if __name__ == "__main__":

@@ -13,27 +13,27 @@ from dataclasses import replace
 
 from compare.systems import answer_file, api_models, prompt_selection, row_requests
 from compare.systems.catalog import System
-from compare.systems.responses import Place
+from compare.systems.responses import ComparisonContext
 from insource.backends import pricing
-from insource.backends.client import WIRES
+from insource.backends.client import API_MODULES
 from insource.backends.types import Backend
 from insource.config.errors import RecipeError
 
-Check = Callable[[Place, Sequence[System]], Iterator[str]]
+Check = Callable[[ComparisonContext, Sequence[System]], Iterator[str]]
 
 
-def check(place: Place, running: Sequence[System]) -> None:
+def check(place: ComparisonContext, running: Sequence[System]) -> None:
     """Raises RecipeError with everything that would end the comparison of these systems later on."""
     if mistakes := [told for one in CHECKS for told in one(place, running)]:
         raise RecipeError("\n".join(mistakes))
 
 
-def unknown_prices(place: Place, running: Sequence[System]) -> Iterator[str]:
+def unknown_prices(place: ComparisonContext, running: Sequence[System]) -> Iterator[str]:
     """Yields the closed models whose price is unknown."""
-    yield from pricing.unknown([one.baseline for one in running if one.kind == "closed" and one.baseline])
+    yield from pricing.find_unknown_prices([one.baseline for one in running if one.kind == "closed" and one.baseline])
 
 
-def unnamed_keys(place: Place, running: Sequence[System]) -> Iterator[str]:
+def unnamed_keys(place: ComparisonContext, running: Sequence[System]) -> Iterator[str]:
     """Yields the baselines at another host than their provider's whose key the recipe does not name."""
     for one in running:
         if one.baseline and (key := one.baseline.unnamed_key):
@@ -44,38 +44,38 @@ def unnamed_keys(place: Place, running: Sequence[System]) -> Iterator[str]:
             )
 
 
-def unusable_files(place: Place, running: Sequence[System]) -> Iterator[str]:
+def unusable_files(place: ComparisonContext, running: Sequence[System]) -> Iterator[str]:
     """Yields why a file of answers cannot be used, as far as that shows without the test rows."""
     for one in running:
         if one.kind == "file" and one.baseline:
             try:
-                answer_file.read(one.baseline, answer_file.rules_of(place.recipe))
+                answer_file.read_answer_file(one.baseline, answer_file.rules_from_recipe(place.recipe))
             except RecipeError as error:
                 yield str(error)
 
 
-def unaskable(place: Place, running: Sequence[System]) -> Iterator[str]:
+def unusable_settings(place: ComparisonContext, running: Sequence[System]) -> Iterator[str]:
     """Yields why a closed model cannot be asked as the recipe says: parameters that its family does not take, more
     labels than its endpoint takes, credentials or a library of a cloud that are not there."""
     for one in running:
         if one.kind != "closed" or one.baseline is None:
             continue
         try:
-            backend = api_models.remote(one.baseline, place.material, one.left_out)
+            backend = api_models.build_endpoint(one.baseline, place.material, one.left_out)
             # Examples change nothing of this, and to look for them takes a while.
-            plain = replace(prompt_selection.variants(one)[0], shots=0)
-            (request,) = row_requests.requests(plain, place.material, place.material.train[:1])
-            WIRES[backend.wire].body(backend, request)
-            asyncio.run(_client(backend))
+            plain = replace(prompt_selection.prompt_candidates(one)[0], shots=0)
+            (request,) = row_requests.build_requests(plain, place.material, place.material.train[:1])
+            API_MODULES[backend.wire].build_body(backend, request)
+            asyncio.run(_open_client(backend))
         except RecipeError as error:
             told = str(error)
             yield told if told.startswith("compare.baselines: ") else f"compare.baselines: {one.name}: {told}"
 
 
-async def _client(backend: Backend) -> None:
+async def _open_client(backend: Backend) -> None:
     """Makes the SDK's client, which looks for credentials and sends nothing."""
-    async with WIRES[backend.wire].client(backend):
+    async with API_MODULES[backend.wire].make_client(backend):
         pass
 
 
-CHECKS: Sequence[Check] = (unknown_prices, unnamed_keys, unusable_files, unaskable)
+CHECKS: Sequence[Check] = (unknown_prices, unnamed_keys, unusable_files, unusable_settings)

@@ -16,52 +16,52 @@ from pathlib import Path
 
 from compare import first_request, preflight
 from compare.decision import preregistration
-from compare.eval_dataset import Material, Rows
-from compare.scoring.predictions import Answer, slug
+from compare.eval_dataset import EvalDataset, Rows
+from compare.scoring.predictions import SystemAnswer, slug
 from compare.systems import api_models, catalog
 from compare.systems.catalog import System
-from compare.systems.responses import Gathered, Place
+from compare.systems.responses import ComparisonContext, SystemResponses
 from insource.config import cli
 from insource.config.errors import RecipeError, StageError
-from insource.config.load import Loaded, load
+from insource.config.load import LoadedRecipe, load
 from insource.config.recipe import Recipe
 from insource.system import atomic_files
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from insource.tracking import folder_ownership, run
 from insource.tracking.run import Run
 
 # The folder of a run that there is not yet: answers lie beside runs.
-NO_RUN = "record"
-FIGURES = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens", "latency_seconds", "cost_usd")
+PLACEHOLDER_RUN = "record"
+NUMERIC_FIELDS = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens", "latency_seconds", "cost_usd")
 
 
 def main(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str | None, name: str | None) -> int:
     """Returns the exit code. Raises RecipeError where nobody can be asked, StageError where not all rows were."""
     loaded = load(recipe, overrides, hardware)
-    system = chosen(loaded.recipe, name)
-    if missing := catalog.not_run([system], loaded.recipe):
+    system = select_system(loaded.recipe, name)
+    if missing := catalog.skipped_systems([system], loaded.recipe):
         raise RecipeError(f"{system.title} cannot be asked: {missing[0].why}")
     parent = run.runs_folder(runs)
-    data = _prepared(recipe, overrides, hardware, runs)
-    loaded = folder_ownership.claimed(loaded, parent)
-    place = place_of(parent / loaded.name, loaded, data)
+    data = _prepare_data(recipe, overrides, hardware, runs)
+    loaded = folder_ownership.claim_folder(loaded, parent)
+    place = build_context(parent / loaded.name, loaded, data)
     preflight.check(place, [system])
-    asked, refused = first_request.of_all(place, [system])
+    asked, refused = first_request.send_first_requests(place, [system])
     if refused:
         raise StageError(f"{refused[0].title} {refused[0].why}")
     sha256 = atomic_files.sha256(data / "test.jsonl")
-    preregistration.record_reading(parent / loaded.name, loaded.recipe.compare.primary, sha256, system.name)
-    found = api_models.everyone(place, asked)[system.name]
+    preregistration.register_recording(parent / loaded.name, loaded.recipe.compare.primary, sha256, system.name)
+    found = api_models.collect_from_apis(place, asked)[system.name]
     path = loaded.path.with_name(f"{loaded.path.stem}.{slug(system.name)}.jsonl")
-    return conclude(found, path)
+    return write_answers(found, path)
 
 
-def chosen(recipe: Recipe, name: str | None) -> System:
+def select_system(recipe: Recipe, name: str | None) -> System:
     """Returns the system to record: the one of that name, else the planned baseline.
 
     Raises RecipeError where its answers cannot be recorded, naming those that can.
     """
-    closed = catalog.closed(recipe)
+    closed = catalog.api_systems(recipe)
     names = [one.name for one in closed if one.baseline and not one.baseline.decides]
     wanted = name or (recipe.compare.primary.baseline if recipe.compare.primary else None)
     there = f"there are {', '.join(names)}" if names else "there is none"
@@ -77,13 +77,13 @@ def chosen(recipe: Recipe, name: str | None) -> System:
     return system
 
 
-def place_of(folder: Path, loaded: Loaded, data: Path) -> Place:
+def build_context(folder: Path, loaded: LoadedRecipe, data: Path) -> ComparisonContext:
     """Returns a comparison of the prepared data without a trained model, and without the targets of the test rows."""
     told = atomic_files.read_json(data / "data.json")
-    task = KINDS[loaded.recipe.task.variant]
+    task = TASKS[loaded.recipe.task.variant]
     labels = {label: one["description"] for label, one in told["labels"].items()}
     may_be_empty = bool(told["labels_per_row"] and told["labels_per_row"]["may_be_empty"])
-    spec = task.specify(loaded.recipe.task, labels, may_be_empty)
+    spec = task.make_spec(loaded.recipe.task, labels, may_be_empty)
     # As training will write it into prompt.json, so that a comparison finds these answers again.
     prompt = {
         "grammar": None,
@@ -91,11 +91,11 @@ def place_of(folder: Path, loaded: Loaded, data: Path) -> Place:
         "max_answer_tokens": told["tokens"]["served"]["for_the_answer"],
     }
     train = list(atomic_files.read_jsonl(data / "train.jsonl"))
-    mine = Material(task, spec, prompt, train, [], inputs_of(data / "test.jsonl"))
-    return Place(Run(folder / NO_RUN), loaded.name, loaded.recipe, mine)
+    mine = EvalDataset(task, spec, prompt, train, [], read_inputs(data / "test.jsonl"))
+    return ComparisonContext(Run(folder / PLACEHOLDER_RUN), loaded.name, loaded.recipe, mine)
 
 
-def inputs_of(path: Path) -> Rows:
+def read_inputs(path: Path) -> Rows:
     """Returns ids and texts of the rows of a split; their targets are not kept."""
     rows = [{"id": row["id"], "input": row["input"]} for row in atomic_files.read_jsonl(path)]
     if not rows:
@@ -103,12 +103,12 @@ def inputs_of(path: Path) -> Rows:
     return rows
 
 
-def conclude(found: Gathered, path: Path) -> int:
+def write_answers(found: SystemResponses, path: Path) -> int:
     """Writes the answers, and says how the recipe takes them. Raises StageError where rows were not asked: what was
     paid for is kept."""
     if not found.complete:
         raise StageError(f"{found.system.title}: {found.why_incomplete}; nothing is lost: again asks for the rest")
-    lines = [json.dumps(_line(one), ensure_ascii=False) + "\n" for one in found.test]
+    lines = [json.dumps(_answer_json(one), ensure_ascii=False) + "\n" for one in found.test]
     atomic_files.write_text(path, "".join(lines))
     spent = f", ${found.spent_usd:.4f}" if found.spent_usd is not None else ""
     print(f"recorded  {found.system.title}: {len(lines):,} test rows{spent}", file=sys.stderr)
@@ -124,20 +124,20 @@ def conclude(found: Gathered, path: Path) -> int:
     print("          when it is gone, this takes its place in compare.baselines:", file=sys.stderr)
     print(f'          - {{provider: file, path: "{path.name}", name: "{found.system.name}"{paid}}}', file=sys.stderr)
     print(path)
-    return cli.DONE
+    return cli.OK
 
 
-def _line(answer: Answer) -> dict[str, object]:
+def _answer_json(answer: SystemAnswer) -> dict[str, object]:
     """An answer as `provider: file` reads it; a refusal, or a row that the provider would not answer, has none."""
     refused = answer.output is None or answer.finish_reason == "refusal"
     told: dict[str, object] = {"id": answer.id, "output": None if refused else answer.output}
-    figures = {name: getattr(answer, name) for name in FIGURES}
+    figures = {name: getattr(answer, name) for name in NUMERIC_FIELDS}
     if answer.model_id:
         told["model_id"] = answer.model_id
     return told | {name: value for name, value in figures.items() if value is not None}
 
 
-def _prepared(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str | None) -> Path:
+def _prepare_data(recipe: str, overrides: Sequence[str], hardware: str | None, runs: str | None) -> Path:
     """Runs the data stage as a process of its own: stages meet on disk. Exits as it exits where it fails."""
     asked = [sys.executable, "-m", "data_prep", recipe, *overrides, "--no-heading"]
     asked += ["--hardware", hardware] if hardware else []
@@ -149,15 +149,15 @@ def _prepared(recipe: str, overrides: Sequence[str], hardware: str | None, runs:
 
 
 def _command() -> int:
-    parser = cli.parser("compare.record", "Keep the answers of an API model to the test rows, while it lives.")
+    parser = cli.build_parser("compare.record", "Keep the answers of an API model to the test rows, while it lives.")
     parser.add_argument("--system", help="its name in compare.baselines (default: the planned baseline)")
     given = parser.parse_intermixed_args()
     if given.dry_run:
-        system = chosen(load(given.recipe, given.set, given.hardware).recipe, given.system)
+        system = select_system(load(given.recipe, given.set, given.hardware).recipe, given.system)
         print(f"would ask {system.title} the test rows, and keep its answers")
-        return cli.DONE
+        return cli.OK
     return main(given.recipe, given.set, given.hardware, given.runs, given.system)
 
 
 if __name__ == "__main__":
-    cli.run(_command)
+    cli.run_cli(_command)

@@ -21,23 +21,23 @@ from itertools import product
 from typing import Any
 
 from compare import eval_dataset
-from compare.eval_dataset import clusters_of
+from compare.eval_dataset import cluster_ids
 from compare.scoring import predictions
-from compare.scoring.predictions import Answer
+from compare.scoring.predictions import SystemAnswer
 from insource.config import cli
 from insource.config.conflicts import METRICS
 from insource.config.errors import RecipeError, StageError
-from insource.config.load import Loaded, load
+from insource.config.load import LoadedRecipe, load
 from insource.config.recipe import Recipe
 from insource.stats import intervals, paired
-from insource.stats.metric_stats import Tally
+from insource.stats.metric_stats import MetricStats
 from insource.system import atomic_files
-from insource.tasks import in_words, references
+from insource.tasks import metric_label, references
 from insource.tracking import folder_ownership, run
 from insource.tracking.run import Run
 
 # Sections that no variant may change: on other rows or another task nothing is comparable.
-SAME = ("task", "data", "compare", "privacy")
+SHARED_SECTIONS = ("task", "data", "compare", "privacy")
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedVariant:
     """A variant with its run and what it reached on validation."""
 
     variant: Variant
     run: Run
     figures: Mapping[str, float]
     """The headline figures on all validation rows."""
-    tallies: Mapping[str, Tally]
+    tallies: Mapping[str, MetricStats]
     """Of the validation rows whose answers the run keeps, {} where its kind is not decoded."""
     rows: Sequence[Mapping[str, Any]]
     """Those rows."""
@@ -70,24 +70,24 @@ class Trained:
 
 def main() -> int:
     """Returns the exit code. Raises RecipeError where variants cannot be compared, StageError where none is trained."""
-    arguments = parser().parse_intermixed_args()
+    arguments = build_parser().parse_intermixed_args()
     parent = run.runs_folder(arguments.runs)
-    variants = variants_of(arguments.models.split(), arguments.variants)
-    loaded = folder_ownership.named(checked(arguments, variants), parent)
+    variants = parse_variants(arguments.models.split(), arguments.variants)
+    loaded = folder_ownership.resolve_name(check_variants(arguments, variants), parent)
     if arguments.dry_run:
         print(*(f"would train  {one.name}" for one in variants), sep="\n")
-        return cli.DONE
-    metric = metric_of(loaded)
+        return cli.OK
+    metric = deciding_metric(loaded)
     trained, failed = [], {}
     for number, variant in enumerate(variants, start=1):
         print(f"sweep     {number} of {len(variants)}: {variant.name}", file=sys.stderr, flush=True)
-        code = call("train", arguments, *variant.settings)
+        code = run_stage("train", arguments, *variant.settings)
         if code == cli.INTERRUPTED:
             return code
         if code:
             failed[variant.name] = f"training ended with exit code {code}"
         else:
-            trained.append(scored(variant, run.find(parent / loaded.name, None)))
+            trained.append(evaluate_variant(variant, run.find(parent / loaded.name, None)))
             if trained[-1].rows_sha256 != trained[0].rows_sha256:
                 raise StageError(
                     f"variant {variant.name} was scored on other validation rows than {trained[0].variant.name}: its "
@@ -97,19 +97,19 @@ def main() -> int:
     if not trained:
         raise StageError(f"no variant was trained: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
     ranked = sorted(trained, key=lambda one: (-one.figures[metric], one.parameters))
-    board = [line_of(one, ranked[0], metric) for one in ranked]
+    board = [leaderboard_entry(one, ranked[0], metric) for one in ranked]
     path = parent / loaded.name / f"sweep-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
     best = ranked[0]
     told = {"metric": metric, "winner": best.variant.name, "run": best.run.id, "variants": board, "failed": failed}
     atomic_files.write_json(path, told)
-    run.point_latest(best.run)
-    print(*lines(board, metric, failed), f"wrote     {os.path.relpath(path)}", sep="\n")
-    return code_of_comparison(arguments, best)
+    run.set_latest(best.run)
+    print(*leaderboard_lines(board, metric, failed), f"wrote     {os.path.relpath(path)}", sep="\n")
+    return compare_best(arguments, best)
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Returns the command line."""
-    made = cli.parser("compare.sweep", "Train several bases or settings, and compare the best on the test set.")
+    made = cli.build_parser("compare.sweep", "Train several bases or settings, and compare the best on the test set.")
     made.add_argument(
         "--models", default=os.environ.get("MODELS", ""), help='bases: "pocket smollm2" (default: $MODELS)'
     )
@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def variants_of(models: Sequence[str], given: str) -> list[Variant]:
+def parse_variants(models: Sequence[str], given: str) -> list[Variant]:
     """Returns every model with every group of settings. Raises RecipeError where that is no choice."""
     groups = [tuple(one.split()) for one in given.split(";") if one.strip()] or [()]
     bases: list[tuple[str, ...]] = [(f"model.base={model}",) for model in models] or [()]
@@ -148,7 +148,7 @@ def variants_of(models: Sequence[str], given: str) -> list[Variant]:
     return variants
 
 
-def checked(arguments: argparse.Namespace, variants: Sequence[Variant]) -> Loaded:
+def check_variants(arguments: argparse.Namespace, variants: Sequence[Variant]) -> LoadedRecipe:
     """Returns the recipe as it is without a variant. Raises RecipeError, before anything is trained, where a variant
     cannot be loaded, or changes more than training."""
     plain = load(arguments.recipe, arguments.set, arguments.hardware)
@@ -157,8 +157,8 @@ def checked(arguments: argparse.Namespace, variants: Sequence[Variant]) -> Loade
             one = load(arguments.recipe, [*arguments.set, *variant.settings], arguments.hardware)
         except RecipeError as error:
             raise RecipeError(f"variant {variant.name}: {error}") from None
-        for name, value in same_of(plain.recipe).items():
-            if same_of(one.recipe)[name] != value:
+        for name, value in shared_settings(plain.recipe).items():
+            if shared_settings(one.recipe)[name] != value:
                 raise RecipeError(
                     f"variant {variant.name} changes `{name}`: variants differ in model, lora, train and "
                     "accelerate, and are compared on the same rows; put it into SET, for all of them"
@@ -166,19 +166,21 @@ def checked(arguments: argparse.Namespace, variants: Sequence[Variant]) -> Loade
     return plain
 
 
-def same_of(recipe: Recipe) -> dict[str, Any]:
+def shared_settings(recipe: Recipe) -> dict[str, Any]:
     """Returns what all variants must have in common. Of `serve` that is what leaves out rows: an adapter that vLLM does
     not take, such as DoRA's, is served merged."""
-    return {name: getattr(recipe, name) for name in SAME} | {"serve.max_model_len": recipe.serve.max_model_len}
+    return {name: getattr(recipe, name) for name in SHARED_SECTIONS} | {
+        "serve.max_model_len": recipe.serve.max_model_len
+    }
 
 
-def metric_of(loaded: Loaded) -> str:
+def deciding_metric(loaded: LoadedRecipe) -> str:
     """Returns the metric that decides: the planned one, else the first of the kind."""
     primary = loaded.recipe.compare.primary
     return primary.metric if primary else METRICS[loaded.recipe.task.variant][0]
 
 
-def call(stage: str, arguments: argparse.Namespace, *more: str) -> int:
+def run_stage(stage: str, arguments: argparse.Namespace, *more: str) -> int:
     """Returns the exit code of a stage, run as a process of its own."""
     asked = [sys.executable, "-m", stage, arguments.recipe, *arguments.set, *more]
     asked += ["--hardware", arguments.hardware] if arguments.hardware else []
@@ -186,22 +188,22 @@ def call(stage: str, arguments: argparse.Namespace, *more: str) -> int:
     return subprocess.run(asked, check=False).returncode
 
 
-def scored(variant: Variant, here: Run) -> Trained:
+def evaluate_variant(variant: Variant, here: Run) -> TrainedVariant:
     """Returns what a trained run reached on validation."""
     metrics = here.stage("train")["metrics"]
-    held = eval_dataset.of_validation(here)
+    held = eval_dataset.load_validation_dataset(here)
     rows: Sequence[Mapping[str, Any]] = []
-    tallies: Mapping[str, Tally] = {}
+    tallies: Mapping[str, MetricStats] = {}
     if held.module.OBJECTIVE != "prefer":
         said = {line["id"]: line["answer"] for line in atomic_files.read_jsonl(here.references)}
         rows = [row for row in held.test if row["id"] in said]
-        parsed = [predictions.read(held, Answer(row["id"], said[row["id"]])) for row in rows]
-        targets = references.targets_of(held.module, held.spec, rows, parsed)
-        tallies = held.module.tallies(held.spec, targets, parsed)
-    return Trained(
+        parsed = [predictions.parse_answer(held, SystemAnswer(row["id"], said[row["id"]])) for row in rows]
+        targets = references.select_targets(held.module, held.spec, rows, parsed)
+        tallies = held.module.compute_metric_stats(held.spec, targets, parsed)
+    return TrainedVariant(
         variant,
         here,
-        held.module.headline(metrics["validation"]["tuned"]),
+        held.module.main_metrics(metrics["validation"]["tuned"]),
         tallies,
         rows,
         atomic_files.digest([[row["id"], row["input"]["text"]] for row in held.test]),
@@ -210,7 +212,7 @@ def scored(variant: Variant, here: Run) -> Trained:
     )
 
 
-def line_of(one: Trained, best: Trained, metric: str) -> dict[str, Any]:
+def leaderboard_entry(one: TrainedVariant, best: TrainedVariant, metric: str) -> dict[str, Any]:
     """Returns what the board says of a variant, beside the best one.
 
     The interval and the paired difference are of the validation rows whose answers both runs keep (the first 500); the
@@ -228,17 +230,17 @@ def line_of(one: Trained, best: Trained, metric: str) -> dict[str, Any]:
     }
     if metric not in one.tallies:
         return told
-    found = intervals.of(one.tallies[metric], clusters_of(one.rows))
+    found = intervals.compute_interval(one.tallies[metric], cluster_ids(one.rows))
     told["interval"] = {"n": len(one.rows), "low": found.low, "high": found.high}
     if one is not best and [row["id"] for row in one.rows] == [row["id"] for row in best.rows]:
-        apart = paired.of(one.tallies[metric], best.tallies[metric], clusters_of(one.rows))
+        apart = paired.compute_paired_difference(one.tallies[metric], best.tallies[metric], cluster_ids(one.rows))
         told["to_the_best"] = {"n": apart.n, "delta": apart.delta, "low": apart.low, "high": apart.high}
     return told
 
 
-def lines(board: Sequence[Mapping[str, Any]], metric: str, failed: Mapping[str, str]) -> list[str]:
+def leaderboard_lines(board: Sequence[Mapping[str, Any]], metric: str, failed: Mapping[str, str]) -> list[str]:
     """Returns the leaderboard, best first, and what it does not say."""
-    rows = [("variant", in_words(metric), "95% interval", "to the best", "trained", "parameters")]
+    rows = [("variant", metric_label(metric), "95% interval", "to the best", "trained", "parameters")]
     for one in board:
         interval, apart = one["interval"], one["to_the_best"]
         difference = (
@@ -266,13 +268,13 @@ def lines(board: Sequence[Mapping[str, Any]], metric: str, failed: Mapping[str, 
     return told
 
 
-def code_of_comparison(arguments: argparse.Namespace, best: Trained) -> int:
+def compare_best(arguments: argparse.Namespace, best: TrainedVariant) -> int:
     """Exports the best variant and compares it on the test set, which no other one has read. Returns the exit code."""
     if not arguments.compare:
-        return cli.DONE
+        return cli.OK
     more = ("--run", best.run.id, *best.variant.settings)
-    return call("train.export", arguments, *more) or call("compare", arguments, *more)
+    return run_stage("train.export", arguments, *more) or run_stage("compare", arguments, *more)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

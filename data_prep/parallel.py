@@ -11,18 +11,18 @@ from typing import TypeVar
 
 from insource.config.errors import StageError
 
-Piece = TypeVar("Piece")
+Chunk = TypeVar("Piece")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Spread:
+class WorkerPool:
     """Where work is done: in `executor`, or in this process where it is None."""
 
     processes: int
     executor: Executor | None = None
 
-    def map(self, function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
+    def map(self, function: Callable[[Chunk], Result], pieces: Iterable[Chunk]) -> Iterator[Result]:
         """Yields function(piece) for each piece, in their order; memory holds a few pieces a process and no more."""
         if self.executor is None:
             yield from map(function, pieces)
@@ -37,15 +37,15 @@ class Spread:
 
 
 @contextmanager
-def over(processes: int) -> Iterator[Spread]:
+def worker_pool(processes: int) -> Iterator[WorkerPool]:
     """Yields a Spread over so many processes, which end with the block, whichever way it ends."""
     if processes == 1:
-        yield Spread(1)
+        yield WorkerPool(1)
         return
     # spawn: a forked child would inherit threads of Arrow and of the tokenizer half alive.
     executor = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
     try:
-        yield Spread(processes, executor)
+        yield WorkerPool(processes, executor)
     except BrokenProcessPool:
         raise StageError(
             f"one of {processes} processes that prepare the data was killed, as the system does when memory is short; "

@@ -23,15 +23,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_prep.arrow_texts import SCHEMA, Texts
+from data_prep.arrow_texts import TEXT_SCHEMA, ArrowTexts
 from data_prep.dedup import near
-from data_prep.parallel import Spread
+from data_prep.parallel import WorkerPool
 from data_prep.readers import limits
 from data_prep.readers.source_row import SourceRow
-from data_prep.rows.data_row import Rejected, Row, row_of
+from data_prep.rows.data_row import Rejected, Row, make_row
 from insource.config.recipe import Recipe
 from insource.config.schema.data import SPLITS
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from insource.tasks.pii import redaction
 from insource.tasks.text_keys import clean, duplicate_key, split_key
 
@@ -39,11 +39,11 @@ Array = npt.NDArray[Any]
 
 BATCH_ROWS = 2000
 # Beside the states of a field: its place begins or ends inside a word.
-CUT = "cut"
+CUT_STATE = "cut"
 
 
 @dataclass(frozen=True)
-class Batch:
+class RowBatch:
     """What a process makes of BATCH_ROWS source rows, or fewer that are long."""
 
     texts: pa.RecordBatch
@@ -73,15 +73,15 @@ class Table:
         return len(self.columns.get("line", ()))
 
     @cached_property
-    def texts(self) -> Texts:
-        return Texts(self.folder)
+    def texts(self) -> ArrowTexts:
+        return ArrowTexts(self.folder)
 
     def place(self, row: int) -> str:
         """Returns file:line of a row."""
         return f"{self.texts.value('file', row)}:{self.columns['line'][row]}"
 
 
-class Writer:
+class TableWriter:
     """Builds the table in a folder, batch by batch; a context manager, for the files that it holds open."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
@@ -93,7 +93,7 @@ class Writer:
         self._numbers: dict[str, list[Array]] = {}
         self._opened = ExitStack()
         self._texts = self._opened.enter_context(
-            pa.ipc.new_file(self._opened.enter_context(pa.OSFile(str(folder / "texts.arrow"), "wb")), SCHEMA)
+            pa.ipc.new_file(self._opened.enter_context(pa.OSFile(str(folder / "texts.arrow"), "wb")), TEXT_SCHEMA)
         )
         self._sizes = self._opened.enter_context((folder / "batch_rows.i64").open("wb"))
         self._sketches = self._opened.enter_context(near.SketchFiles(folder, recipe.data.deduplicate))
@@ -104,13 +104,13 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def add(self, split: int, rows: Iterable[SourceRow], spread: Spread) -> Iterator[Rejected]:
+    def add(self, split: int, rows: Iterable[SourceRow], spread: WorkerPool) -> Iterator[Rejected]:
         """Adds the rows of one file, of which `split` is the place in SPLITS, or -1 where it is for us to choose.
 
         Yields each row that cannot be used.
         """
-        pieces = limits.pieces(rows, BATCH_ROWS, lambda row: limits.weight(row.values))
-        for batch in spread.map(partial(_batch, recipe=self.recipe), pieces):
+        pieces = limits.split_into_chunks(rows, BATCH_ROWS, lambda row: limits.estimate_bytes(row.values))
+        for batch in spread.map(partial(_process_batch, recipe=self.recipe), pieces):
             count = batch.texts.num_rows
             self._texts.write_batch(batch.texts)
             self._sizes.write(np.int64(count).tobytes())
@@ -131,9 +131,9 @@ class Writer:
         return Table(self.folder, columns, self.targets, self.systems, self.states)
 
 
-def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
+def _process_batch(rows: list[SourceRow], recipe: Recipe) -> RowBatch:
     """The work on a batch of rows, done in whichever process."""
-    task, found = KINDS[recipe.task.variant], [row_of(row, recipe) for row in rows]
+    task, found = TASKS[recipe.task.variant], [make_row(row, recipe) for row in rows]
     kept = [one for one in found if isinstance(one, Row)]
     keys = [duplicate_key(row.text) for row in kept]
     texts = {
@@ -143,54 +143,58 @@ def _batch(rows: list[SourceRow], recipe: Recipe) -> Batch:
         "target": [row.target for row in kept],
         "references": [json.dumps(row.references) if row.references else None for row in kept],
         "group": [row.group for row in kept],
-        "slices": [_lines(row.slices) for row in kept],
+        "slices": [_join_slice_values(row.slices) for row in kept],
         "key": keys,
     }
     bands, sketches = near.sketch(keys, recipe.data.deduplicate)
-    return Batch(
-        texts=pa.record_batch(texts, schema=SCHEMA),
-        numbers=_numbers(kept, keys, recipe),
+    return RowBatch(
+        texts=pa.record_batch(texts, schema=TEXT_SCHEMA),
+        numbers=_compute_columns(kept, keys, recipe),
         bands=bands,
         sketches=sketches,
         rejected=[one for one in found if isinstance(one, Rejected)],
-        targets=Counter(label for row in kept for label in task.labels_in(row.target)) if task.LABELLED else Counter(),
+        targets=Counter(label for row in kept for label in task.target_labels(row.target))
+        if task.HAS_LABELS
+        else Counter(),
         systems=Counter(row.system for row in kept if row.system),
-        states=Counter(chain.from_iterable((*row.states.items(), *((one, CUT) for one in row.cut)) for row in kept)),
+        states=Counter(
+            chain.from_iterable((*row.states.items(), *((one, CUT_STATE) for one in row.cut)) for row in kept)
+        ),
     )
 
 
-def _numbers(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Array]:
+def _compute_columns(rows: list[Row], keys: list[str], recipe: Recipe) -> dict[str, Array]:
     """What is kept in memory of each row. Every array has one entry a row."""
     seed = recipe.data.split.seed
-    task = KINDS[recipe.task.variant]
-    same = {row.answers: _comparable(row.answers, task, recipe) for row in rows}
+    task = TASKS[recipe.task.variant]
+    same = {row.answers: _equality_key(row.answers, task, recipe) for row in rows}
     targets = [same[row.answers] for row in rows]
-    subjects = (task.subject(key, target) for key, target in zip(keys, targets, strict=True))
-    units = [_unit(row, key, recipe) for row, key in zip(rows, keys, strict=True)]
+    subjects = (task.conflict_key(key, target) for key, target in zip(keys, targets, strict=True))
+    units = [_split_unit(row, key, recipe) for row, key in zip(rows, keys, strict=True)]
     contents = ("\x1f".join((row.text, row.target, row.group or "", *row.references)) for row in rows)
     return {
         "line": np.array([row.line for row in rows], np.int64),
-        "id": hashes((row.id for row in rows), 0),
-        "key": hashes(keys, 0),
-        "raw": hashes((row.raw for row in rows), 0),
-        "clean": hashes((row.text for row in rows), 0),
-        "target": hashes(targets, 0),
+        "id": hash_texts((row.id for row in rows), 0),
+        "key": hash_texts(keys, 0),
+        "raw": hash_texts((row.raw for row in rows), 0),
+        "clean": hash_texts((row.text for row in rows), 0),
+        "target": hash_texts(targets, 0),
         # Rows of one subject and several targets contradict each other.
-        "subject": hashes(subjects, 0),
+        "subject": hash_texts(subjects, 0),
         # Where a row stands in [0, 2**64): its split follows from that, and from nothing else.
-        "position": hashes(units, seed),
+        "position": hash_texts(units, seed),
         "grouped": np.array([row.group is not None for row in rows], np.bool_),
         # An order of rows that does not depend on the order of the source: of two that say the same, who stays.
-        "order": hashes(contents, seed),
+        "order": hash_texts(contents, seed),
         "time": np.array([np.nan if row.time is None else row.time for row in rows], np.float64),
-        "found": np.array([sum(1 << redaction.KINDS.index(kind) for kind in row.found) for row in rows], np.uint8),
+        "found": np.array([sum(1 << redaction.PII_KINDS.index(kind) for kind in row.found) for row in rows], np.uint8),
         "characters": np.array([len(row.text) for row in rows], np.int32),
         "tokens": np.full(len(rows), -1, np.int32),
         "answer_tokens": np.zeros(len(rows), np.int32),
     }
 
 
-def _unit(row: Row, key: str, recipe: Recipe) -> str:
+def _split_unit(row: Row, key: str, recipe: Recipe) -> str:
     """What goes to one split as a whole: a group; of a row without one the row itself, by its own id or by what it
     says. The number of its line says nothing: rows may be added above it."""
     if row.group is not None:
@@ -198,23 +202,23 @@ def _unit(row: Row, key: str, recipe: Recipe) -> str:
     return row.id if recipe.data.split.group and recipe.data.columns.id else split_key(key)
 
 
-def _comparable(answers: tuple[str, ...], task: ModuleType, recipe: Recipe) -> str:
+def _equality_key(answers: tuple[str, ...], task: ModuleType, recipe: Recipe) -> str:
     """What equal targets share: of several right answers, all of them in any order."""
-    return "\x1e".join(sorted({task.comparable(one, recipe) for one in answers}))
+    return "\x1e".join(sorted({task.equality_key(one, recipe) for one in answers}))
 
 
-def target_hash(target: str, recipe: Recipe) -> int:
+def hash_target(target: str, recipe: Recipe) -> int:
     """Returns the hash by which targets are compared: spellings of one label have one."""
-    return int(hashes([KINDS[recipe.task.variant].comparable(target, recipe)], 0)[0])
+    return int(hash_texts([TASKS[recipe.task.variant].equality_key(target, recipe)], 0)[0])
 
 
-def hashes(texts: Iterable[str], seed: int) -> Array:
+def hash_texts(texts: Iterable[str], seed: int) -> Array:
     """Returns a 64-bit keyed BLAKE2b hash of each text."""
     key = seed.to_bytes(8, "big")
     digests = b"".join(hashlib.blake2b(text.encode(), key=key, digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
 
 
-def _lines(values: Mapping[str, str]) -> str:
+def _join_slice_values(values: Mapping[str, str]) -> str:
     """The slice values of a row as one text; clean() leaves no line break in them."""
     return "\n".join(" ".join(clean(value).split()) for value in values.values())

@@ -19,17 +19,17 @@ import numpy.typing as npt
 from data_prep.labels import label_sets
 from data_prep.labels.label_sets import LabelSets
 from data_prep.row_table import Table
-from data_prep.rows.timestamps import iso
+from data_prep.rows.timestamps import parse_iso_seconds
 from insource.config.errors import RecipeError
 from insource.config.schema.data import SPLITS, Split
 
 Array = npt.NDArray[Any]
 
-HELD_OUT = ("test", "validation", "calibration")
+HELD_OUT_SPLITS = ("test", "validation", "calibration")
 
 
 @dataclass(frozen=True)
-class Assigned:
+class SplitAssignment:
     """The split of each row (its place in SPLITS), whether that was ours to choose, the shares that were asked for, and
     where time cut test off."""
 
@@ -39,19 +39,19 @@ class Assigned:
     cut: str | None = None
 
 
-def assign(table: Table, split: Split, given: set[str]) -> Assigned:
+def assign(table: Table, split: Split, given: set[str]) -> SplitAssignment:
     """Returns the split of every row; `given` names the splits that came as files of their own.
 
     Raises RecipeError where `data.split.cut` is no time, or leaves nothing on one side.
     """
-    shares = {name: share for name in HELD_OUT if name not in given and (share := getattr(split, name))}
+    shares = {name: share for name in HELD_OUT_SPLITS if name not in given and (share := getattr(split, name))}
     # Rows of a source without splits, or of a given train file, are ours to spread.
     ours = spread = np.isin(table.columns["given"], (-1, SPLITS.index("train")))
     splits = np.where(ours, SPLITS.index("train"), table.columns["given"]).astype(np.int8)
     position = table.columns["position"].astype(np.float64) / 2.0**64
     cut = None
     if split.time is not None and "test" in shares:
-        newest, cut = _newest(table.columns["time"], ours, split)
+        newest, cut = _find_newest_rows(table.columns["time"], ours, split)
         splits[newest] = SPLITS.index("test")
         spread = ours & ~newest
         # Their shares are shares of all rows, and test is meant to have its own. How many rows there are does not
@@ -63,13 +63,13 @@ def assign(table: Table, split: Split, given: set[str]) -> Assigned:
             continue
         splits[spread & (position >= low) & (position < low + share)] = SPLITS.index(name)
         low += share
-    return Assigned(splits, ours, shares, cut)
+    return SplitAssignment(splits, ours, shares, cut)
 
 
-def _newest(times: Array, ours: Array, split: Split) -> tuple[Array, str]:
+def _find_newest_rows(times: Array, ours: Array, split: Split) -> tuple[Array, str]:
     """Returns which rows are test by time, and the time from which on they are."""
     if split.cut is not None:
-        edge = iso(split.cut)
+        edge = parse_iso_seconds(split.cut)
         if edge is None:
             raise RecipeError(
                 f"data.split.cut: {split.cut!r} is no ISO 8601 time, such as 2026-03-01 or 2026-03-01T12:00:00Z"
@@ -86,7 +86,7 @@ def _newest(times: Array, ours: Array, split: Split) -> tuple[Array, str]:
     return newest, told
 
 
-def deviations(table: Table, assigned: Assigned, sets: LabelSets) -> dict[str, dict[str, float]]:
+def compute_deviations(table: Table, assigned: SplitAssignment, sets: LabelSets) -> dict[str, dict[str, float]]:
     """Returns for each split that is ours to make the share of rows asked for, the share it has, and how far the label
     farthest off is off.
 
@@ -94,11 +94,11 @@ def deviations(table: Table, assigned: Assigned, sets: LabelSets) -> dict[str, d
     share of them means anything.
     """
     targets = table.columns["target"][assigned.ours]
-    totals = {label: rows for label, rows in label_sets.rows_of_labels(sets, targets).items() if rows >= 10}
+    totals = {label: rows for label, rows in label_sets.count_rows_per_label(sets, targets).items() if rows >= 10}
     found = {}
     for name, asked in assigned.shares.items():
         mine = (assigned.splits == SPLITS.index(name))[assigned.ours]
-        counts = label_sets.rows_of_labels(sets, targets[mine])
+        counts = label_sets.count_rows_per_label(sets, targets[mine])
         off = [abs(counts[label] / rows - asked) for label, rows in totals.items()]
         found[name] = {
             "asked": asked,

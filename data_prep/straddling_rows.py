@@ -8,32 +8,34 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_prep.dedup.exact import TEST, TRAIN, Left
+from data_prep.dedup.exact import TEST, TRAIN, DropDecisions
 from data_prep.row_table import Array, Table
 from insource.config.schema.data import SPLITS, Split
 
-GIVEN = ("test", "validation", "calibration")
+HELD_OUT_SPLITS = ("test", "validation", "calibration")
 
 
-def find(table: Table, splits: Array, split: Split) -> dict[str, tuple[Array, Array]]:
+def find_straddling(table: Table, splits: Array, split: Split) -> dict[str, tuple[Array, Array]]:
     """Returns {reason: (train rows, the row of a given split because of which each counts)}, empty ones left out."""
     given = table.columns["given"]
     train = np.flatnonzero((splits == TRAIN) & np.isin(given, (-1, TRAIN)))
-    return {reason: found for reason, found in _each(table, given, train, split) if len(found[0])}
+    return {reason: found for reason, found in _iterate_reasons(table, given, train, split) if len(found[0])}
 
 
-def leave(found: dict[str, tuple[Array, Array]], left: Left) -> None:
+def drop_straddling(found: dict[str, tuple[Array, Array]], left: DropDecisions) -> None:
     """Makes the train rows leave, each for the first reason that it has."""
     for reason, (rows, others) in found.items():
         stays = left.stays[rows]
         left.drop(rows[stays], reason, others[stays])
 
 
-def _each(table: Table, given: Array, train: Array, split: Split) -> Iterator[tuple[str, tuple[Array, Array]]]:
+def _iterate_reasons(
+    table: Table, given: Array, train: Array, split: Split
+) -> Iterator[tuple[str, tuple[Array, Array]]]:
     if split.group is not None:
         # A row's position is the hash of its group, if it has one.
         groups, grouped = table.columns["position"], table.columns["grouped"]
-        for name in GIVEN:
+        for name in HELD_OUT_SPLITS:
             rows = np.flatnonzero((given == SPLITS.index(name)) & grouped)
             rows = rows[np.argsort(groups[rows], kind="stable")]
             mine = train[grouped[train] & np.isin(groups[train], groups[rows])]

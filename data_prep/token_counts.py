@@ -13,22 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.dedup.exact import TEST, TRAIN, Left
+from data_prep.dedup.exact import TEST, TRAIN, DropDecisions
 from data_prep.row_table import Array, Table
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.train import Model
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from insource.tasks.rendering import chat_template
 
-SEAM_TOKENS = 8
+BOUNDARY_TOKENS = 8
 # Characters that no text holds, in the place of the input.
-INPUT = "\ue000input\ue001"
-BASE = "what model.base can look at"
+INPUT_MARKER = "\ue000input\ue001"
+BASE_LIMIT_NAME = "what model.base can look at"
 
 
 @dataclass(frozen=True)
-class Room:
+class ContextLimit:
     """What a served model can take: `tokens` in all, of which `answer` are kept for the answer; `key` says by what."""
 
     tokens: int
@@ -41,19 +41,21 @@ class Room:
         return (table.columns["tokens"] < 0) | (prompts + self.answer <= self.tokens)
 
 
-def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left, may_be_empty: bool = False) -> Array:
+def count_tokens(
+    table: Table, recipe: Recipe, labels: dict[str, str], left: DropDecisions, may_be_empty: bool = False
+) -> Array:
     """Returns the tokens of each row that stays: prompt, answer (the longer of two) and stop token; -1 for others.
 
     `may_be_empty` says whether a row of several labels may have none.
 
     Raises RecipeError where the prompt is too long before any input stands in it.
     """
-    task = KINDS[recipe.task.variant]
-    spec = task.specify(recipe.task, labels, may_be_empty)
-    tokenizer = chat_template.tokenizer_of(recipe.model)
-    before, between, after = _seams(tokenizer, task.messages(spec, {"text": INPUT}))
-    shared = sum(chat_template.token_counts(tokenizer, [before, after]))
-    _check_opening(shared, recipe, labels)
+    task = TASKS[recipe.task.variant]
+    spec = task.make_spec(recipe.task, labels, may_be_empty)
+    tokenizer = chat_template.load_tokenizer(recipe.model)
+    before, between, after = _template_segments(tokenizer, task.messages(spec, {"text": INPUT_MARKER}))
+    shared = sum(chat_template.count_tokens(tokenizer, [before, after]))
+    _check_shared_prompt(shared, recipe, labels)
     limits = np.array([recipe.train.max_length, recipe.serve.max_model_len])
     tokens, answered = table.columns["tokens"], table.columns["answer_tokens"]
     for first, batch in table.texts.batches():
@@ -61,43 +63,45 @@ def count(table: Table, recipe: Recipe, labels: dict[str, str], left: Left, may_
         if not len(rows):
             continue
         texts, targets = batch.column("text").take(rows).to_pylist(), batch.column("target").take(rows).to_pylist()
-        own = np.array(chat_template.token_counts(tokenizer, [text + between for text in texts]), np.int32)
-        answers = [task.answers(spec, task.target_of(target)) for target in targets]
+        own = np.array(chat_template.count_tokens(tokenizer, [text + between for text in texts]), np.int32)
+        answers = [task.training_answers(spec, task.parse_target(target)) for target in targets]
         # Labels are few and come again and again; other answers are as many as rows.
         different = list(dict.fromkeys(chain.from_iterable(answers)))
-        counts = dict(zip(different, chat_template.token_counts(tokenizer, different), strict=True))
+        counts = dict(zip(different, chat_template.count_tokens(tokenizer, different), strict=True))
         answered[first + rows] = [max(counts[answer] for answer in mine) for mine in answers]
         tokens[first + rows] = shared + own + answered[first + rows]
-        close = np.flatnonzero((np.abs(tokens[first + rows, None] - limits) <= SEAM_TOKENS).any(axis=1))
+        close = np.flatnonzero((np.abs(tokens[first + rows, None] - limits) <= BOUNDARY_TOKENS).any(axis=1))
         for at in close:
             conversation = task.messages(spec, {"text": texts[at]})
-            examples = chat_template.examples(tokenizer, [conversation] * len(answers[at]), answers[at])
+            examples = chat_template.render_examples(tokenizer, [conversation] * len(answers[at]), answers[at])
             tokens[first + rows[at]] = max(len(one.prompt_ids) + len(one.completion_ids) for one in examples)
     return tokens
 
 
-def drop_too_long(table: Table, splits: Array, recipe: Recipe, left: Left) -> Room:
+def drop_too_long(table: Table, splits: Array, recipe: Recipe, left: DropDecisions) -> ContextLimit:
     """Makes train rows over max_length, or over what the base can look at, leave, or stops the stage; and rows of
     validation and calibration that no served model could be asked. Test rows stay, for they count. Returns what a
     served model can take.
 
     Raises RecipeError naming the longest train row where data.too_long is fail.
     """
-    context = _context_of(recipe.model)
+    context = _read_context_length(recipe.model)
     _drop_from_train(table, splits, recipe, left, recipe.train.max_length, "too_long")
     if context is not None:
         _drop_from_train(table, splits, recipe, left, context, "too_long_for_base")
-    room = room_of(table, splits, recipe, left, context)
+    room = compute_context_limit(table, splits, recipe, left, context)
     left.drop(~np.isin(splits, (TRAIN, TEST)) & left.stays & ~room.fits(table), "too_long_to_serve")
     return room
 
 
-def _drop_from_train(table: Table, splits: Array, recipe: Recipe, left: Left, limit: int, reason: str) -> None:
+def _drop_from_train(table: Table, splits: Array, recipe: Recipe, left: DropDecisions, limit: int, reason: str) -> None:
     rows = np.flatnonzero((splits == TRAIN) & left.stays & (table.columns["tokens"] > limit))
     if len(rows) and recipe.data.too_long == "fail":
         longest = int(rows[np.argmax(table.columns["tokens"][rows])])
         key, what = (
-            ("train.max_length", "raise train.max_length") if reason == "too_long" else (BASE, "take a longer one")
+            ("train.max_length", "raise train.max_length")
+            if reason == "too_long"
+            else (BASE_LIMIT_NAME, "take a longer one")
         )
         raise RecipeError(
             f"{table.place(longest)}: {len(rows)} train rows are longer than {key} ({limit} tokens), "
@@ -106,18 +110,20 @@ def _drop_from_train(table: Table, splits: Array, recipe: Recipe, left: Left, li
     left.drop(rows, reason)
 
 
-def room_of(table: Table, splits: Array, recipe: Recipe, left: Left, context: int | None) -> Room:
+def compute_context_limit(
+    table: Table, splits: Array, recipe: Recipe, left: DropDecisions, context: int | None
+) -> ContextLimit:
     """Returns what a served model can take, with the limit of answers that training will set. `context` is how many
     tokens the base can look at, None where that is not known."""
     answers = table.columns["answer_tokens"][(splits == TRAIN) & left.stays]
     answer = chat_template.max_answer_tokens(int(answers.max(initial=0)) + 1)
     tokens, key = recipe.serve.max_model_len, "serve.max_model_len"
     if context is not None and context < tokens:
-        tokens, key = context, BASE
-    return Room(tokens, answer, key)
+        tokens, key = context, BASE_LIMIT_NAME
+    return ContextLimit(tokens, answer, key)
 
 
-def _context_of(model: Model) -> int | None:
+def _read_context_length(model: Model) -> int | None:
     """The tokens that a base can look at, by its config.json; None where that does not say, or is not there."""
     from transformers import PreTrainedConfig
 
@@ -129,7 +135,7 @@ def _context_of(model: Model) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _check_opening(shared: int, recipe: Recipe, labels: dict[str, str]) -> None:
+def _check_shared_prompt(shared: int, recipe: Recipe, labels: dict[str, str]) -> None:
     """Raises RecipeError where the part of the prompt that all rows share leaves no room for an input."""
     holds = f"its instruction and {len(labels)} labels" if labels else "its instruction and fields"
     for key, limit in (
@@ -143,10 +149,10 @@ def _check_opening(shared: int, recipe: Recipe, labels: dict[str, str]) -> None:
             )
 
 
-def _seams(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, str, str]:
+def _template_segments(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, str, str]:
     """Returns what stands before the input, between input and answer, and after the answer: the stop token."""
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    before, found, between = text.partition(INPUT)
+    before, found, between = text.partition(INPUT_MARKER)
     if not found:
         raise RecipeError(f"model.base: the chat template of {tokenizer.name_or_path} leaves the message out")
     return before, between, tokenizer.eos_token

@@ -16,27 +16,27 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.dedup.exact import REASONS, TRAIN, Left
+from data_prep.dedup.exact import DROP_REASONS, TRAIN, DropDecisions
 from data_prep.row_table import Array, Table
 from data_prep.rows.columns import slice_columns
 from data_prep.rows.data_row import Rejected
 from insource.config.recipe import Recipe
 from insource.config.schema.data import SPLITS, NotInTrain
-from insource.tasks import KINDS, slice_name
+from insource.tasks import TASKS, slice_name
 from insource.tasks.records import normalizers as values
 from insource.tasks.text_keys import clean
 
-Slices = dict[str, dict[str, Any]]
+SliceCounts = dict[str, dict[str, Any]]
 
 
-def splits_of(
-    folder: Path, table: Table, splits: Array, left: Left, recipe: Recipe, respelt: Callable[[str], str] | None
-) -> Slices:
+def write_splits(
+    folder: Path, table: Table, splits: Array, left: DropDecisions, recipe: Recipe, respelt: Callable[[str], str] | None
+) -> SliceCounts:
     """Writes train.jsonl and its sisters. Returns {slice: {value: {split: rows}}} of what was written.
 
     `respelt` gives a target in the spelling that its labels have (`respelling` of the task); None without labels.
     """
-    seen = _values_in_train(table, splits, left, recipe)
+    seen = _collect_train_values(table, splits, left, recipe)
     counted: dict[str, dict[str, Counter[str]]] = {name: {} for name in recipe.data.slices}
     with ExitStack() as opened:
         files = [
@@ -49,26 +49,26 @@ def splits_of(
                 if not stays[at]:
                     continue
                 split = int(splits[first + at])
-                written = _row(row, recipe, respelt)
+                written = _make_output_row(row, recipe, respelt)
                 if recipe.data.slices:
-                    written["slices"] = _slices(row, seen, recipe)
+                    written["slices"] = _row_slices(row, seen, recipe)
                     for name, value in written["slices"].items():
                         counted[name].setdefault(slice_name(value), Counter())[SPLITS[split]] += 1
                 files[split].write(json.dumps(written, ensure_ascii=False) + "\n")
     return {name: {value: dict(counts) for value, counts in sorted(one.items())} for name, one in counted.items()}
 
 
-def rejected(path: Path, unusable: Iterable[Rejected], table: Table, splits: Array, left: Left) -> None:
+def write_rejected(path: Path, unusable: Iterable[Rejected], table: Table, splits: Array, left: DropDecisions) -> None:
     """Writes rejected.jsonl: rows that could not be used, then rows that had to leave, in the order of the source."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for one in unusable:
             file.write(json.dumps(one.json(), ensure_ascii=False) + "\n")
         for row in np.flatnonzero(~left.stays):
-            file.write(json.dumps(_dropped(int(row), table, splits, left).json(), ensure_ascii=False) + "\n")
+            file.write(json.dumps(_make_dropped(int(row), table, splits, left).json(), ensure_ascii=False) + "\n")
 
 
-def _dropped(row: int, table: Table, splits: Array, left: Left) -> Rejected:
-    reason, other = REASONS[left.reason[row]], int(left.other[row])
+def _make_dropped(row: int, table: Table, splits: Array, left: DropDecisions) -> Rejected:
+    reason, other = DROP_REASONS[left.reason[row]], int(left.other[row])
     prompt = table.columns["tokens"][row] - table.columns["answer_tokens"][row]
     who = f"{table.texts.value('id', other)} in {SPLITS[splits[other]]}" if other >= 0 else ""
     detail = {
@@ -88,24 +88,24 @@ def _dropped(row: int, table: Table, splits: Array, left: Left) -> Rejected:
     return Rejected(file, int(table.columns["line"][row]), row_id, reason, detail, kind="dropped")
 
 
-def _row(row: Mapping[str, Any], recipe: Recipe, respelt: Callable[[str], str] | None) -> dict[str, Any]:
-    text, task = respelt(row["target"]) if respelt else row["target"], KINDS[recipe.task.variant]
-    target = task.target_of(text)
+def _make_output_row(row: Mapping[str, Any], recipe: Recipe, respelt: Callable[[str], str] | None) -> dict[str, Any]:
+    text, task = respelt(row["target"]) if respelt else row["target"], TASKS[recipe.task.variant]
+    target = task.parse_target(text)
     written = {"id": row["id"], "input": {"text": row["text"]}, "target": target, "group": row["group"]}
     if row["references"] is not None:
-        written["references"] = [task.target_of(one) for one in json.loads(row["references"])]
-    return written if text == row["target"] else {**written, "original_target": task.target_of(row["target"])}
+        written["references"] = [task.parse_target(one) for one in json.loads(row["references"])]
+    return written if text == row["target"] else {**written, "original_target": task.parse_target(row["target"])}
 
 
-def _slices(row: Mapping[str, Any], seen: Mapping[str, set[str]], recipe: Recipe) -> dict[str, str | bool]:
+def _row_slices(row: Mapping[str, Any], seen: Mapping[str, set[str]], recipe: Recipe) -> dict[str, str | bool]:
     own = dict(zip(recipe.data.slices, row["slices"].split("\n"), strict=True))
     return {
-        name: _comparable(name, value, recipe) not in seen[name] if name in seen else value
+        name: _equality_key(name, value, recipe) not in seen[name] if name in seen else value
         for name, value in own.items()
     }
 
 
-def _values_in_train(table: Table, splits: Array, left: Left, recipe: Recipe) -> dict[str, set[str]]:
+def _collect_train_values(table: Table, splits: Array, left: DropDecisions, recipe: Recipe) -> dict[str, set[str]]:
     """Returns for each not_in_train slice the values that train has."""
     names = list(recipe.data.slices)
     asked = [name for name, one in recipe.data.slices.items() if isinstance(one, NotInTrain)]
@@ -117,11 +117,11 @@ def _values_in_train(table: Table, splits: Array, left: Left, recipe: Recipe) ->
         for lines in batch.column("slices").filter(mine).to_pylist():
             own = dict(zip(names, lines.split("\n"), strict=True))
             for name in asked:
-                seen[name].add(_comparable(name, own[name], recipe))
+                seen[name].add(_equality_key(name, own[name], recipe))
     return seen
 
 
-def _comparable(name: str, value: str, recipe: Recipe) -> str:
+def _equality_key(name: str, value: str, recipe: Recipe) -> str:
     """A value as its field is compared when it is scored; a column's value but for case."""
     normalizers = recipe.task.normalizers.get(slice_columns(recipe)[name])
     return str(values.normalize(value, normalizers)) if normalizers else clean(value).casefold()

@@ -26,12 +26,19 @@ from demo_data.purchase_layouts import LAYOUTS, Page
 ROWS = 1500
 SEED = 17
 SUPPLIERS = 240
-SCANNED_BADLY = 0.06
-SYMBOLS = {"EUR": "€", "USD": "$", "GBP": "£", "CHF": "CHF"}
-DATES = ("{d:%d/%m/%Y}", "{d:%d.%m.%Y}", "{d:%Y-%m-%d}", "{d.day} {d:%B %Y}", "{d:%d} {d:%b} {d:%Y}", "{d:%d-%m-%y}")
-AMOUNTS = ("{:,.2f}", "{:,.2f}", "{:.2f}", "european")
-NUMBERS = ("{n:05d}", "{kind}-{n:04d}", "2026/{n:04d}", "{n:04d}-26", "A{n:04d}", "R {n:05d}")
-MISREAD = {"o": "0", "l": "1", "i": "l", "m": "rn", "e": "c", "a": "o", "s": "5", "t": "f"}
+SCAN_ERROR_RATE = 0.06
+CURRENCY_SYMBOLS = {"EUR": "€", "USD": "$", "GBP": "£", "CHF": "CHF"}
+DATE_FORMATS = (
+    "{d:%d/%m/%Y}",
+    "{d:%d.%m.%Y}",
+    "{d:%Y-%m-%d}",
+    "{d.day} {d:%B %Y}",
+    "{d:%d} {d:%b} {d:%Y}",
+    "{d:%d-%m-%y}",
+)
+AMOUNT_FORMATS = ("{:,.2f}", "{:,.2f}", "{:.2f}", "european")
+NUMBER_FORMATS = ("{n:05d}", "{kind}-{n:04d}", "2026/{n:04d}", "{n:04d}-26", "A{n:04d}", "R {n:05d}")
+SCAN_ERRORS = {"o": "0", "l": "1", "i": "l", "m": "rn", "e": "c", "a": "o", "s": "5", "t": "f"}
 
 
 @dataclass(frozen=True)
@@ -61,10 +68,10 @@ class Record:
     due_date: str | None
 
 
-def documents(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, Any]]:
+def generate_documents(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, Any]]:
     """Yields `rows` synthetic documents, the same ones for the same arguments, in order of time."""
     rng = random.Random(seed)
-    suppliers = [_supplier(number, rng) for number in range(SUPPLIERS)]
+    suppliers = [_make_supplier(number, rng) for number in range(SUPPLIERS)]
     # A few suppliers write most of the documents, and many write one or two.
     weights = [1 / (rank + 3) for rank in range(SUPPLIERS)]
     now = datetime(2026, 1, 5, 7, 0, tzinfo=UTC)
@@ -72,10 +79,10 @@ def documents(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, Any]]:
         now += timedelta(seconds=rng.expovariate(rows / (240 * 86400)))
         supplier = rng.choices(suppliers, weights)[0]
         layout = supplier.layout if rng.random() < 0.8 else rng.choice(list(LAYOUTS))
-        page, record = _fill(supplier, now.date(), rng)
+        page, record = _fill_page(supplier, now.date(), rng)
         text = "\n".join(LAYOUTS[layout](page, rng))
-        if rng.random() < SCANNED_BADLY:
-            text = _misread(text, page, rng)
+        if rng.random() < SCAN_ERROR_RATE:
+            text = _add_scan_errors(text, page, rng)
         yield {
             "document_id": f"D{number:05d}",
             "received_at": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -86,22 +93,22 @@ def documents(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, Any]]:
         }
 
 
-def _supplier(number: int, rng: random.Random) -> Supplier:
-    currency = rng.choices(list(SYMBOLS), (5, 3, 2, 1))[0]
+def _make_supplier(number: int, rng: random.Random) -> Supplier:
+    currency = rng.choices(list(CURRENCY_SYMBOLS), (5, 3, 2, 1))[0]
     signs = ("{currency} {amount}", "{amount} {currency}", "{symbol}{amount}", "{symbol} {amount}", "{amount} {symbol}")
     return Supplier(
         id=f"S{number:03d}",
-        name=f"{say.STEMS[number % len(say.STEMS)]} {rng.choice(say.TRADES)}{rng.choice(say.FORMS)}",
+        name=f"{say.STEMS[number % len(say.STEMS)]} {rng.choice(say.TRADES)}{rng.choice(say.COMPANY_SUFFIXES)}",
         layout=rng.choice(list(LAYOUTS)),
         currency=currency,
         money=rng.choice(signs),
-        date=rng.choice(DATES),
-        amount=rng.choice(AMOUNTS),
-        number=rng.choice(NUMBERS),
+        date=rng.choice(DATE_FORMATS),
+        amount=rng.choice(AMOUNT_FORMATS),
+        number=rng.choice(NUMBER_FORMATS),
     )
 
 
-def _fill(supplier: Supplier, received: date, rng: random.Random) -> tuple[Page, Record]:
+def _fill_page(supplier: Supplier, received: date, rng: random.Random) -> tuple[Page, Record]:
     """What a page of this supplier says, and what of it is asked for."""
     kind = rng.choices(("invoice", "order"), (0.6, 0.4))[0]
     written = received - timedelta(days=rng.randint(0, 4))
@@ -112,7 +119,7 @@ def _fill(supplier: Supplier, received: date, rng: random.Random) -> tuple[Page,
     ]
     net = sum(count * price for count, _, price in items)
     tax = round(net * 0.2, 2)
-    number = _number(supplier, kind, rng) if rng.random() < 0.94 else None
+    number = _format_number(supplier, kind, rng) if rng.random() < 0.94 else None
     dated = supplier.date.format(d=written) if rng.random() < 0.95 else None
     money = supplier.money if rng.random() < 0.9 else "{amount}"
     priced = kind == "invoice" or rng.random() < 0.85
@@ -124,45 +131,45 @@ def _fill(supplier: Supplier, received: date, rng: random.Random) -> tuple[Page,
         number=number,
         date=dated,
         due=payable,
-        total=_money(supplier, money, net + tax) if priced else None,
-        subtotal=_money(supplier, money, net),
-        tax=_money(supplier, money, tax),
-        items=tuple((count, goods, _amount(supplier, price)) for count, goods, price in items),
+        total=_format_money(supplier, money, net + tax) if priced else None,
+        subtotal=_format_money(supplier, money, net),
+        tax=_format_money(supplier, money, tax),
+        items=tuple((count, goods, _format_amount(supplier, price)) for count, goods, price in items),
         other_number=str(rng.randint(10000, 99999)),
         other_date=supplier.date.format(d=written + timedelta(days=rng.choice((-9, -6, 3, 5, 8)))),
     )
     currency = supplier.currency if priced and money != "{amount}" else None
-    total = _amount(supplier, net + tax) if priced else None
+    total = _format_amount(supplier, net + tax) if priced else None
     return page, Record(kind, supplier.name, number, dated, currency, total, payable)
 
 
-def _number(supplier: Supplier, kind: str, rng: random.Random) -> str:
+def _format_number(supplier: Supplier, kind: str, rng: random.Random) -> str:
     return supplier.number.format(n=rng.randint(100, 9999), kind="INV" if kind == "invoice" else "PO")
 
 
-def _amount(supplier: Supplier, value: float) -> str:
+def _format_amount(supplier: Supplier, value: float) -> str:
     if supplier.amount == "european":
         return f"{value:,.2f}".translate(str.maketrans(",.", ".,"))
     return supplier.amount.format(value)
 
 
-def _money(supplier: Supplier, money: str, value: float) -> str:
-    sign = SYMBOLS[supplier.currency]
-    return money.format(amount=_amount(supplier, value), symbol=sign, currency=supplier.currency)
+def _format_money(supplier: Supplier, money: str, value: float) -> str:
+    sign = CURRENCY_SYMBOLS[supplier.currency]
+    return money.format(amount=_format_amount(supplier, value), symbol=sign, currency=supplier.currency)
 
 
-def _misread(text: str, page: Page, rng: random.Random) -> str:
+def _add_scan_errors(text: str, page: Page, rng: random.Random) -> str:
     """One to three letters as a poor scan shows them, none of them in a value that is asked for."""
     kept = [value for value in (page.supplier, page.number, page.date, page.due, page.total) if value]
     for _ in range(rng.randint(1, 3)):
-        held = {at for value in kept for start in _starts(text, value) for at in range(start, start + len(value))}
-        if free := [at for at, one in enumerate(text) if one in MISREAD and at not in held]:
+        held = {at for value in kept for start in _find_starts(text, value) for at in range(start, start + len(value))}
+        if free := [at for at, one in enumerate(text) if one in SCAN_ERRORS and at not in held]:
             at = rng.choice(free)
-            text = text[:at] + MISREAD[text[at]] + text[at + 1 :]
+            text = text[:at] + SCAN_ERRORS[text[at]] + text[at + 1 :]
     return text
 
 
-def _starts(text: str, value: str) -> Iterator[int]:
+def _find_starts(text: str, value: str) -> Iterator[int]:
     at = text.find(value)
     while at >= 0:
         yield at
@@ -177,7 +184,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    for document in documents(arguments.rows, arguments.seed):
+    for document in generate_documents(arguments.rows, arguments.seed):
         print(json.dumps(document, ensure_ascii=False))
 
 

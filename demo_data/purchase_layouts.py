@@ -32,7 +32,7 @@ class Page:
     other_date: str
 
 
-def _letter(page: Page, rng: random.Random) -> list[str]:
+def _write_letter(page: Page, rng: random.Random) -> list[str]:
     """The sender on top, each fact on a line of its own, the sums at the end."""
     place = f"{rng.choice(say.STREETS)} {rng.randint(1, 99)}, {rng.choice(say.TOWNS)}"
     title = rng.choice(say.TITLES[page.kind])
@@ -42,14 +42,14 @@ def _letter(page: Page, rng: random.Random) -> list[str]:
         lines.append(f"{rng.choice(say.DATE[page.kind])}: {page.date}")
     lines.append(f"{rng.choice(say.BUYER)}: {page.buyer}" if ours else f"To: {page.supplier}")
     if rng.random() < 0.3:
-        lines.append(_other(page, rng))
-    lines += _items(page, rng) + _sums(page, rng)
+        lines.append(_distractor_line(page, rng))
+    lines += _item_lines(page, rng) + _total_lines(page, rng)
     if rng.random() < 0.4:
         lines.append(rng.choice(say.CLOSINGS))
     return lines
 
 
-def _form(page: Page, rng: random.Random) -> list[str]:
+def _write_form(page: Page, rng: random.Random) -> list[str]:
     """A form with its fields in any order."""
     facts = [
         (rng.choice(say.SUPPLIER), page.supplier),
@@ -59,12 +59,12 @@ def _form(page: Page, rng: random.Random) -> list[str]:
     ]
     lines = [f"{label}: {value}" for label, value in facts if value]
     if rng.random() < 0.5:
-        lines.append(_other(page, rng))
+        lines.append(_distractor_line(page, rng))
     rng.shuffle(lines)
-    return [rng.choice(say.TITLES[page.kind]), *lines, *_items(page, rng), *_sums(page, rng)]
+    return [rng.choice(say.TITLES[page.kind]), *lines, *_item_lines(page, rng), *_total_lines(page, rng)]
 
 
-def _columns(page: Page, rng: random.Random) -> list[str]:
+def _write_columns(page: Page, rng: random.Random) -> list[str]:
     """A table read line by line: a row of headings, and the values in the row below."""
     facts = [
         (rng.choice(say.NUMBER[page.kind]), page.number),
@@ -77,10 +77,10 @@ def _columns(page: Page, rng: random.Random) -> list[str]:
     lines = [rng.choice(say.TITLES[page.kind]).upper(), *heads]
     lines += [" | ".join(label for label, _ in there), " | ".join(value for _, value in there)]
     lines += [f"{goods} | {count} | {price}" for count, goods, price in page.items]
-    return lines + _amounts(page, rng)
+    return lines + _amount_lines(page, rng)
 
 
-def _email(page: Page, rng: random.Random) -> list[str]:
+def _write_email(page: Page, rng: random.Random) -> list[str]:
     """A few sentences, signed by the one who sends them."""
     goods = " and ".join(f"{count} {name}" for count, name, _ in page.items[:2])
     number = f"{rng.choice((' ', ' no. ', ' number '))}{page.number}" if page.number else ""
@@ -98,7 +98,7 @@ def _email(page: Page, rng: random.Random) -> list[str]:
     return [*lines, rng.choice(say.SIGN_OFFS), rng.choice(say.PEOPLE), *signed]
 
 
-def _portal(page: Page, rng: random.Random) -> list[str]:
+def _write_portal_notice(page: Page, rng: random.Random) -> list[str]:
     """A notice from a purchasing portal: one dense paragraph."""
     title = rng.choice(say.TITLES[page.kind])
     parts = [f"{title} {page.number}" if page.number else title, f"{page.supplier} to {page.buyer}"]
@@ -108,26 +108,30 @@ def _portal(page: Page, rng: random.Random) -> list[str]:
         parts.append(f"{rng.choice(say.DATE[page.kind]).lower()} {page.date}")
     parts += [f"{count} x {goods} at {price}" for count, goods, price in page.items]
     if rng.random() < 0.4:
-        parts.append(_other(page, rng).lower())
-    return ["; ".join(parts), *_sums(page, rng)]
+        parts.append(_distractor_line(page, rng).lower())
+    return ["; ".join(parts), *_total_lines(page, rng)]
 
 
 LAYOUTS: dict[str, Callable[[Page, random.Random], list[str]]] = {
-    "letter": _letter, "form": _form, "columns": _columns, "email": _email, "portal": _portal,
-}  # fmt: skip
+    "letter": _write_letter,
+    "form": _write_form,
+    "columns": _write_columns,
+    "email": _write_email,
+    "portal": _write_portal_notice,
+}
 
 
-def _items(page: Page, rng: random.Random) -> list[str]:
+def _item_lines(page: Page, rng: random.Random) -> list[str]:
     form = rng.choice(("{count} x {goods} {price}", "{goods}, {count} at {price}", "{count} {goods} @ {price}"))
     return [form.format(count=count, goods=goods, price=price) for count, goods, price in page.items]
 
 
-def _sums(page: Page, rng: random.Random) -> list[str]:
+def _total_lines(page: Page, rng: random.Random) -> list[str]:
     due = [f"{rng.choice(say.DUE)}: {page.due}"] if page.due else []
-    return due + _amounts(page, rng) if rng.random() < 0.3 else _amounts(page, rng) + due
+    return due + _amount_lines(page, rng) if rng.random() < 0.3 else _amount_lines(page, rng) + due
 
 
-def _amounts(page: Page, rng: random.Random) -> list[str]:
+def _amount_lines(page: Page, rng: random.Random) -> list[str]:
     if page.total is None:
         return []
     lines = []
@@ -136,7 +140,7 @@ def _amounts(page: Page, rng: random.Random) -> list[str]:
     return [*lines, f"{rng.choice(say.TOTAL[page.kind])}{rng.choice((': ', ' '))}{page.total}"]
 
 
-def _other(page: Page, rng: random.Random) -> str:
+def _distractor_line(page: Page, rng: random.Random) -> str:
     if rng.random() < 0.5:
         return f"{rng.choice(say.OTHER_NUMBERS)}: {page.other_number}"
     return f"{rng.choice(say.OTHER_DATES)}: {page.other_date}"

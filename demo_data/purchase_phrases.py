@@ -15,7 +15,7 @@ TRADES = (
     "Timber", "Paper", "Tools", "Lighting", "Foods", "Cables", "Pumps", "Glass", "Textiles", "Bearings", "Packaging",
     "Paints", "Metals", "Stationery", "Bakery", "Flooring",
 )
-FORMS = ("", "", "", " Ltd", " GmbH", " Inc", " and Sons", " Trading", " Supplies")
+COMPANY_SUFFIXES = ("", "", "", " Ltd", " GmbH", " Inc", " and Sons", " Trading", " Supplies")
 BUYERS = (
     "Hotel Miravel", "Clinic Sundholt", "Café Lindenau", "School of Tarnby", "Museum Ostvik", "Garage Felden",
     "Studio Marisol", "Bistro Calluna", "Theatre Rondell", "Harbour Office Selm", "Library Westrup", "Farm Solbakken",

@@ -21,26 +21,26 @@ ROWS = 800
 SEED = 17
 
 
-def pairs(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, str]]:
+def generate_pairs(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, str]]:
     """Yields `rows` synthetic messages with two replies each, the same ones for the same arguments."""
     rng = random.Random(seed)
     for number in range(rows):
         device = rng.choice(say.DEVICES)
         questions, facts = rng.choice(say.TOPICS)
-        message = _message(rng.choice(questions).format(device=device), rng)
-        rule = rng.choice(list(BROKEN))
+        message = _write_message(rng.choice(questions).format(device=device), rng)
+        rule = rng.choice(list(STYLE_BREAKS))
         fact, other = rng.sample(facts, 2)
         yield {
             "message_id": f"M{number:05d}",
             "broken_rule": rule,
             "message": message,
-            "chosen": _joined(*_friendly(fact, rng)).format(device=device),
+            "chosen": _join(*_write_friendly(fact, rng)).format(device=device),
             # Mostly in other words, so that what both have in common does not give the rule away.
-            "rejected": _joined(*BROKEN[rule](other if rng.random() < 0.7 else fact, rng)).format(device=device),
+            "rejected": _join(*STYLE_BREAKS[rule](other if rng.random() < 0.7 else fact, rng)).format(device=device),
         }
 
 
-def _message(question: str, rng: random.Random) -> str:
+def _write_message(question: str, rng: random.Random) -> str:
     parts = [rng.choice(say.GREETINGS)] if rng.random() < 0.6 else []
     parts += [rng.choice(say.CHATTER)] if rng.random() < 0.6 else []
     parts += [question[:1].upper() + question[1:]]
@@ -49,40 +49,40 @@ def _message(question: str, rng: random.Random) -> str:
     return text.lower() if rng.random() < 0.2 else text
 
 
-def _friendly(fact: str, rng: random.Random) -> list[str]:
+def _write_friendly(fact: str, rng: random.Random) -> list[str]:
     """The house style: a word of thanks before the answer, or an offer behind it, or both."""
     before, behind = rng.choice(((True, False), (False, True), (True, True)))
     return [*([rng.choice(say.OPENERS)] if before else []), fact, *([rng.choice(say.CLOSERS)] if behind else [])]
 
 
-def _promises(fact: str, rng: random.Random) -> list[str]:
+def _write_promise(fact: str, rng: random.Random) -> list[str]:
     opener = [rng.choice(say.OPENERS)] if rng.random() < 0.5 else []
     return [*opener, fact, rng.choice(say.PROMISES)]
 
 
-def _impolite(fact: str, rng: random.Random) -> list[str]:
+def _write_impolite(fact: str, rng: random.Random) -> list[str]:
     rude = rng.choice(say.RUDE)
     return [rude, fact] if rng.random() < 0.6 else [fact, rude]
 
 
-def _evades(fact: str, rng: random.Random) -> list[str]:
+def _write_evasive(fact: str, rng: random.Random) -> list[str]:
     return [rng.choice(say.OPENERS), *rng.sample(say.EVASIONS, rng.randint(1, 2))]
 
 
-def _rambles(fact: str, rng: random.Random) -> list[str]:
+def _write_rambling(fact: str, rng: random.Random) -> list[str]:
     filler = rng.sample(say.FILLER, 3)
     return [rng.choice(say.OPENERS), *filler[:2], fact, filler[2]]
 
 
-BROKEN: dict[str, Callable[[str, random.Random], list[str]]] = {
-    "promises": _promises,
-    "impolite": _impolite,
-    "evades": _evades,
-    "rambles": _rambles,
+STYLE_BREAKS: dict[str, Callable[[str, random.Random], list[str]]] = {
+    "promises": _write_promise,
+    "impolite": _write_impolite,
+    "evades": _write_evasive,
+    "rambles": _write_rambling,
 }
 
 
-def _joined(*sentences: str) -> str:
+def _join(*sentences: str) -> str:
     return " ".join(sentences)
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    for one in pairs(arguments.rows, arguments.seed):
+    for one in generate_pairs(arguments.rows, arguments.seed):
         print(json.dumps(one, ensure_ascii=False))
 
 

@@ -172,17 +172,17 @@ WISHES: dict[str, tuple[str, ...]] = {
         "can you explain that to me", "somebody should tell me the reason",
     ),
 }
-WISHES_OF = {
+WISHES_BY_PROBLEM = {
     "arrival": ("a refund", "a replacement", "a return label", "part of the price back"),
     "delivery": ("a refund", "a replacement", "a delivery date", "cancellation"),
     "fault": ("a refund", "a replacement", "a repair", "a call", "help by chat"),
     "money": ("a refund", "a call", "an explanation"),
 }
-CHANGED = (
+CHANGED_WISHES = (
     "first I thought of {other}, but no: {wish}", "I do not want {other}, {wish}",
     "your colleague offered {other}, I said no. So {wish}", "not {other}, thanks, {wish}",
 )
-TRIED: dict[str, tuple[str, ...]] = {
+ATTEMPTED_FIXES: dict[str, tuple[str, ...]] = {
     "a restart": (
         "I switched it off and on again", "I took the plug out and put it back",
         "turning it off and on does not help",
@@ -229,11 +229,11 @@ WELCOMES = (
     "Hello, how can I help?", "Good to see you. What is it about?", "Hi, I am here. Tell me.",
     "Welcome, what can I do?",
 )
-ASKS_ORDER = (
+ORDER_QUESTIONS = (
     "Which order is that?", "Sorry to hear that. Do you have the order number?", "What is your order number?",
     "I see. Under which order?",
 )
-ASKS_WISH = (
+WISH_QUESTIONS = (
     "Thank you. What shall we do?", "Thanks. How can I make up for it?", "Got it. What would you like?",
     "And what would help you most?",
 )

@@ -44,17 +44,17 @@ class Case:
         return line + (f" Urgent: {self.deadline[0]}." if self.deadline else "")
 
 
-def conversations(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, str]]:
+def generate_conversations(rows: int = ROWS, seed: int = SEED) -> Iterator[dict[str, str]]:
     """Yields `rows` synthetic conversations with their summaries, the same ones for the same arguments."""
     rng = random.Random(seed)
     for number in range(rows):
         channel = rng.choices(list(CHANNELS), list(CHANNELS.values()))[0]
-        case = _case(rng)
-        text = _chat(case, rng) if channel == "chat" else _email(case, rng)
+        case = _make_case(rng)
+        text = _write_chat(case, rng) if channel == "chat" else _write_email(case, rng)
         yield {"conversation_id": f"S{number:05d}", "channel": channel, "text": text, "summary": case.summary()}
 
 
-def _case(rng: random.Random) -> Case:
+def _make_case(rng: random.Random) -> Case:
     device, other, another = rng.sample(say.DEVICES, 3)
     group = rng.choice(list(say.PROBLEMS))
     slots = {
@@ -67,62 +67,64 @@ def _case(rng: random.Random) -> Case:
         "amount": f"{rng.randint(5, 240)} euros",
     }
     problem, told = rng.choice(list(say.PROBLEMS[group].items()))
-    wish = rng.choice(say.WISHES_OF[group])
-    given_up = rng.choice([one for one in say.WISHES_OF[group] if one != wish])
+    wish = rng.choice(say.WISHES_BY_PROBLEM[group])
+    given_up = rng.choice([one for one in say.WISHES_BY_PROBLEM[group] if one != wish])
     wished = rng.choice(say.WISHES[wish])
     if rng.random() < 0.25:
-        wished = rng.choice(say.CHANGED).format(other=given_up, wish=wished)
-    tried = rng.choice(list(say.TRIED.items())) if group == "fault" and rng.random() < 0.6 else None
+        wished = rng.choice(say.CHANGED_WISHES).format(other=given_up, wish=wished)
+    tried = rng.choice(list(say.ATTEMPTED_FIXES.items())) if group == "fault" and rng.random() < 0.6 else None
     deadline = rng.choice(list(say.DEADLINES.items())) if rng.random() < 0.3 else None
     return Case(
         device=device,
-        order=_order(rng) if rng.random() < 0.8 else None,
+        order=_make_order_number(rng) if rng.random() < 0.8 else None,
         problem=(problem.format(**slots), rng.choice(told).format(**slots)),
         wish=(wish, wished),
         tried=tried and (tried[0], rng.choice(tried[1])),
         deadline=deadline and (deadline[0].format(**slots), rng.choice(deadline[1]).format(**slots)),
-        aside=rng.choice(say.ASIDES).format(other=another, order=_order(rng)) if rng.random() < 0.5 else None,
+        aside=rng.choice(say.ASIDES).format(other=another, order=_make_order_number(rng))
+        if rng.random() < 0.5
+        else None,
     )
 
 
-def _order(rng: random.Random) -> str:
+def _make_order_number(rng: random.Random) -> str:
     return str(rng.randint(10000, 99999))
 
 
-def _chat(case: Case, rng: random.Random) -> str:
+def _write_chat(case: Case, rng: random.Random) -> str:
     """Turns of customer and agent: the agent asks for what has not been said yet."""
     ordered = case.order and rng.choice(say.ORDERS).format(order=case.order)
     lines = []
     if rng.random() < 0.5:
         lines = [f"Customer: {rng.choice(say.HELLOS)}", f"Agent: {rng.choice(say.WELCOMES)}"]
     early, late = (case.aside, None) if rng.random() < 0.6 else (None, case.aside)
-    lines.append(f"Customer: {' '.join(_sentences(rng, case.problem[1], early))}")
-    lines.append(f"Agent: {rng.choice(say.ASKS_ORDER)}")
-    lines.append(f"Customer: {_capital(ordered or rng.choice(say.NO_ORDER))}.")
-    lines.append(f"Agent: {rng.choice(say.ASKS_WISH)}")
-    last = _sentences(rng, case.tried and case.tried[1], late, case.wish[1], case.deadline and case.deadline[1])
+    lines.append(f"Customer: {' '.join(_write_sentences(rng, case.problem[1], early))}")
+    lines.append(f"Agent: {rng.choice(say.ORDER_QUESTIONS)}")
+    lines.append(f"Customer: {_capitalize(ordered or rng.choice(say.NO_ORDER))}.")
+    lines.append(f"Agent: {rng.choice(say.WISH_QUESTIONS)}")
+    last = _write_sentences(rng, case.tried and case.tried[1], late, case.wish[1], case.deadline and case.deadline[1])
     lines.append(f"Customer: {' '.join(last)}")
     text = "\n".join(lines)
     return text.lower().replace("customer:", "Customer:").replace("agent:", "Agent:") if rng.random() < 0.2 else text
 
 
-def _email(case: Case, rng: random.Random) -> str:
+def _write_email(case: Case, rng: random.Random) -> str:
     """One message that says everything, in an order of its own."""
     ordered = case.order and rng.choice(say.ORDERS).format(order=case.order)
     middle = [case.problem[1], ordered, case.aside, case.tried and case.tried[1]]
     rng.shuffle(middle)
-    body = _sentences(rng, *middle, case.wish[1], case.deadline and case.deadline[1])
+    body = _write_sentences(rng, *middle, case.wish[1], case.deadline and case.deadline[1])
     if rng.random() < 0.5:
         body.insert(0, rng.choice(say.CHATTER))
     parts = [rng.choice(say.GREETINGS), " ".join(body), rng.choice(say.SIGN_OFFS)]
     return "\n".join(parts)
 
 
-def _sentences(rng: random.Random, *parts: str | None) -> list[str]:
-    return [_capital(part) + rng.choice((".", ".", ".", "!")) for part in parts if part]
+def _write_sentences(rng: random.Random, *parts: str | None) -> list[str]:
+    return [_capitalize(part) + rng.choice((".", ".", ".", "!")) for part in parts if part]
 
 
-def _capital(text: str) -> str:
+def _capitalize(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
@@ -134,7 +136,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    for one in conversations(arguments.rows, arguments.seed):
+    for one in generate_conversations(arguments.rows, arguments.seed):
         print(json.dumps(one, ensure_ascii=False))
 
 

@@ -25,29 +25,29 @@ ROWS = 8000
 SEED = 17
 LABEL_NOISE = 0.03
 CHANNELS = {"email": 0.45, "chat": 0.35, "web form": 0.2}
-WEIGHTS = {
+QUEUE_WEIGHTS = {
     "delivery_delay": 1.6, "device_fault": 1.5, "refund_status": 1.2, "billing_dispute": 1.1, "device_setup": 1.1,
     "return_exchange": 1.0, "account_access": 1.0, "plan_change": 0.9, "damaged_item": 0.9, "product_question": 0.8,
     "account_details": 0.7, "privacy_request": 0.5,
 }  # fmt: skip
 # Mistakes of the people who file tickets go to a neighbouring queue, not to any queue.
-MISFILED = {
+CONFUSED_QUEUES = {
     "billing_dispute": "refund_status", "refund_status": "return_exchange", "return_exchange": "refund_status",
     "delivery_delay": "damaged_item", "damaged_item": "return_exchange", "device_setup": "device_fault",
     "device_fault": "device_setup", "account_access": "account_details", "plan_change": "billing_dispute",
     "account_details": "account_access", "product_question": "device_setup", "privacy_request": "account_details",
 }  # fmt: skip
 
-SETTLED = (
+RESOLVED_TEMPLATES = (
     "{other}. {core}", "{other}, but {core}", "{core}. By the way, {other}", "{core} ({other})",
     "first of all {other}. Something else: {core}",
 )  # fmt: skip
-NOT_MEANT = (
+DENIED_TEMPLATES = (
     "this is not about {topic}: {core}", "{core}. No question about {topic}",
     "I do not write because of {topic}. {core}",
     "forget {topic}, {core}", "{core}, {topic} is not the problem", "no need to look at {topic}. {core}",
 )  # fmt: skip
-TWO_REQUESTS = (
+TWO_REQUEST_TEMPLATES = (
     "{core}. That is urgent. {topic} can wait", "{core}. Later on I will also ask about {topic}",
     "I also have something about {topic}, but first: {core}", "{core}! {second}, but only when that is solved",
     "{second}, though that is for another day. What matters now: {core}", "{core}. {second} too, in a separate ticket",
@@ -57,7 +57,18 @@ SLOT = re.compile(r"<(\w+)>")
 QUESTION = re.compile(
     r"(where|when|why|what|which|who|how|is|are|do|does|did|can|could|will|would|have you|has) ", re.IGNORECASE
 )
-KEYBOARD = {"a": "s", "e": "r", "i": "o", "n": "m", "o": "p", "r": "t", "s": "d", "t": "y", "l": "k", "c": "v"}
+KEYBOARD_NEIGHBORS = {
+    "a": "s",
+    "e": "r",
+    "i": "o",
+    "n": "m",
+    "o": "p",
+    "r": "t",
+    "s": "d",
+    "t": "y",
+    "l": "k",
+    "c": "v",
+}
 
 
 @dataclass(frozen=True)
@@ -72,14 +83,14 @@ class Ticket:
     queue: str
 
 
-def tickets(rows: int = ROWS, seed: int = SEED) -> Iterator[Ticket]:
+def generate_tickets(rows: int = ROWS, seed: int = SEED) -> Iterator[Ticket]:
     """Yields `rows` synthetic tickets, the same ones for the same arguments, in order of time."""
     rng = random.Random(seed)
     now = datetime(2026, 1, 5, 7, 0, tzinfo=UTC)
     step_seconds = 200 * 86400 / rows
     for number in range(rows):
         now += timedelta(seconds=rng.expovariate(1 / step_seconds))
-        queue = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        queue = rng.choices(list(QUEUE_WEIGHTS), list(QUEUE_WEIGHTS.values()))[0]
         channel = rng.choices(list(CHANNELS), list(CHANNELS.values()))[0]
         message = write_message(queue, channel, rng)
         yield Ticket(
@@ -88,16 +99,16 @@ def tickets(rows: int = ROWS, seed: int = SEED) -> Iterator[Ticket]:
             channel=channel,
             customer_id=f"C{int(rows * 0.6 * rng.random() ** 1.5):05d}",
             message=message,
-            queue=MISFILED[queue] if rng.random() < LABEL_NOISE else queue,
+            queue=CONFUSED_QUEUES[queue] if rng.random() < LABEL_NOISE else queue,
         )
 
 
 def write_message(queue: str, channel: str, rng: random.Random) -> str:
     """Returns one message whose request belongs to `queue`, in the manner of `channel`."""
-    text = _capitalise(_content(queue, rng))
+    text = _capitalize(_write_content(queue, rng))
     if rng.random() < 0.35:
         noise = rng.choice(NOISE)
-        text = f"{_capitalise(noise)}. {text}" if rng.random() < 0.6 else f"{text}. {_capitalise(noise)}"
+        text = f"{_capitalize(noise)}. {text}" if rng.random() < 0.6 else f"{text}. {_capitalize(noise)}"
     text = _punctuate(text, rng)
     if channel == "email":
         line_break = rng.choice(("\n", " "))
@@ -108,15 +119,15 @@ def write_message(queue: str, channel: str, rng: random.Random) -> str:
     if channel == "chat" and rng.random() < 0.6:
         text = text.lower().replace("'", "")
     if rng.random() < (0.5 if channel == "chat" else 0.2):
-        text = _mistype(text, rng)
+        text = _add_typos(text, rng)
     return text
 
 
-def _content(queue: str, rng: random.Random) -> str:
+def _write_content(queue: str, rng: random.Random) -> str:
     """The request alone, or the request beside another matter that must not decide the queue."""
     core = _expand(rng.choice(QUEUES[queue].core), rng)
     other = QUEUES[rng.choice([name for name in QUEUES if name != queue])]
-    kind = rng.choices((None, SETTLED, NOT_MEANT, TWO_REQUESTS), (0.48, 0.18, 0.14, 0.2))[0]
+    kind = rng.choices((None, RESOLVED_TEMPLATES, DENIED_TEMPLATES, TWO_REQUEST_TEMPLATES), (0.48, 0.18, 0.14, 0.2))[0]
     if kind is None:
         return core
     return rng.choice(kind).format(
@@ -131,12 +142,12 @@ def _expand(pattern: str, rng: random.Random) -> str:
     """Resolves `[a|b]` from the inside out and `<slot>` until nothing is left to resolve."""
     while True:
         pattern, choices = CHOICE.subn(lambda found: rng.choice(found[1].split("|")), pattern)
-        pattern, slots = SLOT.subn(lambda found: _slot(found[1], rng), pattern)
+        pattern, slots = SLOT.subn(lambda found: _fill_slot(found[1], rng), pattern)
         if not choices and not slots:
             return re.sub(r" +(?=[ ,.:!?])", "", pattern).strip()
 
 
-def _slot(name: str, rng: random.Random) -> str:
+def _fill_slot(name: str, rng: random.Random) -> str:
     if name == "signature":
         return rng.choice(SIGNATURES)
     if name == "phone":
@@ -147,7 +158,7 @@ def _slot(name: str, rng: random.Random) -> str:
     return rng.choice(SLOTS[name])
 
 
-def _mistype(text: str, rng: random.Random) -> str:
+def _add_typos(text: str, rng: random.Random) -> str:
     """One to three slips of the finger: a letter swapped, dropped, doubled or hit beside its key."""
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(len(text) - 1)
@@ -161,7 +172,7 @@ def _mistype(text: str, rng: random.Random) -> str:
         elif slip == "double":
             text = text[:at] + text[at] + text[at:]
         else:
-            text = text[:at] + KEYBOARD.get(text[at].lower(), text[at]) + text[at + 1 :]
+            text = text[:at] + KEYBOARD_NEIGHBORS.get(text[at].lower(), text[at]) + text[at + 1 :]
     return text
 
 
@@ -171,11 +182,11 @@ def _punctuate(text: str, rng: random.Random) -> str:
     for at, sentence in enumerate(sentences):
         stop = "?" if QUESTION.match(sentence) else rng.choice((".", ".", ".", "!", ""))
         if rng.random() < 0.8 and sentence[-1] not in "!?)":
-            sentences[at] = _capitalise(sentence.rstrip(".") + stop)
+            sentences[at] = _capitalize(sentence.rstrip(".") + stop)
     return " ".join(sentences)
 
 
-def _capitalise(text: str) -> str:
+def _capitalize(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
@@ -186,7 +197,7 @@ def main() -> None:
     arguments = parser.parse_args()
     writer = csv.DictWriter(sys.stdout, [field.name for field in fields(Ticket)], lineterminator="\n")
     writer.writeheader()
-    for ticket in tickets(arguments.rows, arguments.seed):
+    for ticket in generate_tickets(arguments.rows, arguments.seed):
         writer.writerow(asdict(ticket))
 
 

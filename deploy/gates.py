@@ -8,18 +8,18 @@ from insource.system import atomic_files
 from insource.tracking.run import Run
 
 
-def closed(run: Run, recipe: Recipe) -> list[str]:
+def find_failures(run: Run, recipe: Recipe) -> list[str]:
     """Returns why the adapter of a run may not be deployed, each with what to do; nothing where it may."""
     again = f"`make parity RECIPE={run.recipe_name} RUN={run.id}`"
-    if run.stage("train").get("state") != "done" or not (run.folder / "adapter" / atomic_files.SUMS).is_file():
+    if run.stage("train").get("state") != "done" or not (run.folder / "adapter" / atomic_files.CHECKSUMS).is_file():
         return [f"run {run.id} is not trained to its end; `make train RECIPE={run.recipe_name}` goes on"]
     if why := recipe.lora.unservable:
         return [f"lora.{why}, and adapters are deployed unmerged; serve the merged model by `make serve`"]
     parity, found = run.stage("parity"), []
-    sums = atomic_files.sha256(run.folder / "adapter" / atomic_files.SUMS)
+    sums = atomic_files.sha256(run.folder / "adapter" / atomic_files.CHECKSUMS)
     if not parity:
         found.append(f"parity was not measured, so nothing tells whether vLLM answers what was trained; {again}")
-    elif parity["inputs"].get(f"adapter/{atomic_files.SUMS}") != sums:
+    elif parity["inputs"].get(f"adapter/{atomic_files.CHECKSUMS}") != sums:
         found.append(f"parity was measured on another adapter than this one; {again}")
     elif told := _adapter_failure(parity):
         found.append(f"parity of the adapter failed: {told}")

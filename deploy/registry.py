@@ -27,22 +27,22 @@ from typing import Any, BinaryIO
 from insource.config.errors import RecipeError, StageError
 from insource.system import atomic_files
 from insource.tracking.base_models import base_store
-from insource.tracking.run import REFERENCES, Run, now
+from insource.tracking.run import REFERENCES_FILE, Run, utc_timestamp
 
 CURRENT = "current"
 
 
-def folder(given: str | None) -> Path:
+def registry_root(given: str | None) -> Path:
     """Returns where deployed versions are kept: what is given, else REGISTRY, else `registry` in the current folder."""
     return Path(given or os.environ.get("REGISTRY") or "registry").absolute()
 
 
-def version_of(adapter: Path) -> str:
+def compute_version(adapter: Path) -> str:
     """Returns the version of an adapter folder: a digest of the hashes of all its files."""
-    return atomic_files.sha256(adapter / atomic_files.SUMS)[:16]
+    return atomic_files.sha256(adapter / atomic_files.CHECKSUMS)[:16]
 
 
-def current(place: Path) -> str | None:
+def current_version(place: Path) -> str | None:
     """Returns the version that is deployed below registry/<name>, None where there is none."""
     try:
         return (place / CURRENT).readlink().name
@@ -58,12 +58,12 @@ def deployed_at(place: Path) -> int:
         return 0
 
 
-def history(place: Path) -> list[dict[str, Any]]:
+def read_history(place: Path) -> list[dict[str, Any]]:
     """Returns what was deployed and rolled back, oldest first. A line that a full disk or a kill has torn is left out:
     what it tells of was not made current."""
     path = place / "history.jsonl"
     lines = path.read_bytes().split(b"\n") if path.exists() else []
-    return [one for line in lines if isinstance(one := _read(line), dict) and {"action", "to"} <= one.keys()]
+    return [one for line in lines if isinstance(one := _parse_line(line), dict) and {"action", "to"} <= one.keys()]
 
 
 def promote(place: Path, run: Run, overridden: list[str], routing: Mapping[str, Any] | None = None) -> str:
@@ -72,49 +72,49 @@ def promote(place: Path, run: Run, overridden: list[str], routing: Mapping[str, 
     `overridden` are the gates that said no and were forced, `routing` what the gateway routes by (deploy/routing.py).
     Raises StageError where the copy is not what was trained.
     """
-    if not (run.folder / "adapter" / atomic_files.SUMS).is_file():
+    if not (run.folder / "adapter" / atomic_files.CHECKSUMS).is_file():
         raise StageError(f"run {run.id} has no adapter to deploy; `make train RECIPE={run.recipe_name}` makes one")
-    version = version_of(run.folder / "adapter")
-    with locked(place):
+    version = compute_version(run.folder / "adapter")
+    with lock_model(place):
         target = place / "versions" / version
-        if not whole(target):
+        if not is_complete(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_files.whole_folder(target) as aside:
+            with atomic_files.atomic_folder(target) as aside:
                 shutil.copytree(run.folder / "adapter", aside / "adapter")
                 shutil.copyfile(run.folder / "recipe.yaml", aside / "recipe.yaml")
                 if run.references.parent == run.folder:
-                    shutil.copyfile(run.references, aside / REFERENCES)
-                base = keep_base(place, run)
-                about = {"run_id": run.id, "recipe": run.recipe_name, "promoted": now(), "base": base}
+                    shutil.copyfile(run.references, aside / REFERENCES_FILE)
+                base = copy_base(place, run)
+                about = {"run_id": run.id, "recipe": run.recipe_name, "promoted": utc_timestamp(), "base": base}
                 atomic_files.write_json(aside / "version.json", about)
-                if told := atomic_files.changed(aside / "adapter"):
+                if told := atomic_files.find_changes(aside / "adapter"):
                     raise StageError(f"the adapter of run {run.id} is not as training wrote it: {'; '.join(told)}")
                 Run(aside).check_references(atomic_files.read_json(aside / "adapter" / "prompt.json"))
         line: dict[str, Any] = {"action": "deploy", "run_id": run.id, "forced": bool(overridden)}
         line |= {"overridden": overridden} | ({"routing": dict(routing)} if routing else {})
-        point(place, version, line)
+        set_current(place, version, line)
     return version
 
 
-def keep_base(place: Path, run: Run) -> dict[str, Any] | None:
+def copy_base(place: Path, run: Run) -> dict[str, Any] | None:
     """Returns the record of the base that a run was trained on, copied beside the versions; None for a published base.
 
     Raises StageError where it is not there as a whole.
     """
-    record = base_store.trained(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
+    record = base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
     if record is None:
         return None
-    target = place.parent / base_store.BASES / record["digest"]
-    if not (target / atomic_files.SUMS).is_file():
+    target = place.parent / base_store.BASES_FOLDER / record["digest"]
+    if not (target / atomic_files.CHECKSUMS).is_file():
         source = base_store.find(run.folder, record["digest"])
-        told = atomic_files.changed(source) if source else ["it is not there"]
+        told = atomic_files.find_changes(source) if source else ["it is not there"]
         if source is None or told:
             raise StageError(
-                f"the base that run {run.id} was trained on, {base_store.store(run.folder) / record['digest']}, "
+                f"the base that run {run.id} was trained on, {base_store.store_path(run.folder) / record['digest']}, "
                 "is not as "
                 f"training wrote it: {'; '.join(told)}; `make export RECIPE={run.recipe_name}` writes it again"
             )
-        base_store.copy(source, target)
+        base_store.copy_base(source, target)
     return dict(record)
 
 
@@ -123,66 +123,66 @@ def roll_back(place: Path, to: str | None) -> tuple[str, str]:
 
     Raises RecipeError where there is none.
     """
-    with locked(place):
-        here = current(place)
+    with lock_model(place):
+        here = current_version(place)
         if here is None:
             raise RecipeError(f"nothing is deployed below {place}; `make deploy RECIPE={place.name}` deploys")
-        wanted = to or before(place, here)
+        wanted = to or previous_version(place, here)
         if wanted is None:
             raise RecipeError(f"{here} is the only version that was ever deployed below {place}")
-        if wanted not in {line["to"] for line in history(place)} or not whole(place / "versions" / wanted):
-            there = ", ".join(sorted(path.name for path in (place / "versions").iterdir() if whole(path)))
+        if wanted not in {line["to"] for line in read_history(place)} or not is_complete(place / "versions" / wanted):
+            there = ", ".join(sorted(path.name for path in (place / "versions").iterdir() if is_complete(path)))
             raise RecipeError(f"there is no whole version {wanted} below {place}; there are {there or 'none'}")
         about = atomic_files.read_json(place / "versions" / wanted / "version.json")
-        point(place, wanted, {"action": "rollback", "run_id": about["run_id"], "forced": False, "overridden": []})
+        set_current(place, wanted, {"action": "rollback", "run_id": about["run_id"], "forced": False, "overridden": []})
     return here, wanted
 
 
-def before(place: Path, version: str) -> str | None:
+def previous_version(place: Path, version: str) -> str | None:
     """Returns the version that was current before `version` became so: a second rollback goes further back."""
     order: list[str] = []
-    for line in history(place):
+    for line in read_history(place):
         # What was rolled back from is not a version to go back to.
         if line["action"] == "rollback" and line["to"] in order:
-            order = order[: _last(order, line["to"]) + 1]
+            order = order[: _last_index(order, line["to"]) + 1]
         elif not order or order[-1] != line["to"]:
             order.append(line["to"])
-    earlier = order[: _last(order, version)] if version in order else order
+    earlier = order[: _last_index(order, version)] if version in order else order
     return next((one for one in reversed(earlier) if one != version), None)
 
 
-def _last(order: list[str], version: str) -> int:
+def _last_index(order: list[str], version: str) -> int:
     """Where a version stands in an order, the last time."""
     return len(order) - 1 - order[::-1].index(version)
 
 
-def whole(version: Path) -> bool:
+def is_complete(version: Path) -> bool:
     """Returns whether a version is there as it was deployed: all files unchanged, and their sums too."""
     adapter, place = version / "adapter", version.parent.parent
-    if not (version / "version.json").is_file() or not (adapter / atomic_files.SUMS).is_file():
+    if not (version / "version.json").is_file() or not (adapter / atomic_files.CHECKSUMS).is_file():
         return False
-    told = [line for line in history(place) if line["to"] == version.name]
-    if not told or version_of(adapter) != version.name or atomic_files.changed(adapter):
+    told = [line for line in read_history(place) if line["to"] == version.name]
+    if not told or compute_version(adapter) != version.name or atomic_files.find_changes(adapter):
         return False
     # Lines of older versions of insource have no hashes.
     expected: dict[str, str] = told[-1].get("sha256", {})
-    return expected.items() <= hashes(version).items()
+    return expected.items() <= compute_hashes(version).items()
 
 
-def hashes(version: Path) -> dict[str, str]:
+def compute_hashes(version: Path) -> dict[str, str]:
     """Returns the hashes that stand in the history for a version: of the sums of its adapter, of its recipe, and of its
     reference answers."""
-    names = (f"adapter/{atomic_files.SUMS}", "recipe.yaml", REFERENCES)
+    names = (f"adapter/{atomic_files.CHECKSUMS}", "recipe.yaml", REFERENCES_FILE)
     return {name: atomic_files.sha256(version / name) for name in names if (version / name).is_file()}
 
 
-def point(place: Path, version: str, about: Mapping[str, Any]) -> None:
+def set_current(place: Path, version: str, about: Mapping[str, Any]) -> None:
     """Records the change, and makes `version` current in one step. Raises StageError where the disk is full."""
-    line = {"at": now(), "from": current(place), "to": version, **about}
-    line["sha256"] = hashes(place / "versions" / version)
+    line = {"at": utc_timestamp(), "from": current_version(place), "to": version, **about}
+    line["sha256"] = compute_hashes(place / "versions" / version)
     # Unbuffered: closing a file writes its buffer once more, and on a full disk fails once more.
     with (place / "history.jsonl").open("ab+", buffering=0) as file:
-        _append(file, json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        _append_line(file, json.dumps(line, ensure_ascii=False).encode() + b"\n")
         os.fsync(file.fileno())
     aside = place / f".{CURRENT}.{secrets.token_hex(4)}"
     aside.unlink(missing_ok=True)
@@ -191,7 +191,7 @@ def point(place: Path, version: str, about: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def locked(place: Path) -> Iterator[None]:
+def lock_model(place: Path) -> Iterator[None]:
     """Holds registry/<name> for this process. Raises StageError where another one does."""
     place.mkdir(parents=True, exist_ok=True)
     with (place / ".lock").open("w", encoding="utf-8") as file:
@@ -202,7 +202,7 @@ def locked(place: Path) -> Iterator[None]:
         yield
 
 
-def _append(file: BinaryIO, line: bytes) -> None:
+def _append_line(file: BinaryIO, line: bytes) -> None:
     """Appends a line behind the last whole one. Raises StageError where the disk is full; nothing of it stays then."""
     file.seek(0)
     whole = file.read().rfind(b"\n") + 1
@@ -217,7 +217,7 @@ def _append(file: BinaryIO, line: bytes) -> None:
         raise StageError(f"{file.name} cannot be written, and nothing was deployed: {error.strerror}") from None
 
 
-def _read(line: bytes) -> Any:
+def _parse_line(line: bytes) -> Any:
     try:
         return json.loads(line)
     except ValueError:

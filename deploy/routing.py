@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from compare.decision import answer_profile, routing_policy
-from compare.decision.answer_profile import Profile
-from compare.eval_dataset import Material
+from compare.decision.answer_profile import AnswerProfile
+from compare.eval_dataset import EvalDataset
 from compare.scoring import confidence
 from compare.scoring.confidence import Scale
 from insource.config.errors import StageError
 from insource.config.schema.serving_and_cost import Route
 from insource.stats.calibration import Platt
 from insource.system import atomic_files
-from insource.tasks import spec_of
+from insource.tasks import load_task_spec
 from insource.tracking.run import Run
 
 FOLDER = "routing"
@@ -41,7 +41,7 @@ class Routing:
     """What the threshold keeps: target_accuracy, not_worse_than, margin and confidence of the recipe's `route` then."""
     file: str | None = None
     """Below registry/<name>/routing."""
-    profile: Profile | None = None
+    profile: AnswerProfile | None = None
     """Of the answers to the calibration rows; None: routing.json is of before, or there is none."""
 
     def keeps(self, asked: Route) -> bool:
@@ -50,20 +50,20 @@ class Routing:
         return self.target is None or self.target == now
 
 
-def of_run(place: Path, run: Run) -> dict[str, Any]:
+def record_routing(place: Path, run: Run) -> dict[str, Any]:
     """Returns what the history records of a run, after copying its routing.json below registry/<name>."""
     path = run.folder / "adapter" / "prompt.json"
     prompt = atomic_files.read_json(path) if path.is_file() else {}
     if "task" not in prompt or not (run.folder / "data" / "validation.jsonl").is_file():
         why = f"run {run.id} has no prompt.json or no validation rows"
         return {"file": None, "scale": None, "why_none": why}
-    module, spec = spec_of(prompt["task"])
-    scale = confidence.scale(run, Material(module, spec, prompt, [], [], []))
+    module, spec = load_task_spec(prompt["task"])
+    scale = confidence.fit_tuned_scale(run, EvalDataset(module, spec, prompt, [], [], []))
     told = {"scale": scale.json() if scale else None}
     source = run.folder / "routing.json"
-    if (other := _of_other(run)) is not None:
+    if (other := _find_mismatch(run)) is not None:
         return {"file": None, **told, "why_none": other}
-    policy = routing_policy.read(source)
+    policy = routing_policy.read_policy(source)
     copied = place / FOLDER / f"{atomic_files.sha256(source)[:16]}.json"
     copied.parent.mkdir(parents=True, exist_ok=True)
     aside = copied.with_suffix(".aside")
@@ -72,30 +72,30 @@ def of_run(place: Path, run: Run) -> dict[str, Any]:
     return {"file": copied.name, "scale": policy.score or told["scale"], "why_none": policy.why_none}
 
 
-def of_history(place: Path, history: Sequence[Mapping[str, Any]], version: str) -> Routing:
+def load_routing(place: Path, history: Sequence[Mapping[str, Any]], version: str) -> Routing:
     """Returns what the last deployment of a version recorded. Raises StageError where its file is another now."""
     told = [line["routing"] for line in history if line["to"] == version and line.get("routing")]
     if not told:
         return Routing()
-    scale, name = _scale(told[-1]["scale"]), told[-1]["file"]
+    scale, name = _parse_scale(told[-1]["scale"]), told[-1]["file"]
     if name is None:
         return Routing(scale, None, told[-1]["why_none"])
     path = place / FOLDER / name
     if not path.is_file() or atomic_files.sha256(path)[:16] != path.stem:
         raise StageError(f"{path} is not as it was deployed; deploy the run again")
-    policy = routing_policy.read(path)
+    policy = routing_policy.read_policy(path)
     target = (policy.target_accuracy, policy.not_worse_than, policy.margin, policy.confidence)
-    return Routing(scale, policy.threshold, policy.why_none, target, name, _profile(path))
+    return Routing(scale, policy.threshold, policy.why_none, target, name, _read_profile(path))
 
 
-def _profile(path: Path) -> Profile | None:
+def _read_profile(path: Path) -> AnswerProfile | None:
     """Returns the profile that routing.json has of the calibration rows, None where it has none of a row."""
-    told = atomic_files.read_json(path).get(answer_profile.KEY)
-    found = answer_profile.of_json(told) if told else None
+    told = atomic_files.read_json(path).get(answer_profile.ROUTING_KEY)
+    found = answer_profile.profile_from_json(told) if told else None
     return found if found and found.rows else None
 
 
-def _scale(told: Mapping[str, Any] | None) -> Scale | None:
+def _parse_scale(told: Mapping[str, Any] | None) -> Scale | None:
     """Returns the scale of what routing.json says of it; the rows that it was fitted on are not deployed."""
     if told is None:
         return None
@@ -103,20 +103,20 @@ def _scale(told: Mapping[str, Any] | None) -> Scale | None:
     return Scale(platt, told["of"], (), ())
 
 
-def _of_other(run: Run) -> str | None:
+def _find_mismatch(run: Run) -> str | None:
     """Returns why there is no threshold for the deployed adapter, None where routing.json is of it."""
     compare = run.stage("compare")
     if compare.get("state") != "done" or not (run.folder / "routing.json").is_file():
         return "it was deployed without a comparison; `make compare`, then `make deploy`"
-    sums = atomic_files.sha256(run.folder / "adapter" / atomic_files.SUMS)
-    if compare["inputs"].get(f"adapter/{atomic_files.SUMS}") != sums:
+    sums = atomic_files.sha256(run.folder / "adapter" / atomic_files.CHECKSUMS)
+    if compare["inputs"].get(f"adapter/{atomic_files.CHECKSUMS}") != sums:
         return "the comparison was of another adapter; `make compare`, then `make deploy`"
     form = atomic_files.read_json(run.folder / "scores.json")["systems"]["tuned"].get("form")
     if form not in ("adapter", "merged"):
         told = form or "a form that it does not name"
         return f"the comparison was of {told}, and adapters are deployed; compare with serve.model=adapter"
     try:
-        routing_policy.read(run.folder / "routing.json")
+        routing_policy.read_policy(run.folder / "routing.json")
     except StageError as error:
         return str(error)
     return None

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END, SYSTEM, USER, ASSISTANT, PAD = "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>"
-ANSWER = f"{END}\n{ASSISTANT}\n"
+ANSWER_PREFIX = f"{END}\n{ASSISTANT}\n"
 
 
 @dataclass(frozen=True)
-class Part:
+class PackPart:
     """One branch of a pack: what is read and what is answered, special tokens included."""
 
     read: str
@@ -40,11 +40,11 @@ class Pack:
     """One shared opening and the parts behind it, none of which sees another."""
 
     opening: str
-    parts: tuple[Part, ...]
+    parts: tuple[PackPart, ...]
 
 
 @dataclass(frozen=True)
-class Sgd:
+class SgdCorpus:
     """The corpus in memory, indexed by what the tasks draw from."""
 
     dialogues: list[dict[str, Any]]
@@ -55,23 +55,23 @@ class Sgd:
     descriptions: dict[str, list[str]]
 
 
-def load(folder: Path) -> Sgd:
+def load_corpus(folder: Path) -> SgdCorpus:
     """Returns the corpus of `folder` (`dialogues.jsonl.gz`, `schema.json`). Raises OSError where it is not there."""
     descriptions: dict[str, list[str]] = {}
     for service in json.loads((folder / "schema.json").read_text(encoding="utf-8")):
-        descriptions.setdefault(_domain(service["service"]), []).append(service["description"])
+        descriptions.setdefault(_service_domain(service["service"]), []).append(service["description"])
         for entry in (*service["intents"], *service["slots"]):
             descriptions.setdefault(entry["name"], []).append(entry["description"])
     with gzip.open(folder / "dialogues.jsonl.gz", "rt", encoding="utf-8") as lines:
         dialogues = [json.loads(line) for line in lines]
-    sgd = Sgd(dialogues, {}, {}, {}, [], descriptions)
+    sgd = SgdCorpus(dialogues, {}, {}, {}, [], descriptions)
     for dialogue in dialogues:
-        _index(dialogue, sgd)
+        _index_dialogue(dialogue, sgd)
     return sgd
 
 
-def _index(dialogue: dict[str, Any], sgd: Sgd) -> None:
-    services = {_domain(name) for name in dialogue["services"]}
+def _index_dialogue(dialogue: dict[str, Any], sgd: SgdCorpus) -> None:
+    services = {_service_domain(name) for name in dialogue["services"]}
     active: list[str] = []
     for turn in dialogue["turns"]:
         text = turn["text"]
@@ -92,35 +92,35 @@ def _index(dialogue: dict[str, Any], sgd: Sgd) -> None:
         active = turn["intents"]
 
 
-def packs(sgd: Sgd, rng: random.Random, mix: "Mapping[Maker, float]") -> Iterator[Pack]:
+def generate_packs(sgd: SgdCorpus, rng: random.Random, mix: "Mapping[TaskGenerator, float]") -> Iterator[Pack]:
     """Yields packs without end: conversations, and tasks of five kinds, in the proportions of `mix`."""
     makers, weights = zip(*mix.items(), strict=True)
     while True:
         yield rng.choices(makers, weights)[0](sgd, rng)
 
 
-def conversation(sgd: Sgd, rng: random.Random) -> Pack:
+def make_conversation(sgd: SgdCorpus, rng: random.Random) -> Pack:
     turns = rng.choice(sgd.dialogues)["turns"]
     first = 2 * rng.randrange(max(1, len(turns) // 2))
     text = "".join(
         f"{USER if turn['speaker'] == 'user' else ASSISTANT}\n{turn['text']}{END}\n" for turn in turns[first:]
     )
-    return Pack("", (Part(BEGIN, text),))
+    return Pack("", (PackPart(BEGIN, text),))
 
 
-def intents(sgd: Sgd, rng: random.Random) -> Pack:
-    return _choose("what the user wants", sgd.by_intent, sgd, rng)
+def make_intents(sgd: SgdCorpus, rng: random.Random) -> Pack:
+    return _make_choice("what the user wants", sgd.by_intent, sgd, rng)
 
 
-def domains(sgd: Sgd, rng: random.Random) -> Pack:
-    return _choose("which service the message belongs to", sgd.by_domain, sgd, rng)
+def make_domains(sgd: SgdCorpus, rng: random.Random) -> Pack:
+    return _make_choice("which service the message belongs to", sgd.by_domain, sgd, rng)
 
 
-def slots(sgd: Sgd, rng: random.Random) -> Pack:
-    return _choose("which detail the message gives or asks for", sgd.by_slot, sgd, rng)
+def make_slots(sgd: SgdCorpus, rng: random.Random) -> Pack:
+    return _make_choice("which detail the message gives or asks for", sgd.by_slot, sgd, rng)
 
 
-def mentioned(sgd: Sgd, rng: random.Random) -> Pack:
+def make_value_lookup(sgd: SgdCorpus, rng: random.Random) -> Pack:
     """Which of the listed values stands in the text: reading and looking up, whatever the values mean."""
     drawn: dict[str, str] = {}
     while len(drawn) < rng.randint(4, 12):
@@ -130,11 +130,14 @@ def mentioned(sgd: Sgd, rng: random.Random) -> Pack:
             drawn[value] = text
     names = list(drawn)
     rng.shuffle(names)
-    opening = _opening("which of these the text mentions", [f"- {name}" for name in names], rng)
-    return Pack(opening, tuple(Part(_input(text, rng) + ANSWER, f"{name}{END}\n") for name, text in drawn.items()))
+    opening = _choice_prompt("which of these the text mentions", [f"- {name}" for name in names], rng)
+    return Pack(
+        opening,
+        tuple(PackPart(_add_noise(text, rng) + ANSWER_PREFIX, f"{name}{END}\n") for name, text in drawn.items()),
+    )
 
 
-def forms(sgd: Sgd, rng: random.Random) -> Pack:
+def make_json_extraction(sgd: SgdCorpus, rng: random.Random) -> Pack:
     """Fill the listed fields from the text as JSON, null for what it does not say."""
     examples = [rng.choice(sgd.filled) for _ in range(rng.randint(3, 10))]
     asked = sorted({name for _, values in examples for name in values})
@@ -148,28 +151,41 @@ def forms(sgd: Sgd, rng: random.Random) -> Pack:
     return Pack(
         opening,
         tuple(
-            Part(text + ANSWER, json.dumps({name: values.get(name) for name in asked}, ensure_ascii=False) + f"{END}\n")
+            PackPart(
+                text + ANSWER_PREFIX,
+                json.dumps({name: values.get(name) for name in asked}, ensure_ascii=False) + f"{END}\n",
+            )
             for text, values in examples
         ),
     )
 
 
-Maker = Callable[[Sgd, random.Random], Pack]
+TaskGenerator = Callable[[SgdCorpus, random.Random], Pack]
 # Language first, then mostly tasks.
-LANGUAGE: dict[Maker, float] = {
-    conversation: 0.30, intents: 0.30, domains: 0.10, slots: 0.15, mentioned: 0.08, forms: 0.07,
-}  # fmt: skip
-TASKS: dict[Maker, float] = {
-    conversation: 0.10, intents: 0.35, domains: 0.15, slots: 0.20, mentioned: 0.15, forms: 0.05,
-}  # fmt: skip
+LANGUAGE_MIX: dict[TaskGenerator, float] = {
+    make_conversation: 0.30,
+    make_intents: 0.30,
+    make_domains: 0.10,
+    make_slots: 0.15,
+    make_value_lookup: 0.08,
+    make_json_extraction: 0.07,
+}
+TASK_MIX: dict[TaskGenerator, float] = {
+    make_conversation: 0.10,
+    make_intents: 0.35,
+    make_domains: 0.15,
+    make_slots: 0.20,
+    make_value_lookup: 0.15,
+    make_json_extraction: 0.05,
+}
 
 
-def _choose(question: str, examples: dict[str, list[str]], sgd: Sgd, rng: random.Random) -> Pack:
+def _make_choice(question: str, examples: dict[str, list[str]], sgd: SgdCorpus, rng: random.Random) -> Pack:
     """Choose one label of a random list, under random names, with or without descriptions, in random order."""
     usable = sorted(name for name, texts in examples.items() if len(texts) >= 50)
     chosen = rng.sample(usable, min(len(usable), rng.randint(3, 16)))
     described = rng.random() < 0.7
-    style = rng.choice(STYLES) if described else rng.choice(STYLES[:-1])
+    style = rng.choice(LABEL_STYLES) if described else rng.choice(LABEL_STYLES[:-1])
     names = {label: style(label, rng) for label in chosen}
     if len(set(names.values())) < len(chosen):
         names = {label: label for label in chosen}
@@ -181,35 +197,45 @@ def _choose(question: str, examples: dict[str, list[str]], sgd: Sgd, rng: random
     ]
     drawn = rng.choices(chosen, k=rng.randint(8, 24))
     return Pack(
-        _opening(question, lines, rng),
-        tuple(Part(_input(rng.choice(examples[label]), rng) + ANSWER, f"{names[label]}{END}\n") for label in drawn),
+        _choice_prompt(question, lines, rng),
+        tuple(
+            PackPart(_add_noise(rng.choice(examples[label]), rng) + ANSWER_PREFIX, f"{names[label]}{END}\n")
+            for label in drawn
+        ),
     )
 
 
-def _snake(label: str, rng: random.Random) -> str:
+def _snake_case(label: str, rng: random.Random) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", label).lower()
 
 
-def _words(label: str, rng: random.Random) -> str:
-    return _snake(label, rng).replace("_", " ")
+def _space_separated(label: str, rng: random.Random) -> str:
+    return _snake_case(label, rng).replace("_", " ")
 
 
-def _as_is(label: str, rng: random.Random) -> str:
+def _unchanged(label: str, rng: random.Random) -> str:
     return label
 
 
-def _part(label: str, rng: random.Random) -> str:
-    return rng.choice(_snake(label, rng).split("_")) + rng.choice(("", "_q", "_desk", "_team"))
+def _partial_label(label: str, rng: random.Random) -> str:
+    return rng.choice(_snake_case(label, rng).split("_")) + rng.choice(("", "_q", "_desk", "_team"))
 
 
-def _code(label: str, rng: random.Random) -> str:
+def _random_code(label: str, rng: random.Random) -> str:
     return f"{rng.choice('ABCDEFGHKLMNPQRSTUVWXYZ')}{rng.randrange(1, 99)}"
 
 
-STYLES: tuple[Callable[[str, random.Random], str], ...] = (_snake, _snake, _words, _as_is, _part, _code)
+LABEL_STYLES: tuple[Callable[[str, random.Random], str], ...] = (
+    _snake_case,
+    _snake_case,
+    _space_separated,
+    _unchanged,
+    _partial_label,
+    _random_code,
+)
 
 
-def _opening(question: str, lines: list[str], rng: random.Random) -> str:
+def _choice_prompt(question: str, lines: list[str], rng: random.Random) -> str:
     asked = rng.choice((f"Say {question}.", f"Decide {question}.", f"Find out {question}.", f"Tell {question}."))
     heading = rng.choice(("Labels:", "Labels:", "Options:", "Choose one:", "Classes:"))
     order = rng.choice(("", "Answer with one of them.", "Answer with exactly one label.", "Reply with the name only."))
@@ -218,7 +244,7 @@ def _opening(question: str, lines: list[str], rng: random.Random) -> str:
     return f"{BEGIN}{USER}\n{body}\n\n{marker}\n"
 
 
-def _input(text: str, rng: random.Random) -> str:
+def _add_noise(text: str, rng: random.Random) -> str:
     """The text as people type it: mostly as it is, sometimes in lower case or with a slip of the finger."""
     if rng.random() < 0.25:
         text = text.lower()
@@ -228,5 +254,5 @@ def _input(text: str, rng: random.Random) -> str:
     return text
 
 
-def _domain(service: str) -> str:
+def _service_domain(service: str) -> str:
     return service.partition("_")[0]

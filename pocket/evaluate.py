@@ -13,8 +13,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pocket import corpus
 
-MODEL = Path(__file__).parent / "model"
-TASKS = (corpus.intents, corpus.domains, corpus.slots, corpus.mentioned, corpus.forms)
+MODEL_DIR = Path(__file__).parent / "model"
+# A key seeds the draws of its task and names it in the table of pocket/model/README.md.
+TASK_GENERATORS = {
+    "intents": corpus.make_intents,
+    "domains": corpus.make_domains,
+    "slots": corpus.make_slots,
+    "mentioned": corpus.make_value_lookup,
+    "forms": corpus.make_json_extraction,
+}
 
 
 def main() -> None:
@@ -22,18 +29,18 @@ def main() -> None:
     parser.add_argument("--sgd", type=Path, required=True, help="folder with dialogues.jsonl.gz and schema.json")
     parser.add_argument("--packs", type=int, default=40, help="packs of each task")
     arguments = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    sgd = corpus.load(arguments.sgd)
-    for task in TASKS:
-        rng = random.Random(f"evaluate/{task.__name__}")
-        drawn = [task(sgd, rng) for _ in range(arguments.packs)]
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32).eval()
+    sgd = corpus.load_corpus(arguments.sgd)
+    for name, make_pack in TASK_GENERATORS.items():
+        rng = random.Random(f"evaluate/{name}")
+        drawn = [make_pack(sgd, rng) for _ in range(arguments.packs)]
         asked = [(pack.opening + part.read, part.answer) for pack in drawn for part in pack.parts[:6]]
-        right = sum(is_right(model, tokenizer, read, answer) for read, answer in asked)
-        print(f"| {task.__name__} | {right / len(asked):.0%} of {len(asked)} |", flush=True)
+        right = sum(is_answer_greedy(model, tokenizer, read, answer) for read, answer in asked)
+        print(f"| {name} | {right / len(asked):.0%} of {len(asked)} |", flush=True)
 
 
-def is_right(model: torch.nn.Module, tokenizer: AutoTokenizer, read: str, answer: str) -> bool:
+def is_answer_greedy(model: torch.nn.Module, tokenizer: AutoTokenizer, read: str, answer: str) -> bool:
     """Returns whether every token of the answer is the likeliest one after what stands before it."""
     before, after = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (read, answer))
     with torch.inference_mode():

@@ -19,39 +19,39 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pocket import corpus
 
-VOCABULARY = 4096
+VOCABULARY_SIZE = 4096
 ROW_TOKENS = 768
-ROWS_A_STEP = 8
+ROWS_PER_STEP = 8
 SEED = 17
 WARMUP_STEPS = 40
-OPENING_WEIGHT, READ_WEIGHT = 0.2, 1.0
+OPENING_WEIGHT, PROMPT_WEIGHT = 0.2, 1.0
 LANGUAGE_STEPS = 600
 CHAT_TEMPLATE = (
     "{{- bos_token }}{%- for message in messages %}"
     "{{- '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|assistant|>\n' }}{%- endif %}"
 )
-WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+PRETOKENIZER_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
-def train_tokenizer(sgd: corpus.Sgd) -> PreTrainedTokenizerFast:
+def train_tokenizer(sgd: corpus.SgdCorpus) -> PreTrainedTokenizerFast:
     """Returns the tokenizer: byte-level BPE, so that it can write any text, learnt on 20,000 packs of the corpus."""
     specials = [corpus.PAD, corpus.BEGIN, corpus.END, corpus.SYSTEM, corpus.USER, corpus.ASSISTANT]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.Split(Regex(PRETOKENIZER_PATTERN), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=VOCABULARY_SIZE,
         special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    source = corpus.packs(sgd, random.Random(SEED), corpus.LANGUAGE)
+    source = corpus.generate_packs(sgd, random.Random(SEED), corpus.LANGUAGE_MIX)
     texts = (part.read + part.answer for _ in range(20_000) for part in next(source).parts)
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
@@ -65,25 +65,35 @@ def train_tokenizer(sgd: corpus.Sgd) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Returns the untrained model. Heads of 64 are a size that vLLM's attention takes on a CPU."""
     torch.manual_seed(SEED)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True, attn_implementation="sdpa",
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            vocab_size=VOCABULARY_SIZE,
+            hidden_size=256,
+            intermediate_size=704,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            attn_implementation="sdpa",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
 
 
-def lesson(step: int) -> tuple[Mapping[corpus.Maker, float], float]:
+def curriculum_stage(step: int) -> tuple[Mapping[corpus.TaskGenerator, float], float]:
     """Returns what is learnt at a step, and the weight of an answer token: language first, then mostly tasks."""
-    return (corpus.LANGUAGE, 2.0) if step < LANGUAGE_STEPS else (corpus.TASKS, 6.0)
+    return (corpus.LANGUAGE_MIX, 2.0) if step < LANGUAGE_STEPS else (corpus.TASK_MIX, 6.0)
 
 
-def rows(sgd: corpus.Sgd, tokenizer: PreTrainedTokenizerFast, step: int) -> Iterator[dict[str, torch.Tensor]]:
+def generate_rows(
+    sgd: corpus.SgdCorpus, tokenizer: PreTrainedTokenizerFast, step: int
+) -> Iterator[dict[str, torch.Tensor]]:
     """Yields rows of ROW_TOKENS: ids, positions, group and branch of each token, and the weight of predicting it.
 
     A token sees the earlier tokens of its own branch and of its group's opening (branch 0).
@@ -100,13 +110,13 @@ def rows(sgd: corpus.Sgd, tokenizer: PreTrainedTokenizerFast, step: int) -> Iter
         row["weight"] += [weight] * len(ids)
 
     encode = tokenizer._tokenizer.encode_batch_fast
-    mix, answer_weight = lesson(step)
+    mix, answer_weight = curriculum_stage(step)
     row, group = fresh(), 1
-    for pack in corpus.packs(sgd, random.Random(f"{SEED}/{step}"), mix):
+    for pack in corpus.generate_packs(sgd, random.Random(f"{SEED}/{step}"), mix):
         texts = [pack.opening, *(text for part in pack.parts for text in (part.read, part.answer))]
         opening, *branches = [encoded.ids for encoded in encode(texts, add_special_tokens=False)]
         if len(row["ids"]) + len(opening) + 80 > ROW_TOKENS:
-            yield _tensors(row)
+            yield _to_tensors(row)
             row, group = fresh(), 1
         if len(opening) + 80 > ROW_TOKENS:
             continue
@@ -117,24 +127,24 @@ def rows(sgd: corpus.Sgd, tokenizer: PreTrainedTokenizerFast, step: int) -> Iter
                 break
             # The first token of a branch is predicted by no one: what stands before it in the row is another branch.
             add(row, read[:1], len(opening), group, branch, 0.0)
-            add(row, read[1:], len(opening) + 1, group, branch, READ_WEIGHT)
+            add(row, read[1:], len(opening) + 1, group, branch, PROMPT_WEIGHT)
             add(
                 row,
                 answer[: room - len(read)],
                 len(opening) + len(read),
                 group,
                 branch,
-                answer_weight if opening else READ_WEIGHT,
+                answer_weight if opening else PROMPT_WEIGHT,
             )
         group += 1
 
 
-def _tensors(row: dict[str, list[float]]) -> dict[str, torch.Tensor]:
+def _to_tensors(row: dict[str, list[float]]) -> dict[str, torch.Tensor]:
     missing = ROW_TOKENS - len(row["ids"])
     return {name: torch.tensor(values + [0] * missing) for name, values in row.items()}
 
 
-def loss_of(model: LlamaForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def weighted_loss(model: LlamaForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Returns the weighted mean loss of a batch of rows ([rows, ROW_TOKENS] each)."""
     group, branch = batch["group"], batch["branch"]
     same = group[:, :, None] == group[:, None, :]
@@ -166,12 +176,12 @@ class Muon(torch.optim.Optimizer):
             for parameter in settings["params"]:
                 momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 momentum.lerp_(parameter.grad, 0.05)
-                update = orthogonal(parameter.grad.lerp(momentum, 0.95))
+                update = orthogonalize(parameter.grad.lerp(momentum, 0.95))
                 parameter.mul_(1 - 0.05 * settings["lr"])
                 parameter.add_(update, alpha=-0.2 * max(parameter.shape) ** 0.5 * settings["lr"])
 
 
-def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
     """Returns roughly the nearest matrix with orthonormal rows or columns, by five Newton-Schulz iterations."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
@@ -183,16 +193,16 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def learning_rate(step: int, steps: int) -> float:
+def learning_rate_factor(step: int, steps: int) -> float:
     """Returns the factor of the peak rate: warm-up, constant, then linear to zero over the last quarter."""
     return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (steps / 4))
 
 
 def pretrain(sgd_folder: Path, work: Path, steps: int, rate: float) -> None:
     """Trains for `steps` steps and writes the finished model to `pocket/model`; `work` keeps checkpoints."""
-    sgd = corpus.load(sgd_folder)
+    sgd = corpus.load_corpus(sgd_folder)
     tokenizer = train_tokenizer(sgd)
-    model = new_model(tokenizer)
+    model = build_model(tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -201,18 +211,18 @@ def pretrain(sgd_folder: Path, work: Path, steps: int, rate: float) -> None:
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
     )
     work.mkdir(parents=True, exist_ok=True)
-    start = _resume(work, model, optimizers)
+    start = _load_checkpoint(work, model, optimizers)
     began = time.time()
     for step in range(start, steps):
-        source = rows(sgd, tokenizer, step)
-        drawn = [next(source) for _ in range(ROWS_A_STEP)]
+        source = generate_rows(sgd, tokenizer, step)
+        drawn = [next(source) for _ in range(ROWS_PER_STEP)]
         batch = {name: torch.stack([row[name] for row in drawn]) for name in drawn[0]}
-        loss = loss_of(model, batch)
+        loss = weighted_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             for settings in optimizer.param_groups:
-                settings["lr"] = rate * learning_rate(step, steps)
+                settings["lr"] = rate * learning_rate_factor(step, steps)
             optimizer.step()
             optimizer.zero_grad()
         if step % 10 == 0:
@@ -222,11 +232,11 @@ def pretrain(sgd_folder: Path, work: Path, steps: int, rate: float) -> None:
             state = {"step": step + 1, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
             torch.save(state, work / "new.pt")
             (work / "new.pt").rename(work / f"step-{step + 1:05d}.pt")
-            _write(model, tokenizer, work / "model")
-    _write(model, tokenizer, Path(__file__).parent / "model")
+            _save_model(model, tokenizer, work / "model")
+    _save_model(model, tokenizer, Path(__file__).parent / "model")
 
 
-def _resume(work: Path, model: LlamaForCausalLM, optimizers: tuple[torch.optim.Optimizer, ...]) -> int:
+def _load_checkpoint(work: Path, model: LlamaForCausalLM, optimizers: tuple[torch.optim.Optimizer, ...]) -> int:
     found = sorted(work.glob("step-*.pt"))
     if not found:
         return 0
@@ -237,7 +247,7 @@ def _resume(work: Path, model: LlamaForCausalLM, optimizers: tuple[torch.optim.O
     return int(state["step"])
 
 
-def _write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Writes the model in bfloat16 (half the size) without touching the one in training."""
     weights = {name: value.detach().to(torch.bfloat16) for name, value in model.state_dict().items()}
     model.save_pretrained(folder, state_dict={k: v for k, v in weights.items() if k != "lm_head.weight"})

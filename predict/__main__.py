@@ -10,35 +10,35 @@ ENGINES = ("vllm", "gateway")
 
 def main(words: Sequence[str] | None = None) -> int:
     """Returns the exit code; `words` are those of the command line."""
-    parser = cli.parser("predict", "Answer every row of a file, a folder or a pattern with the trained model.")
-    cli.add_run(parser)
-    parser.add_argument("--input", default=_variable("INPUT"), help="a file, a folder or a pattern (default: $INPUT)")
-    parser.add_argument("--output", default=_variable("OUTPUT"), help=".parquet, .jsonl or .csv (default: $OUTPUT)")
+    parser = cli.build_parser("predict", "Answer every row of a file, a folder or a pattern with the trained model.")
+    cli.add_run_option(parser)
+    parser.add_argument("--input", default=_env_value("INPUT"), help="a file, a folder or a pattern (default: $INPUT)")
+    parser.add_argument("--output", default=_env_value("OUTPUT"), help=".parquet, .jsonl or .csv (default: $OUTPUT)")
     parser.add_argument(
         "--engine",
-        default=_variable("ENGINE"),
+        default=_env_value("ENGINE"),
         help=f"{' or '.join(ENGINES)} (default: $ENGINE, else vllm, or gateway where there is a base URL)",
     )
-    parser.add_argument("--base-url", default=_variable("BASE_URL"), help="of a gateway, or of a server that runs")
+    parser.add_argument("--base-url", default=_env_value("BASE_URL"), help="of a gateway, or of a server that runs")
     for name, about in (
         ("probabilities", "write the probability of every label"),
         ("fresh", "ask again what was answered"),
         ("force", "replace an output file of another origin"),
     ):
-        parser.add_argument(f"--{name}", action="store_true", default=_flag(name.upper()), help=about)
+        parser.add_argument(f"--{name}", action="store_true", default=_env_flag(name.upper()), help=about)
     arguments = parser.parse_intermixed_args(words)
     from predict import stage
 
     return stage.main(arguments)
 
 
-def _variable(name: str) -> str | None:
+def _env_value(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
-def _flag(name: str) -> bool:
+def _env_flag(name: str) -> bool:
     return os.environ.get(name, "") not in ("", "0")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

@@ -16,8 +16,8 @@ from insource.config.schema.data import Source
 from insource.system import atomic_files
 from insource.tracking.run import Run
 from predict import threshold
-from predict.rows.inputs import Survey
-from serve.vllm.launch_plan import Served
+from predict.rows.inputs import InputSurvey
+from serve.vllm.launch_plan import ServedModel
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,21 @@ class Job:
     """What is said about the output that is there; {} where none is."""
     source: Source
     files: list[SourceFile]
-    survey: Survey
+    survey: InputSurvey
 
-    def served(self, form: str) -> Served:
+    def served(self, form: str) -> ServedModel:
         """Returns what answers in a form of the run."""
-        return Served(self.name, self.here, self.recipe, form)
+        return ServedModel(self.name, self.here, self.recipe, form)
 
     def task(self, form: str, routing: Routing | None = None) -> Task:
         """Returns the task of the run, with scale and threshold of a form. Raises RecipeError where the run does not
         state it."""
-        version = registry.version_of(self.here.folder / "adapter")
-        found = task.of_version(self.served("adapter"), version, self.recipe, routing or Routing())
+        version = registry.compute_version(self.here.folder / "adapter")
+        found = task.build_task(self.served("adapter"), version, self.recipe, routing or Routing())
         if found is None:
             raise RecipeError(f"run {self.here.id} was trained by an earlier version, and its prompt.json has no task")
         if routing is None:
-            return self.task(form, threshold.of_run(self.here, found.material, form, self.recipe))
+            return self.task(form, threshold.load_run_routing(self.here, found.material, form, self.recipe))
         return found
 
     def labels(self, asked: Task) -> list[str]:
@@ -62,32 +62,33 @@ class Job:
         if asked.recipe.task.variant != "classification":
             raise RecipeError(f"PROBABILITIES: {self.name} chooses no label: it is of kind {asked.recipe.task.variant}")
         labels = list(asked.material.spec.labels)
-        if self.engine == "gateway" and len(labels) > decisions.CHOICES[1]:
+        if self.engine == "gateway" and len(labels) > decisions.CHOICES_RANGE[1]:
             raise RecipeError(
-                f"PROBABILITIES: a gateway gives those of {decisions.CHOICES[1]} labels, and there are {len(labels)}; "
+                f"PROBABILITIES: a gateway gives those of {decisions.CHOICES_RANGE[1]} labels, and there are "
+                f"{len(labels)}; "
                 "leave ENGINE and BASE_URL out"
             )
         return labels
 
 
-def recipe_of(trained: Recipe, now: Recipe) -> Recipe:
+def merge_recipes(trained: Recipe, now: Recipe) -> Recipe:
     """Returns the recipe of a run with what the recipe says now of reading rows, serving and routing. What the run
     redacts is redacted, and data may leave where both say so."""
     data = trained.data.model_copy(update={"source": now.data.source, "columns": now.data.columns})
     both = trained.privacy.data_may_leave and now.privacy.data_may_leave
     privacy = now.privacy.model_copy(update={"data_may_leave": both, "redact": trained.privacy.redact})
-    sections = {name: getattr(now, name) for name in task.SECTIONS}
+    sections = {name: getattr(now, name) for name in task.GATEWAY_SECTIONS}
     return trained.model_copy(update={**sections, "data": data, "privacy": privacy})
 
 
-def about_path(path: Path) -> Path:
+def info_path(path: Path) -> Path:
     """Returns the file that says how an output was made."""
     return path.with_name(f"{path.name}.about.json")
 
 
-def about(path: Path) -> dict[str, Any]:
+def read_output_info(path: Path) -> dict[str, Any]:
     """Returns how an output was made; {} where it is not there, or is not as it was written."""
-    if not path.is_file() or not about_path(path).is_file():
+    if not path.is_file() or not info_path(path).is_file():
         return {}
-    found: dict[str, Any] = atomic_files.read_json(about_path(path))
+    found: dict[str, Any] = atomic_files.read_json(info_path(path))
     return found if found.get("output_sha256") == atomic_files.sha256(path) else {}

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-LOCAL = "local"
-NO_ANSWER = "no_answer"
+ANSWERED_LOCALLY = "local"
+NO_ANSWER_CODE = "no_answer"
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,17 @@ class Prediction:
     """False: the engine failed, and the row is not known to be the cause; it is asked again by the next call."""
 
 
-COLUMNS = tuple(one.name for one in fields(Prediction) if one.name != "final")
+PREDICTION_COLUMNS = tuple(one.name for one in fields(Prediction) if one.name != "final")
 """Columns of the output, behind those of the input."""
 
 
-def to_line(key: str, prediction: Prediction) -> dict[str, Any]:
+def to_journal_line(key: str, prediction: Prediction) -> dict[str, Any]:
     """Returns a prediction as its line of the journal."""
     values = asdict(prediction)
     del values["final"]
     return {"key": key, **values}
 
 
-def of_line(line: Mapping[str, Any]) -> tuple[str, Prediction]:
+def from_journal_line(line: Mapping[str, Any]) -> tuple[str, Prediction]:
     """Returns the key and the prediction of a line of the journal. Raises TypeError or KeyError for any other value."""
     return line["key"], Prediction(**{name: value for name, value in line.items() if name != "key"})

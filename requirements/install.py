@@ -31,105 +31,105 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-LINK = HERE.parent / ".venv"
-STAMP = "insource.json"
+REQUIREMENTS_DIR = Path(__file__).parent
+VENV_LINK = REQUIREMENTS_DIR.parent / ".venv"
+STAMP_FILE = "insource.json"
 # What the stamp says before the end: whether the environment itself is whole, with its pip.
-BARE, MADE = {"unfinished": "environment"}, {"unfinished": "packages"}
-MOST_PIPS = 4
+UNFINISHED_ENVIRONMENT, UNFINISHED_PACKAGES = {"unfinished": "environment"}, {"unfinished": "packages"}
+MAX_PIP_PROCESSES = 4
 
 
 def main() -> None:
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         sys.exit(f"error: insource needs Python 3.11 to 3.13, this is {sys.version.split()[0]}; try PYTHON=python3.11")
     # The project itself is not installed.
-    sys.path.insert(0, str(HERE.parent))
+    sys.path.insert(0, str(REQUIREMENTS_DIR.parent))
     from insource.config import hardware
 
     # HARDWARE as the recipes have it, else what they take by themselves here.
     asked = os.environ.get("HARDWARE") or hardware.detect()[0]
-    family = "cpu" if hardware.on_cpu(asked) else "gpu"
+    family = "cpu" if hardware.uses_cpu(asked) else "gpu"
     locks = ["torch.txt", "cpu.txt"] if family == "cpu" else ["gpu.txt"]
-    sha256 = hashlib.sha256(b"".join((HERE / lock).read_bytes() for lock in locks)).hexdigest()
+    sha256 = hashlib.sha256(b"".join((REQUIREMENTS_DIR / lock).read_bytes() for lock in locks)).hexdigest()
     wanted = {"python": sys.version.split()[0], "locks": list(locks), "sha256": sha256}
-    if stamp_of(LINK) == wanted:
+    if read_stamp(VENV_LINK) == wanted:
         return
-    folder = HERE.parent / f".venv-{family}"
-    if family == "gpu" and stamp_of(folder) != wanted:
+    folder = REQUIREMENTS_DIR.parent / f".venv-{family}"
+    if family == "gpu" and read_stamp(folder) != wanted:
         if missing := hardware.compiler_problem():
             sys.exit(f"error: {missing}")
         if old := hardware.driver_problem():
-            say(f"warning   {old}")
-    with held(folder) as lock:
+            log(f"warning   {old}")
+    with locked(folder) as lock:
         # Another set-up may have installed it meanwhile.
-        if stamp_of(folder) == wanted:
-            point(folder)
-            say(f"setup     .venv is {folder.name}, which is installed")
+        if read_stamp(folder) == wanted:
+            set_link(folder)
+            log(f"setup     .venv is {folder.name}, which is installed")
             return
-        say(f"setup     installing requirements/{locks[-1]} into {folder.name} (a few minutes, once)")
+        log(f"setup     installing requirements/{locks[-1]} into {folder.name} (a few minutes, once)")
         began = time.monotonic()
-        make(folder, hardware.PACKAGES)
-        fill(folder, family, locks, lock)
-        stamp(folder, wanted)
-        point(folder)
-        say(f"setup     done in {time.monotonic() - began:.0f} s")
+        create_environment(folder, hardware.COMPILER_INSTALL_COMMAND)
+        install_locks(folder, family, locks, lock)
+        write_stamp(folder, wanted)
+        set_link(folder)
+        log(f"setup     done in {time.monotonic() - began:.0f} s")
 
 
-def stamp_of(folder: Path) -> dict[str, Any] | None:
+def read_stamp(folder: Path) -> dict[str, Any] | None:
     """Returns what an environment holds, None where it has no stamp or half of one."""
     try:
-        return json.loads((folder / STAMP).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        return json.loads((folder / STAMP_FILE).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except (OSError, ValueError):
         return None
 
 
-def stamp(folder: Path, says: dict[str, Any]) -> None:
-    (folder / STAMP).write_text(json.dumps(says), encoding="utf-8")
+def write_stamp(folder: Path, says: dict[str, Any]) -> None:
+    (folder / STAMP_FILE).write_text(json.dumps(says), encoding="utf-8")
 
 
-def ours(path: Path) -> bool:
+def is_managed(path: Path) -> bool:
     """Whether insource made what is there: an environment, whole or not, or a link to one."""
-    return (path / STAMP).exists() or (path.is_symlink() and str(path.readlink()) in (".venv-cpu", ".venv-gpu"))
+    return (path / STAMP_FILE).exists() or (path.is_symlink() and str(path.readlink()) in (".venv-cpu", ".venv-gpu"))
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[int]:
+def locked(path: Path) -> Iterator[int]:
     """Waits until no other set-up works on an environment, and yields the lock's descriptor."""
     with path.with_name(f"{path.name}.lock").open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"setup     waiting for another set-up of {path.name}")
+            log(f"setup     waiting for another set-up of {path.name}")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             pass  # a file system without locks
         yield file.fileno()
 
 
-def make(folder: Path, packages: str) -> None:
+def create_environment(folder: Path, packages: str) -> None:
     """Makes an environment with pip, unless one is there that works with this Python. One of an earlier insource, which
     is `.venv` itself, becomes it where it holds the same family. `packages`: what a Python may lack."""
-    with held(LINK):
-        holds = [] if LINK.is_symlink() else (stamp_of(LINK) or {}).get("locks", [])
+    with locked(VENV_LINK):
+        holds = [] if VENV_LINK.is_symlink() else (read_stamp(VENV_LINK) or {}).get("locks", [])
         if f"{folder.name.removeprefix('.venv-')}.txt" in holds and not os.path.lexists(folder):
-            LINK.rename(folder)
-    if os.path.lexists(folder) and not ours(folder):
-        put_aside(folder)
-    if stamp_of(folder) != BARE and works(folder / "bin" / "python"):
-        stamp(folder, MADE)
+            VENV_LINK.rename(folder)
+    if os.path.lexists(folder) and not is_managed(folder):
+        move_aside(folder)
+    if read_stamp(folder) != UNFINISHED_ENVIRONMENT and is_usable(folder / "bin" / "python"):
+        write_stamp(folder, UNFINISHED_PACKAGES)
         return
     folder.mkdir(exist_ok=True)
-    stamp(folder, BARE)
-    empty(folder)
+    write_stamp(folder, UNFINISHED_ENVIRONMENT)
+    clear_environment(folder)
     try:
         venv.create(folder, with_pip=True)
     except subprocess.CalledProcessError:
-        remove(folder)
+        remove_environment(folder)
         sys.exit(f"error: this Python cannot make an environment with pip (ensurepip is missing): {packages}")
-    stamp(folder, MADE)
+    write_stamp(folder, UNFINISHED_PACKAGES)
 
 
-def works(python: Path) -> bool:
+def is_usable(python: Path) -> bool:
     """Whether an environment's Python is of this version and has pip."""
     try:
         version = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout
@@ -139,25 +139,25 @@ def works(python: Path) -> bool:
     return version.split() == ["Python", sys.version.split()[0]]
 
 
-def empty(folder: Path) -> None:
+def clear_environment(folder: Path) -> None:
     """Removes what an environment of ours holds but for its stamp, by which it stays ours if this is interrupted."""
     for one in folder.iterdir():
         if one.is_dir() and not one.is_symlink():
             shutil.rmtree(one)
-        elif one.name != STAMP:
+        elif one.name != STAMP_FILE:
             one.unlink()
 
 
-def remove(path: Path) -> None:
+def remove_environment(path: Path) -> None:
     """Removes an environment of ours, or a link to one."""
     if path.is_symlink():
         path.unlink()
     else:
-        empty(path)
+        clear_environment(path)
         shutil.rmtree(path)
 
 
-def put_aside(path: Path) -> None:
+def move_aside(path: Path) -> None:
     """Renames what insource did not make to `<name>.before`, or the next name that is free."""
     number, aside = 1, path.with_name(f"{path.name}.before")
     while os.path.lexists(aside):
@@ -167,47 +167,52 @@ def put_aside(path: Path) -> None:
         path.rename(aside)
     except OSError as error:
         sys.exit(f"error: {path.name} is not insource's and cannot be renamed to {aside.name}: {error.strerror}")
-    say(f"setup     {path.name} was not made by insource: renamed to {aside.name}")
+    log(f"setup     {path.name} was not made by insource: renamed to {aside.name}")
 
 
-def point(folder: Path) -> None:
+def set_link(folder: Path) -> None:
     """Has `.venv` name an environment beside it, whatever has that name now."""
-    aside = LINK.with_name(f".venv.{os.getpid()}")
-    with held(LINK):
-        if os.path.lexists(LINK) and not ours(LINK):
-            put_aside(LINK)
-        elif LINK.is_dir() and not LINK.is_symlink():
-            say("setup     removing .venv, which an earlier insource made for another lock")
-            remove(LINK)
+    aside = VENV_LINK.with_name(f".venv.{os.getpid()}")
+    with locked(VENV_LINK):
+        if os.path.lexists(VENV_LINK) and not is_managed(VENV_LINK):
+            move_aside(VENV_LINK)
+        elif VENV_LINK.is_dir() and not VENV_LINK.is_symlink():
+            log("setup     removing .venv, which an earlier insource made for another lock")
+            remove_environment(VENV_LINK)
         try:
             aside.symlink_to(folder.name)
-            aside.replace(LINK)
+            aside.replace(VENV_LINK)
         finally:
             aside.unlink(missing_ok=True)
 
 
-def fill(folder: Path, family: str, locks: list[str], lock: int) -> None:
+def install_locks(folder: Path, family: str, locks: list[str], lock: int) -> None:
     """Installs the locks of a family into an environment."""
     python, builds = folder / "bin" / "python", []
-    if family == "cpu" and (build := torch_cpu_build(python)):
+    if family == "cpu" and (build := find_torch_cpu_build(python)):
         builds.append(build)
         locks = [name for name in locks if name != "torch.txt"]
     elif family == "cpu":
-        say("setup     pip has no CPU build of torch here that the lock knows; the CUDA build runs too, and is larger")
+        log("setup     pip has no CPU build of torch here that the lock knows; the CUDA build runs too, and is larger")
         locks = [*locks, "cuda.txt"]
-    install(python, builds, [pin for name in locks for pin in pins((HERE / name).read_text(encoding="utf-8"))], lock)
+    pip_install(
+        python,
+        builds,
+        [pin for name in locks for pin in read_pins((REQUIREMENTS_DIR / name).read_text(encoding="utf-8"))],
+        lock,
+    )
 
 
-def pins(lock: str) -> list[str]:
+def read_pins(lock: str) -> list[str]:
     """Returns the requirements of a lock, each with its hashes."""
     return re.findall(r"^[A-Za-z0-9].*(?:\n[ \t]+.*)*", lock, re.MULTILINE)
 
 
-def install(python: Path, builds: list[str], wanted: list[str], lock: int) -> None:
+def pip_install(python: Path, builds: list[str], wanted: list[str], lock: int) -> None:
     """Installs with pip: nothing is resolved, the lock is complete; nothing is compiled that is never imported.
     The pips hold the lock too, so that the next set-up waits for those that outlive this one."""
     asked = [python, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile", "--disable-pip-version-check"]
-    parts = min(MOST_PIPS, len(os.sched_getaffinity(0)))
+    parts = min(MAX_PIP_PROCESSES, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
         pips = [subprocess.Popen([*asked, build], pass_fds=[lock]) for build in builds]
         for number in range(parts):
@@ -222,12 +227,12 @@ def install(python: Path, builds: list[str], wanted: list[str], lock: int) -> No
         sys.exit("error: pip could not install the lock, as it says above; `make setup` goes on from here")
 
 
-def torch_cpu_build(python: Path) -> str | None:
+def find_torch_cpu_build(python: Path) -> str | None:
     """Returns the CPU build of torch that pip would take here, by address and hash, if the lock knows the hash.
 
     pip is asked without hashes first: with them it prefers a file whose hash its index tells, which is the CUDA build.
     """
-    lock = (HERE / "torch.txt").read_text(encoding="utf-8")
+    lock = (REQUIREMENTS_DIR / "torch.txt").read_text(encoding="utf-8")
     pin = next(line for line in lock.splitlines() if line.startswith("torch==")).split(" ")[0]
     asked = [
         python,
@@ -252,7 +257,7 @@ def torch_cpu_build(python: Path) -> str | None:
     return f"torch @ {found['download_info']['url']}#sha256={sha256}"
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-CUDA = re.compile(r"(nvidia-|cuda-|triton==)")
+REQUIREMENTS_DIR = Path(__file__).parent
+CUDA_PACKAGES = re.compile(r"(nvidia-|cuda-|triton==)")
 # pip may be set up with torch's own index, whose CPU build bears another hash than the public one.
 TORCH_CPU_BUILD = {"cp311": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"}
 
@@ -22,37 +22,41 @@ def resolve(*sources: str) -> list[str]:
     """Returns one pinned requirement with its hashes for each package that the sources, words of uv's, need."""
     asked = ["uv", "pip", "compile", *sources, "--universal", "--python-version", "3.11"]
     asked += ["--generate-hashes", "--no-header", "--no-annotate", "--quiet"]
-    text = subprocess.run(asked, cwd=HERE.parent, stdout=subprocess.PIPE, text=True, check=True).stdout
+    text = subprocess.run(asked, cwd=REQUIREMENTS_DIR.parent, stdout=subprocess.PIPE, text=True, check=True).stdout
     return re.split(r"\n(?=\S)", text.strip())
 
 
-def of_project(extra: str, *more: str) -> list[str]:
+def resolve_project(extra: str, *more: str) -> list[str]:
     """Returns the pins of what pyproject.toml and the extra need."""
     return resolve("pyproject.toml", "--extra", extra, "--extra", "dev", *more)
 
 
-def write(name: str, about: str, pins: list[str], source: str = "pyproject.toml") -> None:
-    (HERE / name).write_text(
+def write_lock(name: str, about: str, pins: list[str], source: str = "pyproject.toml") -> None:
+    (REQUIREMENTS_DIR / name).write_text(
         f"# {about}\n# Made by `make lock` from {source}.\n" + "\n".join(pins) + "\n", encoding="utf-8"
     )
     print(f"{name}: {len(pins)} packages", file=sys.stderr)
 
 
 def main() -> None:
-    pins = of_project("cpu", "--override", "requirements/overrides-cpu.txt")
+    pins = resolve_project("cpu", "--override", "requirements/overrides-cpu.txt")
     hashes = "".join(f" \\\n    --hash=sha256:{sha256}" for sha256 in TORCH_CPU_BUILD.values())
     pins = [pin + hashes if pin.startswith("torch==") else pin for pin in pins]
-    apart = [pin for pin in pins if CUDA.match(pin) or pin.startswith("torch==")]
-    write("cpu.txt", "For a machine without a GPU; torch.txt comes first.", [pin for pin in pins if pin not in apart])
-    write("torch.txt", "torch for a machine without a GPU.", [pin for pin in apart if not CUDA.match(pin)])
-    write(
+    apart = [pin for pin in pins if CUDA_PACKAGES.match(pin) or pin.startswith("torch==")]
+    write_lock(
+        "cpu.txt", "For a machine without a GPU; torch.txt comes first.", [pin for pin in pins if pin not in apart]
+    )
+    write_lock(
+        "torch.txt", "torch for a machine without a GPU.", [pin for pin in apart if not CUDA_PACKAGES.match(pin)]
+    )
+    write_lock(
         "cuda.txt",
         "torch's CUDA libraries, for a machine without a GPU whose pip takes the CUDA build of torch.",
-        [pin for pin in pins if CUDA.match(pin)],
+        [pin for pin in pins if CUDA_PACKAGES.match(pin)],
     )
-    write("gpu.txt", "For a machine with an NVIDIA GPU.", of_project("gpu"))
+    write_lock("gpu.txt", "For a machine with an NVIDIA GPU.", resolve_project("gpu"))
     calibrate = "requirements/calibrate.in"
-    write(
+    write_lock(
         "calibrate.txt", "For the environment of llm-compressor (train/export/gptq.py).", resolve(calibrate), calibrate
     )
 

@@ -4,8 +4,8 @@ from insource.config import cli
 
 
 def main() -> int:
-    parser = cli.parser("serve", "Serve what was trained with vLLM, after checking that it is what was trained.")
-    cli.add_run(parser)
+    parser = cli.build_parser("serve", "Serve what was trained with vLLM, after checking that it is what was trained.")
+    cli.add_run_option(parser)
     arguments = parser.parse_intermixed_args()
     from serve import server
 
@@ -13,4 +13,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

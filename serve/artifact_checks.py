@@ -18,65 +18,65 @@ from insource.config.schema.lora import VLLM_MAX_RANK, VLLM_RANKS
 from insource.system import atomic_files
 from insource.tracking import digests
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-_AGAIN = "train again (FRESH=1), or copy the folder again"
-_EXPORT_AGAIN = "`make export` writes it anew"
+_PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_RETRAIN_HINT = "train again (FRESH=1), or copy the folder again"
+_EXPORT_HINT = "`make export` writes it anew"
 _FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-_LAYER = re.compile(r"^base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])\.weight$")
+_LORA_LAYER_PATTERN = re.compile(r"^base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])\.weight$")
 
 
-def of_adapter(folder: Path, base: Path | None, hashes: Mapping[str, str]) -> list[str]:
+def check_adapter(folder: Path, base: Path | None, hashes: Mapping[str, str]) -> list[str]:
     """Returns what stands against serving an adapter, each with what to do; `base`: the folder of the base that it is
     served on, None where that comes from the hub; `hashes`: what the files of that base were in training."""
-    found = list(_of_folder(folder, "adapter_model.safetensors", _AGAIN))
+    found = list(_check_folder(folder, "adapter_model.safetensors", _RETRAIN_HINT))
     if found:
         return found
-    found += _of_prompt(folder)
+    found += _check_prompt(folder)
     config = atomic_files.read_json(folder / "adapter_config.json")
-    found += _of_config(config)
-    found += _of_base(folder, base, hashes)
+    found += _check_config(config)
+    found += _check_base(folder, base, hashes)
     return found
 
 
-def of_model(folder: Path) -> list[str]:
+def check_model(folder: Path) -> list[str]:
     """Returns what stands against serving a whole model (merged, quantized), each with what to do."""
-    found = list(_of_folder(folder, "config.json", _EXPORT_AGAIN))
+    found = list(_check_folder(folder, "config.json", _EXPORT_HINT))
     if not found and not any(folder.glob("*.safetensors")):
-        found.append(f"{folder} has no weights (*.safetensors); {_EXPORT_AGAIN}")
-    return found or list(_of_prompt(folder))
+        found.append(f"{folder} has no weights (*.safetensors); {_EXPORT_HINT}")
+    return found or list(_check_prompt(folder))
 
 
 def max_lora_rank(folders: Mapping[str, Path]) -> int:
     """Returns the smallest max_lora_rank of vLLM that takes all of these adapters."""
-    largest = max(rank(atomic_files.read_json(folder / "adapter_config.json")) for folder in folders.values())
+    largest = max(adapter_rank(atomic_files.read_json(folder / "adapter_config.json")) for folder in folders.values())
     return next(one for one in VLLM_RANKS if one >= largest)
 
 
-def rank(config: Mapping[str, Any]) -> int:
+def adapter_rank(config: Mapping[str, Any]) -> int:
     """Returns the largest rank that an adapter_config.json tells of."""
     return int(max([config["r"], *(config.get("rank_pattern") or {}).values()]))
 
 
-def _of_folder(folder: Path, needed: str, again: str) -> Iterator[str]:
+def _check_folder(folder: Path, needed: str, again: str) -> Iterator[str]:
     """Problems of any folder of weights: missing, pickled, cut short, changed since it was written."""
     if not folder.is_dir():
         yield f"there is no {folder}; {again}"
         return
-    for path in sorted(one for pattern in _PICKLES for one in folder.glob(pattern)):
+    for path in sorted(one for pattern in _PICKLE_PATTERNS for one in folder.glob(pattern)):
         yield (
             f"{path.name} in {folder} is a pickle, which runs code when it is loaded: only safetensors are served; "
             f"remove it, and {again}"
         )
     if not (folder / needed).is_file():
         yield f"{needed} is missing in {folder}; {again}"
-    cut = [(path, told) for path in sorted(folder.glob("*.safetensors")) if (told := cut_short(path))]
+    cut = [(path, told) for path in sorted(folder.glob("*.safetensors")) if (told := find_truncation(path))]
     for path, told in cut:
         yield f"{path.name} in {folder} {told}; {again}"
-    if not (folder / atomic_files.SUMS).is_file():
-        yield f"{atomic_files.SUMS} is missing in {folder}, so nothing tells whether it is whole; {again}"
+    if not (folder / atomic_files.CHECKSUMS).is_file():
+        yield f"{atomic_files.CHECKSUMS} is missing in {folder}, so nothing tells whether it is whole; {again}"
         return
     known = {path.name for path, _ in cut}
-    for told in atomic_files.changed(folder):
+    for told in atomic_files.find_changes(folder):
         name = told.partition(" ")[0]
         if name == "chat_template.jinja" and told.endswith("was changed"):
             yield (
@@ -87,7 +87,7 @@ def _of_folder(folder: Path, needed: str, again: str) -> Iterator[str]:
             yield f"{told} in {folder} since it was written; {again}"
 
 
-def cut_short(path: Path) -> str | None:
+def find_truncation(path: Path) -> str | None:
     """Returns what is wrong with the size of a safetensors file, None where it is as its header tells.
 
     The format: eight bytes with the length of a JSON header, the header, the tensors at the offsets that it tells.
@@ -123,7 +123,7 @@ def weight_bytes(folder: Path, bytes_a_number: int) -> int:
     return found
 
 
-def shapes(folder: Path) -> dict[str, list[int]]:
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     """Returns {tensor: shape} of all safetensors files in a folder, from their headers alone."""
     found: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -133,21 +133,21 @@ def shapes(folder: Path) -> dict[str, list[int]]:
     return found
 
 
-def _of_prompt(folder: Path) -> Iterator[str]:
+def _check_prompt(folder: Path) -> Iterator[str]:
     """Problems of what the model is asked with: the template must be the one that it was trained with."""
     told, template = atomic_files.read_json(folder / "prompt.json"), folder / "chat_template.jinja"
     if not template.is_file():
-        yield f"chat_template.jinja is missing in {folder}; {_AGAIN}"
+        yield f"chat_template.jinja is missing in {folder}; {_RETRAIN_HINT}"
     elif hashlib.sha256(template.read_bytes()).hexdigest() != told["chat_template_sha256"]:
         yield (
             f"chat_template.jinja in {folder} is not the template of the training (prompt.json has its hash): the "
-            f"model would be asked otherwise than it was taught; put the trained one back ({_AGAIN})"
+            f"model would be asked otherwise than it was taught; put the trained one back ({_RETRAIN_HINT})"
         )
 
 
-def _of_config(config: Mapping[str, Any]) -> Iterator[str]:
+def _check_config(config: Mapping[str, Any]) -> Iterator[str]:
     """Problems of an adapter that vLLM does not serve."""
-    if (largest := rank(config)) > VLLM_MAX_RANK:
+    if (largest := adapter_rank(config)) > VLLM_MAX_RANK:
         yield (
             f"adapter_config.json: rank {largest}, and vLLM serves at most {VLLM_MAX_RANK}; set lora.r to at most "
             f"{VLLM_MAX_RANK} and train, or serve it merged (SET=serve.model=merged)"
@@ -161,13 +161,13 @@ def _of_config(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"adapter_config.json: modules_to_save, which vLLM does not serve; {merged}"
 
 
-def _of_base(folder: Path, base: Path | None, hashes: Mapping[str, str]) -> Iterator[str]:
+def _check_base(folder: Path, base: Path | None, hashes: Mapping[str, str]) -> Iterator[str]:
     """Problems of a base that is not the one that the adapter was trained on."""
     if base is None:
         return
-    there = digests.of_base(base)
+    there = digests.hash_base_files(base)
     other = sorted(name for name in hashes if there.get(name) != hashes[name])
-    shape = next(_misfits(shapes(folder), shapes(base)), None)
+    shape = next(_shape_mismatches(tensor_shapes(folder), tensor_shapes(base)), None)
     if shape:
         name = atomic_files.read_json(folder / "prompt.json").get("base", {}).get("name")
         yield f"the base {base} is not the one of this adapter ({name}): {shape}; set model.base to that one"
@@ -178,11 +178,11 @@ def _of_base(folder: Path, base: Path | None, hashes: Mapping[str, str]) -> Iter
         )
 
 
-def _misfits(adapter: Mapping[str, list[int]], base: Mapping[str, list[int]]) -> Iterator[str]:
+def _shape_mismatches(adapter: Mapping[str, list[int]], base: Mapping[str, list[int]]) -> Iterator[str]:
     """Layers of an adapter whose shape the base does not have. Bases whose files name their layers otherwise than
     transformers does are judged by nothing."""
     for name, shape in adapter.items():
-        match = _LAYER.match(name)
+        match = _LORA_LAYER_PATTERN.match(name)
         weight = base.get(f"{match['layer']}.weight") if match else None
         if not match or weight is None:
             continue

@@ -15,116 +15,119 @@ from aiohttp import ClientError
 
 from insource.config import cli
 from insource.config.errors import GateError, RecipeError, StageError
-from insource.config.load import Loaded, load, precedence
+from insource.config.load import LoadedRecipe, describe_precedence, load
 from insource.config.schema.serving_and_cost import Serve
 from insource.system import environment
 from insource.tracking import folder_ownership, run
 from serve.parity import check, reference_check, report_text
 from serve.vllm import launch_plan, server_process
 from serve.vllm.heartbeat import Heartbeat
-from serve.vllm.launch_plan import Served
-from serve.vllm.server_process import Address, Engine
+from serve.vllm.launch_plan import ServedModel
+from serve.vllm.server_process import Address, VllmProcess
 
 # An engine that fails more often than this is not started again.
-RESTARTS, WITHIN_SECONDS = 3, 600.0
-_WATCH_SECONDS = 1.0
+MAX_RESTARTS, RESTART_WINDOW_SECONDS = 3, 600.0
+_POLL_SECONDS = 1.0
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
-    choices, loaded = chosen(arguments)
+    choices, loaded = resolve_models(arguments)
     serve = loaded.recipe.serve
     address = Address(serve.host, serve.port)
-    key = launch_plan.key_for(address)
+    key = launch_plan.require_api_key(address)
     if arguments.dry_run:
-        print(shown(launch_plan.of(choices[0], serve), address, key is not None))
-        return cli.DONE
+        print(shell_command(launch_plan.plan_launch(choices[0], serve), address, key is not None))
+        return cli.OK
     while choices:
         served, *choices = choices
         try:
-            served_until_stopped(served, serve, address, key)
+            serve_until_stopped(served, serve, address, key)
         except (RecipeError, StageError) as error:
-            choices = [one for one in choices if may_follow(one[0], serve, error)]
+            choices = [one for one in choices if may_fall_back(one[0], serve, error)]
             if not choices:
                 raise
             fall_back(served[0], choices[0][0].which, error)
     return cli.INTERRUPTED
 
 
-def may_follow(served: Served, serve: Serve, error: Exception) -> bool:
+def may_fall_back(served: ServedModel, serve: Serve, error: Exception) -> bool:
     """Returns whether a form may be served in the place of one that failed. Where that one answered otherwise than was
     trained, a form of other weights is none: nothing would show that it is made of what was trained."""
-    return not isinstance(error, GateError) or launch_plan.same_weights(served, serve)
+    return not isinstance(error, GateError) or launch_plan.has_trained_weights(served, serve)
 
 
-def served_until_stopped(served: Sequence[Served], serve: Serve, address: Address, key: str | None) -> None:
+def serve_until_stopped(served: Sequence[ServedModel], serve: Serve, address: Address, key: str | None) -> None:
     """Returns never, where nothing fails. Raises RecipeError where this cannot be served here, StageError where vLLM
     ends, and GateError where what answers is not what was trained."""
-    asked = launch_plan.of(served, serve)
+    asked = launch_plan.plan_launch(served, serve)
     if told := launch_plan.memory_problem(asked, environment.available_memory_bytes()):
         raise RecipeError(told)
-    vllm = Engine(asked, address, served[0].run.folder / "serve.log", key)
-    with stopped_at_the_end(vllm):
-        seconds = started(vllm)
-        found = [(one, checked(one, vllm.address, key, serve)) for one in served]
+    vllm = VllmProcess(asked, address, served[0].run.folder / "serve.log", key)
+    with stop_on_exit(vllm):
+        seconds = start_and_wait(vllm)
+        found = [(one, check_parity(one, vllm.address, key, serve)) for one in served]
         failures = [f"{one.name}: {told}" for one, here in found for told in here.failures(serve.parity)]
         if failures:
             raise GateError(f"not served: what answers is not what was trained: {'; '.join(failures)}")
         if key is None:
-            told = f"every user of this machine may ask; with {launch_plan.API_KEY} in the environment, who has it"
+            told = (
+                f"every user of this machine may ask; with {launch_plan.API_KEY_VARIABLE} in the environment, "
+                "who has it"
+            )
             print(f"no key    {told}", file=sys.stderr, flush=True)
-        print(*ready(served, address, seconds, key is not None), sep="\n", flush=True)
-        watch(vllm, served, key)
+        print(*ready_lines(served, address, seconds, key is not None), sep="\n", flush=True)
+        restart_loop(vllm, served, key)
 
 
-def fall_back(served: Served, following: str, error: Exception) -> None:
+def fall_back(served: ServedModel, following: str, error: Exception) -> None:
     """Says, and records with the run, that the next form is taken in the place of one that cannot be served."""
     told = f"serve.model: {served.which} cannot be served, {following} is taken: {error}"
     print(f"fallback  {told}", file=sys.stderr, flush=True)
-    run.fallback(served.run, "serve", told)
+    run.record_fallback(served.run, "serve", told)
 
 
-def chosen(arguments: argparse.Namespace) -> tuple[list[list[Served]], Loaded]:
+def resolve_models(arguments: argparse.Namespace) -> tuple[list[list[ServedModel]], LoadedRecipe]:
     """Returns what is to be served, the first choice first where one recipe may be served in several forms, and the
     first recipe, which says how: where, with which memory, by which floors."""
     names = [arguments.recipe, *(word for word in arguments.set if "=" not in word)]
     overrides = [word for word in arguments.set if "=" in word]
     if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
         raise RecipeError(f"{twice} stands there twice; each recipe once")
-    found: list[list[Served]] = []
+    found: list[list[ServedModel]] = []
     runs = run.runs_folder(arguments.runs)
-    every = [folder_ownership.named(load(name, overrides, arguments.hardware), runs) for name in names]
-    print("\n".join(precedence(every[0])), file=sys.stderr)
+    every = [folder_ownership.resolve_name(load(name, overrides, arguments.hardware), runs) for name in names]
+    print("\n".join(describe_precedence(every[0])), file=sys.stderr)
     for loaded in every:
         here = run.find(run.runs_folder(arguments.runs) / loaded.name, arguments.run)
         trained = here.recipe()
-        forms = launch_plan.candidates(here, trained, loaded.recipe.serve, shared=len(names) > 1)
-        found.append([Served(loaded.name, here, trained, which) for which in forms])
+        forms = launch_plan.rank_variants(here, trained, loaded.recipe.serve, shared=len(names) > 1)
+        found.append([ServedModel(loaded.name, here, trained, which) for which in forms])
         print(f"serve     {loaded.name}: {forms[0]} of run {here.id}", file=sys.stderr)
     alone = found[0] if len(found) == 1 else []
     return [[one] for one in alone] or [[forms[0] for forms in found]], every[0]
 
 
-def shown(asked: server_process.Plan, address: Address, with_key: bool) -> str:
+def shell_command(asked: server_process.LaunchPlan, address: Address, with_key: bool) -> str:
     """Returns the vLLM command as one can type it, with the environment that it needs; a key is not shown."""
-    told = server_process.settings(asked, "$" + launch_plan.API_KEY if with_key else None)
+    told = server_process.vllm_environment(asked, "$" + launch_plan.API_KEY_VARIABLE if with_key else None)
     variables = [f'{name}="{value}"' if value.startswith("$") else f"{name}={value}" for name, value in told.items()]
-    return " ".join([*variables, shlex.join(server_process.command(asked, address, with_key))])
+    return " ".join([*variables, shlex.join(server_process.vllm_command(asked, address, with_key))])
 
 
-def started(vllm: Engine) -> float:
+def start_and_wait(vllm: VllmProcess) -> float:
     """Starts vLLM and waits for it, with progress. Returns the seconds that it took."""
-    begin(vllm)
-    return wait(vllm)
+    start_vllm(vllm)
+    return wait_until_ready(vllm)
 
 
-def begin(vllm: Engine) -> None:
+def start_vllm(vllm: VllmProcess) -> None:
     """Starts vLLM, and says so. Raises RecipeError where its port is taken."""
     print(f"vllm      starting {vllm.plan.name}, log {os.path.relpath(vllm.log)}", file=sys.stderr, flush=True)
     vllm.start()
 
 
-def wait(vllm: Engine) -> float:
+def wait_until_ready(vllm: VllmProcess) -> float:
     """Waits for vLLM with progress. Returns the seconds since its start. Raises StageError where it ends or takes too
     long."""
     from rich.console import Console
@@ -141,21 +144,21 @@ def wait(vllm: Engine) -> float:
     return seconds
 
 
-def checked(served: Served, address: Address, key: str | None, serve: Serve) -> check.Found:
+def check_parity(served: ServedModel, address: Address, key: str | None, serve: Serve) -> check.ParityResult:
     """Returns what parity finds of a served model, and says it."""
-    probed = check.of(served, serve.parity.start_rows, serve)
-    found = check.measure(probed, address, key, check.ways(probed, serve)[:1])
-    tell(served.name, found)
+    probed = check.load_probe(served, serve.parity.start_rows, serve)
+    found = check.run_parity(probed, address, key, check.constraint_modes(probed, serve)[:1])
+    print_parity(served.name, found)
     return found
 
 
-def tell(name: str, found: check.Found) -> None:
+def print_parity(name: str, found: check.ParityResult) -> None:
     """Prints what parity found of a served model."""
-    for line in report_text.lines(name, found):
+    for line in report_text.console_lines(name, found):
         print(f"parity    {line}", file=sys.stderr, flush=True)
 
 
-def ready(served: Sequence[Served], address: Address, seconds: float, with_key: bool) -> list[str]:
+def ready_lines(served: Sequence[ServedModel], address: Address, seconds: float, with_key: bool) -> list[str]:
     """Returns the lines that say where it answers, and how to ask."""
     where = f"http://{address.host}:{address.port}/v1"
     first = served[0]
@@ -166,7 +169,7 @@ def ready(served: Sequence[Served], address: Address, seconds: float, with_key: 
         del asked["structured_outputs"]
     body = first.run.folder / "request.json"
     body.write_text(json.dumps(asked, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    bearer = f' -H "Authorization: Bearer ${launch_plan.API_KEY}"' if with_key else ""
+    bearer = f' -H "Authorization: Bearer ${launch_plan.API_KEY_VARIABLE}"' if with_key else ""
     return [
         f"ready     {where} after {seconds:.0f} s; models {', '.join(one.name for one in served)}",
         f"try       curl -s {where}/chat/completions -H 'Content-Type: application/json'{bearer} "
@@ -175,21 +178,25 @@ def ready(served: Sequence[Served], address: Address, seconds: float, with_key: 
     ]
 
 
-def watch(vllm: Engine, served: Sequence[Served], key: str | None) -> None:
+def restart_loop(vllm: VllmProcess, served: Sequence[ServedModel], key: str | None) -> None:
     """Returns never: starts the engine again where it dies, or computes nothing though it is asked. Raises StageError
     where it fails too often, GateError where it reads other prompts than were trained on once it is up again."""
     failures: list[float] = []
     hang_seconds = vllm.plan.serve.hang_seconds
     while True:
-        why = failure(vllm, Heartbeat(vllm.address, vllm.plan.name, key, hang_seconds), hang_seconds)
-        failures = [at for at in failures if at > time.monotonic() - WITHIN_SECONDS] + [time.monotonic()]
+        why = wait_for_failure(vllm, Heartbeat(vllm.address, vllm.plan.name, key, hang_seconds), hang_seconds)
+        failures = [at for at in failures if at > time.monotonic() - RESTART_WINDOW_SECONDS] + [time.monotonic()]
         vllm.stop()
-        if len(failures) > RESTARTS:
-            raise StageError(f"vLLM has failed {len(failures)} times within {WITHIN_SECONDS / 60:.0f} minutes: {why}")
+        if len(failures) > MAX_RESTARTS:
+            raise StageError(
+                f"vLLM has failed {len(failures)} times within {RESTART_WINDOW_SECONDS / 60:.0f} minutes: {why}"
+            )
         print(f"vllm      {why}\nvllm      starting it again", file=sys.stderr, flush=True)
         try:
-            seconds = started(vllm)
-            others = {one.name: reference_check.other_prompt(one, one.name, vllm.address, key) for one in served}
+            seconds = start_and_wait(vllm)
+            others = {
+                one.name: reference_check.find_prompt_mismatch(one, one.name, vllm.address, key) for one in served
+            }
             if not Heartbeat(vllm.address, vllm.plan.name, key, hang_seconds).answers():
                 raise StageError(f"it is up and gives no token within {hang_seconds} s (serve.hang_seconds)")
         except (StageError, ClientError) as error:
@@ -203,16 +210,16 @@ def watch(vllm: Engine, served: Sequence[Served], key: str | None) -> None:
         print(f"ready     again after {seconds:.0f} s", flush=True)
 
 
-def failure(vllm: Engine, heartbeat: Heartbeat, hang_seconds: float) -> str:
+def wait_for_failure(vllm: VllmProcess, heartbeat: Heartbeat, hang_seconds: float) -> str:
     """Returns why the engine has to be started again, once it has: its process or one of its children has ended, or it
     computes nothing."""
     ended: set[int] = set()
     while True:
-        time.sleep(_WATCH_SECONDS)
+        time.sleep(_POLL_SECONDS)
         if not vllm.alive():
             return f"died, {vllm.why()}"
         # A child that ends as it should is there for a moment; twice is no moment.
-        before, ended = ended, server_process.ended_workers(vllm.pid)
+        before, ended = ended, server_process.find_dead_children(vllm.pid)
         if before & ended:
             return f"died, a process that it started has ended, {vllm.why()}"
         if (silent := heartbeat.silent_seconds()) >= hang_seconds:
@@ -227,7 +234,7 @@ class Stoppable(Protocol):
 
 
 @contextmanager
-def stopped_at_the_end(vllm: Stoppable) -> Iterator[None]:
+def stop_on_exit(vllm: Stoppable) -> Iterator[None]:
     """Stops engines however the block ends; SIGTERM and a lost terminal end it as Ctrl-C does, and what was ignored
     from the start stays ignored (nohup)."""
     heeded = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from demo_data.support_tickets import tickets
-from tests.helpers.provider.faulty_provider import Provider, running
+from demo_data.support_tickets import generate_tickets
+from tests.helpers.provider.faulty_provider import Provider, run_provider
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -90,7 +90,7 @@ def _write_small_recipe(folder: Path) -> None:
     with (folder / "tickets.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["message", "queue", "customer"])
-        writer.writerows((one.message, one.queue, one.customer_id) for one in tickets(400, seed=5))
+        writer.writerows((one.message, one.queue, one.customer_id) for one in generate_tickets(400, seed=5))
     (folder / "small.yaml").write_text(
         """\
 task: {kind: classification, instruction: Route the message to one queue.}
@@ -126,5 +126,5 @@ def provider() -> Provider:
 @pytest.fixture
 def address(provider: Provider) -> Iterator[str]:
     """Where that provider listens."""
-    with running(provider) as address:
+    with run_provider(provider) as address:
         yield address

@@ -8,8 +8,8 @@ The filter takes that one message and leaves every other one of the logger.
 import logging
 
 
-def _other_than_missing_kernel(record: logging.LogRecord) -> bool:
+def _is_not_missing_kernel_warning(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward from kernels-community")
 
 
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_other_than_missing_kernel)
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_not_missing_kernel_warning)

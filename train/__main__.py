@@ -6,7 +6,7 @@ from insource.config import cli
 
 
 def main() -> int:
-    parser = cli.parser("train", "Prepare data, QLoRA-train, export the adapter and score it on validation.")
+    parser = cli.build_parser("train", "Prepare data, QLoRA-train, export the adapter and score it on validation.")
     fresh = os.environ.get("FRESH", "") not in ("", "0")
     parser.add_argument(
         "--fresh", action="store_true", default=fresh, help="train anew though a finished or unfinished run is there"
@@ -18,4 +18,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

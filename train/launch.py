@@ -22,76 +22,80 @@ from typing import Any
 
 from insource.config import base_models, cli, hardware
 from insource.config.errors import RecipeError, StageError
-from insource.config.load import POCKET, Loaded, load, precedence
+from insource.config.load import POCKET, LoadedRecipe, describe_precedence, load
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, environment
-from insource.tasks import KINDS, in_figures
+from insource.tasks import TASKS, format_metrics
 from insource.tracking import digests, folder_ownership, run
 from insource.tracking.base_models import gguf_model, smollm2_wheel
 from insource.tracking.run import Run
 from train.distributed import rendezvous
-from train.distributed.launcher import LAUNCHER
+from train.distributed.launcher import PARENT_PID_ENV
 from train.distributed.rendezvous import Announcement
-from train.loop.signals import ECHO_SECONDS
+from train.loop.signals import DUPLICATE_SIGNAL_SECONDS
 
 ROOT = Path(__file__).parent.parent
 # What libraries would say, or tell others, by themselves.
-QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_TELEMETRY": "1", "BITSANDBYTES_NOWELCOME": "1"}
+QUIET_ENV = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_TELEMETRY": "1", "BITSANDBYTES_NOWELCOME": "1"}
 # After a second signal the processes have this long to record their end.
-LAST_SECONDS = 10.0
+KILL_AFTER_SECONDS = 10.0
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Returns the exit code of the stage. Raises RecipeError and StageError, told by `recipes.command`."""
     runs = run.runs_folder(arguments.runs)
     given = load(arguments.recipe, arguments.set, arguments.hardware)
-    loaded = folder_ownership.named(given, runs)
-    for line in heading(loaded):
+    loaded = folder_ownership.resolve_name(given, runs)
+    for line in header_lines(loaded):
         print(line, file=sys.stderr)
     if arguments.dry_run:
         print(run.to_yaml(loaded.recipe), end="")
-        return cli.DONE
-    _on_hand(loaded.recipe)
-    smollm2_wheel.ensure(loaded.recipe.model.base)
-    loaded = folder_ownership.claimed(given, runs)
-    loaded = replace(loaded, recipe=gguf_model.on_disk(loaded.recipe, runs))
+        return cli.OK
+    _check_gpus(loaded.recipe)
+    smollm2_wheel.ensure_model_folder(loaded.recipe.model.base)
+    loaded = folder_ownership.claim_folder(given, runs)
+    loaded = replace(loaded, recipe=gguf_model.ensure_model_folder(loaded.recipe, runs))
     # Until there is a worker to pass it on to, a SIGTERM is what Ctrl-C is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parent = runs / loaded.name
     if (machine := loaded.recipe.accelerate.machine_rank) > 0:
-        return _follow(machine, parent, loaded.recipe)
+        return _join_as_node(machine, parent, loaded.recipe)
     several = loaded.recipe.accelerate.num_machines > 1
-    with rendezvous.announced(parent, loaded.recipe) if several else nullcontext() as announcement:
-        return _lead(arguments, loaded, parent, announcement)
+    with rendezvous.publish_launch(parent, loaded.recipe) if several else nullcontext() as announcement:
+        return _start_or_resume(arguments, loaded, parent, announcement)
 
 
-def _lead(arguments: argparse.Namespace, loaded: Loaded, parent: Path, announcement: Announcement | None) -> int:
+def _start_or_resume(
+    arguments: argparse.Namespace, loaded: LoadedRecipe, parent: Path, announcement: Announcement | None
+) -> int:
     """Finds or makes the run and has it trained; of several machines, machine 0 does this, and announces it."""
-    data = _prepare(arguments)
-    digest = digests.of_training(rendezvous.alike(loaded.recipe), data.name)
-    known = [] if arguments.fresh else run.with_digest(parent, digest)
+    data = _prepare_data(arguments)
+    digest = digests.compute_training_digest(rendezvous.without_node_settings(loaded.recipe), data.name)
+    known = [] if arguments.fresh else run.find_by_digest(parent, digest)
     if done := [
         one for one in known if one.stage("train").get("state") == "done" and (one.folder / "adapter").is_dir()
     ]:
         print(f"train     unchanged: run {done[0].id} did this (FRESH=1 trains anew)", file=sys.stderr)
         if announcement:
             announcement.nothing(f"run {done[0].id} did this")
-        return _conclude(done[0])
+        return _finish(done[0])
     if known:
         current = known[0]
         print(f"train     going on with the unfinished run {current.id}", file=sys.stderr)
     else:
-        current = run.create(parent, loaded.recipe, digest, environment.collect(loaded.recipe), data, loaded.replaced)
+        current = run.create(
+            parent, loaded.recipe, digest, environment.describe_environment(loaded.recipe), data, loaded.replaced
+        )
         _record_data(current, data)
     if announcement:
         announcement.launches(current)
-    _launch(current, loaded.recipe)
-    return _conclude(current)
+    _launch_training(current, loaded.recipe)
+    return _finish(current)
 
 
-def heading(loaded: Loaded) -> list[str]:
+def header_lines(loaded: LoadedRecipe) -> list[str]:
     """Returns the first lines printed: on what, with which model, and what is not as the recipe says."""
-    first, *replaced = precedence(loaded)
+    first, *replaced = describe_precedence(loaded)
     lines = [first]
     if loaded.recipe.model.base == str(POCKET):
         lines.append(
@@ -99,7 +103,7 @@ def heading(loaded: Loaded) -> list[str]:
         )
     if base_models.is_gguf(loaded.recipe.model.base):
         lines.append(f"model     {Path(loaded.recipe.model.base).name}, dequantized: the weights that GGUF left")
-    if loaded.recipe.model.base == str(base_models.smollm2()):
+    if loaded.recipe.model.base == str(base_models.smollm2_dir()):
         lines.append("model     smollm2: SmolLM2-135M-Instruct, as GGUF's 4 bits (Q4_1) left it")
     lines += replaced
     accelerate, serve = loaded.recipe.accelerate, loaded.recipe.serve
@@ -107,7 +111,7 @@ def heading(loaded: Loaded) -> list[str]:
         how = {"MULTI_CPU": "CPU", "MULTI_GPU": "DDP, a GPU each", "FSDP": "FSDP, a GPU each"}
         machines_told = f" on {accelerate.num_machines} machines" if accelerate.num_machines > 1 else ""
         lines.append(f"processes {accelerate.num_processes}{machines_told}: {how[accelerate.distributed_type]}")
-    elif not accelerate.use_cpu and (idle := hardware.gpu_count() - 1) > 0:
+    elif not accelerate.use_cpu and (idle := hardware.count_gpus() - 1) > 0:
         lines.append(
             f"processes 1 on one GPU; {idle} more {'is' if idle == 1 else 'are'} idle: HARDWARE=multi-gpu takes all"
         )
@@ -116,12 +120,12 @@ def heading(loaded: Loaded) -> list[str]:
     return lines
 
 
-def _on_hand(recipe: Recipe) -> None:
+def _check_gpus(recipe: Recipe) -> None:
     """Raises RecipeError where this machine has fewer GPUs than processes are to train on it."""
     accelerate = recipe.accelerate
     if accelerate.distributed_type not in ("MULTI_GPU", "FSDP"):
         return
-    here, wanted = hardware.gpu_count(), accelerate.num_processes // accelerate.num_machines
+    here, wanted = hardware.count_gpus(), accelerate.num_processes // accelerate.num_machines
     if here == 0:
         raise RecipeError(
             f"accelerate.distributed_type: {accelerate.distributed_type} needs GPUs, and this machine shows none; "
@@ -134,19 +138,19 @@ def _on_hand(recipe: Recipe) -> None:
         )
 
 
-def _follow(machine: int, parent: Path, recipe: Recipe) -> int:
+def _join_as_node(machine: int, parent: Path, recipe: Recipe) -> int:
     """Does this machine's part of the run that machine 0 launches."""
     print(f"machine   {machine}: waiting for machine 0 to launch the run below {parent}", file=sys.stderr)
-    current = rendezvous.joined(parent, recipe)
+    current = rendezvous.wait_for_run(parent, recipe)
     if current is None:
-        return cli.DONE
+        return cli.OK
     print(f"machine   {machine}: joins run {current.id}", file=sys.stderr)
-    _launch(current, recipe)
+    _launch_training(current, recipe)
     print(f"machine   {machine}: has done its part; machine 0 concludes run {current.id}", file=sys.stderr)
-    return cli.DONE
+    return cli.OK
 
 
-def _prepare(arguments: argparse.Namespace) -> Path:
+def _prepare_data(arguments: argparse.Namespace) -> Path:
     """Runs the data stage as a process of its own: stages meet on disk. Exits as it exits where it fails."""
     asked = [sys.executable, "-m", "data_prep", arguments.recipe, *arguments.set]
     asked += ["--hardware", arguments.hardware] if arguments.hardware else []
@@ -160,32 +164,32 @@ def _prepare(arguments: argparse.Namespace) -> Path:
 
 def _record_data(current: Run, data: Path) -> None:
     report = atomic_files.read_json(data / "data.json")
-    run.start(current, "data", {source["file"]: source["sha256"] for source in report["sources"]})
+    run.start_stage(current, "data", {source["file"]: source["sha256"] for source in report["sources"]})
     outputs = [current.folder / "data" / name for name in ("data.json", *report["sha256"])]
-    run.end(current, "data", "done", "done", outputs, rows=report["rows"])
+    run.end_stage(current, "data", "done", "done", outputs, rows=report["rows"])
 
 
-def _launch(current: Run, recipe: Recipe) -> None:
+def _launch_training(current: Run, recipe: Recipe) -> None:
     """Has the run trained. Exits with the code that the worker recorded where it fails, and with 130 where it was asked
     to stop."""
     accelerate, before = recipe.accelerate, current.stage("train")
     threads = max(1, len(os.sched_getaffinity(0)) * accelerate.num_machines // accelerate.num_processes)
-    asked = _program(current.folder, recipe, threads)
-    code, stopped = _watched(asked, _worker_environment(recipe, threads))
+    asked = _worker_command(current.folder, recipe, threads)
+    code, stopped = _run_worker(asked, _worker_environment(recipe, threads))
     stage = current.stage("train")
     if code and stage != before and stage.get("state") == "failed":
         sys.exit(stage["metrics"].get("exit_code", cli.FAILED))
     # Of a machine's processes only the very first one records, and exits with, the code 130.
     if code == cli.INTERRUPTED or (stopped and (code or accelerate.machine_rank)):
-        if stage.get("exit_reason") == run.UNTOLD and not accelerate.machine_rank:
-            run.end(current, "train", "interrupted", "killed after a second signal", exit_code=cli.INTERRUPTED)
+        if stage.get("exit_reason") == run.UNRECORDED_EXIT and not accelerate.machine_rank:
+            run.end_stage(current, "train", "interrupted", "killed after a second signal", exit_code=cli.INTERRUPTED)
         print(f"interrupted: the same command goes on with run {current.id}", file=sys.stderr)
         sys.exit(cli.INTERRUPTED)
     if code:
         raise StageError(f"training ended with exit code {code}; run the same command again to go on with {current.id}")
 
 
-def _program(folder: Path, recipe: Recipe, threads: int) -> list[str]:
+def _worker_command(folder: Path, recipe: Recipe, threads: int) -> list[str]:
     """Returns the command that trains a run on this machine."""
     accelerate = recipe.accelerate
     here, worker = accelerate.num_processes // accelerate.num_machines, ["-m", "train.worker", str(folder)]
@@ -209,7 +213,7 @@ def _program(folder: Path, recipe: Recipe, threads: int) -> list[str]:
     return [*ranks, "accelerate.commands.launch", *asked, *worker]
 
 
-def _watched(asked: list[str], settings: Mapping[str, str]) -> tuple[int, bool]:
+def _run_worker(asked: list[str], settings: Mapping[str, str]) -> tuple[int, bool]:
     """Runs a program to its end. Returns its exit code, and whether a signal asked to stop.
 
     SIGTERM, Ctrl-C and the end of the terminal are passed on, once each: the program has a session of its own, which a
@@ -230,8 +234,8 @@ def _watched(asked: list[str], settings: Mapping[str, str]) -> tuple[int, bool]:
             try:
                 return process.wait(timeout=0.5), bool(times)
             except subprocess.TimeoutExpired:
-                again = next((at for at in times if at > times[0] + ECHO_SECONDS), None)
-                if again is not None and time.monotonic() > again + LAST_SECONDS:
+                again = next((at for at in times if at > times[0] + DUPLICATE_SIGNAL_SECONDS), None)
+                if again is not None and time.monotonic() > again + KILL_AFTER_SECONDS:
                     os.killpg(process.pid, signal.SIGKILL)
     finally:
         for number, handler in before.items():
@@ -240,12 +244,17 @@ def _watched(asked: list[str], settings: Mapping[str, str]) -> tuple[int, bool]:
 
 def _worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
     accelerate = recipe.accelerate
-    defaults = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true", "PYTHONWARNINGS": "ignore", **QUIET}
+    defaults = {
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "true",
+        "PYTHONWARNINGS": "ignore",
+        **QUIET_ENV,
+    }
     # Packs and batches of answers differ in length: without it the allocator's blocks fragment.
     defaults |= {} if accelerate.use_cpu else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     # On a CPU training itself sees to it (train/device/precision.py).
     mixed_precision = "no" if accelerate.use_cpu else accelerate.mixed_precision
-    told = {"ACCELERATE_MIXED_PRECISION": mixed_precision, LAUNCHER: str(os.getpid())}
+    told = {"ACCELERATE_MIXED_PRECISION": mixed_precision, PARENT_PID_ENV: str(os.getpid())}
     if accelerate.use_cpu:
         told["ACCELERATE_USE_CPU"] = "true"
     elif accelerate.num_processes == 1 and accelerate.distributed_type != "FSDP":
@@ -259,23 +268,26 @@ def _worker_environment(recipe: Recipe, threads: int) -> dict[str, str]:
     return {**defaults, **inherited, **told}
 
 
-def _conclude(done: Run) -> int:
-    run.point_latest(done)
-    for line in summary(done):
+def _finish(done: Run) -> int:
+    run.set_latest(done)
+    for line in summary_lines(done):
         print(line)
-    return cli.DONE
+    return cli.OK
 
 
-def summary(done: Run) -> list[str]:
+def summary_lines(done: Run) -> list[str]:
     """Returns what a finished training says of itself: the two scores and where the adapter is."""
-    task = KINDS[done.recipe().task.variant]
+    task = TASKS[done.recipe().task.variant]
     scores: dict[str, Any] = done.stage("train")["metrics"]["validation"]
     tuned, base = scores["tuned"], scores["base"]
     # Slices that a row is in or not, such as the vendors that train has never seen.
     inside = {name: values["true"] for name, values in tuned.get("slices", {}).items() if "true" in values}
     return [
         f"adapter   {os.path.relpath(done.folder / 'adapter')}",
-        f"tuned     {in_figures(task.headline(tuned))}  ({tuned['n']} validation rows)",
-        *(f"          {in_figures(task.headline(one))}  ({one['n']} of them: {name})" for name, one in inside.items()),
-        f"untuned   {in_figures(task.headline(base))}  (the same base before training)",
+        f"tuned     {format_metrics(task.main_metrics(tuned))}  ({tuned['n']} validation rows)",
+        *(
+            f"          {format_metrics(task.main_metrics(one))}  ({one['n']} of them: {name})"
+            for name, one in inside.items()
+        ),
+        f"untuned   {format_metrics(task.main_metrics(base))}  (the same base before training)",
     ]

@@ -18,7 +18,7 @@ from insource.config import cli
 from insource.config.errors import RecipeError, StageError
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, disk_full
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from insource.tasks.rendering import chat_template
 from insource.tracking import metrics, wandb_logging
 from insource.tracking import run as runs
@@ -27,22 +27,22 @@ from insource.tracking.run import Run
 from train.device import gpu, out_of_memory, precision
 from train.distributed import fsdp, launcher, world
 from train.evaluate import decodability, decoding_memory, reference_answers
-from train.evaluate.constrained_decoding import Answer
+from train.evaluate.constrained_decoding import DecodedAnswer
 from train.evaluate.log_likelihood import BATCH_ROWS
-from train.evaluate.validation import Compared, Decoded, headlines
+from train.evaluate.validation import GenerationEvaluator, PreferenceEvaluator, make_validation_metrics
 from train.export import adapter
 from train.loop import checkpoints, signals
-from train.loop.fit import fit
+from train.loop.fit import train_adapter
 from train.loop.metrics_callback import peak_memory_bytes
-from train.loop.signals import Wish
+from train.loop.signals import StopRequest
 from train.model import base, dequantize
 from train.packing import dataset, packing_plan, sampler
-from train.packing.dataset import Lesson
-from train.packing.packing_plan import Row
+from train.packing.dataset import TrainingSet
+from train.packing.packing_plan import TokenizedRow
 from train.report import learning_curve, preflight, run_header
 
 
-def main(recipe: Recipe, run: Run, wish: Wish) -> None:
+def main(recipe: Recipe, run: Run, wish: StopRequest) -> None:
     """Trains the adapter of a run and leaves it, its scores and its record in the run folder.
 
     Raises RecipeError, StageError, and KeyboardInterrupt where it was asked to stop; `test.jsonl` and
@@ -50,80 +50,84 @@ def main(recipe: Recipe, run: Run, wish: Wish) -> None:
     """
     began = time.monotonic()
     hashes = {name: atomic_files.sha256(run.folder / "data" / f"{name}.jsonl") for name in ("train", "validation")}
-    if world.first():
-        runs.start(run, "train", {f"data/{name}.jsonl": sha256 for name, sha256 in hashes.items()})
-    gpu.check(recipe)
-    train_rows, validation_rows = rows_of(run, "train", hashes), rows_of(run, "validation", hashes)
-    task = KINDS[recipe.task.variant]
-    spec = task.specify(recipe.task, labels_of(run), may_be_empty(run))
+    if world.is_main_process():
+        runs.start_stage(run, "train", {f"data/{name}.jsonl": sha256 for name, sha256 in hashes.items()})
+    gpu.check_gpu(recipe)
+    train_rows, validation_rows = read_rows(run, "train", hashes), read_rows(run, "validation", hashes)
+    task = TASKS[recipe.task.variant]
+    spec = task.make_spec(recipe.task, read_labels(run), allows_empty_labels(run))
     if hasattr(spec, "normalize_labels"):
         spec = replace(spec, normalize_labels=recipe.data.normalize_labels)
-    told = teller(run)
+    told = fallback_logger(run)
 
-    rendering = chat_template.rendering_of(recipe.model)
+    rendering = chat_template.load_rendering(recipe.model)
     tokenizer = rendering.tokenizer
-    say(*rendering.lines())
+    log(*rendering.lines())
     if rendering.differs:
         told(f"{rendering.differs}; learnt is what is served and decoded: the open prompt, the answer, the stop")
-    for note in gguf_model.notes(recipe.model.base):
+    for note in gguf_model.read_notes(recipe.model.base):
         told(note)
-    rows = dataset.learnt(task, spec, tokenizer, train_rows)
-    config = base.config_of(recipe.model)
-    preflight.check(rows, tokenizer, recipe, config)
-    decodability.check(task, spec, train_rows, rows, tokenizer, config.get_text_config().vocab_size)
-    model, kept = dequantize.load(recipe, base_store.store(run.folder), told)
-    plan = dataset.planned(recipe, rows, model.config, told)
+    rows = dataset.tokenize_rows(task, spec, tokenizer, train_rows)
+    config = base.load_config(recipe.model)
+    preflight.check_training_rows(rows, tokenizer, recipe, config)
+    decodability.check_answers_decodable(task, spec, train_rows, rows, tokenizer, config.get_text_config().vocab_size)
+    model, kept = dequantize.load_training_base(recipe, base_store.store_path(run.folder), told)
+    plan = dataset.plan_packing(recipe, rows, model.config, told)
 
     prompts = chat_template.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in validation_rows])
-    decoded = Decoded(task, spec, validation_rows, prompts, tokenizer, max_answer_tokens(rows), told)
-    asked: Decoded | Compared = decoded
+    decoded = GenerationEvaluator(task, spec, validation_rows, prompts, tokenizer, max_answer_tokens(rows), told)
+    asked: GenerationEvaluator | PreferenceEvaluator = decoded
     if task.OBJECTIVE == "prefer":
-        pairs = dataset.learnt(task, spec, tokenizer, validation_rows)
-        asked = Compared(task, spec, validation_rows, pairs, packing_plan.same_for(plan, pairs, BATCH_ROWS), tokenizer)
-        with precision.training(recipe):
-            reference = Compared(task, spec, train_rows, rows, plan, tokenizer).ask(model, "reference")
+        pairs = dataset.tokenize_rows(task, spec, tokenizer, validation_rows)
+        asked = PreferenceEvaluator(
+            task, spec, validation_rows, pairs, packing_plan.plan_for_rows(plan, pairs, BATCH_ROWS), tokenizer
+        )
+        with precision.training_autocast(recipe):
+            reference = PreferenceEvaluator(task, spec, train_rows, rows, plan, tokenizer).ask(model, "reference")
         rows = [replace(row, reference=one) for row, one in zip(rows, reference, strict=True)]
     untuned: list[Any] = asked.ask(model, "untuned")
 
-    model = base.with_adapter(model, recipe.lora, recipe.train.seed)
-    taught = dataset.ordered(recipe, rows, [str(row["target"]) for row in train_rows], plan, task.OBJECTIVE)
-    weights = gguf_model.told(recipe.model.base, recipe.model.quantization, kept)
-    told_facts = facts(recipe, run, model, taught, decoded, weights)
-    say(*run_header.lines(told_facts), *preflight.sample(rows[0], tokenizer))
-    wandb_run = wandb_of(run, recipe)
-    trained = fit(recipe, run, model, tokenizer, taught, headlines(asked, untuned, model), told, wish, wandb_run)
-    out_of_memory.release()
+    model = base.add_adapter(model, recipe.lora, recipe.train.seed)
+    taught = dataset.build_training_set(recipe, rows, [str(row["target"]) for row in train_rows], plan, task.OBJECTIVE)
+    weights = gguf_model.describe_weight_loss(recipe.model.base, recipe.model.quantization, kept)
+    told_facts = build_header_info(recipe, run, model, taught, decoded, weights)
+    log(*run_header.header_lines(told_facts), *preflight.sample_lines(rows[0], tokenizer))
+    wandb_run = init_wandb(run, recipe)
+    trained = train_adapter(
+        recipe, run, model, tokenizer, taught, make_validation_metrics(asked, untuned, model), told, wish, wandb_run
+    )
+    out_of_memory.release_memory()
 
     tuned: list[Any] = asked.ask(model, "tuned")
-    probed = decoded.first(reference_answers.ROWS)
+    probed = decoded.first(reference_answers.REFERENCE_ROWS)
     answers = probed.ask(model, "probes") if asked is not decoded else tuned[: len(probed.rows)]
-    state = fsdp.adapter_tensors(model)  # of all processes together, before the others leave
-    if not world.first():
+    state = fsdp.gather_adapter(model)  # of all processes together, before the others leave
+    if not world.is_main_process():
         return
     scores = {"tuned": asked.score(tuned, untuned), "base": asked.score(untuned, untuned)}
-    with disk_full.told_when_full(run.folder / "adapter"):
+    with disk_full.raise_on_full_disk(run.folder / "adapter"):
         commit = getattr(model.config, "_commit_hash", None)
-        trained_base = base_store.record(kept, kept.name) if kept else None
-        prompt = adapter.prompt(recipe, rendering, spec, decoded.max_answer_tokens, commit, trained_base)
-        folder = adapter.export(run, recipe, model, tokenizer, prompt, scores, probed, answers, state)
+        trained_base = base_store.read_record(kept, kept.name) if kept else None
+        prompt = adapter.build_prompt_spec(recipe, rendering, spec, decoded.max_answer_tokens, commit, trained_base)
+        folder = adapter.write_adapter_folder(run, recipe, model, tokenizer, prompt, scores, probed, answers, state)
         picture = run.folder / "learning_curve.png"
         learning_curve.draw(
             run.folder / "metrics.jsonl", picture, f"{run.recipe_name}  {run.id}", trained.get("best_step")
         )
-    wandb_logging.picture(wandb_run, picture)
+    wandb_logging.log_image(wandb_run, picture)
     if asked is decoded:
-        show_answers(wandb_run, recipe, decoded, tuned)
-    wandb_logging.finish(
-        wandb_run, run, headline(task, scores), {f"data_{name}_sha256": sha for name, sha in hashes.items()}
+        log_predictions(wandb_run, recipe, decoded, tuned)
+    wandb_logging.finish_run(
+        wandb_run, run, wandb_headline(task, scores), {f"data_{name}_sha256": sha for name, sha in hashes.items()}
     )
     spent: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1), "peak_memory_bytes": peak_memory_bytes()}
     spent |= {"parameters": told_facts.parameters, "trainable_parameters": told_facts.trainable}
     spent |= {"weights": weights} if weights else {}
     outputs = [*sorted(folder.iterdir()), run.references]
-    runs.end(run, "train", "done", "done", outputs, validation=scores, **trained, **spent)
+    runs.end_stage(run, "train", "done", "done", outputs, validation=scores, **trained, **spent)
 
 
-def rows_of(run: Run, split: str, hashes: Mapping[str, str]) -> list[dict[str, Any]]:
+def read_rows(run: Run, split: str, hashes: Mapping[str, str]) -> list[dict[str, Any]]:
     """Returns the rows of train or validation. Raises StageError where the file is not the one that was prepared."""
     path = run.folder / "data" / f"{split}.jsonl"
     if hashes[split] != atomic_files.read_json(run.folder / "data" / "data.json")["sha256"][path.name]:
@@ -133,24 +137,24 @@ def rows_of(run: Run, split: str, hashes: Mapping[str, str]) -> list[dict[str, A
     return list(atomic_files.read_jsonl(path))
 
 
-def labels_of(run: Run) -> dict[str, str]:
+def read_labels(run: Run) -> dict[str, str]:
     """Returns the labels with their descriptions, in prompt order, as data preparation found or checked them."""
     labels = atomic_files.read_json(run.folder / "data" / "data.json")["labels"]
     return {label: one["description"] for label, one in labels.items()}
 
 
-def may_be_empty(run: Run) -> bool:
+def allows_empty_labels(run: Run) -> bool:
     """Returns whether rows of several labels may have none: the prepared data have such rows."""
     told = atomic_files.read_json(run.folder / "data" / "data.json").get("labels_per_row")
     return bool(told and told["may_be_empty"])
 
 
-def max_answer_tokens(rows: Sequence[Row]) -> int:
+def max_answer_tokens(rows: Sequence[TokenizedRow]) -> int:
     """Returns how many tokens an answer may have, here and where the adapter is served."""
     return chat_template.max_answer_tokens(max(len(answer) for row in rows for answer in row.completions))
 
 
-def teller(run: Run) -> Callable[[str], None]:
+def fallback_logger(run: Run) -> Callable[[str], None]:
     """Returns what says aloud, and records, that something is done otherwise than the recipe asks; the same once."""
     known: set[str] = set()
 
@@ -158,81 +162,85 @@ def teller(run: Run) -> Callable[[str], None]:
         if told in known:
             return
         known.add(told)
-        say(f"fallback  {told}")
-        if world.first():
-            runs.fallback(run, "train", told)
+        log(f"fallback  {told}")
+        if world.is_main_process():
+            runs.record_fallback(run, "train", told)
 
     return tell
 
 
-def wandb_of(run: Run, recipe: Recipe) -> Any:
+def init_wandb(run: Run, recipe: Recipe) -> Any:
     """Returns the W&B run, None in all processes but the first and where it is off."""
-    if not world.first():
+    if not world.is_main_process():
         return None
-    return wandb_logging.start(run, recipe, wandb_logging.config(recipe, adapter.base_name(recipe)))
+    return wandb_logging.init_run(run, recipe, wandb_logging.build_config(recipe, adapter.base_display_name(recipe)))
 
 
-def facts(
-    recipe: Recipe, run: Run, model: Any, lesson: Lesson, decoded: Decoded, weights: str | None
-) -> run_header.Facts:
+def build_header_info(
+    recipe: Recipe, run: Run, model: Any, lesson: TrainingSet, decoded: GenerationEvaluator, weights: str | None
+) -> run_header.HeaderInfo:
     """Returns what the header tells of this training; `weights` is what was lost of them before it."""
-    train, tokens = recipe.train, packing_plan.tokens_of(lesson.shares)
+    train, tokens = recipe.train, packing_plan.compute_packing_stats(lesson.shares)
     trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
     data = atomic_files.read_json(run.folder / "data" / "data.json")["rows"]
-    saved = checkpoints.in_order(run.folder / "checkpoints")
-    memory = run_header.estimate(
+    saved = checkpoints.list_checkpoints(run.folder / "checkpoints")
+    memory = run_header.estimate_memory(
         model,
         pack_tokens=tokens.longest_pack,
         answer_tokens=tokens.longest_pack_answers,
         mask_pairs=tokens.longest_pack_pairs,
         checkpointing=train.gradient_checkpointing,
         optim=train.optim,
-        compute_bytes=2 if precision.multiplies_in(recipe) == "bfloat16" else 4,
-        autocast=precision.is_bfloat16_on_cpu(recipe),
-        shards=world.count() if recipe.accelerate.distributed_type == "FSDP" else 1,
-        decoded=decoding(recipe, model, decoded),
+        compute_bytes=2 if precision.compute_dtype(recipe) == "bfloat16" else 4,
+        autocast=precision.uses_cpu_bfloat16(recipe),
+        shards=world.world_size() if recipe.accelerate.distributed_type == "FSDP" else 1,
+        decoded=build_decoding_workload(recipe, model, decoded),
         device=None
         if recipe.accelerate.use_cpu
         else decoding_memory.usable_bytes(dequantize.device_memory_bytes(model.device)),
     )
-    return run_header.Facts(
-        base=adapter.base_name(recipe),
+    return run_header.HeaderInfo(
+        base=adapter.base_display_name(recipe),
         quantization=recipe.model.quantization,
         parameters=model.num_parameters() - trainable,
-        multiplied=precision.multiplies_in(recipe),
+        multiplied=precision.compute_dtype(recipe),
         trainable=trainable,
         adapter=f"LoRA r={recipe.lora.r}",
         train_rows=len(lesson.rows),
         validation_rows=len(decoded.rows),
         longest_row_tokens=max(row.longest for row in lesson.rows),
         batch_size=train.batch_size,
-        processes=world.count(),
+        processes=world.world_size(),
         packing=lesson.plan.kind,
         tokens_an_update=tokens.computed,
         separate_tokens_an_update=tokens.separate,
         packs_an_update=tokens.packs,
         updates=len(lesson.updates),
-        epochs=len(lesson.updates) / sampler.an_epoch(len(lesson.rows), train.batch_size),
+        epochs=len(lesson.updates) / sampler.updates_per_epoch(len(lesson.rows), train.batch_size),
         weights=weights,
         rejected=data["rejected"],
         dropped=data["dropped"],
-        weighting=weighting(recipe),
+        weighting=class_balance_note(recipe),
         memory=memory,
         updates_done=checkpoints.step(saved[-1]) if saved else 0,
-        examples_per_second=metrics.last(run.folder / "metrics.jsonl", "examples_per_second"),
+        examples_per_second=metrics.read_last_value(run.folder / "metrics.jsonl", "examples_per_second"),
     )
 
 
-def decoding(recipe: Recipe, model: Any, decoded: Decoded) -> decoding_memory.Decoding:
+def build_decoding_workload(
+    recipe: Recipe, model: Any, decoded: GenerationEvaluator
+) -> decoding_memory.DecodingWorkload:
     """Returns how validation rows are decoded, for the estimate of memory."""
     prefix = chat_template.shared_prefix_length(decoded.prompts)
     longest = max(map(len, decoded.prompts)) - prefix + decoded.max_answer_tokens
     spread = recipe.accelerate.distributed_type == "FSDP"
-    rows = -(-len(decoded.prompts) // world.count())
-    return decoding_memory.Decoding(rows, prefix, longest, 0 if spread else dequantize.held_bytes(model))
+    rows = -(-len(decoded.prompts) // world.world_size())
+    return decoding_memory.DecodingWorkload(
+        rows, prefix, longest, 0 if spread else dequantize.dequantized_layer_bytes(model)
+    )
 
 
-def weighting(recipe: Recipe) -> str | None:
+def class_balance_note(recipe: Recipe) -> str | None:
     """Returns how classes are made to count otherwise than as often as they occur, or None."""
     told = ["classes are drawn equally often"] if recipe.train.balanced_sampling else []
     if recipe.train.class_weight == "balanced":
@@ -242,7 +250,9 @@ def weighting(recipe: Recipe) -> str | None:
     return ", ".join(told) or None
 
 
-def show_answers(wandb_run: Any, recipe: Recipe, decoded: Decoded, answers: Sequence[Answer]) -> None:
+def log_predictions(
+    wandb_run: Any, recipe: Recipe, decoded: GenerationEvaluator, answers: Sequence[DecodedAnswer]
+) -> None:
     """Sends W&B what was answered on validation: sample rows, and which label was taken for which."""
     parsed = decoded.parsed(answers)
     targets = decoded.targets(parsed)
@@ -257,62 +267,64 @@ def show_answers(wandb_run: Any, recipe: Recipe, decoded: Decoded, answers: Sequ
         }
         for row, answer, one, target in zip(decoded.rows, answers, parsed, targets, strict=True)
     ]
-    wandb_logging.predictions(wandb_run, recipe, rows)
+    wandb_logging.log_predictions(wandb_run, recipe, rows)
     if recipe.task.variant == "classification":
         given = [None if one.problem else one.value for one in parsed]
-        wandb_logging.confusion(wandb_run, recipe, [row["target"] for row in decoded.rows], given)
+        wandb_logging.log_confusion(wandb_run, recipe, [row["target"] for row in decoded.rows], given)
 
 
-def headline(task: ModuleType, scores: Mapping[str, Any]) -> dict[str, float]:
+def wandb_headline(task: ModuleType, scores: Mapping[str, Any]) -> dict[str, float]:
     """Returns the figures that stand beside a run's name in W&B."""
     names = {"tuned": "validation/", "base": "validation/untuned_"}
     return {
-        before + name: value for which, before in names.items() for name, value in task.headline(scores[which]).items()
+        before + name: value
+        for which, before in names.items()
+        for name, value in task.main_metrics(scores[which]).items()
     }
 
 
-def say(*lines: str) -> None:
+def log(*lines: str) -> None:
     """Prints to the person, not to the result; of several processes the first one does."""
-    for line in lines if world.first() else ():
+    for line in lines if world.is_main_process() else ():
         print(line, file=sys.stderr, flush=True)
 
 
-def work() -> int:
+def run_worker() -> int:
     """Trains the run named on the command line and records how it ended, whichever way."""
-    launcher.end_with_launcher()
+    launcher.die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m train.worker", description="One run; `python -m train` starts it.")
     parser.add_argument("run", type=Path, help="the run folder")
     run = Run(parser.parse_args().run)
 
-    def ended(state: runs.State, reason: str, code: int) -> None:
+    def ended(state: runs.StageState, reason: str, code: int) -> None:
         # On a full disk the manifest keeps its old state, and the message tells.
         with suppress(OSError):
-            if world.first():
-                runs.end(run, "train", state, reason, exit_code=code)
+            if world.is_main_process():
+                runs.end_stage(run, "train", state, reason, exit_code=code)
 
     def left(signal_name: str) -> None:
         ended("interrupted", f"{signal_name}, twice", cli.INTERRUPTED)
 
-    with runs.locked(run) if world.first() else nullcontext(), signals.listening(left) as wish:
+    with runs.lock_run(run) if world.is_main_process() else nullcontext(), signals.handle_signals(left) as wish:
         try:
-            with disk_full.told_when_full(run.folder):
+            with disk_full.raise_on_full_disk(run.folder):
                 main(run.recipe(), run, wish)
         except (RecipeError, StageError) as error:
-            code = cli.WRONG if isinstance(error, RecipeError) else cli.FAILED
+            code = cli.USAGE_ERROR if isinstance(error, RecipeError) else cli.FAILED
             ended("failed", str(error), code)
             raise
         except KeyboardInterrupt as signal_name:
             ended("interrupted", str(signal_name) or "Ctrl-C", cli.INTERRUPTED)
             # Of several processes the first one's exit tells; another's would have it ended while it saves.
-            return cli.INTERRUPTED if world.first() else cli.DONE
+            return cli.INTERRUPTED if world.is_main_process() else cli.OK
         except Exception as error:
-            if out_of_memory.short(error):
-                ended("failed", out_of_memory.in_words(error), cli.FAILED)
-                raise StageError(out_of_memory.in_words(error)) from error
+            if out_of_memory.is_out_of_memory(error):
+                ended("failed", out_of_memory.describe_out_of_memory(error), cli.FAILED)
+                raise StageError(out_of_memory.describe_out_of_memory(error)) from error
             ended("failed", f"{type(error).__name__}: {error}", cli.FAILED)
             raise
-    return cli.DONE
+    return cli.OK
 
 
 if __name__ == "__main__":
-    cli.run(work)
+    cli.run_cli(run_worker)

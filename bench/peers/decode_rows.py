@@ -22,7 +22,7 @@ def main() -> None:
     from transformers.utils import logging
 
     try:
-        from train.evaluate.constrained_decoding import decode
+        from train.evaluate.constrained_decoding import decode_answers as decode
     except ImportError:  # a build before the packages of train/
         from train.decode import decode  # type: ignore[import-not-found, no-redef]
 
@@ -38,20 +38,20 @@ def main() -> None:
     for case in spec["cases"]:
         asked = {"grammar": case["grammar"], "max_new_tokens": case["max_new_tokens"]}
         decode(model, tokenizer, case["prompts"][:WARM_UP_ROWS], **asked)
-        forget_peak()
+        reset_peak_memory()
         began = time.perf_counter()
         answers = decode(model, tokenizer, case["prompts"], **asked)
         seconds = time.perf_counter() - began
         found[case["name"]] = {
             "seconds": seconds,
-            "peak_memory_bytes": peak_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(),
             "answers": [one.token_ids for one in answers],
             "margins": [one.margin for one in answers],
         }
     Path(sys.argv[1]).with_name("result.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def forget_peak() -> None:
+def reset_peak_memory() -> None:
     """Begins anew to measure the most memory that this process holds."""
     import torch
 
@@ -60,7 +60,7 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def peak_bytes() -> int:
+def peak_memory_bytes() -> int:
     """Returns the most memory since then: of the GPU, or of the process."""
     import torch
 

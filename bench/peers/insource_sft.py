@@ -6,41 +6,43 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from bench.peers.spec import ADAPTER, Spec, asked, versions
-from bench.peers.training_probe import Watch
+from bench.peers.spec import ADAPTER_DIR, PeerSpec, package_versions, read_spec
+from bench.peers.training_probe import TrainingProbe
 from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.tasks.rendering import chat_template
 from insource.tracking.run import Run
 from train.loop import fit
-from train.loop.signals import Wish
+from train.loop.signals import StopRequest
 from train.model import base
 from train.packing import dataset, packing_plan
 
 ROOT = Path(__file__).parents[2]
 
 
-def main(spec: Spec) -> None:
+def main(spec: PeerSpec) -> None:
     """Trains, and leaves result.json."""
     from peft import PeftModel
 
-    recipe = recipe_of(spec)
-    model, tokenizer = base.base_model(recipe), chat_template.tokenizer_of(recipe.model)
-    model = base.float32_adapter(PeftModel.from_pretrained(model, spec.adapter, is_trainable=True))
-    rows = [packing_plan.Row(str(at), prompt, (answer,)) for at, (prompt, answer) in enumerate(spec.examples())]
+    recipe = build_recipe(spec)
+    model, tokenizer = base.load_base_model(recipe), chat_template.load_tokenizer(recipe.model)
+    model = base.cast_adapter_to_float32(PeftModel.from_pretrained(model, spec.adapter, is_trainable=True))
+    rows = [
+        packing_plan.TokenizedRow(str(at), prompt, (answer,)) for at, (prompt, answer) in enumerate(spec.examples())
+    ]
     updates = [list(range(first, first + spec.batch_size)) for first in range(0, len(rows), spec.batch_size)]
-    told = dataset.Lesson(rows, dataset.planned(recipe, rows, model.config, print), updates, "imitate")
+    told = dataset.TrainingSet(rows, dataset.plan_packing(recipe, rows, model.config, print), updates, "imitate")
     run = Run(Path(spec.folder) / "run")
     run.folder.mkdir(parents=True)
-    watch = Watch()
+    watch = TrainingProbe()
     watch.on(model)
-    fit.fit(recipe, run, model, tokenizer, told, dict, print, Wish(), None)
+    fit.train_adapter(recipe, run, model, tokenizer, told, dict, print, StopRequest(), None)
     lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    tokens = packing_plan.tokens_of(told.shares)
-    model.save_pretrained(str(Path(spec.folder) / ADAPTER))
+    tokens = packing_plan.compute_packing_stats(told.shares)
+    model.save_pretrained(str(Path(spec.folder) / ADAPTER_DIR))
     spec.finish(
         {
-            "version": f"insource {own_version()}, {versions('transformers', 'peft', 'torch')}",
+            "version": f"insource {insource_version()}, {package_versions('transformers', 'peft', 'torch')}",
             "losses": [one["loss"] for one in map(json.loads, lines) if "loss" in one],
             "token_ratio": tokens.separate / tokens.computed,
             "packs_an_update": tokens.packs,
@@ -50,12 +52,12 @@ def main(spec: Spec) -> None:
     )
 
 
-def own_version() -> str:
+def insource_version() -> str:
     """Returns the version of this project, which is run from its folder and not installed."""
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
 
 
-def recipe_of(spec: Spec) -> Recipe:
+def build_recipe(spec: PeerSpec) -> Recipe:
     """Returns the recipe that says what the spec says, and for the rest what every recipe says."""
     keys: dict[str, Any] = {
         "model.base": spec.model,
@@ -82,4 +84,4 @@ def recipe_of(spec: Spec) -> Recipe:
 
 
 if __name__ == "__main__":
-    main(asked())
+    main(read_spec())

@@ -12,38 +12,38 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bench.peers.spec import ADAPTER, Spec, asked, features, versions
-from bench.peers.training_probe import Watch
+from bench.peers.spec import ADAPTER_DIR, PeerSpec, build_features, package_versions, read_spec
+from bench.peers.training_probe import TrainingProbe
 
 
-def main(spec: Spec) -> None:
+def main(spec: PeerSpec) -> None:
     """Trains, and leaves result.json."""
-    pretend_torchaudio()
+    stub_torchaudio()
     from datasets import Dataset
     from llamafactory.train.tuner import run_exp  # type: ignore[import-not-found]
     from transformers import TrainerCallback, TrainerState
 
     folder = Path(spec.folder)
-    Dataset.from_list(features(spec.examples())).save_to_disk(str(folder / "tokenized"))
-    watch = Watch()
+    Dataset.from_list(build_features(spec.examples())).save_to_disk(str(folder / "tokenized"))
+    watch = TrainingProbe()
 
     class Begin(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             watch.on(given["model"])
 
-    run_exp(settings(spec, folder), [Begin()])
-    state = TrainerState.load_from_json(str(folder / ADAPTER / "trainer_state.json"))
+    run_exp(build_settings(spec, folder), [Begin()])
+    state = TrainerState.load_from_json(str(folder / ADAPTER_DIR / "trainer_state.json"))
     losses = [line["loss"] for line in state.log_history if "loss" in line]
     spec.finish(
         {
-            "version": versions("llamafactory", "transformers", "trl", "peft", "torch"),
+            "version": package_versions("llamafactory", "transformers", "trl", "peft", "torch"),
             "losses": losses,
             **watch.report(),
         }
     )
 
 
-def pretend_torchaudio() -> None:
+def stub_torchaudio() -> None:
     """Leaves an empty module in place of torchaudio, which is imported for models that hear and not used for text."""
     if find_spec("torchaudio") is None:
         made = ModuleType("torchaudio")
@@ -51,7 +51,7 @@ def pretend_torchaudio() -> None:
         sys.modules["torchaudio"] = made
 
 
-def settings(spec: Spec, folder: Path) -> dict[str, Any]:
+def build_settings(spec: PeerSpec, folder: Path) -> dict[str, Any]:
     """Returns what its YAML file would say."""
     quantized = {"quantization_bit": 4, "quantization_type": "nf4", "double_quantization": True}
     return {
@@ -64,7 +64,7 @@ def settings(spec: Spec, folder: Path) -> dict[str, Any]:
         # Asked for though what is tokenised already is taken.
         "dataset": "tokenized",
         "tokenized_path": str(folder / "tokenized"),
-        "output_dir": str(folder / ADAPTER),
+        "output_dir": str(folder / ADAPTER_DIR),
         "disable_shuffling": True,
         "disable_gradient_checkpointing": True,
         "flash_attn": "sdpa",
@@ -89,4 +89,4 @@ def settings(spec: Spec, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(asked())
+    main(read_spec())

@@ -13,12 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-RESULT = "result.json"
-ADAPTER = "adapter"
+RESULT_FILE = "result.json"
+ADAPTER_DIR = "adapter"
 
 
 @dataclass(frozen=True)
-class Spec:
+class PeerSpec:
     """One training, the same for every system but for how rows reach the model."""
 
     system: str
@@ -57,18 +57,18 @@ class Spec:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Leaves result.json."""
-        (Path(self.folder) / RESULT).write_text(json.dumps(result), encoding="utf-8")
+        (Path(self.folder) / RESULT_FILE).write_text(json.dumps(result), encoding="utf-8")
 
 
-def asked() -> Spec:
+def read_spec() -> PeerSpec:
     """Returns the spec that the command line names."""
     parser = argparse.ArgumentParser(description="One system on one shape; `python -m bench.training` calls it.")
     parser.add_argument("spec", type=Path)
     values = json.loads(parser.parse_args().spec.read_text(encoding="utf-8"))
-    return Spec(**{**values, "candidates": tuple(values["candidates"])})
+    return PeerSpec(**{**values, "candidates": tuple(values["candidates"])})
 
 
-def features(examples: Sequence[tuple[list[int], list[int]]]) -> list[dict[str, list[int]]]:
+def build_features(examples: Sequence[tuple[list[int], list[int]]]) -> list[dict[str, list[int]]]:
     """Returns rows as trainers take pre-tokenised data; only the answer is learnt."""
     return [
         {
@@ -80,6 +80,6 @@ def features(examples: Sequence[tuple[list[int], list[int]]]) -> list[dict[str, 
     ]
 
 
-def versions(*names: str) -> str:
+def package_versions(*names: str) -> str:
     """Returns the versions of packages: trl 1.16.0, peft 0.21.2."""
     return ", ".join(f"{name} {version(name)}" for name in names)

@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-Ids = tuple[int, ...]
+TokenIds = tuple[int, ...]
 
 
-class Watch:
+class TrainingProbe:
     """Updates as they end. `on(model)` before training; it costs about a thousandth of a step."""
 
     def __init__(self) -> None:
         self.ended: list[float] = [time.perf_counter()]
-        self.updates: list[list[Ids]] = []
-        self._seen: list[Ids] = []
+        self.updates: list[list[TokenIds]] = []
+        self._seen: list[TokenIds] = []
         self._computed = 0
         self.computed_tokens: list[int] = []
         self._hooks = [register_optimizer_step_post_hook(self._update)]
@@ -39,8 +39,8 @@ class Watch:
     def _forward(self, _module: Any, _given: Any, inputs: Mapping[str, Any]) -> None:
         ids = inputs["input_ids"]
         self._computed += ids.numel()
-        self._seen += rows_seen(
-            ids.tolist(), _lists(inputs.get("position_ids")), _lists(inputs.get("attention_mask"), dimensions=2)
+        self._seen += split_rows(
+            ids.tolist(), _to_lists(inputs.get("position_ids")), _to_lists(inputs.get("attention_mask"), dimensions=2)
         )
 
     def _update(self, *_: Any) -> None:
@@ -61,8 +61,8 @@ class Watch:
             "update_rows": [len(one) for one in self.updates],
             "update_tokens": [sum(map(len, one)) for one in self.updates],
             "computed_tokens": self.computed_tokens,
-            "token_ids_sha256": sha256(sorted(row for rows in self.updates for row in rows)),
-            "updates_sha256": sha256(sorted(rows) for rows in self.updates),
+            "token_ids_sha256": json_sha256(sorted(row for rows in self.updates for row in rows)),
+            "updates_sha256": json_sha256(sorted(rows) for rows in self.updates),
             "peak_memory_bytes": peak_memory_bytes(),
         }
 
@@ -72,18 +72,18 @@ class Watch:
             hook.remove()
 
 
-def rows_seen(
+def split_rows(
     ids: Sequence[Sequence[int]], positions: Sequence[Sequence[int]] | None, mask: Sequence[Sequence[int]] | None
-) -> Iterator[Ids]:
+) -> Iterator[TokenIds]:
     """Yields the rows that stand in a batch: [B, T] ids, and positions or a padding mask where there are any."""
     for at, line in enumerate(ids):
         if positions is None or mask is not None:
             yield tuple(token for token, seen in zip(line, mask[at] if mask else [1] * len(line), strict=True) if seen)
         else:
-            yield from _paths(line, positions[at])
+            yield from _position_paths(line, positions[at])
 
 
-def _paths(ids: Sequence[int], positions: Sequence[int]) -> Iterator[Ids]:
+def _position_paths(ids: Sequence[int], positions: Sequence[int]) -> Iterator[TokenIds]:
     path: list[int] = []
     for token, position in zip(ids, positions, strict=True):
         if position < len(path):
@@ -96,13 +96,13 @@ def _paths(ids: Sequence[int], positions: Sequence[int]) -> Iterator[Ids]:
         yield tuple(path)
 
 
-def _lists(tensor: Any, dimensions: int | None = None) -> Any:
+def _to_lists(tensor: Any, dimensions: int | None = None) -> Any:
     if not isinstance(tensor, torch.Tensor) or (dimensions is not None and tensor.dim() != dimensions):
         return None
     return tensor.tolist()
 
 
-def sha256(values: Iterable[Any]) -> str:
+def json_sha256(values: Iterable[Any]) -> str:
     """Returns the hash of the values as JSON."""
     return hashlib.sha256(json.dumps(list(values), separators=(",", ":")).encode()).hexdigest()
 

@@ -9,29 +9,29 @@ one, tokens of a sequence for the other. TRL packs all rows at once and then cou
 from pathlib import Path
 from typing import Any
 
-from bench.peers.spec import ADAPTER, Spec, asked, features, versions
-from bench.peers.training_probe import Watch
+from bench.peers.spec import ADAPTER_DIR, PeerSpec, build_features, package_versions, read_spec
+from bench.peers.training_probe import TrainingProbe
 
 
-def main(spec: Spec) -> None:
+def main(spec: PeerSpec) -> None:
     """Trains, or tries the candidates, and leaves result.json."""
-    model, tokenizer = adapted(spec)
-    version = versions("trl", "transformers", "peft", "torch")
+    model, tokenizer = load_adapted(spec)
+    version = package_versions("trl", "transformers", "peft", "torch")
     if spec.candidates:
-        tried = {str(one): seconds_a_token(spec, model, tokenizer, one) for one in spec.candidates}
+        tried = {str(one): measure_seconds_per_token(spec, model, tokenizer, one) for one in spec.candidates}
         spec.finish({"version": version, "seconds_a_token": {name: cost for name, cost in tried.items() if cost}})
         return
-    watch = Watch()
-    trainer = trainer_of(spec, model, tokenizer, spec.examples(), spec.micro_batch, spec.pack_tokens)
+    watch = TrainingProbe()
+    trainer = build_trainer(spec, model, tokenizer, spec.examples(), spec.micro_batch, spec.pack_tokens)
     watch.on(trainer.model)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     result = {"version": version, "losses": losses, **watch.report()}
-    trainer.model.save_pretrained(str(Path(spec.folder) / ADAPTER))
+    trainer.model.save_pretrained(str(Path(spec.folder) / ADAPTER_DIR))
     spec.finish(result)
 
 
-def adapted(spec: Spec) -> tuple[Any, Any]:
+def load_adapted(spec: PeerSpec) -> tuple[Any, Any]:
     """Returns the model with the adapter that everybody starts from, and the tokenizer."""
     import torch
     from peft import PeftModel
@@ -52,14 +52,22 @@ def adapted(spec: Spec) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(spec.model)
 
 
-def trainer_of(
-    spec: Spec, model: Any, tokenizer: Any, examples: list[Any], micro_batch: int, pack_tokens: int, whole: bool = True
+def build_trainer(
+    spec: PeerSpec,
+    model: Any,
+    tokenizer: Any,
+    examples: list[Any],
+    micro_batch: int,
+    pack_tokens: int,
+    whole: bool = True,
 ) -> Any:
     """Returns the trainer; without `whole`, every forward pass is an update of its own."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer, pack_dataset
 
-    rows = Dataset.from_list([{name: one[name] for name in ("input_ids", "labels")} for one in features(examples)])
+    rows = Dataset.from_list(
+        [{name: one[name] for name in ("input_ids", "labels")} for one in build_features(examples)]
+    )
     packing = spec.system == "trl_bfd"
     packs_an_update = spec.batch_size // micro_batch
     if packing:
@@ -91,7 +99,7 @@ def trainer_of(
     return SFTTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer)
 
 
-def seconds_a_token(spec: Spec, model: Any, tokenizer: Any, candidate: int) -> float | None:
+def measure_seconds_per_token(spec: PeerSpec, model: Any, tokenizer: Any, candidate: int) -> float | None:
     """Returns what a token of a row costs where `candidate` is micro_batch, or pack_tokens: the second forward and
     backward pass of two. None where a GPU has no memory for it."""
     import torch
@@ -100,9 +108,9 @@ def seconds_a_token(spec: Spec, model: Any, tokenizer: Any, candidate: int) -> f
     examples = spec.examples()
     if not packing:
         examples = examples[: 2 * candidate]
-    trainer = trainer_of(spec, model, tokenizer, examples, 1 if packing else candidate, candidate, whole=False)
+    trainer = build_trainer(spec, model, tokenizer, examples, 1 if packing else candidate, candidate, whole=False)
     trainer.args.max_steps = 2
-    watch = Watch()
+    watch = TrainingProbe()
     watch.on(trainer.model)
     try:
         trainer.train()
@@ -114,4 +122,4 @@ def seconds_a_token(spec: Spec, model: Any, tokenizer: Any, candidate: int) -> f
 
 
 if __name__ == "__main__":
-    main(asked())
+    main(read_spec())

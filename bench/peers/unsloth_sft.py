@@ -7,31 +7,31 @@ import unsloth  # type: ignore[import-not-found]  # isort: skip
 from pathlib import Path
 from typing import Any
 
-from bench.peers.spec import ADAPTER, Spec, asked, versions
-from bench.peers.training_probe import Watch
-from bench.peers.trl_sft import trainer_of
+from bench.peers.spec import ADAPTER_DIR, PeerSpec, package_versions, read_spec
+from bench.peers.training_probe import TrainingProbe
+from bench.peers.trl_sft import build_trainer
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def main(spec: Spec) -> None:
+def main(spec: PeerSpec) -> None:
     """Trains, and leaves result.json."""
-    model, tokenizer = adapted(spec)
-    trainer = trainer_of(spec, model, tokenizer, spec.examples(), spec.micro_batch, 0)
-    watch = Watch()
+    model, tokenizer = load_adapted(spec)
+    trainer = build_trainer(spec, model, tokenizer, spec.examples(), spec.micro_batch, 0)
+    watch = TrainingProbe()
     watch.on(trainer.model)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     result = {
-        "version": versions("unsloth", "trl", "transformers", "peft", "torch"),
+        "version": package_versions("unsloth", "trl", "transformers", "peft", "torch"),
         "losses": losses,
         **watch.report(),
     }
-    trainer.model.save_pretrained(str(Path(spec.folder) / ADAPTER))
+    trainer.model.save_pretrained(str(Path(spec.folder) / ADAPTER_DIR))
     spec.finish(result)
 
 
-def adapted(spec: Spec) -> tuple[Any, Any]:
+def load_adapted(spec: PeerSpec) -> tuple[Any, Any]:
     """Returns Unsloth's own model with an adapter of the same shape, its weights those that everybody starts from."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
@@ -40,11 +40,11 @@ def adapted(spec: Spec) -> tuple[Any, Any]:
         spec.model, max_seq_length=longest, load_in_4bit=spec.quantization == "nf4"
     )
     model = unsloth.FastLanguageModel.get_peft_model(
-        model, r=16, lora_alpha=32, lora_dropout=0, target_modules=TARGETS, use_gradient_checkpointing=False
+        model, r=16, lora_alpha=32, lora_dropout=0, target_modules=TARGET_MODULES, use_gradient_checkpointing=False
     )
     set_peft_model_state_dict(model, load_peft_weights(spec.adapter))
     return model, tokenizer
 
 
 if __name__ == "__main__":
-    main(asked())
+    main(read_spec())

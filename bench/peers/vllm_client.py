@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 
-MEASURED = "measured"
+MEASURED_LINE = "measured"
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     serve.add_cli_args(parser)
     for line in sys.stdin:
         serve.main(parser.parse_args(json.loads(line)))
-        print(f"\n{MEASURED}", flush=True)
+        print(f"\n{MEASURED_LINE}", flush=True)
 
 
 if __name__ == "__main__":

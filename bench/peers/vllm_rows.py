@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-CACHE_BYTES = 2**30
-LONGEST_TOKENS = 2048
+KV_CACHE_BYTES = 2**30
+MAX_MODEL_LEN = 2048
 WARM_UP_ROWS = 2
 
 
@@ -19,18 +19,18 @@ def main() -> None:
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    from serve.vllm.server_process import FEW_CORES, ONE_PROCESS
+    from serve.vllm.server_process import SMALL_CPU_CORES, UNIPROC_EXECUTOR
 
     spec: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     told: dict[str, Any] = {}
     if not torch.cuda.is_available():
-        told = {"kv_cache_memory_bytes": CACHE_BYTES, "block_size": 32}
-        if len(os.sched_getaffinity(0)) <= FEW_CORES:
-            told["distributed_executor_backend"] = ONE_PROCESS
+        told = {"kv_cache_memory_bytes": KV_CACHE_BYTES, "block_size": 32}
+        if len(os.sched_getaffinity(0)) <= SMALL_CPU_CORES:
+            told["distributed_executor_backend"] = UNIPROC_EXECUTOR
     vllm = LLM(
         model=spec["model"],
         dtype="float32",
-        max_model_len=LONGEST_TOKENS,
+        max_model_len=MAX_MODEL_LEN,
         enforce_eager=True,
         enable_prefix_caching=True,
         structured_outputs_config={"backend": "xgrammar"},

@@ -9,25 +9,25 @@ import numpy as np
 
 from insource.stats.intervals import bca
 from insource.stats.metric_stats import Array, mean
-from insource.stats.resampling import bootstrapped, jackknifed, swapped, units_of
+from insource.stats.resampling import bootstrap, group_units, jackknife, permute
 
 ALPHA, Z, RESAMPLES = 0.05, 1.959964, 2_000
 
 
-def bca_of(differences: Array, rng: np.random.Generator, resamples: int = RESAMPLES) -> tuple[float, float]:
+def bca_mean(differences: Array, rng: np.random.Generator, resamples: int = RESAMPLES) -> tuple[float, float]:
     """Returns the interval that the check had before: the plain BCa bootstrap of the mean of differences (n,)."""
     if np.ptp(differences) == 0:
         return float(differences[0]), float(differences[0])
-    units = units_of(np.column_stack([differences, np.ones_like(differences)]))
-    resampled = bootstrapped(units, mean, resamples, rng)
-    return bca(float(differences.mean()), resampled, jackknifed(units, mean), units.counts, Z)
+    units = group_units(np.column_stack([differences, np.ones_like(differences)]))
+    resampled = bootstrap(units, mean, resamples, rng)
+    return bca(float(differences.mean()), resampled, jackknife(units, mean), units.counts, Z)
 
 
-def flipped(differences: Array, drop: float, flips: int, rng: np.random.Generator) -> float:
+def sign_flip_p_value(differences: Array, drop: float, flips: int, rng: np.random.Generator) -> float:
     """Returns the one-sided p-value of "the mean is at least -drop", of flipping the signs of differences around it."""
     away = differences + drop
-    units = units_of(np.column_stack([away, np.ones_like(away)]))
-    sums = away.sum() - 2 * swapped(units, lambda summed: summed[:, 0], flips, rng)
+    units = group_units(np.column_stack([away, np.ones_like(away)]))
+    sums = away.sum() - 2 * permute(units, lambda summed: summed[:, 0], flips, rng)
     return (1 + int(np.sum(sums <= away.sum() + 1e-12))) / (1 + flips)
 
 
@@ -77,7 +77,7 @@ def fay_lumbard(lost: int, won: int, n: int) -> float:
     return float(brentq(below, -1, 1))
 
 
-def bca_of_shares(lost: int, won: int, n: int) -> float:
+def bca_rates(lost: int, won: int, n: int) -> float:
     """Returns the high end of served minus trained that the check had before, with its seed."""
     differences = np.repeat([-1.0, 1.0, 0.0], [lost, won, n - lost - won])
-    return bca_of(differences, np.random.default_rng(17))[1]
+    return bca_mean(differences, np.random.default_rng(17))[1]

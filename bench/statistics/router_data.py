@@ -17,33 +17,33 @@ from typing import Any
 import numpy as np
 
 from compare.decision import routing_policy
-from compare.eval_dataset import clusters_of
+from compare.eval_dataset import cluster_ids
 from compare.scoring.confidence import Scale
 from compare.systems import linear_baseline
 from data_prep import prepare
 from insource.config.load import load
 from insource.config.schema.serving_and_cost import Route
 from insource.stats import calibration, intervals
-from insource.stats.metric_stats import of_scores
+from insource.stats.metric_stats import mean_metric
 from insource.system import atomic_files
 
 Row = dict[str, Any]
-LINEAR = "TF-IDF + logistic regression, in the place of the tuned model"
+LINEAR_MODEL_NAME = "TF-IDF + logistic regression, in the place of the tuned model"
 RESPLITS = 1000
 
 
-def everything(banking77: Path, runs: Sequence[Path]) -> list[Row]:
+def measure_all(banking77: Path, runs: Sequence[Path]) -> list[Row]:
     """Returns a row for each data set and each run; one that is not here is left out, and a line says so."""
-    found = [linear_model("demo tickets", "classifier", [])]
+    found = [measure_linear_model("demo tickets", "classifier", [])]
     if (banking77 / "train.csv").is_file():
         sources = [f"data.source.{name}={banking77 / name}.csv" for name in ("train", "test")]
-        found.append(linear_model("Banking77", "banking77", sources))
+        found.append(measure_linear_model("Banking77", "banking77", sources))
     else:
         print(f"Banking77 is not at {banking77}: --banking77 FOLDER, or BANKING77=FOLDER", file=sys.stderr)
-    return found + [of_run(folder) for folder in runs]
+    return found + [read_run(folder) for folder in runs]
 
 
-def linear_model(name: str, recipe: str, changes: Sequence[str], resplits: int = RESPLITS) -> Row:
+def measure_linear_model(name: str, recipe: str, changes: Sequence[str], resplits: int = RESPLITS) -> Row:
     """Returns what the policy does with the answers of a linear model to the rows of a recipe."""
     with tempfile.TemporaryDirectory() as folder:
         loaded = load(recipe, changes, "cpu").recipe
@@ -54,29 +54,31 @@ def linear_model(name: str, recipe: str, changes: Sequence[str], resplits: int =
         }
     train = splits.pop("train")
     asked = [row for rows in splits.values() for row in rows]
-    guesses = linear_baseline.guesses(train, asked, [row["target"] for row in train], labelled=True)
+    guesses = linear_baseline.predict_answers(train, asked, [row["target"] for row in train], labelled=True)
     right = [float(one.output == row["target"]) for one, row in zip(guesses, asked, strict=True)]
     likely = [one.log_probability or 0.0 for one in guesses]
     n = len(splits["validation"])
-    platt = calibration.fitted(likely[:n], [bool(one) for one in right[:n]])
+    platt = calibration.fit_platt(likely[:n], [bool(one) for one in right[:n]])
     assert platt is not None, "the linear model has some validation rows right, and some wrong"
     confidences = [platt.confidence(one) for one in likely]
     scale = Scale(platt, "answer", confidences[:n], right[:n])
-    rest = routing_policy.Rows([row["id"] for row in asked[n:]], confidences[n:], right[n:], clusters_of(asked[n:]))
+    rest = routing_policy.CalibrationAnswers(
+        [row["id"] for row in asked[n:]], confidences[n:], right[n:], cluster_ids(asked[n:])
+    )
     wanted, first = loaded.route, len(splits["calibration"])
     every = np.arange(len(rest.ids))
-    found = routing_policy.policy(scale, some(rest, every[:first]), wanted)
-    missed = list(resplit(scale, rest, first, wanted, resplits))
+    found = routing_policy.fit_policy(scale, select_rows(rest, every[:first]), wanted)
+    missed = list(iter_resplits(scale, rest, first, wanted, resplits))
     return {
-        **promised(name, LINEAR, found.json()),
-        **realised(found.threshold, some(rest, every[first:])),
+        **promised_figures(name, LINEAR_MODEL_NAME, found.json()),
+        **realized_figures(found.threshold, select_rows(rest, every[first:])),
         "resplits": resplits,
         "missed": sum(missed) / resplits,
     }
 
 
-def resplit(
-    scale: Scale, rows: routing_policy.Rows, n: int, wanted: Route, times: int, seed: int = 1
+def iter_resplits(
+    scale: Scale, rows: routing_policy.CalibrationAnswers, n: int, wanted: Route, times: int, seed: int = 1
 ) -> Iterator[bool]:
     """Yields whether the rows that are not drawn for calibration miss the target, for each draw of whole groups of
     about n rows."""
@@ -84,25 +86,25 @@ def resplit(
     numbers = np.unique([f"row {at}" if one is None else f"group {one}" for at, one in enumerate(groups)],
                         return_inverse=True)[1]  # fmt: skip
     sizes, right = np.bincount(numbers), np.asarray(rows.right)
-    confidences = routing_policy.known(rows.confidences)
+    confidences = routing_policy.confidence_array(rows.confidences)
     for number in range(times):
         order = np.random.default_rng([seed, number]).permutation(len(sizes))
         chosen = order[: int(np.searchsorted(np.cumsum(sizes[order]), n)) + 1]
         drawn = np.isin(numbers, chosen)
-        found = routing_policy.policy(scale, some(rows, np.flatnonzero(drawn)), wanted)
+        found = routing_policy.fit_policy(scale, select_rows(rows, np.flatnonzero(drawn)), wanted)
         stays = ~drawn & (confidences >= found.threshold) if found.threshold is not None else ~drawn & False
         yield bool(stays.any() and right[stays].mean() <= (wanted.target_accuracy or 0.0))
 
 
-def some(rows: routing_policy.Rows, at: Any) -> routing_policy.Rows:
+def select_rows(rows: routing_policy.CalibrationAnswers, at: Any) -> routing_policy.CalibrationAnswers:
     """Returns the rows of these numbers."""
     groups = None if rows.groups is None else [rows.groups[one] for one in at]
-    return routing_policy.Rows(
+    return routing_policy.CalibrationAnswers(
         [rows.ids[one] for one in at], [rows.confidences[one] for one in at], [rows.right[one] for one in at], groups
     )
 
 
-def of_run(folder: Path) -> Row:
+def read_run(folder: Path) -> Row:
     """Returns what the routing.json of a finished run says."""
     told, scores = atomic_files.read_json(folder / "routing.json"), atomic_files.read_json(folder / "scores.json")
     test = told["test"] or {}
@@ -111,10 +113,10 @@ def of_run(folder: Path) -> Row:
     name = f"{scores['recipe']}, by {told['score']['of'] if told['score'] else 'no confidence'}"
     model = f"{scores['systems']['tuned']['title']} of {scores['base']['name']}"
     ends = {"ci_low": right.get("ci_low"), "ci_high": right.get("ci_high")}
-    return {**promised(name, model, told), **seen, **ends, "resplits": None, "missed": None}
+    return {**promised_figures(name, model, told), **seen, **ends, "resplits": None, "missed": None}
 
 
-def promised(name: str, model: str, told: Mapping[str, Any]) -> Row:
+def promised_figures(name: str, model: str, told: Mapping[str, Any]) -> Row:
     """Returns what a routing.json promises."""
     keys = ("target_accuracy", "confidence", "calibration_rows", "left_out_rows", "threshold", "coverage", "accuracy")
     more = {key: told[key] for key in (*keys, "why_none", "rows_needed")}
@@ -122,14 +124,14 @@ def promised(name: str, model: str, told: Mapping[str, Any]) -> Row:
     return {"data": name, "model": model, "validation_rows": dict(sequence).get("validation_rows"), **more}
 
 
-def realised(threshold: float | None, test: routing_policy.Rows) -> Row:
+def realized_figures(threshold: float | None, test: routing_policy.CalibrationAnswers) -> Row:
     """Returns what a threshold keeps of test rows, and how much of it is right, with its interval."""
     nothing = {"kept": None, "right": None, "ci_low": None, "ci_high": None}
-    stays = routing_policy.known(test.confidences) >= (threshold or 0.0)
+    stays = routing_policy.confidence_array(test.confidences) >= (threshold or 0.0)
     if threshold is None or not stays.any():
         return {"test_rows": len(test.ids), **nothing}
-    mine = some(test, np.flatnonzero(stays))
-    found = intervals.of(of_scores(mine.right), mine.groups)
+    mine = select_rows(test, np.flatnonzero(stays))
+    found = intervals.compute_interval(mean_metric(mine.right), mine.groups)
     return {
         "test_rows": len(test.ids),
         "kept": float(stays.mean()),
@@ -139,20 +141,25 @@ def realised(threshold: float | None, test: routing_policy.Rows) -> Row:
     }
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def results_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the lines of a Markdown table."""
     heads = ["data", "model", "promised right", "calibration rows", "kept", "right", "test rows", "kept", "right"]
     lines = [f"| {' | '.join([*heads, f'missed in {RESPLITS:,} resplits'])} |", "|---" * (len(heads) + 1) + "|"]
     for row in rows:
         wanted = f"more than {row['target_accuracy']:.1%}" if row["target_accuracy"] else "as the baseline"
         told = [row["data"], row["model"], wanted, f"{row['calibration_rows']:,}"]
-        told += [_share(row["coverage"]), _share(row["accuracy"]), f"{row['test_rows'] or 0:,}", _share(row["kept"])]
+        told += [
+            _format_fraction(row["coverage"]),
+            _format_fraction(row["accuracy"]),
+            f"{row['test_rows'] or 0:,}",
+            _format_fraction(row["kept"]),
+        ]
         ends = "" if row["right"] is None else f" ({100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f})"
-        told += [_share(row["right"]) + ends, _share(row["missed"])]
+        told += [_format_fraction(row["right"]) + ends, _format_fraction(row["missed"])]
         lines.append(f"| {' | '.join(told)} |")
     without = [row for row in rows if row["why_none"]]
     return lines + [line for row in without for line in ("", f"{row['data']}, no threshold: {row['why_none']}.")]
 
 
-def _share(value: float | None) -> str:
+def _format_fraction(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"

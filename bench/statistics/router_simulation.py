@@ -12,14 +12,14 @@ from math import log
 import numpy as np
 
 from insource.stats import learn_then_test
-from insource.stats.learn_then_test import Claim, MeanAbove, NotWorse
+from insource.stats.learn_then_test import Claim, MeanAbove, NonInferior
 from insource.stats.metric_stats import Array
 
 TARGET, MARGIN, ALPHA = 0.95, 0.02, 0.05
 VALIDATION_ROWS = 500
 # Points at which a continuous distribution is summed.
-POINTS = 200_000
-STEPS_BEFORE = 200
+N_POINTS = 200_000
+PREVIOUS_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Population:
 
     @property
     def claim(self) -> Claim:
-        return MeanAbove(TARGET) if self.other is None else NotWorse(MARGIN)
+        return MeanAbove(TARGET) if self.other is None else NonInferior(MARGIN)
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
         """Returns confidences, right answers and what the claim is about, of n rows."""
@@ -55,28 +55,32 @@ class Population:
         return float(stays.mean()), bool(missed)
 
 
-def _levels(values: Mapping[float, int]) -> Array:
+def _expand_levels(values: Mapping[float, int]) -> Array:
     return np.repeat(list(values), list(values.values())).astype(np.float64)
 
 
-SHARES = (np.arange(POINTS) + 0.5) / POINTS
-CONTINUOUS: Array = 0.3 + 0.7 * SHARES**0.1
-LEVELS = _levels({0.5: 8, 0.6: 8, 0.7: 10, 0.8: 14, 0.9: 20, 0.97: 40})
+QUANTILES = (np.arange(N_POINTS) + 0.5) / N_POINTS
+CONTINUOUS_CONFIDENCES: Array = 0.3 + 0.7 * QUANTILES**0.1
+DISCRETE_CONFIDENCES = _expand_levels({0.5: 8, 0.6: 8, 0.7: 10, 0.8: 14, 0.9: 20, 0.97: 40})
 
 POPULATIONS = (
-    Population("continuous, as sure as right", CONTINUOUS, CONTINUOUS),
-    Population("continuous, too sure", CONTINUOUS, 0.8 + 0.18 * ((CONTINUOUS - 0.3) / 0.7) ** 3),
-    Population("continuous, surest rows worse", CONTINUOUS, np.where(CONTINUOUS > 0.95, 0.945, 0.965)),
-    Population("continuous, at the target everywhere", CONTINUOUS, np.full(POINTS, TARGET)),
-    Population("discrete, as sure as right", LEVELS, LEVELS),
-    Population("discrete, at the target everywhere", LEVELS, np.full(len(LEVELS), TARGET)),
-    Population("paired, as sure as right", CONTINUOUS, CONTINUOUS, 0.93),
-    Population("paired, at the margin everywhere", CONTINUOUS, np.full(POINTS, 0.9), 0.9 + MARGIN),
+    Population("continuous, as sure as right", CONTINUOUS_CONFIDENCES, CONTINUOUS_CONFIDENCES),
+    Population(
+        "continuous, too sure", CONTINUOUS_CONFIDENCES, 0.8 + 0.18 * ((CONTINUOUS_CONFIDENCES - 0.3) / 0.7) ** 3
+    ),
+    Population(
+        "continuous, surest rows worse", CONTINUOUS_CONFIDENCES, np.where(CONTINUOUS_CONFIDENCES > 0.95, 0.945, 0.965)
+    ),
+    Population("continuous, at the target everywhere", CONTINUOUS_CONFIDENCES, np.full(N_POINTS, TARGET)),
+    Population("discrete, as sure as right", DISCRETE_CONFIDENCES, DISCRETE_CONFIDENCES),
+    Population("discrete, at the target everywhere", DISCRETE_CONFIDENCES, np.full(len(DISCRETE_CONFIDENCES), TARGET)),
+    Population("paired, as sure as right", CONTINUOUS_CONFIDENCES, CONTINUOUS_CONFIDENCES, 0.93),
+    Population("paired, at the margin everywhere", CONTINUOUS_CONFIDENCES, np.full(N_POINTS, 0.9), 0.9 + MARGIN),
 )
 
 
 @dataclass(frozen=True)
-class Draw:
+class CalibrationDraw:
     """What a threshold is chosen by."""
 
     claim: Claim
@@ -88,23 +92,23 @@ class Draw:
     scores: Array
 
 
-def drawn(population: Population, n: int, rng: np.random.Generator) -> Draw:
+def draw_calibration(population: Population, n: int, rng: np.random.Generator) -> CalibrationDraw:
     """Returns n calibration rows, and as many validation rows up to VALIDATION_ROWS."""
     validation, right, _ = population.draw(min(n, VALIDATION_ROWS), rng)
     confidences, _, scores = population.draw(n, rng)
-    return Draw(population.claim, validation, right, confidences, scores)
+    return CalibrationDraw(population.claim, validation, right, confidences, scores)
 
 
-def insource(draw: Draw) -> float | None:
+def insource_threshold(draw: CalibrationDraw) -> float | None:
     """Returns the threshold as compare/decision/routing_policy.py chooses it."""
-    thresholds = learn_then_test.grid(draw.validation.tolist())
+    thresholds = learn_then_test.build_thresholds(draw.validation.tolist())
     n = len(draw.confidences)
-    first = learn_then_test.begin(draw.claim, thresholds, draw.validation, draw.validation_right, n, ALPHA)
-    found = learn_then_test.tested(draw.claim, thresholds[first:], draw.confidences, draw.scores, ALPHA)
+    first = learn_then_test.find_start(draw.claim, thresholds, draw.validation, draw.validation_right, n, ALPHA)
+    found = learn_then_test.run_fixed_sequence(draw.claim, thresholds[first:], draw.confidences, draw.scores, ALPHA)
     return None if found.chosen is None else found.thresholds[found.chosen]
 
 
-class OfMapie(MeanAbove):
+class MapieMeanAbove(MeanAbove):
     """The p-value that MAPIE 1.6 has for right and wrong: the exact binomial, of a count of wrong rows that is rounded
     up from its share, now and then to one more."""
 
@@ -115,30 +119,30 @@ class OfMapie(MeanAbove):
         return float(binom.cdf(np.ceil(n * (1 - scores.sum() / n)), n, 1 - self.target)) if n else 1.0
 
 
-def before(draw: Draw) -> float | None:
+def previous_threshold(draw: CalibrationDraw) -> float | None:
     """Returns the threshold as the build before chose it, written anew without MAPIE: quantiles of the calibration
     rows' own confidences are tested from strict to loose."""
     n = len(draw.confidences)
     least = min(0.9, max(0.05, 2 * log(ALPHA) / log(TARGET) / n))
-    steps = np.unique(np.quantile(draw.confidences, np.linspace(1 - least, 0, STEPS_BEFORE)))[::-1].tolist()
-    found = learn_then_test.tested(OfMapie(TARGET), steps, draw.confidences, draw.scores, ALPHA)
+    steps = np.unique(np.quantile(draw.confidences, np.linspace(1 - least, 0, PREVIOUS_STEPS)))[::-1].tolist()
+    found = learn_then_test.run_fixed_sequence(MapieMeanAbove(TARGET), steps, draw.confidences, draw.scores, ALPHA)
     return None if found.chosen is None else float(steps[found.chosen])
 
 
-def untested(draw: Draw) -> float | None:
+def untested_threshold(draw: CalibrationDraw) -> float | None:
     """Returns the loosest of the calibration rows' own confidences above which these rows keep the target."""
     order = np.argsort(-draw.confidences, kind="stable")
     thresholds = np.unique(draw.confidences)
-    means = np.cumsum(draw.scores[order])[learn_then_test.kept(draw.confidences, thresholds.tolist()) - 1]
-    means /= learn_then_test.kept(draw.confidences, thresholds.tolist())
+    means = np.cumsum(draw.scores[order])[learn_then_test.count_kept(draw.confidences, thresholds.tolist()) - 1]
+    means /= learn_then_test.count_kept(draw.confidences, thresholds.tolist())
     keeps = means >= (TARGET if isinstance(draw.claim, MeanAbove) else -MARGIN)
     return float(thresholds[keeps].min()) if keeps.any() else None
 
 
-METHODS: Mapping[str, Callable[[Draw], float | None]] = {
-    "insource": insource,
-    "the build before": before,
-    "no test": untested,
+METHODS: Mapping[str, Callable[[CalibrationDraw], float | None]] = {
+    "insource": insource_threshold,
+    "the build before": previous_threshold,
+    "no test": untested_threshold,
 }
 # Of differences the build before knew nothing.
-PAIRED = ("insource", "no test")
+PAIRED_METHODS = ("insource", "no test")

@@ -9,12 +9,12 @@ import numpy as np
 
 from insource.stats.metric_stats import Array
 
-SCENARIOS = ("lost entirely", "lost and won", "many small changes", "many small losses, rare gains")
-BEFORE = (8.0, 2.0)
-WON, CHANGED, SPREAD, SMALL, RARE = 0.02, 0.3, 0.15, 0.5, 0.004
+CHANGE_KINDS = ("lost entirely", "lost and won", "many small changes", "many small losses, rare gains")
+TRAINED_SCORE_BETA = (8.0, 2.0)
+WIN_RATE, CHANGE_RATE, CHANGE_STD, SMALL_LOSS_RATE, RARE_GAIN_RATE = 0.02, 0.3, 0.15, 0.5, 0.004
 
 
-def changes(kind: str, n: int, drop: float, rng: np.random.Generator) -> Array:
+def draw_differences(kind: str, n: int, drop: float, rng: np.random.Generator) -> Array:
     """Returns n differences, served minus trained, whose true mean is -drop.
 
     lost entirely                  a row's whole score, in drop / 0.8 of rows
@@ -22,14 +22,18 @@ def changes(kind: str, n: int, drop: float, rng: np.random.Generator) -> Array:
     many small changes             30% of rows, normal with a standard deviation of 0.15
     many small losses, rare gains  half of all rows lose a little, 0.4% gain 1. Raises ValueError for another kind.
     """
-    drawn, before = rng.random(n), rng.beta(*BEFORE, n)
-    lost = drop / (BEFORE[0] / sum(BEFORE))
+    drawn, before = rng.random(n), rng.beta(*TRAINED_SCORE_BETA, n)
+    lost = drop / (TRAINED_SCORE_BETA[0] / sum(TRAINED_SCORE_BETA))
     if kind == "lost entirely":
         return np.where(drawn < lost, -before, 0.0)
     if kind == "lost and won":
-        return np.where(drawn < WON + lost, -before, np.where(drawn < 2 * WON + lost, before, 0.0))
+        return np.where(drawn < WIN_RATE + lost, -before, np.where(drawn < 2 * WIN_RATE + lost, before, 0.0))
     if kind == "many small changes":
-        return np.where(drawn < CHANGED, np.clip(rng.normal(-drop / CHANGED, SPREAD, n), -1, 1), 0.0)
+        return np.where(drawn < CHANGE_RATE, np.clip(rng.normal(-drop / CHANGE_RATE, CHANGE_STD, n), -1, 1), 0.0)
     if kind == "many small losses, rare gains":
-        return np.where(drawn < RARE, 1.0, np.where(drawn < RARE + SMALL, -(drop + RARE) / SMALL, 0.0))
-    raise ValueError(f"there is no kind of change {kind!r}; give one of {', '.join(SCENARIOS)}")
+        return np.where(
+            drawn < RARE_GAIN_RATE,
+            1.0,
+            np.where(drawn < RARE_GAIN_RATE + SMALL_LOSS_RATE, -(drop + RARE_GAIN_RATE) / SMALL_LOSS_RATE, 0.0),
+        )
+    raise ValueError(f"there is no kind of change {kind!r}; give one of {', '.join(CHANGE_KINDS)}")

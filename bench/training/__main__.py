@@ -23,9 +23,9 @@ from typing import Any
 
 from bench import machine
 from bench.training import fixtures, table
-from bench.training.cases import MODULES, Case, chosen
-from bench.training.runner import Bench, Runs, say
-from bench.training.workloads import shape
+from bench.training.cases import MODULES, Case, select_cases
+from bench.training.runner import BenchConfig, CaseRunner, log
+from bench.training.workloads import load_workload
 from insource.config import cli
 from insource.config.errors import RecipeError
 from insource.config.load import POCKET
@@ -37,8 +37,8 @@ QUALITY_UPDATES, QUICK_UPDATES = 50, 8
 
 
 def main() -> int:
-    asked = parser().parse_args()
-    cases = chosen(asked)
+    asked = build_parser().parse_args()
+    cases = select_cases(asked)
     import torch
     from transformers import AutoTokenizer
 
@@ -50,8 +50,8 @@ def main() -> int:
         learnt = "tiny" if asked.quick else "small"
         models = {one: fixtures.save_model(one, tokenizer, folder / one, on_gpu) for one in {timed, learnt}}
         for which, about in models.items():
-            say(f"model     {which}: {about.about}")
-        bench = Bench(
+            log(f"model     {which}: {about.about}")
+        bench = BenchConfig(
             folder=folder,
             tokenizer=tokenizer,
             models=models,
@@ -60,20 +60,20 @@ def main() -> int:
             repeats=0 if asked.quick else 3,
             updates=QUICK_UPDATES if asked.quick else QUALITY_UPDATES,
             on_gpu=on_gpu,
-            matmul_flops=machine.matmul_flops(on_gpu, cases[0].precision),
+            matmul_flops=machine.measure_matmul_flops(on_gpu, cases[0].precision),
         )
         for case in cases:
             began = time.monotonic()
-            results += measure(bench, case, asked.banking77, results)
-            say(f"done      {time.monotonic() - began:.0f} s")
+            results += measure_case(bench, case, asked.banking77, results)
+            log(f"done      {time.monotonic() - began:.0f} s")
             # After every case, so that what was measured stays when the rest is interrupted.
             if path := asked.results or (None if asked.quick else RESULTS):
-                write(path, results)
-    table.show(results)
-    return cli.DONE
+                write_results(path, results)
+    table.print_tables(results)
+    return cli.OK
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Returns the command line."""
     made = argparse.ArgumentParser(prog="python -m bench.training", description="Time training against its peers.")
     here = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", action="append", metavar="SHAPE", help="banking77, labels_150, ...; may be repeated")
     made.add_argument("--systems", nargs="+", choices=MODULES, help="leave out the others")
     made.add_argument("--repeats", type=int, help="runs of each system, of which the median counts (3)")
-    made.add_argument("--model", choices=fixtures.MODELS, help="what is timed (27M; 4B on a GPU)")
+    made.add_argument("--model", choices=fixtures.MODEL_CONFIGS, help="what is timed (27M; 4B on a GPU)")
     made.add_argument("--precision", choices=["float32", "bfloat16"], help="bfloat16 where it is multiplied natively")
     made.add_argument("--full", action="store_true", help="time peers at every batch size (hours on a CPU)")
     made.add_argument("--quick", action="store_true", help="a tiny model and few updates, to see that it runs")
@@ -90,37 +90,39 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def write(path: Path, results: Sequence[dict[str, Any]]) -> None:
+def write_results(path: Path, results: Sequence[dict[str, Any]]) -> None:
     """Writes what was measured; what the file says of other cases stays."""
     old = atomic_files.read_json(path) if path.exists() else []
-    every = [one for one in old if not any(table.same(one, new) for new in results)] + list(results)
+    every = [one for one in old if not any(table.is_same_case(one, new) for new in results)] + list(results)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_files.write_json(path, sorted(every, key=table.place))
+    atomic_files.write_json(path, sorted(every, key=table.case_sort_key))
 
 
-def measure(bench: Bench, case: Case, banking77: Path, before: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def measure_case(
+    bench: BenchConfig, case: Case, banking77: Path, before: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Returns the result of every system on a case; what did not run is there too, and says why.
 
     `before` is what was measured already, where a carried rate is found.
     """
-    say(f"case      {case.shape}, batch {case.batch_size}, {case.quantization}")
+    log(f"case      {case.shape}, batch {case.batch_size}, {case.quantization}")
     speed_rows = case.batch_size * (1 + case.timed_updates)
     rows = max(speed_rows, case.batch_size * bench.updates) if case.quality else speed_rows
     try:
-        data = shape(case.shape, bench.tokenizer, rows, HELD_OUT, banking77)
+        data = load_workload(case.shape, bench.tokenizer, rows, HELD_OUT, banking77)
     except RecipeError as error:
-        say(f"not run   {error}")
-        return [table.not_run(case, system, str(error).partition(";")[0]) for system in case.systems]
+        log(f"not run   {error}")
+        return [table.skipped_result(case, system, str(error).partition(";")[0]) for system in case.systems]
     like = replace(case, batch_size=16)
     kept = [
-        table.carried(case, one)
+        table.carried_result(case, one)
         for one in before
-        if table.same(one, table.not_run(like, "", "")) and one["system"] in case.carried
+        if table.is_same_case(one, table.skipped_result(like, "", "")) and one["system"] in case.carried
     ]
-    runs = Runs(bench, case, data)
+    runs = CaseRunner(bench, case, data)
     runs.all([one for one in case.systems if one not in {other["system"] for other in kept}])
-    return table.compared([*kept, *runs.rows()], case.systems)
+    return table.compare_systems([*kept, *runs.rows()], case.systems)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

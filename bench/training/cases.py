@@ -70,7 +70,7 @@ CASES = (
 QUICK = (Case("classifier"),)
 
 
-def chosen(asked: argparse.Namespace) -> list[Case]:
+def select_cases(asked: argparse.Namespace) -> list[Case]:
     """Returns the cases that were asked for. Raises RecipeError for a shape that there is none of."""
     names = dict.fromkeys(case.shape for case in CASES)
     if unknown := [one for one in asked.only or () if one not in names]:
@@ -83,7 +83,7 @@ def chosen(asked: argparse.Namespace) -> list[Case]:
     if asked.systems:
         kept = [tuple(one for one in case.systems if one in asked.systems) for case in cases]
         cases = [replace(case, systems=systems) for case, systems in zip(cases, kept, strict=True) if systems]
-    precision = asked.precision or ("bfloat16" if hardware.gpu_count() or hardware.cpu_has_bfloat16() else "float32")
+    precision = asked.precision or ("bfloat16" if hardware.count_gpus() or hardware.cpu_has_bfloat16() else "float32")
     cases = [replace(case, precision=precision) for case in cases]
     if asked.repeats:
         cases = [replace(case, repeats=asked.repeats) for case in cases]

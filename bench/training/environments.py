@@ -9,7 +9,7 @@ from pathlib import Path
 
 from insource.system import venvs
 
-PEERS = Path(__file__).parent.parent / ".peers"
+PEERS_DIR = Path(__file__).parent.parent / ".peers"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ ENVIRONMENTS = {
 }
 
 
-def python_of(name: str, on_gpu: bool) -> Path:
+def peer_python(name: str, on_gpu: bool) -> Path:
     """Returns the Python of a peer's environment. Raises StageError where it cannot be made."""
     wanted = ENVIRONMENTS[name]
-    return venvs.python_of(PEERS / name, wanted.requirements, () if on_gpu else wanted.without_on_cpu)
+    return venvs.ensure_venv(PEERS_DIR / name, wanted.requirements, () if on_gpu else wanted.without_on_cpu)

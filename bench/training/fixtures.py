@@ -10,26 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.peers.spec import ADAPTER
+from bench.peers.spec import ADAPTER_DIR
 from insource.tasks.rendering.chat_template import Example
 
 SEED = 17
-RANK, ALPHA = 16, 32
-TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+LORA_RANK, LORA_ALPHA = 16, 32
+TINY_CONFIG = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 16, "intermediate_size": 128}  # fmt: skip
-MODELS: dict[str, dict[str, int]] = {
-    "tiny": TINY,
+MODEL_CONFIGS: dict[str, dict[str, int]] = {
+    "tiny": TINY_CONFIG,
     # Fifty updates of every peer on long prompts would take hours with the large one.
-    "small": TINY | {"hidden_size": 128, "num_hidden_layers": 4, "head_dim": 32, "intermediate_size": 384},
-    "27M": TINY | {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
-                   "head_dim": 64, "intermediate_size": 1536},
-    "4B": TINY | {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
-                  "head_dim": 128, "intermediate_size": 9728, "vocab_size": 151_936},
+    "small": TINY_CONFIG | {"hidden_size": 128, "num_hidden_layers": 4, "head_dim": 32, "intermediate_size": 384},
+    "27M": TINY_CONFIG | {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8,
+                          "num_key_value_heads": 4, "head_dim": 64, "intermediate_size": 1536},
+    "4B": TINY_CONFIG | {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32,
+                         "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 9728, "vocab_size": 151_936},
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Model:
+class SavedModel:
     """A model on disk."""
 
     about: str
@@ -37,7 +37,7 @@ class Model:
     """Weights of the layers that every token passes; the head, which few pass, is not among them."""
 
 
-def save_model(name: str, tokenizer: Any, folder: Path, on_gpu: bool) -> Model:
+def save_model(name: str, tokenizer: Any, folder: Path, on_gpu: bool) -> SavedModel:
     """Returns what the model is; leaves it, the tokenizer and the adapter that everybody starts from in the folder."""
     import torch
     import transformers
@@ -45,7 +45,12 @@ def save_model(name: str, tokenizer: Any, folder: Path, on_gpu: bool) -> Model:
 
     transformers.utils.logging.disable_progress_bar()
     config = Qwen3Config(
-        **{"vocab_size": len(tokenizer), "max_position_embeddings": 8192, "tie_word_embeddings": True, **MODELS[name]},
+        **{
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+            **MODEL_CONFIGS[name],
+        },
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -54,16 +59,16 @@ def save_model(name: str, tokenizer: Any, folder: Path, on_gpu: bool) -> Model:
     model = Qwen3ForCausalLM(config).to(torch.bfloat16 if on_gpu else torch.float32)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    parameters, linear_parameters = model.num_parameters(), linear_parameters_of(model)
-    save_adapter(model, str(folder), folder / ADAPTER)
+    parameters, linear_parameters = model.num_parameters(), count_linear_parameters(model)
+    save_adapter(model, str(folder), folder / ADAPTER_DIR)
     about = (
         f"Qwen3, random weights, {parameters / 1e6:.1f}M parameters ({config.num_hidden_layers} layers of "
-        f"{config.hidden_size}, vocabulary {config.vocab_size}), LoRA r={RANK} on all linear layers"
+        f"{config.hidden_size}, vocabulary {config.vocab_size}), LoRA r={LORA_RANK} on all linear layers"
     )
-    return Model(about, linear_parameters)
+    return SavedModel(about, linear_parameters)
 
 
-def linear_parameters_of(model: Any) -> int:
+def count_linear_parameters(model: Any) -> int:
     """Returns the weights of the layers that every token passes."""
     import torch
 
@@ -74,7 +79,7 @@ def save_adapter(model: Any, base: str, folder: Path) -> None:
     """Leaves the adapter that everybody starts from, on all linear layers of the model."""
     from peft import LoraConfig, TaskType, get_peft_model
 
-    lora = LoraConfig(task_type=TaskType.CAUSAL_LM, r=RANK, lora_alpha=ALPHA, target_modules="all-linear")
+    lora = LoraConfig(task_type=TaskType.CAUSAL_LM, r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules="all-linear")
     adapted = get_peft_model(model, lora)
     adapted.peft_config["default"].base_model_name_or_path = base
     adapted.save_pretrained(str(folder))
@@ -88,7 +93,7 @@ def save_rows(path: Path, examples: Sequence[Example]) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def judged(
+def evaluate_adapters(
     model: Path, adapters: Mapping[str, Path], held_out: Sequence[Example], quantization: str, on_gpu: bool
 ) -> dict[str, float]:
     """Returns for each adapter the mean cross-entropy of the answer tokens of rows that nobody trained on.

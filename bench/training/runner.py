@@ -11,26 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from bench.peers.spec import ADAPTER, Spec
+from bench.peers.spec import ADAPTER_DIR, PeerSpec
 from bench.training import environments, fixtures, table
 from bench.training.cases import MODULES, Case
-from bench.training.workloads import Shape, tokens
+from bench.training.workloads import Workload, count_tokens
 from insource.config.errors import StageError
 
 LEARNING_RATE = 1e-3
 # Of one forward pass that pads: a larger one is no faster, and takes more memory than a machine with two cores has.
-MOST_TOKENS_ON_CPU = 14_000
+MAX_CPU_TOKENS = 14_000
 
 Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchConfig:
     """What holds for the whole call."""
 
     folder: Path
     tokenizer: Any
-    models: Mapping[str, fixtures.Model]
+    models: Mapping[str, fixtures.SavedModel]
     """Each lies in the folder of its name."""
     model: str
     quality_model: str
@@ -45,10 +45,10 @@ class Bench:
     """What was tried of a shape, a precision and a system already."""
 
 
-class Runs:
+class CaseRunner:
     """The runs of one case: what was tried, what came out, what failed and why."""
 
-    def __init__(self, bench: Bench, case: Case, data: Shape) -> None:
+    def __init__(self, bench: BenchConfig, case: Case, data: Workload) -> None:
         self.bench, self.case, self.data = bench, case, data
         self.folder = bench.folder / f"{case.shape}-{case.batch_size}-{case.quantization}-{case.precision}"
         self.folder.mkdir(parents=True)
@@ -74,7 +74,7 @@ class Runs:
 
     def rows(self) -> list[Result]:
         """Returns a row of results/training.json for every system."""
-        found = [table.not_run(self.case, system, why) for system, why in self.failed.items()]
+        found = [table.skipped_result(self.case, system, why) for system, why in self.failed.items()]
         return found + [self._row(system) for system in self.timed if system not in self.failed]
 
     def _attempt(self, system: str, what: Callable[[str], None]) -> None:
@@ -84,14 +84,14 @@ class Runs:
             what(system)
         except StageError as error:
             self.failed[system] = str(error)
-            say(f"not run   {system}: {error}")
+            log(f"not run   {system}: {error}")
 
     def _prepare(self, system: str) -> None:
         """Makes the environment and tries what the system is fastest with. Raises StageError where it cannot run."""
         if system == "unsloth" and not self.bench.on_gpu:
             raise StageError("Unsloth needs a GPU")
         own = system in environments.ENVIRONMENTS
-        self.pythons[system] = environments.python_of(system, self.bench.on_gpu) if own else Path(sys.executable)
+        self.pythons[system] = environments.peer_python(system, self.bench.on_gpu) if own else Path(sys.executable)
         known = self.bench.tried.get((self.case.shape, self.case.quantization, system))
         if known:
             self.tried[system] = known
@@ -103,9 +103,7 @@ class Runs:
         """Returns what is worth trying: rows of a forward pass, or tokens of a sequence."""
         longest = self._longest
         if system == "trl":
-            most = (
-                self.case.batch_size if self.bench.on_gpu else min(self.case.batch_size, MOST_TOKENS_ON_CPU // longest)
-            )
+            most = self.case.batch_size if self.bench.on_gpu else min(self.case.batch_size, MAX_CPU_TOKENS // longest)
             return tuple(rows for rows in (1, 4, 16) if rows <= most)
         if system == "trl_bfd":
             return tuple(sorted({longest, max(longest, 1024), max(longest, 2048)}))
@@ -113,37 +111,39 @@ class Runs:
 
     @property
     def _longest(self) -> int:
-        return max(map(tokens, self.data.examples))
+        return max(map(count_tokens, self.data.examples))
 
     def _time(self, system: str, number: int) -> None:
         result = self._call(self._spec(system, "speed", str(number)))
         self.timed.setdefault(system, []).append(result)
-        say(f"timed     {system:<14} {table.rate(result, self.data.row_tokens):.2f} examples/s")
+        log(f"timed     {system:<14} {table.examples_per_second(result, self.data.row_tokens):.2f} examples/s")
 
     def _learn(self, system: str) -> None:
         self.learnt[system] = self._call(self._spec(system, "quality", "quality"))
         if not self.bench.repeats:
             self.timed[system] = [self.learnt[system]]
-        say(f"learnt    {system:<14} last loss {self.learnt[system]['losses'][-1]:.4f}")
+        log(f"learnt    {system:<14} last loss {self.learnt[system]['losses'][-1]:.4f}")
 
     def _judge(self) -> None:
         model = self.bench.folder / self.bench.quality_model
-        adapters = {one: self.folder / one / "quality" / ADAPTER for one in self.learnt}
-        judged = fixtures.judged(model, adapters, self.data.held_out, self.case.quantization, self.bench.on_gpu)
+        adapters = {one: self.folder / one / "quality" / ADAPTER_DIR for one in self.learnt}
+        judged = fixtures.evaluate_adapters(
+            model, adapters, self.data.held_out, self.case.quantization, self.bench.on_gpu
+        )
         for system, loss in judged.items():
             self.learnt[system]["validation_loss"] = loss
 
-    def _call(self, spec: Spec) -> Result:
-        return machine.call(self.pythons[spec.system], f"bench.peers.{MODULES[spec.system]}", spec)
+    def _call(self, spec: PeerSpec) -> Result:
+        return machine.run_peer(self.pythons[spec.system], f"bench.peers.{MODULES[spec.system]}", spec)
 
-    def _spec(self, system: str, rows: str, name: str, candidates: tuple[int, ...] = ()) -> Spec:
+    def _spec(self, system: str, rows: str, name: str, candidates: tuple[int, ...] = ()) -> PeerSpec:
         """Returns what a process is told; `rows` is speed or quality."""
         model = self.bench.folder / (self.bench.quality_model if rows == "quality" else self.bench.model)
-        return Spec(
+        return PeerSpec(
             system=system,
             folder=str(self.folder / system / name),
             model=str(model),
-            adapter=str(model / ADAPTER),
+            adapter=str(model / ADAPTER_DIR),
             rows=str(self.folder / f"{rows}.jsonl"),
             quantization=self.case.quantization,
             batch_size=self.case.batch_size,
@@ -186,7 +186,9 @@ class Runs:
             "row_tokens": round(self.data.row_tokens, 1),
             "token_ids_sha256": runs[0]["token_ids_sha256"],
             "updates_sha256": runs[0]["updates_sha256"],
-            "examples_per_second": statistics.median(table.rate(one, self.data.row_tokens) for one in runs),
+            "examples_per_second": statistics.median(
+                table.examples_per_second(one, self.data.row_tokens) for one in runs
+            ),
             "raw_seconds": [one["raw_seconds"] for one in runs],
             "update_rows": runs[0]["update_rows"],
             "computed_tokens": runs[0]["computed_tokens"],
@@ -199,12 +201,12 @@ class Runs:
             "losses": learnt.get("losses"),
             "final_loss": learnt["losses"][-1] if learnt else None,
             "validation_loss": learnt.get("validation_loss"),
-            "hardware": machine.hardware(self.bench.on_gpu),
+            "hardware": machine.describe_hardware(self.bench.on_gpu),
             "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
-            "date": machine.today(),
+            "date": machine.utc_date(),
         }
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """Prints to the person, not to the result."""
     print(line, file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from demo_data.support_tickets import tickets
+from demo_data.support_tickets import generate_tickets
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.tasks import classification, extraction
@@ -29,11 +29,11 @@ from insource.tasks.rendering.chat_template import Example
 
 SEED = 17
 LABEL_COUNTS = (12, 77, 150, 300)
-SUBJECTS = (
+LABEL_SUBJECTS = (
     "card payment", "bank transfer", "top up", "refund", "account", "order", "device", "parcel", "invoice", "contract",
     "password", "address", "delivery", "guarantee", "subscription",
 )  # fmt: skip
-MATTERS = (
+LABEL_ISSUES = (
     "not received", "was declined", "takes too long", "cannot be changed", "shows a wrong amount", "charged twice",
     "needs a new name", "is still pending", "was cancelled", "does not work", "must be confirmed", "is too expensive",
     "in another country", "for someone else", "lost or stolen", "not recognised", "how to begin", "how to end it",
@@ -42,7 +42,7 @@ MATTERS = (
 
 
 @dataclass(frozen=True)
-class Shape:
+class Workload:
     """Rows of one shape, in the order of training; the last `held_out` rows are never trained on."""
 
     name: str
@@ -57,27 +57,27 @@ class Shape:
     @property
     def row_tokens(self) -> float:
         """Mean tokens of a row, prompt and answer."""
-        return sum(map(tokens, self.examples)) / len(self.examples)
+        return sum(map(count_tokens, self.examples)) / len(self.examples)
 
 
-def tokens(example: Example) -> int:
+def count_tokens(example: Example) -> int:
     """Returns how many tokens a row has."""
     return len(example.prompt_ids) + len(example.completion_ids)
 
 
-def shape(name: str, tokenizer: Any, rows: int, held_out: int, banking77: Path) -> Shape:
+def load_workload(name: str, tokenizer: Any, rows: int, held_out: int, banking77: Path) -> Workload:
     """Returns `rows` rows to train on and `held_out` others. Raises RecipeError where the data is not there."""
-    examples = SHAPES[name](tokenizer, rows + held_out, banking77)
-    return Shape(name, examples[:rows], examples[rows:])
+    examples = WORKLOADS[name](tokenizer, rows + held_out, banking77)
+    return Workload(name, examples[:rows], examples[rows:])
 
 
-def banking(tokenizer: Any, count: int, folder: Path) -> list[Example]:
+def banking77_examples(tokenizer: Any, count: int, folder: Path) -> list[Example]:
     """Returns real questions with the 77 intents before each."""
-    spec, rows = banking_rows(folder)
-    return _classified(tokenizer, spec, _drawn(rows, count))
+    spec, rows = read_banking77(folder)
+    return _classification_examples(tokenizer, spec, _sample(rows, count))
 
 
-def banking_rows(folder: Path) -> tuple[classification.Spec, list[tuple[str, str]]]:
+def read_banking77(folder: Path) -> tuple[classification.Spec, list[tuple[str, str]]]:
     """Returns Banking77 as a task, and its questions with their intents. Raises RecipeError where it is not there."""
     path = folder / "train.csv"
     if not path.exists():
@@ -90,35 +90,39 @@ def banking_rows(folder: Path) -> tuple[classification.Spec, list[tuple[str, str
     return classification.Spec("Name the intent of the bank customer's question.", labels), rows
 
 
-def demo_tickets(tokenizer: Any, count: int, _: Path) -> list[Example]:
+def demo_ticket_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
     """Returns the demo's messages with its twelve queues before each, as `make train RECIPE=classifier` has them."""
-    return _classified(tokenizer, demo_queues(), [(one.message, one.queue) for one in tickets(count, SEED)])
+    return _classification_examples(
+        tokenizer, demo_classifier_task(), [(one.message, one.queue) for one in generate_tickets(count, SEED)]
+    )
 
 
-def demo_queues() -> classification.Spec:
+def demo_classifier_task() -> classification.Spec:
     """Returns the task of the demo classifier."""
     task = load("classifier", hardware_name="cpu").recipe.task
-    return classification.specify(task, task.labels if isinstance(task.labels, dict) else {})
+    return classification.make_spec(task, task.labels if isinstance(task.labels, dict) else {})
 
 
-def demo_documents(tokenizer: Any, count: int, _: Path) -> list[Example]:
+def demo_document_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
     """Returns the demo's orders and invoices: a short opening, long texts, long answers."""
-    recipe, spec = load("extractor", hardware_name="cpu").recipe, demo_fields()
+    recipe, spec = load("extractor", hardware_name="cpu").recipe, demo_extractor_task()
     lines = Path(str(recipe.data.source.path)).read_text(encoding="utf-8").splitlines()
-    rows = _drawn([json.loads(line) for line in lines], count)
+    rows = _sample([json.loads(line) for line in lines], count)
     conversations = [extraction.messages(spec, {"text": row["text"]}) for row in rows]
-    return chat_template.examples(tokenizer, conversations, [extraction.answer(spec, row["target"]) for row in rows])
+    return chat_template.render_examples(
+        tokenizer, conversations, [extraction.answer_text(spec, row["target"]) for row in rows]
+    )
 
 
-def demo_fields() -> extraction.Spec:
+def demo_extractor_task() -> extraction.Spec:
     """Returns the task of the demo extractor."""
-    return extraction.specify(load("extractor", hardware_name="cpu").recipe.task, {})
+    return extraction.make_spec(load("extractor", hardware_name="cpu").recipe.task, {})
 
 
-def free_text(tokenizer: Any, count: int, _: Path) -> list[Example]:
+def free_text_examples(tokenizer: Any, count: int, _: Path) -> list[Example]:
     """Returns one to six messages in a row and the queue of the last, without instruction or template."""
     drawn = random.Random(SEED)
-    source = list(tickets(6 * count, SEED))
+    source = list(generate_tickets(6 * count, SEED))
     examples = []
     for _number in range(count):
         said = [source.pop() for _ in range(drawn.randint(1, 6))]
@@ -128,35 +132,37 @@ def free_text(tokenizer: Any, count: int, _: Path) -> list[Example]:
     return examples
 
 
-def many_labels(labels: int) -> Callable[[Any, int, Path], list[Example]]:
+def many_label_examples(labels: int) -> Callable[[Any, int, Path], list[Example]]:
     """Returns what makes rows with this many synthetic labels before each message."""
 
     def made(tokenizer: Any, count: int, _: Path) -> list[Example]:
         drawn = random.Random(SEED)
-        names = [f"{subject} {matter}" for subject in SUBJECTS for matter in MATTERS]
+        names = [f"{subject} {matter}" for subject in LABEL_SUBJECTS for matter in LABEL_ISSUES]
         chosen = drawn.sample(names, labels)
-        rows = [(one.message, drawn.choice(chosen)) for one in tickets(count, SEED)]
+        rows = [(one.message, drawn.choice(chosen)) for one in generate_tickets(count, SEED)]
         spec = classification.Spec("Choose the queue for the customer's message.", dict.fromkeys(chosen, ""))
-        return _classified(tokenizer, spec, rows)
+        return _classification_examples(tokenizer, spec, rows)
 
     return made
 
 
-SHAPES: dict[str, Callable[[Any, int, Path], list[Example]]] = {
-    "banking77": banking,
-    "classifier": demo_tickets,
-    "extractor": demo_documents,
-    "no_prefix": free_text,
-    **{f"labels_{count}": many_labels(count) for count in LABEL_COUNTS},
+WORKLOADS: dict[str, Callable[[Any, int, Path], list[Example]]] = {
+    "banking77": banking77_examples,
+    "classifier": demo_ticket_examples,
+    "extractor": demo_document_examples,
+    "no_prefix": free_text_examples,
+    **{f"labels_{count}": many_label_examples(count) for count in LABEL_COUNTS},
 }
 
 
-def _classified(tokenizer: Any, spec: classification.Spec, rows: Sequence[tuple[str, str]]) -> list[Example]:
+def _classification_examples(
+    tokenizer: Any, spec: classification.Spec, rows: Sequence[tuple[str, str]]
+) -> list[Example]:
     conversations = [classification.messages(spec, {"text": text}) for text, _ in rows]
-    return chat_template.examples(tokenizer, conversations, [label for _, label in rows])
+    return chat_template.render_examples(tokenizer, conversations, [label for _, label in rows])
 
 
-def _drawn(rows: Sequence[Any], count: int) -> list[Any]:
+def _sample(rows: Sequence[Any], count: int) -> list[Any]:
     """Returns `count` rows in a seeded order."""
     if count > len(rows):
         raise RecipeError(f"{count} rows were asked for, and there are {len(rows)}")

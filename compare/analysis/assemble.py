@@ -6,17 +6,17 @@ from datetime import datetime
 from typing import Any
 
 from compare.analysis import comparisons, system_scores
-from compare.analysis.system_scores import Scored
+from compare.analysis.system_scores import SystemScores
 from compare.cost import ownership
 from compare.decision import routing_policy
-from compare.decision.preregistration import Opened
-from compare.decision.routing_policy import Policy
-from compare.eval_dataset import Material, clusters_of
+from compare.decision.preregistration import TestSetAccess
+from compare.decision.routing_policy import RoutingPolicy
+from compare.eval_dataset import EvalDataset, cluster_ids
 from compare.report import html_page, wording
 from compare.scoring import confidence, predictions
 from compare.scoring.confidence import Scale
-from compare.systems.catalog import NotRun
-from compare.systems.responses import Gathered
+from compare.systems.catalog import SkippedSystem
+from compare.systems.responses import SystemResponses
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import Primary
 from insource.config.schema.serving_and_cost import Route
@@ -26,42 +26,50 @@ from insource.tracking.run import Run
 
 SCHEMA_VERSION = 1
 # As prompt.json names it.
-POCKET_NAME = "pocket/model"
+POCKET_MODEL = "pocket/model"
 
 
-def policy_of(
-    one: Gathered, mine: Material, fitted: Scale | None, target: Route, baseline: Gathered | None = None
-) -> Policy:
+def fit_system_policy(
+    one: SystemResponses,
+    mine: EvalDataset,
+    fitted: Scale | None,
+    target: Route,
+    baseline: SystemResponses | None = None,
+) -> RoutingPolicy:
     """Returns from which confidence on a system may answer alone, by the calibration rows. `baseline`: the system that
     the target names, None where it was not run."""
     rows = mine.calibration if one.calibration else []
-    right = confidence.right_of(predictions.of(mine, rows, one.calibration), mine)
-    told = confidence.of(one, fitted, one.calibration)
+    right = confidence.row_correctness(predictions.score_answers(mine, rows, one.calibration), mine)
+    told = confidence.compute_confidences(one, fitted, one.calibration)
     scale = fitted if one.system.on_tuned_scale else one.scale
     theirs, missing = None, None
     if baseline is not None and len(baseline.calibration) == len(mine.calibration) and baseline.complete:
-        theirs = confidence.right_of(predictions.of(mine, mine.calibration, baseline.calibration), mine)
+        theirs = confidence.row_correctness(
+            predictions.score_answers(mine, mine.calibration, baseline.calibration), mine
+        )
     elif baseline is not None:
         missing = baseline.why_not_calibration or baseline.why_incomplete
     ids = [row["id"] for row in rows]
-    answers = routing_policy.Rows(ids, told, right, clusters_of(rows), theirs if rows else None)
-    return routing_policy.policy(scale, answers, target, missing)
+    answers = routing_policy.CalibrationAnswers(ids, told, right, cluster_ids(rows), theirs if rows else None)
+    return routing_policy.fit_policy(scale, answers, target, missing)
 
 
-def routed(every: Sequence[Scored], mine: Material, fitted: Scale | None, recipe: Recipe) -> Policy:
+def fit_tuned_policy(
+    every: Sequence[SystemScores], mine: EvalDataset, fitted: Scale | None, recipe: Recipe
+) -> RoutingPolicy:
     """Returns the policy of the tuned model, the first of these systems."""
     tuned, *others = (one.gathered for one in every)
     named = next((one for one in others if one.system.name == recipe.route.not_worse_than), None)
-    return policy_of(tuned, mine, fitted, recipe.route, named)
+    return fit_system_policy(tuned, mine, fitted, recipe.route, named)
 
 
-def scores_json(
+def assemble_scores(
     here: Run,
     recipe: Recipe,
-    mine: Material,
-    every: Sequence[Scored],
-    missing: Sequence[NotRun],
-    opened: Opened,
+    mine: EvalDataset,
+    every: Sequence[SystemScores],
+    missing: Sequence[SkippedSystem],
+    opened: TestSetAccess,
     sha256: str,
     fitted: bool,
 ) -> dict[str, Any]:
@@ -71,18 +79,18 @@ def scores_json(
     for one in every[1:]:
         # What an endpoint that decides could keep by itself, by the same rule as the tuned model.
         alone = one.gathered.scale is not None and recipe.route.target_accuracy is not None
-        found[one.name]["routing"] = policy_of(one.gathered, mine, None, recipe.route).json() if alone else None
+        found[one.name]["routing"] = fit_system_policy(one.gathered, mine, None, recipe.route).json() if alone else None
     incomplete = [f"{name}: {one['why_incomplete']}" for name, one in found.items() if not one["complete"]]
     incomplete += [f"{one.name}: {one.why}" for one in missing if one.incomplete]
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": here.id,
         "recipe": here.recipe_name,
-        "created": run.now(),
+        "created": run.utc_timestamp(),
         "task": {
-            "kind": kind_of(recipe),
+            "kind": describe_task_kind(recipe),
             "instruction": recipe.task.instruction,
-            "parts": mine.module.PARTS,
+            "parts": mine.module.BREAKDOWN_NAME,
             "metrics": list(every[0].tallies),
             "n_train": len(mine.train),
             "n_test": len(mine.test),
@@ -90,19 +98,19 @@ def scores_json(
         },
         "base": {
             "name": str(mine.prompt["base"]["name"]),
-            "pocket": is_pocket(mine),
+            "pocket": used_pocket_model(mine),
             "quantization": recipe.model.quantization,
             "served_as": recipe.serve.base,
         },
-        "hardware": environment.machine(recipe),
+        "hardware": environment.describe_machine(recipe),
         "training_seconds": training_seconds(here),
-        "plan": plan_json(primary, opened),
+        "plan": preregistration_json(primary, opened),
         "systems": found,
         "not_run": [asdict(one) for one in missing],
         "comparisons": comparisons.paired_differences(every, primary),
         "agreement": comparisons.agreement(every),
         "confusion": comparisons.confusion(every, mine),
-        "cost": costs(here, recipe, mine, every).json(),
+        "cost": compare_costs(here, recipe, mine, every).json(),
         "integrity": {
             "test_sha256": sha256,
             "plan_sha256": opened.plan_sha256,
@@ -111,20 +119,20 @@ def scores_json(
             "leaked_rows": 0,
             "cache_hits": sum(one["reused"] for one in found.values()),
             "retries": sum(one["retries"] for one in found.values()),
-            "versions": environment.versions(),
-            "git_commit": environment.collect(recipe)["git_commit"],
+            "versions": environment.read_package_versions(),
+            "git_commit": environment.describe_environment(recipe)["git_commit"],
             "fallbacks": [note for one in every for note in one.gathered.notes],
             "incomplete": incomplete,
         },
     }
 
 
-def kind_of(recipe: Recipe) -> str:
+def describe_task_kind(recipe: Recipe) -> str:
     """Returns the kind of the task as the report names it."""
     return recipe.task.kind + (" with several labels a row" if recipe.task.labels_per_row == "many" else "")
 
 
-def plan_json(primary: Primary | None, opened: Opened) -> dict[str, Any] | None:
+def preregistration_json(primary: Primary | None, opened: TestSetAccess) -> dict[str, Any] | None:
     """Returns what scores.json says of the plan."""
     if primary is None:
         return None
@@ -133,35 +141,37 @@ def plan_json(primary: Primary | None, opened: Opened) -> dict[str, Any] | None:
     return {**primary.model_dump(mode="json"), **told}
 
 
-def costs(here: Run, recipe: Recipe, mine: Material, every: Sequence[Scored]) -> ownership.Cost:
+def compare_costs(
+    here: Run, recipe: Recipe, mine: EvalDataset, every: Sequence[SystemScores]
+) -> ownership.CostComparison:
     """Returns the comparison of costs: owning the tuned model as it is served, against every closed one."""
     tuned, on_gpu = every[0], not recipe.accelerate.use_cpu
     tokens, rate = system_scores.tokens_per_request(tuned.gathered), tuned.gathered.rate
     why = None
-    if is_pocket(mine) and not recipe.cost.cpu_usd_per_hour:
+    if used_pocket_model(mine) and not recipe.cost.cpu_usd_per_hour:
         why = "the pocket model stood in for the recipe's own, whose throughput was not measured"
-    owned = ownership.Owned(
+    owned = ownership.SelfHostedMeasurement(
         requests_per_second=float(rate["requests_per_second"]) if rate and not why else None,
-        hardware=environment.machine(recipe),
+        hardware=environment.describe_machine(recipe),
         on_gpu=on_gpu,
         training_seconds=training_seconds(here),
         tokens_per_request=tokens,
         why_not=why or (None if rate else "too few requests were asked at once to measure its throughput"),
         right=sum(tuned.right) / len(tuned.right),
     )
-    closed = [system_scores.closed_cost(one) for one in every if _has_a_price(one.gathered)]
-    return ownership.Cost(recipe.cost, owned, closed)
+    closed = [system_scores.request_cost(one) for one in every if _is_paid(one.gathered)]
+    return ownership.CostComparison(recipe.cost, owned, closed)
 
 
-def _has_a_price(one: Gathered) -> bool:
+def _is_paid(one: SystemResponses) -> bool:
     """Whether somebody is paid for its answers, whether or not the price is known here; a stand-in has one only if the
     recipe says so."""
     return one.system.kind == "file" or (one.system.kind == "closed" and bool(one.price or not one.system.stand_in))
 
 
-def is_pocket(mine: Material) -> bool:
+def used_pocket_model(mine: EvalDataset) -> bool:
     """Returns whether the pocket model stood in for the recipe's own."""
-    return bool(mine.prompt["base"]["name"] == POCKET_NAME)
+    return bool(mine.prompt["base"]["name"] == POCKET_MODEL)
 
 
 def training_seconds(here: Run) -> float:
@@ -172,18 +182,20 @@ def training_seconds(here: Run) -> float:
     return (datetime.fromisoformat(stage["ended"]) - datetime.fromisoformat(stage["started"])).total_seconds()
 
 
-def write(here: Run, mine: Material, every: Sequence[Scored], scores: Mapping[str, Any], recipe: Recipe) -> None:
+def write_comparison(
+    here: Run, mine: EvalDataset, every: Sequence[SystemScores], scores: Mapping[str, Any], recipe: Recipe
+) -> None:
     """Writes predictions, routing policy, scores and report."""
     folder = here.folder / "predictions"
     for one in every:
-        predictions.write(folder, one.name, "test", one.found, one.confidences)
+        predictions.write_predictions(folder, one.name, "test", one.found, one.confidences)
         if again := one.gathered.again:
-            found = predictions.of(mine, mine.test[: len(again)], again)
-            predictions.write(folder, one.name, "test", found, [None] * len(again), repeat=1)
+            found = predictions.score_answers(mine, mine.test[: len(again)], again)
+            predictions.write_predictions(folder, one.name, "test", found, [None] * len(again), repeat=1)
     atomic_files.write_json(here.folder / "routing.json", scores["routing"])
     atomic_files.write_json(here.folder / "scores.json", scores)
     by_name = {one.name: one for one in every}
-    own, other = wording.pair(scores)
+    own, other = wording.primary_pair(scores)
     told = comparisons.disagreements(by_name[own], by_name[other], mine) if own and other else []
-    html_page.write(here.folder, scores, told)
-    wandb_comparison.send(here, recipe, scores, told)
+    html_page.write_report(here.folder, scores, told)
+    wandb_comparison.log_comparison(here, recipe, scores, told)

@@ -15,11 +15,11 @@ from math import floor
 from typing import Any
 
 # More machines than this are no plan: what pays only with more of them never pays.
-MOST_MACHINES = 1e9
+MAX_MACHINES = 1e9
 
 
 @dataclass(frozen=True)
-class Staircase:
+class StepCost:
     """What owning costs by the month, at any volume."""
 
     machine_usd: float
@@ -61,7 +61,9 @@ class BreakEven:
         }
 
 
-def crossings(machine_usd: float, capacity: int, fixed_usd: float, usd_per_request: float) -> tuple[int, int] | None:
+def break_even_points(
+    machine_usd: float, capacity: int, fixed_usd: float, usd_per_request: float
+) -> tuple[int, int] | None:
     """Returns the first number of requests a month at which owning is cheaper, and that from which it stays cheaper
     whatever comes on top; None: never.
 
@@ -81,7 +83,7 @@ def crossings(machine_usd: float, capacity: int, fixed_usd: float, usd_per_reque
     does not, so the last volume that does not pay is theirs: the whole part of ((k - 1) M + F) / p.
     """
     gain = usd_per_request * capacity - machine_usd
-    if gain * MOST_MACHINES <= machine_usd + fixed_usd:
+    if gain * MAX_MACHINES <= machine_usd + fixed_usd:
         return None
     machines = floor(fixed_usd / gain) + 1
     while floor((machines * machine_usd + fixed_usd) / usd_per_request) + 1 > machines * capacity:
@@ -92,9 +94,9 @@ def crossings(machine_usd: float, capacity: int, fixed_usd: float, usd_per_reque
     return first, max(first, for_good)
 
 
-def break_even(stairs: Staircase, usd_per_request: float) -> BreakEven:
+def break_even(stairs: StepCost, usd_per_request: float) -> BreakEven:
     """Returns from which monthly volume owning is cheaper than closed calls at that price, or why it never is."""
-    found = crossings(stairs.machine_usd, stairs.capacity, stairs.fixed_usd, usd_per_request)
+    found = break_even_points(stairs.machine_usd, stairs.capacity, stairs.fixed_usd, usd_per_request)
     if found is not None:
         return BreakEven(*found)
     replaced = stairs.capacity * usd_per_request

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from math import floor
 from typing import Any
 
-from compare.cost.break_even import BreakEven, Staircase, break_even
-from insource.backends.pricing import Priced
+from compare.cost.break_even import BreakEven, StepCost, break_even
+from insource.backends.pricing import TokenPrice
 from insource.backends.types import Usage
 from insource.config.schema import serving_and_cost
 
@@ -25,7 +25,7 @@ MONTHLY_TOKENS = (10**6, 10**7, 10**8, 10**9, 10**10)
 UTILIZATIONS = (0.1, 0.2, 0.4, 0.8)
 ENGINEER_SHARES = (0.0, 0.1, 0.25, 0.5)
 # Keys of the recipe, as the report names them.
-CHANGED = {
+SENSITIVITY_LABELS = {
     "gpu_usd_per_hour": "GPU, USD an hour",
     "cpu_usd_per_hour": "machine, USD an hour",
     "utilization": "utilization",
@@ -36,7 +36,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Owned:
+class SelfHostedMeasurement:
     """What was measured of the model that one would own."""
 
     requests_per_second: float | None
@@ -55,7 +55,7 @@ class Owned:
 
 
 @dataclass(frozen=True)
-class Closed:
+class ApiCost:
     """What a request to a closed model, or to one whose answers one has, costs: the mean over the test set. None: not
     known."""
 
@@ -68,7 +68,7 @@ class Closed:
     why_not: str | None = None
 
 
-def why_not(given: serving_and_cost.Cost, owned: Owned) -> str | None:
+def missing_reason(given: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> str | None:
     """Returns why nobody can tell what owning costs; None where one can."""
     if owned.requests_per_second is None:
         return owned.why_not or "the throughput of this base was not measured on the hardware that would serve it"
@@ -82,31 +82,31 @@ def why_not(given: serving_and_cost.Cost, owned: Owned) -> str | None:
     return None
 
 
-def machine_usd_per_hour(given: serving_and_cost.Cost, owned: Owned) -> float | None:
+def machine_usd_per_hour(given: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> float | None:
     """Returns what one machine costs an hour, with all its GPUs; None: a CPU whose price nobody gave."""
     return given.gpu_usd_per_hour * owned.gpus if owned.on_gpu else given.cpu_usd_per_hour
 
 
-def staircase(given: serving_and_cost.Cost, owned: Owned) -> Staircase | None:
+def build_step_cost(given: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> StepCost | None:
     """Returns what owning costs by the month; None where nobody can tell (`why_not`)."""
     hourly = machine_usd_per_hour(given, owned)
-    if hourly is None or why_not(given, owned) is not None:
+    if hourly is None or missing_reason(given, owned) is not None:
         return None
     training_usd = _training_hours(given, owned) * hourly
     engineer_usd = given.engineer_usd_per_month * given.engineer_share
-    return Staircase(hourly * HOURS_PER_MONTH, _capacity(given, owned), engineer_usd + training_usd)
+    return StepCost(hourly * HOURS_PER_MONTH, _capacity(given, owned), engineer_usd + training_usd)
 
 
-def closed(name: str, price: Priced | None, usages: Iterable[Usage]) -> Closed:
+def compute_api_cost(name: str, price: TokenPrice | None, usages: Iterable[Usage]) -> ApiCost:
     """Returns what a request costs on average, over all those whose tokens the provider counted."""
     if price is None:
-        return Closed(name, None, why_not="nobody here knows its price; give it in the recipe (baselines: price)")
+        return ApiCost(name, None, why_not="nobody here knows its price; give it in the recipe (baselines: price)")
     told = [one for one in usages if one.input_tokens is not None and one.output_tokens is not None]
     if not told:
-        return Closed(name, None, why_not="no answer tells how many tokens it took")
+        return ApiCost(name, None, why_not="no answer tells how many tokens it took")
     batch = price.batch_input_usd_per_million is not None
     cached = price.cached_input_usd_per_million is not None
-    return Closed(
+    return ApiCost(
         name,
         sum(price.usd(one) for one in told) / len(told),
         sum(price.usd(one, batch=True) for one in told) / len(told) if batch else None,
@@ -114,26 +114,26 @@ def closed(name: str, price: Priced | None, usages: Iterable[Usage]) -> Closed:
     )
 
 
-def paid(name: str, usd: Sequence[float]) -> Closed:
+def compute_reported_cost(name: str, usd: Sequence[float]) -> ApiCost:
     """Returns what a request costs on average where each answer tells its own cost (cost_usd of a file of answers)."""
     if not usd:
-        return Closed(name, None, why_not="no answer tells its cost_usd, and the recipe gives no price (price)")
-    return Closed(name, sum(usd) / len(usd))
+        return ApiCost(name, None, why_not="no answer tells its cost_usd, and the recipe gives no price (price)")
+    return ApiCost(name, sum(usd) / len(usd))
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostComparison:
     """The whole comparison of costs."""
 
     given: serving_and_cost.Cost
-    owned: Owned
-    closed: Sequence[Closed]
+    owned: SelfHostedMeasurement
+    closed: Sequence[ApiCost]
 
-    def break_even(self, one: Closed) -> BreakEven:
+    def break_even(self, one: ApiCost) -> BreakEven:
         """Returns from which volume owning is cheaper than a closed model; withheld where one of both is not known."""
-        stairs = staircase(self.given, self.owned)
+        stairs = build_step_cost(self.given, self.owned)
         if stairs is None:
-            return BreakEven(why=f"withheld: {why_not(self.given, self.owned)}")
+            return BreakEven(why=f"withheld: {missing_reason(self.given, self.owned)}")
         if one.usd_per_request is None:
             return BreakEven(why=f"withheld: {one.why_not or 'what a request costs is not known'}")
         return break_even(stairs, one.usd_per_request)
@@ -141,34 +141,34 @@ class Cost:
     def json(self) -> Json:
         """Returns what scores.json says of costs."""
         return {
-            "owned": owned_json(self.given, self.owned),
-            "inputs": inputs(self.given, self.owned),
+            "owned": self_hosting_json(self.given, self.owned),
+            "inputs": slider_inputs(self.given, self.owned),
             "systems": {one.name: self._system(one) for one in self.closed},
         }
 
-    def _system(self, one: Closed) -> Json:
+    def _system(self, one: ApiCost) -> Json:
         return {
             "usd_per_request": one.usd_per_request,
             "usd_per_request_batch": one.usd_per_request_batch,
             "usd_per_request_cached": one.usd_per_request_cached,
-            "monthly": monthly(self.given, self.owned, one),
+            "monthly": monthly_table(self.given, self.owned, one),
             "break_even": self.break_even(one).json(self.owned.tokens_per_request),
-            "sensitivity": sensitivity(self.given, self.owned, one),
+            "sensitivity": sensitivity_table(self.given, self.owned, one),
         }
 
 
-def monthly(given: serving_and_cost.Cost, owned: Owned, one: Closed) -> list[Json]:
+def monthly_table(given: serving_and_cost.Cost, owned: SelfHostedMeasurement, one: ApiCost) -> list[Json]:
     """Returns the table of monthly volumes, the recipe's own among them, by volume."""
-    stairs, tokens_each = staircase(given, owned), owned.tokens_per_request
+    stairs, tokens_each = build_step_cost(given, owned), owned.tokens_per_request
 
     def row(requests: int, tokens: int, of_recipe: bool) -> Json:
         return {
             "tokens": tokens,
             "requests": requests,
             "of_recipe": of_recipe,
-            "closed_usd": _times(requests, one.usd_per_request),
-            "closed_batch_usd": _times(requests, one.usd_per_request_batch),
-            "closed_cached_usd": _times(requests, one.usd_per_request_cached),
+            "closed_usd": _scaled(requests, one.usd_per_request),
+            "closed_batch_usd": _scaled(requests, one.usd_per_request_batch),
+            "closed_cached_usd": _scaled(requests, one.usd_per_request_cached),
             "owned_usd": stairs.usd(requests) if stairs else None,
             "machines": stairs.machines(requests) if stairs else None,
         }
@@ -178,9 +178,9 @@ def monthly(given: serving_and_cost.Cost, owned: Owned, one: Closed) -> list[Jso
     return sorted(rows, key=lambda line: float(line["requests"]))
 
 
-def sensitivity(given: serving_and_cost.Cost, owned: Owned, one: Closed) -> list[Json]:
+def sensitivity_table(given: serving_and_cost.Cost, owned: SelfHostedMeasurement, one: ApiCost) -> list[Json]:
     """Returns the break-even under other assumptions, one changed at a time; nothing where it is withheld."""
-    if one.usd_per_request is None or staircase(given, owned) is None:
+    if one.usd_per_request is None or build_step_cost(given, owned) is None:
         return []
     hourly = "gpu_usd_per_hour" if owned.on_gpu else "cpu_usd_per_hour"
     changes = [
@@ -189,7 +189,9 @@ def sensitivity(given: serving_and_cost.Cost, owned: Owned, one: Closed) -> list
         *(("engineer_share", share) for share in ENGINEER_SHARES),
     ]
     found = [
-        _under(given.model_copy(update={key: value}), owned, one.usd_per_request, CHANGED[key], value)
+        _with_assumption(
+            given.model_copy(update={key: value}), owned, one.usd_per_request, SENSITIVITY_LABELS[key], value
+        )
         for key, value in changes
     ]
     prices = {
@@ -197,23 +199,25 @@ def sensitivity(given: serving_and_cost.Cost, owned: Owned, one: Closed) -> list
         "closed batch price, USD a request": one.usd_per_request_batch,
         "closed price with all input cached, USD a request": one.usd_per_request_cached,
     }
-    return found + [_under(given, owned, usd, what, usd) for what, usd in prices.items() if usd is not None]
+    return found + [_with_assumption(given, owned, usd, what, usd) for what, usd in prices.items() if usd is not None]
 
 
-def _under(given: serving_and_cost.Cost, owned: Owned, usd_per_request: float, what: str, value: float) -> Json:
-    stairs = staircase(given, owned)
+def _with_assumption(
+    given: serving_and_cost.Cost, owned: SelfHostedMeasurement, usd_per_request: float, what: str, value: float
+) -> Json:
+    stairs = build_step_cost(given, owned)
     # A machine that is hardly used may not answer one request a month: then no volume pays.
     first = break_even(stairs, usd_per_request).first_requests if stairs else None
     tokens = None if first is None else round(first * owned.tokens_per_request)
     return {"what": what, "value": value, "first_requests": first, "first_tokens": tokens}
 
 
-def owned_json(given: serving_and_cost.Cost, owned: Owned) -> Json:
+def self_hosting_json(given: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> Json:
     """Returns what owning costs at the recipe's volume, or why nobody can tell."""
     told = {"hardware": owned.hardware, "gpus": owned.gpus if owned.on_gpu else 0}
-    stairs, hourly = staircase(given, owned), machine_usd_per_hour(given, owned)
+    stairs, hourly = build_step_cost(given, owned), machine_usd_per_hour(given, owned)
     if stairs is None or hourly is None or owned.requests_per_second is None:
-        return {"measured": False, "why_not": why_not(given, owned), **told}
+        return {"measured": False, "why_not": missing_reason(given, owned), **told}
     volume = given.monthly_requests
     usd, machines = stairs.usd(volume), stairs.machines(volume)
     full_tokens = owned.requests_per_second * 3600 * owned.tokens_per_request
@@ -237,7 +241,7 @@ def owned_json(given: serving_and_cost.Cost, owned: Owned) -> Json:
     }
 
 
-def inputs(given: serving_and_cost.Cost, owned: Owned) -> Json:
+def slider_inputs(given: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> Json:
     """Returns what the report's sliders start from. `gpu_usd_per_hour` is of one machine with all that is in it, which
     `machine` names: that is what a step of the staircase costs."""
     machine = "CPU machine" if not owned.on_gpu else "GPU" if owned.gpus == 1 else f"machine of {owned.gpus} GPUs"
@@ -255,14 +259,14 @@ def inputs(given: serving_and_cost.Cost, owned: Owned) -> Json:
     }
 
 
-def _capacity(given: serving_and_cost.Cost, owned: Owned) -> int:
+def _capacity(given: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> int:
     """Whole requests: a machine does not answer a part of one."""
     return floor((owned.requests_per_second or 0.0) * 3600 * HOURS_PER_MONTH * given.utilization)
 
 
-def _training_hours(given: serving_and_cost.Cost, owned: Owned) -> float:
+def _training_hours(given: serving_and_cost.Cost, owned: SelfHostedMeasurement) -> float:
     return owned.training_seconds / 3600 * given.retrainings_per_month
 
 
-def _times(requests: int, usd: float | None) -> float | None:
+def _scaled(requests: int, usd: float | None) -> float | None:
     return None if usd is None else requests * usd

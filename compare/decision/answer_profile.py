@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compare.decision import routing_policy
-from compare.eval_dataset import Material, clusters_of
+from compare.eval_dataset import EvalDataset, cluster_ids
 from compare.scoring import confidence, predictions
 from compare.scoring.confidence import Scale
-from compare.systems.responses import Gathered
+from compare.systems.responses import SystemResponses
 
-KEY = "calibration"
+ROUTING_KEY = "calibration"
 
 
 @dataclass
-class Profile:
+class AnswerProfile:
     """Answers by confidence and by what they are."""
 
     rows: int = 0
@@ -40,7 +40,7 @@ class Profile:
         if answer is not None:
             self.answers[answer] += 1
 
-    def update(self, other: "Profile") -> None:
+    def update(self, other: "AnswerProfile") -> None:
         """Adds the answers of another profile."""
         self.rows += other.rows
         self.confidences.update(other.confidences)
@@ -52,25 +52,29 @@ class Profile:
         return {"rows": self.rows, "confidences": confidences, "answers": dict(sorted(self.answers.items()))}
 
 
-def of_json(told: Mapping[str, Any]) -> Profile:
+def profile_from_json(told: Mapping[str, Any]) -> AnswerProfile:
     """Returns the profile of a file. Raises KeyError, TypeError or ValueError where it is none."""
     confidences = Counter({int(at): int(n) for at, n in told["confidences"].items()})
-    return Profile(int(told["rows"]), confidences, Counter({str(one): int(n) for one, n in told["answers"].items()}))
+    return AnswerProfile(
+        int(told["rows"]), confidences, Counter({str(one): int(n) for one, n in told["answers"].items()})
+    )
 
 
-def of(one: Gathered, material: Material, fitted: Scale | None) -> Profile:
+def build_profile(one: SystemResponses, material: EvalDataset, fitted: Scale | None) -> AnswerProfile:
     """Returns the profile of a system's answers to the calibration rows, of each group one: those that a threshold is
     tested on."""
-    found = Profile()
+    found = AnswerProfile()
     if not one.calibration:
         return found
-    parsed = [predictions.read(material, answer) for answer in one.calibration]
-    told = confidence.of(one, fitted, one.calibration)
+    parsed = [predictions.parse_answer(material, answer) for answer in one.calibration]
+    told = confidence.compute_confidences(one, fitted, one.calibration)
     chosen = set(
-        routing_policy.one_a_group([row["id"] for row in material.calibration], clusters_of(material.calibration))
+        routing_policy.pick_one_per_group(
+            [row["id"] for row in material.calibration], cluster_ids(material.calibration)
+        )
     )
     for at, (answer, sure) in enumerate(zip(parsed, told, strict=True)):
         if at in chosen and answer.problem is None:
-            labelled = material.module.LABELLED
-            found.add(sure, str(material.module.answer(material.spec, answer.value)) if labelled else None)
+            labelled = material.module.HAS_LABELS
+            found.add(sure, str(material.module.answer_text(material.spec, answer.value)) if labelled else None)
     return found

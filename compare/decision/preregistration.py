@@ -27,7 +27,7 @@ from insource.tracking.run import Run
 
 
 @dataclass(frozen=True)
-class Opened:
+class TestSetAccess:
     """A test set that was opened by a plan."""
 
     plan_sha256: str
@@ -39,7 +39,7 @@ class Opened:
     """Of this test set by any run of the recipe, this one included, the oldest first."""
 
 
-def open_test(here: Run, primary: Primary | None, test_sha256: str) -> Opened:
+def register_and_open(here: Run, primary: Primary | None, test_sha256: str) -> TestSetAccess:
     """Writes the opening into the ledger, flushed to disk, before anything of the test set is read.
 
     The same plan of the same run again is the same opening: nothing is written. Raises StageError where the ledger
@@ -51,19 +51,19 @@ def open_test(here: Run, primary: Primary | None, test_sha256: str) -> Opened:
     with path.open("a+", encoding="utf-8") as ledger:
         fcntl.flock(ledger, fcntl.LOCK_EX)
         ledger.seek(0)
-        lines = _read(ledger.readlines(), path)
+        lines = _parse_ledger(ledger.readlines(), path)
         known = [one for one in lines if one["test_sha256"] == test_sha256 and "opened" in one]
         if not any(one["run"] == here.id and one["plan_sha256"] == sha256 for one in known):
-            opening = {"opened": run.now(), "run": here.id, "test_sha256": test_sha256, "plan_sha256": sha256}
+            opening = {"opened": run.utc_timestamp(), "run": here.id, "test_sha256": test_sha256, "plan_sha256": sha256}
             ledger.write(json.dumps({**opening, "plan": plan}, ensure_ascii=False) + "\n")
             ledger.flush()
             os.fsync(ledger.fileno())
             known.append({**opening, "plan": plan})
     first = next(one for one in known if one["run"] == here.id)
-    return Opened(sha256, first["opened"], _why_not(plan, sha256, first), known)
+    return TestSetAccess(sha256, first["opened"], _exploratory_reason(plan, sha256, first), known)
 
 
-def record_reading(folder: Path, primary: Primary | None, test_sha256: str, system: str) -> None:
+def register_recording(folder: Path, primary: Primary | None, test_sha256: str, system: str) -> None:
     """Writes into the ledger below `folder` (runs/<recipe>) that a system's answers to the test rows are recorded,
     before they are asked for; once for each system, test set and plan. Raises StageError where the ledger cannot be
     read."""
@@ -73,14 +73,14 @@ def record_reading(folder: Path, primary: Primary | None, test_sha256: str, syst
     with path.open("a+", encoding="utf-8") as ledger:
         fcntl.flock(ledger, fcntl.LOCK_EX)
         ledger.seek(0)
-        lines = _read(ledger.readlines(), path)
+        lines = _parse_ledger(ledger.readlines(), path)
         if not any("recorded" in one and told.items() <= one.items() for one in lines):
-            ledger.write(json.dumps({"recorded": run.now(), **told, "plan": plan}, ensure_ascii=False) + "\n")
+            ledger.write(json.dumps({"recorded": run.utc_timestamp(), **told, "plan": plan}, ensure_ascii=False) + "\n")
             ledger.flush()
             os.fsync(ledger.fileno())
 
 
-def _why_not(plan: Mapping[str, Any] | None, sha256: str, first: Mapping[str, Any]) -> str | None:
+def _exploratory_reason(plan: Mapping[str, Any] | None, sha256: str, first: Mapping[str, Any]) -> str | None:
     if plan is None:
         return "the recipe names no primary comparison (compare.primary)"
     if first["plan_sha256"] == sha256:
@@ -90,7 +90,7 @@ def _why_not(plan: Mapping[str, Any] | None, sha256: str, first: Mapping[str, An
     return f"the plan was changed after the test set was opened on {first['opened']}: {told}"
 
 
-def _read(lines: Sequence[str], path: Path) -> list[dict[str, Any]]:
+def _parse_ledger(lines: Sequence[str], path: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(lines, 1):
         try:

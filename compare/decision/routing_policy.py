@@ -26,17 +26,17 @@ from compare.scoring.confidence import Scale
 from insource.config.errors import StageError
 from insource.config.schema.serving_and_cost import Route
 from insource.stats import learn_then_test
-from insource.stats.learn_then_test import Claim, MeanAbove, NotWorse
+from insource.stats.learn_then_test import Claim, MeanAbove, NonInferior
 from insource.stats.metric_stats import Array
 from insource.system import atomic_files
 
 SCHEMA_VERSION = 2
 # Below every threshold: an answer of unknown confidence never stays.
-UNKNOWN = -1.0
+UNKNOWN_CONFIDENCE = -1.0
 
 
 @dataclass(frozen=True)
-class Rows:
+class CalibrationAnswers:
     """Answers of the owned model to calibration rows."""
 
     ids: Sequence[str]
@@ -46,21 +46,21 @@ class Rows:
     baseline_right: Sequence[float] | None = None
     """Of the baseline that `not_worse_than` names."""
 
-    def one_a_group(self) -> "Rows":
+    def one_a_group(self) -> "CalibrationAnswers":
         """Returns one row of each group, chosen by the hash of its id: rows of one group are not independent, and then
         no p-value would hold."""
         if self.groups is None:
             return self
-        chosen = one_a_group(self.ids, self.groups)
+        chosen = pick_one_per_group(self.ids, self.groups)
 
         def of(values: Sequence[Any]) -> list[Any]:
             return [values[at] for at in chosen]
 
         other = None if self.baseline_right is None else of(self.baseline_right)
-        return Rows(of(self.ids), of(self.confidences), of(self.right), of(self.groups), other)
+        return CalibrationAnswers(of(self.ids), of(self.confidences), of(self.right), of(self.groups), other)
 
 
-def one_a_group(ids: Sequence[str], groups: Sequence[str | None] | None) -> list[int]:
+def pick_one_per_group(ids: Sequence[str], groups: Sequence[str | None] | None) -> list[int]:
     """Returns the positions of one row of each group, see `Rows.one_a_group`; of all rows where there are no groups."""
     if groups is None:
         return list(range(len(ids)))
@@ -72,7 +72,7 @@ def one_a_group(ids: Sequence[str], groups: Sequence[str | None] | None) -> list
 
 
 @dataclass(frozen=True)
-class Tested:
+class TestedThresholds:
     """Which thresholds were tested."""
 
     validation_rows: int
@@ -85,7 +85,7 @@ class Tested:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class RoutingPolicy:
     """What was found."""
 
     threshold: float | None
@@ -109,7 +109,7 @@ class Policy:
     why_none: str | None = None
     rows_needed: int | None = None
     """Without a threshold: how many calibration rows would probably show one, None where no number would."""
-    sequence: Tested | None = None
+    sequence: TestedThresholds | None = None
     score: Mapping[str, Any] | None = None
     """How a confidence is computed: of the whole answer or of its least certain field, and the scale of its logit."""
 
@@ -149,12 +149,14 @@ class Policy:
         return {"schema_version": SCHEMA_VERSION, **asdict(self), "guarantee": self.guarantee}
 
 
-def policy(scale: Scale | None, calibration: Rows, route: Route, missing: str | None = None) -> Policy:
+def fit_policy(
+    scale: Scale | None, calibration: CalibrationAnswers, route: Route, missing: str | None = None
+) -> RoutingPolicy:
     """Returns the loosest threshold that keeps the target of `route` with its confidence.
 
     `missing`: why the answers of the baseline that the target needs are not there.
     """
-    rows, claim, alpha = calibration.one_a_group(), claim_of(route), 1 - route.confidence
+    rows, claim, alpha = calibration.one_a_group(), build_claim(route), 1 - route.confidence
     told: dict[str, Any] = {
         "target_accuracy": route.target_accuracy,
         "not_worse_than": route.not_worse_than,
@@ -165,30 +167,30 @@ def policy(scale: Scale | None, calibration: Rows, route: Route, missing: str | 
         "score": scale.json() if scale else None,
     }
     if not rows.ids:
-        return Policy(
+        return RoutingPolicy(
             threshold=None, why_none="there are no calibration rows; give data.split.calibration a share", **told
         )
     if route.not_worse_than is not None and rows.baseline_right is None:
         why = f"{route.not_worse_than} has not answered the calibration rows ({missing or 'it was not run'})"
-        return Policy(threshold=None, why_none=why, **told)
+        return RoutingPolicy(threshold=None, why_none=why, **told)
     if scale is None or not scale.confidences:
         why = "thresholds are those of validation rows, and no answer to one tells a probability"
-        return Policy(threshold=None, why_none=why, **told)
+        return RoutingPolicy(threshold=None, why_none=why, **told)
     if all(one is None for one in rows.confidences):
-        return Policy(threshold=None, why_none="no answer to a calibration row tells a probability", **told)
-    confidences, scores = known(rows.confidences), scores_of(rows)
-    thresholds = learn_then_test.grid(scale.confidences)
+        return RoutingPolicy(threshold=None, why_none="no answer to a calibration row tells a probability", **told)
+    confidences, scores = confidence_array(rows.confidences), claim_scores(rows)
+    thresholds = learn_then_test.build_thresholds(scale.confidences)
     validation, right = np.asarray(scale.confidences), np.asarray(scale.right, dtype=np.float64)
-    first = learn_then_test.begin(claim, thresholds, validation, right, len(rows.ids), alpha)
-    found = learn_then_test.tested(claim, thresholds[first:], confidences, scores, alpha)
-    told["sequence"] = Tested(len(validation), len(thresholds), thresholds[first], len(found.p_values))
+    first = learn_then_test.find_start(claim, thresholds, validation, right, len(rows.ids), alpha)
+    found = learn_then_test.run_fixed_sequence(claim, thresholds[first:], confidences, scores, alpha)
+    told["sequence"] = TestedThresholds(len(validation), len(thresholds), thresholds[first], len(found.p_values))
     if found.chosen is None:
-        needed = rows_needed(claim, thresholds, scale, confidences, scores, alpha)
-        why = why_none(claim, rows, confidences, route, needed)
-        return Policy(threshold=None, why_none=why, rows_needed=needed, **told)
+        needed = estimate_rows_needed(claim, thresholds, scale, confidences, scores, alpha)
+        why = no_threshold_reason(claim, rows, confidences, route, needed)
+        return RoutingPolicy(threshold=None, why_none=why, rows_needed=needed, **told)
     threshold = found.thresholds[found.chosen]
     kept = confidences >= threshold
-    return Policy(
+    return RoutingPolicy(
         threshold=threshold,
         coverage=float(kept.mean()),
         accuracy=float(np.asarray(rows.right)[kept].mean()),
@@ -198,26 +200,26 @@ def policy(scale: Scale | None, calibration: Rows, route: Route, missing: str | 
     )
 
 
-def claim_of(route: Route) -> Claim:
+def build_claim(route: Route) -> Claim:
     """Returns what is to be shown of the answers that stay."""
     if route.margin is not None:
-        return NotWorse(route.margin)
+        return NonInferior(route.margin)
     assert route.target_accuracy is not None, "the schema wants one of the two targets"
     return MeanAbove(route.target_accuracy)
 
 
-def known(confidences: Sequence[float | None]) -> Array:
+def confidence_array(confidences: Sequence[float | None]) -> Array:
     """Returns confidences as an array, UNKNOWN where there is none."""
-    return np.array([UNKNOWN if one is None else one for one in confidences], dtype=np.float64)
+    return np.array([UNKNOWN_CONFIDENCE if one is None else one for one in confidences], dtype=np.float64)
 
 
-def scores_of(rows: Rows) -> Array:
+def claim_scores(rows: CalibrationAnswers) -> Array:
     """Returns what the claim is about: whether each row is right, or right minus the baseline's."""
     right = np.asarray(rows.right, dtype=np.float64)
     return right if rows.baseline_right is None else right - np.asarray(rows.baseline_right, dtype=np.float64)
 
 
-def rows_needed(
+def estimate_rows_needed(
     claim: Claim, thresholds: Sequence[float], scale: Scale, confidences: Array, scores: Array, alpha: float
 ) -> int | None:
     """Returns about how many calibration rows would show a threshold, more than there are; None where no number would.
@@ -225,15 +227,17 @@ def rows_needed(
     if isinstance(claim, MeanAbove):
         confidences = np.append(confidences, scale.confidences)
         told = np.append(scores, scale.right)
-    elif len(confidences) < learn_then_test.LEAST_KEPT:
+    elif len(confidences) < learn_then_test.MIN_KEPT_ROWS:
         return claim.least_rows(alpha)
     else:
         told = scores
-    needed = learn_then_test.rows_needed(claim, thresholds, confidences, told, alpha)
+    needed = learn_then_test.estimate_required_rows(claim, thresholds, confidences, told, alpha)
     return None if needed is None else max(needed, len(scores) + 1)
 
 
-def why_none(claim: Claim, rows: Rows, confidences: Array, route: Route, needed: int | None) -> str:
+def no_threshold_reason(
+    claim: Claim, rows: CalibrationAnswers, confidences: Array, route: Route, needed: int | None
+) -> str:
     """Returns why no threshold passed, and how many calibration rows would do."""
     n, least = len(rows.ids), claim.least_rows(1 - route.confidence)
     surest = np.argsort(-confidences, kind="stable")[: max(1, n // 10)]
@@ -250,7 +254,7 @@ def why_none(claim: Claim, rows: Rows, confidences: Array, route: Route, needed:
     return f"{does}, with {route.confidence:.0%} confidence on {n:,} calibration rows; {right}; {more}"
 
 
-def read(path: Path) -> Policy:
+def read_policy(path: Path) -> RoutingPolicy:
     """Returns the policy of a routing.json. Raises StageError where there is none, or one of another version: what came
     before version 2 took thresholds from the calibration rows themselves, and its guarantee does not hold."""
     again = "compare again (`make compare RECIPE=...`)"
@@ -260,9 +264,9 @@ def read(path: Path) -> Policy:
     version = told.get("schema_version", 1) if isinstance(told, dict) else None
     if version != SCHEMA_VERSION:
         raise StageError(f"{path} has schema_version {version}, this insource reads {SCHEMA_VERSION}; {again}")
-    names = {one.name for one in fields(Policy)}
+    names = {one.name for one in fields(RoutingPolicy)}
     sequence = told.get("sequence")
-    return Policy(
+    return RoutingPolicy(
         **{name: value for name, value in told.items() if name in names}
-        | {"sequence": Tested(**sequence) if sequence else None}
+        | {"sequence": TestedThresholds(**sequence) if sequence else None}
     )

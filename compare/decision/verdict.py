@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from compare.decision import criteria, verdict_rule
-from compare.decision.verdict_inputs import Facts, Reason
-from compare.decision.verdict_rule import Choice, Position, Quality, Voice
+from compare.decision.verdict_inputs import Reason, VerdictInputs
+from compare.decision.verdict_rule import Choice, Quality, RuleInputs, Vote
 from compare.scoring import completeness
-from insource.tasks import in_words
+from insource.tasks import metric_label
 
 # Less of the traffic than this is no bulk: two systems would be kept for little.
-LEAST_COVERAGE = 0.2
+MIN_COVERAGE = 0.2
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Verdict:
     def count(self) -> dict[str, int]:
         """Returns for how many of the five questions the answer is open, closed and neutral."""
         voices = [one.speaks_for for one in self.reasons if one.question]
-        return {voice: voices.count(voice) for voice in get_args(Voice)}
+        return {voice: voices.count(voice) for voice in get_args(Vote)}
 
     def json(self) -> dict[str, Any]:
         """Returns what scores.json says of the verdict."""
@@ -52,15 +52,15 @@ class Verdict:
         }
 
 
-def of(facts: Facts) -> Verdict:
+def decide(facts: VerdictInputs) -> Verdict:
     """Returns the verdict."""
     quality, open_questions = _quality(facts)
-    judged = _judged(facts)
-    asked = criteria.five(facts, decides=judged is not None)
-    routed = _router(facts)
-    refused = _not_answered(facts)
-    reasons = [one for one in (refused, _linear(facts), quality, *asked, routed) if one is not None]
-    position = Position(
+    judged = _primary_conclusion(facts)
+    asked = criteria.answer_questions(facts, decides=judged is not None)
+    routed = _routing(facts)
+    refused = _incomplete_baseline(facts)
+    reasons = [one for one in (refused, _linear_baseline(facts), quality, *asked, routed) if one is not None]
+    position = RuleInputs(
         tuned_complete=facts.tuned["complete"],
         quality=judged if quality is not None else None,
         routable=routed is not None and routed.speaks_for == "hybrid",
@@ -68,32 +68,34 @@ def of(facts: Facts) -> Verdict:
         form_required=facts.recipe.decide.structured_output == "required",
         voices={one.about: one.speaks_for for one in asked},  # type: ignore[misc]
     )
-    choice, why = verdict_rule.chosen(position)
+    choice, why = verdict_rule.apply_rule(position)
     if refused and choice == "inconclusive" and position.quality is None and position.tuned_complete:
         why = refused.says.rstrip(".")
-    undecided = [*open_questions, *_left_open(facts, choice, position.voices[verdict_rule.COST])]
+    undecided = [*open_questions, *_open_points(facts, choice, position.voices[verdict_rule.COST])]
     return Verdict(choice, _headline(choice, why, facts), reasons, undecided)
 
 
-def _judged(facts: Facts) -> Quality | None:
+def _primary_conclusion(facts: VerdictInputs) -> Quality | None:
     """How the planned comparison ended, None where it decides nothing."""
     primary, plan = facts.primary, facts.scores["plan"]
     if primary is None or plan is None or not plan["confirmatory"]:
         return None
     baseline = facts.scores["systems"][primary["b"]]
-    decides = baseline["kind"] in ("closed", "file") and not baseline["stand_in"] and completeness.enough(baseline)
+    decides = (
+        baseline["kind"] in ("closed", "file") and not baseline["stand_in"] and completeness.is_sufficient(baseline)
+    )
     judged: Quality = primary["judged"]
     return judged if decides else None
 
 
-def _not_answered(facts: Facts) -> Reason | None:
+def _incomplete_baseline(facts: VerdictInputs) -> Reason | None:
     """Why the verdict cannot rest on the planned baseline, where that was tried and not really answered."""
     plan = facts.scores["plan"]
-    why = completeness.why_not(facts.scores, plan["baseline"] if plan else None)
+    why = completeness.incomplete_reason(facts.scores, plan["baseline"] if plan else None)
     return Reason("completeness", f"{why}.", None, "INCOMPLETE") if why else None
 
 
-def _quality(facts: Facts) -> tuple[Reason | None, list[str]]:
+def _quality(facts: VerdictInputs) -> tuple[Reason | None, list[str]]:
     """What the planned comparison says, and what it leaves open."""
     plan, primary = facts.scores["plan"], facts.primary
     if plan is None:
@@ -101,7 +103,9 @@ def _quality(facts: Facts) -> tuple[Reason | None, list[str]]:
     if primary is None:
         why = {one["name"]: one["why"] for one in facts.scores["not_run"]}.get(plan["baseline"], "it was not run")
         told = f"Quality against {plan['baseline']} was not measured ({why})."
-        return None, [f"{told} It is what decides, by {in_words(plan['metric'])} and a margin of {plan['margin']:.1%}."]
+        return None, [
+            f"{told} It is what decides, by {metric_label(plan['metric'])} and a margin of {plan['margin']:.1%}."
+        ]
     baseline = facts.scores["systems"][primary["b"]]
     word = {
         "superior": "is better than",
@@ -110,7 +114,8 @@ def _quality(facts: Facts) -> tuple[Reason | None, list[str]]:
         "undecided": "may or may not be as good as",
     }[primary["judged"]]
     says = (
-        f"The tuned model {word} {baseline['title']}: {in_words(primary['metric'])} {facts.value(primary['a']):.1%} "
+        f"The tuned model {word} {baseline['title']}: {metric_label(primary['metric'])} "
+        f"{facts.value(primary['a']):.1%} "
         f"against {facts.value(primary['b']):.1%} on {primary['n']:,} rows, difference {primary['delta']:+.1%} "
         f"({primary['ci_low']:+.1%} to {primary['ci_high']:+.1%}), margin {primary['margin']:.1%}."
     )
@@ -127,18 +132,18 @@ def _quality(facts: Facts) -> tuple[Reason | None, list[str]]:
         left.append(f"{baseline['title']} is INCOMPLETE: {baseline['why_incomplete']}.")
     if not plan["confirmatory"]:
         left.append(f"The comparison only explores: {plan['why_not']}.")
-    speaks = {"superior": "open", "non-inferior": "open", "worse": "closed"}.get(_judged(facts) or "")
+    speaks = {"superior": "open", "non-inferior": "open", "worse": "closed"}.get(_primary_conclusion(facts) or "")
     return Reason("quality", says, speaks, f"{primary['delta']:+.1%}"), left
 
 
-def _linear(facts: Facts) -> Reason | None:
+def _linear_baseline(facts: VerdictInputs) -> Reason | None:
     """The cheapest thing that could do: it is the first line where it does as well."""
     names = [name for name, one in facts.scores["systems"].items() if one["kind"] in ("linear", "nearest")]
     if not names:
         return None
     best = max(names, key=facts.value)
     one, tuned = facts.value(best), facts.value("tuned")
-    called, metric = str(facts.scores["systems"][best]["title"]), in_words(facts.metric)
+    called, metric = str(facts.scores["systems"][best]["title"]), metric_label(facts.metric)
     title = called[0].upper() + called[1:]
     if one >= tuned:
         margin = facts.scores["plan"]["margin"] if facts.scores["plan"] else 0.0
@@ -151,7 +156,7 @@ def _linear(facts: Facts) -> Reason | None:
     return Reason("linear", f"{title} reaches {metric} {one:.1%}, the tuned model {tuned:.1%}.", None, f"{one:.1%}")
 
 
-def _router(facts: Facts) -> Reason | None:
+def _routing(facts: VerdictInputs) -> Reason | None:
     policy = facts.policy
     if policy is None:
         return None
@@ -163,11 +168,11 @@ def _router(facts: Facts) -> Reason | None:
         f"{policy.confidence:.0%} confidence, on traffic like the calibration rows."
     )
     named = facts.scores["systems"].get(policy.not_worse_than or "")
-    bulk = policy.coverage >= LEAST_COVERAGE and not (named and named["stand_in"])
+    bulk = policy.coverage >= MIN_COVERAGE and not (named and named["stand_in"])
     return Reason("routing", says, "hybrid" if bulk else None, f"{policy.coverage:.0%}")
 
 
-def _left_open(facts: Facts, choice: Choice, costs: Voice) -> list[str]:
+def _open_points(facts: VerdictInputs, choice: Choice, costs: Vote) -> list[str]:
     """What was not run, and what that leaves open."""
     plan = facts.scores["plan"]
     others = [one for one in facts.scores["not_run"] if plan is None or one["name"] != plan["baseline"]]
@@ -177,7 +182,7 @@ def _left_open(facts: Facts, choice: Choice, costs: Voice) -> list[str]:
     return found
 
 
-def _headline(choice: Choice, why: str, facts: Facts) -> str:
+def _headline(choice: Choice, why: str, facts: VerdictInputs) -> str:
     told = {
         "open": "Own it",
         "closed": "Keep the closed model",

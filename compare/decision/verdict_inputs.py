@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compare.decision.routing_policy import Policy
+from compare.decision.routing_policy import RoutingPolicy
 from insource.config.recipe import Recipe
 
 
@@ -27,12 +27,12 @@ class Reason:
 
 
 @dataclass(frozen=True)
-class Facts:
+class VerdictInputs:
     """What a verdict rests on: scores.json as far as it is written, the recipe, the router."""
 
     recipe: Recipe
     scores: Mapping[str, Any]
-    policy: Policy | None
+    policy: RoutingPolicy | None
 
     @property
     def tuned(self) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Choice = Literal["open", "closed", "hybrid", "inconclusive"]
-Voice = Literal["open", "closed", "neutral"]
+Vote = Literal["open", "closed", "neutral"]
 Quality = Literal["superior", "non-inferior", "undecided", "worse"]
 
 PRIVACY, COST, STRUCTURE, ENGINEERING, PROMPTS = QUESTIONS = (
@@ -22,12 +22,12 @@ PRIVACY, COST, STRUCTURE, ENGINEERING, PROMPTS = QUESTIONS = (
     "engineering",
     "prompt changes",
 )
-COUNTED = (COST, STRUCTURE, ENGINEERING, PROMPTS)
+COUNTED_QUESTIONS = (COST, STRUCTURE, ENGINEERING, PROMPTS)
 """Those that are counted where quality is as good; privacy decides before."""
 
 
 @dataclass(frozen=True)
-class Position:
+class RuleInputs:
     """All that the choice depends on."""
 
     tuned_complete: bool
@@ -40,11 +40,11 @@ class Position:
     """Whether somebody would run the owned model."""
     form_required: bool
     """Whether structured output is required, and not only useful."""
-    voices: Mapping[str, Voice]
+    voices: Mapping[str, Vote]
     """Of each of QUESTIONS."""
 
 
-def chosen(of: Position) -> tuple[Choice, str]:
+def apply_rule(of: RuleInputs) -> tuple[Choice, str]:
     """Returns the choice and, in a few words, what decided it."""
     if not of.tuned_complete:
         return "inconclusive", "the tuned model was not asked every row"
@@ -65,10 +65,10 @@ def chosen(of: Position) -> tuple[Choice, str]:
                 "the rows do not show that it is as good overall, but it keeps the target on part of the traffic",
             )
         return "inconclusive", "the rows do not show whether it is as good"
-    return _by_questions(of, "it is better" if of.quality == "superior" else "it is as good")
+    return _choose_by_questions(of, "it is better" if of.quality == "superior" else "it is as good")
 
 
-def _by_questions(of: Position, quality: str) -> tuple[Choice, str]:
+def _choose_by_questions(of: RuleInputs, quality: str) -> tuple[Choice, str]:
     """The choice between two models of which the owned one is as good."""
     structure, cost = of.voices[STRUCTURE], of.voices[COST]
     if of.form_required and structure == "open":
@@ -77,7 +77,7 @@ def _by_questions(of: Position, quality: str) -> tuple[Choice, str]:
         return "closed", f"{quality}, but the closed model's answers alone have the form that is required"
     if cost == "neutral":
         return "inconclusive", f"{quality}, but what one of the two costs was not measured"
-    counted = Counter(of.voices[one] for one in COUNTED)
+    counted = Counter(of.voices[one] for one in COUNTED_QUESTIONS)
     # As many for as against: the cost decides.
     choice: Literal["open", "closed"] = cost
     if counted["open"] != counted["closed"]:

@@ -16,12 +16,12 @@ View = dict[str, Any]
 
 CHARACTER_PX, LINE_PX = 7.2, 17.0
 DOT_PX = 7.0
-SHOWN_CHARACTERS = 30
+MAX_LABEL_CHARACTERS = 30
 HEAT_LEVELS = 5
 # Margins or interval widths, the larger ones, up to which a difference is near.
-NEAR = 4
+OUTLIER_FACTOR = 4
 # Share by which a system is so much worse than the best that it lies below the picture of quality against cost.
-FAR_WORSE = 0.15
+FAR_BELOW_BEST = 0.15
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Axis:
 
     def ticks(self, most: int = 6) -> list[View]:
         """Returns round values and where they lie, {"at", "x", "y"}: x from the left, y from the top."""
-        values = _decades(self.low, self.high, most) if self.log else _even(self.low, self.high, most)
+        values = _log_ticks(self.low, self.high, most) if self.log else _linear_ticks(self.low, self.high, most)
         return [{"at": value, "x": self.at(value), "y": round(100 - self.at(value), 2)} for value in values]
 
     def interval(self, value: float, low: float, high: float) -> View:
@@ -48,7 +48,7 @@ class Axis:
         return {"x": self.at(value), "from": start, "to": end, "width": round(end - start, 2)}
 
 
-def of_shares(values: Iterable[float]) -> Axis:
+def fraction_axis(values: Iterable[float]) -> Axis:
     """Returns an axis for shares that begins and ends at round values, with all of them on it."""
     found = list(values) or [0.0, 1.0]
     low, high = min(found), max(found)
@@ -57,28 +57,28 @@ def of_shares(values: Iterable[float]) -> Axis:
     return Axis(round(low, 6), round(high, 6)) if high > low else Axis(max(low - step, 0.0), min(low + step, 1.0))
 
 
-def of_differences(comparisons: Sequence[Mapping[str, Any]]) -> Axis:
+def difference_axis(comparisons: Sequence[Mapping[str, Any]]) -> Axis:
     """Returns an axis for differences with no difference and the margins on it, and every interval that lies near.
 
     One far away, as an untuned base may be, would leave no room to see the others by.
     """
     margins = [one["margin"] for one in comparisons if one["margin"] is not None]
-    far = NEAR * max([one["ci_high"] - one["ci_low"] for one in comparisons] + margins, default=0.01)
+    far = OUTLIER_FACTOR * max([one["ci_high"] - one["ci_low"] for one in comparisons] + margins, default=0.01)
     ends = [0.0, *margins, *(-margin for margin in margins)]
     ends += [max(min(one[end], far), -far) for one in comparisons for end in ("ci_low", "ci_high")]
     room = 0.06 * (max(ends) - min(ends)) or 0.01
     return Axis(min(ends) - room, max(ends) + room)
 
 
-def of_amounts(values: Iterable[float]) -> Axis:
+def log_axis(values: Iterable[float]) -> Axis:
     """Returns a logarithmic axis for amounts above 0, from a round value to a round value."""
     found = [value for value in values if value > 0] or [1.0]
-    low = max(takewhile(lambda one: one <= min(found) * (1 + 1e-9), _rounded(min(found))))
-    high = next(one for one in _rounded(min(found)) if one >= max(found) * (1 - 1e-9))
+    low = max(takewhile(lambda one: one <= min(found) * (1 + 1e-9), _round_values(min(found))))
+    high = next(one for one in _round_values(min(found)) if one >= max(found) * (1 - 1e-9))
     return Axis(low, high if high > low else 10 * low, log=True)
 
 
-def forest(comparison: Mapping[str, Any], axis: Axis) -> View:
+def forest_row(comparison: Mapping[str, Any], axis: Axis) -> View:
     """Returns one paired difference with no difference and the margin as lines."""
     margin = comparison["margin"]
     return {
@@ -89,7 +89,7 @@ def forest(comparison: Mapping[str, Any], axis: Axis) -> View:
     }
 
 
-def cost_picture(points: Sequence[Mapping[str, Any]], size: tuple[int, int], named: bool) -> View | None:
+def quality_cost_plot(points: Sequence[Mapping[str, Any]], size: tuple[int, int], named: bool) -> View | None:
     """Returns quality against cost on a logarithmic axis; None where no system has a cost above 0.
 
     points  {"key", "title", "class", "value", "low", "high", "cost"}
@@ -101,11 +101,11 @@ def cost_picture(points: Sequence[Mapping[str, Any]], size: tuple[int, int], nam
     """
     if not any(one["cost"] for one in points):
         return None
-    lanes, start = _lanes(points, 0.16 if named else 0.24)
-    costs = of_amounts(one["cost"] for one in points if one["cost"])
+    lanes, start = _side_columns(points, 0.16 if named else 0.24)
+    costs = log_axis(one["cost"] for one in points if one["cost"])
     best = max(points, key=lambda one: float(one["value"]))
-    floor_ = best["value"] - max(FAR_WORSE, NEAR * (best["high"] - best["low"]))
-    quality = of_shares(one[end] for one in points if one["value"] >= floor_ for end in ("low", "high"))
+    floor_ = best["value"] - max(FAR_BELOW_BEST, OUTLIER_FACTOR * (best["high"] - best["low"]))
+    quality = fraction_axis(one[end] for one in points if one["value"] >= floor_ for end in ("low", "high"))
     width = 100 - start
     shown = []
     for one in points:
@@ -115,12 +115,12 @@ def cost_picture(points: Sequence[Mapping[str, Any]], size: tuple[int, int], nam
         whisker = {"top": 100 - quality.at(one["high"]), "bottom": 100 - quality.at(one["low"])}
         at = {name: round(value, 2) for name, value in {**place, **whisker}.items()}
         shown.append({**one, **at, "below": one["value"] < floor_})
-    _label(shown, size, named)
+    _place_labels(shown, size, named)
     across = [{**tick, "x": round(start + tick["x"] * width / 100, 2)} for tick in costs.ticks(6 if named else 4)]
     return {"points": shown, "lanes": lanes, "start": start, "x_ticks": across, "y_ticks": quality.ticks()}
 
 
-def reliability(calibration: Mapping[str, Any]) -> list[View]:
+def reliability_bins(calibration: Mapping[str, Any]) -> list[View]:
     """Returns the bins of a reliability picture: confidence to the right, accuracy upwards."""
     axis = Axis(0, 1)
     return [
@@ -136,7 +136,7 @@ def reliability(calibration: Mapping[str, Any]) -> list[View]:
     ]
 
 
-def matrix(counts: Sequence[Sequence[int]]) -> list[View]:
+def confusion_paths(counts: Sequence[Sequence[int]]) -> list[View]:
     """Returns the cells of a confusion matrix as one path for each level of shade, right and wrong apart.
 
     A cell's shade is its share of the rows of its label, so that rare labels can be seen.
@@ -145,16 +145,16 @@ def matrix(counts: Sequence[Sequence[int]]) -> list[View]:
     for y, row in enumerate(counts):
         for x, count in enumerate(row):
             if count:
-                paths.setdefault((x == y, heat(count, sum(row))), []).append(f"M{x} {y}h1v1h-1z")
+                paths.setdefault((x == y, shade_level(count, sum(row))), []).append(f"M{x} {y}h1v1h-1z")
     return [{"right": right, "level": level, "path": "".join(cells)} for (right, level), cells in sorted(paths.items())]
 
 
-def heat(count: int, whole: int) -> int:
+def shade_level(count: int, whole: int) -> int:
     """Returns how dark a cell is, from 0 for nothing to HEAT_LEVELS for all."""
     return min(ceil(HEAT_LEVELS * (count / whole) ** 0.5), HEAT_LEVELS) if whole else 0
 
 
-def _lanes(points: Sequence[Mapping[str, Any]], share: float) -> tuple[list[View], float]:
+def _side_columns(points: Sequence[Mapping[str, Any]], share: float) -> tuple[list[View], float]:
     """Returns the lanes of systems that have no place on the axis of costs, and where the axis begins, in percent."""
     free = [one for one in points if one["cost"] == 0]
     unknown = [one for one in points if one["cost"] is None]
@@ -174,7 +174,7 @@ def _lanes(points: Sequence[Mapping[str, Any]], share: float) -> tuple[list[View
 
 Box = tuple[float, float, float, float]
 # Where a label may stand, best first: pixels from its dot to its baseline, and which end of it is there.
-SPOTS = [
+LABEL_POSITIONS = [
     (10, 4, "start"),
     (-10, 4, "end"),
     *((dx, dy, anchor) for dy, (dx, anchor) in product((-9, 18, -22, 30), ((7, "start"), (-7, "end")))),
@@ -183,7 +183,7 @@ SPOTS = [
 ]
 
 
-def _label(points: Sequence[View], size: tuple[int, int], named: bool) -> None:
+def _place_labels(points: Sequence[View], size: tuple[int, int], named: bool) -> None:
     """Gives every point {"label", "dx", "dy", "anchor", "crowded"}: its title where there is room for it, else its key;
     crowded where there is room for neither."""
     width, height = size
@@ -195,10 +195,10 @@ def _label(points: Sequence[View], size: tuple[int, int], named: bool) -> None:
     ]
     for one, (x, y) in zip(points, where, strict=True):
         words = one["title"] + (f", {one['value']:.0%}" if one["below"] else "")
-        cut = words if len(words) <= SHOWN_CHARACTERS else words[: SHOWN_CHARACTERS - 1] + "…"
-        for text, (dx, dy, anchor) in product(([cut] if named else []) + [str(one["key"])], SPOTS):
-            box = _box(text, x + dx, y + dy, anchor)
-            free = not any(_meet(box, other) for other in taken)
+        cut = words if len(words) <= MAX_LABEL_CHARACTERS else words[: MAX_LABEL_CHARACTERS - 1] + "…"
+        for text, (dx, dy, anchor) in product(([cut] if named else []) + [str(one["key"])], LABEL_POSITIONS):
+            box = _label_box(text, x + dx, y + dy, anchor)
+            free = not any(_overlap(box, other) for other in taken)
             if free and box[0] >= -4 and box[2] <= width + 4 and box[1] >= -12 and box[3] <= height + 4:
                 taken.append(box)
                 one |= {"label": text, "dx": dx, "dy": dy, "anchor": anchor, "crowded": False}
@@ -207,17 +207,17 @@ def _label(points: Sequence[View], size: tuple[int, int], named: bool) -> None:
             one |= {"label": str(one["key"]), "dx": 10, "dy": 4, "anchor": "start", "crowded": True}
 
 
-def _box(text: str, x: float, y: float, anchor: str) -> Box:
+def _label_box(text: str, x: float, y: float, anchor: str) -> Box:
     length = CHARACTER_PX * len(text)
     left = x - length if anchor == "end" else x
     return left, y - LINE_PX * 0.75, left + length, y + LINE_PX * 0.25
 
 
-def _meet(one: Box, other: Box) -> bool:
+def _overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _rounded(start: float) -> Iterator[float]:
+def _round_values(start: float) -> Iterator[float]:
     """Yields 1, 2, 5, 10, 20 ... from the power of ten below `start` on."""
     power = floor(log10(start))
     while True:
@@ -225,8 +225,10 @@ def _rounded(start: float) -> Iterator[float]:
         power += 1
 
 
-def _decades(low: float, high: float, most: int) -> list[float]:
-    values = [one for one in takewhile(lambda one: one <= high * (1 + 1e-9), _rounded(low)) if one >= low * (1 - 1e-9)]
+def _log_ticks(low: float, high: float, most: int) -> list[float]:
+    values = [
+        one for one in takewhile(lambda one: one <= high * (1 + 1e-9), _round_values(low)) if one >= low * (1 - 1e-9)
+    ]
     tens = [one for one in values if abs(log10(one) - round(log10(one))) < 1e-9]
     if len(values) <= most:
         return values
@@ -235,7 +237,7 @@ def _decades(low: float, high: float, most: int) -> list[float]:
     return tens[:: ceil(len(tens) / most)]
 
 
-def _even(low: float, high: float, most: int) -> list[float]:
+def _linear_ticks(low: float, high: float, most: int) -> list[float]:
     steps = (digit * 10.0**power for power in range(-6, 12) for digit in (1, 2, 5))
     step = next(step for step in steps if (high - low) / step < most)
     return [round(at * step, 9) for at in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]

@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from math import ceil, floor, log10
 from typing import Any
 
-from compare.cost.break_even import Staircase, crossings
+from compare.cost.break_even import StepCost, break_even_points
 from compare.report import wording
 from compare.report.charts import Axis
 from compare.report.wording import Scores
 
 View = dict[str, Any]
 
-SAMPLES, DRAWN_STEPS = 240, 24
+CURVE_SAMPLES, DRAWN_STEPS = 240, 24
 """Of a curve: volumes it is computed at, and machines whose steps are drawn as steps."""
-MOST_REQUESTS = 1e12
+MAX_REQUESTS = 1e12
 SLIDERS = (
     ("monthly_requests", "requests a month"),
     ("gpu_usd_per_hour", "USD an hour for one"),
@@ -28,60 +28,61 @@ SLIDERS = (
 )
 
 
-def stairs_of(inputs: Mapping[str, Any]) -> Staircase:
+def step_cost_from_inputs(inputs: Mapping[str, Any]) -> StepCost:
     """Returns what owning costs by the month under these inputs."""
     hourly = inputs["gpu_usd_per_hour"]
     capacity = inputs["requests_per_second"] * 3600 * inputs["hours_per_month"] * inputs["utilization"]
     engineer_usd = inputs["engineer_usd_per_month"] * inputs["engineer_share"]
     fixed_usd = engineer_usd + inputs["training_hours_per_month"] * hourly
-    return Staircase(hourly * inputs["hours_per_month"], floor(capacity), fixed_usd)
+    return StepCost(hourly * inputs["hours_per_month"], floor(capacity), fixed_usd)
 
 
-def said(inputs: Mapping[str, Any], title: str, usd_per_request: float) -> dict[str, str]:
+def break_even_text(inputs: Mapping[str, Any], title: str, usd_per_request: float) -> dict[str, str]:
     """Returns the sentences about one closed system: from when on owning pays, and what it is at the volume given."""
-    stairs, volume = stairs_of(inputs), inputs["monthly_requests"]
-    found = crossings(stairs.machine_usd, stairs.capacity, stairs.fixed_usd, usd_per_request)
+    stairs, volume = step_cost_from_inputs(inputs), inputs["monthly_requests"]
+    found = break_even_points(stairs.machine_usd, stairs.capacity, stairs.fixed_usd, usd_per_request)
     if found is None:
         figure = "Owning never pays."
         more = (
-            f"A full machine costs {wording.usd(stairs.machine_usd)} a month, and the {stairs.capacity:,} requests "
+            f"A full machine costs {wording.format_usd(stairs.machine_usd)} a month, and the {stairs.capacity:,} "
+            "requests "
             "that "
-            f"it can answer cost {wording.usd(stairs.capacity * usd_per_request)} there."
+            f"it can answer cost {wording.format_usd(stairs.capacity * usd_per_request)} there."
         )
     else:
-        figure = f"Owning pays from {wording.many(found[0], 'request')} a month."
-        more = f"That is {wording.compact(found[0] * inputs['tokens_per_request'])} tokens."
+        figure = f"Owning pays from {wording.format_count(found[0], 'request')} a month."
+        more = f"That is {wording.format_compact(found[0] * inputs['tokens_per_request'])} tokens."
         if found[1] > found[0]:
             more += f" Each further machine costs more at first; for good it pays from {found[1]:,}."
     if stairs.capacity < 1:
         return {"figure": figure, "more": "At this utilization a machine answers no request.", "here": ""}
     own, theirs = stairs.usd(volume), volume * usd_per_request
     here = (
-        f"At {wording.many(volume, 'request')} a month: owned {wording.usd(own)} with "
-        f"{wording.many(stairs.machines(volume), 'machine')}, {title} {wording.usd(theirs)}."
+        f"At {wording.format_count(volume, 'request')} a month: owned {wording.format_usd(own)} with "
+        f"{wording.format_count(stairs.machines(volume), 'machine')}, {title} {wording.format_usd(theirs)}."
     )
     return {"figure": figure, "more": more, "here": here}
 
 
-def curves(inputs: Mapping[str, Any], usd_per_request: float, across: Axis, upwards: Axis) -> dict[str, str]:
+def cost_polylines(inputs: Mapping[str, Any], usd_per_request: float, across: Axis, upwards: Axis) -> dict[str, str]:
     """Returns both costs by the month over the volume as polylines on a square of 100 by 100, which they may leave."""
-    stairs = stairs_of(inputs)
-    step = (log10(across.high) - log10(across.low)) / SAMPLES
-    volumes = {round(across.low * 10 ** (step * at)) for at in range(SAMPLES + 1)}
+    stairs = step_cost_from_inputs(inputs)
+    step = (log10(across.high) - log10(across.low)) / CURVE_SAMPLES
+    volumes = {round(across.low * 10 ** (step * at)) for at in range(CURVE_SAMPLES + 1)}
     volumes |= {stairs.capacity * k + more for k in range(1, DRAWN_STEPS + 1) for more in (0, 1)}
     shown = sorted(one for one in volumes if max(across.low, 1) <= one <= across.high)
     own = [(one, stairs.usd(one)) for one in shown] if stairs.capacity else []
     return {
-        "own": _line(own, across, upwards),
-        "other": _line([(v, v * usd_per_request) for v in shown], across, upwards),
+        "own": _polyline(own, across, upwards),
+        "other": _polyline([(v, v * usd_per_request) for v in shown], across, upwards),
     }
 
 
-def cost(scores: Scores) -> View:
+def build_cost_section(scores: Scores) -> View:
     """Returns the section of costs. Without a measured throughput, or a closed price, it has no picture."""
-    told, named = scores["cost"], wording.titles(scores)
+    told, named = scores["cost"], wording.display_names(scores)
     systems = [{"name": name, "title": named.get(name, name), **one} for name, one in told["systems"].items()]
-    other = wording.pair(scores)[1]
+    other = wording.primary_pair(scores)[1]
     # The plan's baseline is shown first, where its price is known.
     systems.sort(key=lambda one: (one["usd_per_request"] is None, one["name"] != other))
     priced = [one for one in systems if one["usd_per_request"] is not None]
@@ -91,25 +92,25 @@ def cost(scores: Scores) -> View:
         "owned": told["owned"],
         "inputs": told["inputs"],
         "systems": systems,
-        "monthly": _monthly(systems),
+        "monthly": _monthly_rows(systems),
         "sensitivity": [one for one in systems if one["sensitivity"]],
-        "prices": [{"title": wording.title(one), **one["price"]} for one in listed],
-        "picture": _picture(told, priced) if measured and priced else None,
+        "prices": [{"title": wording.display_name(one), **one["price"]} for one in listed],
+        "picture": _cost_chart(told, priced) if measured and priced else None,
     }
 
 
-def _picture(told: Mapping[str, Any], priced: Sequence[Mapping[str, Any]]) -> View:
+def _cost_chart(told: Mapping[str, Any], priced: Sequence[Mapping[str, Any]]) -> View:
     """Returns the curve and what the sliders start from."""
     inputs, first = told["inputs"], priced[0]
-    stairs = stairs_of(inputs)
-    far = max(1e8, 10 * inputs["monthly_requests"], *(10 * (_for_good(one) or 0) for one in priced))
-    across = Axis(min(1e3, _decade_below(inputs["monthly_requests"])), min(_decade_above(far), MOST_REQUESTS), log=True)
+    stairs = step_cost_from_inputs(inputs)
+    far = max(1e8, 10 * inputs["monthly_requests"], *(10 * (_permanent_requests(one) or 0) for one in priced))
+    across = Axis(min(1e3, _decade_below(inputs["monthly_requests"])), min(_decade_above(far), MAX_REQUESTS), log=True)
     least = _decade_below(stairs.usd(1) / 30)
     most = max(stairs.usd(int(across.high)), *(across.high * one["usd_per_request"] for one in priced))
     upwards = Axis(least, max(_decade_above(most), 10 * least), log=True)
     return {
-        "said": said(inputs, first["title"], first["usd_per_request"]),
-        "curves": curves(inputs, first["usd_per_request"], across, upwards),
+        "said": break_even_text(inputs, first["title"], first["usd_per_request"]),
+        "curves": cost_polylines(inputs, first["usd_per_request"], across, upwards),
         "x_ticks": across.ticks(7),
         "y_ticks": upwards.ticks(6),
         "volume": across.at(inputs["monthly_requests"]),
@@ -118,7 +119,7 @@ def _picture(told: Mapping[str, Any], priced: Sequence[Mapping[str, Any]]) -> Vi
         "for_script": {
             "inputs": inputs,
             "axes": {"x": [across.low, across.high], "y": [upwards.low, upwards.high]},
-            "samples": SAMPLES,
+            "samples": CURVE_SAMPLES,
             "steps": DRAWN_STEPS,
             "systems": [{"title": one["title"], "usd_per_request": one["usd_per_request"]} for one in priced],
         },
@@ -139,11 +140,11 @@ def _slider(name: str, about: str, inputs: Mapping[str, Any], across: Axis) -> V
         "low": low,
         "high": high,
         "at": at,
-        "shown": shown.get(name, wording.whole_percent(value)),
+        "shown": shown.get(name, wording.format_axis_percent(value)),
     }
 
 
-def _monthly(systems: Sequence[Mapping[str, Any]]) -> list[View]:
+def _monthly_rows(systems: Sequence[Mapping[str, Any]]) -> list[View]:
     """Returns a row for each monthly volume, with what every closed system costs at it."""
     if not systems:
         return []
@@ -153,16 +154,16 @@ def _monthly(systems: Sequence[Mapping[str, Any]]) -> list[View]:
     ]
 
 
-def _for_good(one: Mapping[str, Any]) -> int | None:
+def _permanent_requests(one: Mapping[str, Any]) -> int | None:
     found: int | None = one["break_even"]["for_good_requests"]
     return found
 
 
-def _line(points: Sequence[tuple[float, float]], across: Axis, upwards: Axis) -> str:
-    return " ".join(f"{_place(x, across):.2f},{100 - _place(y, upwards):.2f}" for x, y in points)
+def _polyline(points: Sequence[tuple[float, float]], across: Axis, upwards: Axis) -> str:
+    return " ".join(f"{_position(x, across):.2f},{100 - _position(y, upwards):.2f}" for x, y in points)
 
 
-def _place(value: float, axis: Axis) -> float:
+def _position(value: float, axis: Axis) -> float:
     """Returns where a value lies on a logarithmic axis, in percent, beyond its ends too."""
     low, high = log10(axis.low), log10(axis.high)
     return 100 * (log10(max(value, 1e-9)) - low) / (high - low)

@@ -21,43 +21,43 @@ from compare.report import cost_section, markdown_page, routing_section, section
 from compare.report.wording import Scores
 from insource.system import atomic_files
 
-PAGE = Path(__file__).parent / "templates"
-HTML, MARKDOWN = "report.html", "report.md"
+TEMPLATES = Path(__file__).parent / "templates"
+HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 # Characters that show nothing are shown by their pictures; line ends and tabs are left.
-PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
+CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 
 
-def write(folder: Path, scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> list[Path]:
+def write_report(folder: Path, scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Returns the two files that it writes into a folder."""
-    found = {HTML: html(scores, disagreements), MARKDOWN: markdown_page.markdown(scores)}
+    found = {HTML_FILE: render_html(scores, disagreements), MARKDOWN_FILE: markdown_page.render_markdown(scores)}
     for name, text in found.items():
         atomic_files.write_text(folder / name, text)
     return [folder / name for name in found]
 
 
-def html(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> str:
+def render_html(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> str:
     """Returns the page. `disagreements` are rows in which two systems differ, with both answers."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    css, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    here = FileSystemLoader(PAGE)
+    css, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    here = FileSystemLoader(TEMPLATES)
     pages = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= _filters()
-    shown = _shown(scores, disagreements)
+    pages.filters |= _template_filters()
+    shown = _template_context(scores, disagreements)
     page = pages.get_template("report.html.jinja").render(
         **shown,
         scores=scores,
-        sections=[(id_, title) for id_, title, there in _sections(shown) if there],
+        sections=[(id_, title) for id_, title, there in _page_sections(shown) if there],
         css=css,
         script=script,
-        policy=policy(css, script),
-        told=block({"parts": shown["parts"], "cost": (shown["cost"]["picture"] or {}).get("for_script")}),
+        policy=content_security_policy(css, script),
+        told=script_json({"parts": shown["parts"], "cost": (shown["cost"]["picture"] or {}).get("for_script")}),
     )
     # A model may answer with half a character, which is no text, or with NUL, which is none in HTML.
     return page.encode("utf-8", errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
-def policy(css: str, script: str) -> str:
+def content_security_policy(css: str, script: str) -> str:
     """Returns the Content-Security-Policy under which these two run, and nothing else does or loads."""
     style, run = (b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, script))
     allowed = {"style-src": f"'sha256-{style}'", "script-src": f"'sha256-{run}'"}
@@ -65,71 +65,71 @@ def policy(css: str, script: str) -> str:
     return "; ".join(f"{what} {which}" for what, which in rules.items())
 
 
-def block(value: Any) -> str:
+def script_json(value: Any) -> str:
     """Returns JSON that can stand in a script element: no text in it ends the element, or a line of a script."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def breakable(name: str) -> Markup:
+def with_word_breaks(name: str) -> Markup:
     """Returns a name that may be broken where its words end."""
-    return escape(visible(name)).replace("_", Markup("_<wbr>"))
+    return escape(show_control_characters(name)).replace("_", Markup("_<wbr>"))
 
 
-def visible(text: str) -> str:
+def show_control_characters(text: str) -> str:
     """Returns a text with pictures in the place of characters that show nothing."""
-    return text.translate(PICTURES)
+    return text.translate(CONTROL_PICTURES)
 
 
-def _filters() -> dict[str, Any]:
+def _template_filters() -> dict[str, Any]:
     plain = (
-        wording.many,
-        wording.percent,
-        wording.between,
-        wording.signed,
-        wording.signed_between,
-        wording.usd,
-        wording.compact,
-        wording.whole_percent,
-        wording.points,
-        wording.seconds,
-        wording.p_value,
-        wording.shown,
-        wording.answered,
-        wording.ends,
-        breakable,
-        visible,
+        wording.format_count,
+        wording.format_percent,
+        wording.format_range,
+        wording.format_delta,
+        wording.format_delta_range,
+        wording.format_usd,
+        wording.format_compact,
+        wording.format_axis_percent,
+        wording.format_points,
+        wording.format_seconds,
+        wording.format_p_value,
+        wording.format_number,
+        wording.count_answered,
+        wording.format_outcomes,
+        with_word_breaks,
+        show_control_characters,
     )
     return {
         **{one.__name__: one for one in plain},
         "number": "{:,}".format,
         "metric": wording.metric_name,
         "sentence": lambda text: text[:1].upper() + text[1:],
-        "price": lambda value: "–" if value is None else wording.usd(value),
+        "price": lambda value: "–" if value is None else wording.format_usd(value),
     }
 
 
-def _shown(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _template_context(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns what each section shows."""
     return {
-        "KIND": wording.KIND,
-        "JUDGED": wording.JUDGED,
-        "STAGES": wording.STAGES,
-        "named": wording.titles(scores),
-        "linear": wording.linear_as_good(scores),
-        "served_as_trained": wording.served_as_trained(scores),
-        "reasons": wording.reasons(scores),
-        "questions": wording.questions(scores),
-        "counted": wording.counted(scores),
-        "primary": wording.primary(scores),
-        "incomplete": wording.incomplete(scores),
+        "KIND": wording.KIND_LABELS,
+        "JUDGED": wording.CONCLUSION_LABELS,
+        "STAGES": wording.STAGE_LABELS,
+        "named": wording.display_names(scores),
+        "linear": wording.linear_baseline_note(scores),
+        "served_as_trained": wording.parity_text(scores),
+        "reasons": wording.supporting_reasons(scores),
+        "questions": wording.question_reasons(scores),
+        "counted": wording.format_votes(scores),
+        "primary": wording.primary_comparison(scores),
+        "incomplete": wording.incomplete_notes(scores),
         "quality": section_data.quality(scores),
         "differences": section_data.differences(scores),
         "agreement": section_data.agreement(scores),
-        "cost": cost_section.cost(scores),
-        "routing": routing_section.routing(scores),
+        "cost": cost_section.build_cost_section(scores),
+        "routing": routing_section.build_routing_section(scores),
         "validity": section_data.validity(scores),
-        "parts": section_data.parts(scores),
+        "parts": section_data.breakdown(scores),
         "confusion": section_data.confusion(scores),
         "calibration": section_data.calibration(scores),
         "slices": section_data.slices(scores),
@@ -138,7 +138,7 @@ def _shown(scores: Scores, disagreements: Sequence[Mapping[str, Any]]) -> dict[s
     }
 
 
-def _sections(shown: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+def _page_sections(shown: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     """Returns (id, name, whether it is there) of the page's sections in their order."""
     word = "Fields" if shown["parts"] and shown["parts"]["word"] == "field" else "Labels"
     return [

@@ -16,10 +16,10 @@ from compare.report.wording import Scores
 
 # A word joiner keeps a name from being called by its @.
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "`": "&#96;", "@": "&#64;\u2060", "#": "&#35;"}
-BACKSLASHED = r"\*_[]~$!"
+ESCAPED_CHARACTERS = r"\*_[]~$!"
 
 
-def markdown(scores: Scores) -> str:
+def render_markdown(scores: Scores) -> str:
     """Returns the text of report.md."""
     parts = [
         *_verdict(scores),
@@ -34,16 +34,16 @@ def markdown(scores: Scores) -> str:
     return "\n\n".join(parts).replace("<", "&lt;").replace(">", "&gt;") + "\n"
 
 
-def plain(text: object) -> str:
+def escape_markdown(text: object) -> str:
     """Returns a text on one line in which Markdown finds nothing to do."""
     line = " ".join("".join(one if one.isprintable() else " " for one in str(text)).split())
-    escaped = "".join(f"\\{one}" if one in BACKSLASHED else ENTITIES.get(one, one) for one in line)
+    escaped = "".join(f"\\{one}" if one in ESCAPED_CHARACTERS else ENTITIES.get(one, one) for one in line)
     # Bare addresses become links without any sign.
     escaped = escaped.replace("://", ":&#47;&#47;")
     return re.sub(r"(?i)\b(www)\.", r"\1&#46;", escaped)
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a table whose cells are Markdown already. The first column is text, the others are figures."""
     rule = ["---", *["--:"] * (len(heads) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))
@@ -51,29 +51,36 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _verdict(scores: Scores) -> list[str]:
     verdict, task, base = scores["verdict"], scores["task"], scores["base"]
-    linear = wording.linear_as_good(scores)
+    linear = wording.linear_baseline_note(scores)
     pocket = " The base is the pocket model, which stands in for the recipe's own." if base["pocket"] else ""
     meta = (
-        f"{plain(task['kind']).capitalize()}, {wording.many(task['n_test'], 'sealed test row')}, "
-        f"{task['n_train']:,} to train on. Base {plain(base['name'])}, {plain(base['quantization'])}, measured on "
-        f"{plain(scores['hardware'])}.{pocket} Run {plain(scores['run_id'])}."
+        f"{escape_markdown(task['kind']).capitalize()}, {wording.format_count(task['n_test'], 'sealed test row')}, "
+        f"{task['n_train']:,} to train on. Base {escape_markdown(base['name'])}, "
+        f"{escape_markdown(base['quantization'])}, measured on "
+        f"{escape_markdown(scores['hardware'])}.{pocket} Run {escape_markdown(scores['run_id'])}."
     )
     reasons = [
-        f"- {plain(one['says'])}" + (f" ({plain(one['figure'])})" if one["figure"] is not None else "")
-        for one in wording.reasons(scores)
+        f"- {escape_markdown(one['says'])}"
+        + (f" ({escape_markdown(one['figure'])})" if one["figure"] is not None else "")
+        for one in wording.supporting_reasons(scores)
     ]
     asked = [
-        f"- **{plain(one['for'])}**, {plain(one['question'])} {plain(one['figure'])}: {plain(one['says'])}"
-        for one in wording.questions(scores)
+        f"- **{escape_markdown(one['for'])}**, {escape_markdown(one['question'])} "
+        f"{escape_markdown(one['figure'])}: {escape_markdown(one['says'])}"
+        for one in wording.question_reasons(scores)
     ]
-    undecided = [f"- {plain(one)}" for one in verdict["undecided"]]
+    undecided = [f"- {escape_markdown(one)}" for one in verdict["undecided"]]
     return [
-        f"# {plain(scores['recipe'])}: comparison",
-        f"**Verdict: {plain(verdict['choice'])}.** {plain(verdict['headline'])}",
-        *([f"**Note:** {plain(linear.says)}"] if linear else []),
+        f"# {escape_markdown(scores['recipe'])}: comparison",
+        f"**Verdict: {escape_markdown(verdict['choice'])}.** {escape_markdown(verdict['headline'])}",
+        *([f"**Note:** {escape_markdown(linear.says)}"] if linear else []),
         meta,
         *(["\n".join(reasons)] if reasons else []),
-        *([f"The questions beside quality: {plain(wording.counted(scores))}.", "\n".join(asked)] if asked else []),
+        *(
+            [f"The questions beside quality: {escape_markdown(wording.format_votes(scores))}.", "\n".join(asked)]
+            if asked
+            else []
+        ),
         *(["What stays undecided:", "\n".join(undecided)] if undecided else []),
     ]
 
@@ -83,21 +90,22 @@ def _systems(scores: Scores) -> list[str]:
     heads = ["System", f"{wording.metric_name(shown['metric'])} (95% interval)"]
     heads += [wording.metric_name(other) for other in shown["others"]]
     heads += ["per 1,000 requests", "per 1,000 right", "median latency", "rows"]
-    return ["## Systems", table(heads, [_system(row) for row in shown["rows"]])]
+    return ["## Systems", markdown_table(heads, [_system(row) for row in shown["rows"]])]
 
 
 def _system(row: Mapping[str, Any]) -> list[str]:
     system, figure = row["system"], row["figure"]
-    name = plain(row["title"]) + ("" if system["complete"] else " **INCOMPLETE**")
+    name = escape_markdown(row["title"]) + ("" if system["complete"] else " **INCOMPLETE**")
     latency = system["latency"]
     return [
         f"**{name}**" if row["chief"] and system["complete"] else name,
-        f"{wording.percent(figure['value'])} ({wording.between(figure['ci_low'], figure['ci_high'])})",
-        *("–" if other is None else wording.percent(other["value"]) for other in row["others"]),
-        wording.usd(system["cost_usd_per_1k"]),
-        wording.usd(system["cost_usd_per_1k_right"]),
-        wording.seconds(latency["p50_seconds"]) if latency else "–",
-        f"{wording.answered(system):,} of {system['n']:,}" + (f" ({ends})" if (ends := wording.ends(system)) else ""),
+        f"{wording.format_percent(figure['value'])} ({wording.format_range(figure['ci_low'], figure['ci_high'])})",
+        *("–" if other is None else wording.format_percent(other["value"]) for other in row["others"]),
+        wording.format_usd(system["cost_usd_per_1k"]),
+        wording.format_usd(system["cost_usd_per_1k_right"]),
+        wording.format_seconds(latency["p50_seconds"]) if latency else "–",
+        f"{wording.count_answered(system):,} of {system['n']:,}"
+        + (f" ({ends})" if (ends := wording.format_outcomes(system)) else ""),
     ]
 
 
@@ -106,34 +114,39 @@ def _differences(scores: Scores) -> list[str]:
     for group in section_data.differences(scores):
         rows = [
             [
-                f"{plain(row['a'])} minus {plain(row['b'])}" + (" (planned)" if row["chief"] else ""),
-                wording.signed(row["one"]["delta"]),
-                wording.signed_between(row["one"]["ci_low"], row["one"]["ci_high"]),
-                wording.p_value(row["one"]["p_adjusted"]),
-                "–" if row["one"]["margin"] is None else wording.points(row["one"]["margin"]),
-                wording.points(row["one"]["mde"]),
-                wording.JUDGED[row["one"]["judged"]],
+                f"{escape_markdown(row['a'])} minus {escape_markdown(row['b'])}"
+                + (" (planned)" if row["chief"] else ""),
+                wording.format_delta(row["one"]["delta"]),
+                wording.format_delta_range(row["one"]["ci_low"], row["one"]["ci_high"]),
+                wording.format_p_value(row["one"]["p_adjusted"]),
+                "–" if row["one"]["margin"] is None else wording.format_points(row["one"]["margin"]),
+                wording.format_points(row["one"]["mde"]),
+                wording.CONCLUSION_LABELS[row["one"]["judged"]],
             ]
             for row in group["rows"]
         ]
         name = wording.metric_name(group["metric"])
         heads = [f"{name}, points", "difference", "interval", "p, adjusted", "margin", "detectable", "judged"]
-        found.append(table(heads, rows))
+        found.append(markdown_table(heads, rows))
     return found if len(found) > 1 else [*found, "None was made."]
 
 
 def _cost(scores: Scores) -> list[str]:
-    cost, named = scores["cost"], wording.titles(scores)
+    cost, named = scores["cost"], wording.display_names(scores)
     owned = cost["owned"]
     if owned["measured"]:
         told = (
-            f"Owned, at {wording.many(owned['requests'], 'request')} a month: {wording.usd(owned['usd_per_month'])} "
-            f"({wording.many(owned['machines'], 'machine')} {wording.usd(owned['machines_usd'])}, engineer "
-            f"{wording.usd(owned['engineer_usd'])}, training {wording.usd(owned['training_usd'])}), measured at "
-            f"{wording.shown(owned['requests_per_second'])} requests a second on {plain(owned['hardware'])}."
+            f"Owned, at {wording.format_count(owned['requests'], 'request')} a month: "
+            f"{wording.format_usd(owned['usd_per_month'])} "
+            f"({wording.format_count(owned['machines'], 'machine')} {wording.format_usd(owned['machines_usd'])}, "
+            "engineer "
+            f"{wording.format_usd(owned['engineer_usd'])}, training {wording.format_usd(owned['training_usd'])}), "
+            "measured at "
+            f"{wording.format_number(owned['requests_per_second'])} requests a second on "
+            f"{escape_markdown(owned['hardware'])}."
         )
     else:
-        told = f"What owning costs was not measured: {plain(owned['why_not'])}. So break-even is withheld."
+        told = f"What owning costs was not measured: {escape_markdown(owned['why_not'])}. So break-even is withheld."
     rows = []
     for name, one in cost["systems"].items():
         found = one["break_even"]
@@ -141,33 +154,43 @@ def _cost(scores: Scores) -> list[str]:
         first, for_good = (
             pays if value is None else f"{value:,}" for value in (found["first_requests"], found["for_good_requests"])
         )
-        rows.append([plain(named.get(name, name)), wording.usd(one["usd_per_request"]), first, for_good])
+        rows.append(
+            [escape_markdown(named.get(name, name)), wording.format_usd(one["usd_per_request"]), first, for_good]
+        )
     heads = ["Against", "a request", "owning pays from, requests a month", "for good from"]
-    return ["## Cost", told, *([table(heads, rows)] if rows else [])]
+    return ["## Cost", told, *([markdown_table(heads, rows)] if rows else [])]
 
 
 def _routing(scores: Scores) -> list[str]:
-    shown = routing_section.routing(scores)
+    shown = routing_section.build_routing_section(scores)
     if shown is None:
         return []
     rows = [
         [
-            plain(one["title"]),
-            wording.percent(one["local"]),
-            wording.percent(one["right"]["value"]),
-            "–" if one["right"]["ci_low"] is None else wording.between(one["right"]["ci_low"], one["right"]["ci_high"]),
-            wording.usd(one["usd_per_1k"]),
+            escape_markdown(one["title"]),
+            wording.format_percent(one["local"]),
+            wording.format_percent(one["right"]["value"]),
+            "–"
+            if one["right"]["ci_low"] is None
+            else wording.format_range(one["right"]["ci_low"], one["right"]["ci_high"]),
+            wording.format_usd(one["usd_per_1k"]),
         ]
         for one in shown["ways"]
     ]
     heads = ["Test rows answered", "by the owned model alone", "right", "interval", "per 1,000 requests"]
     told = [shown["said"], shown["on_test"], shown["policy"]["guarantee"]]
-    return ["## Routing", *(plain(one) for one in told if one), *([table(heads, rows)] if rows else [])]
+    return [
+        "## Routing",
+        *(escape_markdown(one) for one in told if one),
+        *([markdown_table(heads, rows)] if rows else []),
+    ]
 
 
 def _incomplete(scores: Scores) -> list[str]:
-    lines = [f"- **INCOMPLETE** {plain(line)}" for line in wording.incomplete(scores)]
-    lines += [f"- Did not run: {plain(one['title'])}: {plain(one['why'])}" for one in scores["not_run"]]
+    lines = [f"- **INCOMPLETE** {escape_markdown(line)}" for line in wording.incomplete_notes(scores)]
+    lines += [
+        f"- Did not run: {escape_markdown(one['title'])}: {escape_markdown(one['why'])}" for one in scores["not_run"]
+    ]
     return ["## What is incomplete", "\n".join(lines) if lines else "Nothing."]
 
 
@@ -177,7 +200,8 @@ def _integrity(scores: Scores) -> list[str]:
     if plan:
         state = "confirmatory" if plan["confirmatory"] else f"not confirmatory: {plan['why_not']}"
         planned = (
-            f"{plan['system']} against {plan['baseline']} by {plan['metric']}, margin {wording.points(plan['margin'])} "
+            f"{plan['system']} against {plan['baseline']} by {plan['metric']}, margin "
+            f"{wording.format_points(plan['margin'])} "
             f"points, alpha {plan['alpha']}, written {plan['written']}, {state}"
         )
     else:
@@ -188,11 +212,11 @@ def _integrity(scores: Scores) -> list[str]:
         "test.jsonl, sha256": told["test_sha256"],
         "openings of the test": "; ".join(f"{one['opened']} by {one['run']}" for one in told["openings"]) or "none",
         "test rows also in train": told["leaked_rows"],
-        "served as trained": wording.served_as_trained(scores),
+        "served as trained": wording.parity_text(scores),
         "answers reused from before": told["cache_hits"],
         "retries": told["retries"],
         "fallbacks": "; ".join(told["fallbacks"]) or "none",
         "code": told["git_commit"] or "no commit is known",
         "versions": versions,
     }
-    return ["## Integrity", "\n".join(f"- {what}: {plain(value)}" for what, value in facts.items())]
+    return ["## Integrity", "\n".join(f"- {what}: {escape_markdown(value)}" for what, value in facts.items())]

@@ -13,10 +13,10 @@ from compare.report.wording import Scores
 
 View = dict[str, Any]
 # Of fewer rows a share is no point of a curve.
-LEAST_KEPT = 20
+MIN_KEPT_ROWS = 20
 
 
-def routing(scores: Scores) -> View | None:
+def build_routing_section(scores: Scores) -> View | None:
     """Returns the section of routing; None where there is no policy, or nobody tells a confidence."""
     policy = scores.get("routing")
     if policy is None or policy["score"] is None:
@@ -24,66 +24,73 @@ def routing(scores: Scores) -> View | None:
     test = policy["test"]
     return {
         "policy": policy,
-        "said": said(policy),
-        "on_test": on_test(scores),
-        "ways": ways(scores),
-        "picture": picture(policy) if test else None,
+        "said": policy_text(policy),
+        "on_test": test_result_text(scores),
+        "ways": strategy_rows(scores),
+        "picture": threshold_chart(policy) if test else None,
     }
 
 
-def said(policy: Mapping[str, Any]) -> str:
+def policy_text(policy: Mapping[str, Any]) -> str:
     """Returns what the calibration rows show."""
     if policy["threshold"] is None:
         return f"No part of the traffic can be given to the owned model alone: {policy['why_none']}."
     told = f"From a confidence of {policy['threshold']:.4f} on the owned model may answer alone: "
-    told += f"{wording.percent(policy['coverage'])} of {wording.many(policy['calibration_rows'], 'calibration row')}, "
-    return told + f"{wording.percent(policy['accuracy'])} of these right, target {target(policy)}."
+    told += (
+        f"{wording.format_percent(policy['coverage'])} of "
+        f"{wording.format_count(policy['calibration_rows'], 'calibration row')}, "
+    )
+    return told + f"{wording.format_percent(policy['accuracy'])} of these right, target {target_text(policy)}."
 
 
-def brief(policy: Mapping[str, Any]) -> str:
+def policy_summary(policy: Mapping[str, Any]) -> str:
     """Returns the same for a line of the console."""
     if policy["threshold"] is None:
         needed = policy["rows_needed"]
         more = f"about {needed:,} calibration rows would show one" if needed else "see the report"
-        return f"no threshold keeps the target ({target(policy)}); {more}"
-    return f"keeps {wording.percent(policy['coverage'])} from confidence {policy['threshold']:.4f} on, {target(policy)}"
+        return f"no threshold keeps the target ({target_text(policy)}); {more}"
+    return (
+        f"keeps {wording.format_percent(policy['coverage'])} from confidence {policy['threshold']:.4f} on, "
+        f"{target_text(policy)}"
+    )
 
 
-def target(policy: Mapping[str, Any]) -> str:
+def target_text(policy: Mapping[str, Any]) -> str:
     """Returns the target with its confidence: more than 95.0% right, with 95% confidence."""
-    sure = f"with {wording.whole_percent(policy['confidence'])} confidence"
+    sure = f"with {wording.format_axis_percent(policy['confidence'])} confidence"
     if policy["not_worse_than"] is not None:
-        margin = wording.points(policy["margin"])
+        margin = wording.format_points(policy["margin"])
         return f"less than {margin} points less often right than {policy['not_worse_than']}, {sure}"
-    return f"more than {wording.percent(policy['target_accuracy'])} right, {sure}"
+    return f"more than {wording.format_percent(policy['target_accuracy'])} right, {sure}"
 
 
-def on_test(scores: Scores) -> str | None:
+def test_result_text(scores: Scores) -> str | None:
     """Returns what the policy does on the test rows; None where there is no threshold."""
     policy = scores["routing"]
     test = policy["test"]
     if not test or not test["kept"]:
         return None
     kept, right = test["kept"], test["right_of_kept"]
-    told = f"On the {wording.many(test['rows'], 'test row')} it keeps {wording.percent(kept['value'])}"
+    told = f"On the {wording.format_count(test['rows'], 'test row')} it keeps {wording.format_percent(kept['value'])}"
     if right is None:
         return told + "."
     told += (
-        f"; {wording.percent(right['value'])} of these are right ({wording.between(right['ci_low'], right['ci_high'])})"
+        f"; {wording.format_percent(right['value'])} of these are right "
+        f"({wording.format_range(right['ci_low'], right['ci_high'])})"
     )
     if difference := test["difference_of_kept"]:
-        ends = wording.signed_between(difference["ci_low"], difference["ci_high"])
-        name = wording.titles(scores)[test["baseline"]]
-        told += f", {wording.signed(difference['value'])} points ({ends}) beside {name}"
+        ends = wording.format_delta_range(difference["ci_low"], difference["ci_high"])
+        name = wording.display_names(scores)[test["baseline"]]
+        told += f", {wording.format_delta(difference['value'])} points ({ends}) beside {name}"
     return told + "."
 
 
-def ways(scores: Scores) -> list[View]:
+def strategy_rows(scores: Scores) -> list[View]:
     """Returns a row for each way to answer the test rows."""
     test = scores["routing"]["test"]
     if not test:
         return []
-    other = wording.titles(scores).get(test["baseline"] or "", "")
+    other = wording.display_names(scores).get(test["baseline"] or "", "")
     titles = {
         "owned": "all by the owned model",
         "routed": f"routed, the rest by {other}",
@@ -93,21 +100,21 @@ def ways(scores: Scores) -> list[View]:
     return [{"title": title, **test["ways"][name]} for name, title in titles.items() if name in test["ways"]]
 
 
-def picture(policy: Mapping[str, Any]) -> View:
+def threshold_chart(policy: Mapping[str, Any]) -> View:
     """Returns the curve: to the right what a threshold keeps, upwards how much of that, and of the whole, is right."""
     test = policy["test"]
-    curve, ways_, least = test["curve"], test["ways"], LEAST_KEPT / test["rows"]
+    curve, ways_, least = test["curve"], test["ways"], MIN_KEPT_ROWS / test["rows"]
     kept = [(one["kept"], one["right_of_kept"]) for one in curve if one["kept"] >= least]
     whole = [(one["kept"], one["right"]) for one in curve if one["right"] is not None]
     aim = policy["target_accuracy"]
     at_random = [(0.0, ways_["closed"]["right"]["value"]), (1.0, ways_["owned"]["right"]["value"])] if whole else []
     ends = [value for _, value in kept + whole + at_random] + ([aim] if aim is not None else [])
-    across, upwards = Axis(0, 1), charts.of_shares(ends)
+    across, upwards = Axis(0, 1), charts.fraction_axis(ends)
     chosen = test["kept"]
     return {
-        "kept": _line(kept, across, upwards),
-        "whole": _line(whole, across, upwards),
-        "random": _line(at_random, across, upwards),
+        "kept": _polyline(kept, across, upwards),
+        "whole": _polyline(whole, across, upwards),
+        "random": _polyline(at_random, across, upwards),
         "target": None if aim is None else round(100 - upwards.at(aim), 2),
         "chosen": across.at(chosen["value"]) if chosen else None,
         "x_ticks": across.ticks(6),
@@ -116,5 +123,5 @@ def picture(policy: Mapping[str, Any]) -> View:
     }
 
 
-def _line(points: Sequence[tuple[float, float]], across: Axis, upwards: Axis) -> str:
+def _polyline(points: Sequence[tuple[float, float]], across: Axis, upwards: Axis) -> str:
     return " ".join(f"{across.at(x):.2f},{100 - upwards.at(y):.2f}" for x, y in sorted(points))

@@ -14,19 +14,19 @@ from compare.report.wording import Scores
 
 View = dict[str, Any]
 
-WIDE, NARROW = (640, 340), (270, 300)
+DESKTOP, PHONE = (640, 340), (270, 300)
 """Pixels that a picture has at least, on a desk and on a phone."""
-MOST_CELLS = 12
+MAX_TABLE_LABELS = 12
 """Labels up to which a confusion matrix is a table of numbers."""
-MOST_DRAWN = 250
+MAX_DRAWN_LABELS = 250
 """Labels up to which it is drawn at all."""
-SHOWN_PAIRS = 15
-SHOWN_SYSTEMS = 4
-SHOWN_CHARACTERS = 2000
-NO_ANSWER = "(no valid answer)"
+MAX_PAIRS = 15
+MAX_SYSTEMS = 4
+MAX_TEXT_CHARACTERS = 2000
+NO_VALID_ANSWER = "(no valid answer)"
 
 
-def mark(system: Mapping[str, Any]) -> str:
+def css_class(system: Mapping[str, Any]) -> str:
     """Returns the classes of a system's mark: its kind gives the colour, a stand-in is hollow."""
     return f"k-{system['kind']}" + (" hollow" if system["stand_in"] else "")
 
@@ -38,14 +38,14 @@ def quality(scores: Scores) -> View:
     found = {name: one for name, one in scores["systems"].items() if metric in one["metrics"]}
     order = sorted(found, key=lambda name: (not found[name]["complete"], -found[name]["metrics"][metric]["value"]))
     figures = [found[name]["metrics"][metric] for name in order]
-    axis = charts.of_shares(end for one in figures for end in (one["ci_low"], one["ci_high"]))
+    axis = charts.fraction_axis(end for one in figures for end in (one["ci_low"], one["ci_high"]))
     rows = [
         {
             "rank": rank,
             "name": name,
-            "title": wording.title(found[name]),
-            "class": mark(found[name]),
-            "chief": name in wording.pair(scores),
+            "title": wording.display_name(found[name]),
+            "class": css_class(found[name]),
+            "chief": name in wording.primary_pair(scores),
             "system": found[name],
             "figure": figure,
             "fig": axis.interval(figure["value"], figure["ci_low"], figure["ci_high"]),
@@ -66,29 +66,29 @@ def quality(scores: Scores) -> View:
         for row in rows
     ]
     pictures = {
-        "wide": charts.cost_picture(points, WIDE, named=True),
-        "phone": charts.cost_picture(points, NARROW, named=False),
+        "wide": charts.quality_cost_plot(points, DESKTOP, named=True),
+        "phone": charts.quality_cost_plot(points, PHONE, named=False),
     }
     return {"metric": metric, "others": others, "rows": rows, "ticks": axis.ticks(4), "pictures": pictures}
 
 
 def differences(scores: Scores) -> list[View]:
     """Returns the paired differences by metric, the one that decides first, each group on one axis."""
-    deciding, named = wording.deciding_metric(scores), wording.titles(scores)
+    deciding, named = wording.deciding_metric(scores), wording.display_names(scores)
     metrics = list(dict.fromkeys(one["metric"] for one in scores["comparisons"]))
     found = []
     for metric in sorted(metrics, key=lambda one: one != deciding):
         of = [one for one in scores["comparisons"] if one["metric"] == metric]
         of.sort(key=lambda one: one["family"] != "primary")
-        axis = charts.of_differences(of)
+        axis = charts.difference_axis(of)
         rows = [
             {
                 "one": one,
                 "a": named[one["a"]],
                 "b": named[one["b"]],
-                "class": mark(scores["systems"][one["b"]]),
+                "class": css_class(scores["systems"][one["b"]]),
                 "chief": one["family"] == "primary",
-                "fig": charts.forest(one, axis),
+                "fig": charts.forest_row(one, axis),
             }
             for one in of
         ]
@@ -99,9 +99,9 @@ def differences(scores: Scores) -> list[View]:
 
 def validity(scores: Scores) -> View:
     """Returns how far the answers of each system get, and what was wrong with those that get nowhere."""
-    systems = [(wording.title(one), one) for one in scores["systems"].values()]
+    systems = [(wording.display_name(one), one) for one in scores["systems"].values()]
     rows = [
-        {"title": title, "stages": [(stage, one["validity"][stage]) for stage in wording.STAGES]}
+        {"title": title, "stages": [(stage, one["validity"][stage]) for stage in wording.STAGE_LABELS]}
         for title, one in systems
         if one["validity"]
     ]
@@ -115,34 +115,34 @@ def validity(scores: Scores) -> View:
     return {"rows": rows, "problems": problems}
 
 
-def parts(scores: Scores) -> View | None:
+def breakdown(scores: Scores) -> View | None:
     """Returns precision, recall and F1 of each label or field and system; None where no system has any."""
     systems = {name: one for name, one in scores["systems"].items() if one["per_part"]}
     if not systems:
         return None
     order = list(dict.fromkeys(part for one in systems.values() for part in one["per_part"]))
     keys = list(systems)
-    own, other = wording.pair(scores)
+    own, other = wording.primary_pair(scores)
     first = keys.index(own) if own in keys else 0
     second = keys.index(other) if other in keys else min(1, len(keys) - 1)
-    figures = [[_part(one["per_part"].get(part)) for one in systems.values()] for part in order]
+    figures = [[_breakdown_values(one["per_part"].get(part)) for one in systems.values()] for part in order]
     rows = [
         {"name": part, "n": max(one[3] for one in of if one), "first": of[first], "second": of[second]}
         for part, of in zip(order, figures, strict=True)
     ]
-    named = [wording.title(one) for one in systems.values()]
+    named = [wording.display_name(one) for one in systems.values()]
     word = "field" if scores["task"]["parts"] == "fields" else "label"
     return {"word": word, "rows": rows, "systems": named, "first": first, "second": second, "figures": figures}
 
 
 def confusion(scores: Scores) -> list[View]:
     """Returns who takes what for what, system by system, the pair that the comparison is about first."""
-    own, other = wording.pair(scores)
+    own, other = wording.primary_pair(scores)
     names = sorted(scores["confusion"], key=lambda name: (name != own, name != other))
-    counted = {name: _pairs(scores["confusion"][name]) for name in names}
+    counted = {name: _confused_pairs(scores["confusion"][name]) for name in names}
     found = []
     for name in names:
-        labels, counts = _square(scores["confusion"][name])
+        labels, counts = _drop_invalid_row(scores["confusion"][name])
         columns = len(counts[0]) if counts else 0
         against = next((one for one in (own, other) if one != name and one in counted), None)
         pairs = [
@@ -153,23 +153,23 @@ def confusion(scores: Scores) -> list[View]:
                 "of": of,
                 "also": None if against is None else counted[against].get((wanted, given), (0, 0))[0],
             }
-            for (wanted, given), (count, of) in islice(counted[name].items(), SHOWN_PAIRS)
+            for (wanted, given), (count, of) in islice(counted[name].items(), MAX_PAIRS)
         ]
         cells = [
             [
-                {"count": count, "class": f"{'r' if x == y else 'w'}{charts.heat(count, sum(row))}"}
+                {"count": count, "class": f"{'r' if x == y else 'w'}{charts.shade_level(count, sum(row))}"}
                 for x, count in enumerate(row)
             ]
             for y, row in enumerate(counts)
         ]
         found.append(
             {
-                "title": wording.titles(scores)[name],
-                "against": None if against is None else wording.titles(scores)[against],
+                "title": wording.display_names(scores)[name],
+                "against": None if against is None else wording.display_names(scores)[against],
                 "wanted": labels[: len(counts)],
                 "given": labels[:columns],
-                "cells": cells if columns <= MOST_CELLS else None,
-                "paths": charts.matrix(counts) if MOST_CELLS < columns <= MOST_DRAWN else None,
+                "cells": cells if columns <= MAX_TABLE_LABELS else None,
+                "paths": charts.confusion_paths(counts) if MAX_TABLE_LABELS < columns <= MAX_DRAWN_LABELS else None,
                 "size": (columns, len(counts)),
                 "pairs": pairs,
                 "wrong": sum(count for count, _ in counted[name].values()),
@@ -181,8 +181,8 @@ def confusion(scores: Scores) -> list[View]:
 def calibration(scores: Scores) -> list[View]:
     """Returns the reliability of each system that says how sure it is."""
     return [
-        {"title": wording.title(one), "class": mark(one), "told": one["calibration"]}
-        | {"bins": charts.reliability(one["calibration"])}
+        {"title": wording.display_name(one), "class": css_class(one), "told": one["calibration"]}
+        | {"bins": charts.reliability_bins(one["calibration"])}
         for one in scores["systems"].values()
         if one["calibration"]
     ]
@@ -194,14 +194,19 @@ def latency(scores: Scores) -> View | None:
     if not measured:
         return None
     ends = [one["latency"][name] for one in measured for name in ("p50_seconds", "p95_seconds", "p99_seconds")]
-    axis = charts.of_amounts(ends)
+    axis = charts.log_axis(ends)
     rows = [
-        {"title": wording.title(one), "class": mark(one), "system": one}
+        {"title": wording.display_name(one), "class": css_class(one), "system": one}
         | {name: axis.at(one["latency"][f"{name}_seconds"]) for name in ("p50", "p95", "p99")}
         for one in sorted(measured, key=lambda one: float(one["latency"]["p50_seconds"]))
     ]
     chief = next(
-        (row for row in rows if row["title"] == wording.titles(scores).get(wording.pair(scores)[0] or "")), rows[0]
+        (
+            row
+            for row in rows
+            if row["title"] == wording.display_names(scores).get(wording.primary_pair(scores)[0] or "")
+        ),
+        rows[0],
     )
     return {"rows": rows, "chief": chief, "ticks": axis.ticks(4)}
 
@@ -209,9 +214,9 @@ def latency(scores: Scores) -> View | None:
 def slices(scores: Scores) -> list[View]:
     """Returns the metric that decides on every slice, for the pair and a few others."""
     metric = wording.deciding_metric(scores)
-    chief = [name for name in wording.pair(scores) if name]
+    chief = [name for name in wording.primary_pair(scores) if name]
     names = [*chief, *(name for name in scores["systems"] if name not in chief)]
-    names = [name for name in dict.fromkeys(names) if scores["systems"][name]["slices"]][:SHOWN_SYSTEMS]
+    names = [name for name in dict.fromkeys(names) if scores["systems"][name]["slices"]][:MAX_SYSTEMS]
     systems = [scores["systems"][name] for name in names]
     found = []
     for kind in dict.fromkeys(kind for one in systems for kind in one["slices"]):
@@ -219,17 +224,17 @@ def slices(scores: Scores) -> list[View]:
         of = {value: [one["slices"].get(kind, {}).get(value) for one in systems] for value in values}
         figures = {value: [one["metrics"].get(metric) if one else None for one in told] for value, told in of.items()}
         ends = [one[end] for told in figures.values() for one in told if one for end in ("ci_low", "ci_high")]
-        axis = charts.of_shares(ends)
+        axis = charts.fraction_axis(ends)
         rows = [
             {
                 "value": value,
                 "n": max(one["n"] for one in of[value] if one),
-                "cells": [_cell(one, axis) for one in told],
+                "cells": [_interval_cell(one, axis) for one in told],
             }
             for value, told in figures.items()
         ]
         found.append({"name": kind, "rows": rows, "ticks": axis.ticks(4)})
-    marks = [{"title": wording.title(one), "class": mark(one)} for one in systems]
+    marks = [{"title": wording.display_name(one), "class": css_class(one)} for one in systems]
     return [{**one, "systems": marks, "left_out": len(scores["systems"]) - len(marks)} for one in found]
 
 
@@ -237,7 +242,7 @@ def disagreements(scores: Scores, rows: Sequence[Mapping[str, Any]]) -> View | N
     """Returns the rows in which two systems differ, by which of the two is right; None where there are none."""
     if not rows:
         return None
-    chief = [name for name in wording.pair(scores) if name in rows[0]["answers"]]
+    chief = [name for name in wording.primary_pair(scores) if name in rows[0]["answers"]]
     a, b = [*chief, *(name for name in rows[0]["answers"] if name not in chief)][:2]
     shown = []
     for one in rows:
@@ -249,9 +254,9 @@ def disagreements(scores: Scores, rows: Sequence[Mapping[str, Any]]) -> View | N
             "first": one["answers"][a],
             "second": one["answers"][b],
         }
-        cut = {name: _cut(text) for name, text in texts.items()}
+        cut = {name: _truncate(text) for name, text in texts.items()}
         shown.append({"id": one["id"], "who": who, "right": right, "confidence": one["confidence"], **cut})
-    named = wording.titles(scores)
+    named = wording.display_names(scores)
     agreement = scores["agreement"].get(f"{a} | {b}", scores["agreement"].get(f"{b} | {a}"))
     counts = Counter(one["who"] for one in shown)
     return {"a": named[a], "b": named[b], "rows": shown, "counts": counts, "agreement": agreement}
@@ -259,7 +264,7 @@ def disagreements(scores: Scores, rows: Sequence[Mapping[str, Any]]) -> View | N
 
 def agreement(scores: Scores) -> list[View]:
     """Returns how often two systems give the same answer, most often first."""
-    named = wording.titles(scores)
+    named = wording.display_names(scores)
     found = []
     for both, share in sorted(scores["agreement"].items(), key=lambda item: -item[1]):
         a, _, b = both.partition(" | ")
@@ -267,31 +272,31 @@ def agreement(scores: Scores) -> list[View]:
     return found
 
 
-def _part(told: Mapping[str, Any] | None) -> list[Any] | None:
+def _breakdown_values(told: Mapping[str, Any] | None) -> list[Any] | None:
     return None if told is None else [told["precision"], told["recall"], told["f1"], told["n"]]
 
 
-def _cell(figure: Mapping[str, Any] | None, axis: charts.Axis) -> View | None:
+def _interval_cell(figure: Mapping[str, Any] | None, axis: charts.Axis) -> View | None:
     if figure is None:
         return None
     return {"told": figure, "fig": axis.interval(figure["value"], figure["ci_low"], figure["ci_high"])}
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} … ({len(text):,} characters)"
+def _truncate(text: str) -> str:
+    return text if len(text) <= MAX_TEXT_CHARACTERS else f"{text[:MAX_TEXT_CHARACTERS]} … ({len(text):,} characters)"
 
 
-def _square(told: Mapping[str, Any]) -> tuple[list[str], list[list[int]]]:
+def _drop_invalid_row(told: Mapping[str, Any]) -> tuple[list[str], list[list[int]]]:
     """Returns the labels and the counts without the row of what no row can want: no valid answer."""
     labels, counts = list(told["labels"]), [list(row) for row in told["counts"]]
-    if len(counts) == len(labels) and labels and labels[-1] == NO_ANSWER:
+    if len(counts) == len(labels) and labels and labels[-1] == NO_VALID_ANSWER:
         counts = counts[:-1]
     return labels, counts
 
 
-def _pairs(told: Mapping[str, Any]) -> dict[tuple[str, str], tuple[int, int]]:
+def _confused_pairs(told: Mapping[str, Any]) -> dict[tuple[str, str], tuple[int, int]]:
     """Returns {(wanted, given): (rows, rows of the wanted label)} of what was confused, most often first."""
-    labels, counts = _square(told)
+    labels, counts = _drop_invalid_row(told)
     found = {
         (labels[y], labels[x]): (count, sum(row))
         for y, row in enumerate(counts)

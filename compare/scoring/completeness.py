@@ -14,48 +14,50 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compare.scoring.predictions import NO_ANSWER, Answer
-from compare.systems.catalog import NotRun
-from compare.systems.responses import Gathered
-from insource.tasks.parsed_answer import UNFINISHED, Parsed
+from compare.scoring.predictions import NO_ANSWER, SystemAnswer
+from compare.systems.catalog import SkippedSystem
+from compare.systems.responses import SystemResponses
+from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 
-KINDS = ("answered", "refused", "cut", "malformed", "failed", "not_asked")
+OUTCOMES = ("answered", "refused", "cut", "malformed", "failed", "not_asked")
 # What the model itself has said, whatever it is worth.
-REALLY = ("answered", "refused", "malformed")
-LEAST_SHARE = 0.99
+MODEL_OUTCOMES = ("answered", "refused", "malformed")
+MIN_ANSWERED_FRACTION = 0.99
 
 
-def rows(answers: Sequence[Answer], parsed: Sequence[Parsed]) -> dict[str, int]:
+def count_outcomes(answers: Sequence[SystemAnswer], parsed: Sequence[ParsedAnswer]) -> dict[str, int]:
     """Returns how many rows came to what end."""
-    counted = Counter(_end(answer, one.problem) for answer, one in zip(answers, parsed, strict=True))
-    return {kind: counted[kind] for kind in KINDS}
+    counted = Counter(_outcome(answer, one.problem) for answer, one in zip(answers, parsed, strict=True))
+    return {kind: counted[kind] for kind in OUTCOMES}
 
 
-def split(gathered: Sequence[Gathered], missing: Sequence[NotRun]) -> tuple[list[Gathered], list[NotRun]]:
+def exclude_unanswered(
+    gathered: Sequence[SystemResponses], missing: Sequence[SkippedSystem]
+) -> tuple[list[SystemResponses], list[SkippedSystem]]:
     """Returns the systems that answered some row, and those that did not run, with the others among them: a figure of
     a system that was never really asked would be no figure of it."""
-    asked = [one for one in gathered if one.system.kind == "tuned" or not _never_asked(one)]
+    asked = [one for one in gathered if one.system.kind == "tuned" or not _was_never_asked(one)]
     names = {one.system.name for one in asked}
     refused = [
-        NotRun(one.system.name, one.system.title, f"INCOMPLETE: {one.why_incomplete}", incomplete=True)
+        SkippedSystem(one.system.name, one.system.title, f"INCOMPLETE: {one.why_incomplete}", incomplete=True)
         for one in gathered
         if one.system.name not in names
     ]
     return asked, [*missing, *refused]
 
 
-def enough(system: Mapping[str, Any]) -> bool:
+def is_sufficient(system: Mapping[str, Any]) -> bool:
     """Returns whether a verdict can rest on a system of scores.json."""
     told = system.get("rows")
-    return bool(system["complete"]) and (told is None or share(told) >= LEAST_SHARE)
+    return bool(system["complete"]) and (told is None or answered_fraction(told) >= MIN_ANSWERED_FRACTION)
 
 
-def share(told: Mapping[str, int]) -> float:
+def answered_fraction(told: Mapping[str, int]) -> float:
     """Returns the share of rows that the model itself said something to."""
-    return sum(told[kind] for kind in REALLY) / max(1, sum(told.values()))
+    return sum(told[kind] for kind in MODEL_OUTCOMES) / max(1, sum(told.values()))
 
 
-def why_not(scores: Mapping[str, Any], name: str | None) -> str | None:
+def incomplete_reason(scores: Mapping[str, Any], name: str | None) -> str | None:
     """Returns why the verdict cannot rest on the planned baseline, None where it can, or was never to be asked."""
     if name is None:
         return None
@@ -63,28 +65,29 @@ def why_not(scores: Mapping[str, Any], name: str | None) -> str | None:
         if one["name"] == name and one.get("incomplete"):
             return f"{one['title']} is {one['why']}"
     system = scores["systems"].get(name)
-    if system is None or enough(system):
+    if system is None or is_sufficient(system):
         return None
     if not system["complete"]:
         return f"{system['title']} is INCOMPLETE: {system['why_incomplete']}"
     told = system["rows"]
     lost = ", ".join(f"{told[kind]:,} {kind}" for kind in ("cut", "failed", "not_asked") if told[kind])
     return (
-        f"{system['title']} really answered {share(told):.1%} of the rows ({lost}), and a verdict rests on at least "
-        f"{LEAST_SHARE:.0%}"
+        f"{system['title']} really answered {answered_fraction(told):.1%} of the rows ({lost}), and a verdict "
+        "rests on at least "
+        f"{MIN_ANSWERED_FRACTION:.0%}"
     )
 
 
-def _never_asked(one: Gathered) -> bool:
+def _was_never_asked(one: SystemResponses) -> bool:
     return bool(one.test) and all(answer.not_asked for answer in one.test)
 
 
-def _end(answer: Answer, problem: str | None) -> str:
+def _outcome(answer: SystemAnswer, problem: str | None) -> str:
     if answer.not_asked:
         return "not_asked"
     if problem is None:
         return "answered"
-    if problem == UNFINISHED:
+    if problem == TRUNCATED:
         return "cut"
     if problem == "refusal":
         return "refused"

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from math import exp
 from typing import TYPE_CHECKING, Any, Literal
 
-from compare.eval_dataset import Material, Rows
+from compare.eval_dataset import EvalDataset, Rows
 from compare.scoring import predictions
-from compare.scoring.predictions import Answer
+from compare.scoring.predictions import SystemAnswer
 from insource.config.conflicts import ROW_METRICS
 from insource.stats import calibration
 from insource.stats.calibration import Platt
@@ -24,11 +24,11 @@ from insource.system import atomic_files
 from insource.tracking.run import Run
 
 if TYPE_CHECKING:
-    from compare.systems.responses import Gathered
+    from compare.systems.responses import SystemResponses
 
-Part = Literal["answer", "least certain field"]
+ScoredPart = Literal["answer", "least certain field"]
 
-AS_TOLD = "nothing: as the system tells it"
+SELF_REPORTED = "nothing: as the system tells it"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Scale:
 
     platt: Platt | None
     """None: these answers are all right or all wrong, and probabilities are taken as they are."""
-    part: Part
+    part: ScoredPart
     """Whose probability it is."""
     confidences: Sequence[float] = ()
     """Of validation rows."""
@@ -49,14 +49,14 @@ class Scale:
         return {"of": self.part, "slope": slope, "intercept": intercept}
 
 
-def scale_of_json(told: Mapping[str, Any]) -> Scale:
+def scale_from_json(told: Mapping[str, Any]) -> Scale:
     """Returns the scale of `score` in routing.json, by which answers have the confidence that was compared; it has no
     validation rows."""
     platt = None if told["slope"] is None else Platt(float(told["slope"]), float(told["intercept"]))
     return Scale(platt, told["of"])
 
 
-def scale(here: Run, material: Material) -> Scale | None:
+def fit_tuned_scale(here: Run, material: EvalDataset) -> Scale | None:
     """Returns the scale of the tuned model, None where there are no references of validation rows."""
     path = here.references
     if material.module.OBJECTIVE == "prefer" or not path.exists():
@@ -64,7 +64,7 @@ def scale(here: Run, material: Material) -> Scale | None:
     rows = {row["id"]: row for row in atomic_files.read_jsonl(here.folder / "data" / "validation.jsonl")}
     told = [one for one in atomic_files.read_jsonl(path) if one["id"] in rows]
     answers = [
-        Answer(
+        SystemAnswer(
             one["id"],
             one["answer"],
             log_probability=one["log_probability"],
@@ -72,30 +72,34 @@ def scale(here: Run, material: Material) -> Scale | None:
         )
         for one in told
     ]
-    return scale_of(material, [rows[one.id] for one in answers], answers)
+    return fit_scale(material, [rows[one.id] for one in answers], answers)
 
 
-def scale_of(material: Material, rows: Rows, answers: Sequence[Answer]) -> Scale | None:
+def fit_scale(material: EvalDataset, rows: Rows, answers: Sequence[SystemAnswer]) -> Scale | None:
     """Returns the scale of a system by its answers to validation rows, None where they tell no probability."""
     told = [(row, one) for row, one in zip(rows, answers, strict=True) if one.log_probability is not None]
     if not told:
         return None
     known = [one for _, one in told]
-    found = predictions.of(material, [row for row, _ in told], known)
+    found = predictions.score_answers(material, [row for row, _ in told], known)
     # References that were written before fields were told apart have the path alone.
     by_field = any(one.field_log_probability is not None for one in known)
-    part: Part = "least certain field" if by_field and material.prompt["task"]["kind"] == "extraction" else "answer"
-    likely, right = [_log_probability(one, part) or 0.0 for one in known], right_of(found, material)
-    platt = calibration.fitted(likely, [bool(value) for value in right])
-    return Scale(platt, part, [_on(platt, one) for one in likely], right)
+    part: ScoredPart = (
+        "least certain field" if by_field and material.prompt["task"]["kind"] == "extraction" else "answer"
+    )
+    likely, right = [_log_probability(one, part) or 0.0 for one in known], row_correctness(found, material)
+    platt = calibration.fit_platt(likely, [bool(value) for value in right])
+    return Scale(platt, part, [_to_confidence(platt, one) for one in likely], right)
 
 
-def of(one: "Gathered", fitted: Scale | None, answers: Sequence[Answer]) -> list[float | None]:
+def compute_confidences(
+    one: "SystemResponses", fitted: Scale | None, answers: Sequence[SystemAnswer]
+) -> list[float | None]:
     """Returns the confidence of each answer, None where nothing tells it."""
-    return [_confidence(answer, fitted if one.system.on_tuned_scale else one.scale) for answer in answers]
+    return [_answer_confidence(answer, fitted if one.system.on_tuned_scale else one.scale) for answer in answers]
 
 
-def right_of(found: predictions.Predictions, material: Material) -> list[float]:
+def row_correctness(found: predictions.Predictions, material: EvalDataset) -> list[float]:
     """Returns for each row whether it is right: 1 or 0, by the first metric of the task that says so."""
     kind = material.prompt["task"]["kind"]
     whole = {"generation": "exact_match"}
@@ -108,22 +112,22 @@ def reliability(confidences: Sequence[float | None], right: Sequence[float], fit
     if len(told) < 2:
         return None
     found: Mapping[str, Any] = calibration.reliability([c for c, _ in told], [r for _, r in told])
-    return {**found, "fitted_on": "validation" if fitted else AS_TOLD}
+    return {**found, "fitted_on": "validation" if fitted else SELF_REPORTED}
 
 
-def _confidence(answer: Answer, fitted: Scale | None) -> float | None:
+def _answer_confidence(answer: SystemAnswer, fitted: Scale | None) -> float | None:
     if answer.confidence is not None:
         return answer.confidence
     likely = _log_probability(answer, fitted.part if fitted else "answer")
-    return None if likely is None or answer.output is None else _on(fitted.platt if fitted else None, likely)
+    return None if likely is None or answer.output is None else _to_confidence(fitted.platt if fitted else None, likely)
 
 
-def _log_probability(answer: Answer, part: Part) -> float | None:
+def _log_probability(answer: SystemAnswer, part: ScoredPart) -> float | None:
     """That of the field, and of the whole answer where it is no record."""
     if part == "least certain field" and answer.field_log_probability is not None:
         return answer.field_log_probability
     return answer.log_probability
 
 
-def _on(platt: Platt | None, log_probability: float) -> float:
+def _to_confidence(platt: Platt | None, log_probability: float) -> float:
     return platt.confidence(log_probability) if platt else min(1.0, exp(log_probability))

@@ -16,19 +16,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from compare.eval_dataset import Material, Rows
+from compare.eval_dataset import EvalDataset, Rows
 from insource.system import atomic_files
 from insource.tasks import references
-from insource.tasks.parsed_answer import UNFINISHED, Parsed
+from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 
 NO_ANSWER = "no_answer"
 # What stops an answer at which stage; a problem that is not named has passed the first two.
-NOT_PARSED = (NO_ANSWER, UNFINISHED, "refusal", "empty", "not_json")
-NOT_IN_SCHEMA = ("wrong_schema", "invented_key")
+UNPARSEABLE = (NO_ANSWER, TRUNCATED, "refusal", "empty", "not_json")
+OUTSIDE_SCHEMA = ("wrong_schema", "invented_key")
 
 
 @dataclass(frozen=True)
-class Answer:
+class SystemAnswer:
     """What a system said to a row, from wherever it came."""
 
     id: str
@@ -64,8 +64,8 @@ class Answer:
 class Predictions:
     """The answers of one system to the rows of one split, in the order of the rows."""
 
-    answers: Sequence[Answer]
-    parsed: Sequence[Parsed]
+    answers: Sequence[SystemAnswer]
+    parsed: Sequence[ParsedAnswer]
     metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Of each row, for metrics that one row has."""
 
@@ -74,13 +74,13 @@ class Predictions:
         return self.parsed[at].problem
 
 
-def of(material: Material, rows: Rows, answers: Sequence[Answer]) -> Predictions:
+def score_answers(material: EvalDataset, rows: Rows, answers: Sequence[SystemAnswer]) -> Predictions:
     """Returns the answers as the task reads and scores them."""
     import numpy as np
 
-    parsed = [read(material, one) for one in answers]
-    targets = references.targets_of(material.module, material.spec, rows, parsed)
-    tallies = material.module.tallies(material.spec, targets, parsed)
+    parsed = [parse_answer(material, one) for one in answers]
+    targets = references.select_targets(material.module, material.spec, rows, parsed)
+    tallies = material.module.compute_metric_stats(material.spec, targets, parsed)
     metrics = {
         name: [float(value) for value in one.value(one.rows)]
         for name, one in tallies.items()
@@ -89,38 +89,38 @@ def of(material: Material, rows: Rows, answers: Sequence[Answer]) -> Predictions
     return Predictions(answers, parsed, metrics)
 
 
-def read(material: Material, answer: Answer) -> Parsed:
+def parse_answer(material: EvalDataset, answer: SystemAnswer) -> ParsedAnswer:
     """Returns an answer as the task reads it; one that was cut off, refused or never came has a problem."""
     if answer.output is None:
-        return Parsed(None, NO_ANSWER)
+        return ParsedAnswer(None, NO_ANSWER)
     if answer.finish_reason == "length":
-        return Parsed(None, UNFINISHED)
+        return ParsedAnswer(None, TRUNCATED)
     if answer.finish_reason in ("refusal", "content_filter"):
-        return Parsed(None, "refusal")
+        return ParsedAnswer(None, "refusal")
     if not answer.output.strip():
-        return Parsed(None, "empty")
+        return ParsedAnswer(None, "empty")
     if material.module.OBJECTIVE == "prefer":
-        return Parsed(json.loads(answer.output))
-    parsed: Parsed = material.module.parse(material.spec, answer.output)
+        return ParsedAnswer(json.loads(answer.output))
+    parsed: ParsedAnswer = material.module.parse(material.spec, answer.output)
     return parsed
 
 
-def stages(problem: str | None) -> tuple[bool, bool, bool]:
+def validity_flags(problem: str | None) -> tuple[bool, bool, bool]:
     """Returns how far an answer came: read, in the form that was asked for, among what may be answered."""
     if problem is None:
         return True, True, True
-    if problem in NOT_PARSED:
+    if problem in UNPARSEABLE:
         return False, False, False
-    return True, problem not in NOT_IN_SCHEMA, False
+    return True, problem not in OUTSIDE_SCHEMA, False
 
 
-def write(
+def write_predictions(
     folder: Path, system: str, split: str, found: Predictions, confidences: Sequence[float | None], repeat: int = 0
 ) -> Path:
     """Writes the predictions of a system to a split, whole. Returns the file."""
     lines = []
     for at, (answer, parsed) in enumerate(zip(found.answers, found.parsed, strict=True)):
-        parse_ok, schema_ok, label_ok = stages(parsed.problem)
+        parse_ok, schema_ok, label_ok = validity_flags(parsed.problem)
         told = asdict(answer)
         for name in ("log_probability", "field_log_probability", "finish_reason", "may_pass"):
             del told[name]

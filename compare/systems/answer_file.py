@@ -15,30 +15,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compare.eval_dataset import Material
-from compare.scoring.predictions import Answer
+from compare.eval_dataset import EvalDataset
+from compare.scoring.predictions import SystemAnswer
 from compare.systems import answer_file_rows
 from compare.systems.answer_file_rows import AnswerRow
-from data_prep.readers.dotted_paths import opened
+from data_prep.readers.dotted_paths import parse_json_text
 from data_prep.rows.value_formats import read_record
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import Baseline
 from insource.config.schema.data import Formats
 from insource.tasks.pii import redaction
-from insource.tasks.source_record import UnusableRowError, cell
+from insource.tasks.source_record import UnusableRowError, to_text
 
-TOKENS = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens")
-AMOUNTS = ("latency_seconds", "cost_usd")
-SHARES = ("confidence",)
-FIGURES = (*TOKENS, *AMOUNTS, *SHARES)
+TOKEN_FIELDS = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens")
+AMOUNT_FIELDS = ("latency_seconds", "cost_usd")
+FRACTION_FIELDS = ("confidence",)
+NUMERIC_FIELDS = (*TOKEN_FIELDS, *AMOUNT_FIELDS, *FRACTION_FIELDS)
 # A figure beyond it is none that anybody measured, and a whole number may be too large for a float.
-MOST = 1e15
-SHOWN_CHARACTERS = 80
+MAX_NUMBER = 1e15
+MAX_SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
-class Rules:
+class ReadingRules:
     """How data preparation read the ids and labels that the file repeats."""
 
     normalize_labels: bool = True
@@ -53,11 +53,11 @@ class Rules:
     """The schema of records, of which `formats` speaks."""
 
 
-AS_BY_DEFAULT = Rules()
+DEFAULT_RULES = ReadingRules()
 
 
 @dataclass(frozen=True)
-class Line:
+class FileAnswer:
     """One answer of the file."""
 
     number: int
@@ -68,20 +68,20 @@ class Line:
 
 
 @dataclass(frozen=True)
-class AnswersFile:
+class AnswerFile:
     """A file that was read whole."""
 
     path: Path
-    by_id: Mapping[str, Line]
+    by_id: Mapping[str, FileAnswer]
     guessed_encoding: str | None
     """The encoding, where the bytes do not say it for sure."""
     reformatted: int = 0
     """How many answers were read by data.formats into something else than what stands there."""
 
 
-def rules_of(recipe: Recipe) -> Rules:
+def rules_from_recipe(recipe: Recipe) -> ReadingRules:
     """Returns the rules by which a recipe's data were prepared."""
-    return Rules(
+    return ReadingRules(
         recipe.data.normalize_labels,
         recipe.privacy.redact,
         recipe.data.columns.label_separator,
@@ -90,18 +90,18 @@ def rules_of(recipe: Recipe) -> Rules:
     )
 
 
-def read(baseline: Baseline, rules: Rules) -> AnswersFile:
+def read_answer_file(baseline: Baseline, rules: ReadingRules) -> AnswerFile:
     """Returns the answers of a baseline's file. Raises RecipeError naming file, line, id and key of what is wrong."""
     assert baseline.path is not None
     path = Path(baseline.path)
     if not path.is_file():
         raise RecipeError(f"compare.baselines: there is no file {path}")
-    given = answer_file_rows.read(path, baseline.encoding, FIGURES)
-    found: dict[str, Line] = {}
+    given = answer_file_rows.read_answer_rows(path, baseline.encoding, NUMERIC_FIELDS)
+    found: dict[str, FileAnswer] = {}
     reformatted = 0
     for row in given.rows:
-        row_id, one = _line(row, rules)
-        if (read := _by_formats(one.output, given.has_objects, rules)) is not one.output:
+        row_id, one = _parse_row(row, rules)
+        if (read := _apply_formats(one.output, given.has_objects, rules)) is not one.output:
             one, reformatted = replace(one, output=read), reformatted + isinstance(read, dict)
         if (other := found.get(row_id)) is not None:
             raise RecipeError(
@@ -109,22 +109,22 @@ def read(baseline: Baseline, rules: Rules) -> AnswersFile:
                 "one of them"
             )
         found[row_id] = one
-    return AnswersFile(path, found, given.guessed_encoding, reformatted)
+    return AnswerFile(path, found, given.guessed_encoding, reformatted)
 
 
-def matched(
-    file: AnswersFile, name: str, material: Material, rules: Rules
-) -> tuple[list[Answer], str | None, list[str]]:
+def match_rows(
+    file: AnswerFile, name: str, material: EvalDataset, rules: ReadingRules
+) -> tuple[list[SystemAnswer], str | None, list[str]]:
     """Returns an answer for each test row, why they are not complete (None where they are), and notes on how they were
     read. Raises RecipeError where no id is that of a test row."""
-    spelt = material.module.given_answers(material.spec, rules.normalize_labels, rules.label_separator)
+    spelt = material.module.make_answer_reader(material.spec, rules.normalize_labels, rules.label_separator)
     found, respelt = [], 0
     for row in material.test:
         line = file.by_id.get(row["id"])
         output = None if line is None else "" if line.output is None else spelt(line.output)
         if line is not None and isinstance(line.output, str):
             respelt += output != line.output and output != line.output.strip()
-        found.append(_answer(row["id"], line, output, name, rules))
+        found.append(_to_system_answer(row["id"], line, output, name, rules))
     there = sum(row["id"] in file.by_id for row in material.test)
     told = f"{file.path.name} answers {there:,} of {len(found):,} test rows"
     others = f", and has {len(file.by_id) - there:,} ids that are none of them"
@@ -142,64 +142,68 @@ def matched(
     return found, None if there == len(found) else told + (others if len(file.by_id) > there else ""), notes
 
 
-def _by_formats(output: Any, has_objects: bool, rules: Rules) -> Any:
+def _apply_formats(output: Any, has_objects: bool, rules: ReadingRules) -> Any:
     """An answer with its numbers and dates read as those of the source; as it is where that changes nothing, and as
     text, which no schema takes, where it is written otherwise. A text is what a model wrote, and is held to the form of
     every model's answer, but in tables, which have no other way to hold a record."""
     formats, schema = rules.formats, rules.json_schema
     if schema is None or formats is None or not (formats.decimal or formats.dates):
         return output
-    record = output if has_objects else opened(output)
+    record = output if has_objects else parse_json_text(output)
     if not isinstance(record, dict):
         return output
     try:
         found = read_record(record, schema, formats)
     except UnusableRowError:
-        return cell(output)
+        return to_text(output)
     return output if found == record else found
 
 
-def _answer(row: str, line: Line | None, output: str | None, name: str, rules: Rules) -> Answer:
+def _to_system_answer(
+    row: str, line: FileAnswer | None, output: str | None, name: str, rules: ReadingRules
+) -> SystemAnswer:
     if line is None or output is None:
-        return Answer(row, None, model_id=name, error="not in the file")
+        return SystemAnswer(row, None, model_id=name, error="not in the file")
     if rules.redact:
         output = redaction.redact(output, rules.redact).text
     reason = "refusal" if line.output is None else "stop"
-    return Answer(row, output, finish_reason=reason, model_id=line.model_id or name, **line.figures)
+    return SystemAnswer(row, output, finish_reason=reason, model_id=line.model_id or name, **line.figures)
 
 
-def _line(row: AnswerRow, rules: Rules) -> tuple[str, Line]:
+def _parse_row(row: AnswerRow, rules: ReadingRules) -> tuple[str, FileAnswer]:
     """Returns the id and the answer of one row."""
-    row_id = _id(row.where, row.values["id"], rules)
+    row_id = _parse_id(row.where, row.values["id"], rules)
     told, model = f"{row.where}: id {row_id!r}", row.values.get("model_id")
     if model is not None and not isinstance(model, str):
         raise RecipeError(f"{told}: model_id is {model!r}; give text, or leave it out")
-    figures = {name: _figure(told, name, row.values[name]) for name in FIGURES if name in row.values}
+    figures = {name: _parse_number(told, name, row.values[name]) for name in NUMERIC_FIELDS if name in row.values}
     known = {name: one for name, one in figures.items() if one is not None}
-    return row_id, Line(row.number, row.values["output"], model, known)
+    return row_id, FileAnswer(row.number, row.values["output"], model, known)
 
 
-def _id(where: str, given: Any, rules: Rules) -> str:
+def _parse_id(where: str, given: Any, rules: ReadingRules) -> str:
     """Returns an id as data preparation writes it: a number as text, personal data in it as pseudonyms."""
     usable = isinstance(given, str | int | float) and not isinstance(given, bool)
-    row_id = cell(given).strip() if usable else ""
+    row_id = to_text(given).strip() if usable else ""
     if not row_id or (isinstance(given, float) and not math.isfinite(given)):
         raise RecipeError(f"{where}: id is {given!r}; give the id of a test row, text or a number")
-    return redaction.pseudonym(row_id, rules.redact)
+    return redaction.pseudonymize(row_id, rules.redact)
 
 
-def _figure(where: str, name: str, given: Any) -> int | float | None:
+def _parse_number(where: str, name: str, given: Any) -> int | float | None:
     """Returns a figure, None where the file says that it is not known (null)."""
     if given is None:
         return None
-    needs, most, whole = "a number of at least 0", MOST, name in TOKENS
+    needs, most, whole = "a number of at least 0", MAX_NUMBER, name in TOKEN_FIELDS
     if whole:
         needs = "a whole number of at least 0"
-    elif name in SHARES:
+    elif name in FRACTION_FIELDS:
         needs, most = "a number from 0 to 1", 1.0
     number = isinstance(given, int | float) and not isinstance(given, bool)
     # NaN is in no range.
     if not number or not 0 <= given <= most or (whole and given != int(given)):
-        shown = repr(given) if number else cell(given)
-        raise RecipeError(f"{where}: {name} is {shown[:SHOWN_CHARACTERS]}; give {needs}, or null where it is not known")
+        shown = repr(given) if number else to_text(given)
+        raise RecipeError(
+            f"{where}: {name} is {shown[:MAX_SHOWN_CHARACTERS]}; give {needs}, or null where it is not known"
+        )
     return int(given) if whole else float(given)

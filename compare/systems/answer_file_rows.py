@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.readers import read as data_files
-from data_prep.readers.encoding import Text, detect, has_half, lines
+from data_prep.readers.encoding import TextDecoding, detect_encoding, has_lone_surrogate, read_lines
 from data_prep.readers.source_row import SourceFile, SourceRow
-from data_prep.readers.sources import kind_of
+from data_prep.readers.sources import detect_kind
 from insource.config.errors import RecipeError
 from insource.config.schema.data import Source
 
-NEEDED = ("id", "output")
-SHOWN_CHARACTERS = 80
-KEY = "encoding of this baseline (compare.baselines)"
+REQUIRED_COLUMNS = ("id", "output")
+MAX_SHOWN_CHARACTERS = 80
+ENCODING_KEY = "encoding of this baseline (compare.baselines)"
 # What data preparation would set instead, and a baseline cannot.
-_OTHER_KEYS = re.compile(r", or set data\.source\.\w+: .*")
-TABLES = ("csv", "tsv")
-BY_NUMBER = ("json", "parquet", "xlsx")
+_DATA_SOURCE_HINT = re.compile(r", or set data\.source\.\w+: .*")
+TABLE_FORMATS = ("csv", "tsv")
+ROW_FORMATS = ("json", "parquet", "xlsx")
 
 
 @dataclass(frozen=True)
@@ -56,28 +56,30 @@ class AnswerRows:
     """Whether the format can hold a record as an object; a table holds it as its JSON."""
 
 
-def read(path: Path, encoding: str, figures: Collection[str]) -> AnswerRows:
+def read_answer_rows(path: Path, encoding: str, figures: Collection[str]) -> AnswerRows:
     """Returns the rows of a file. `figures`: the columns that hold numbers. Raises RecipeError naming file and line of
     what cannot be read, at once or while rows are taken."""
-    kind, compression = kind_of(path) or ("jsonl", None)
+    kind, compression = detect_kind(path) or ("jsonl", None)
     file = SourceFile("answers", path, str(path), kind, compression)
-    unit = "row" if kind in BY_NUMBER else "line"
+    unit = "row" if kind in ROW_FORMATS else "line"
     try:
         if kind in ("parquet", "xlsx"):
-            _, rows = data_files.read(file, Source(path=str(path)), [*NEEDED, *figures])
-            return AnswerRows(_checked(file, rows), unit, None)
-        text = detect(file, encoding, KEY, row_is=None if kind == "json" else "line")
+            _, rows = data_files.read(file, Source(path=str(path)), [*REQUIRED_COLUMNS, *figures])
+            return AnswerRows(_check_rows(file, rows), unit, None)
+        text = detect_encoding(file, encoding, ENCODING_KEY, row_is=None if kind == "json" else "line")
         guessed = text.encoding if text.guessed else None
         if kind in ("jsonl", "txt"):
-            return AnswerRows(_objects(file, text), unit, guessed)
-        _, rows = data_files.OF_TEXT[kind](file, text, Source(path=str(path)), [*NEEDED, *figures])
+            return AnswerRows(_parse_objects(file, text), unit, guessed)
+        _, rows = data_files.TEXT_READERS[kind](file, text, Source(path=str(path)), [*REQUIRED_COLUMNS, *figures])
     except RecipeError as error:
-        raise _told(error) from None
-    found = _checked(file, rows)
-    return AnswerRows(_numbers(found, figures) if kind in TABLES else found, unit, guessed, kind not in TABLES)
+        raise _rephrase_error(error) from None
+    found = _check_rows(file, rows)
+    return AnswerRows(
+        _parse_numbers(found, figures) if kind in TABLE_FORMATS else found, unit, guessed, kind not in TABLE_FORMATS
+    )
 
 
-def _checked(file: SourceFile, rows: Iterator[SourceRow]) -> Iterator[AnswerRow]:
+def _check_rows(file: SourceFile, rows: Iterator[SourceRow]) -> Iterator[AnswerRow]:
     """Yields the rows of a reader of data files. Raises RecipeError for the first that cannot be used."""
     try:
         for row in rows:
@@ -85,24 +87,24 @@ def _checked(file: SourceFile, rows: Iterator[SourceRow]) -> Iterator[AnswerRow]
             if row.problem is not None:
                 null = "; write null where a figure is not known" if "which is not JSON" in row.problem else ""
                 raise RecipeError(f"{where}: {row.problem}{null}")
-            if missing := [name for name in NEEDED if name not in row.values]:
+            if missing := [name for name in REQUIRED_COLUMNS if name not in row.values]:
                 raise RecipeError(f"{where}: needs id and output, and has no {missing[0]}: {', '.join(row.values)}")
             yield AnswerRow(row.line, where, row.values)
     except RecipeError as error:
-        raise _told(error) from None
+        raise _rephrase_error(error) from None
 
 
-def _numbers(rows: Iterator[AnswerRow], figures: Collection[str]) -> Iterator[AnswerRow]:
+def _parse_numbers(rows: Iterator[AnswerRow], figures: Collection[str]) -> Iterator[AnswerRow]:
     """Yields rows whose figures are numbers; an empty cell says that a figure is not known."""
     for row in rows:
-        told = {name: _number(row.values[name]) for name in figures if name in row.values}
+        told = {name: _parse_number(row.values[name]) for name in figures if name in row.values}
         # What is no text of a model is not known either.
         if not row.values.get("model_id", "x"):
             told["model_id"] = None
         yield replace(row, values={**row.values, **told})
 
 
-def _number(text: str) -> int | float | str | None:
+def _parse_number(text: str) -> int | float | str | None:
     """Returns the number that a cell holds, None of an empty one; what is no number stays text, and is refused."""
     if not text.strip():
         return None
@@ -115,45 +117,45 @@ def _number(text: str) -> int | float | str | None:
     return text
 
 
-def _objects(file: SourceFile, text: Text) -> Iterator[AnswerRow]:
+def _parse_objects(file: SourceFile, text: TextDecoding) -> Iterator[AnswerRow]:
     """Yields the objects of JSONL. A bare carriage return ends a line only where nothing else does; U+2028, NEL and the
     like never do."""
     newline = "\r" if set(text.scan.line_ends) == {"cr"} else "\n"
-    for number, line in enumerate(lines(file, text, newline), 1):
+    for number, line in enumerate(read_lines(file, text, newline), 1):
         if line.strip():
             where = f"{file.path}:{number}"
-            yield AnswerRow(number, where, _object(where, line))
+            yield AnswerRow(number, where, _parse_object(where, line))
 
 
-def _object(where: str, line: str) -> Mapping[str, Any]:
-    needs = f'{where}: needs a JSON object with "id" and "output", given {line.strip()[:SHOWN_CHARACTERS]}'
+def _parse_object(where: str, line: str) -> Mapping[str, Any]:
+    needs = f'{where}: needs a JSON object with "id" and "output", given {line.strip()[:MAX_SHOWN_CHARACTERS]}'
     try:
-        row = json.loads(line, object_pairs_hook=_once)
-    except _TwiceError as error:
+        row = json.loads(line, object_pairs_hook=_unique_keys)
+    except _DuplicateKeyError as error:
         raise RecipeError(f"{where}: key {error.args[0]!r} stands there twice; keep one of them") from None
     except (ValueError, RecursionError):
         raise RecipeError(needs) from None
-    if not isinstance(row, dict) or any(name not in row for name in NEEDED):
+    if not isinstance(row, dict) or any(name not in row for name in REQUIRED_COLUMNS):
         raise RecipeError(needs)
-    if has_half(json.dumps([row["id"], row["output"]], ensure_ascii=False)):
+    if has_lone_surrogate(json.dumps([row["id"], row["output"]], ensure_ascii=False)):
         raise RecipeError(
             f"{where}: id {row['id']!r}: output holds half of a surrogate pair, which is no character; replace it"
         )
     return row
 
 
-def _told(error: RecipeError) -> RecipeError:
-    return RecipeError(_OTHER_KEYS.sub("", str(error)))
+def _rephrase_error(error: RecipeError) -> RecipeError:
+    return RecipeError(_DATA_SOURCE_HINT.sub("", str(error)))
 
 
-class _TwiceError(Exception):
+class _DuplicateKeyError(Exception):
     """A key that an object has twice."""
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise _TwiceError(name)
+            raise _DuplicateKeyError(name)
         found[name] = value
     return found

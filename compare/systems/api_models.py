@@ -6,41 +6,50 @@ from dataclasses import replace
 from functools import partial
 
 from compare import models
-from compare.eval_dataset import Material, Rows, of_validation
+from compare.eval_dataset import EvalDataset, Rows, load_validation_dataset
 from compare.scoring import confidence
 from compare.scoring.confidence import Scale
 from compare.systems import answer_file, prompt_selection, row_requests
-from compare.systems.answer_file import AS_BY_DEFAULT, Rules
+from compare.systems.answer_file import DEFAULT_RULES, ReadingRules
 from compare.systems.catalog import System
-from compare.systems.responses import Asking, Gathered, Place, answer_of, remembered, told
+from compare.systems.responses import (
+    ComparisonContext,
+    SystemRequests,
+    SystemResponses,
+    load_or_store,
+    to_responses,
+    to_system_answer,
+)
 from insource.backends import pricing
 from insource.backends.budgets import Budget
-from insource.backends.client import shutdown_date
-from insource.backends.collection import Collected, Question
-from insource.backends.pricing import Priced
-from insource.backends.types import NO_KEY, Backend
+from insource.backends.client import fetch_shutdown_date
+from insource.backends.collection import CollectResult, RowRequest
+from insource.backends.pricing import TokenPrice
+from insource.backends.types import DUMMY_API_KEY, Backend
 from insource.backends.wire import model_families
 from insource.backends.wire.model_families import UNKNOWN, Family
 from insource.config.errors import RecipeError
 from insource.config.schema.compare import Baseline
 from insource.tracking import run
 
-CLOUDS = ("azure", "bedrock", "vertex")
+CLOUD_PROVIDERS = ("azure", "bedrock", "vertex")
 
 
-def everyone(place: Place, systems: Sequence[System]) -> dict[str, Gathered]:
+def collect_from_apis(place: ComparisonContext, systems: Sequence[System]) -> dict[str, SystemResponses]:
     """Returns what each provider answered, by name, one after the other within one budget: what was spent on answers
     of earlier invocations that still count is a part of it. Raises RecipeError, before anybody is asked, where a price
     is unknown."""
-    with_price = priced(systems)
-    spent = sum(known.known_usd() for one, price in with_price if price for known in _everything(place, one))
+    with_price = lookup_prices(systems)
+    spent = sum(known.known_usd() for one, price in with_price if price for known in _all_requests(place, one))
     budget = Budget(place.recipe.compare.budget_usd, spent)
-    found: dict[str, Gathered] = {}
-    chosen: dict[str, prompt_selection.Chosen] = {}
+    found: dict[str, SystemResponses] = {}
+    chosen: dict[str, prompt_selection.SelectedPrompt] = {}
     for system, price in with_price:
         mine = budget if price else None
-        chosen[system.name] = choice = prompt_selection.chosen(place, system, partial(_asking, place), mine, price)
-        one = asked(place, choice.system)
+        chosen[system.name] = choice = prompt_selection.select_prompt(
+            place, system, partial(_build_requests, place), mine, price
+        )
+        one = build_test_requests(place, choice.system)
         before = one.known_usd()
         answers = one.collect(mine, price)
         usd = choice.spent_usd + before + answers.spent_usd if price else None
@@ -52,95 +61,108 @@ def everyone(place: Place, systems: Sequence[System]) -> dict[str, Gathered]:
             else []
         )
         more = {"price": price, "shutdown_date": ends, "notes": [*choice.notes, *own, *left_out]}
-        found[system.name] = told(one, answers, place, spent_usd=usd, scale=_scale(place, system, answers), **more)
+        found[system.name] = to_responses(
+            one, answers, place, spent_usd=usd, scale=_fit_scale(place, system, answers), **more
+        )
     # Last, so that a budget which ends here takes nothing from the comparison.
     for system, price in with_price:
-        asking = for_routing(place, chosen[system.name].system)
+        asking = build_routing_requests(place, chosen[system.name].system)
         if asking is not None:
-            found[system.name] = _with_calibration(found[system.name], asking, budget if price else None, price)
+            found[system.name] = _add_calibration_answers(found[system.name], asking, budget if price else None, price)
     return found
 
 
-def _with_calibration(got: Gathered, asking: Asking, budget: Budget | None, price: Priced | None) -> Gathered:
+def _add_calibration_answers(
+    got: SystemResponses, asking: SystemRequests, budget: Budget | None, price: TokenPrice | None
+) -> SystemResponses:
     """Returns what a system answered with its answers to the calibration rows, if all of them were asked."""
     before = asking.known_usd()
     answers = asking.collect(budget, price)
     usd = (got.spent_usd or 0.0) + before + answers.spent_usd if price else None
     if not answers.complete:
         return replace(got, spent_usd=usd, why_not_calibration=answers.why_incomplete)
-    return replace(got, spent_usd=usd, calibration=[answer_of(answers, one.id) for one in asking.questions])
+    return replace(got, spent_usd=usd, calibration=[to_system_answer(answers, one.id) for one in asking.questions])
 
 
-def for_routing(place: Place, system: System) -> Asking | None:
+def build_routing_requests(place: ComparisonContext, system: System) -> SystemRequests | None:
     """Returns the calibration rows that a system is asked for `route.not_worse_than` alone; None of another system,
     and of one that decides, which is asked them in any case."""
     if system.name != place.recipe.route.not_worse_than or _baseline(system).decides:
         return None
-    return _asking(place, system, place.material, place.material.calibration)
+    return _build_requests(place, system, place.material, place.material.calibration)
 
 
-def priced(systems: Sequence[System]) -> list[tuple[System, Priced | None]]:
+def lookup_prices(systems: Sequence[System]) -> list[tuple[System, TokenPrice | None]]:
     """Returns systems with their price, None for a stand-in on this machine. Raises RecipeError where a provider's
     price is unknown."""
-    if mistakes := pricing.unknown(_baseline(one) for one in systems):
+    if mistakes := pricing.find_unknown_prices(_baseline(one) for one in systems):
         raise RecipeError("\n".join(mistakes))
-    return [(one, pricing.of(_baseline(one))) for one in systems]
+    return [(one, pricing.lookup_price(_baseline(one))) for one in systems]
 
 
-def _everything(place: Place, system: System) -> list[Asking]:
+def _all_requests(place: ComparisonContext, system: System) -> list[SystemRequests]:
     """Everything that a provider may be asked, or was by an earlier invocation: with any of its instructions."""
-    tests = [asked(place, one) for one in prompt_selection.variants(system)]
-    bought = [one for variant in prompt_selection.variants(system) if (one := for_routing(place, variant))]
-    return [first(place, system), *tests, *bought, *prompt_selection.trials(place, system, partial(_asking, place))]
+    tests = [build_test_requests(place, one) for one in prompt_selection.prompt_candidates(system)]
+    bought = [
+        one for variant in prompt_selection.prompt_candidates(system) if (one := build_routing_requests(place, variant))
+    ]
+    return [
+        build_first_request(place, system),
+        *tests,
+        *bought,
+        *prompt_selection.trial_requests(place, system, partial(_build_requests, place)),
+    ]
 
 
-def _shutdown_date(asking: Asking, found: Collected) -> str | None:
+def _shutdown_date(asking: SystemRequests, found: CollectResult) -> str | None:
     """Returns when the provider will shut the model down: as it says now, or as it said when it was last asked; else as
     its SDK announces it."""
-    said = {"shutdown_date": shutdown_date(asking.backend), "asked": run.now()} if found.asked else None
-    known = remembered(asking.journal.with_suffix(".model.json"), [asking.identity, asking.backend.model], said)
+    said = {"shutdown_date": fetch_shutdown_date(asking.backend), "asked": run.utc_timestamp()} if found.asked else None
+    known = load_or_store(asking.journal.with_suffix(".model.json"), [asking.identity, asking.backend.model], said)
     told: str | None = known["shutdown_date"] if known else None
-    return told or models.announced(_baseline(asking.system))
+    return told or models.announced_shutdown(_baseline(asking.system))
 
 
-def first(place: Place, system: System) -> Asking:
+def build_first_request(place: ComparisonContext, system: System) -> SystemRequests:
     """Returns the first request to a provider: one train row, live whatever the mode is."""
-    one = prompt_selection.variants(system)[0]
+    one = prompt_selection.prompt_candidates(system)[0]
     live = replace(one, baseline=_baseline(one).model_copy(update={"mode": "live"}))
-    asking = _asking(place, live, place.material, place.material.train[:1])
+    asking = _build_requests(place, live, place.material, place.material.train[:1])
     return replace(asking, journal=asking.journal.with_suffix(".first.jsonl"))
 
 
-def asked(place: Place, system: System) -> Asking:
+def build_test_requests(place: ComparisonContext, system: System) -> SystemRequests:
     """Returns everything that a provider is asked: the test rows, and the first of them a second time; one that decides
     also the validation rows that its scale is fitted on, and the calibration rows."""
-    once = _asking(place, system, place.material, place.material.test)
-    again = [Question(one.id, 1, one.request) for one in once.questions[: place.recipe.compare.repeat_rows]]
-    known: list[Question] = []
+    once = _build_requests(place, system, place.material, place.material.test)
+    again = [RowRequest(one.id, 1, one.request) for one in once.questions[: place.recipe.compare.repeat_rows]]
+    known: list[RowRequest] = []
     if _baseline(system).decides:
-        rows = [*_for_a_scale(place), *place.material.calibration]
-        known = list(_asking(place, system, place.material, rows).questions)
+        rows = [*_scale_rows(place), *place.material.calibration]
+        known = list(_build_requests(place, system, place.material, rows).questions)
     return replace(once, questions=[*once.questions, *again, *known])
 
 
-def _for_a_scale(place: Place) -> Rows:
+def _scale_rows(place: ComparisonContext) -> Rows:
     """The validation rows that an endpoint that decides is asked, so that its probabilities can be put on a scale."""
-    return of_validation(place.here).test[: place.recipe.compare.calibrate_rows]
+    return load_validation_dataset(place.here).test[: place.recipe.compare.calibrate_rows]
 
 
-def _scale(place: Place, system: System, found: Collected) -> Scale | None:
+def _fit_scale(place: ComparisonContext, system: System, found: CollectResult) -> Scale | None:
     if not _baseline(system).decides:
         return None
-    rows = _for_a_scale(place)
-    return confidence.scale_of(place.material, rows, [answer_of(found, row["id"]) for row in rows])
+    rows = _scale_rows(place)
+    return confidence.fit_scale(place.material, rows, [to_system_answer(found, row["id"]) for row in rows])
 
 
-def _asking(place: Place, system: System, material: Material, rows: Rows) -> Asking:
+def _build_requests(place: ComparisonContext, system: System, material: EvalDataset, rows: Rows) -> SystemRequests:
     baseline = _baseline(system)
-    every = [Question(one.id, 0, one) for one in row_requests.requests(system, material, rows)]
+    every = [RowRequest(one.id, 0, one) for one in row_requests.build_requests(system, material, rows)]
     identity = [baseline.provider, baseline.base_url]
-    backend = replace(remote(baseline, material, system.left_out), direct=not place.recipe.privacy.data_may_leave)
-    return Asking(system, backend, identity, every, place.journal(system))
+    backend = replace(
+        build_endpoint(baseline, material, system.left_out), direct=not place.recipe.privacy.data_may_leave
+    )
+    return SystemRequests(system, backend, identity, every, place.journal(system))
 
 
 def _baseline(system: System) -> Baseline:
@@ -148,18 +170,18 @@ def _baseline(system: System) -> Baseline:
     return system.baseline
 
 
-def remote(baseline: Baseline, material: Material, left_out: tuple[str, ...] = ()) -> Backend:
+def build_endpoint(baseline: Baseline, material: EvalDataset, left_out: tuple[str, ...] = ()) -> Backend:
     """Returns how a baseline of the recipe is asked, without the parameters that its provider refused. Raises
     RecipeError where its model family does not take what the recipe sets."""
-    schema, wire = material.prompt["output_schema"], row_requests.wire_of(baseline)
-    family = model_families.of(wire, baseline.model or "")
-    _check(baseline, family)
+    schema, wire = material.prompt["output_schema"], row_requests.lookup_api_format(baseline)
+    family = model_families.find_family(wire, baseline.model or "")
+    _check_model_family(baseline, family)
     return Backend(
         wire=wire,
         model=baseline.model or "",
         base_url=baseline.base_url,
-        api_key=(os.environ.get(baseline.key_env) if baseline.key_env else None) or NO_KEY,
-        cloud=baseline.provider if baseline.provider in CLOUDS else None,  # type: ignore[arg-type]
+        api_key=(os.environ.get(baseline.key_env) if baseline.key_env else None) or DUMMY_API_KEY,
+        cloud=baseline.provider if baseline.provider in CLOUD_PROVIDERS else None,  # type: ignore[arg-type]
         structured="json_schema" if baseline.structured_output and schema and family.structured else "none",
         log_probabilities=family.tells_log_probabilities(baseline.effort),
         temperature=baseline.temperature,
@@ -172,7 +194,7 @@ def remote(baseline: Baseline, material: Material, left_out: tuple[str, ...] = (
     )
 
 
-def _check(baseline: Baseline, family: Family) -> None:
+def _check_model_family(baseline: Baseline, family: Family) -> None:
     where = f"compare.baselines: {baseline.called}"
     if baseline.effort is not None and family is not UNKNOWN and baseline.effort not in family.efforts:
         allowed = f"{family.name} takes {', '.join(family.efforts) or 'no effort'}"
@@ -190,12 +212,14 @@ def _check(baseline: Baseline, family: Family) -> None:
         )
 
 
-def given(place: Place, system: System, rules: Rules = AS_BY_DEFAULT) -> Gathered:
+def load_answer_file(place: ComparisonContext, system: System, rules: ReadingRules = DEFAULT_RULES) -> SystemResponses:
     """Returns the answers in a file that the user has. Raises RecipeError naming the line that cannot be used."""
     baseline = _baseline(system)
-    file = answer_file.read(baseline, rules)
-    found, why, notes = answer_file.matched(file, system.name, place.material, rules)
-    got = Gathered(system, found, complete=why is None, why_incomplete=why, price=pricing.of(baseline), notes=notes)
+    file = answer_file.read_answer_file(baseline, rules)
+    found, why, notes = answer_file.match_rows(file, system.name, place.material, rules)
+    got = SystemResponses(
+        system, found, complete=why is None, why_incomplete=why, price=pricing.lookup_price(baseline), notes=notes
+    )
     if system.name != place.recipe.route.not_worse_than:
         return got
     calibration = place.material.calibration
@@ -204,4 +228,4 @@ def given(place: Place, system: System, rules: Rules = AS_BY_DEFAULT) -> Gathere
         told = f"{file.path.name} has no answer to {missing:,} of the {len(calibration):,} calibration rows"
         return replace(got, why_not_calibration=told)
     other = replace(place.material, test=calibration)
-    return replace(got, calibration=answer_file.matched(file, system.name, other, rules)[0])
+    return replace(got, calibration=answer_file.match_rows(file, system.name, other, rules)[0])

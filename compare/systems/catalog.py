@@ -14,11 +14,11 @@ from typing import Literal
 
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
-from insource.config.schema.compare import BASE, ENCODER, LINEAR, TUNED, Baseline
+from insource.config.schema.compare import ENCODER, LINEAR, TUNED, UNTUNED_BASE, Baseline
 from insource.tracking.run import Run
 from serve.vllm import launch_plan
 
-Kind = Literal["tuned", "base", "linear", "nearest", "closed", "file"]
+SystemKind = Literal["tuned", "base", "linear", "nearest", "closed", "file"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class System:
     """One thing that answers."""
 
     name: str
-    kind: Kind
+    kind: SystemKind
     title: str
     """As reports show it."""
     which: str | None = None
@@ -48,7 +48,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class NotRun:
+class SkippedSystem:
     """A system of the recipe that cannot be asked, and why."""
 
     name: str
@@ -58,17 +58,19 @@ class NotRun:
     """Whether it was tried, and refused: the next comparison tries it again."""
 
 
-def of(recipe: Recipe, here: Run) -> list[System]:
+def list_systems(recipe: Recipe, here: Run) -> list[System]:
     """Returns the systems of a comparison, the tuned model first. Raises RecipeError where the form that is served was
     not exported, or the recipe names a form that is not there."""
-    tuned = _tuned(recipe, here)
-    found = [*tuned, System(BASE, "base", "untuned base")]
+    tuned = _tuned_systems(recipe, here)
+    found = [*tuned, System(UNTUNED_BASE, "base", "untuned base")]
     if recipe.task.kind == "preference":
         return found
     if recipe.compare.tuned_shots:
         found.insert(1, with_examples(tuned[0], recipe.compare.tuned_shots))
     if shots := recipe.compare.base_shots:
-        found.append(System(f"{BASE}:{shots}-shot", "base", f"untuned base, {shots} similar examples", shots=shots))
+        found.append(
+            System(f"{UNTUNED_BASE}:{shots}-shot", "base", f"untuned base, {shots} similar examples", shots=shots)
+        )
     if recipe.task.kind == "classification":
         model = f"{'one-vs-rest ' if recipe.task.variant == 'multilabel' else ''}logistic regression"
         found.append(System(LINEAR, "linear", f"TF-IDF + {model}"))
@@ -76,25 +78,25 @@ def of(recipe: Recipe, here: Run) -> list[System]:
             found.append(System(ENCODER, "linear", f"sentence encoder + {model}"))
     else:
         found.append(System(LINEAR, "nearest", "answer of the most similar train row"))
-    return found + [_closed(one) for one in recipe.compare.baselines]
+    return found + [_api_system(one) for one in recipe.compare.baselines]
 
 
-def closed(recipe: Recipe) -> list[System]:
+def api_systems(recipe: Recipe) -> list[System]:
     """Returns the closed models of a comparison, whether they can be asked here or not."""
-    return [one for one in map(_closed, recipe.compare.baselines) if one.kind == "closed"]
+    return [one for one in map(_api_system, recipe.compare.baselines) if one.kind == "closed"]
 
 
-def for_the_rest(recipe: Recipe) -> list[str]:
+def fallback_names(recipe: Recipe) -> list[str]:
     """Returns the names of what answers below the threshold, the first that can: what the recipe names for the gateway,
     what its target names, the plan's baseline, the closed models as they stand."""
     route, primary = recipe.route, recipe.compare.primary
     named = [route.baseline, route.not_worse_than, primary.baseline if primary else None]
-    return [*dict.fromkeys([*(one for one in named if one), *(one.name for one in closed(recipe))])]
+    return [*dict.fromkeys([*(one for one in named if one), *(one.name for one in api_systems(recipe))])]
 
 
-def _tuned(recipe: Recipe, here: Run) -> list[System]:
-    there, forms = launch_plan.forms_of(here, recipe), recipe.compare.forms
-    which, *_ = launch_plan.candidates(here, recipe, recipe.serve)
+def _tuned_systems(recipe: Recipe, here: Run) -> list[System]:
+    there, forms = launch_plan.available_variants(here, recipe), recipe.compare.forms
+    which, *_ = launch_plan.rank_variants(here, recipe, recipe.serve)
     asked = there if forms == "all" else [] if forms == "served" else list(forms)
     if missing := [form for form in asked if form not in there]:
         raise RecipeError(
@@ -103,8 +105,8 @@ def _tuned(recipe: Recipe, here: Run) -> list[System]:
         )
     others = [form for form in asked if form != which] if recipe.task.kind != "preference" else []
     return [
-        System(TUNED, "tuned", _title(which), which),
-        *(System(_short(form), "tuned", _title(form), form) for form in others),
+        System(TUNED, "tuned", _variant_title(which), which),
+        *(System(_short_variant(form), "tuned", _variant_title(form), form) for form in others),
     ]
 
 
@@ -113,19 +115,21 @@ def with_examples(tuned: System, shots: int) -> System:
     return replace(tuned, name=f"{TUNED}:{shots}-shot", title=f"{tuned.title}, {shots} similar examples", shots=shots)
 
 
-def in_its_place(systems: Sequence[System], which: str) -> list[System]:
+def replace_tuned(systems: Sequence[System], which: str) -> list[System]:
     """Returns the systems with another form as the tuned model, in the place of one that cannot be served."""
-    tuned = System(TUNED, "tuned", _title(which), which)
-    others = [one for one in systems if one.name not in (TUNED, _short(which))]
+    tuned = System(TUNED, "tuned", _variant_title(which), which)
+    others = [one for one in systems if one.name not in (TUNED, _short_variant(which))]
     return [tuned, *(with_examples(tuned, one.shots) if one.kind == "tuned" and one.shots else one for one in others)]
 
 
-def failed(system: System, why: str) -> NotRun:
+def mark_failed(system: System, why: str) -> SkippedSystem:
     """Returns what is reported of a form of the tuned model, or of its base, that could not be served."""
-    return NotRun(_short(system.which) if system.which else system.name, system.title, f"could not be served: {why}")
+    return SkippedSystem(
+        _short_variant(system.which) if system.which else system.name, system.title, f"could not be served: {why}"
+    )
 
 
-def explores(system: System, recipe: Recipe) -> bool:
+def is_exploratory(system: System, recipe: Recipe) -> bool:
     """Returns whether a system that a server of ours answers for is only explored: it is neither what the recipe would
     serve nor named by the plan, and is asked `compare.explore_rows` test rows."""
     primary = recipe.compare.primary
@@ -133,15 +137,15 @@ def explores(system: System, recipe: Recipe) -> bool:
     return system.kind in ("tuned", "base") and system.name != TUNED and system.name not in planned
 
 
-def _short(which: str) -> str:
+def _short_variant(which: str) -> str:
     return which.removeprefix("quantized/")
 
 
-def _title(which: str) -> str:
-    return f"tuned ({_short(which)})"
+def _variant_title(which: str) -> str:
+    return f"tuned ({_short_variant(which)})"
 
 
-def _closed(baseline: Baseline) -> System:
+def _api_system(baseline: Baseline) -> System:
     if baseline.provider == "file":
         return System(baseline.called, "file", baseline.called, baseline=baseline)
     title = baseline.called + (f", {baseline.shots} similar examples" if baseline.shots else "")
@@ -150,21 +154,21 @@ def _closed(baseline: Baseline) -> System:
     return System(baseline.called, "closed", title, shots=baseline.shots, baseline=baseline)
 
 
-def not_run(systems: Sequence[System], recipe: Recipe) -> list[NotRun]:
+def skipped_systems(systems: Sequence[System], recipe: Recipe) -> list[SkippedSystem]:
     """Returns the closed systems that cannot be asked here: data may not leave to them, or there is no key."""
     found = []
     for one in systems:
         if one.baseline is None or one.baseline.provider == "file":
             continue
-        if not _may_be_asked(one.baseline, recipe):
+        if not _data_may_be_sent(one.baseline, recipe):
             why = "privacy.data_may_leave is false, and its host is neither this machine nor in privacy.trusted_hosts"
-            found.append(NotRun(one.name, one.title, why))
+            found.append(SkippedSystem(one.name, one.title, why))
         elif one.baseline.key_env and not os.environ.get(one.baseline.key_env):
-            found.append(NotRun(one.name, one.title, f"no key: {one.baseline.key_env} is not set"))
+            found.append(SkippedSystem(one.name, one.title, f"no key: {one.baseline.key_env} is not set"))
     return found
 
 
-def _may_be_asked(baseline: Baseline, recipe: Recipe) -> bool:
+def _data_may_be_sent(baseline: Baseline, recipe: Recipe) -> bool:
     """Whether rows may be sent there. A provider without a base_url has an address of its own, which nobody vouches
     for here."""
     if recipe.privacy.data_may_leave or baseline.loopback:

@@ -9,20 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from compare import eval_dataset
-from compare.eval_dataset import Material, Rows
+from compare.eval_dataset import EvalDataset, Rows
 from compare.scoring import predictions
 from compare.systems.catalog import System
-from compare.systems.responses import Asking, Place, answer_of
+from compare.systems.responses import ComparisonContext, SystemRequests, to_system_answer
 from insource.backends.budgets import Budget
-from insource.backends.pricing import Priced
+from insource.backends.pricing import TokenPrice
 from insource.config.conflicts import METRICS
-from insource.tasks import in_words, references
+from insource.tasks import metric_label, references
 
-Asked = Callable[[System, Material, Rows], Asking]
+RequestBuilder = Callable[[System, EvalDataset, Rows], SystemRequests]
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SelectedPrompt:
     """A system with one instruction."""
 
     system: System
@@ -31,7 +31,7 @@ class Chosen:
     """On choosing."""
 
 
-def variants(system: System) -> list[System]:
+def prompt_candidates(system: System) -> list[System]:
     """Returns a system once for each of its instructions."""
     assert system.baseline is not None
     given = system.baseline.instruction
@@ -41,23 +41,25 @@ def variants(system: System) -> list[System]:
     ]
 
 
-def trials(place: Place, system: System, asked: Asked) -> list[Asking]:
+def trial_requests(place: ComparisonContext, system: System, asked: RequestBuilder) -> list[SystemRequests]:
     """Returns what is asked to choose: nothing where there is one instruction, or none."""
-    candidates = variants(system)
+    candidates = prompt_candidates(system)
     if len(candidates) == 1:
         return []
-    mine = _tried_on(place)
+    mine = _selection_dataset(place)
     return [asked(one, mine, mine.test) for one in candidates]
 
 
-def chosen(place: Place, system: System, asked: Asked, budget: Budget | None, price: Priced | None) -> Chosen:
+def select_prompt(
+    place: ComparisonContext, system: System, asked: RequestBuilder, budget: Budget | None, price: TokenPrice | None
+) -> SelectedPrompt:
     """Returns a system with the instruction that is best by the metric that decides; the first of those that are."""
-    candidates, asking = variants(system), trials(place, system, asked)
+    candidates, asking = prompt_candidates(system), trial_requests(place, system, asked)
     if not asking:
-        return Chosen(candidates[0])
+        return SelectedPrompt(candidates[0])
     compare = place.recipe.compare
     metric = compare.primary.metric if compare.primary else METRICS[place.recipe.task.variant][0]
-    mine = _tried_on(place)
+    mine = _selection_dataset(place)
     usd, values = 0.0, list[float]()
     for one in asking:
         before = one.known_usd()
@@ -65,16 +67,16 @@ def chosen(place: Place, system: System, asked: Asked, budget: Budget | None, pr
         usd += before + found.spent_usd
         if not found.complete:
             told = f"{system.title}: its first instruction was taken: choosing among them was not ended"
-            return Chosen(candidates[0], [f"{told} ({found.why_incomplete})"], usd)
-        parsed = [predictions.read(mine, answer_of(found, row["id"])) for row in mine.test]
-        targets = references.targets_of(mine.module, mine.spec, mine.test, parsed)
+            return SelectedPrompt(candidates[0], [f"{told} ({found.why_incomplete})"], usd)
+        parsed = [predictions.parse_answer(mine, to_system_answer(found, row["id"])) for row in mine.test]
+        targets = references.select_targets(mine.module, mine.spec, mine.test, parsed)
         values.append(mine.module.score(mine.spec, targets, parsed)[metric])
     best = values.index(max(values))
     told = f"{system.title}: instruction {best + 1} of {len(values)}, chosen on {len(mine.test)} validation rows"
     figures = ", ".join(f"{value:.1%}" for value in values)
-    return Chosen(candidates[best], [f"{told} ({in_words(metric)} {figures})"], usd)
+    return SelectedPrompt(candidates[best], [f"{told} ({metric_label(metric)} {figures})"], usd)
 
 
-def _tried_on(place: Place) -> Material:
-    mine = eval_dataset.of_validation(place.here)
+def _selection_dataset(place: ComparisonContext) -> EvalDataset:
+    mine = eval_dataset.load_validation_dataset(place.here)
     return dataclasses.replace(mine, test=mine.test[: place.recipe.compare.choose_rows])

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compare.eval_dataset import Material
+from compare.eval_dataset import EvalDataset
 from compare.scoring import predictions
-from compare.scoring.predictions import Answer
+from compare.scoring.predictions import SystemAnswer
 from compare.systems.catalog import System
 from insource.backends import collection
 from insource.backends.budgets import Budget
-from insource.backends.collection import Answered, Collected, Question
-from insource.backends.pricing import Priced
+from insource.backends.collection import CachedResponse, CollectResult, RowRequest
+from insource.backends.pricing import TokenPrice
 from insource.backends.types import Backend
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, progress_bar
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class SystemResponses:
     """What a system answered."""
 
     system: System
-    test: Sequence[Answer]
+    test: Sequence[SystemAnswer]
     """Of all test rows in their order, or of those that the system was asked."""
-    calibration: Sequence[Answer] = ()
+    calibration: Sequence[SystemAnswer] = ()
     """Of all calibration rows in their order; none where the system was not asked, or not all of them."""
     why_not_calibration: str | None = None
     """Why not all calibration rows were asked that were to be."""
-    again: Sequence[Answer] = ()
+    again: Sequence[SystemAnswer] = ()
     """Answers to the first rows of the test set, asked a second time."""
     complete: bool = True
     why_incomplete: str | None = None
@@ -47,7 +47,7 @@ class Gathered:
     parity: Mapping[str, Any] | None = None
     """How what was served answered the validation rows, against the trained weights: n, prompt_ids_equal, agreement
     (None for other weights), difference, ci_low, ci_high."""
-    price: Priced | None = None
+    price: TokenPrice | None = None
     shutdown_date: str | None = None
     """The day, ISO 8601, when the provider will shut the model down, where it says so."""
     scale: "Scale | None" = None
@@ -57,14 +57,14 @@ class Gathered:
 
 
 @dataclass(frozen=True)
-class Place:
+class ComparisonContext:
     """A comparison: of which run, by which recipe, on what."""
 
     here: Run
     name: str
     """The recipe's."""
     recipe: Recipe
-    material: Material
+    material: EvalDataset
 
     @property
     def answers(self) -> Path:
@@ -78,31 +78,31 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Asking:
+class SystemRequests:
     """A system that is asked over a wire, and everything that it is asked."""
 
     system: System
     backend: Backend
     identity: Any
     """Who answers, wherever it listens."""
-    questions: Sequence[Question]
+    questions: Sequence[RowRequest]
     journal: Path
 
     def missing(self) -> int:
         """Returns how many questions have no answer on disk."""
-        return collection.missing(self.backend, self.identity, self.questions, self.journal)
+        return collection.count_pending_requests(self.backend, self.identity, self.questions, self.journal)
 
     def known_usd(self) -> float:
         """Returns what the answers that are on disk cost, or may have cost."""
-        return collection.known_usd(self.backend, self.identity, self.questions, self.journal)
+        return collection.sum_cached_cost_usd(self.backend, self.identity, self.questions, self.journal)
 
-    def collect(self, budget: Budget | None = None, price: Priced | None = None) -> Collected:
+    def collect(self, budget: Budget | None = None, price: TokenPrice | None = None) -> CollectResult:
         """Returns the answers, with progress: those that are known, and the others once they were asked for."""
         system = self.system
-        with progress_bar.bar("answered", len(self.questions), shown=self.missing() > 0) as advance:
+        with progress_bar.show_progress("answered", len(self.questions), shown=self.missing() > 0) as advance:
             done = 0
 
-            def on_answer(answer: Answered) -> None:
+            def on_answer(answer: CachedResponse) -> None:
                 nonlocal done
                 done += 1
                 advance(done, system.title)
@@ -120,7 +120,7 @@ class Asking:
             )
 
 
-def remembered(path: Path, of: Any, fresh: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def load_or_store(path: Path, of: Any, fresh: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Returns what is fresh, once it is on disk, or else what was on disk `of` the same; None where nothing was."""
     which = atomic_files.digest(of)
     if fresh is not None:
@@ -131,16 +131,18 @@ def remembered(path: Path, of: Any, fresh: Mapping[str, Any] | None) -> Mapping[
     return known if known["of"] == which else None
 
 
-def told(asking: Asking, found: Collected, place: Place, **more: Any) -> Gathered:
+def to_responses(
+    asking: SystemRequests, found: CollectResult, place: ComparisonContext, **more: Any
+) -> SystemResponses:
     """Returns what was collected as the answers to the test rows that were asked, to the calibration rows, and to rows
     asked again; `more` is whatever else is known of the system."""
     asked = {(one.id, one.repeat) for one in asking.questions}
     test, calibration = place.material.test, place.material.calibration
-    return Gathered(
+    return SystemResponses(
         asking.system,
-        test=[answer_of(found, row["id"]) for row in test if (row["id"], 0) in asked],
-        calibration=[answer_of(found, row["id"]) for row in calibration if (row["id"], 0) in asked],
-        again=[answer_of(found, row["id"], 1) for row in test if (row["id"], 1) in asked],
+        test=[to_system_answer(found, row["id"]) for row in test if (row["id"], 0) in asked],
+        calibration=[to_system_answer(found, row["id"]) for row in calibration if (row["id"], 0) in asked],
+        again=[to_system_answer(found, row["id"], 1) for row in test if (row["id"], 1) in asked],
         complete=found.complete,
         why_incomplete=found.why_incomplete,
         reused=found.reused,
@@ -150,12 +152,12 @@ def told(asking: Asking, found: Collected, place: Place, **more: Any) -> Gathere
     )
 
 
-def answer_of(found: Collected, row: str, repeat: int = 0) -> Answer:
+def to_system_answer(found: CollectResult, row: str, repeat: int = 0) -> SystemAnswer:
     """Returns what was answered to a row."""
     one = found.answers.get((row, repeat))
     if one is None:
-        return Answer(row, None, error="not asked", not_asked=True)
-    return Answer(
+        return SystemAnswer(row, None, error="not asked", not_asked=True)
+    return SystemAnswer(
         id=row,
         output=one.output,
         finish_reason=one.finish_reason or "stop",

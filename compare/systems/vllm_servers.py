@@ -12,36 +12,36 @@ from insource.config.errors import RecipeError, StageError
 from insource.system import environment
 from serve import server
 from serve.vllm import launch_plan
-from serve.vllm.server_process import Engine
+from serve.vllm.server_process import VllmProcess
 
 # What a server takes beside weights and cache: Python and the libraries of two processes.
-PROCESS_BYTES = 3 * 2**29
+PROCESS_OVERHEAD_BYTES = 3 * 2**29
 
 
-class Engines:
+class VllmServers:
     """Servers that were started ahead, by the form that they serve."""
 
     def __init__(self) -> None:
-        self._ahead: dict[str, Engine] = {}
+        self._ahead: dict[str, VllmProcess] = {}
         self._full = False
         self._waited = False
 
-    def start(self, form: str, vllm: Engine) -> None:
+    def start(self, form: str, vllm: VllmProcess) -> None:
         """Starts the server of a form ahead where it fits into memory beside those that were started before; behind the
         first one that does not, none starts ahead."""
-        needed = launch_plan.memory_needed(vllm.plan)
-        others = [launch_plan.memory_needed(one.plan) for one in self._ahead.values()]
+        needed = launch_plan.required_memory_bytes(vllm.plan)
+        others = [launch_plan.required_memory_bytes(one.plan) for one in self._ahead.values()]
         # What the others need is not all taken yet.
-        free = environment.available_memory_bytes() - sum((one or 0) + PROCESS_BYTES for one in others)
+        free = environment.available_memory_bytes() - sum((one or 0) + PROCESS_OVERHEAD_BYTES for one in others)
         known = needed is not None and None not in others
-        if self._full or (others and not known) or (needed is not None and needed + PROCESS_BYTES > free):
+        if self._full or (others and not known) or (needed is not None and needed + PROCESS_OVERHEAD_BYTES > free):
             self._full = True
             return
-        server.begin(vllm)
+        server.start_vllm(vllm)
         self._ahead[form] = vllm
 
     @contextmanager
-    def take(self, form: str, vllm: Engine) -> Iterator[Engine]:
+    def take(self, form: str, vllm: VllmProcess) -> Iterator[VllmProcess]:
         """Yields the server of a form, up, and stops it at the end: the given one where none that was started ahead is
         up, and then alone, since it may have failed beside others. Raises RecipeError where memory does not suffice,
         and StageError where the server ends while it starts."""
@@ -53,9 +53,9 @@ class Engines:
             self.stop()
             if problem := launch_plan.memory_problem(vllm.plan, environment.available_memory_bytes()):
                 raise RecipeError(problem)
-            server.begin(vllm)
+            server.start_vllm(vllm)
             self._ahead[form] = vllm
-            server.wait(vllm)
+            server.wait_until_ready(vllm)
             ahead = self._ahead.pop(form)
         try:
             yield ahead
@@ -72,15 +72,15 @@ class Engines:
         started, self._waited = () if self._waited else tuple(self._ahead.items()), True
         for form, vllm in started:
             try:
-                server.wait(vllm)
+                server.wait_until_ready(vllm)
             except StageError as error:
                 print(f"vllm      {vllm.plan.name}: {error}; it is tried again alone", file=sys.stderr, flush=True)
                 self._ahead.pop(form).stop()
 
 
 @contextmanager
-def opened() -> Iterator[Engines]:
+def open_servers() -> Iterator[VllmServers]:
     """Yields the servers of a comparison, and stops all of them however the block ends."""
-    engines = Engines()
-    with server.stopped_at_the_end(engines):
+    engines = VllmServers()
+    with server.stop_on_exit(engines):
         yield engines

@@ -14,20 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.dedup import near
-from data_prep.parallel import Spread
+from data_prep.parallel import WorkerPool
 from data_prep.row_table import Table
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.data import SPLITS, Data
-from insource.tasks.labels import shown
+from insource.tasks.labels import display_label
 
 Array = npt.NDArray[Any]
 
 # Who keeps a text that two splits have: the one named first.
-PRECEDENCE = ("test", "calibration", "validation", "train")
+SPLIT_PRECEDENCE = ("test", "calibration", "validation", "train")
 TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
 
-REASONS = (
+DROP_REASONS = (
     "kept",
     "in_test",
     "in_calibration",
@@ -50,7 +50,7 @@ REASONS = (
 
 
 @dataclass
-class Left:
+class DropDecisions:
     """Which rows leave: why (the place in REASONS), because of which row (-1: none), and how near that is."""
 
     reason: Array
@@ -58,7 +58,7 @@ class Left:
     similarity: Array
 
     @classmethod
-    def none(cls, rows: int) -> "Left":
+    def none(cls, rows: int) -> "DropDecisions":
         """Returns the state in which every row stays."""
         return cls(np.zeros(rows, np.int8), np.full(rows, -1, np.int64), np.zeros(rows, np.float32))
 
@@ -67,16 +67,16 @@ class Left:
         return np.equal(self.reason, 0)
 
     def drop(self, rows: Array, reason: str, other: Array | int = -1) -> None:
-        self.reason[rows] = REASONS.index(reason)
+        self.reason[rows] = DROP_REASONS.index(reason)
         self.other[rows] = other
 
 
-def deduplicate(table: Table, splits: Array, recipe: Recipe, spread: Spread, left: Left) -> None:
+def deduplicate(table: Table, splits: Array, recipe: Recipe, spread: WorkerPool, left: DropDecisions) -> None:
     """Adds to `left` the rows that leave. Raises RecipeError on a conflict where data.conflicts is fail."""
-    _across(table, splits, left)
-    _conflicts(table, splits, left, recipe.data)
-    _within(table, splits, left)
-    found = near.find(
+    _drop_cross_split(table, splits, left)
+    _resolve_conflicts(table, splits, left, recipe.data)
+    _drop_within_split(table, splits, left)
+    found = near.find_near_duplicates(
         table.folder,
         splits,
         table.columns["target"],
@@ -92,7 +92,7 @@ def deduplicate(table: Table, splits: Array, recipe: Recipe, spread: Spread, lef
         left.similarity[one.row] = one.similarity
 
 
-def leaks(table: Table, splits: Array) -> dict[str, int]:
+def count_leaks(table: Table, splits: Array) -> dict[str, int]:
     """Returns how many test rows the other splits have too, by ever more forgiving comparisons.
 
     verbatim: the text as it was given; cleaned: after Unicode and white space are evened out; normalised: by the key,
@@ -106,10 +106,10 @@ def leaks(table: Table, splits: Array) -> dict[str, int]:
     }
 
 
-def _across(table: Table, splits: Array, left: Left) -> None:
+def _drop_cross_split(table: Table, splits: Array, left: DropDecisions) -> None:
     keys = table.columns["key"]
-    for at, name in enumerate(PRECEDENCE[:-1]):
-        below = np.isin(splits, [SPLITS.index(one) for one in PRECEDENCE[at + 1 :]])
+    for at, name in enumerate(SPLIT_PRECEDENCE[:-1]):
+        below = np.isin(splits, [SPLITS.index(one) for one in SPLIT_PRECEDENCE[at + 1 :]])
         # A test row whose label is left out is not asked.
         rows = np.flatnonzero((splits == SPLITS.index(name)) & left.stays)
         if not len(rows):
@@ -119,7 +119,7 @@ def _across(table: Table, splits: Array, left: Left) -> None:
         left.drop(leaving, f"in_{name}", rows[np.searchsorted(keys[rows], keys[leaving])])
 
 
-def _conflicts(table: Table, splits: Array, left: Left, data: Data) -> None:
+def _resolve_conflicts(table: Table, splits: Array, left: DropDecisions, data: Data) -> None:
     """Resolves train rows of one subject and several targets: what may bear one target alone is the task's to say."""
     rows = np.flatnonzero((splits == TRAIN) & left.stays)
     _, text = np.unique(table.columns["subject"][rows], return_inverse=True)
@@ -131,7 +131,7 @@ def _conflicts(table: Table, splits: Array, left: Left, data: Data) -> None:
         return
     if data.conflicts == "fail":
         same = rows[text == text[torn][0]]
-        bear = sorted({shown(table.texts.value("target", int(row))) for row in same})[:5]
+        bear = sorted({display_label(table.texts.value("target", int(row))) for row in same})[:5]
         places = [table.place(int(row)) for row in same[:3]]
         raise RecipeError(
             f"{', '.join(places)}: {len(np.unique(text[torn]))} texts bear several answers, this one "
@@ -155,7 +155,7 @@ def _conflicts(table: Table, splits: Array, left: Left, data: Data) -> None:
     left.drop(rows[gone], "conflict", other[gone])
 
 
-def _within(table: Table, splits: Array, left: Left) -> None:
+def _drop_within_split(table: Table, splits: Array, left: DropDecisions) -> None:
     """Keeps the first, in the order of what they say, of rows with one key and one label in one split."""
     rows = np.flatnonzero((splits != TEST) & left.stays)
     columns = [table.columns["key"][rows], table.columns["target"][rows], splits[rows]]

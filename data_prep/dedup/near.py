@@ -22,23 +22,23 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.arrow_texts import Texts
-from data_prep.parallel import Spread
+from data_prep.arrow_texts import ArrowTexts
+from data_prep.parallel import WorkerPool
 from insource.config.schema.data import SPLITS, Deduplicate
-from insource.tasks.words import runs, words
+from insource.tasks.words import split_runs, split_words
 
 Array = npt.NDArray[Any]
 
 PERMUTATIONS = 256
-MISSED = 1e-4
+MAX_MISS_PROBABILITY = 1e-4
 # Standard deviations by which a sketch may underestimate a pair that is to be compared.
-MARGIN = 5.0
+SKETCH_MARGIN_DEVIATIONS = 5.0
 CHUNK_ROWS = 4000
 TRAIN = SPLITS.index("train")
 
 
 @dataclass(frozen=True)
-class Found:
+class NearDuplicate:
     """A train row that is near another: it leaves."""
 
     row: int
@@ -46,18 +46,18 @@ class Found:
     similarity: float
 
 
-def bands_of(threshold: float) -> tuple[int, int]:
+def choose_bands(threshold: float) -> tuple[int, int]:
     """Returns (bands, hashes a band): the widest bands that miss at most MISSED of the pairs at the threshold."""
     for width in range(16, 0, -1):
         bands = PERMUTATIONS // width
-        if (1 - threshold**width) ** bands <= MISSED:
+        if (1 - threshold**width) ** bands <= MAX_MISS_PROBABILITY:
             return bands, width
     return PERMUTATIONS, 1
 
 
 def recall(threshold: float) -> float:
     """Returns the probability with which a pair that is just as near as the threshold is found."""
-    bands, width = bands_of(threshold)
+    bands, width = choose_bands(threshold)
     return float(1 - (1 - threshold**width) ** bands)
 
 
@@ -69,12 +69,12 @@ def shingles(key: str, kind: str) -> set[str]:
     """
     unit, n = kind[:-1], int(kind[-1])
     if unit == "word":
-        found = words(key)
+        found = split_words(key)
         return {" ".join(found[at : at + n]) for at in range(len(found) - n + 1)} or {key}
     if key.isascii():
         return {key[at : at + n] for at in range(len(key) - n + 1)} or {key}
     shingled: set[str] = set()
-    for run, dense in runs(key):
+    for run, dense in split_runs(key):
         length = max(2, n // 2) if dense else n
         shingled |= {run[at : at + length] for at in range(len(run) - length + 1)} or {run}
     return shingled or {key}
@@ -90,7 +90,7 @@ def sketch(keys: list[str], settings: Deduplicate) -> tuple[Array, Array]:
     """Returns (bands, sketches) of the keys: uint64 [rows, bands] that near rows share one of, uint8 [rows, 256]."""
     import rensa
 
-    bands, width = bands_of(settings.near)
+    bands, width = choose_bands(settings.near)
     if not keys or settings.near == 1:
         return np.zeros((len(keys), bands), np.uint64), np.zeros((len(keys), PERMUTATIONS), np.uint8)
     sets = [list(shingles(key, settings.shingle)) for key in keys]
@@ -106,7 +106,7 @@ class SketchFiles:
     """The sketches of all rows on disk: a file for each band, and one of 256 bytes a row."""
 
     def __init__(self, folder: Path, settings: Deduplicate) -> None:
-        paths = [*(_band_path(folder, band) for band in range(bands_of(settings.near)[0])), folder / "sketches.u8"]
+        paths = [*(_band_path(folder, band) for band in range(choose_bands(settings.near)[0])), folder / "sketches.u8"]
         self._opened = ExitStack()
         *self._bands, self._sketches = [self._opened.enter_context(path.open("wb")) for path in paths]
 
@@ -122,9 +122,9 @@ class SketchFiles:
         self._opened.close()
 
 
-def find(
-    folder: Path, splits: Array, targets: Array, order: Array, alive: Array, settings: Deduplicate, spread: Spread
-) -> Iterator[Found]:
+def find_near_duplicates(
+    folder: Path, splits: Array, targets: Array, order: Array, alive: Array, settings: Deduplicate, spread: WorkerPool
+) -> Iterator[NearDuplicate]:
     """Yields the train rows that are to leave, at most once each.
 
     `splits` are places in SPLITS, `targets` hashes, `order` ranks the rows by what they say, and of two near train rows
@@ -133,19 +133,21 @@ def find(
     """
     if settings.near == 1:
         return
-    for band in range(bands_of(settings.near)[0]):
+    for band in range(choose_bands(settings.near)[0]):
         hashed = np.fromfile(_band_path(folder, band), np.uint64)
         rows = np.flatnonzero(alive)
         # Held-out rows first: they stay, and what is near them goes.
         rows = rows[np.lexsort((order[rows], splits[rows] == TRAIN, hashed[rows]))]
-        work = partial(_settle, folder=folder, settings=settings)
-        for found in spread.map(work, _chunks(rows, hashed, splits, targets)):
+        work = partial(_resolve_chunk, folder=folder, settings=settings)
+        for found in spread.map(work, _make_chunks(rows, hashed, splits, targets)):
             for one in found:
                 alive[one.row] = False
                 yield one
 
 
-def _chunks(rows: Array, hashed: Array, splits: Array, targets: Array) -> Iterator[list[tuple[Array, Array, Array]]]:
+def _make_chunks(
+    rows: Array, hashed: Array, splits: Array, targets: Array
+) -> Iterator[list[tuple[Array, Array, Array]]]:
     """Yields lists of buckets, CHUNK_ROWS rows or a bucket more: of each (rows, whether in train, target hashes)."""
     if not len(rows):
         return
@@ -167,19 +169,21 @@ def _chunks(rows: Array, hashed: Array, splits: Array, targets: Array) -> Iterat
         yield chunk
 
 
-def _settle(chunk: list[tuple[Array, Array, Array]], folder: Path, settings: Deduplicate) -> list[Found]:
-    found: list[Found] = []
+def _resolve_chunk(chunk: list[tuple[Array, Array, Array]], folder: Path, settings: Deduplicate) -> list[NearDuplicate]:
+    found: list[NearDuplicate] = []
     for rows, in_train, targets in chunk:
-        found += _settle_bucket(rows, in_train, targets, folder, settings)
+        found += _resolve_bucket(rows, in_train, targets, folder, settings)
     return found
 
 
-def _settle_bucket(rows: Array, in_train: Array, targets: Array, folder: Path, settings: Deduplicate) -> list[Found]:
+def _resolve_bucket(
+    rows: Array, in_train: Array, targets: Array, folder: Path, settings: Deduplicate
+) -> list[NearDuplicate]:
     """Compares each train row with those before it that stay; stops at the first that it is near."""
-    texts, sketches = _opened(folder)
+    texts, sketches = _open_files(folder)
     threshold = settings.near
     # A sketch tells most pairs apart that share a band by chance, before their texts are fetched.
-    least = threshold - MARGIN * (threshold * (1 - threshold) / PERMUTATIONS) ** 0.5
+    least = threshold - SKETCH_MARGIN_DEVIATIONS * (threshold * (1 - threshold) / PERMUTATIONS) ** 0.5
     mine = sketches[rows]
     sets: dict[int, set[str]] = {}
 
@@ -196,7 +200,7 @@ def _settle_bucket(rows: Array, in_train: Array, targets: Array, folder: Path, s
         for other in likely:
             similarity = jaccard(shingles_of(at), shingles_of(other))
             if similarity >= threshold:
-                found.append(Found(int(rows[at]), int(rows[other]), similarity))
+                found.append(NearDuplicate(int(rows[at]), int(rows[other]), similarity))
                 break
         else:
             stays[at] = True
@@ -204,9 +208,9 @@ def _settle_bucket(rows: Array, in_train: Array, targets: Array, folder: Path, s
 
 
 @lru_cache(maxsize=2)
-def _opened(folder: Path) -> tuple[Any, Array]:
+def _open_files(folder: Path) -> tuple[Any, Array]:
     """The files of a table, opened once a process."""
-    return Texts(folder), np.memmap(folder / "sketches.u8", np.uint8, "r").reshape(-1, PERMUTATIONS)
+    return ArrowTexts(folder), np.memmap(folder / "sketches.u8", np.uint8, "r").reshape(-1, PERMUTATIONS)
 
 
 def _band_path(folder: Path, band: int) -> Path:

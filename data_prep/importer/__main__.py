@@ -12,11 +12,19 @@ def main() -> int:
         description="Write a recipe for the rows of an OpenAI or Azure fine-tune, of a log of API calls, or of spans.",
     )
     parser.add_argument("source", metavar="FROM", help="the file that the model was taught with, or a log: JSON lines")
-    parser.add_argument("--test", default=_given("TEST"), help="held-out rows of the same format (default: a split)")
-    parser.add_argument("--model", default=_given("MODEL"), help="the fine-tuned model, ft:..., or an Azure deployment")
-    parser.add_argument("--base-url", default=_given("BASE_URL"), help="its address, where that is not the provider's")
+    parser.add_argument(
+        "--test", default=_read_environment("TEST"), help="held-out rows of the same format (default: a split)"
+    )
+    parser.add_argument(
+        "--model", default=_read_environment("MODEL"), help="the fine-tuned model, ft:..., or an Azure deployment"
+    )
+    parser.add_argument(
+        "--base-url", default=_read_environment("BASE_URL"), help="its address, where that is not the provider's"
+    )
     parser.add_argument("--system", type=int, help="which of several system messages, by its number")
-    parser.add_argument("--to", default=_given("TO"), help="the recipe (default: recipes/<name of the file>.yaml)")
+    parser.add_argument(
+        "--to", default=_read_environment("TO"), help="the recipe (default: recipes/<name of the file>.yaml)"
+    )
     forced = os.environ.get("FORCE", "") not in ("", "0")
     parser.add_argument("--force", action="store_true", default=forced, help="replace a recipe that is there")
     parser.add_argument("--dry-run", action="store_true", help="print the recipe, and write nothing")
@@ -26,9 +34,9 @@ def main() -> int:
     return stage.main(arguments)
 
 
-def _given(name: str) -> str | None:
+def _read_environment(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

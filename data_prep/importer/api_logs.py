@@ -15,45 +15,45 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from insource.tasks.source_record import UnusableRowError, cell
+from insource.tasks.source_record import UnusableRowError, to_text
 
-CUT = ("length", "max_tokens", "model_context_window_exceeded", "max_output_tokens")
+TRUNCATION_REASONS = ("length", "max_tokens", "model_context_window_exceeded", "max_output_tokens")
 # Blocks that a model writes for itself.
-THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
+REASONING_TYPES = ("thinking", "redacted_thinking", "reasoning")
 
 
 @dataclass(frozen=True)
-class Call:
+class ApiCall:
     """A call that was answered: the conversation ends in the answer."""
 
     model: str | None
     messages: list[dict[str, Any]]
 
 
-def calls(values: Mapping[str, Any]) -> Iterator[Call | UnusableRowError]:
+def read_calls(values: Mapping[str, Any]) -> Iterator[ApiCall | UnusableRowError]:
     """Yields the call of a line, or why it has none that can be learnt from."""
     try:
-        yield _call(_opened(values.get("request")), _opened(values.get("response")))
+        yield _make_call(_parse_json_text(values.get("request")), _parse_json_text(values.get("response")))
     except UnusableRowError as error:
         yield error
 
 
-def _call(request: Any, response: Any) -> Call:
+def _make_call(request: Any, response: Any) -> ApiCall:
     if isinstance(response, list) or (isinstance(response, str) and response.startswith("data:")):
         raise UnusableRowError("streamed", "the response is the chunks of a stream; log the message that they make")
     if not isinstance(response, dict) or response.get("error"):
-        raise UnusableRowError("failed_call", f"the call failed: {cell(response)[:60]}")
+        raise UnusableRowError("failed_call", f"the call failed: {to_text(response)[:60]}")
     if not isinstance(request, dict):
-        raise UnusableRowError("bad_request", f"the request is no object: {cell(request)[:60]}")
+        raise UnusableRowError("bad_request", f"the request is no object: {to_text(request)[:60]}")
     # The body may be one level down, as raw HTTP requests are logged.
     request = request["body"] if isinstance(request.get("body"), dict) else request
     response = response["body"] if isinstance(response.get("body"), dict) else response
     model = request.get("model") or response.get("model")
-    answer = _answer(response)
-    return Call(model if isinstance(model, str) else None, [*_asked(request), answer])
+    answer = _response_message(response)
+    return ApiCall(model if isinstance(model, str) else None, [*_request_messages(request), answer])
 
 
-def _asked(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _request_messages(request: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The messages of a request, its system prompt first."""
     system = request.get("system", request.get("instructions"))
     found = [{"role": "system", "content": system}] if system else []
@@ -64,14 +64,16 @@ def _asked(request: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise UnusableRowError("bad_request", "the request has neither messages nor input")
     for one in given:
         if isinstance(one, dict) and "role" not in one:
-            raise UnusableRowError("tool_call", f"the request holds a {cell(one.get('type', 'message without role'))}")
+            raise UnusableRowError(
+                "tool_call", f"the request holds a {to_text(one.get('type', 'message without role'))}"
+            )
     return found + given
 
 
-def _answer(response: Mapping[str, Any]) -> dict[str, Any]:
+def _response_message(response: Mapping[str, Any]) -> dict[str, Any]:
     """The answer as a message, by the form of each SDK. Raises UnusableRowError where there is none, or half of one."""
     if choices := response.get("choices"):
-        _refuse_cut(choices[0].get("finish_reason"))
+        _check_complete(choices[0].get("finish_reason"))
         message = dict(choices[0].get("message") or {})
         if message.get("refusal"):
             raise UnusableRowError("refusal", "the model refused to answer")
@@ -79,7 +81,7 @@ def _answer(response: Mapping[str, Any]) -> dict[str, Any]:
             "role": "assistant",
             "content": message.get("content") or "",
         }
-    _refuse_cut(response.get("stop_reason") or (response.get("incomplete_details") or {}).get("reason"))
+    _check_complete(response.get("stop_reason") or (response.get("incomplete_details") or {}).get("reason"))
     if response.get("stop_reason") == "refusal":
         raise UnusableRowError("refusal", "the model refused to answer")
     blocks = response.get("output", response.get("content"))
@@ -88,7 +90,7 @@ def _answer(response: Mapping[str, Any]) -> dict[str, Any]:
     texts = []
     for block in blocks:
         kind = block.get("type")
-        if kind in THOUGHTS:
+        if kind in REASONING_TYPES:
             continue
         parts = block.get("content") if kind == "message" else [block]
         for part in parts or []:
@@ -96,20 +98,20 @@ def _answer(response: Mapping[str, Any]) -> dict[str, Any]:
                 raise UnusableRowError("refusal", "the model refused to answer")
             if part.get("type") not in ("text", "output_text"):
                 raise UnusableRowError(
-                    "tool_call", f"the answer holds a {cell(part.get('type'))}; answers are texts here"
+                    "tool_call", f"the answer holds a {to_text(part.get('type'))}; answers are texts here"
                 )
-            texts.append(cell(part.get("text")))
+            texts.append(to_text(part.get("text")))
     return {"role": "assistant", "content": "".join(texts)}
 
 
-def _refuse_cut(reason: Any) -> None:
-    if reason in CUT:
+def _check_complete(reason: Any) -> None:
+    if reason in TRUNCATION_REASONS:
         raise UnusableRowError("cut", f"the answer was cut off ({reason})")
     if reason == "content_filter":
         raise UnusableRowError("refusal", "the answer was filtered")
 
 
-def _opened(value: Any) -> Any:
+def _parse_json_text(value: Any) -> Any:
     """A value, or what a text holds as JSON."""
     if not isinstance(value, str):
         return value

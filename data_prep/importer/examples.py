@@ -15,7 +15,7 @@ from typing import Any
 
 from data_prep.importer import api_logs, otel_spans
 from insource.config.errors import RecipeError
-from insource.tasks.chat_messages import answer_of, asked, messages_of
+from insource.tasks.chat_messages import parse_messages, read_answer, split_prompt
 from insource.tasks.source_record import UnusableRowError
 from insource.tasks.text_keys import clean
 
@@ -43,17 +43,17 @@ class Example:
     """Whether the system message stands in the first message alone, as a text."""
 
 
-Read = Callable[[Values], Iterator[Example | UnusableRowError]]
+ExampleReader = Callable[[Values], Iterator[Example | UnusableRowError]]
 
 
-def chat(values: Values) -> Iterator[Example | UnusableRowError]:
+def read_chat(values: Values) -> Iterator[Example | UnusableRowError]:
     """Yields what a line of the chat format teaches: one example for each answer of the assistant that is learnt.
 
     OpenAI trains on every answer whose `weight` is not 0, so a conversation of three answers is three examples.
     """
     given = values.get("messages")
     try:
-        messages = messages_of(given, "messages")
+        messages = parse_messages(given, "messages")
     except UnusableRowError as error:
         yield error
         return
@@ -66,53 +66,53 @@ def chat(values: Values) -> Iterator[Example | UnusableRowError]:
     learnt = [at for at in answers if weights[at] not in (0, "0")]
     if not learnt:
         yield UnusableRowError("weight_0", "every answer has weight 0: nothing is learnt from this row")
-    more = {"plain": learnt == [len(messages) - 1], "expanded": len(learnt) > 1, "one_system": _one_system(given)}
+    more = {"plain": learnt == [len(messages) - 1], "expanded": len(learnt) > 1, "one_system": _has_one_system(given)}
     for at in learnt:
-        yield _example(messages[: at + 1], **more)
+        yield _make_example(messages[: at + 1], **more)
 
 
-def preference(values: Values) -> Iterator[Example | UnusableRowError]:
+def read_preference(values: Values) -> Iterator[Example | UnusableRowError]:
     """Yields the pair of a line of the DPO format."""
     try:
         given = values.get("input")
-        prompt = messages_of(given.get("messages") if isinstance(given, dict) else given, "input.messages")
-        sides = [messages_of(values.get(name), name) for name in ("preferred_output", "non_preferred_output")]
+        prompt = parse_messages(given.get("messages") if isinstance(given, dict) else given, "input.messages")
+        sides = [parse_messages(values.get(name), name) for name in ("preferred_output", "non_preferred_output")]
         if any(len(side) > 1 for side in sides):
             raise UnusableRowError("bad_pair", "an output of several messages (calls of tools); one answer is needed")
-        chosen, rejected = (clean(answer_of(side[0])) for side in sides)
+        chosen, rejected = (clean(read_answer(side[0])) for side in sides)
         if not (chosen and rejected):
             raise UnusableRowError("no_answer", "one of the two answers is empty")
         if chosen == rejected:
             raise UnusableRowError("same_answers", "both answers are the same")
-        system, text = asked(prompt)
+        system, text = split_prompt(prompt)
     except UnusableRowError as error:
         yield error
         return
     plain = isinstance(given, dict)
-    yield Example(system, text, chosen, rejected, turns=_turns(prompt), plain=plain)
+    yield Example(system, text, chosen, rejected, turns=_count_turns(prompt), plain=plain)
 
 
-def called(calls: Callable[[Values], Iterator[api_logs.Call | UnusableRowError]]) -> Read:
+def make_log_reader(calls: Callable[[Values], Iterator[api_logs.ApiCall | UnusableRowError]]) -> ExampleReader:
     """Returns what reads a log, by what reads the calls of one of its lines."""
 
     def read(values: Values) -> Iterator[Example | UnusableRowError]:
         try:
             for one in calls(values):
-                yield one if isinstance(one, UnusableRowError) else _of_call(one)
+                yield one if isinstance(one, UnusableRowError) else _example_from_call(one)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             yield UnusableRowError("bad_log", f"not as an SDK writes it ({type(error).__name__}: {str(error)[:60]})")
 
     return read
 
 
-def _of_call(call: api_logs.Call) -> Example | UnusableRowError:
+def _example_from_call(call: api_logs.ApiCall) -> Example | UnusableRowError:
     try:
-        return _example(messages_of(call.messages, "messages"), plain=False, model=call.model)
+        return _make_example(parse_messages(call.messages, "messages"), plain=False, model=call.model)
     except UnusableRowError as error:
         return error
 
 
-def format_of(name: str, values: Values) -> tuple[str, Read]:
+def detect_format(name: str, values: Values) -> tuple[str, ExampleReader]:
     """Returns the format of a file, by its first readable row, and what reads its rows.
 
     Raises RecipeError where it is none of those that are imported.
@@ -132,35 +132,35 @@ def format_of(name: str, values: Values) -> tuple[str, Read]:
     )
 
 
-def _one_system(given: Any) -> bool:
+def _has_one_system(given: Any) -> bool:
     systems = [one for one in given if one.get("role") in ("system", "developer")] if isinstance(given, list) else []
     return len(systems) == 1 and systems == given[:1] and isinstance(systems[0].get("content"), str)
 
 
-def _example(messages: Sequence[Mapping[str, str]], **more: Any) -> Example | UnusableRowError:
+def _make_example(messages: Sequence[Mapping[str, str]], **more: Any) -> Example | UnusableRowError:
     try:
-        answer = clean(answer_of(messages[-1]))
-        system, text = asked(messages[:-1])
+        answer = clean(read_answer(messages[-1]))
+        system, text = split_prompt(messages[:-1])
         if not answer:
             raise UnusableRowError("no_answer", "the answer is empty")
         if not text.strip():
             raise UnusableRowError("no_text", "the text is empty")
     except UnusableRowError as error:
         return error
-    return Example(system, text, answer, turns=_turns(messages[:-1]), **more)
+    return Example(system, text, answer, turns=_count_turns(messages[:-1]), **more)
 
 
-def _turns(messages: Sequence[Mapping[str, str]]) -> int:
+def _count_turns(messages: Sequence[Mapping[str, str]]) -> int:
     return sum(one["role"] not in ("system", "developer") for one in messages)
 
 
 # The keys that tell a format, what it is called, and what reads it; the first that fits counts.
-FORMATS: Sequence[tuple[tuple[str, ...], str, Read]] = (
-    (("input", "preferred_output", "non_preferred_output"), "OpenAI's preference format (DPO)", preference),
-    (("messages",), "OpenAI's chat fine-tuning format", chat),
-    (("request", "response"), "a log of API calls", called(api_logs.calls)),
-    (("resourceSpans",), "OpenTelemetry spans (OTLP)", called(otel_spans.calls)),
-    (("resourceLogs",), "OpenTelemetry spans (OTLP)", called(otel_spans.calls)),
-    (("resourceMetrics",), "OpenTelemetry spans (OTLP)", called(otel_spans.calls)),
-    (("attributes",), "OpenTelemetry spans", called(otel_spans.calls)),
+FORMATS: Sequence[tuple[tuple[str, ...], str, ExampleReader]] = (
+    (("input", "preferred_output", "non_preferred_output"), "OpenAI's preference format (DPO)", read_preference),
+    (("messages",), "OpenAI's chat fine-tuning format", read_chat),
+    (("request", "response"), "a log of API calls", make_log_reader(api_logs.read_calls)),
+    (("resourceSpans",), "OpenTelemetry spans (OTLP)", make_log_reader(otel_spans.read_calls)),
+    (("resourceLogs",), "OpenTelemetry spans (OTLP)", make_log_reader(otel_spans.read_calls)),
+    (("resourceMetrics",), "OpenTelemetry spans (OTLP)", make_log_reader(otel_spans.read_calls)),
+    (("attributes",), "OpenTelemetry spans", make_log_reader(otel_spans.read_calls)),
 )

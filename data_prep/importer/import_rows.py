@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from data_prep.dedup import near
-from data_prep.importer.examples import Example, Read, format_of
-from data_prep.importer.recipe_text import Sources
+from data_prep.importer.examples import Example, ExampleReader, detect_format
+from data_prep.importer.recipe_text import RecipeSource
 from data_prep.importer.survey import Survey
 from data_prep.readers import limits, read, sources
 from data_prep.readers.source_row import SourceRow
@@ -25,12 +25,21 @@ from data_prep.rows import columns, data_row
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Deduplicate, Source
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from insource.tasks.source_record import UnusableRowError
 from insource.tasks.text_keys import duplicate_key
 
 # What a reader of JSON looks for in an object that may be a row, or hold rows.
-COLUMNS = ("messages", "input", "request", "response", "attributes", "resourceSpans", "resourceLogs", "resourceMetrics")
+ROW_KEYS = (
+    "messages",
+    "input",
+    "request",
+    "response",
+    "attributes",
+    "resourceSpans",
+    "resourceLogs",
+    "resourceMetrics",
+)
 # A line of a log may hold thousands of calls.
 LOG_ROW_MIB = 512
 # Near-duplicates are counted among so many rows; data preparation finds all of them.
@@ -38,7 +47,7 @@ COMPARED_ROWS, SKETCHED_ROWS = 50_000, 2_000
 
 
 @dataclass
-class Outcome:
+class ImportCounts:
     """What becomes of the rows of a recipe."""
 
     meant: int = 0
@@ -59,39 +68,39 @@ class Outcome:
         return 1 - self.usable / self.meant if self.meant else 0.0
 
 
-def lines_of(path: Path) -> Iterator[SourceRow]:
+def read_source_rows(path: Path) -> Iterator[SourceRow]:
     """Yields the rows of a file, a folder or a glob, with what is wrong with those that cannot be read."""
     source = Source(path=str(path), max_row_mib=LOG_ROW_MIB)
     try:
-        for file in sources.find(source):
-            _, found = read.read(file, source, COLUMNS)
+        for file in sources.find_files(source):
+            _, found = read.read(file, source, ROW_KEYS)
             yield from found
     except RecipeError as error:
         # There is no recipe yet whose key could be raised.
-        raise RecipeError(str(error).partition(f", or set {limits.ROW_KEY}")[0]) from None
+        raise RecipeError(str(error).partition(f", or set {limits.ROW_LIMIT_KEY}")[0]) from None
 
 
-def examples_of(path: Path) -> Iterator[tuple[SourceRow, str, Example | UnusableRowError]]:
+def read_examples(path: Path) -> Iterator[tuple[SourceRow, str, Example | UnusableRowError]]:
     """Yields (row, the format of its file, what it gives) of every row; a row may give several examples.
 
     Raises RecipeError where a file is in no format that is imported.
     """
-    formats: dict[str, tuple[str, Read]] = {}
-    for row in lines_of(path):
+    formats: dict[str, tuple[str, ExampleReader]] = {}
+    for row in read_source_rows(path):
         if row.problem:
             yield row, "", UnusableRowError("unreadable", row.problem)
             continue
-        title, reader = formats.get(row.file) or formats.setdefault(row.file, format_of(row.file, row.values))
+        title, reader = formats.get(row.file) or formats.setdefault(row.file, detect_format(row.file, row.values))
         for one in reader(row.values):
             yield row, title, one
 
 
-def surveyed(paths: list[Path]) -> Survey:
+def survey_files(paths: list[Path]) -> Survey:
     """Returns what is in the files. Raises RecipeError where they are in no format, or in several."""
     found = Survey()
     for path in paths:
         last = None
-        for row, title, one in examples_of(path):
+        for row, title, one in read_examples(path):
             found.read += last != (last := (row.file, row.line))
             if title and found.format not in ("", title):
                 raise RecipeError(f"{row.file} is {title}, and the other file is {found.format}: import one format")
@@ -106,10 +115,12 @@ def surveyed(paths: list[Path]) -> Survey:
     return found
 
 
-def checked(path: Path, recipe: Recipe, chosen: Sources, survey: Survey, outcome: Outcome, to: "Writer | None") -> None:
+def check_rows(
+    path: Path, recipe: Recipe, chosen: RecipeSource, survey: Survey, outcome: ImportCounts, to: "ConvertedFile | None"
+) -> None:
     """Counts what becomes of each row of a file, and writes the usable ones where they are to be converted."""
     numbers = Counter[tuple[str, int]]()
-    for row, _, one in examples_of(path):
+    for row, _, one in read_examples(path):
         where = f"{row.file}:{row.line}"
         if isinstance(one, UnusableRowError):
             outcome.meant += one.reason != "other_span"
@@ -126,8 +137,10 @@ def checked(path: Path, recipe: Recipe, chosen: Sources, survey: Survey, outcome
                 survey.problem(where, "other_preamble", "the text does not begin and end as nearly all others do")
                 continue
             numbers[row.file, row.line] += 1
-            values = _values(one, inside, where, numbers[row.file, row.line], chosen.group)
-        made = data_row.row_of(SourceRow(row.file, row.line, values | _dotted(values, recipe)), recipe)
+            values = _make_values(one, inside, where, numbers[row.file, row.line], chosen.group)
+        made = data_row.make_row(
+            SourceRow(row.file, row.line, values | _resolve_dotted_columns(values, recipe)), recipe
+        )
         if isinstance(made, data_row.Rejected):
             survey.problem(where, made.reason, made.detail)
             continue
@@ -139,7 +152,7 @@ def checked(path: Path, recipe: Recipe, chosen: Sources, survey: Survey, outcome
                 outcome.keys.append(f"{duplicate_key(made.text)}\x1f{made.target}")
 
 
-def count_near(outcome: Outcome) -> None:
+def count_near_duplicates(outcome: ImportCounts) -> None:
     """Counts rows that say the same, or nearly the same, as one before them, and gave the same answer."""
     keys = list(dict.fromkeys(outcome.keys))
     outcome.duplicates = len(outcome.keys) - len(keys)
@@ -159,7 +172,7 @@ def count_near(outcome: Outcome) -> None:
             first.setdefault(place, at)
 
 
-class Writer:
+class ConvertedFile:
     """A converted file: whole or not at all. `keep` puts it in its place. The null device keeps nothing."""
 
     def __init__(self, path: Path) -> None:
@@ -171,7 +184,7 @@ class Writer:
 
     def write(self, row: data_row.Row, recipe: Recipe, group: str | None) -> None:
         """Writes a row, as data preparation cleaned and redacted it."""
-        target = KINDS[recipe.task.variant].target_of(row.target)
+        target = TASKS[recipe.task.variant].parse_target(row.target)
         told = target if recipe.task.kind == "preference" else {"answer": target}
         of = {group: row.group} if group else {}
         self._file.write(json.dumps({"id": row.id, **of, "text": row.text, **told}, ensure_ascii=False) + "\n")
@@ -193,14 +206,16 @@ class Writer:
             self._aside.unlink(missing_ok=True)
 
 
-def _values(one: Example, text: str, where: str, number: int, group: str | None) -> dict[str, Any]:
+def _make_values(one: Example, text: str, where: str, number: int, group: str | None) -> dict[str, Any]:
     """A row of a converted file before it is cleaned."""
     row_id = where if number == 1 else f"{where}#{number}"
     answers = {"answer": one.answer} if one.rejected is None else {"chosen": one.answer, "rejected": one.rejected}
     return {"id": row_id, "text": text, **answers} | ({group: where} if group else {})
 
 
-def _dotted(values: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+def _resolve_dotted_columns(values: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     from data_prep.readers import dotted_paths
 
-    return dotted_paths.reached(values, [name for name in columns.read_columns(recipe, "all") if "." in name])
+    return dotted_paths.resolve_columns(
+        values, [name for name in columns.columns_to_read(recipe, "all") if "." in name]
+    )

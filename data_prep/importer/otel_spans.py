@@ -14,19 +14,19 @@ be JSON texts or structured; both are read, also from the event gen_ai.client.in
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data_prep.importer.api_logs import Call
-from data_prep.readers.dotted_paths import opened
-from insource.tasks.source_record import UnusableRowError, cell
+from data_prep.importer.api_logs import ApiCall
+from data_prep.readers.dotted_paths import parse_json_text
+from insource.tasks.source_record import UnusableRowError, to_text
 
-INPUT, OUTPUT, SYSTEM = "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions"
-MODEL = ("gen_ai.request.model", "gen_ai.response.model")
+INPUT_KEY, OUTPUT_KEY, SYSTEM_KEY = "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions"
+MODEL_KEYS = ("gen_ai.request.model", "gen_ai.response.model")
 
 
-def calls(values: Mapping[str, Any]) -> Iterator[Call | UnusableRowError]:
+def read_calls(values: Mapping[str, Any]) -> Iterator[ApiCall | UnusableRowError]:
     """Yields the call of each span of a line, or why it has none that can be learnt from."""
-    for span in _spans(values):
+    for span in _iterate_spans(values):
         try:
-            yield _call(_attributes(span))
+            yield _make_call(_collect_attributes(span))
         except UnusableRowError as error:
             yield error
         except (AttributeError, IndexError, KeyError, TypeError) as error:
@@ -34,7 +34,7 @@ def calls(values: Mapping[str, Any]) -> Iterator[Call | UnusableRowError]:
             yield UnusableRowError("bad_log", f"not as an SDK writes it ({type(error).__name__}: {str(error)[:60]})")
 
 
-def _spans(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _iterate_spans(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     if "resourceSpans" not in values:
         yield values
         return
@@ -43,31 +43,31 @@ def _spans(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield from scope.get("spans") or []
 
 
-def _call(attributes: Mapping[str, Any]) -> Call:
-    if OUTPUT not in attributes or INPUT not in attributes:
+def _make_call(attributes: Mapping[str, Any]) -> ApiCall:
+    if OUTPUT_KEY not in attributes or INPUT_KEY not in attributes:
         if not any(name.startswith("gen_ai.request.") for name in attributes):
             raise UnusableRowError("other_span", "the span is no call of a model")
         hint = "was OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT set?"
-        raise UnusableRowError("no_content", f"the span has no {INPUT} and {OUTPUT}: {hint}")
-    messages = [_message(one) for one in _list(attributes[INPUT], INPUT)]
-    if system := attributes.get(SYSTEM):
-        messages.insert(0, {"role": "system", "content": _text(_list(system, SYSTEM))})
-    outputs = _list(attributes[OUTPUT], OUTPUT)
+        raise UnusableRowError("no_content", f"the span has no {INPUT_KEY} and {OUTPUT_KEY}: {hint}")
+    messages = [_make_message(one) for one in _parse_list(attributes[INPUT_KEY], INPUT_KEY)]
+    if system := attributes.get(SYSTEM_KEY):
+        messages.insert(0, {"role": "system", "content": _join_text_parts(_parse_list(system, SYSTEM_KEY))})
+    outputs = _parse_list(attributes[OUTPUT_KEY], OUTPUT_KEY)
     if not outputs:
-        raise UnusableRowError("no_answer", f"{OUTPUT} is empty")
+        raise UnusableRowError("no_answer", f"{OUTPUT_KEY} is empty")
     if (reason := outputs[0].get("finish_reason")) in ("length", "content_filter", "error"):
         raise UnusableRowError("cut" if reason == "length" else "refusal", f"the answer ended by {reason}")
-    model = next((attributes[name] for name in MODEL if isinstance(attributes.get(name), str)), None)
-    return Call(model, [*messages, {**_message(outputs[0]), "role": "assistant"}])
+    model = next((attributes[name] for name in MODEL_KEYS if isinstance(attributes.get(name), str)), None)
+    return ApiCall(model, [*messages, {**_make_message(outputs[0]), "role": "assistant"}])
 
 
-def _message(one: Mapping[str, Any]) -> dict[str, Any]:
+def _make_message(one: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(one, dict) or not isinstance(one.get("role"), str):
-        raise UnusableRowError("bad_messages", f"a message of a span has no role: {cell(one)[:60]}")
-    return {"role": one["role"], "content": _text(one.get("parts") or [])}
+        raise UnusableRowError("bad_messages", f"a message of a span has no role: {to_text(one)[:60]}")
+    return {"role": one["role"], "content": _join_text_parts(one.get("parts") or [])}
 
 
-def _text(parts: Any) -> str:
+def _join_text_parts(parts: Any) -> str:
     """The text of the parts of a message. Raises UnusableRowError over parts that are no text."""
     texts = []
     for part in parts if isinstance(parts, list) else [parts]:
@@ -78,18 +78,18 @@ def _text(parts: Any) -> str:
             raise UnusableRowError("tool_call", f"the conversation holds a {kind}; only texts can be learnt from")
         if kind != "text":
             raise UnusableRowError("no_text", f"a part of type {kind}; only text can be learnt from")
-        texts.append(cell(part.get("content")))
+        texts.append(to_text(part.get("content")))
     return "\n".join(texts)
 
 
-def _list(value: Any, name: str) -> list[Any]:
-    found = opened(value)
+def _parse_list(value: Any, name: str) -> list[Any]:
+    found = parse_json_text(value)
     if not isinstance(found, list):
-        raise UnusableRowError("bad_messages", f"{name} is no list: {cell(value)[:60]}")
+        raise UnusableRowError("bad_messages", f"{name} is no list: {to_text(value)[:60]}")
     return found
 
 
-def _attributes(span: Mapping[str, Any]) -> dict[str, Any]:
+def _collect_attributes(span: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of a span and of its events."""
     found: dict[str, Any] = {}
     for one in [*(span.get("events") or []), span]:
@@ -97,14 +97,14 @@ def _attributes(span: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(given, dict):
             found |= given
         else:
-            found |= {pair["key"]: _value(pair.get("value") or {}) for pair in given if "key" in pair}
+            found |= {pair["key"]: _decode_value(pair.get("value") or {}) for pair in given if "key" in pair}
     return found
 
 
-def _value(given: Mapping[str, Any]) -> Any:
+def _decode_value(given: Mapping[str, Any]) -> Any:
     """A value of OTLP's JSON: {"stringValue": "x"}, {"arrayValue": {"values": [...]}}, {"kvlistValue": {...}}."""
     if "arrayValue" in given:
-        return [_value(one) for one in given["arrayValue"].get("values") or []]
+        return [_decode_value(one) for one in given["arrayValue"].get("values") or []]
     if "kvlistValue" in given:
-        return {one["key"]: _value(one.get("value") or {}) for one in given["kvlistValue"].get("values") or []}
+        return {one["key"]: _decode_value(one.get("value") or {}) for one in given["kvlistValue"].get("values") or []}
     return next(iter(given.values()), None)

@@ -8,38 +8,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.importer.survey import Answers, Preamble
-from data_prep.importer.task_inference import Task
+from data_prep.importer.survey import AnswerStatistics, Preamble
+from data_prep.importer.task_inference import InferredTask
 from insource.backends.wire import model_families
-from insource.config.hosts import host_of, is_loopback
-from insource.config.schema.compare import HOSTS
+from insource.config.hosts import is_loopback, parse_host
+from insource.config.schema.compare import KEY_HOSTS
 
 SCHEMA = Path(__file__).parents[2] / "recipes" / ".schema.json"
-METRICS = {
+DEFAULT_METRICS = {
     "classification": "accuracy",
     "multilabel": "micro_f1",
     "extraction": "field_f1",
     "generation": "rouge_l",
     "preference": "preference_accuracy",
 }
-INSTRUCTIONS = {
+DEFAULT_INSTRUCTIONS = {
     "classification": "Choose the label of the text.",
     "multilabel": "Name every label that applies to the text.",
     "extraction": "Read the text and fill in the fields.",
     "generation": "Answer the message as the examples do.",
     "preference": "Answer the message.",
 }
-LEAST_INSTRUCTION = 10
-WIDTH = 118
-EPOCHS = {"classification": 3, "extraction": 6, "generation": 6, "preference": 2}
+MIN_INSTRUCTION_CHARACTERS = 10
+COMMENT_WIDTH = 118
+DEFAULT_EPOCHS = {"classification": 3, "extraction": 6, "generation": 6, "preference": 2}
 # An answer may be longer than any that was seen, and in some alphabets a character is more than one token.
-TOKENS_A_CHARACTER, LEAST_TOKENS = 2, 64
+TOKENS_PER_CHARACTER, MIN_ANSWER_TOKENS = 2, 64
 # Limits of a row, the first of them the default; a token is taken for three characters, and the next limit for room.
-CHARACTERS_A_TOKEN, LIMITS, PACK_TOKENS = 3, (2048, 4096, 8192, 16384, 32768), 8192
+CHARACTERS_PER_TOKEN, ROW_TOKEN_LIMITS, PACK_TOKENS = 3, (2048, 4096, 8192, 16384, 32768), 8192
 
 
 @dataclass(frozen=True)
-class Sources:
+class RecipeSource:
     """What the recipe reads."""
 
     train: Path
@@ -58,7 +58,7 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Model:
+class IncumbentModel:
     """The model that the task is taken from."""
 
     name: str
@@ -70,7 +70,7 @@ class Model:
     @property
     def provider(self) -> str:
         """Returns who serves it, by its name and address."""
-        if any((host_of(self.base_url) or "").endswith(host) for host in HOSTS["AZURE_OPENAI_API_KEY"]):
+        if any((parse_host(self.base_url) or "").endswith(host) for host in KEY_HOSTS["AZURE_OPENAI_API_KEY"]):
             return "azure"
         return "anthropic" if "claude" in self.name else "openai"
 
@@ -80,62 +80,70 @@ class Model:
         return f"{self.provider}:{self.name}"
 
 
-def instruction_of(task: Task, sources: Sources) -> str:
+def make_instruction(task: InferredTask, sources: RecipeSource) -> str:
     """Returns the instruction: the system message, with what all texts have in common; else one of ours."""
     parts = [sources.system.strip(), sources.preamble.before.strip(), sources.preamble.after.strip()]
     found = "\n".join(part for part in parts if part)
     return (
         found
-        if len(found) >= LEAST_INSTRUCTION
-        else " ".join(part for part in (found, INSTRUCTIONS[task.variant]) if part)
+        if len(found) >= MIN_INSTRUCTION_CHARACTERS
+        else " ".join(part for part in (found, DEFAULT_INSTRUCTIONS[task.variant]) if part)
     )
 
 
-def text(folder: Path, head: list[str], task: Task, sources: Sources, model: Model | None, answers: Answers) -> str:
+def render_recipe(
+    folder: Path,
+    head: list[str],
+    task: InferredTask,
+    sources: RecipeSource,
+    model: IncumbentModel | None,
+    answers: AnswerStatistics,
+) -> str:
     """Returns the recipe; `folder` is where it will lie, `head` its first comments."""
-    lines = [f"# yaml-language-server: $schema={_relative(SCHEMA, folder)}"]
+    lines = [f"# yaml-language-server: $schema={_relative_path(SCHEMA, folder)}"]
     for one in head:
-        lines += textwrap.wrap(one, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
-    lines += [*_task(task, sources), *_data(folder, task, sources)]
+        lines += textwrap.wrap(one, COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    lines += [*_task_lines(task, sources), *_data_lines(folder, task, sources)]
     rate = "learning_rate: 5.0e-5, beta: 0.1" if task.kind == "preference" else "learning_rate: 2.0e-4"
-    limit = row_tokens(answers.longest_row + len(instruction_of(task, sources)))
-    longer = f", max_length: {limit}" if limit > LIMITS[0] else ""
+    limit = choose_row_tokens(answers.longest_row + len(make_instruction(task, sources)))
+    longer = f", max_length: {limit}" if limit > ROW_TOKEN_LIMITS[0] else ""
     longer += f", pack_tokens: {limit}" if limit > PACK_TOKENS else ""
     if sources.redact:
         lines.append(f"privacy: {{redact: [{', '.join(sources.redact)}]}}    # replaced in the converted file already")
     lines += [
         "model: {base: Qwen/Qwen3-4B-Instruct-2507, quantization: nf4}    # docs/models.md: what else can be tuned",
         "lora: {r: 16, lora_alpha: 32, target_modules: all-linear}",
-        f"train: {{num_train_epochs: {EPOCHS[task.kind]}, {rate}, batch_size: 16, packing: shared_prefix{longer}}}",
-        *_compare(task, sources, model, answers.longest),
+        "train: "
+        f"{{num_train_epochs: {DEFAULT_EPOCHS[task.kind]}, {rate}, batch_size: 16, packing: shared_prefix{longer}}}",
+        *_compare_lines(task, sources, model, answers.longest),
     ]
-    if limit > LIMITS[0]:
+    if limit > ROW_TOKEN_LIMITS[0]:
         lines.append(f"serve: {{max_model_len: {limit}}}")
     if task.kind in ("generation", "preference"):
         lines.append('decide: {structured_output: "no"}    # free text: nothing constrains the answer')
     return "\n".join(lines) + "\n"
 
 
-def row_tokens(longest_row: int) -> int:
+def choose_row_tokens(longest_row: int) -> int:
     """Returns the limit for rows of which the longest has so many characters."""
-    wanted = longest_row / CHARACTERS_A_TOKEN
-    return next((limit for limit in LIMITS if limit >= wanted), LIMITS[-1])
+    wanted = longest_row / CHARACTERS_PER_TOKEN
+    return next((limit for limit in ROW_TOKEN_LIMITS if limit >= wanted), ROW_TOKEN_LIMITS[-1])
 
 
-def answer_tokens(longest_answer: int) -> int:
+def choose_answer_tokens(longest_answer: int) -> int:
     """Returns the output limit for a model whose longest answer has so many characters."""
-    wanted = max(LEAST_TOKENS, TOKENS_A_CHARACTER * longest_answer)
+    wanted = max(MIN_ANSWER_TOKENS, TOKENS_PER_CHARACTER * longest_answer)
     return -(-wanted // 64) * 64
 
 
-def _task(task: Task, sources: Sources) -> list[str]:
-    instruction = instruction_of(task, sources)
+def _task_lines(task: InferredTask, sources: RecipeSource) -> list[str]:
+    instruction = make_instruction(task, sources)
     told = "the system message" if sources.system.strip() else "no system message: say what the model is to do"
     told += ", and what every text has in common" if sources.preamble else ""
-    if "\n" in instruction and _fits_a_block(instruction):
+    if "\n" in instruction and _fits_block_scalar(instruction):
         written = ["  instruction: |-    # " + told, *(f"    {line}".rstrip() for line in instruction.split("\n"))]
     else:
-        written = [f"  # {told}", f"  instruction: {_quoted(instruction)}"]
+        written = [f"  # {told}", f"  instruction: {_quote(instruction)}"]
     why = "".join(one if one.isprintable() else " " for one in task.why)
     lines = ["task:", f"  kind: {task.kind}    # {why}", *written]
     if task.many:
@@ -143,7 +151,7 @@ def _task(task: Task, sources: Sources) -> list[str]:
     if task.kind == "classification":
         if task.labels:
             lines.append("  labels:    # the most frequent first; say what each one means where its name does not")
-            lines += [f'    {_quoted(label)}: ""' for label in task.labels]
+            lines += [f'    {_quote(label)}: ""' for label in task.labels]
         else:
             lines.append(
                 f"  labels: auto    # those of the rows, {task.found_labels}; or a list, or {{label: what it means}}"
@@ -151,30 +159,31 @@ def _task(task: Task, sources: Sources) -> list[str]:
     if task.json_schema:
         lines += ["  json_schema:    # from the answers, with headroom; say in a description what a name does not"]
         lines += ["    type: object", "    properties:"]
-        lines += [f"      {_quoted(name)}: {_flow(one)}" for name, one in task.json_schema["properties"].items()]
+        lines += [f"      {_quote(name)}: {_flow_style(one)}" for name, one in task.json_schema["properties"].items()]
         if required := task.json_schema.get("required"):
             lines.append(
-                f"    required: {_flow(required)}    # the others may be {'left out' if task.leaves_out else 'null'}"
+                f"    required: {_flow_style(required)}    # the others may be "
+                f"{'left out' if task.leaves_out else 'null'}"
             )
         if task.leaves_out:
             lines.append("  absent: omit")
     return lines
 
 
-def _data(folder: Path, task: Task, sources: Sources) -> list[str]:
-    train = _quoted(_relative(sources.train, folder))
+def _data_lines(folder: Path, task: InferredTask, sources: RecipeSource) -> list[str]:
+    train = _quote(_relative_path(sources.train, folder))
     source = f"{{path: {train}}}"
     split = "test: 0.2, validation: 0.1, calibration: 0.1"
     if sources.test is not None:
-        source = f"{{train: {train}, test: {_quoted(_relative(sources.test, folder))}}}"
+        source = f"{{train: {train}, test: {_quote(_relative_path(sources.test, folder))}}}"
         split = "validation: 0.1, calibration: 0.1"
     stratify = "label" if task.kind == "classification" and not task.many else "null"
     group = f", group: {sources.group}" if sources.group else ""
-    lines = ["data:", f"  source: {source}", f"  columns: {_flow(dict(sources.columns))}"]
+    lines = ["data:", f"  source: {source}", f"  columns: {_flow_style(dict(sources.columns))}"]
     if sources.where:
         lines += [
             "  # Rows with another system message are left out; without this line they are read too.",
-            f"  where: {_flow({'messages.0.content': sources.system})}",
+            f"  where: {_flow_style({'messages.0.content': sources.system})}",
         ]
     lines.append(f"  split: {{{split}, stratify: {stratify}{group}, seed: 17}}")
     if task.rare and not task.labels:
@@ -187,8 +196,10 @@ def _data(folder: Path, task: Task, sources: Sources) -> list[str]:
     return lines
 
 
-def _compare(task: Task, sources: Sources, model: Model | None, longest_answer: int) -> list[str]:
-    metric = METRICS[task.variant]
+def _compare_lines(
+    task: InferredTask, sources: RecipeSource, model: IncumbentModel | None, longest_answer: int
+) -> list[str]:
+    metric = DEFAULT_METRICS[task.variant]
     if task.kind == "preference":
         return [
             "compare:    # an API gives no probability of a given answer: the tuned model is compared with its base",
@@ -199,11 +210,11 @@ def _compare(task: Task, sources: Sources, model: Model | None, longest_answer: 
     lines = ["compare:"]
     planned = model.called if model else luna
     lines.append(
-        f"  primary: {{system: tuned, baseline: {_quoted(planned)}, metric: {metric}, margin: 0.02, alpha: 0.05}}"
+        f"  primary: {{system: tuned, baseline: {_quote(planned)}, metric: {metric}, margin: 0.02, alpha: 0.05}}"
     )
     lines.append("  baselines:")
     if model:
-        lines += _taken_from(sources, model, longest_answer)
+        lines += _incumbent_lines(sources, model, longest_answer)
     if decides:
         lines += [
             "    - {provider: openai, api: decisions, model: gpt-6-luna,    # chooses among the labels",
@@ -214,59 +225,61 @@ def _compare(task: Task, sources: Sources, model: Model | None, longest_answer: 
     return [*lines, "  budget_usd: 5    # the most that all of them may cost"]
 
 
-def _taken_from(sources: Sources, model: Model, longest_answer: int) -> list[str]:
+def _incumbent_lines(sources: RecipeSource, model: IncumbentModel, longest_answer: int) -> list[str]:
     """The model that answers today, asked as it was taught, or as the log says that it is asked."""
     system = [{"role": "system", "content": sources.system}] if sources.system.strip() else []
     user = {"role": "user", "content": f"{sources.preamble.before}{{input}}{sources.preamble.after}"}
-    lines = [f"    - provider: {model.provider}    # {model.why}", f"      model: {_quoted(model.name)}"]
+    lines = [f"    - provider: {model.provider}    # {model.why}", f"      model: {_quote(model.name)}"]
     if model.base_url:
-        lines.append(f"      base_url: {_quoted(model.base_url)}")
+        lines.append(f"      base_url: {_quote(model.base_url)}")
     lines += ["      messages:    # what it is asked, with the text of the row in the place of {input}"]
-    lines += [f"        - {_flow(one)}" for one in (*system, user)]
+    lines += [f"        - {_flow_style(one)}" for one in (*system, user)]
     lines.append("      structured_output: false")
-    family = model_families.of("anthropic" if model.provider == "anthropic" else "openai", model.name)
+    family = model_families.find_family("anthropic" if model.provider == "anthropic" else "openai", model.name)
     # A model that thinks needs room for that, which the comparison knows.
     if family.default_effort in (None, "none") and (model.taught or family is not model_families.UNKNOWN):
-        lines.append(f"      max_output_tokens: {answer_tokens(longest_answer)}")
+        lines.append(f"      max_output_tokens: {choose_answer_tokens(longest_answer)}")
     if family.sampling == "yes":
         lines.append("      temperature: 0")
-    if not is_loopback(host_of(model.base_url)):
+    if not is_loopback(parse_host(model.base_url)):
         lines.append(
             "      # price: {input_usd_per_million: ..., output_usd_per_million: ...}    # where it is not known"
         )
     return lines
 
 
-def _relative(path: Path, folder: Path) -> str:
+def _relative_path(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
 
 
-def _fits_a_block(value: str) -> bool:
+def _fits_block_scalar(value: str) -> bool:
     """Whether a text can stand in a block of YAML as it is."""
     lines = value.split("\n")
     plain = all(line.isprintable() and line == line.rstrip() for line in lines)
     return plain and bool(lines[0]) and not lines[0].startswith(" ")
 
 
-def _quoted(value: str) -> str:
+def _quote(value: str) -> str:
     """A text as YAML: plain where that is plain to see, else in double quotes, as JSON has them."""
     plain = value and all(one.isalnum() or one in "_" for one in value) and value.isascii() and not value[0].isdigit()
-    if plain and value.lower() not in RESERVED:
+    if plain and value.lower() not in YAML_RESERVED_WORDS:
         return value
     # YAML takes JSON's texts, and of what cannot be printed the escapes alone.
-    return "".join(one if one.isprintable() else _escape(one) for one in json.dumps(value, ensure_ascii=False))
+    return "".join(
+        one if one.isprintable() else _escape_character(one) for one in json.dumps(value, ensure_ascii=False)
+    )
 
 
-def _escape(sign: str) -> str:
+def _escape_character(sign: str) -> str:
     return f"\\u{ord(sign):04x}" if ord(sign) < 0x10000 else f"\\U{ord(sign):08x}"
 
 
-def _flow(value: Any) -> str:
+def _flow_style(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_quoted(name)}: {_flow(one)}" for name, one in value.items()) + "}"
+        return "{" + ", ".join(f"{_quote(name)}: {_flow_style(one)}" for name, one in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_flow, value)) + "]"
-    return _quoted(value) if isinstance(value, str) else json.dumps(value)
+        return "[" + ", ".join(map(_flow_style, value)) + "]"
+    return _quote(value) if isinstance(value, str) else json.dumps(value)
 
 
-RESERVED = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
+YAML_RESERVED_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")

@@ -17,19 +17,19 @@ from insource.tasks.pii import redaction
 
 # A new document may have a longer text, or more lines, than any that was seen.
 HEADROOM = 1.5
-LENGTHS = (8, 16, 24, 32, 40, 60, 80, 120, 160, 200, 300, 400, 600, 800, 1000, 1500, 2000, 3000, 4000)
+LENGTH_STEPS = (8, 16, 24, 32, 40, 60, 80, 120, 160, 200, 300, 400, 600, 800, 1000, 1500, 2000, 3000, 4000)
 # An enum has few values, each of them in many rows, and no digits: dates and numbers are no choice.
-MOST_CHOICES, ROWS_A_CHOICE, LEAST_ROWS = 12, 20, 3
-LONGEST_CHOICE = 40
+MAX_CHOICES, MEAN_ROWS_PER_CHOICE, MIN_ROWS_PER_CHOICE = 12, 20, 3
+MAX_CHOICE_CHARACTERS = 40
 # Below this share of its values, a type is a slip: these rows do not fit.
-SLIPS = 0.1
+MAX_OTHER_TYPE_FRACTION = 0.1
 # A field that never has a value may be any short text.
-NEVER_SEEN = {"type": "string", "maxLength": 40}
+EMPTY_FIELD_SCHEMA = {"type": "string", "maxLength": 40}
 # Fields that fewer answers lack are slips too.
-LEFT_OUT = 0.01
+MAX_OMITTED_FRACTION = 0.01
 # Of its fields an object has so many on average, or the objects have no shape in common.
-LEAST_FIELDS = 0.5
-MOST_FIELDS, MOST_KEYS = 60, 1000
+MIN_FIELD_FRACTION = 0.5
+MAX_FIELDS, MAX_KEYS = 60, 1000
 
 
 class NoShapeError(Exception):
@@ -53,13 +53,13 @@ class Shape:
     def add(self, value: Any) -> None:
         """Takes one more value."""
         self.rows += 1
-        kind = _kind(value)
+        kind = _json_type(value)
         self.kinds[kind] += 1
         if kind == "string":
             self.longest = max(self.longest, len(value))
             if self.choices is not None:
                 self.choices[value] += 1
-                if len(self.choices) > MOST_CHOICES:
+                if len(self.choices) > MAX_CHOICES:
                     self.choices = None
         elif kind == "array":
             self.longest = max(self.longest, len(value))
@@ -68,74 +68,74 @@ class Shape:
                 self.items.add(one)
         elif kind == "object":
             for name, one in value.items():
-                if name in self.fields or len(self.fields) < MOST_KEYS:
+                if name in self.fields or len(self.fields) < MAX_KEYS:
                     self.fields.setdefault(name, Shape()).add(one)
 
 
-def of_record(shape: Shape) -> dict[str, Any]:
+def infer_schema(shape: Shape) -> dict[str, Any]:
     """Returns the schema of the objects in a shape. Raises NoShapeError where they have none that a recipe may say."""
     _check_fields(shape, "the objects")
-    found = {"type": "object", **_object(shape, "")}
+    found = {"type": "object", **_infer_object(shape, "")}
     try:
-        json_schema_subset.check(found)
+        json_schema_subset.check_schema(found)
     except ValueError as error:
         raise NoShapeError(str(error)) from None
     return found
 
 
-def leaves_out(shape: Shape) -> bool:
+def omits_absent_fields(shape: Shape) -> bool:
     """Returns whether answers leave out what a document does not give, where others have null, and more than by a slip:
     under `absent: omit` both are read, under null a field that is left out is a wrong answer."""
     objects = shape.kinds["object"]
-    return any(objects - one.rows > LEFT_OUT * objects for one in shape.fields.values())
+    return any(objects - one.rows > MAX_OMITTED_FRACTION * objects for one in shape.fields.values())
 
 
-def _object(shape: Shape, at: str) -> dict[str, Any]:
+def _infer_object(shape: Shape, at: str) -> dict[str, Any]:
     objects = shape.kinds["object"]
-    properties = {name: _field(one, f"{at}{name}") for name, one in shape.fields.items()}
+    properties = {name: _infer_field(one, f"{at}{name}") for name, one in shape.fields.items()}
     required = [name for name, one in shape.fields.items() if one.rows == objects and not one.kinds["null"]]
     return {"properties": properties} | ({"required": required} if required else {})
 
 
-def _field(shape: Shape, at: str) -> dict[str, Any]:
+def _infer_field(shape: Shape, at: str) -> dict[str, Any]:
     if shape.kinds["null"] == shape.rows:
-        return dict(NEVER_SEEN)
-    kind = _main_kind(shape, at)
+        return dict(EMPTY_FIELD_SCHEMA)
+    kind = _find_main_type(shape, at)
     if kind == "string":
-        if choices := _choices(shape):
+        if choices := _infer_choices(shape):
             return {"enum": choices}
-        return {"type": "string", "maxLength": _length(shape.longest)}
+        return {"type": "string", "maxLength": _round_up_length(shape.longest)}
     if kind == "object":
         _check_fields(shape, at)
-        return {"type": "object", **_object(shape, f"{at}.")}
+        return {"type": "object", **_infer_object(shape, f"{at}.")}
     if kind == "array":
-        items = _field(shape.items, at) if shape.items and shape.items.rows else dict(NEVER_SEEN)
+        items = _infer_field(shape.items, at) if shape.items and shape.items.rows else dict(EMPTY_FIELD_SCHEMA)
         return {"type": "array", "maxItems": max(1, math.ceil(shape.longest * HEADROOM)), "items": items}
     return {"type": kind}
 
 
-def _main_kind(shape: Shape, at: str) -> str:
+def _find_main_type(shape: Shape, at: str) -> str:
     """The type that all values have but for slips. Raises NoShapeError where there is none."""
     kinds = Counter({kind: rows for kind, rows in shape.kinds.items() if kind != "null"})
     if kinds["integer"] and kinds["number"]:
         kinds["number"] += kinds.pop("integer")
     (kind, rows), total = kinds.most_common(1)[0], kinds.total()
-    if rows < (1 - SLIPS) * total:
+    if rows < (1 - MAX_OTHER_TYPE_FRACTION) * total:
         told = ", ".join(f"{name} in {count:,}" for name, count in kinds.most_common())
         raise NoShapeError(f"field {at} has several types: {told}")
     return kind
 
 
-def _choices(shape: Shape) -> list[str]:
+def _infer_choices(shape: Shape) -> list[str]:
     found = shape.choices
-    if not found or shape.rows < ROWS_A_CHOICE * len(found) or len(found) < 2:
+    if not found or shape.rows < MEAN_ROWS_PER_CHOICE * len(found) or len(found) < 2:
         return []
     # Personal data is replaced in rows, so that a list of it would fit none of them.
     plain = all(
-        len(one) <= LONGEST_CHOICE and one == one.strip() and not _has_digit(one) and not redaction.find(one)
+        len(one) <= MAX_CHOICE_CHARACTERS and one == one.strip() and not _has_digit(one) and not redaction.find_pii(one)
         for one in found
     )
-    return sorted(found) if plain and min(found.values()) >= LEAST_ROWS else []
+    return sorted(found) if plain and min(found.values()) >= MIN_ROWS_PER_CHOICE else []
 
 
 def _check_fields(shape: Shape, at: str) -> None:
@@ -143,20 +143,20 @@ def _check_fields(shape: Shape, at: str) -> None:
     if not names:
         raise NoShapeError(f"{at} have no fields")
     share = sum(one.rows for one in shape.fields.values()) / (names * objects)
-    if names > MOST_FIELDS or share < LEAST_FIELDS:
+    if names > MAX_FIELDS or share < MIN_FIELD_FRACTION:
         raise NoShapeError(f"{at} have {names:,} different keys, of which one object has {share:.0%}: no one shape")
 
 
-def _length(longest: int) -> int:
+def _round_up_length(longest: int) -> int:
     wanted = math.ceil(longest * HEADROOM)
-    return next((length for length in LENGTHS if length >= wanted), math.ceil(wanted / 1000) * 1000)
+    return next((length for length in LENGTH_STEPS if length >= wanted), math.ceil(wanted / 1000) * 1000)
 
 
 def _has_digit(text: str) -> bool:
     return any(one.isdigit() for one in text)
 
 
-def _kind(value: Any) -> str:
+def _json_type(value: Any) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         return "null"
     kinds = ((bool, "boolean"), (str, "string"), (int, "integer"), (float, "number"), (list, "array"), (dict, "object"))

@@ -15,16 +15,16 @@ from insource.tasks.labels import clean_label
 from insource.tasks.text_keys import label_key
 
 # A label is short; of longer answers it is only counted how many there are.
-LABEL_CHARACTERS, MOST_ANSWERS = 80, 5000
+MAX_LABEL_CHARACTERS, MAX_ANSWERS = 80, 5000
 # A preamble is what so many of the first texts begin with, if it is as long and ends where a line or a heading does.
-SAMPLE, SHARE, LEAST_PREAMBLE = 2000, 0.95, 20
-PROBLEMS_SHOWN = 5
+MAX_SAMPLE_TEXTS, MIN_PREAMBLE_FRACTION, MIN_PREAMBLE_CHARACTERS = 2000, 0.95, 20
+MAX_PROBLEMS_SHOWN = 5
 # Of more system messages than these it is only counted how many rows have another one.
-MOST_SYSTEMS = 200
+MAX_SYSTEMS = 200
 
 
 @dataclass
-class Answers:
+class AnswerStatistics:
     """What answers are."""
 
     rows: int = 0
@@ -51,16 +51,16 @@ class Answers:
         """Takes one more answer."""
         self.rows += 1
         self.longest = max(self.longest, len(answer))
-        if answer[:1] in "{[" and (value := _json(answer)) is not None:
+        if answer[:1] in "{[" and (value := _parse_json(answer)) is not None:
             if isinstance(value, dict):
                 self.objects += 1
                 self.shape.add(value)
-            elif len(self.listed) <= MOST_ANSWERS:
+            elif len(self.listed) <= MAX_ANSWERS:
                 self.lists += all(isinstance(one, str) for one in value)
                 self.listed.update(one for one in value if isinstance(one, str))
-        elif len(answer) <= LABEL_CHARACTERS and "\n" not in answer:
+        elif len(answer) <= MAX_LABEL_CHARACTERS and "\n" not in answer:
             key = label_key(clean_label(answer))
-            if key not in self.short and len(self.short) >= MOST_ANSWERS:
+            if key not in self.short and len(self.short) >= MAX_ANSWERS:
                 self.too_many = True
             else:
                 self.short[key] += 1
@@ -94,7 +94,7 @@ class Survey:
     """Whether each system message is the text of the first message."""
     sample: dict[str, list[str]] = field(default_factory=dict)
     """The first texts of each system message."""
-    answers: dict[str, Answers] = field(default_factory=dict)
+    answers: dict[str, AnswerStatistics] = field(default_factory=dict)
     """By system message."""
     preferences: int = 0
 
@@ -102,7 +102,7 @@ class Survey:
         """Counts a row that cannot be used."""
         self.problems[reason] += 1
         detail = "".join(one if one.isprintable() else " " for one in detail)
-        if self.reasons_shown[reason] < 2 and len(self.shown) < PROBLEMS_SHOWN:
+        if self.reasons_shown[reason] < 2 and len(self.shown) < MAX_PROBLEMS_SHOWN:
             self.shown.append(f"{where}  {reason}: {detail}")
             self.reasons_shown[reason] += 1
 
@@ -116,14 +116,14 @@ class Survey:
         self.preferences += example.rejected is not None
         if example.model:
             self.models[example.model] += 1
-        if example.system not in self.systems and len(self.systems) >= MOST_SYSTEMS:
+        if example.system not in self.systems and len(self.systems) >= MAX_SYSTEMS:
             self.uncounted += 1
             return
         self.systems[example.system] += 1
         texts = self.sample.setdefault(example.system, [])
-        if len(texts) < SAMPLE and example.turns == 1:
+        if len(texts) < MAX_SAMPLE_TEXTS and example.turns == 1:
             texts.append(example.text)
-        answers = self.answers.setdefault(example.system, Answers())
+        answers = self.answers.setdefault(example.system, AnswerStatistics())
         answers.add(example.answer)
         answers.longest_row = max(answers.longest_row, len(example.text) + len(example.answer))
 
@@ -146,41 +146,42 @@ class Preamble:
         return inside if len(text) >= len(self.before) + len(self.after) and inside.strip() else None
 
 
-def preamble_of(texts: list[str]) -> Preamble:
+def find_preamble(texts: list[str]) -> Preamble:
     """Returns what nearly all texts begin and end with, up to the end of a line or of a heading."""
     if len(texts) < 10:
         return Preamble()
-    before = _common(texts)
+    before = _longest_common_prefix(texts)
     ends = [before.rfind(mark) + len(mark) for mark in ("\n", ": ") if mark in before]
     before = before[: max(ends, default=0)]
     rest = [text.removeprefix(before) for text in texts]
-    after = _common([text[::-1] for text in rest])[::-1]
+    after = _longest_common_prefix([text[::-1] for text in rest])[::-1]
     after = after[after.find("\n") :] if "\n" in after else ""
     return Preamble(
-        before if len(before.strip()) >= LEAST_PREAMBLE else "", after if len(after.strip()) >= LEAST_PREAMBLE else ""
+        before if len(before.strip()) >= MIN_PREAMBLE_CHARACTERS else "",
+        after if len(after.strip()) >= MIN_PREAMBLE_CHARACTERS else "",
     )
 
 
-def _common(texts: list[str]) -> str:
+def _longest_common_prefix(texts: list[str]) -> str:
     """The longest beginning that SHARE of the texts have."""
-    least = math.ceil(SHARE * len(texts))
+    least = math.ceil(MIN_PREAMBLE_FRACTION * len(texts))
     low, high = 0, max(map(len, texts))
     while low < high:
         middle = (low + high + 1) // 2
-        if _most(texts, middle)[1] >= least:
+        if _most_common_prefix(texts, middle)[1] >= least:
             low = middle
         else:
             high = middle - 1
-    return _most(texts, low)[0]
+    return _most_common_prefix(texts, low)[0]
 
 
-def _most(texts: list[str], length: int) -> tuple[str, int]:
+def _most_common_prefix(texts: list[str], length: int) -> tuple[str, int]:
     """What most texts begin with, so long, and how many they are."""
     found = Counter(text[:length] for text in texts if len(text) >= length).most_common(1)
     return found[0] if found else ("", 0)
 
 
-def _json(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

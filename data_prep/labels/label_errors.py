@@ -16,22 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.dedup.exact import TEST, Left
+from data_prep.dedup.exact import TEST, DropDecisions
 from data_prep.row_table import Array, Table
 from insource.config.recipe import Recipe
 from insource.config.schema.data import SPLITS
-from insource.tasks import KINDS
-from insource.tasks.words import terms
+from insource.tasks import TASKS
+from insource.tasks.words import extract_terms
 
 FOLDS = 5
 # A linear model on more rows finds nothing new, and its features would fill memory.
-MOST_ROWS = 100_000
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-COLUMNS = ("id", "split", "label", "predicted", "confidence", "label_confidence", "text")
+MAX_ROWS = 100_000
+FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
+CSV_COLUMNS = ("id", "split", "label", "predicted", "confidence", "label_confidence", "text")
 
 
 @dataclass(frozen=True)
-class Suspect:
+class LabelIssue:
     """A row and the label that it would rather have."""
 
     row: int
@@ -42,10 +42,10 @@ class Suspect:
 
 
 @dataclass(frozen=True)
-class Doubts:
+class LabelIssues:
     """The suspects, most doubtful first, how many rows were looked at, and how good the model is that doubts them."""
 
-    found: list[Suspect]
+    found: list[LabelIssue]
     rows_looked_at: int = 0
     accuracy: float | None = None
     """Share of the rows that the model, trained without them, gives their own label."""
@@ -60,22 +60,24 @@ class Doubts:
         return {"rows_looked_at": self.rows_looked_at, "found": len(self.found), **rounded, "why_none": self.why_none}
 
 
-def of_task(table: Table, splits: Array, labels: dict[str, str], left: Left, recipe: Recipe) -> Doubts:
+def find_task_label_issues(
+    table: Table, splits: Array, labels: dict[str, str], left: DropDecisions, recipe: Recipe
+) -> LabelIssues:
     """Returns the rows whose label is doubted, see `find`; none of tasks without labels, or of several a row."""
-    if KINDS[recipe.task.variant].MANY:
-        return Doubts([], why_none="rows have several labels, and a doubt would be about one of them")
-    return find(table, splits, labels, left) if labels else Doubts([])
+    if TASKS[recipe.task.variant].IS_MULTILABEL:
+        return LabelIssues([], why_none="rows have several labels, and a doubt would be about one of them")
+    return find_label_issues(table, splits, labels, left) if labels else LabelIssues([])
 
 
-def find(table: Table, splits: Array, labels: dict[str, str], left: Left) -> Doubts:
+def find_label_issues(table: Table, splits: Array, labels: dict[str, str], left: DropDecisions) -> LabelIssues:
     """Returns the rows whose label is doubted.
 
     `labels` gives for each spelling in the source the label it stands for. Of more than MOST_ROWS rows those with the
     lowest hash are looked at.
     """
     rows = np.flatnonzero(left.stays & (splits != TEST))
-    if len(rows) > MOST_ROWS:
-        rows = np.sort(rows[np.argsort(table.columns["order"][rows], kind="stable")[:MOST_ROWS]])
+    if len(rows) > MAX_ROWS:
+        rows = np.sort(rows[np.argsort(table.columns["order"][rows], kind="stable")[:MAX_ROWS]])
     names = sorted(set(labels.values()))
     places = {name: at for at, name in enumerate(names)}
     given = np.zeros(len(rows), np.int64)
@@ -85,19 +87,19 @@ def find(table: Table, splits: Array, labels: dict[str, str], left: Left) -> Dou
         if not len(mine):
             continue
         given[at : at + len(mine)] = [places[labels[one]] for one in batch.column("target").take(mine).to_pylist()]
-        features.append(_features(batch.column("text").take(mine).to_pylist()))
+        features.append(_hash_features(batch.column("text").take(mine).to_pylist()))
         at += len(mine)
     if len(rows) < 2 * FOLDS or len(names) < 2:
-        return Doubts([], why_none=f"fewer than {2 * FOLDS} rows, or a single label")
-    confidence = _out_of_fold(features, given, table.columns["key"][rows], len(names))
-    accuracy, recall, least = _better_than_chance(confidence, given)
+        return LabelIssues([], why_none=f"fewer than {2 * FOLDS} rows, or a single label")
+    confidence = _predict_out_of_fold(features, given, table.columns["key"][rows], len(names))
+    accuracy, recall, least = _score_against_chance(confidence, given)
     if recall < least:
         why = f"the linear model is no better than chance (mean recall {recall:.2f} of {len(names)} labels)"
-        return Doubts([], len(rows), accuracy, recall, why)
-    found = _confident_contradictions(confidence, given)
+        return LabelIssues([], len(rows), accuracy, recall, why)
+    found = _find_confident_disagreements(confidence, given)
     doubtful = sorted(found, key=lambda one: confidence[one[0], given[one[0]]] - confidence[one])
     listed = [
-        Suspect(
+        LabelIssue(
             int(rows[at]),
             names[given[at]],
             names[other],
@@ -106,33 +108,33 @@ def find(table: Table, splits: Array, labels: dict[str, str], left: Left) -> Dou
         )
         for at, other in doubtful
     ]
-    return Doubts(listed, len(rows), accuracy, recall)
+    return LabelIssues(listed, len(rows), accuracy, recall)
 
 
-def write(path: Path, found: list[Suspect], table: Table, splits: Array) -> None:
+def write_label_issues(path: Path, found: list[LabelIssue], table: Table, splits: Array) -> None:
     """Writes suspects.csv, safe to open in a spreadsheet (OWASP: CSV injection)."""
     with path.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer.writerow(CSV_COLUMNS)
         for one in found:
             texts = (table.texts.value("id", one.row), SPLITS[splits[one.row]], one.label, one.predicted)
             figures = (f"{one.confidence:.3f}", f"{one.label_confidence:.3f}")
-            writer.writerow([*map(safe, texts), *figures, safe(table.texts.value("text", one.row))])
+            writer.writerow([*map(escape_formula, texts), *figures, escape_formula(table.texts.value("text", one.row))])
 
 
-def safe(text: str) -> str:
+def escape_formula(text: str) -> str:
     """Returns the text as a spreadsheet takes it for text: a cell that opens like a formula gets a leading quote."""
-    return "'" + text if text.startswith(FORMULA) else text
+    return "'" + text if text.startswith(FORMULA_PREFIXES) else text
 
 
-def _features(texts: list[str]) -> Any:
+def _hash_features(texts: list[str]) -> Any:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     # Hashed, so that no vocabulary is held.
-    return HashingVectorizer(analyzer=terms, n_features=2**18, alternate_sign=False, norm=None).transform(texts)
+    return HashingVectorizer(analyzer=extract_terms, n_features=2**18, alternate_sign=False, norm=None).transform(texts)
 
 
-def _better_than_chance(confidence: Array, given: Array) -> tuple[float, float, float]:
+def _score_against_chance(confidence: Array, given: Array) -> tuple[float, float, float]:
     """Returns accuracy, recall averaged over the labels that occur, and what that must reach: three standard errors
     above what guessing has (of random labels two are passed by one model in ten, as folds share their rows)."""
     right = confidence.argmax(axis=1) == given
@@ -144,7 +146,7 @@ def _better_than_chance(confidence: Array, given: Array) -> tuple[float, float, 
     return float(right.mean()), float(recalls.mean()), float(chance + 3 * error)
 
 
-def _out_of_fold(features: list[Any], given: Array, keys: Array, classes: int) -> Array:
+def _predict_out_of_fold(features: list[Any], given: Array, keys: Array, classes: int) -> Array:
     """Returns [rows, classes]: the probability of each label from a model that saw neither the row nor its like."""
     from scipy.sparse import vstack
     from sklearn.feature_extraction.text import TfidfTransformer
@@ -169,7 +171,7 @@ def _out_of_fold(features: list[Any], given: Array, keys: Array, classes: int) -
     return confidence
 
 
-def _confident_contradictions(confidence: Array, given: Array) -> list[tuple[int, int]]:
+def _find_confident_disagreements(confidence: Array, given: Array) -> list[tuple[int, int]]:
     """Returns (row, other label) where the most probable label is another and as sure as rows of that label are."""
     own = confidence[np.arange(len(given)), given]
     totals = np.bincount(given, minlength=confidence.shape[1])

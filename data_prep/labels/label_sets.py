@@ -11,28 +11,28 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.row_table import Array, Table, target_hash
+from data_prep.row_table import Array, Table, hash_target
 from insource.config.recipe import Recipe
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 
 LabelSets = Mapping[int, tuple[str, ...]]
 
 
-def of(table: Table, labels: Mapping[str, str], recipe: Recipe) -> LabelSets:
+def build_label_sets(table: Table, labels: Mapping[str, str], recipe: Recipe) -> LabelSets:
     """Returns {hash of a target: its labels}, by {label as written: its label}; a label that is not in there is left
     out of its sets. {} for tasks without labels."""
-    task = KINDS[recipe.task.variant]
-    if not task.MANY:
-        return {target_hash(label, recipe): (label,) for label in set(labels.values())}
+    task = TASKS[recipe.task.variant]
+    if not task.IS_MULTILABEL:
+        return {hash_target(label, recipe): (label,) for label in set(labels.values())}
     hashes, rows = np.unique(table.columns["target"], return_index=True)
     found = {}
     for one, row in zip(hashes.tolist(), rows.tolist(), strict=True):
-        written = task.labels_in(table.texts.value("target", row))
+        written = task.target_labels(table.texts.value("target", row))
         found[one] = tuple(sorted({labels[label] for label in written if label in labels}))
     return found
 
 
-def rows_of_labels(sets: LabelSets, targets: Array) -> Counter[str]:
+def count_rows_per_label(sets: LabelSets, targets: Array) -> Counter[str]:
     """Returns how many of the rows with these target hashes have each label."""
     found = Counter[str]()
     for one, rows in zip(*(part.tolist() for part in np.unique(targets, return_counts=True)), strict=True):
@@ -41,7 +41,7 @@ def rows_of_labels(sets: LabelSets, targets: Array) -> Counter[str]:
     return found
 
 
-def sizes(sets: LabelSets, targets: Array) -> dict[str, int]:
+def count_set_sizes(sets: LabelSets, targets: Array) -> dict[str, int]:
     """Returns {how many labels: rows that have so many}, the fewest first."""
     counts = Counter[int]()
     for one, rows in zip(*(part.tolist() for part in np.unique(targets, return_counts=True)), strict=True):
@@ -49,7 +49,7 @@ def sizes(sets: LabelSets, targets: Array) -> dict[str, int]:
     return {str(size): rows for size, rows in sorted(counts.items())}
 
 
-def shown(sets: LabelSets, target: Any) -> str | None:
+def format_labels(sets: LabelSets, target: Any) -> str | None:
     """Returns the labels of a target as a person reads them, None for tasks without labels."""
     found = sets.get(int(target))
     return None if found is None else ", ".join(found) or "(no label)"

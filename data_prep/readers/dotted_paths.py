@@ -14,29 +14,29 @@ from typing import Any
 MISSING = object()
 
 
-def roots(column: str) -> list[str]:
+def list_roots(column: str) -> list[str]:
     """Returns the columns of a file that a dotted name may begin with: order and order.customer of the example."""
-    return [column[:at] for at in _dots(column)]
+    return [column[:at] for at in _find_dots(column)]
 
 
-def reached(values: Mapping[str, Any], columns: Collection[str]) -> dict[str, Any]:
+def resolve_columns(values: Mapping[str, Any], columns: Collection[str]) -> dict[str, Any]:
     """Returns {dotted name: value} of those `columns` that a row has not by their very name, but reaches.
 
     A path that ends early, at null, reaches null; one that names a key or an entry that is not there reaches nothing.
     """
-    found = {column: _reach(values, column) for column in columns if column not in values}
+    found = {column: _resolve_column(values, column) for column in columns if column not in values}
     return {column: value for column, value in found.items() if value is not MISSING}
 
 
-def names(values: Mapping[str, Any]) -> Iterator[str]:
+def list_paths(values: Mapping[str, Any]) -> Iterator[str]:
     """Yields the dotted names of what stands inside of the objects of a row, for messages."""
     for name, value in values.items():
-        inside = opened(value)
+        inside = parse_json_text(value)
         if isinstance(inside, dict):
-            yield from (f"{name}.{below}" for below in [*inside, *names(inside)])
+            yield from (f"{name}.{below}" for below in [*inside, *list_paths(inside)])
 
 
-def opened(value: Any) -> Any:
+def parse_json_text(value: Any) -> Any:
     """Returns a value, or what a text holds as JSON: an object, a list, or null where it is empty."""
     if not isinstance(value, str):
         return value
@@ -48,22 +48,22 @@ def opened(value: Any) -> Any:
         return value
 
 
-def _reach(values: Mapping[str, Any], path: str) -> Any:
+def _resolve_column(values: Mapping[str, Any], path: str) -> Any:
     """What stands at the end of a path, by the longest name that begins it."""
     if path in values:
         return values[path]
-    for at in reversed(_dots(path)):
+    for at in reversed(_find_dots(path)):
         if path[:at] in values:
-            return inside(opened(values[path[:at]]), path[at + 1 :])
+            return resolve_path(parse_json_text(values[path[:at]]), path[at + 1 :])
     return MISSING
 
 
-def inside(value: Any, path: str) -> Any:
+def resolve_path(value: Any, path: str) -> Any:
     """Returns what a path reaches in an object or a list, null where it ends early at null, MISSING where nothing."""
     if isinstance(value, list | tuple):
         value = {str(number): entry for number, entry in enumerate(value)}
-    return _reach(value, path) if isinstance(value, dict) else None if value is None else MISSING
+    return _resolve_column(value, path) if isinstance(value, dict) else None if value is None else MISSING
 
 
-def _dots(path: str) -> list[int]:
+def _find_dots(path: str) -> list[int]:
     return [at for at, sign in enumerate(path) if sign == "." and 0 < at < len(path) - 1]

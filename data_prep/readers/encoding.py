@@ -21,21 +21,21 @@ from typing import IO, Any, Literal, cast
 # compression.zstd of Python 3.14, for the Pythons before it.
 from backports import zstd
 
-from data_prep.readers.limits import DEFAULT, FILE_TIMES, Limits, file_refused
+from data_prep.readers.limits import DEFAULT_LIMITS, MAX_FILE_RATIO, Limits, file_ratio_error
 from data_prep.readers.source_row import SourceFile
 from insource.config.errors import RecipeError
 
 BLOCK_BYTES = 1 << 20
 
 # The longer ones first: a UTF-32 mark begins like a UTF-16 mark.
-MARKS = {
+BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-OTHER_FORMATS = {
+FORMAT_SIGNATURES = {
     b"PK\x03\x04": "a zip archive or an Excel workbook",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
     b"\x1f\x8b\x08": "gzip data",
@@ -45,20 +45,20 @@ OTHER_FORMATS = {
     b"<html": "an HTML page, such as the one that tells of an error or asks for a login",
 }
 # A pointer that stands for a file which Git LFS has not fetched (https://git-lfs.github.com/spec/v1).
-POINTER = b"version https://git-lfs.github.com/spec/"
+GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # What tells a Western European text of one byte a character from all else (see _western).
-JUDGED_BYTES = 1 << 20
+DETECTION_BYTES = 1 << 20
 UTF8_CHARACTER = re.compile(rb"[\xc0-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
-NOT_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
+UNDEFINED_IN_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
 # Two letters above ASCII in a row: seldom in the West, but for doubled ones and those that ação, compañía, Grüße need.
-USUAL = "çã çõ çá çâ çó çú çé çê éç ñá ñé ñí ñó ñú äß öß üß"
-PAIRS = "|".join(f"{USUAL} {USUAL.upper().replace('SS', 'ß')}".split())
-NEIGHBOURS = re.compile(f"(?!{PAIRS})([À-ÿ])(?!\\1)[À-ÿ]".encode("latin-1") + rb"|[\x80-\xff]{4}")
+COMMON_LETTER_PAIRS = "çã çõ çá çâ çó çú çé çê éç ñá ñé ñí ñó ñú äß öß üß"
+COMMON_PAIR_PATTERN = "|".join(f"{COMMON_LETTER_PAIRS} {COMMON_LETTER_PAIRS.upper().replace('SS', 'ß')}".split())
+UNLIKELY_PAIR = re.compile(f"(?!{COMMON_PAIR_PATTERN})([À-ÿ])(?!\\1)[À-ÿ]".encode("latin-1") + rb"|[\x80-\xff]{4}")
 # Apostrophes, dashes, dots, hyphens and spaces may stand between letters; a pound sign or a brace may not.
-SIGN_IN_WORD = re.compile(
+SYMBOL_IN_WORD = re.compile(
     rb"[a-z][\x80-\x84\x86-\x89\x8b\x93-\x95\x98-\x99\x9b\xa1-\xac\xae-\xb3\xb5\xb6\xb8-\xbf][a-z]"
 )
-SIGNS = {
+SYMBOLS = {
     bytes([byte]).decode("cp1252", "replace")
     for byte in {*range(0x80, 0xC0), 0xD7, 0xF7} - {*b"\x8a\x8c\x8e\x9a\x9c\x9e\x9f"}
 }
@@ -76,7 +76,7 @@ ALPHABETS = {
 }
 # What most letters of a text in each of these are: kana and Han, Hangul, Han, and alphabets of which one byte is a
 # letter. Any bytes at all are letters of some of the latter, but seldom nearly all of them small ones.
-OTHER_LETTERS = {
+SCRIPT_LETTERS = {
     "cp932": re.compile("[\u3000-\u30ff\u4e00-\u9fff\uff01-\uff5e]"),
     "cp949": re.compile("[\uac00-\ud7af]"),
     "gb18030": re.compile("[\u3000-\u303f\u4e00-\u9fff\uff01-\uff5e]"),
@@ -88,11 +88,11 @@ OTHER_LETTERS = {
     "cp1255": re.compile("[\u0590-\u05ff]"),
     "cp1256": re.compile("[\u0600-\u06ff]"),
 }
-DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError)
+DECOMPRESSION_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError)
 
 
 @dataclass(frozen=True)
-class Text:
+class TextDecoding:
     """How the bytes of one file become text."""
 
     encoding: str
@@ -101,7 +101,7 @@ class Text:
     guessed: bool
     bom: bool
     scan: "Scan"
-    limits: Limits = DEFAULT
+    limits: Limits = DEFAULT_LIMITS
 
     @property
     def halves(self) -> bool:
@@ -155,7 +155,7 @@ class Scan:
         self._after_return = text[-1] == "\r"
         self.last_line_ended = text[-1] in "\r\n"
         self.characters += len(text)
-        self.halves = self.halves or has_half(text)
+        self.halves = self.halves or has_lone_surrogate(text)
 
     def _measure_first(self, text: str) -> None:
         """Measures the line that a piece begins in, as far as it goes."""
@@ -174,13 +174,13 @@ def open_bytes(file: SourceFile) -> IO[bytes]:
     return file.path.open("rb")
 
 
-def open_text(file: SourceFile, text: Text, newline: str) -> io.TextIOWrapper:
+def open_text(file: SourceFile, text: TextDecoding, newline: str) -> io.TextIOWrapper:
     """Returns the file's characters as a stream, decompressed and decoded as they are read."""
     return io.TextIOWrapper(open_bytes(file), encoding=text.codec, errors=text.errors, newline=newline)
 
 
 @contextmanager
-def refusing(name: str) -> Iterator[None]:
+def as_recipe_errors(name: str) -> Iterator[None]:
     """Turns what the operating system says of a file into a RecipeError."""
     try:
         yield
@@ -188,7 +188,7 @@ def refusing(name: str) -> Iterator[None]:
         raise RecipeError(
             f"{name}: the file may not be read (permission denied); give this user the right to"
         ) from None
-    except DAMAGED as error:
+    except DECOMPRESSION_ERRORS as error:
         raise RecipeError(f"{name}: the compressed stream is damaged ({error}); compress it anew") from None
     except OSError as error:
         raise RecipeError(f"{name}: the file cannot be read ({error.strerror or error})") from None
@@ -196,71 +196,71 @@ def refusing(name: str) -> Iterator[None]:
 
 def check_fetched(file: SourceFile) -> None:
     """Returns nothing where the file is there itself. Raises RecipeError where Git LFS left a pointer in its place."""
-    with refusing(file.name), file.path.open("rb") as stream:
-        if stream.read(len(POINTER)) == POINTER:
+    with as_recipe_errors(file.name), file.path.open("rb") as stream:
+        if stream.read(len(GIT_LFS_POINTER)) == GIT_LFS_POINTER:
             raise RecipeError(
                 f"{file.name}: this is a pointer of Git LFS, and its content was not fetched; run `git lfs pull` in "
                 "its repository, or download the file itself"
             )
 
 
-def detect(
+def detect_encoding(
     file: SourceFile,
     encoding: str,
     key: str = "data.source.encoding",
-    limits: Limits = DEFAULT,
+    limits: Limits = DEFAULT_LIMITS,
     row_is: Literal["line", "file"] | None = None,
-) -> Text:
+) -> TextDecoding:
     """Returns how to decode the file: by `encoding`, or where that is "auto", as the bytes themselves say.
 
     `key` is the recipe's key of the encoding, for messages. `row_is`: where a line, or the whole file, is one row.
     Raises RecipeError with the line of the first byte that does not fit, or where a row or what is unpacked gets larger
     than the limits.
     """
-    with refusing(file.name):
+    with as_recipe_errors(file.name):
         if file.path.stat().st_size == 0:
             raise RecipeError(f"{file.name}: the file is empty")
-        head = _head(file)
-        for magic, what in OTHER_FORMATS.items():
+        head = _read_head(file)
+        for magic, what in FORMAT_SIGNATURES.items():
             if head.lstrip().lower().startswith(magic.lower()):
                 raise RecipeError(
                     f"{file.name}: this is {what}, whatever its name says; rename it, or export it as CSV"
                 )
-        mark = next((mark for mark in MARKS if head.startswith(mark)), b"")
+        mark = next((mark for mark in BYTE_ORDER_MARKS if head.startswith(mark)), b"")
         if encoding == "auto":
-            codec, errors = MARKS.get(mark) or _by_zeros(head), "surrogatepass"
+            codec, errors = BYTE_ORDER_MARKS.get(mark) or _detect_by_zero_bytes(head), "surrogatepass"
         else:
-            codec, errors = _checked(encoding, key), "strict"
-        scan = _scan(file, codec, errors, key, limits, row_is)
+            codec, errors = _check_codec(encoding, key), "strict"
+        scan = _scan_file(file, codec, errors, key, limits, row_is)
         if scan.broken is not None:
             if encoding != "auto" or codec != "utf-8" or mark:
-                raise _undecodable(file, scan, f"not {codec.upper()}", f"set {key} to what it is")
-            return _guessed(file, scan, key, limits, row_is)
+                raise _decoding_error(file, scan, f"not {codec.upper()}", f"set {key} to what it is")
+            return _guess_encoding(file, scan, key, limits, row_is)
     # The codec utf-16 swallows the mark, all others hand it out.
     bom = scan.marked or (bool(mark) and codec in ("utf-16", "utf-32"))
     if scan.characters == scan.marked:
         raise RecipeError(f"{file.name}: the file is empty" + (" but for a byte order mark" if bom else ""))
     shown = "cesu-8" if codec == "utf-8" and scan.halves else codec
-    return Text(shown, codec, errors, guessed=False, bom=bom, scan=scan, limits=limits)
+    return TextDecoding(shown, codec, errors, guessed=False, bom=bom, scan=scan, limits=limits)
 
 
-def lines(file: SourceFile, text: Text, newline: str, limit: int | None = None) -> Iterator[str]:
+def read_lines(file: SourceFile, text: TextDecoding, newline: str, limit: int | None = None) -> Iterator[str]:
     """Yields the lines with their ends: split at "\\n" or "\\r" alone, or where `newline` is "", at any line end.
 
     Raises RecipeError for a line of more than `limit` characters, by default those of a row.
     """
     most = text.limits.row if limit is None else limit
-    with refusing(file.name), open_text(file, text, newline) as stream:
+    with as_recipe_errors(file.name), open_text(file, text, newline) as stream:
         number = 1
         while line := stream.readline(most + 1):
             if len(line) > most:
                 raise text.limits.row_refused(f"{file.name}:{number}", "a line")
             line = line.removeprefix("\ufeff") if number == 1 else line
-            yield join_halves(line) if text.halves else line
+            yield join_surrogates(line) if text.halves else line
             number += 1
 
 
-def has_half(text: str) -> bool:
+def has_lone_surrogate(text: str) -> bool:
     """Returns whether half of a surrogate pair stands in the text: no character, and nothing can encode it."""
     if text.isascii():
         return False
@@ -271,20 +271,20 @@ def has_half(text: str) -> bool:
     return False
 
 
-def join_halves(text: str) -> str:
+def join_surrogates(text: str) -> str:
     """Returns the text with each surrogate pair as the one character that it stands for."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
-def _head(file: SourceFile) -> bytes:
+def _read_head(file: SourceFile) -> bytes:
     try:
         with open_bytes(file) as stream:
             return stream.read(64)
-    except DAMAGED:
+    except DECOMPRESSION_ERRORS:
         return b""  # the scan says how far it comes
 
 
-def _checked(encoding: str, key: str) -> str:
+def _check_codec(encoding: str, key: str) -> str:
     try:
         io.TextIOWrapper(io.BytesIO(), encoding=encoding).detach()
     except LookupError:
@@ -292,7 +292,7 @@ def _checked(encoding: str, key: str) -> str:
     return codecs.lookup(encoding).name.removesuffix("-sig")
 
 
-def _by_zeros(head: bytes) -> str:
+def _detect_by_zero_bytes(head: bytes) -> str:
     """The encoding of a text without a mark, if its first two characters are ASCII, as a header's are."""
     first = bytes(byte and 1 for byte in head[:8])
     if first in (b"\x01\0\0\0\x01\0\0\0", b"\0\0\0\x01\0\0\0\x01"):
@@ -300,33 +300,33 @@ def _by_zeros(head: bytes) -> str:
     return {b"\x01\0\x01\0": "utf-16-le", b"\0\x01\0\x01": "utf-16-be"}.get(first[:4], "utf-8")
 
 
-def blocks(file: SourceFile, scan: Scan) -> Iterator[bytes]:
+def read_blocks(file: SourceFile, scan: Scan) -> Iterator[bytes]:
     """Yields the bytes; `scan` knows the line where a compressed stream breaks off."""
     with open_bytes(file) as stream:
         try:
             # read1: what came before the damage is still handed out.
             while block := cast(io.BufferedReader, stream).read1(BLOCK_BYTES):
                 yield block
-        except DAMAGED as error:
+        except DECOMPRESSION_ERRORS as error:
             raise RecipeError(
                 f"{file.name}:{scan.line}: the {file.compression} stream is cut off after line {scan.line - 1} or "
                 f"damaged there ({error}); copy or compress the file anew"
             ) from None
 
 
-def _scan(file: SourceFile, codec: str, errors: str, key: str, limits: Limits, row_is: str | None) -> Scan:
+def _scan_file(file: SourceFile, codec: str, errors: str, key: str, limits: Limits, row_is: str | None) -> Scan:
     scan, stored = Scan(), file.path.stat().st_size
     decoder = codecs.getincrementaldecoder(codec)(errors)
     try:
-        for block in blocks(file, scan):
+        for block in read_blocks(file, scan):
             scan.size_bytes += len(block)
             scan.add(decoder.decode(block))
             if row_is == "line" and scan.longest_line[0] > limits.row:
                 raise limits.row_refused(f"{file.name}:{scan.longest_line[1]}", "a line")
             if row_is == "file" and scan.size_bytes > limits.row:
                 raise limits.row_refused(file.name, "a text")
-            if limits.packed_too_much(scan.size_bytes, stored, FILE_TIMES):
-                raise file_refused(f"{file.name}:{scan.line}", limits, stored)
+            if limits.packed_too_much(scan.size_bytes, stored, MAX_FILE_RATIO):
+                raise file_ratio_error(f"{file.name}:{scan.line}", limits, stored)
         scan.add(decoder.decode(b"", True))
     except UnicodeDecodeError as error:
         with suppress(UnicodeError):  # idna replaces nothing; then the line is that of the block
@@ -338,38 +338,41 @@ def _scan(file: SourceFile, codec: str, errors: str, key: str, limits: Limits, r
     return scan
 
 
-def _guessed(file: SourceFile, broken: Scan, key: str, limits: Limits, row_is: str | None) -> Text:
+def _guess_encoding(file: SourceFile, broken: Scan, key: str, limits: Limits, row_is: str | None) -> TextDecoding:
     """latin-1 or cp1252, if the text looks like it; any bytes at all could be read as these, hence the doubt."""
-    western = _western(blocks(file, broken))
+    western = _detect_western(read_blocks(file, broken))
     if western is None or western == "utf-8" or (broken.broken and broken.broken[1]):
-        if western == "utf-8" and _mostly_utf8(blocks(file, broken)):
+        if western == "utf-8" and _is_mostly_utf8(read_blocks(file, broken)):
             why, what = "not UTF-8, though the rest is UTF-8", f"correct those characters, or set {key}"
         else:
             why = "not UTF-8, and not surely anything else"
-            what = f"set {key}, such as {' or '.join(_fitting(file, broken) or ['cp1252', 'cp1251', 'cp1250'])}"
-        raise _undecodable(file, broken, why, what)
-    scan = _scan(file, "cp1252", "strict", key, limits, row_is)
-    return Text(western, "cp1252", "strict", guessed=True, bom=False, scan=scan, limits=limits)
+            what = (
+                f"set {key}, such as "
+                f"{' or '.join(_find_fitting_codecs(file, broken) or ['cp1252', 'cp1251', 'cp1250'])}"
+            )
+        raise _decoding_error(file, broken, why, what)
+    scan = _scan_file(file, "cp1252", "strict", key, limits, row_is)
+    return TextDecoding(western, "cp1252", "strict", guessed=True, bom=False, scan=scan, limits=limits)
 
 
-def _mostly_utf8(pieces: Iterator[bytes]) -> bool:
+def _is_mostly_utf8(pieces: Iterator[bytes]) -> bool:
     """Whether of the bytes above ASCII three in four are UTF-8; of GBK or Shift-JIS some are by chance."""
     high = fitting = 0
     for piece in pieces:
         fitting += sum(map(len, UTF8_CHARACTER.findall(piece)))
         high += len(piece.translate(None, bytes(range(128))))
-        if high > JUDGED_BYTES:
+        if high > DETECTION_BYTES:
             break
     return fitting >= 0.75 * high
 
 
-def _fitting(file: SourceFile, broken: Scan) -> list[str]:
+def _find_fitting_codecs(file: SourceFile, broken: Scan) -> list[str]:
     """The encodings that the first MiB fits, the one that reads most letters of its own first, and of those with two
     cases small ones. An alphabet of its own stands for most letters; a few above ASCII are accents."""
-    head = b"".join(islice(blocks(file, broken), 1))
+    head = b"".join(islice(read_blocks(file, broken), 1))
     head = head[: head.rfind(b"\n") + 1] or head
     scores = {}
-    for codec, own in OTHER_LETTERS.items():
+    for codec, own in SCRIPT_LETTERS.items():
         with suppress(UnicodeDecodeError):
             letters = [one for one in head.decode(codec) if one > "\x7f"]
             fitting = [one for one in letters if own.match(one)]
@@ -379,7 +382,7 @@ def _fitting(file: SourceFile, broken: Scan) -> list[str]:
     return sorted(scores, key=lambda codec: -scores[codec])[:4]
 
 
-def _western(pieces: Iterator[bytes]) -> str | None:
+def _detect_western(pieces: Iterator[bytes]) -> str | None:
     """Returns "latin-1" or "cp1252" where a text looks Western European, "utf-8" where some of it is, else None.
 
     Cyrillic, Greek or Chinese stand letter to letter above ASCII; Polish or MacRoman put signs inside words; Czech,
@@ -392,19 +395,19 @@ def _western(pieces: Iterator[bytes]) -> str | None:
         window, tail = tail + piece, piece[-3:]
         if UTF8_CHARACTER.search(window):
             return "utf-8"
-        if NOT_CP1252.search(window):
+        if UNDEFINED_IN_CP1252.search(window):
             return None
-        if high.total() < JUDGED_BYTES:
+        if high.total() < DETECTION_BYTES:
             high.update(piece.translate(None, bytes(range(128))))
-            strange += len(SIGN_IN_WORD.findall(window)) + len(NEIGHBOURS.findall(window))
-    letters = Counter({char: high[byte] for byte in high if (char := bytes([byte]).decode("cp1252")) not in SIGNS})
+            strange += len(SYMBOL_IN_WORD.findall(window)) + len(UNLIKELY_PAIR.findall(window))
+    letters = Counter({char: high[byte] for byte in high if (char := bytes([byte]).decode("cp1252")) not in SYMBOLS})
     fitting = max(sum(letters[char] for char in alphabet) for alphabet in ALPHABETS.values())
     if strange > 0.05 * high.total() or fitting < 0.95 * letters.total():
         return None
     return "cp1252" if any(0x80 <= byte < 0xA0 for byte in high) else "latin-1"
 
 
-def _undecodable(file: SourceFile, scan: Scan, why: str, what: str) -> RecipeError:
+def _decoding_error(file: SourceFile, scan: Scan, why: str, what: str) -> RecipeError:
     byte, at_end = scan.broken or (0, False)
     end = ": the file ends inside a character" if at_end else ""
     return RecipeError(f"{file.name}:{scan.line}: byte 0x{byte:02x} in line {scan.line} is {why}{end}; {what}")

@@ -15,9 +15,9 @@ from itertools import count
 from typing import Any
 
 from data_prep.readers import dotted_paths, json_layouts
-from data_prep.readers.encoding import Text, has_half, lines, open_text, refusing
+from data_prep.readers.encoding import TextDecoding, as_recipe_errors, has_lone_surrogate, open_text, read_lines
 from data_prep.readers.limits import Limits
-from data_prep.readers.source_row import About, BadRowError, SourceFile, SourceRow
+from data_prep.readers.source_row import BadRowError, FileInfo, SourceFile, SourceRow
 from insource.config.errors import RecipeError
 from insource.config.schema.data import Source
 
@@ -26,107 +26,119 @@ VALUE_BYTES = 16
 # So much of a file tells whether each of its lines is an object.
 HEAD_CHARACTERS = 1 << 20
 Header = Sequence[str] | None
-TYPES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
+JSON_TYPE_NAMES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
 
-def read(file: SourceFile, text: Text, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+def read(
+    file: SourceFile, text: TextDecoding, source: Source, columns: Collection[str]
+) -> tuple[FileInfo, Iterator[SourceRow]]:
     """Returns what was found out about the file beside its encoding, and its rows."""
     if file.kind == "jsonl":
-        return {}, _lines(file, text, source.header)
-    with refusing(file.name), open_text(file, text, newline="") as stream:
+        return {}, _read_jsonl(file, text, source.header)
+    with as_recipe_errors(file.name), open_text(file, text, newline="") as stream:
         head = stream.read(HEAD_CHARACTERS)
     if OBJECT_LINES.match(head):
-        return {"json_lines": True}, _lines(file, text, source.header)
-    return _json(file, text, columns, source.header)
+        return {"json_lines": True}, _read_jsonl(file, text, source.header)
+    return _read_json(file, text, columns, source.header)
 
 
-def whole_of(file: SourceFile, text: Text) -> str:
+def read_json_text(file: SourceFile, text: TextDecoding) -> str:
     """Returns the text of a JSON file. Raises RecipeError where it is too large to be held."""
     if (size := text.scan.size_bytes) > text.limits.unpacked:
-        raise text.limits.unpacked_refused(file.name, "JSON", AS_LINES, size)
-    return "".join(lines(file, text, newline="", limit=size))
+        raise text.limits.unpacked_refused(file.name, "JSON", CONVERT_TO_JSONL_HINT, size)
+    return "".join(read_lines(file, text, newline="", limit=size))
 
 
-def _lines(file: SourceFile, text: Text, header: Header) -> Iterator[SourceRow]:
+def _read_jsonl(file: SourceFile, text: TextDecoding, header: Header) -> Iterator[SourceRow]:
     # A bare carriage return ends a line only in a file that has no other line ends.
     newline = "\r" if set(text.scan.line_ends) == {"cr"} else "\n"
-    for number, line in enumerate(lines(file, text, newline), start=1):
+    for number, line in enumerate(read_lines(file, text, newline), start=1):
         if not line.strip():
             continue
         try:
-            values = _object_of(STRICT.decode(line), "\\u" in line or text.halves, header)
+            values = _to_row_values(STRICT_JSON.decode(line), "\\u" in line or text.halves, header)
         except json.JSONDecodeError as error:
             cut = "; the last line is cut off" if not line.endswith(newline) else ""
             zeros = " (NUL bytes)" if "\0" in line else ""
             yield SourceRow(file.name, number, {}, f"not JSON: {error.msg} at column {error.colno}{zeros}{cut}")
         except (ValueError, RecursionError) as error:
-            yield SourceRow(file.name, number, {}, _told(error))
+            yield SourceRow(file.name, number, {}, _error_message(error))
         else:
             yield SourceRow(file.name, number, values)
 
 
-def _json(file: SourceFile, text: Text, columns: Collection[str], header: Header) -> tuple[About, Iterator[SourceRow]]:
+def _read_json(
+    file: SourceFile, text: TextDecoding, columns: Collection[str], header: Header
+) -> tuple[FileInfo, Iterator[SourceRow]]:
     """An array of objects, or an object that holds one: only the text of the file is in memory, not its values."""
-    whole = whole_of(file, text)
-    with _json_refused(file.name):
-        start = _skip(whole, 0)
+    whole = read_json_text(file, text)
+    with _json_as_recipe_errors(file.name):
+        start = _skip_whitespace(whole, 0)
         if file.array is not None:
-            start = next(at for key, at, *_ in _members(file.name, whole, start, text.limits) if key == file.array)
-            return {"array": file.array}, _json_rows(file, text, whole, start, header)
+            start = next(
+                at for key, at, *_ in _iterate_members(file.name, whole, start, text.limits) if key == file.array
+            )
+            return {"array": file.array}, _read_array(file, text, whole, start, header)
         if whole[start : start + 1] == "{":
-            array = _wrapped(file.name, whole, start, columns, header, text.limits)
+            array = _find_array(file.name, whole, start, columns, header, text.limits)
             if array is None:
-                return _laid_out(file.name, whole, columns, text.limits)
+                return _read_layout(file.name, whole, columns, text.limits)
             key, start, others = array
-            about: About = {"array": key} | ({"arrays_not_read": others} if others else {})
-            return about, _json_rows(file, text, whole, start, header)
+            about: FileInfo = {"array": key} | ({"arrays_not_read": others} if others else {})
+            return about, _read_array(file, text, whole, start, header)
         if whole[start : start + 1] == "[":
-            return {}, _json_rows(file, text, whole, start, header)
+            return {}, _read_array(file, text, whole, start, header)
     raise RecipeError(f"{file.name}:1: JSON, but no array of objects; write [{{...}}, {{...}}], or JSONL")
 
 
-def _laid_out(name: str, whole: str, columns: Collection[str], limits: Limits) -> tuple[About, Iterator[SourceRow]]:
+def _read_layout(
+    name: str, whole: str, columns: Collection[str], limits: Limits
+) -> tuple[FileInfo, Iterator[SourceRow]]:
     """The rows of an object without an array of objects, all of them in memory."""
     if (size := VALUE_BYTES * sum(map(whole.count, ",[{"))) > limits.unpacked:
-        raise limits.unpacked_refused(name, "an object whose values take memory", AS_LINES, size)
+        raise limits.unpacked_refused(name, "an object whose values take memory", CONVERT_TO_JSONL_HINT, size)
     try:
-        value = _object_of(STRICT.decode(whole), may_hold_halves=True)
+        value = _to_row_values(STRICT_JSON.decode(whole), may_hold_halves=True)
     except json.JSONDecodeError:
         raise
     except ValueError as error:
-        raise RecipeError(f"{name}:1: {_told(error)}") from None
-    layout, rows = json_layouts.rows_of(name, value, columns)
+        raise RecipeError(f"{name}:1: {_error_message(error)}") from None
+    layout, rows = json_layouts.extract_rows(name, value, columns)
     return {"layout": layout}, (SourceRow(name, number, row) for number, row in enumerate(rows, start=1))
 
 
-def _json_rows(file: SourceFile, text: Text, whole: str, start: int, header: Header) -> Iterator[SourceRow]:
-    with _json_refused(file.name):
+def _read_array(file: SourceFile, text: TextDecoding, whole: str, start: int, header: Header) -> Iterator[SourceRow]:
+    with _json_as_recipe_errors(file.name):
         end = start + 1
-        for number, (value, after) in enumerate(_elements(file.name, whole, start, _element, text.limits), start=1):
+        for number, (value, after) in enumerate(
+            _iterate_elements(file.name, whole, start, _decode_element, text.limits), start=1
+        ):
             try:
-                values = _object_of(value, text.halves or whole.find("\\u", end, after) >= 0, header)
+                values = _to_row_values(value, text.halves or whole.find("\\u", end, after) >= 0, header)
             except ValueError as error:
-                yield SourceRow(file.name, number, {}, _told(error))
+                yield SourceRow(file.name, number, {}, _error_message(error))
             else:
                 yield SourceRow(file.name, number, values)
             end = after
-        if whole[_skip(whole, 0)] == "[":
-            _check_end(whole, _skip(whole, end) + 1)
+        if whole[_skip_whitespace(whole, 0)] == "[":
+            _check_end(whole, _skip_whitespace(whole, end) + 1)
 
 
-def _wrapped(
+def _find_array(
     name: str, text: str, at: int, columns: Collection[str], header: Header, limits: Limits
 ) -> tuple[str, int, list[str]] | None:
     """The key of the array of rows in the object at `at`, where that array starts, and the keys of other arrays of
     objects; None: it has none, or the object is a row itself, by the columns that it has: an invoice with its line
     items, a chat with its messages. Of several arrays the one whose objects have the columns is meant."""
-    members = [*_members(name, text, at, limits)]
+    members = [*_iterate_members(name, text, at, limits)]
     rows = {dict} if header is None else {dict, list}
-    found = _has([key for key, *_ in members], columns)
-    if any(found) and found >= max(_has(inside, columns) for inside in [set[str](), *(one[-1] for one in members)]):
+    found = _match_columns([key for key, *_ in members], columns)
+    if any(found) and found >= max(
+        _match_columns(inside, columns) for inside in [set[str](), *(one[-1] for one in members)]
+    ):
         return None
     arrays = [one for one in members if one[2] and rows & one[2]] or [one for one in members if one[2] == set()]
-    having = [_has(inside, columns) for *_, inside in arrays]
+    having = [_match_columns(inside, columns) for *_, inside in arrays]
     best = [one for one, has in zip(arrays, having, strict=True) if any(has) and has == max(having)]
     if len(best) == 1:
         arrays = [best[0], *(one for one in arrays if one is not best[0])]
@@ -138,65 +150,67 @@ def _wrapped(
     return (*arrays[0][:2], [key for key, *_ in arrays[1:]]) if arrays else None
 
 
-def arrays_of(file: SourceFile, text: str, limits: Limits) -> list[str]:
+def list_arrays(file: SourceFile, text: str, limits: Limits) -> list[str]:
     """Returns the keys of the arrays of objects or arrays that a JSON object holds, in its order; none of any other
     value. Raises JSONDecodeError, or RecursionError."""
-    at = _skip(text, 0)
+    at = _skip_whitespace(text, 0)
     if text[at : at + 1] != "{":
         return []
     return [
         key
-        for key, _, held, _ in _members(file.name, text, at, limits)
+        for key, _, held, _ in _iterate_members(file.name, text, at, limits)
         if held is not None and (not held or held & {dict, list})
     ]
 
 
-def _members(name: str, text: str, at: int, limits: Limits) -> Iterator[tuple[str, int, set[type] | None, set[str]]]:
+def _iterate_members(
+    name: str, text: str, at: int, limits: Limits
+) -> Iterator[tuple[str, int, set[type] | None, set[str]]]:
     """Yields for each member of the object at `at` its key, where its value starts, the types of the values of an array
     (None where it is no array), and the keys of the objects in it. Raises JSONDecodeError, and RecipeError for a value
     that is larger than a row may be."""
-    at = _skip(text, at + 1)
+    at = _skip_whitespace(text, at + 1)
     while text[at : at + 1] != "}":
-        key, at = LENIENT.raw_decode(text, at)
-        colon = _skip(text, at)
+        key, at = LENIENT_JSON.raw_decode(text, at)
+        colon = _skip_whitespace(text, at)
         if not isinstance(key, str) or text[colon : colon + 1] != ":":
             raise json.JSONDecodeError("Expecting a name and ':'", text, colon)
-        start = end = _skip(text, colon + 1)
+        start = end = _skip_whitespace(text, colon + 1)
         held: set[type] | None = None
         inside: set[str] = set()
         if text[start : start + 1] == "[":
             held, end = set(), start + 1
-            for value, after in _elements(name, text, start, LENIENT.raw_decode, limits):
+            for value, after in _iterate_elements(name, text, start, LENIENT_JSON.raw_decode, limits):
                 held.add(type(value))
                 inside.update(value if isinstance(value, dict) else ())
                 end = after
-            end = _skip(text, end) + 1
+            end = _skip_whitespace(text, end) + 1
         else:
             # A table by columns (df.to_json()) is no row: what its values take counts, as in _laid_out.
             taken = VALUE_BYTES * sum(text.count(sign, start) for sign in ",[{")
             if taken > limits.unpacked and not _ends_within(text, start, limits.row):
                 raise limits.row_refused(f"{name}:1", f"key {key[:40]!r}")
-            end = LENIENT.raw_decode(text, start)[1]
+            end = LENIENT_JSON.raw_decode(text, start)[1]
         yield key, start, held, inside
-        at = _skip(text, end)
+        at = _skip_whitespace(text, end)
         if text[at : at + 1] == ",":
-            at = _skip(text, at + 1)
+            at = _skip_whitespace(text, at + 1)
         elif text[at : at + 1] != "}":
             raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
     _check_end(text, at + 1)
 
 
-def _has(keys: Collection[str], columns: Collection[str]) -> list[bool]:
+def _match_columns(keys: Collection[str], columns: Collection[str]) -> list[bool]:
     """Which of the columns, the most needed first, an object with these keys has or may reach."""
-    return [any(name in keys for name in (column, *dotted_paths.roots(column))) for column in columns]
+    return [any(name in keys for name in (column, *dotted_paths.list_roots(column))) for column in columns]
 
 
-def _elements(
+def _iterate_elements(
     name: str, text: str, at: int, decode: Callable[[str, int], tuple[Any, int]], limits: Limits
 ) -> Iterator[tuple[Any, int]]:
     """Yields each value of the array at `at` with the place after it. Raises JSONDecodeError, and RecipeError for a
     value that is larger than a row may be."""
-    at = _skip(text, at + 1)
+    at = _skip_whitespace(text, at + 1)
     if text[at : at + 1] == "]":
         return
     for number in count(1):
@@ -204,12 +218,12 @@ def _elements(
             raise limits.row_refused(f"{name}:{number}")
         value, at = decode(text, at)
         yield value, at
-        at = _skip(text, at)
+        at = _skip_whitespace(text, at)
         if text[at : at + 1] == "]":
             return
         if text[at : at + 1] != ",":
             raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-        at = _skip(text, at + 1)
+        at = _skip_whitespace(text, at + 1)
 
 
 def _ends_within(text: str, start: int, most: int) -> bool:
@@ -219,7 +233,7 @@ def _ends_within(text: str, start: int, most: int) -> bool:
         return True
     at, depth = start, 0
     while at - start <= most:
-        found = TOKEN.match(text, at)
+        found = STRUCTURE_TOKEN.match(text, at)
         if not found:
             return True
         at, depth = found.end(), depth + {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[1][0], 0)
@@ -228,28 +242,28 @@ def _ends_within(text: str, start: int, most: int) -> bool:
     return False
 
 
-def _element(text: str, at: int) -> tuple[Any, int]:
+def _decode_element(text: str, at: int) -> tuple[Any, int]:
     """A value, or the ValueError that says what is wrong with it, and the place after it."""
     try:
-        return STRICT.raw_decode(text, at)
+        return STRICT_JSON.raw_decode(text, at)
     except json.JSONDecodeError:
         raise
     except ValueError as error:
-        return error, LENIENT.raw_decode(text, at)[1]
+        return error, LENIENT_JSON.raw_decode(text, at)[1]
 
 
 def _check_end(text: str, at: int) -> None:
-    if _skip(text, at) < len(text):
-        raise json.JSONDecodeError("Extra data", text, _skip(text, at))
+    if _skip_whitespace(text, at) < len(text):
+        raise json.JSONDecodeError("Extra data", text, _skip_whitespace(text, at))
 
 
-def _skip(text: str, at: int) -> int:
-    found = SPACE.match(text, at)
+def _skip_whitespace(text: str, at: int) -> int:
+    found = WHITESPACE.match(text, at)
     return found.end() if found else at
 
 
 @contextmanager
-def _json_refused(name: str) -> Iterator[None]:
+def _json_as_recipe_errors(name: str) -> Iterator[None]:
     try:
         yield
     except json.JSONDecodeError as error:
@@ -264,7 +278,7 @@ def _json_refused(name: str) -> Iterator[None]:
         raise RecipeError(f"{name}: JSON that is nested too deep; flatten it") from None
 
 
-def _object_of(value: Any, may_hold_halves: bool, header: Header = None) -> dict[str, Any]:
+def _to_row_values(value: Any, may_hold_halves: bool, header: Header = None) -> dict[str, Any]:
     """The value as a row; an array by the names of `header`. Raises BadRowError, or the ValueError that stands in its
     place."""
     if isinstance(value, ValueError):
@@ -275,19 +289,19 @@ def _object_of(value: Any, may_hold_halves: bool, header: Header = None) -> dict
         value = dict(zip(header, value, strict=True))
     if not isinstance(value, dict):
         named = "; data.source.header names the values of arrays" if isinstance(value, list) else ""
-        raise BadRowError(f"a JSON {TYPES[type(value)]} where an object belongs{named}")
-    if may_hold_halves and has_half(json.dumps(value, ensure_ascii=False)):
+        raise BadRowError(f"a JSON {JSON_TYPE_NAMES[type(value)]} where an object belongs{named}")
+    if may_hold_halves and has_lone_surrogate(json.dumps(value, ensure_ascii=False)):
         raise BadRowError("half of a surrogate pair, which is no character")
     return value
 
 
-def _told(error: Exception) -> str:
+def _error_message(error: Exception) -> str:
     if isinstance(error, BadRowError):
         return str(error)
     return "nested too deep" if isinstance(error, RecursionError) else "a whole number of too many digits"
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
@@ -296,23 +310,25 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _finite(digits: str) -> float:
+def _parse_finite_float(digits: str) -> float:
     number = float(digits)
     if number in (float("inf"), float("-inf")):
         raise BadRowError(f"the number {digits[:20]} is too large")
     return number
 
 
-def _no_number(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise BadRowError(f"{name}, which is not JSON")
 
 
-AS_LINES = "convert it to JSONL, an object a line"
+CONVERT_TO_JSONL_HINT = "convert it to JSONL, an object a line"
 # What stands before a bracket or a string, and that; nothing is given back, so that it takes time in proportion.
-TOKEN = re.compile(r'[^"\[\]{}]*+([\[\]{}]|"[^"\\]*+(?:\\.[^"\\]*+)*+")', re.DOTALL)
-SPACE = re.compile(r"[ \t\n\r]*")
+STRUCTURE_TOKEN = re.compile(r'[^"\[\]{}]*+([\[\]{}]|"[^"\\]*+(?:\\.[^"\\]*+)*+")', re.DOTALL)
+WHITESPACE = re.compile(r"[ \t\n\r]*")
 # An object on the first line, and another on the next: lines of JSON, whatever the file's name says.
 OBJECT_LINES = re.compile(r"\ufeff?\s*\{[^\n]*\}[ \t\r]*\n\s*\{")
-STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_number)
+STRICT_JSON = json.JSONDecoder(
+    object_pairs_hook=_reject_duplicate_keys, parse_float=_parse_finite_float, parse_constant=_reject_constant
+)
 # Finds the end of a value that STRICT refused.
-LENIENT = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
+LENIENT_JSON = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)

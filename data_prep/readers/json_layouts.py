@@ -13,11 +13,11 @@ from typing import Any
 
 from insource.config.errors import RecipeError
 
-Row = dict[str, Any]
-SHOWN = 5
+RowValues = dict[str, Any]
+MAX_KEYS_SHOWN = 5
 
 
-def rows_of(name: str, value: Mapping[str, Any], columns: Collection[str]) -> tuple[str, list[Row]]:
+def extract_rows(name: str, value: Mapping[str, Any], columns: Collection[str]) -> tuple[str, list[RowValues]]:
     """Returns (layout, rows) of an object; `columns` are those that the recipe needs.
 
     Raises RecipeError saying what the object holds and what would do.
@@ -40,25 +40,26 @@ def rows_of(name: str, value: Mapping[str, Any], columns: Collection[str]) -> tu
     if value and all(isinstance(one, dict) for one in value.values()):
         return "objects by id", [dict(one) for one in value.values()]
     names, data = value.get("columns"), value.get("data")
-    if isinstance(names, list) and isinstance(data, list) and all(_fits(row, names) for row in data):
+    if isinstance(names, list) and isinstance(data, list) and all(_matches_header(row, names) for row in data):
         return "columns and data", [dict(zip(map(str, names), row, strict=True)) for row in data]
     example = ", ".join(f'"{column[:40]}": ...' for column in list(columns)[:2])
     raise RecipeError(
-        f"{name}:1: an object without rows: it holds {_held(value)}, and no array of objects; write JSONL, an object a "
+        f"{name}:1: an object without rows: it holds {_describe_contents(value)}, and no array of objects; write "
+        "JSONL, an object a "
         f"line, such as {{{example}}}"
     )
 
 
-def _fits(row: Any, names: list[Any]) -> bool:
+def _matches_header(row: Any, names: list[Any]) -> bool:
     return isinstance(row, list) and len(row) == len(names)
 
 
-def _held(value: Mapping[str, Any]) -> str:
+def _describe_contents(value: Mapping[str, Any]) -> str:
     """The first keys of an object and what they hold, in words."""
     kinds: dict[type, str] = {list: "an array", dict: "an object", str: "a text"}
-    told = [f"{key[:40]!r} ({_of(one) or kinds.get(type(one), 'a value')})" for key, one in value.items()]
-    return ", ".join(told[:SHOWN]) + (", ..." if len(told) > SHOWN else "") if told else "nothing"
+    told = [f"{key[:40]!r} ({_describe_nesting(one) or kinds.get(type(one), 'a value')})" for key, one in value.items()]
+    return ", ".join(told[:MAX_KEYS_SHOWN]) + (", ..." if len(told) > MAX_KEYS_SHOWN else "") if told else "nothing"
 
 
-def _of(value: Any) -> str:
+def _describe_nesting(value: Any) -> str:
     return "an array of arrays" if isinstance(value, list) and value and isinstance(value[0], list) else ""

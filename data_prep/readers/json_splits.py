@@ -12,17 +12,17 @@ from dataclasses import replace
 from functools import lru_cache
 
 from data_prep.readers import json_format, limits
-from data_prep.readers.encoding import DAMAGED, detect, open_bytes
+from data_prep.readers.encoding import DECOMPRESSION_ERRORS, detect_encoding, open_bytes
 from data_prep.readers.limits import Limits
 from data_prep.readers.source_row import SourceFile
 from insource.config.errors import RecipeError
 from insource.config.schema.source import Source
 
 HEAD_BYTES = 16384
-ARRAY = re.compile(r'"([A-Za-z_-]{1,40})"\s*:\s*\[')
+ARRAY_KEY = re.compile(r'"([A-Za-z_-]{1,40})"\s*:\s*\[')
 
 
-def expanded(
+def expand_splits(
     found: list[SourceFile], source: Source, split_named: Callable[[str], str | None]
 ) -> tuple[list[SourceFile], list[str]]:
     """Returns the files, those of JSON that hold several splits as one each, and the names of their arrays that are no
@@ -30,8 +30,8 @@ def expanded(
     files: list[SourceFile] = []
     others: list[str] = []
     for file in found:
-        looked = (file, source.encoding, limits.of(source), split_named, _version(file))
-        arrays = _arrays(*looked) if file.kind == "json" else ()
+        looked = (file, source.encoding, limits.make_limits(source), split_named, _file_version(file))
+        arrays = _list_split_arrays(*looked) if file.kind == "json" else ()
         splits = [one for one in arrays if split_named(one)]
         if {"train", "test"} <= {split_named(one) for one in splits}:
             files += [replace(file, name=f"{file.name}/{one}", array=one) for one in splits]
@@ -41,21 +41,21 @@ def expanded(
     return files, others
 
 
-def _version(file: SourceFile) -> tuple[int, int]:
+def _file_version(file: SourceFile) -> tuple[int, int]:
     stat = file.path.stat()
     return stat.st_mtime_ns, stat.st_size
 
 
 @lru_cache(maxsize=64)
-def _arrays(
+def _list_split_arrays(
     file: SourceFile, encoding: str, most: Limits, split_named: Callable[[str], str | None], version: tuple[int, int]
 ) -> tuple[str, ...]:
     """The keys of the arrays of rows in a file that looks as if it held splits; `version` tells its bytes apart."""
-    with suppress(RecipeError, OSError, ValueError, RecursionError, *DAMAGED):
+    with suppress(RecipeError, OSError, ValueError, RecursionError, *DECOMPRESSION_ERRORS):
         with open_bytes(file) as stream:
             # Names of splits are ASCII in any encoding, but for the zeros of UTF-16 and UTF-32.
             head = stream.read(HEAD_BYTES).replace(b"\0", b"").decode("ascii", "ignore").lstrip()
-        if head.startswith("{") and any(split_named(key) for key in ARRAY.findall(head)):
-            whole = json_format.whole_of(file, detect(file, encoding, limits=most))
-            return tuple(json_format.arrays_of(file, whole, most))
+        if head.startswith("{") and any(split_named(key) for key in ARRAY_KEY.findall(head)):
+            whole = json_format.read_json_text(file, detect_encoding(file, encoding, limits=most))
+            return tuple(json_format.list_arrays(file, whole, most))
     return ()

@@ -16,17 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.readers import csv_format, limits
-from data_prep.readers.encoding import Text, check_fetched, detect, has_half, lines
-from data_prep.readers.source_row import SPLIT_NAMES, About, SourceFile, SourceRow
+from data_prep.readers.encoding import TextDecoding, check_fetched, detect_encoding, has_lone_surrogate, read_lines
+from data_prep.readers.source_row import SPLIT_NAMES, FileInfo, SourceFile, SourceRow
 from insource.config.errors import RecipeError
 from insource.config.schema.data import Source
 
-HALF = "half of a surrogate pair, which is no character"
-_SPLIT = "|".join(SPLIT_NAMES)
-_OF_SPLIT = re.compile(rf"^(?:{_SPLIT})(?:$|[-_. ])|[-_. ](?:{_SPLIT})$", re.IGNORECASE)
+LONE_SURROGATE_MESSAGE = "half of a surrogate pair, which is no character"
+_SPLIT_NAME = "|".join(SPLIT_NAMES)
+_SPLIT_AFFIX = re.compile(rf"^(?:{_SPLIT_NAME})(?:$|[-_. ])|[-_. ](?:{_SPLIT_NAME})$", re.IGNORECASE)
 
 
-def chosen(key: str, given: str, found: list[SourceFile], source: Source) -> tuple[list[SourceFile], list[str]]:
+def select_files(key: str, given: str, found: list[SourceFile], source: Source) -> tuple[list[SourceFile], list[str]]:
     """Returns the files of a folder or a pattern that are data, and the names of those that are not: .txt files beside
     data of another kind are notes, unless the source's `sample_by` says what they hold.
 
@@ -34,7 +34,7 @@ def chosen(key: str, given: str, found: list[SourceFile], source: Source) -> tup
     """
     texts = [file for file in found if file.kind == "txt"]
     if source.sample_by == "document":
-        return _by_folder(found)
+        return _group_by_folder(found)
     if source.sample_by == "line" or not texts:
         return found, []
     if len(texts) < len(found):
@@ -48,44 +48,46 @@ def chosen(key: str, given: str, found: list[SourceFile], source: Source) -> tup
     return found, []
 
 
-def read(file: SourceFile, text: Text, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+def read(
+    file: SourceFile, text: TextDecoding, source: Source, columns: Collection[str]
+) -> tuple[FileInfo, Iterator[SourceRow]]:
     """Returns what was found out about the file beside its encoding, and a row for each line that is not blank; those
     of a table where the recipe describes one."""
     if source.tables_in_txt:
         return csv_format.read(file, text, source, columns)
     if source.sample_by == "document":  # one that the recipe names outright
-        return {}, iter([_document(file, text, _label(file.path.parent))])
-    return {}, _lines(file, text)
+        return {}, iter([_read_document(file, text, _label_from_path(file.path.parent))])
+    return {}, _read_text_lines(file, text)
 
 
-def documents(folder: SourceFile, source: Source) -> tuple[About, Iterator[SourceRow]]:
+def read_documents(folder: SourceFile, source: Source) -> tuple[FileInfo, Iterator[SourceRow]]:
     """Returns what was found out about a folder of documents, and a row for each of them; `about` fills as they are
     read."""
-    encodings, label = Counter[str](), _label(folder.path)
-    about: About = {"kind": "documents", "encodings": encodings}
+    encodings, label = Counter[str](), _label_from_path(folder.path)
+    about: FileInfo = {"kind": "documents", "encodings": encodings}
 
     def rows() -> Iterator[SourceRow]:
         for path in folder.documents:
             name = f"{folder.name}/{path.name}"
-            file = replace(folder, path=path, name=name, kind="txt", compression=_compression(path))
+            file = replace(folder, path=path, name=name, kind="txt", compression=_detect_compression(path))
             check_fetched(file)
             try:
                 if not path.stat().st_size:
                     yield SourceRow(name, 1, {"text": "", "label": label, "file": name})
                     continue
-                text = detect(file, source.encoding, limits=limits.of(source), row_is="file")
+                text = detect_encoding(file, source.encoding, limits=limits.make_limits(source), row_is="file")
             except RecipeError as error:
                 yield SourceRow(name, 1, {}, str(error).removeprefix(f"{name}: ").removeprefix(f"{name}:"))
                 continue
             encodings[text.encoding] += 1
             if text.guessed:
                 about.update(encoding=text.encoding, encoding_guessed=True)
-            yield _document(file, text, label)
+            yield _read_document(file, text, label)
 
     return about, rows()
 
 
-def _by_folder(found: list[SourceFile]) -> tuple[list[SourceFile], list[str]]:
+def _group_by_folder(found: list[SourceFile]) -> tuple[list[SourceFile], list[str]]:
     """The documents of each folder as one file. Those beside folders of documents, such as a README, are none."""
     texts = [file for file in found if file.kind == "txt"]
     above = {folder for file in texts for folder in file.path.parent.parents}
@@ -107,29 +109,31 @@ def _by_folder(found: list[SourceFile]) -> tuple[list[SourceFile], list[str]]:
     return [file for file in found if file.kind != "txt"] + folders, beside
 
 
-def _lines(file: SourceFile, text: Text) -> Iterator[SourceRow]:
-    label = _label(file.path.parent, re.sub(r"\.txt(?:\.gz|\.zst)?$", "", file.path.name, flags=re.IGNORECASE))
+def _read_text_lines(file: SourceFile, text: TextDecoding) -> Iterator[SourceRow]:
+    label = _label_from_path(
+        file.path.parent, re.sub(r"\.txt(?:\.gz|\.zst)?$", "", file.path.name, flags=re.IGNORECASE)
+    )
     # A bare carriage return ends a line only in a file that has no other line ends.
     newline = "\r" if set(text.scan.line_ends) == {"cr"} else "\n"
-    for number, line in enumerate(lines(file, text, newline), start=1):
-        if text.halves and has_half(line):
-            yield SourceRow(file.name, number, {}, HALF)
+    for number, line in enumerate(read_lines(file, text, newline), start=1):
+        if text.halves and has_lone_surrogate(line):
+            yield SourceRow(file.name, number, {}, LONE_SURROGATE_MESSAGE)
         elif line.strip():
             yield SourceRow(file.name, number, {"text": line.rstrip("\r\n"), "label": label, "file": file.name})
 
 
-def _document(file: SourceFile, text: Text, label: str) -> SourceRow:
-    whole = "".join(lines(file, text, newline=""))
-    if text.halves and has_half(whole):
-        return SourceRow(file.name, 1, {}, HALF)
+def _read_document(file: SourceFile, text: TextDecoding, label: str) -> SourceRow:
+    whole = "".join(read_lines(file, text, newline=""))
+    if text.halves and has_lone_surrogate(whole):
+        return SourceRow(file.name, 1, {}, LONE_SURROGATE_MESSAGE)
     return SourceRow(file.name, 1, {"text": whole, "label": label, "file": file.name})
 
 
-def _label(folder: Path, *inside: str) -> str:
+def _label_from_path(folder: Path, *inside: str) -> str:
     """The label that a path tells: its last name that is more than the name of a split."""
     folders = [name for name in reversed(folder.absolute().parts) if name.lower() not in SPLIT_NAMES]
-    return next(label for label in (*(_OF_SPLIT.sub("", name) for name in inside), *folders) if label)
+    return next(label for label in (*(_SPLIT_AFFIX.sub("", name) for name in inside), *folders) if label)
 
 
-def _compression(path: Path) -> str | None:
+def _detect_compression(path: Path) -> str | None:
     return {".gz": "gz", ".zst": "zst"}.get(path.suffix.lower())

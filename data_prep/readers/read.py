@@ -4,14 +4,14 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Literal
 
 from data_prep.readers import csv_format, json_format, limits, plain_text
-from data_prep.readers.encoding import Text, check_fetched, detect
-from data_prep.readers.source_row import About, SourceFile, SourceRow
+from data_prep.readers.encoding import TextDecoding, check_fetched, detect_encoding
+from data_prep.readers.source_row import FileInfo, SourceFile, SourceRow
 from insource.config.schema.data import Source
 
-Read = Callable[[SourceFile, Text, Source, Collection[str]], tuple[About, Iterator[SourceRow]]]
+RowReader = Callable[[SourceFile, TextDecoding, Source, Collection[str]], tuple[FileInfo, Iterator[SourceRow]]]
 
 # Formats that are text; the others say themselves how their texts are encoded.
-OF_TEXT: dict[str, Read] = {
+TEXT_READERS: dict[str, RowReader] = {
     "csv": csv_format.read,
     "tsv": csv_format.read,
     "json": json_format.read,
@@ -20,7 +20,7 @@ OF_TEXT: dict[str, Read] = {
 }
 
 
-def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[FileInfo, Iterator[SourceRow]]:
     """Returns what was found out about the file, and its rows.
 
     `columns` are those that the recipe needs: the delimiter is the one that finds them. A row that cannot be read comes
@@ -29,18 +29,18 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Ab
     the hub does not answer.
     """
     about, rows = _read(file, source, columns)
-    return about, limits.within(rows, file, limits.of(source))
+    return about, limits.enforce_limits(rows, file, limits.make_limits(source))
 
 
-def _read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+def _read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[FileInfo, Iterator[SourceRow]]:
     if file.kind == "documents":
-        return plain_text.documents(file, source)
+        return plain_text.read_documents(file, source)
     if file.kind not in ("hub", "dataset"):
         check_fetched(file)
-    if file.kind in OF_TEXT:
-        text = detect(file, source.encoding, limits=limits.of(source), row_is=_row_is(file, source))
-        about: About = {"kind": file.kind} | ({"compression": file.compression} if file.compression else {})
-        more, rows = OF_TEXT[file.kind](file, text, source, columns)
+    if file.kind in TEXT_READERS:
+        text = detect_encoding(file, source.encoding, limits=limits.make_limits(source), row_is=_row_unit(file, source))
+        about: FileInfo = {"kind": file.kind} | ({"compression": file.compression} if file.compression else {})
+        more, rows = TEXT_READERS[file.kind](file, text, source, columns)
         return about | text.about() | more, rows
     if file.kind == "xlsx":
         from data_prep.readers import workbook  # late: it imports openpyxl
@@ -51,7 +51,7 @@ def _read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[A
     return columnar_format.read(file, source, columns)
 
 
-def _row_is(file: SourceFile, source: Source) -> Literal["line", "file"] | None:
+def _row_unit(file: SourceFile, source: Source) -> Literal["line", "file"] | None:
     """Whether a line of the file, or all of it, is one row at least."""
     if file.kind == "txt" and source.sample_by == "document":
         return "file"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 # What was found out about a file, as data.json tells it under "detected".
-About = dict[str, Any]
+FileInfo = dict[str, Any]
 
 
 # How data sets name their splits, and how we do.

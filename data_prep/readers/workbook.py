@@ -22,26 +22,26 @@ from openpyxl import load_workbook
 from openpyxl.utils.exceptions import InvalidFileException
 
 from data_prep.readers import limits
-from data_prep.readers.arrow.columnar_format import as_json
-from data_prep.readers.csv_format import check_no_header, column_names
-from data_prep.readers.encoding import has_half, join_halves, refusing
-from data_prep.readers.source_row import About, BadRowError, SourceFile, SourceRow
+from data_prep.readers.arrow.columnar_format import to_json_value
+from data_prep.readers.csv_format import check_no_header, parse_header
+from data_prep.readers.encoding import as_recipe_errors, has_lone_surrogate, join_surrogates
+from data_prep.readers.source_row import BadRowError, FileInfo, SourceFile, SourceRow
 from insource.config.errors import RecipeError
 from insource.config.schema.data import Source
-from insource.tasks.source_record import cell
+from insource.tasks.source_record import to_text
 
 BLOCK_BYTES = 1 << 18
 # Excel's own limits are 1,048,576 rows of 16,384 cells; a cell is a few elements of XML.
-ROWS = 1 << 20
-ROW_ELEMENTS = 1 << 17
-CONTENT_ELEMENTS, OTHER_ELEMENTS = 8_000_000, 500_000
-OLE = b"\xd0\xcf\x11\xe0"
-ERRORS = ("#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#N/A", "#GETTING_DATA", "#SPILL!", "#CALC!")
-ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")
+MAX_ROWS = 1 << 20
+MAX_ROW_ELEMENTS = 1 << 17
+MAX_CONTENT_ELEMENTS, MAX_OTHER_ELEMENTS = 8_000_000, 500_000
+OLE_SIGNATURE = b"\xd0\xcf\x11\xe0"
+CELL_ERRORS = ("#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#N/A", "#GETTING_DATA", "#SPILL!", "#CALC!")
+ESCAPED_CHARACTER = re.compile("_x([0-9A-Fa-f]{4})_")
 # Excel shows no more digits of a number, and people see no others.
-DIGITS = 15
+SIGNIFICANT_DIGITS = 15
 # What zipfile, the XML parsers and openpyxl raise over a workbook that is damaged or written in a way of its own.
-DAMAGED = (
+READ_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
     expat.ExpatError,
@@ -57,16 +57,16 @@ DAMAGED = (
 )
 
 
-def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[FileInfo, Iterator[SourceRow]]:
     """Returns what was found out about the workbook, and the rows of one sheet, as data_prep.read.read does."""
     warnings.filterwarnings("ignore", module=r"openpyxl\b")  # of styles and validations that it does not know
-    with refusing(file.name):
-        _check(file, limits.of(source))
+    with as_recipe_errors(file.name):
+        _check_archive(file, limits.make_limits(source))
         try:
             book = load_workbook(file.path, read_only=True, data_only=True, keep_links=False)
-            name, line, header = _sheet(file, book, source, columns)
-        except DAMAGED as error:
-            raise _unreadable(file, error) from None
+            name, line, header = _choose_sheet(file, book, source, columns)
+        except READ_ERRORS as error:
+            raise _unreadable_error(file, error) from None
     place = f"{file.name}:{line}"
     if not header:
         raise RecipeError(f"{place}: sheet {name!r} is empty")
@@ -74,40 +74,46 @@ def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[Ab
         raise RecipeError(f"{place}: {len(header)} cells where data.source.header has {len(source.header)} names")
     if source.header:
         check_no_header(place, header, source.header)
-    named, unnamed = (source.header, About()) if source.header else column_names(place, header)
-    about: About = {"kind": file.kind, "sheet": name, "columns": named, **unnamed}
+    named, unnamed = (source.header, FileInfo()) if source.header else parse_header(place, header)
+    about: FileInfo = {"kind": file.kind, "sheet": name, "columns": named, **unnamed}
     if len(book.worksheets) > 1:
         about["sheets"] = book.sheetnames
-    lines = _lines(file, book[name], limits.of(source))
-    return about, _rows(file, book, lines, 0 if source.header else line, named, {*columns})
+    lines = _read_filled_rows(file, book[name], limits.make_limits(source))
+    return about, _read_rows(file, book, lines, 0 if source.header else line, named, {*columns})
 
 
-def _sheet(file: SourceFile, book: Any, source: Source, columns: Collection[str]) -> tuple[str, int, list[str]]:
+def _choose_sheet(file: SourceFile, book: Any, source: Source, columns: Collection[str]) -> tuple[str, int, list[str]]:
     """The sheet to read, the line of its first row that is not empty, and that row."""
     sheets = {sheet.title: sheet for sheet in book.worksheets}
     if source.sheet is not None and source.sheet not in sheets:
-        raise RecipeError(f"{file.name}: there is no sheet {source.sheet!r} (data.source.sheet); {_named(sheets)}")
+        raise RecipeError(
+            f"{file.name}: there is no sheet {source.sheet!r} (data.source.sheet); {_format_sheet_names(sheets)}"
+        )
     chosen = [source.sheet] if source.sheet else [name for name in sheets if sheets[name].sheet_state == "visible"]
-    first = {name: next(_lines(file, sheets[name], limits.of(source)), (1, ())) for name in chosen}
-    found = {name: (line, [cell(one) for one in _trimmed(row)]) for name, (line, row) in first.items()}
+    first = {name: next(_read_filled_rows(file, sheets[name], limits.make_limits(source)), (1, ())) for name in chosen}
+    found = {name: (line, [to_text(one) for one in _trim_row(row)]) for name, (line, row) in first.items()}
     filled = [name for name, (_, header) in found.items() if header]
     if len(filled) > 1 and not source.header:
         most = max(len({*found[name][1]} & {*columns}) for name in filled)
         filled = [name for name in filled if len({*found[name][1]} & {*columns}) == most]
     if len(filled) > 1:
-        raise RecipeError(f"{file.name}: which sheet is meant? Set data.source.sheet; {_named(filled)}")
+        raise RecipeError(f"{file.name}: which sheet is meant? Set data.source.sheet; {_format_sheet_names(filled)}")
     if not chosen:
-        seen = f"no sheet of cells is visible; {_named(sheets)}" if sheets else "no sheet of cells can be read"
+        seen = (
+            f"no sheet of cells is visible; {_format_sheet_names(sheets)}"
+            if sheets
+            else "no sheet of cells can be read"
+        )
         raise RecipeError(f"{file.name}: {seen}; set data.source.sheet, or save it anew as .xlsx (not Strict Open XML)")
     name = (filled or chosen)[0]
     return name, *found[name]
 
 
-def _named(sheets: Collection[str]) -> str:
+def _format_sheet_names(sheets: Collection[str]) -> str:
     return f"it has {', '.join(map(repr, list(sheets)[:10]))}{', ...' if len(sheets) > 10 else ''}"
 
 
-def _lines(file: SourceFile, sheet: Any, most: limits.Limits) -> Iterator[tuple[int, Sequence[Any]]]:
+def _read_filled_rows(file: SourceFile, sheet: Any, most: limits.Limits) -> Iterator[tuple[int, Sequence[Any]]]:
     """Yields the rows that are not empty, with their numbers. Raises RecipeError for one that is too large: many cells
     may share one text."""
     sheet.reset_dimensions()  # what a workbook says of its extent is often wrong, and rows beyond it would be lost
@@ -118,12 +124,12 @@ def _lines(file: SourceFile, sheet: Any, most: limits.Limits) -> Iterator[tuple[
             yield number, row
 
 
-def _trimmed(row: Sequence[Any]) -> Sequence[Any]:
+def _trim_row(row: Sequence[Any]) -> Sequence[Any]:
     end = next((at for at in range(len(row), 0, -1) if row[at - 1] not in (None, "")), 0)
-    return [_value(one) for one in row[:end]]
+    return [_convert_cell(one) for one in row[:end]]
 
 
-def _rows(
+def _read_rows(
     file: SourceFile,
     book: Any,
     lines: Iterator[tuple[int, Sequence[Any]]],
@@ -135,45 +141,51 @@ def _rows(
     try:
         for number, row in lines:
             if number > above:
-                yield _row(file, number, row, header, columns)
-    except DAMAGED as error:
-        raise _unreadable(file, error, f":{number + 1}") from None
+                yield _make_source_row(file, number, row, header, columns)
+    except READ_ERRORS as error:
+        raise _unreadable_error(file, error, f":{number + 1}") from None
     finally:
         book.close()
 
 
-def _row(file: SourceFile, number: int, row: Sequence[Any], header: list[str], columns: Collection[str]) -> SourceRow:
+def _make_source_row(
+    file: SourceFile, number: int, row: Sequence[Any], header: list[str], columns: Collection[str]
+) -> SourceRow:
     values: dict[str, Any] = {}
     for at, column in enumerate(header):
         value = row[at] if at < len(row) else None
-        if value in ERRORS and column in columns:
+        if value in CELL_ERRORS and column in columns:
             return SourceRow(file.name, number, {}, f"column {column!r} holds the error {value}; mend its formula")
         try:
-            values[column] = None if value in ERRORS else _value(value)
+            values[column] = None if value in CELL_ERRORS else _convert_cell(value)
         except BadRowError as error:
             return SourceRow(file.name, number, {}, f"column {column!r} holds {error}")
     return SourceRow(file.name, number, values)
 
 
-def _value(value: Any) -> Any:
+def _convert_cell(value: Any) -> Any:
     """A cell as JSON has it: a number with the digits that Excel shows, a date without a time of day as a date."""
     if isinstance(value, str):
-        text = join_halves(ESCAPED.sub(lambda found: chr(int(found[1], 16)), value)) if "_x" in value else value
-        if has_half(text):
+        text = (
+            join_surrogates(ESCAPED_CHARACTER.sub(lambda found: chr(int(found[1], 16)), value))
+            if "_x" in value
+            else value
+        )
+        if has_lone_surrogate(text):
             raise BadRowError("half of a surrogate pair")
         return text
     if isinstance(value, float) and math.isfinite(value):
-        rounded = float(f"{value:.{DIGITS}g}")
-        return int(rounded) if rounded.is_integer() and abs(rounded) < 10**DIGITS else rounded
+        rounded = float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+        return int(rounded) if rounded.is_integer() and abs(rounded) < 10**SIGNIFICANT_DIGITS else rounded
     if isinstance(value, datetime) and value.time() == time():
-        return as_json(value.date())
-    return as_json(value)
+        return to_json_value(value.date())
+    return to_json_value(value)
 
 
-def _check(file: SourceFile, most: limits.Limits) -> None:
+def _check_archive(file: SourceFile, most: limits.Limits) -> None:
     """Returns nothing where the parts of a workbook are XML without entities, and not more of it than can be held."""
     with file.path.open("rb") as stream:
-        if stream.read(len(OLE)) == OLE:
+        if stream.read(len(OLE_SIGNATURE)) == OLE_SIGNATURE:
             raise RecipeError(
                 f"{file.name}: this is an old Excel workbook, or one with a password; save it as .xlsx, without one"
             )
@@ -187,18 +199,18 @@ def _check(file: SourceFile, most: limits.Limits) -> None:
                 # Whatever a part is called, a workbook may name it as a sheet; a picture is no XML from its start.
                 named = part.filename.endswith((".xml", ".rels"))
                 with archive.open(part) as stream, suppress(*(() if named else (expat.ExpatError,))):
-                    _Part(f"{file.name}: {part.filename}").read(stream)
-    except DAMAGED as error:
-        raise _unreadable(file, error) from None
+                    _PartCounter(f"{file.name}: {part.filename}").read(stream)
+    except READ_ERRORS as error:
+        raise _unreadable_error(file, error) from None
 
 
-class _Part:
+class _PartCounter:
     """What one pass over a part of a workbook counts."""
 
     def __init__(self, name: str) -> None:
         self.name, self.elements, self.row, self.in_row = name, 0, 0, 0
         content = "worksheets/" in name or "sharedStrings" in name
-        self.most = CONTENT_ELEMENTS if content else OTHER_ELEMENTS
+        self.most = MAX_CONTENT_ELEMENTS if content else MAX_OTHER_ELEMENTS
 
     def read(self, stream: Any) -> None:
         parser = expat.ParserCreate(namespace_separator=" ")
@@ -216,18 +228,19 @@ class _Part:
         if tag.endswith("main row"):
             before, self.row = self.row, int(attributes.get("r", self.row + 1))
             self.elements, self.in_row = self.elements - self.in_row, 0
-            if not before < self.row <= ROWS:
+            if not before < self.row <= MAX_ROWS:
                 raise RecipeError(
-                    f"{self.name}: row {self.row} follows row {before}, and rows go from 1 to {ROWS:,}; save it anew"
+                    f"{self.name}: row {self.row} follows row {before}, and rows go from 1 to {MAX_ROWS:,}; save "
+                    "it anew"
                 )
         elif self.row:
             self.in_row += 1
-            if self.in_row > ROW_ELEMENTS:
+            if self.in_row > MAX_ROW_ELEMENTS:
                 raise RecipeError(f"{self.name}: row {self.row} has more cells than Excel allows; save it anew")
         if self.elements > self.most:
             raise RecipeError(f"{self.name} has more than {self.most:,} elements; export the sheet as CSV")
 
 
-def _unreadable(file: SourceFile, error: Exception, place: str = "") -> RecipeError:
+def _unreadable_error(file: SourceFile, error: Exception, place: str = "") -> RecipeError:
     told = (str(error) or type(error).__name__).splitlines()[0]
     return RecipeError(f"{file.name}{place}: not an Excel workbook, or a damaged one ({told[:120]}); save it anew")

@@ -17,29 +17,29 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from data_prep.dedup.exact import REASONS
+from data_prep.dedup.exact import DROP_REASONS
 from data_prep.labels import label_sets
-from data_prep.labels.label_errors import Suspect
+from data_prep.labels.label_errors import LabelIssue
 from data_prep.report import console
-from data_prep.report.statistics import Prepared
-from data_prep.rows.columns import paths_of
+from data_prep.report.statistics import PreparedData
+from data_prep.rows.columns import field_paths
 from insource.config.schema.data import SPLITS, Source
 
-SHOWN_CHARACTERS = 240
+MAX_EXCERPT_CHARACTERS = 240
 CONTEXT_CHARACTERS = 60
-SHOWN_PAIRS = 2
-SHOWN_SUSPECTS = 10
-SHOWN_REJECTED = 5
-STATES = ("verbatim", "rewrapped", "elsewhere", "empty", "absent")
+MAX_PAIRS_SHOWN = 2
+MAX_LABEL_ISSUES_SHOWN = 10
+MAX_REJECTED_SHOWN = 5
+FIELD_STATES = ("verbatim", "rewrapped", "elsewhere", "empty", "absent")
 # A limit that far above the longest row is drawn behind a break of the axis.
-FAR = 1.5
+AXIS_BREAK_FACTOR = 1.5
 # Line breaks as signs keep documents small; characters that show nothing are shown by their pictures.
-PICTURES: dict[int, int | str] = {code: 0x2400 + code for code in range(32)} | {9: " ", 10: " ↵ "}
+CONTROL_PICTURES: dict[int, int | str] = {code: 0x2400 + code for code in range(32)} | {9: " ", 10: " ↵ "}
 
 View = dict[str, Any]
 
 
-def write(path: Path, told: Mapping[str, Any], prepared: Prepared, doubtful: list[Suspect]) -> None:
+def write(path: Path, told: Mapping[str, Any], prepared: PreparedData, doubtful: list[LabelIssue]) -> None:
     """Writes the page. `told` is what data.json will hold, `doubtful` the suspects, most doubtful first."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -49,19 +49,19 @@ def write(path: Path, told: Mapping[str, Any], prepared: Prepared, doubtful: lis
     pages.filters |= {one.__name__: one for one in (many, percent, breakable, excerpt)}
     page = pages.get_template("report.html.jinja").render(
         told=told,
-        name=name_of(prepared.recipe.data.source),
+        name=source_name(prepared.recipe.data.source),
         recipe=prepared.recipe,
         splits=[name for name in SPLITS if told["rows"]["written"][name]],
-        flow=flow(told["rows"]),
-        rejected=prepared.unusable[:SHOWN_REJECTED],
-        still_shared=still_shared(prepared),
-        labels=by_split(told["labels"]),
-        lengths=lengths(told["tokens"]),
-        pairs=pairs(prepared),
-        suspects=[(one, about(one.row, prepared)) for one in doubtful[:SHOWN_SUSPECTS]],
-        fields=fields(told, prepared),
-        notes=console.notes(told),
-        slices={name: by_split(one["values"]) for name, one in told["slices"].items()},
+        flow=make_row_flow(told["rows"]),
+        rejected=prepared.unusable[:MAX_REJECTED_SHOWN],
+        still_shared=count_remaining_leaks(prepared),
+        labels=make_split_bars(told["labels"]),
+        lengths=make_token_histogram(told["tokens"]),
+        pairs=make_pair_views(prepared),
+        suspects=[(one, make_row_view(one.row, prepared)) for one in doubtful[:MAX_LABEL_ISSUES_SHOWN]],
+        fields=make_field_bars(told, prepared),
+        notes=console.format_notes(told),
+        slices={name: make_split_bars(one["values"]) for name, one in told["slices"].items()},
     )
     # A file name may hold bytes that are no text.
     path.write_text(page, encoding="utf-8", errors="replace")
@@ -85,7 +85,7 @@ def breakable(name: str) -> Markup:
     return escape(name).replace("_", Markup("_<wbr>"))
 
 
-def name_of(source: Source) -> str:
+def source_name(source: Source) -> str:
     """Returns what people call the source: the data set, the file, or the folder that the files share."""
     if source.hub is not None:
         return source.hub
@@ -96,7 +96,7 @@ def name_of(source: Source) -> str:
     return plain.name.split(".")[0] or "data"
 
 
-def segments(parts: Mapping[str, int], whole: int) -> list[View]:
+def make_segments(parts: Mapping[str, int], whole: int) -> list[View]:
     """Returns the parts laid end to end on a bar that is `whole` long, those that are empty left out."""
     ends = np.cumsum([0, *parts.values()]) * 100 / max(whole, 1)
     return [
@@ -106,7 +106,7 @@ def segments(parts: Mapping[str, int], whole: int) -> list[View]:
     ]
 
 
-def flow(rows: Mapping[str, Any]) -> View:
+def make_row_flow(rows: Mapping[str, Any]) -> View:
     """Returns where the rows read went: the written ones by split, the others by reason, the most frequent first."""
     gone = {**rows["dropped"], **rows["rejected"]}
     gone |= {"filtered": rows["filtered"]} if rows["filtered"] else {}
@@ -115,30 +115,30 @@ def flow(rows: Mapping[str, Any]) -> View:
     return {
         "written": written,
         "out": out,
-        "whole": segments({**rows["written"], "out": out}, rows["read"]),
-        "reasons": segments(gone, out),
+        "whole": make_segments({**rows["written"], "out": out}, rows["read"]),
+        "reasons": make_segments(gone, out),
         "from": round(100 * written / max(rows["read"], 1), 3),
     }
 
 
-def still_shared(prepared: Prepared) -> int:
+def count_remaining_leaks(prepared: PreparedData) -> int:
     """Returns how many test rows say the same as a row of another split: counted anew, in what is written."""
     keys, written = prepared.table.columns["key"], prepared.written
     others = np.any([written[name] for name in SPLITS if name != "test"], axis=0)
     return int(np.isin(keys[written["test"]], keys[others]).sum())
 
 
-def by_split(counted: Mapping[str, Mapping[str, Any]]) -> list[View]:
+def make_split_bars(counted: Mapping[str, Mapping[str, Any]]) -> list[View]:
     """Returns for each label or value its rows by split as a bar, the most frequent first, all on one scale."""
     rows = {name: {split: one.get(split, 0) for split in SPLITS} for name, one in counted.items()}
     longest = max((sum(one.values()) for one in rows.values()), default=0)
     return [
-        {"name": name, "rows": sum(one.values()), "of": one, "bar": segments(one, longest), "told": counted[name]}
+        {"name": name, "rows": sum(one.values()), "of": one, "bar": make_segments(one, longest), "told": counted[name]}
         for name, one in sorted(rows.items(), key=lambda item: -sum(item[1].values()))
     ]
 
 
-def lengths(tokens: Mapping[str, Any]) -> View | None:
+def make_token_histogram(tokens: Mapping[str, Any]) -> View | None:
     """Returns the histogram of tokens; None where no row was counted.
 
     A column's area is its rows, as bins differ in width by a token.
@@ -146,7 +146,7 @@ def lengths(tokens: Mapping[str, Any]) -> View | None:
     if "histogram" not in tokens:
         return None
     edges, limit = tokens["histogram"]["edges"], tokens["max_length"]
-    far = limit > edges[0] + FAR * (edges[-1] - edges[0])
+    far = limit > edges[0] + AXIS_BREAK_FACTOR * (edges[-1] - edges[0])
     low = min(edges[0], limit)
     high = edges[-1] if far else max(edges[-1], limit + (limit - low) // 40 + 1)
     scale = (88 if far else 100) / (high - low)
@@ -179,10 +179,10 @@ def ticks(low: int, high: int) -> list[int]:
     return list(range(-(-low // step) * step, high + 1, step))
 
 
-def pairs(prepared: Prepared) -> list[View]:
+def make_pair_views(prepared: PreparedData) -> list[View]:
     """Returns for each reason that names two rows some pairs: the least alike, in which there is most to see."""
     left, found = prepared.left, []
-    for at, reason in enumerate(REASONS):
+    for at, reason in enumerate(DROP_REASONS):
         rows = np.flatnonzero((left.reason == at) & (left.other >= 0))
         if not len(rows):
             continue
@@ -191,38 +191,38 @@ def pairs(prepared: Prepared) -> list[View]:
         rows = rows[np.argsort(alike, kind="stable")]
         # One example is enough of rows that leave for the same text.
         rows = rows[np.sort(np.unique(prepared.table.columns["key"][left.other[rows]], return_index=True)[1])]
-        shown = [pair(int(row), prepared) for row in rows[:SHOWN_PAIRS]]
+        shown = [make_pair_view(int(row), prepared) for row in rows[:MAX_PAIRS_SHOWN]]
         found.append({"reason": reason, "rows": int((left.reason == at).sum()), "shown": shown})
     return found
 
 
-def pair(row: int, prepared: Prepared) -> View:
+def make_pair_view(row: int, prepared: PreparedData) -> View:
     """Returns a row that leaves and the row because of which it does; similarity 0: they are the same by their key."""
     other, targets = int(prepared.left.other[row]), prepared.table.columns["target"]
-    both = [about(one, prepared) for one in (row, other)]
-    for one, pieces in zip(both, differing(*(one["text"] for one in both)), strict=True):
+    both = [make_row_view(one, prepared) for one in (row, other)]
+    for one, pieces in zip(both, diff_texts(*(one["text"] for one in both)), strict=True):
         one["pieces"] = pieces
     similarity = float(prepared.left.similarity[row])
     return {"similarity": similarity, "same_target": bool(targets[row] == targets[other]), "rows": both}
 
 
-def about(row: int, prepared: Prepared) -> View:
+def make_row_view(row: int, prepared: PreparedData) -> View:
     """Returns what is shown of a row."""
     texts = prepared.table.texts
     return {
         "place": prepared.table.place(row),
         "split": SPLITS[prepared.assigned.splits[row]],
         "stays": bool(prepared.left.stays[row]),
-        "label": label_sets.shown(prepared.label_sets, prepared.table.columns["target"][row]),
+        "label": label_sets.format_labels(prepared.label_sets, prepared.table.columns["target"][row]),
         "text": texts.value("text", row),
     }
 
 
-def differing(one: str, other: str) -> list[list[tuple[str, bool]]]:
+def diff_texts(one: str, other: str) -> list[list[tuple[str, bool]]]:
     """Returns both texts in pieces (text, whether the other lacks it), cut, from shortly before where they differ."""
     same = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
     # From there where a word begins, if the difference would be cut off.
-    first = max(one.rfind(" ", 0, same - CONTEXT_CHARACTERS), 0) if same > SHOWN_CHARACTERS // 2 else 0
+    first = max(one.rfind(" ", 0, same - CONTEXT_CHARACTERS), 0) if same > MAX_EXCERPT_CHARACTERS // 2 else 0
     a, b = (re.findall(r"\w+|\s+|[^\w\s]", excerpt(text, first)) for text in (one, other))
     steps = SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
     of_one = [("".join(a[start:end]), step != "equal") for step, start, end, _, _ in steps]
@@ -232,18 +232,18 @@ def differing(one: str, other: str) -> list[list[tuple[str, bool]]]:
 
 def excerpt(text: str, first: int = 0) -> str:
     """Returns a piece of a text on one line, from a character on, up to where a word ends."""
-    last = first + SHOWN_CHARACTERS
+    last = first + MAX_EXCERPT_CHARACTERS
     if last < len(text):
-        last = max(text.rfind(" ", first + SHOWN_CHARACTERS // 2, last), text.rfind("\n", first, last), 0) or last
-    return ("…" if first else "") + text[first:last].translate(PICTURES) + (" …" if last < len(text) else "")
+        last = max(text.rfind(" ", first + MAX_EXCERPT_CHARACTERS // 2, last), text.rfind("\n", first, last), 0) or last
+    return ("…" if first else "") + text[first:last].translate(CONTROL_PICTURES) + (" …" if last < len(text) else "")
 
 
-def fields(told: Mapping[str, Any], prepared: Prepared) -> list[View]:
+def make_field_bars(told: Mapping[str, Any], prepared: PreparedData) -> list[View]:
     """Returns for each field of a record and each given split where its values stand, as a bar of its own."""
     found = []
-    for name, split in product(paths_of(prepared.recipe), ("all", *SPLITS)):
+    for name, split in product(field_paths(prepared.recipe), ("all", *SPLITS)):
         if counted := told["fields"].get(name, {}).get(split):
-            states = {state: counted.get(state, 0) for state in STATES}
+            states = {state: counted.get(state, 0) for state in FIELD_STATES}
             rows = sum(states.values())
-            found.append({"name": name, "split": split, "rows": rows, "of": states, "bar": segments(states, rows)})
+            found.append({"name": name, "split": split, "rows": rows, "of": states, "bar": make_segments(states, rows)})
     return found

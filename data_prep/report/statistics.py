@@ -8,37 +8,37 @@ import numpy as np
 
 from data_prep import split
 from data_prep.dedup import exact, near
-from data_prep.dedup.exact import REASONS, TEST, TRAIN, Left
+from data_prep.dedup.exact import DROP_REASONS, TEST, TRAIN, DropDecisions
 from data_prep.labels import label_sets
 from data_prep.labels.label_sets import LabelSets
 from data_prep.row_table import Array, Table
 from data_prep.rows.columns import slice_columns
 from data_prep.rows.data_row import Rejected
-from data_prep.split import Assigned
-from data_prep.token_counts import Room
+from data_prep.split import SplitAssignment
+from data_prep.token_counts import ContextLimit
 from insource.config.recipe import Recipe
 from insource.config.schema.data import SPLITS, NotInTrain
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from insource.tasks.pii import redaction
-from insource.tasks.text_keys import DUPLICATE_KEY
+from insource.tasks.text_keys import DUPLICATE_KEY_RULE
 
-BINS = 30
-PLACES = 5
+HISTOGRAM_BINS = 30
+MAX_LOCATIONS = 5
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedData:
     """All that is known of the rows once it is decided which of them stay."""
 
     recipe: Recipe
     table: Table
-    assigned: Assigned
-    left: Left
+    assigned: SplitAssignment
+    left: DropDecisions
     spellings: dict[str, str]
     """{label as the source writes it: label that it stands for}."""
     descriptions: dict[str, str]
     unusable: list[Rejected]
-    room: Room
+    room: ContextLimit
     """What a served model can take."""
     filtered: int = 0
     """Rows that data.where does not ask for."""
@@ -53,9 +53,9 @@ class Prepared:
         return {name: self.left.stays & (self.assigned.splits == at) for at, name in enumerate(SPLITS)}
 
 
-def rows(prepared: Prepared) -> dict[str, Any]:
+def count_rows(prepared: PreparedData) -> dict[str, Any]:
     """Returns how many rows were read, written, rejected and dropped, by split and by reason."""
-    dropped = Counter(REASONS[reason] for reason in prepared.left.reason[~prepared.left.stays])
+    dropped = Counter(DROP_REASONS[reason] for reason in prepared.left.reason[~prepared.left.stays])
     return {
         "read": len(prepared.table) + len(prepared.unusable) + prepared.filtered,
         "filtered": prepared.filtered,
@@ -65,40 +65,41 @@ def rows(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def findings(prepared: Prepared) -> dict[str, Any]:
+def compute_statistics(prepared: PreparedData) -> dict[str, Any]:
     """Returns the parts of data.json that say what is in the rows."""
     table, data, splits = prepared.table, prepared.recipe.data, prepared.assigned.splits
     return {
         "split": {
-            "by": _split_by(prepared),
+            "by": _describe_split_method(prepared),
             "cut": prepared.assigned.cut,
-            "rows_without_group": _without_group(prepared),
-            "shares": split.deviations(table, prepared.assigned, prepared.label_sets),
+            "rows_without_group": _count_rows_without_group(prepared),
+            "shares": split.compute_deviations(table, prepared.assigned, prepared.label_sets),
         },
-        "duplicate_key": DUPLICATE_KEY,
+        "duplicate_key": DUPLICATE_KEY_RULE,
         "near_duplicates": {
             "threshold": data.deduplicate.near,
             "shingle": data.deduplicate.shingle,
             "found_at_threshold": round(near.recall(data.deduplicate.near), 6),
         },
-        "test_rows_also_elsewhere": exact.leaks(table, splits),
-        "labels": labels(prepared),
-        "labels_per_row": labels_per_row(prepared),
-        "fields": fields(table),
-        "answers": answers(prepared),
-        "tokens": tokens(prepared),
-        "personal_data": personal_data(prepared),
+        "test_rows_also_elsewhere": exact.count_leaks(table, splits),
+        "labels": describe_labels(prepared),
+        "labels_per_row": count_labels_per_row(prepared),
+        "fields": count_field_states(table),
+        "answers": describe_answers(prepared),
+        "tokens": describe_tokens(prepared),
+        "personal_data": count_personal_data(prepared),
         "system_prompts_replaced": len(table.systems),
     }
 
 
-def labels(prepared: Prepared) -> dict[str, dict[str, Any]]:
+def describe_labels(prepared: PreparedData) -> dict[str, dict[str, Any]]:
     """Returns {label: {"description", split: rows written, "spellings": {as written: rows} if several}}."""
     if not prepared.descriptions:
         return {}
     targets = prepared.table.columns["target"]
     written = {
-        name: label_sets.rows_of_labels(prepared.label_sets, targets[mine]) for name, mine in prepared.written.items()
+        name: label_sets.count_rows_per_label(prepared.label_sets, targets[mine])
+        for name, mine in prepared.written.items()
     }
     found: dict[str, dict[str, Any]] = {}
     for label, about in prepared.descriptions.items():
@@ -109,21 +110,21 @@ def labels(prepared: Prepared) -> dict[str, dict[str, Any]]:
     return found
 
 
-def label_columns_without_rows(prepared: Prepared) -> list[str]:
+def find_empty_label_columns(prepared: PreparedData) -> list[str]:
     """Returns a line for each column of one label that marks no row: it is no label then."""
     named = prepared.recipe.data.columns.label_columns or []
     return [f"column {name!r} marks no row: it is no label" for name in named if name not in prepared.table.targets]
 
 
-def labels_per_row(prepared: Prepared) -> dict[str, Any] | None:
+def count_labels_per_row(prepared: PreparedData) -> dict[str, Any] | None:
     """Returns {"may_be_empty", "rows": {how many labels: rows written}}; None for tasks of one label a row, or none."""
-    if not KINDS[prepared.recipe.task.variant].MANY:
+    if not TASKS[prepared.recipe.task.variant].IS_MULTILABEL:
         return None
     written = prepared.table.columns["target"][prepared.left.stays]
-    return {"may_be_empty": prepared.may_be_empty, "rows": label_sets.sizes(prepared.label_sets, written)}
+    return {"may_be_empty": prepared.may_be_empty, "rows": label_sets.count_set_sizes(prepared.label_sets, written)}
 
 
-def fields(table: Table) -> dict[str, dict[str, dict[str, int]]]:
+def count_field_states(table: Table) -> dict[str, dict[str, dict[str, int]]]:
     """Returns {field: {split as given: {state: rows}}} of records, before duplicates leave; {} for other tasks."""
     found: dict[str, dict[str, dict[str, int]]] = {}
     for (split_name, name, state), count in sorted(table.states.items()):
@@ -131,16 +132,16 @@ def fields(table: Table) -> dict[str, dict[str, dict[str, int]]]:
     return found
 
 
-def answers(prepared: Prepared) -> dict[str, dict[str, float]]:
+def describe_answers(prepared: PreparedData) -> dict[str, dict[str, float]]:
     """Returns {trait: {"mean", "median"}} of the free-text answers that are written; {} for other tasks."""
-    task = KINDS[prepared.recipe.task.variant]
-    if not task.FREE_TEXT:
+    task = TASKS[prepared.recipe.task.variant]
+    if not task.IS_FREE_TEXT:
         return {}
     found: dict[str, list[float]] = {}
     for first, batch in prepared.table.texts.batches():
         stays = prepared.left.stays[first : first + batch.num_rows]
         for row in batch.select(["text", "target"]).filter(stays).to_pylist():
-            for trait, value in task.traits(row["text"], task.target_of(row["target"])).items():
+            for trait, value in task.describe_answer(row["text"], task.parse_target(row["target"])).items():
                 found.setdefault(trait, []).append(value)
     return {
         trait: {"mean": round(float(np.mean(values)), 4), "median": round(float(np.median(values)), 4)}
@@ -148,14 +149,14 @@ def answers(prepared: Prepared) -> dict[str, dict[str, float]]:
     }
 
 
-def tokens(prepared: Prepared) -> dict[str, Any]:
+def describe_tokens(prepared: PreparedData) -> dict[str, Any]:
     """Returns the lengths of the rows in tokens: a histogram a split, and how many are over max_length."""
     limit, lengths = prepared.recipe.train.max_length, prepared.table.columns["tokens"]
     counted = lengths[lengths >= 0]
     if not len(counted):
         return {"max_length": limit}
     fits = prepared.room.fits(prepared.table)
-    edges = np.unique(np.linspace(counted.min(), counted.max() + 1, BINS + 1).astype(int))
+    edges = np.unique(np.linspace(counted.min(), counted.max() + 1, HISTOGRAM_BINS + 1).astype(int))
     return {
         "max_length": limit,
         "longest": int(counted.max()),
@@ -175,20 +176,20 @@ def tokens(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def personal_data(prepared: Prepared) -> dict[str, Any]:
+def count_personal_data(prepared: PreparedData) -> dict[str, Any]:
     """Returns {kind: {"rows", "redacted", "at": where the first of them stand}}: counts and places, never values."""
     flags, found = prepared.table.columns["found"], {}
-    for bit, kind in enumerate(redaction.KINDS):
+    for bit, kind in enumerate(redaction.PII_KINDS):
         rows = np.flatnonzero(flags >> bit & 1)
         found[kind] = {
             "rows": len(rows),
             "redacted": kind in prepared.recipe.privacy.redact,
-            "at": [prepared.table.place(int(row)) for row in rows[:PLACES]],
+            "at": [prepared.table.place(int(row)) for row in rows[:MAX_LOCATIONS]],
         }
     return found
 
 
-def slices(prepared: Prepared, counted: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def describe_slices(prepared: PreparedData, counted: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Returns {slice: {"of", "values": {value: {split: rows}}}}.
 
     Of a not_in_train slice also how many test rows bear a value of the source's own train rows, compared as it is
@@ -199,11 +200,11 @@ def slices(prepared: Prepared, counted: dict[str, dict[str, Any]]) -> dict[str, 
     for at, (name, one) in enumerate(prepared.recipe.data.slices.items()):
         found[name] = {"of": columns[name], "values": counted[name]}
         if isinstance(one, NotInTrain) and (prepared.table.columns["given"] == TEST).any():
-            found[name]["test_rows_known_to_given_train"] = _known_to_given_train(prepared.table, at)
+            found[name]["test_rows_known_to_given_train"] = _count_known_to_given_train(prepared.table, at)
     return found
 
 
-def _known_to_given_train(table: Table, slice_number: int) -> int:
+def _count_known_to_given_train(table: Table, slice_number: int) -> int:
     given, values = table.columns["given"], {TRAIN: Counter[str](), TEST: Counter[str]()}
     for first, batch in table.texts.batches():
         own = [lines.split("\n")[slice_number] for lines in batch.column("slices").to_pylist()]
@@ -212,13 +213,13 @@ def _known_to_given_train(table: Table, slice_number: int) -> int:
     return sum(count for value, count in values[TEST].items() if value in values[TRAIN])
 
 
-def _without_group(prepared: Prepared) -> int:
+def _count_rows_without_group(prepared: PreparedData) -> int:
     """How many of the rows that are ours to spread have an empty cell where the recipe looks for their group."""
     alone = prepared.assigned.ours & ~prepared.table.columns["grouped"]
     return int(alone.sum()) if prepared.recipe.data.split.group else 0
 
 
-def _split_by(prepared: Prepared) -> str:
+def _describe_split_method(prepared: PreparedData) -> str:
     given, asked = prepared.table.columns["given"], prepared.recipe.data.split
     unit = f"group {asked.group}" if asked.group else "what the row says"
     ours = f"keyed hash of {unit}, seed {asked.seed}"

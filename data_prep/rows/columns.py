@@ -12,29 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.readers import dotted_paths
-from data_prep.readers.csv_format import NO_HEADER, looks_like_names
+from data_prep.readers.csv_format import NO_HEADER_HINT, looks_like_names
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema import json_schema_subset
 from insource.config.schema.data import By
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 
 # Of the columns that a file has, how many are shown, and of each how much.
-SHOWN_COLUMNS, SHOWN_CHARACTERS = 20, 40
-MISSING_SHOWN = 6
+MAX_COLUMNS_SHOWN, MAX_NAME_CHARACTERS = 20, 40
+MAX_MISSING_SHOWN = 6
 
 
 def needed_columns(recipe: Recipe, split: str) -> dict[str, str]:
     """Returns {recipe key: column} of all that a file of this split ("all" or its name) must have."""
     columns = recipe.data.columns
-    answer = KINDS[recipe.task.variant].answer_columns(recipe)
+    answer = TASKS[recipe.task.variant].answer_columns(recipe)
     needed: dict[str, str | None] = {"data.columns.id": columns.id, **input_columns(recipe)}
     if columns.messages is None:
         needed |= answer
     if split in ("all", "train"):
         needed |= {"data.split.group": recipe.data.split.group, "data.split.time": recipe.data.split.time}
     needed |= {f"data.where.{column}": column for column in recipe.data.where}
-    fields = fields_of(recipe)
+    fields = field_names(recipe)
     needed |= {f"data.slices.{name}": column for name, column in slice_columns(recipe).items() if column not in fields}
     return {key: column for key, column in needed.items() if column is not None}
 
@@ -51,20 +51,20 @@ def input_columns(recipe: Recipe) -> dict[str, str]:
 def check_input_columns(file: str, values: Mapping[str, Any], recipe: Recipe) -> None:
     """Raises RecipeError naming every column of the input that a file lacks, with the nearest that it has; what answers
     are read from may be missing."""
-    _check_lacking(
+    _check_missing(
         file, {key: name for key, name in input_columns(recipe).items() if name not in values}, values, recipe
     )
 
 
-def read_columns(recipe: Recipe, split: str) -> list[str]:
+def columns_to_read(recipe: Recipe, split: str) -> list[str]:
     """Returns the columns that a reader of a file of this split should look for: those that it must have, those of the
     fields of records, and what dotted names of either may begin with."""
     columns = [*needed_columns(recipe, split).values()]
-    columns += fields_of(recipe) if recipe.data.columns.target is None and not recipe.data.columns.of_slots else []
-    return [*dict.fromkeys([*columns, *(root for column in columns for root in dotted_paths.roots(column))])]
+    columns += field_names(recipe) if recipe.data.columns.target is None and not recipe.data.columns.of_slots else []
+    return [*dict.fromkeys([*columns, *(root for column in columns for root in dotted_paths.list_roots(column))])]
 
 
-def lacking(split: str, present: Collection[str], recipe: Recipe) -> dict[str, str]:
+def find_missing_columns(split: str, present: Collection[str], recipe: Recipe) -> dict[str, str]:
     """Returns {recipe key: column} of what a file of this split must have and has not. Of several columns of answers
     one will do: test files have more of them than train files."""
     needed, answers = needed_columns(recipe, split), recipe.data.columns.of_targets
@@ -74,31 +74,31 @@ def lacking(split: str, present: Collection[str], recipe: Recipe) -> dict[str, s
 
 def check_columns(file: str, split: str, values: Mapping[str, Any], recipe: Recipe) -> None:
     """Raises RecipeError naming every column of the recipe that a row of a file lacks, with the nearest that it has."""
-    _check_lacking(file, lacking(split, values, recipe), values, recipe)
+    _check_missing(file, find_missing_columns(split, values, recipe), values, recipe)
 
 
-def _check_lacking(file: str, lacks: Mapping[str, str], values: Mapping[str, Any], recipe: Recipe) -> None:
+def _check_missing(file: str, lacks: Mapping[str, str], values: Mapping[str, Any], recipe: Recipe) -> None:
     missing, present = [], list(values)
     for key, column in lacks.items():
-        near = get_close_matches(column, [*present, *(dotted_paths.names(values) if "." in column else ())], 1)
+        near = get_close_matches(column, [*present, *(dotted_paths.list_paths(values) if "." in column else ())], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        if key == "data.columns.target" and (several := [one for one in present if _numbered(one, column)]):
+        if key == "data.columns.target" and (several := [one for one in present if _is_numbered(one, column)]):
             hint = f"; data.columns.targets: [{', '.join([column, *several])}] takes whichever are there"
         missing.append(f"  {key}: there is no column {column!r}{hint}")
     if missing:
-        shown = [name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}..." for name in present]
-        more = f" and {len(shown) - SHOWN_COLUMNS} more" if len(shown) > SHOWN_COLUMNS else ""
-        unnamed = [f"  and {len(missing) - MISSING_SHOWN} more"] if len(missing) > MISSING_SHOWN else []
-        lines = [f"{file} lacks columns that the recipe names:", *missing[:MISSING_SHOWN], *unnamed]
-        lines.append(f"  It has: {', '.join(shown[:SHOWN_COLUMNS])}{more}")
+        shown = [name if len(name) <= MAX_NAME_CHARACTERS else f"{name[:MAX_NAME_CHARACTERS]}..." for name in present]
+        more = f" and {len(shown) - MAX_COLUMNS_SHOWN} more" if len(shown) > MAX_COLUMNS_SHOWN else ""
+        unnamed = [f"  and {len(missing) - MAX_MISSING_SHOWN} more"] if len(missing) > MAX_MISSING_SHOWN else []
+        lines = [f"{file} lacks columns that the recipe names:", *missing[:MAX_MISSING_SHOWN], *unnamed]
+        lines.append(f"  It has: {', '.join(shown[:MAX_COLUMNS_SHOWN])}{more}")
         if Path(file).suffix.lower() not in (".json", ".jsonl", ".ndjson", ".parquet") and not looks_like_names(
             present
         ):
-            lines.append(f"  Its first line does not look like names of columns: {NO_HEADER}.")
+            lines.append(f"  Its first line does not look like names of columns: {NO_HEADER_HINT}.")
         raise RecipeError("\n".join(lines))
 
 
-def check_answers(lacks: Collection[Collection[str]], present: Collection[str], recipe: Recipe) -> None:
+def check_answer_columns(lacks: Collection[Collection[str]], present: Collection[str], recipe: Recipe) -> None:
     """Raises RecipeError for a column of answers that no file has; `lacks` are those that each file lacks."""
     for key, column in recipe.data.columns.of_targets.items():
         if present and all(column in one for one in lacks):
@@ -107,7 +107,7 @@ def check_answers(lacks: Collection[Collection[str]], present: Collection[str], 
             raise RecipeError(f"{key}: there is no column {column!r}{hint} (of {len(lacks)} files none has it)")
 
 
-def _numbered(name: str, column: str) -> bool:
+def _is_numbered(name: str, column: str) -> bool:
     """Whether a name is that of a column with a number: summary2 of summary."""
     return re.fullmatch(rf"{re.escape(column)}[-_ ]?[0-9]+", name) is not None
 
@@ -117,15 +117,15 @@ def slice_columns(recipe: Recipe) -> dict[str, str]:
     return {name: one.by if isinstance(one, By) else one.not_in_train for name, one in recipe.data.slices.items()}
 
 
-def fields_of(recipe: Recipe) -> list[str]:
+def field_names(recipe: Recipe) -> list[str]:
     """Returns the fields of an extraction task, in the order of its schema; none for other kinds."""
     schema: Any = recipe.task.json_schema
     return list(schema["properties"]) if schema else []
 
 
-def paths_of(recipe: Recipe) -> list[str]:
+def field_paths(recipe: Recipe) -> list[str]:
     """Returns the fields of an extraction task as the data page names them, in the order of its schema: objects and
     lists of objects, where they are not there, and the paths of the values in them."""
-    values = json_schema_subset.paths(recipe.task.json_schema) if recipe.task.json_schema else []
-    found = [[field, *(path for path in values if path.startswith(f"{field}."))] for field in fields_of(recipe)]
+    values = json_schema_subset.list_paths(recipe.task.json_schema) if recipe.task.json_schema else []
+    found = [[field, *(path for path in values if path.startswith(f"{field}."))] for field in field_names(recipe)]
     return list(dict.fromkeys(chain.from_iterable(found)))

@@ -18,17 +18,17 @@ from typing import Any
 from data_prep.readers import dotted_paths
 from data_prep.readers.source_row import SourceRow
 from data_prep.rows import slots
-from data_prep.rows.columns import fields_of, slice_columns
-from data_prep.rows.timestamps import seconds_of
+from data_prep.rows.columns import field_names, slice_columns
+from data_prep.rows.timestamps import parse_epoch_seconds
 from data_prep.rows.value_formats import read_record
 from insource.config.recipe import Recipe
-from insource.tasks import KINDS
-from insource.tasks.chat_messages import conversation
-from insource.tasks.extraction import given_record
+from insource.tasks import TASKS
+from insource.tasks.chat_messages import parse_conversation
+from insource.tasks.extraction import parse_record
 from insource.tasks.pii import inputs, redaction
-from insource.tasks.source_record import Given, UnusableRowError, cell, check_characters
+from insource.tasks.source_record import SourceRecord, UnusableRowError, check_characters, to_text
 
-PLACES = ("verbatim", "rewrapped", "elsewhere")
+VALUE_LOCATIONS = ("verbatim", "rewrapped", "elsewhere")
 PLACEHOLDER = re.compile(r"\[[A-Z]+_[0-9]+\]")
 
 
@@ -87,11 +87,11 @@ class Rejected:
         }
 
 
-def row_of(source: SourceRow, recipe: Recipe) -> Row | Rejected:
+def make_row(source: SourceRow, recipe: Recipe) -> Row | Rejected:
     """Returns the row that a source row is, cleaned and redacted, or why it cannot be used."""
     columns, kinds = recipe.data.columns, recipe.privacy.redact
-    row_id = cell(source.values.get(columns.id)).strip() if columns.id else f"{source.file}:{source.line}"
-    row_id = redaction.pseudonym(row_id, kinds)
+    row_id = to_text(source.values.get(columns.id)).strip() if columns.id else f"{source.file}:{source.line}"
+    row_id = redaction.pseudonymize(row_id, kinds)
     try:
         if source.problem:
             row_id = ""
@@ -99,36 +99,38 @@ def row_of(source: SourceRow, recipe: Recipe) -> Row | Rejected:
         if not row_id:
             raise UnusableRowError("no_id", f"column {columns.id!r} is empty")
         check_characters("id", row_id)
-        return _usable(source, row_id, recipe)
+        return _make_valid_row(source, row_id, recipe)
     except UnusableRowError as why:
         detail = redaction.redact(why.detail, kinds).text if kinds else why.detail
-        return Rejected(source.file, source.line, _storable(row_id) or None, why.reason, _storable(detail))
+        return Rejected(
+            source.file, source.line, _escape_surrogates(row_id) or None, why.reason, _escape_surrogates(detail)
+        )
 
 
-def _storable(text: str) -> str:
+def _escape_surrogates(text: str) -> str:
     """The text with halves of characters, which nothing can encode, as their escapes."""
     return text.encode(errors="backslashreplace").decode()
 
 
-def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
-    values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, KINDS[recipe.task.variant]
-    given, cut = _given(values, recipe)
+def _make_valid_row(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
+    values, split, kinds, task = source.values, recipe.data.split, recipe.privacy.redact, TASKS[recipe.task.variant]
+    given, cut = _extract_source_record(values, recipe)
     raw, written = given.text, given.target
     schema, formats = recipe.task.json_schema, recipe.data.formats
     if schema is not None and (formats.decimal or formats.dates):
-        read, *more = (read_record(given_record(one), schema, formats) for one in (written, *given.others))
+        read, *more = (read_record(parse_record(one), schema, formats) for one in (written, *given.others))
         given = replace(given, target=read, others=more)
-    prepared = inputs.prepared(raw, kinds)
+    prepared = inputs.prepare_input(raw, kinds)
     check_characters("system prompt", given.system)
     check_characters("answer", [given.target, *given.others])
     text, hidden, found = prepared.text, prepared.hidden, set(prepared.found)
     raw = text if kinds and found else raw
-    hide = _hiding(text, hidden, kinds, found) if task.FREE_TEXT else partial(_redacted, hidden)
-    own = _own_values(values, given.target, recipe, hidden)
-    target, *others = dict.fromkeys(task.target_text(one, recipe, hide) for one in (given.target, *given.others))
+    hide = _make_redactor(text, hidden, kinds, found) if task.IS_FREE_TEXT else partial(_apply_redactions, hidden)
+    own = _slice_values(values, given.target, recipe, hidden)
+    target, *others = dict.fromkeys(task.normalize_target(one, recipe, hide) for one in (given.target, *given.others))
     # What stood there as JSON is read now, its escapes with it.
-    check_characters("answer", [task.target_of(one) for one in (target, *others)])
-    group = cell(values.get(split.group)).strip() or None if split.group else None
+    check_characters("answer", [task.parse_target(one) for one in (target, *others)])
+    group = to_text(values.get(split.group)).strip() or None if split.group else None
     check_characters("group", group)
     for name, value in own.items():
         check_characters(f"slice {name}", value)
@@ -137,38 +139,40 @@ def _usable(source: SourceRow, row_id: str, recipe: Recipe) -> Row:
         text=text,
         target=target,
         references=tuple(others),
-        group=group if group is None else redaction.pseudonym(group, kinds),
-        slices={name: redaction.pseudonym(own.get(name, ""), kinds) for name in recipe.data.slices},
-        time=_time(values, recipe),
+        group=group if group is None else redaction.pseudonymize(group, kinds),
+        slices={name: redaction.pseudonymize(own.get(name, ""), kinds) for name in recipe.data.slices},
+        time=_parse_row_time(values, recipe),
         found=frozenset(found),
         system=given.system,
         raw=raw,
-        states=_states(given_record(written), json.loads(target), text) if fields_of(recipe) else {},
+        states=_locate_fields(parse_record(written), json.loads(target), text) if field_names(recipe) else {},
         cut=cut,
         file=source.file,
         line=source.line,
     )
 
 
-def _given(values: Mapping[str, Any], recipe: Recipe) -> tuple[Given, frozenset[str]]:
+def _extract_source_record(values: Mapping[str, Any], recipe: Recipe) -> tuple[SourceRecord, frozenset[str]]:
     """What a source row gives, and which fields of slots it cuts out of words."""
     messages = recipe.data.columns.messages
     if recipe.data.columns.of_slots:
-        found = slots.given(values, recipe)
+        found = slots.extract(values, recipe)
         return found.given, found.cut
     if messages is not None:
-        return conversation(values.get(messages), messages), frozenset()
-    return KINDS[recipe.task.variant].given(values, recipe), frozenset()
+        return parse_conversation(values.get(messages), messages), frozenset()
+    return TASKS[recipe.task.variant].read_source_row(values, recipe), frozenset()
 
 
-def _time(values: Mapping[str, Any], recipe: Recipe) -> float | None:
+def _parse_row_time(values: Mapping[str, Any], recipe: Recipe) -> float | None:
     column = recipe.data.split.time
     if column is None or column not in values:
         return None
-    return seconds_of(cell(values[column]), column, recipe.data.formats.dates.get(column))
+    return parse_epoch_seconds(to_text(values[column]), column, recipe.data.formats.dates.get(column))
 
 
-def _hiding(text: str, hidden: Mapping[str, str], kinds: Collection[str], found: set[str]) -> Callable[[str], str]:
+def _make_redactor(
+    text: str, hidden: Mapping[str, str], kinds: Collection[str], found: set[str]
+) -> Callable[[str], str]:
     """Returns what replaces personal data in a free-text answer, and adds the kinds that it meets to `found`.
 
     What stands in the text too gets the placeholder that it has there, anything else one that is not in use.
@@ -176,19 +180,19 @@ def _hiding(text: str, hidden: Mapping[str, str], kinds: Collection[str], found:
     values, taken = dict(hidden), PLACEHOLDER.findall(text)
 
     def hide(answer: str) -> str:
-        found.update(one.kind for one in redaction.find(answer))
+        found.update(one.kind for one in redaction.find_pii(answer))
         if not kinds:
             return answer
         # Numbers go on above those that stand before.
         before = " ".join([*taken, *values]) + "\n"
-        redacted = redaction.redact(before + redaction.apply(values, answer), kinds)
+        redacted = redaction.redact(before + redaction.redact_values(values, answer), kinds)
         values.update(redacted.values)
         return redacted.text.removeprefix(before)
 
     return hide
 
 
-def _states(given: Mapping[str, Any], record: Mapping[str, Any], text: str) -> dict[str, str]:
+def _locate_fields(given: Mapping[str, Any], record: Mapping[str, Any], text: str) -> dict[str, str]:
     """Where the value of each field stands: a value that is not in the text cannot be copied from it.
 
     A list stands where its entry stands that is hardest to find; a number also as the source writes it ("12.50"). What
@@ -198,45 +202,47 @@ def _states(given: Mapping[str, Any], record: Mapping[str, Any], text: str) -> d
     states: dict[str, str] = {}
     for field, value in record.items():
         places: dict[str, list[str]] = {}
-        for path, spellings in _spellings(field, value, given.get(field)):
-            places.setdefault(path, []).append(_place(spellings, text, unwrapped))
+        for path, spellings in _iterate_spellings(field, value, given.get(field)):
+            places.setdefault(path, []).append(_locate_value(spellings, text, unwrapped))
         if not places:
             states[field] = "absent" if given.get(field) is None else "empty"
-        states |= {path: max(found, key=PLACES.index) for path, found in places.items()}
+        states |= {path: max(found, key=VALUE_LOCATIONS.index) for path, found in places.items()}
     return states
 
 
-def _spellings(path: str, value: Any, given: Any) -> Iterator[tuple[str, set[str]]]:
+def _iterate_spellings(path: str, value: Any, given: Any) -> Iterator[tuple[str, set[str]]]:
     """Yields the path of each value that is there, with its spellings: as the record and as the source writes it."""
     if isinstance(value, dict | list):
-        given = dotted_paths.opened(given)
+        given = dotted_paths.parse_json_text(given)
     if isinstance(value, dict):
         for name, inside in value.items():
-            yield from _spellings(f"{path}.{name}", inside, given.get(name) if isinstance(given, dict) else None)
+            yield from _iterate_spellings(
+                f"{path}.{name}", inside, given.get(name) if isinstance(given, dict) else None
+            )
     elif isinstance(value, list):
         as_given = given if isinstance(given, list) and len(given) == len(value) else value
         for inside, one in zip(value, as_given, strict=True):
-            yield from _spellings(path, inside, one)
+            yield from _iterate_spellings(path, inside, one)
     elif value is not None:
         yield path, {str(value), *([] if given is None or isinstance(given, list | dict) else [str(given)])}
 
 
-def _place(spellings: set[str], text: str, unwrapped: str) -> str:
+def _locate_value(spellings: set[str], text: str, unwrapped: str) -> str:
     if any(one in text for one in spellings):
         return "verbatim"
     return "rewrapped" if any(" ".join(one.split()) in unwrapped for one in spellings) else "elsewhere"
 
 
-def _redacted(hidden: Mapping[str, str], text: str) -> str:
+def _apply_redactions(hidden: Mapping[str, str], text: str) -> str:
     """What was redacted in the input is redacted here alike, for it cannot be copied from there any more."""
-    return redaction.apply(hidden, text) if hidden else text
+    return redaction.redact_values(hidden, text) if hidden else text
 
 
-def _own_values(values: Mapping[str, Any], target: Any, recipe: Recipe, hidden: Mapping[str, str]) -> dict[str, str]:
+def _slice_values(values: Mapping[str, Any], target: Any, recipe: Recipe, hidden: Mapping[str, str]) -> dict[str, str]:
     """Returns {slice: this row's value}, from the record where the slice names a field of it."""
-    fields = set(fields_of(recipe))
-    record = given_record(target) if fields else {}
+    fields = set(field_names(recipe))
+    record = parse_record(target) if fields else {}
     return {
-        name: _redacted(hidden, cell(record.get(column) if column in fields else values.get(column))).strip()
+        name: _apply_redactions(hidden, to_text(record.get(column) if column in fields else values.get(column))).strip()
         for name, column in slice_columns(recipe).items()
     }

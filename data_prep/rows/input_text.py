@@ -11,33 +11,33 @@ from data_prep.readers import dotted_paths
 from data_prep.rows import slots
 from insource.config.recipe import Recipe
 from insource.tasks import preference
-from insource.tasks.chat_messages import asked, messages_of
-from insource.tasks.source_record import input_of
+from insource.tasks.chat_messages import parse_messages, split_prompt
+from insource.tasks.source_record import read_input
 
 
-def text_of(values: Mapping[str, Any], recipe: Recipe) -> str:
+def extract_input(values: Mapping[str, Any], recipe: Recipe) -> str:
     """Returns the input of a row as it stands there: neither cleaned nor redacted. Of a chat that ends in an answer of
     the assistant, that answer is left out. Raises UnusableRowError where the row has none that can be read."""
     columns = recipe.data.columns
     if inside := [column for column in [*columns.texts, columns.messages] if column and "." in column]:
-        values = {**values, **dotted_paths.reached(values, inside)}
+        values = {**values, **dotted_paths.resolve_columns(values, inside)}
     if columns.messages is not None:
-        messages = messages_of(values.get(columns.messages), columns.messages)
+        messages = parse_messages(values.get(columns.messages), columns.messages)
         answered = len(messages) > 1 and messages[-1]["role"] == "assistant"
-        return asked(messages[:-1] if answered else messages)[1]
+        return split_prompt(messages[:-1] if answered else messages)[1]
     if columns.of_slots:
-        return slots.text_of(values, recipe)
+        return slots.extract_text(values, recipe)
     if recipe.task.variant == "preference":
-        return _prompt(values, recipe)
-    return input_of(values, columns)
+        return _extract_prompt(values, recipe)
+    return read_input(values, columns)
 
 
-def _prompt(values: Mapping[str, Any], recipe: Recipe) -> str:
+def _extract_prompt(values: Mapping[str, Any], recipe: Recipe) -> str:
     """The prompt of a pair of answers, or of a row that has none yet."""
     columns = recipe.data.columns
     if {columns.chosen, columns.rejected} <= values.keys():
-        return preference.given(values, recipe).text
+        return preference.read_source_row(values, recipe).text
     (column, *_) = columns.texts
     if isinstance(values.get(column), list):
-        return asked(messages_of(values[column], column))[1]
-    return input_of(values, columns)
+        return split_prompt(parse_messages(values[column], column))[1]
+    return read_input(values, columns)

@@ -13,21 +13,21 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from data_prep.rows.timestamps import iso
-from insource.tasks.labels import shown
-from insource.tasks.records.json_fields import TRUTHS, is_number
-from insource.tasks.source_record import cell
+from data_prep.rows.timestamps import parse_iso_seconds
+from insource.tasks.labels import display_label
+from insource.tasks.records.json_fields import BOOLEAN_WORDS, is_number
+from insource.tasks.source_record import to_text
 
 # Different values of a column that are kept for messages, and how many of them a message names.
-MOST_KEPT, MOST = 1000, 5
+MAX_VALUES_KEPT, MAX_VALUES_SHOWN = 1000, 5
 _DAY = re.compile(r"\d{4}-\d\d-\d\d(?:[T ].+)?")
 
 
-class Filter:
+class RowFilter:
     """The rows that a recipe asks for; which of the values that it names no row has, is known at the end."""
 
     def __init__(self, where: Mapping[str, Any]) -> None:
-        self._where = {column: _several(asked) for column, asked in where.items()}
+        self._where = {column: _as_list(asked) for column, asked in where.items()}
         self._unmatched = {column: list(asked) for column, asked in self._where.items()}
         self._there: dict[str, Counter[str]] = {column: Counter() for column in where}
 
@@ -36,61 +36,66 @@ class Filter:
         taken = True
         for column, asked in self._where.items():
             value, there = values.get(column), self._there[column]
-            found = next((one for one in asked if same(value, one)), MISSING)
+            found = next((one for one in asked if matches_value(value, one)), MISSING)
             if found is MISSING:
                 taken = False
             elif found in self._unmatched[column]:
-                self._unmatched[column] = [one for one in self._unmatched[column] if not same(value, one)]
-            text = cell(value).strip()
-            if text in there or len(there) < MOST_KEPT:
+                self._unmatched[column] = [one for one in self._unmatched[column] if not matches_value(value, one)]
+            text = to_text(value).strip()
+            if text in there or len(there) < MAX_VALUES_KEPT:
                 there[text] += 1
         return taken
 
     def unmatched(self) -> list[str]:
         """Returns a line for each value asked for that no row has, with the nearest that is there."""
         return [
-            f"data.where.{column}: no row has {_named(one)}{self._hint(column, one)}"
+            f"data.where.{column}: no row has {_format_value(one)}{self._hint(column, one)}"
             for column, values in self._unmatched.items()
             for one in values
         ]
 
     def _hint(self, column: str, asked: Any) -> str:
         there = self._there[column]
-        if near := get_close_matches(cell(asked), [one for one in there if one], 1):
-            return f"; did you mean {shown(near[0])}?"
-        named = ", ".join(f"{_named(value or None)} {rows:,}" for value, rows in there.most_common(MOST))
-        return f"; there are {named}" + (", ..." if len(there) > MOST else "") if named else ""
+        if near := get_close_matches(to_text(asked), [one for one in there if one], 1):
+            return f"; did you mean {display_label(near[0])}?"
+        named = ", ".join(
+            f"{_format_value(value or None)} {rows:,}" for value, rows in there.most_common(MAX_VALUES_SHOWN)
+        )
+        return f"; there are {named}" + (", ..." if len(there) > MAX_VALUES_SHOWN else "") if named else ""
 
 
 MISSING = object()
 
 
-def same(value: Any, asked: Any) -> bool:
+def matches_value(value: Any, asked: Any) -> bool:
     """Returns whether the value of a row is the one that the recipe asks for."""
     if asked is None:
         return value is None or (isinstance(value, str) and not value.strip())
-    given = cell(value).strip()
+    given = to_text(value).strip()
     if isinstance(asked, bool):
-        return TRUTHS.get(given.casefold()) is asked
+        return BOOLEAN_WORDS.get(given.casefold()) is asked
     if isinstance(asked, int | float):
-        return _number(given) == asked
+        return _parse_number(given) == asked
     wanted = asked.strip()
-    if given == wanted or (is_number(value) and _number(wanted) == value):
+    if given == wanted or (is_number(value) and _parse_number(wanted) == value):
         return True
     if isinstance(value, bool):
-        return TRUTHS.get(wanted.casefold()) is value
-    return bool(_DAY.fullmatch(wanted) and _DAY.fullmatch(given)) and iso(wanted) == iso(given) is not None
+        return BOOLEAN_WORDS.get(wanted.casefold()) is value
+    return (
+        bool(_DAY.fullmatch(wanted) and _DAY.fullmatch(given))
+        and parse_iso_seconds(wanted) == parse_iso_seconds(given) is not None
+    )
 
 
-def _several(asked: Any) -> Sequence[Any]:
+def _as_list(asked: Any) -> Sequence[Any]:
     return asked if isinstance(asked, list) else [asked]
 
 
-def _named(asked: Any) -> str:
-    return "an empty cell" if asked is None else shown(cell(asked))
+def _format_value(asked: Any) -> str:
+    return "an empty cell" if asked is None else display_label(to_text(asked))
 
 
-def _number(text: str) -> float | None:
+def _parse_number(text: str) -> float | None:
     """The number that a text is, 1 and 0 for truth values; None where it is none, or nan."""
     if text.casefold() in ("true", "false"):
         return float(text.casefold() == "true")

@@ -11,58 +11,61 @@ import math
 import re
 from datetime import UTC, datetime
 
-from data_prep.rows.value_formats import time_of
+from data_prep.rows.value_formats import parse_time
 from insource.tasks.source_record import UnusableRowError
 
-KNOWN = (
+KNOWN_FORMATS = (
     "ISO 8601 (2026-05-01, 20260501, 2026-05-01T12:00:00Z), or seconds, milliseconds, microseconds since 1970, or "
     "another format that data.formats.dates names"
 )
 # Digits alone that are a year, a month or a date, with hours, minutes and seconds or without, from 1900 to 2099.
-_RUN = re.compile(r"(?:19|20)\d{2}(?:-?\d{2}|\d{4}|\d{8}|\d{10})?")
-_FIRST, _END = datetime(1, 1, 1, tzinfo=UTC).timestamp(), datetime(9999, 12, 31, tzinfo=UTC).timestamp() + 86400
-_FORMS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+_DIGIT_DATE = re.compile(r"(?:19|20)\d{2}(?:-?\d{2}|\d{4}|\d{8}|\d{10})?")
+_MIN_SECONDS, _END_SECONDS = (
+    datetime(1, 1, 1, tzinfo=UTC).timestamp(),
+    datetime(9999, 12, 31, tzinfo=UTC).timestamp() + 86400,
+)
+_DIGIT_DATE_FORMATS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 # A number of 1e11 and more is no count of seconds: it would lie after the year 5138, and one below -1e10 before 1653.
-_UNITS = ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6), (1e20, 1e9))
+_EPOCH_UNITS = ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6), (1e20, 1e9))
 
 
-def seconds_of(text: str, column: str, form: str | None = None) -> float:
+def parse_epoch_seconds(text: str, column: str, form: str | None = None) -> float:
     """Returns seconds since 1970; a time without a zone is UTC. `form` is a strptime format, in which a time is written
     that is not in ISO 8601. Raises UnusableRowError saying what stands there."""
     text = text.strip()
     if not text:
         raise UnusableRowError("no_time", f"column {column!r} is empty")
     if form is not None:
-        time = time_of(text, form)
+        time = parse_time(text, form)
         if time is None:
             raise UnusableRowError("bad_time", f"column {column!r}: {text[:40]!r} is no time of the format {form}")
         return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
-    found = _date_run(text)
+    found = _parse_digit_date(text)
     if found is None:
-        found = _number(text)
+        found = _parse_number(text)
     if found is None:
-        found = _iso(text)
-    if found is None or not _FIRST <= found < _END:
-        raise UnusableRowError("bad_time", f"column {column!r}: {text[:40]!r} is no time; known: {KNOWN}")
+        found = _parse_iso(text)
+    if found is None or not _MIN_SECONDS <= found < _END_SECONDS:
+        raise UnusableRowError("bad_time", f"column {column!r}: {text[:40]!r} is no time; known: {KNOWN_FORMATS}")
     return found
 
 
-def iso(text: str) -> float | None:
+def parse_iso_seconds(text: str) -> float | None:
     """Returns seconds since 1970 of an ISO 8601 time, None where it is none."""
-    return _iso(text.strip())
+    return _parse_iso(text.strip())
 
 
-def _date_run(text: str) -> float | None:
-    if not _RUN.fullmatch(text):
+def _parse_digit_date(text: str) -> float | None:
+    if not _DIGIT_DATE.fullmatch(text):
         return None
     digits = text.replace("-", "")
     try:
-        return datetime.strptime(digits, _FORMS[len(digits)]).replace(tzinfo=UTC).timestamp()
+        return datetime.strptime(digits, _DIGIT_DATE_FORMATS[len(digits)]).replace(tzinfo=UTC).timestamp()
     except ValueError:
         return None
 
 
-def _number(text: str) -> float | None:
+def _parse_number(text: str) -> float | None:
     try:
         number = float(text)
     except ValueError:
@@ -70,10 +73,10 @@ def _number(text: str) -> float | None:
     if not math.isfinite(number):
         return None
     size = number if number >= 0 else -10 * number
-    return next((number / unit for limit, unit in _UNITS if size < limit), None)
+    return next((number / unit for limit, unit in _EPOCH_UNITS if size < limit), None)
 
 
-def _iso(text: str) -> float | None:
+def _parse_iso(text: str) -> float | None:
     try:
         found = datetime.fromisoformat(re.sub(r" ?(?:UTC|GMT)$", "+00:00", text))
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()

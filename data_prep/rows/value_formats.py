@@ -11,22 +11,22 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from data_prep.readers.dotted_paths import opened
+from data_prep.readers.dotted_paths import parse_json_text
 from data_prep.readers.source_row import Digits
 from insource.config.schema.data import Formats
-from insource.tasks.records.normalizers import amount_of, number_of
-from insource.tasks.source_record import UnusableRowError, rows_of_columns
+from insource.tasks.records.normalizers import parse_amount, parse_number
+from insource.tasks.source_record import UnusableRowError, columns_to_rows
 
 # strptime's codes of a time of day.
-TIMES = ("%H", "%I", "%M", "%S", "%f", "%p", "%X", "%c", "%z", "%Z")
+TIME_DIRECTIVES = ("%H", "%I", "%M", "%S", "%f", "%p", "%X", "%c", "%z", "%Z")
 
 
 def read_record(record: Mapping[str, Any], json_schema: Mapping[str, Any], formats: Formats) -> dict[str, Any]:
     """Returns a record with its numbers and dates read. Raises UnusableRowError over one that is written otherwise."""
-    return _object(record, json_schema["properties"], formats, "")
+    return _parse_object(record, json_schema["properties"], formats, "")
 
 
-def time_of(text: str, form: str) -> datetime | None:
+def parse_time(text: str, form: str) -> datetime | None:
     """Returns the time that a text of this strptime format tells, or one of ISO 8601; None where it is neither."""
     try:
         return datetime.strptime(text, form)
@@ -38,11 +38,11 @@ def time_of(text: str, form: str) -> datetime | None:
         return None
 
 
-def _object(record: Mapping[str, Any], fields: Mapping[str, Any], formats: Formats, above: str) -> dict[str, Any]:
+def _parse_object(record: Mapping[str, Any], fields: Mapping[str, Any], formats: Formats, above: str) -> dict[str, Any]:
     found, currencies = dict(record), dict[str, str]()
     for name, value in record.items():
         if name in fields:
-            found[name], written = _value(value, fields[name], formats, f"{above}{name}")
+            found[name], written = _parse_value(value, fields[name], formats, f"{above}{name}")
             currency = formats.amounts.get(f"{above}{name}")
             if currency is not None and written:
                 currencies.setdefault(currency, written)
@@ -53,30 +53,30 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _value(value: Any, field: Mapping[str, Any], formats: Formats, path: str) -> tuple[Any, str]:
+def _parse_value(value: Any, field: Mapping[str, Any], formats: Formats, path: str) -> tuple[Any, str]:
     """The value, and the currency that stood beside it. A list or an object may stand there as its JSON."""
-    if {"array", "object"} & {*_kinds(field)} and not _is_empty(value):
-        value = opened(value)
-    if isinstance(value, dict) and "properties" in field.get("items", {}) and (rows := rows_of_columns(value)):
+    if {"array", "object"} & {*_field_types(field)} and not _is_empty(value):
+        value = parse_json_text(value)
+    if isinstance(value, dict) and "properties" in field.get("items", {}) and (rows := columns_to_rows(value)):
         value = rows
     if isinstance(value, list):
-        return [_value(one, field.get("items", {}), formats, path)[0] for one in value], ""
+        return [_parse_value(one, field.get("items", {}), formats, path)[0] for one in value], ""
     if isinstance(value, dict) and "properties" in field:
-        return _object(value, field["properties"], formats, f"{path}."), ""
+        return _parse_object(value, field["properties"], formats, f"{path}."), ""
     if not isinstance(value, str) or not value.strip():
         return value, ""
     if path in formats.dates:
-        return _date(value.strip(), formats.dates[path], path), ""
-    if formats.decimal and not isinstance(value, Digits) and {"number", "integer"} & {*_kinds(field)}:
-        return _number(value, formats.decimal, path in formats.amounts, path)
+        return _parse_date(value.strip(), formats.dates[path], path), ""
+    if formats.decimal and not isinstance(value, Digits) and {"number", "integer"} & {*_field_types(field)}:
+        return _parse_number(value, formats.decimal, path in formats.amounts, path)
     return value, ""
 
 
-def _number(text: str, decimal: str, with_currency: bool, path: str) -> tuple[int | float, str]:
-    read = amount_of(text, decimal)
+def _parse_number(text: str, decimal: str, with_currency: bool, path: str) -> tuple[int | float, str]:
+    read = parse_amount(text, decimal)
     if read is not None and (with_currency or not read[1]):
         return read
-    number = number_of(text, decimal)
+    number = parse_number(text, decimal)
     if number is not None:
         return number, ""
     told = f"field {path}: {text.strip()[:40]!r}"
@@ -87,14 +87,14 @@ def _number(text: str, decimal: str, with_currency: bool, path: str) -> tuple[in
     raise UnusableRowError("bad_record", told)
 
 
-def _date(text: str, form: str, path: str) -> str:
-    found = time_of(text, form)
+def _parse_date(text: str, form: str, path: str) -> str:
+    found = parse_time(text, form)
     if found is None:
         raise UnusableRowError("bad_record", f"field {path}: {text[:40]!r} is no date of the format {form}")
     midnight = (found.hour, found.minute, found.second) == (0, 0, 0)
-    return f"{found:%Y-%m-%d}" if midnight and not any(code in form for code in TIMES) else found.isoformat()
+    return f"{found:%Y-%m-%d}" if midnight and not any(code in form for code in TIME_DIRECTIVES) else found.isoformat()
 
 
-def _kinds(field: Mapping[str, Any]) -> list[str]:
+def _field_types(field: Mapping[str, Any]) -> list[str]:
     given = field.get("type", [])
     return [given] if isinstance(given, str) else list(given)

@@ -21,16 +21,16 @@ from insource.system import shared_jsonl
 
 KEY_FILE = "answers.key"
 KEY_BYTES = 32
-_WHAT = "the key of answers' ids"
+_DESCRIPTION = "the key of answers' ids"
 _DAY_SECONDS = 86_400
-_FORM = 1
-_FIELDS = struct.Struct(">B8s8s8sHhB")
+_FORMAT_VERSION = 1
+_LAYOUT = struct.Struct(">B8s8s8sHhB")
 _SIGNATURE_BYTES = 16
 _LOCAL, _KEPT, _MIRRORED, _RECORDED = 1, 2, 4, 8
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnswerRecord:
     """What an id tells of an answer."""
 
     deployment: str
@@ -63,28 +63,28 @@ class AnswerIds:
         """Returns what equal answers share, and what tells nobody without the key which they are."""
         return hmac.digest(self._key, b"answer\0" + answer.encode("utf-8", "surrogatepass"), hashlib.sha256)[:8].hex()
 
-    def seal(self, one: Answered) -> tuple[str, str]:
+    def seal(self, one: AnswerRecord) -> tuple[str, str]:
         """Returns the id of an answer that is given now, and its name."""
         name = secrets.token_hex(8)
         sure = -1 if one.confidence is None else round(1000 * one.confidence)
         flags = _LOCAL * one.local + _KEPT * one.kept + _MIRRORED * one.mirrored + _RECORDED * one.recorded
         told = (bytes.fromhex(part) for part in (name, one.deployment, one.digest))
-        packed = _FIELDS.pack(_FORM, *told, int(time.time()) // _DAY_SECONDS, sure, flags)
+        packed = _LAYOUT.pack(_FORMAT_VERSION, *told, int(time.time()) // _DAY_SECONDS, sure, flags)
         return base64.urlsafe_b64encode(packed + self._signature(packed)).decode().rstrip("="), name
 
-    def open(self, given: str) -> Answered | None:
+    def open(self, given: str) -> AnswerRecord | None:
         """Returns what an id tells, None where it is none of these."""
         try:
             raw = base64.b64decode(given + "=" * (-len(given) % 4), altchars=b"-_", validate=True)
         except (ValueError, binascii.Error):
             return None
-        packed, signature = raw[: _FIELDS.size], raw[_FIELDS.size :]
-        if len(packed) < _FIELDS.size or not hmac.compare_digest(signature, self._signature(packed)):
+        packed, signature = raw[: _LAYOUT.size], raw[_LAYOUT.size :]
+        if len(packed) < _LAYOUT.size or not hmac.compare_digest(signature, self._signature(packed)):
             return None
-        form, name, deployment, digest, day, sure, flags = _FIELDS.unpack(packed)
-        if form != _FORM:
+        form, name, deployment, digest, day, sure, flags = _LAYOUT.unpack(packed)
+        if form != _FORMAT_VERSION:
             return None
-        return Answered(
+        return AnswerRecord(
             deployment.hex(),
             digest.hex(),
             local=bool(flags & _LOCAL),
@@ -100,13 +100,13 @@ class AnswerIds:
         return hmac.digest(self._key, b"id\0" + packed, hashlib.sha256)[:_SIGNATURE_BYTES]
 
 
-def of_registry(place: Path) -> AnswerIds:
+def load_answer_ids(place: Path) -> AnswerIds:
     """Returns the ids of registry/<name>, whose key is made where there is none, for this user alone whatever
     INSOURCE_UMASK lets others read: with it, equal answers are told from digests. Raises StageError where it cannot be
     written."""
-    with shared_jsonl.opened(place / KEY_FILE, _WHAT) as file:
+    with shared_jsonl.open_locked(place / KEY_FILE, _DESCRIPTION) as file:
         try:
-            shared_jsonl.close_to_others(file)
+            shared_jsonl.restrict_to_owner(file)
             file.seek(0)
             key = file.read()
             if len(key) != KEY_BYTES:
@@ -115,5 +115,5 @@ def of_registry(place: Path) -> AnswerIds:
                 file.write(key)
                 os.fsync(file.fileno())
         except OSError as error:
-            raise StageError(f"{file.name}: {_WHAT} cannot be written: {error.strerror or error}") from None
+            raise StageError(f"{file.name}: {_DESCRIPTION} cannot be written: {error.strerror or error}") from None
     return AnswerIds(key)

@@ -18,21 +18,21 @@ from typing import Any
 
 from insource.tasks.rendering import chat_template
 
-Ids = tuple[int, ...]
+TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Tree:
+class LabelTree:
     """The labels of a task as tokens."""
 
-    paths: Mapping[str, Ids]
+    paths: Mapping[str, TokenIds]
     """Of each label, the stop last."""
-    choices: Mapping[Ids, Sequence[int]]
+    choices: Mapping[TokenIds, Sequence[int]]
     """Where labels part: the tokens before, and those that may come next."""
 
-    def probabilities(self, told: Mapping[Ids, Mapping[int, float]]) -> dict[str, float]:
+    def probabilities(self, told: Mapping[TokenIds, Mapping[int, float]]) -> dict[str, float]:
         """Returns the probability of each label; `told` has the log-probabilities of the tokens at each choice."""
-        shares = {at: _shares([told[at][token] for token in tokens]) for at, tokens in self.choices.items()}
+        shares = {at: _softmax([told[at][token] for token in tokens]) for at, tokens in self.choices.items()}
         steps = {at: dict(zip(self.choices[at], share, strict=True)) for at, share in shares.items()}
         return {
             label: math.prod(steps[path[:at]][path[at]] for at in range(len(path)) if path[:at] in steps)
@@ -40,26 +40,26 @@ class Tree:
         }
 
 
-def of(paths: Mapping[str, Ids]) -> Tree:
+def build_tree(paths: Mapping[str, TokenIds]) -> LabelTree:
     """Returns the tree of labels. Raises ValueError where two of them have the same tokens."""
     if len(set(paths.values())) < len(paths):
         raise ValueError("two labels have the same tokens")
-    following: dict[Ids, dict[int, None]] = {}
+    following: dict[TokenIds, dict[int, None]] = {}
     for path in paths.values():
         for at, token in enumerate(path):
             following.setdefault(path[:at], {})[token] = None
-    return Tree(paths, {at: list(tokens) for at, tokens in following.items() if len(tokens) > 1})
+    return LabelTree(paths, {at: list(tokens) for at, tokens in following.items() if len(tokens) > 1})
 
 
-class Tokens:
+class TaskTokens:
     """The tokenizer of a task and its labels as tokens, read when they are first needed."""
 
     def __init__(self, folder: Path, module: ModuleType, spec: Any) -> None:
         self._folder, self._module, self._spec = folder, module, spec
         self._lock = threading.Lock()
-        self._read: tuple[Any, Tree] | None = None
+        self._read: tuple[Any, LabelTree] | None = None
 
-    def of(self, text: str) -> tuple[list[int], Tree]:
+    def of(self, text: str) -> tuple[list[int], LabelTree]:
         """Returns the ids of the task's prompt for an input, and the labels. For a thread: the first call imports the
         tokenizer's library."""
         with self._lock:
@@ -68,14 +68,16 @@ class Tokens:
         (ids,) = chat_template.prompt_ids(tokenizer, [self._module.messages(self._spec, {"text": text})])
         return ids, tree
 
-    def _found(self) -> tuple[Any, Tree]:
-        tokenizer, labels = chat_template.saved_tokenizer(str(self._folder)), list(self._spec.labels)
+    def _found(self) -> tuple[Any, LabelTree]:
+        tokenizer, labels = chat_template.load_saved_tokenizer(str(self._folder)), list(self._spec.labels)
         conversation = self._module.messages(self._spec, {"text": "x"})
-        examples = chat_template.examples(tokenizer, [conversation] * len(labels), labels)
-        return tokenizer, of({label: tuple(one.completion_ids) for label, one in zip(labels, examples, strict=True)})
+        examples = chat_template.render_examples(tokenizer, [conversation] * len(labels), labels)
+        return tokenizer, build_tree(
+            {label: tuple(one.completion_ids) for label, one in zip(labels, examples, strict=True)}
+        )
 
 
-def _shares(log_probabilities: Sequence[float]) -> list[float]:
+def _softmax(log_probabilities: Sequence[float]) -> list[float]:
     highest = max(log_probabilities)
     if highest == -math.inf:
         return [1 / len(log_probabilities)] * len(log_probabilities)

@@ -8,38 +8,38 @@ from typing import Any
 
 from aiohttp import ClientError, ClientSession
 
-from compare.scoring.predictions import Answer
-from deploy.answers.request_errors import RefusedError
+from compare.scoring.predictions import SystemAnswer
+from deploy.answers.request_errors import RequestError
 from deploy.answers.task import Task
-from insource.backends.types import Backend, Received, Request
+from insource.backends.types import Backend, Completion, Request
 from insource.backends.wire import openai_chat
-from insource.tasks.parsed_answer import UNFINISHED, Parsed
+from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tasks.pii.inputs import Input
 
 LOCAL = "local"
 """The deployed version, as the one who answered."""
-TIMES_LONGER = 2
+RETRY_TOKENS_FACTOR = 2
 """An answer that was cut off is asked for again with so many times the tokens."""
-_SHOWN_CHARACTERS = 300
-UNAVAILABLE = (408, 429)
+_MAX_MESSAGE_CHARACTERS = 300
+RETRYABLE_STATUSES = (408, 429)
 """What vLLM, or a proxy before it, answers where the same request may be answered later."""
-NO_SUCH_DOOR = (401, 403, 404)
+MISCONFIGURED_STATUSES = (401, 403, 404)
 """What it answers where no request will be answered: another key, or another model."""
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredAnswer:
     """An answer as the task reads it."""
 
-    answer: Answer
-    parsed: Parsed
+    answer: SystemAnswer
+    parsed: ParsedAnswer
     confidence: float | None
     again: bool = False
     """Whether it came when the deployed version was asked once more."""
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineConnection:
     """The vLLM behind the gateway."""
 
     session: ClientSession
@@ -47,35 +47,35 @@ class Engine:
     """Called whenever it sends something."""
 
 
-class EngineRefusedError(RefusedError):
+class EngineRequestError(RequestError):
     """vLLM has refused a request. The gateway's client reads of it what is true of its own request; `engine_status` is
     the status that vLLM answered with."""
 
     def __init__(self, engine_status: int, said: Any) -> None:
-        told, self.engine_status = message_of(said), engine_status
-        if engine_status in UNAVAILABLE:
+        told, self.engine_status = extract_message(said), engine_status
+        if engine_status in RETRYABLE_STATUSES:
             super().__init__(503, "overloaded_error", f"the model is busy: {told}", retry_seconds=5)
-        elif engine_status in NO_SUCH_DOOR:
+        elif engine_status in MISCONFIGURED_STATUSES:
             super().__init__(502, "api_error", f"the model's server answers {engine_status}: {told}")
         else:
             super().__init__(400, "invalid_request_error", f"the model refuses the input: {told}")
 
 
-async def ask(engine: Engine, task: Task, given: Input, most_tokens: int | None) -> Judged:
+async def query_model(engine: EngineConnection, task: Task, given: Input, most_tokens: int | None) -> ScoredAnswer:
     """Returns what the deployed version answers. An answer that does not fit the task's schema is asked for again once,
     where something can be changed: under the grammar, or with more tokens. Raises RefusedError."""
     request, backend = task.request(given, most_tokens), task.backend()
-    own = await _asked(engine, task, backend, request)
+    own = await _query(engine, task, backend, request)
     if own.parsed.problem is None:
         return own
     again = task.backend(constrained=True)
-    longer = TIMES_LONGER * request.max_tokens if own.parsed.problem == UNFINISHED else request.max_tokens
+    longer = RETRY_TOKENS_FACTOR * request.max_tokens if own.parsed.problem == TRUNCATED else request.max_tokens
     more = replace(request, max_tokens=min(longer, most_tokens or longer))
     if (again, more) == (backend, request):
         return own
     try:
-        second = await _asked(engine, task, again, more)
-    except RefusedError as error:
+        second = await _query(engine, task, again, more)
+    except RequestError as error:
         if error.status != 400:  # more tokens than the model has room for
             raise
         return own
@@ -83,17 +83,17 @@ async def ask(engine: Engine, task: Task, given: Input, most_tokens: int | None)
     return replace(second, confidence=None, again=True) if second.parsed.problem is None else own
 
 
-async def _asked(engine: Engine, task: Task, backend: Backend, request: Request) -> Judged:
-    received = await _received(engine, backend, request)
-    answer = answer_of(received)
+async def _query(engine: EngineConnection, task: Task, backend: Backend, request: Request) -> ScoredAnswer:
+    received = await _send(engine, backend, request)
+    answer = to_answer(received)
     parsed = task.read(answer)
-    return Judged(answer, parsed, task.confidence(answer) if parsed.problem is None else None)
+    return ScoredAnswer(answer, parsed, task.confidence(answer) if parsed.problem is None else None)
 
 
-def answer_of(received: Received) -> Answer:
+def to_answer(received: Completion) -> SystemAnswer:
     """Returns what was received as the comparison reads it."""
     likely = received.log_probability
-    return Answer(
+    return SystemAnswer(
         id="input",
         output=received.output,
         finish_reason=received.finish_reason or "stop",
@@ -106,29 +106,29 @@ def answer_of(received: Received) -> Answer:
     )
 
 
-async def _received(engine: Engine, backend: Backend, request: Request) -> Received:
+async def _send(engine: EngineConnection, backend: Backend, request: Request) -> Completion:
     from openai.types.chat import ChatCompletion
 
     try:
-        async with engine.session.post("/v1/chat/completions", json=openai_chat.body(backend, request)) as found:
+        async with engine.session.post("/v1/chat/completions", json=openai_chat.build_body(backend, request)) as found:
             said: Any = await found.json(content_type=None)
     except (ClientError, ValueError, RuntimeError) as error:  # RuntimeError: the session ended with its vLLM
-        raise RefusedError(
+        raise RequestError(
             503, "overloaded_error", f"the model broke off: {type(error).__name__}", retry_seconds=5
         ) from None
     if found.status >= 500:
-        raise RefusedError(503, "overloaded_error", "the model fails", retry_seconds=5)
+        raise RequestError(503, "overloaded_error", "the model fails", retry_seconds=5)
     engine.heard()
     if found.status != 200:
-        raise EngineRefusedError(found.status, said)
+        raise EngineRequestError(found.status, said)
     try:
-        return openai_chat.received(ChatCompletion.construct(**said), backend, request)
+        return openai_chat.parse_completion(ChatCompletion.construct(**said), backend, request)
     except (ValueError, AttributeError, TypeError) as error:
-        raise RefusedError(502, "api_error", f"the model's answer cannot be read: {type(error).__name__}") from None
+        raise RequestError(502, "api_error", f"the model's answer cannot be read: {type(error).__name__}") from None
 
 
-def message_of(said: Any) -> str:
+def extract_message(said: Any) -> str:
     """Returns what vLLM says of an error."""
     told = said.get("error", said) if isinstance(said, dict) else said
     told = told.get("message", told) if isinstance(told, dict) else told
-    return str(told)[:_SHOWN_CHARACTERS]
+    return str(told)[:_MAX_MESSAGE_CHARACTERS]

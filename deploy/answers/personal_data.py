@@ -15,60 +15,64 @@ from collections.abc import Iterator
 from urllib.parse import unquote
 
 from insource.tasks.pii import redaction
-from insource.tasks.text_keys import UNSEEN
+from insource.tasks.text_keys import INVISIBLE
 
 _JOINERS = re.compile("[\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f\u20e3\U000e0100-\U000e01ef]")
 # Of texts with single spaces, so that time is linear in the text.
 _OPEN, _CLOSE = r" ?[\[({<*_|~'\"-] ?", r" ?[\])}>*_|~'\"-] ?"
 _AT_WORD, _DOT_WORD = r"(?:at|ät|arroba|chez)", r"(?:dot|punkt|punto|point)"
-_HOSTS = r"(?:gmail|googlemail|hotmail|outlook|yahoo|icloud|proton(?:mail)?|gmx|aol|live)\b"
+_MAIL_HOSTS = r"(?:gmail|googlemail|hotmail|outlook|yahoo|icloud|proton(?:mail)?|gmx|aol|live)\b"
 # "at" alone is an address only where "dot", or a host of mail alone, follows: one may order at example.com.
 _AT = re.compile(
     rf"{_OPEN}(?:{_AT_WORD}|@){_CLOSE}| ?@ ?"
-    rf"|(?<=\w) {_AT_WORD} (?=[\w-]++(?: {_DOT_WORD} |{_OPEN}{_DOT_WORD}{_CLOSE})|{_HOSTS})",
+    rf"|(?<=\w) {_AT_WORD} (?=[\w-]++(?: {_DOT_WORD} |{_OPEN}{_DOT_WORD}{_CLOSE})|{_MAIL_HOSTS})",
     re.IGNORECASE,
 )
 _DOT = re.compile(rf"{_OPEN}(?:{_DOT_WORD}|\.){_CLOSE}|(?<=\w) {_DOT_WORD} (?=\w)|(?<=\w) \. ?(?=\w)", re.IGNORECASE)
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)}|oh)\b", re.IGNORECASE)
-_MOST_WORDS = 6
-_EDGES = 3
+_DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(_DIGIT_WORDS)}|oh)\b", re.IGNORECASE)
+_MAX_ORDINARY_NUMBER_WORDS = 6
+_MAX_TRIMMED_GROUPS = 3
 # Digits one by one, or in pairs: 4 1 1 1 1 1, 4-1-1-1-1-1.
-_APART = re.compile(r"(?<!\d)\d{1,2}(?:[ ._,*/|\\-]{1,3}\d{1,2}){6,}(?!\d)")
+_SEPARATED_DIGITS = re.compile(r"(?<!\d)\d{1,2}(?:[ ._,*/|\\-]{1,3}\d{1,2}){6,}(?!\d)")
 # Groups of four, as cards and accounts are written: 4111.1111.1111.1111, DE89/3704/0044/0532/0130/00.
-_IN_FOURS = re.compile(r"(?<=[0-9A-Za-z]{4})[._/,|*](?=[0-9A-Za-z]{1,4}(?![0-9A-Za-z]))")
+_GROUPED_IN_FOURS = re.compile(r"(?<=[0-9A-Za-z]{4})[._/,|*](?=[0-9A-Za-z]{1,4}(?![0-9A-Za-z]))")
 # An address may be escaped more than once on its way here.
-_UNESCAPED = 2
+_UNESCAPE_PASSES = 2
 
 
-def kinds(text: str) -> frozenset[str]:
+def find_kinds(text: str) -> frozenset[str]:
     """Returns the kinds of personal data that any reading of a text holds."""
-    return frozenset(one.kind for reading in dict.fromkeys(readings(text)) for one in redaction.find(reading))
+    return frozenset(one.kind for reading in dict.fromkeys(iter_readings(text)) for one in redaction.find_pii(reading))
 
 
-def readings(text: str) -> Iterator[str]:
+def iter_readings(text: str) -> Iterator[str]:
     """Yields a text as it stands, and as it is meant."""
     yield text
-    plain = unicodedata.normalize("NFKC", _JOINERS.sub("", UNSEEN.sub("", text)))
+    plain = unicodedata.normalize("NFKC", _JOINERS.sub("", INVISIBLE.sub("", text)))
     yield plain
     meant = plain.replace("\u3002", ".")
-    for _ in range(_UNESCAPED):
+    for _ in range(_UNESCAPE_PASSES):
         meant = html.unescape(unquote(meant)) if "%" in meant or "&" in meant else meant
     meant = re.sub(r"\s+", " ", meant)
     yield meant
-    yield _IN_FOURS.sub(" ", meant)
+    yield _GROUPED_IN_FOURS.sub(" ", meant)
     if _AT.search(meant):
         yield _DOT.sub(".", _AT.sub("@", meant))
-    digits = _NUMBER_WORD.sub(_digit, meant) if len(_NUMBER_WORD.findall(meant)) > _MOST_WORDS else meant
-    yield "\n".join(_joined(re.findall(r"\d+", run)) for run in _APART.findall(digits))
+    digits = (
+        _NUMBER_WORD.sub(_parse_digit, meant)
+        if len(_NUMBER_WORD.findall(meant)) > _MAX_ORDINARY_NUMBER_WORDS
+        else meant
+    )
+    yield "\n".join(_join_digits(re.findall(r"\d+", run)) for run in _SEPARATED_DIGITS.findall(digits))
 
 
-def _joined(groups: list[str]) -> str:
+def _join_digits(groups: list[str]) -> str:
     """Digits that stand apart as one number, also without those at its edges, which may be of a number beside it."""
-    ends = range(len(groups), len(groups) - _EDGES - 1, -1)
-    return "\n".join("".join(groups[start:end]) for start in range(_EDGES + 1) for end in ends)
+    ends = range(len(groups), len(groups) - _MAX_TRIMMED_GROUPS - 1, -1)
+    return "\n".join("".join(groups[start:end]) for start in range(_MAX_TRIMMED_GROUPS + 1) for end in ends)
 
 
-def _digit(found: re.Match[str]) -> str:
+def _parse_digit(found: re.Match[str]) -> str:
     word = found[0].lower()
-    return "0" if word == "oh" else str(_WORDS.index(word))
+    return "0" if word == "oh" else str(_DIGIT_WORDS.index(word))

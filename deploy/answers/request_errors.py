@@ -3,7 +3,7 @@
 from typing import Any
 
 
-class RefusedError(Exception):
+class RequestError(Exception):
     """A request is not answered."""
 
     def __init__(self, status: int, kind: str, message: str, retry_seconds: int | None = None) -> None:
@@ -15,6 +15,6 @@ class RefusedError(Exception):
         return {"type": self.kind, "message": str(self), "code": self.status}
 
 
-def invalid(message: str) -> RefusedError:
+def invalid_request(message: str) -> RequestError:
     """Returns the refusal of a request that is wrong as it stands (400)."""
-    return RefusedError(400, "invalid_request_error", message)
+    return RequestError(400, "invalid_request_error", message)

@@ -17,13 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from insource.backends.budgets import Price, Reckoning
-from insource.backends.types import Received, Request
+from insource.backends.budgets import Pricing, TokenEstimator
+from insource.backends.types import Completion, Request
 from insource.config.errors import StageError
 from insource.system import shared_jsonl
-from insource.system.daemon_thread import in_thread
+from insource.system.daemon_thread import run_in_thread
 
-_WHAT = "what is spent"
+_DESCRIPTION = "what is spent"
 
 
 class Ledger:
@@ -43,22 +43,22 @@ class Ledger:
         the limit. Raises StageError where it cannot be written."""
         attempt = secrets.token_hex(8)
         path = self._folder / f"{datetime.now(UTC):%Y-%m}.jsonl"
-        with self._lock, shared_jsonl.opened(path, _WHAT) as file:
+        with self._lock, shared_jsonl.open_locked(path, _DESCRIPTION) as file:
             if self._spent(path, file) + usd > self.limit_usd:
                 return None
-            shared_jsonl.append(file, {"attempt": attempt, "usd": usd}, _WHAT)
+            shared_jsonl.append_line(file, {"attempt": attempt, "usd": usd}, _DESCRIPTION)
         return path, attempt
 
     def settle(self, at: tuple[Path, str], spent_usd: float) -> None:
         """Writes down what an attempt did cost. Raises StageError where that fails: it counts in full then."""
         path, attempt = at
-        with self._lock, shared_jsonl.opened(path, _WHAT) as file:
-            shared_jsonl.append(file, {"attempt": attempt, "spent_usd": spent_usd}, _WHAT, flush=False)
+        with self._lock, shared_jsonl.open_locked(path, _DESCRIPTION) as file:
+            shared_jsonl.append_line(file, {"attempt": attempt, "spent_usd": spent_usd}, _DESCRIPTION, flush=False)
 
     def spent_usd(self) -> float:
         """Returns what this month's attempts cost, or may have cost."""
         path = self._folder / f"{datetime.now(UTC):%Y-%m}.jsonl"
-        with self._lock, shared_jsonl.opened(path, _WHAT) as file:
+        with self._lock, shared_jsonl.open_locked(path, _DESCRIPTION) as file:
             return self._spent(path, file)
 
     def _spent(self, path: Path, file: BinaryIO) -> float:
@@ -80,27 +80,27 @@ class Ledger:
         return self._sum
 
 
-class MonthlyPurse:
+class MonthlyBudget:
     """Who says whether a call to an API may be paid for in this month (`backends.exchange.Purse`).
 
     A token is reserved for every byte of a text: what earlier texts had tells nothing of the next client's.
     """
 
-    def __init__(self, ledger: Ledger, price: Price) -> None:
+    def __init__(self, ledger: Ledger, price: Pricing) -> None:
         self._ledger, self._price = ledger, price
-        self._reckoning = Reckoning()
+        self._reckoning = TokenEstimator()
         self._reserved: dict[str, tuple[tuple[Path, str], float]] = {}
         self._writing: set[asyncio.Task[None]] = set()
 
     async def reserve(self, request: Request) -> bool:
         """Returns whether an attempt may be made, which is on disk then. Raises StageError where it cannot be."""
         most = self._price.most_usd(self._reckoning.most_tokens(request), request.max_tokens)
-        if (at := await in_thread(self._ledger.reserve, most)) is None:
+        if (at := await run_in_thread(self._ledger.reserve, most)) is None:
             return False
         self._reserved[request.id] = at, most
         return True
 
-    def settle(self, request: Request, received: Received | None, unsure: bool) -> None:
+    def settle(self, request: Request, received: Completion | None, unsure: bool) -> None:
         """Has what an attempt brought written down."""
         at, most = self._reserved.pop(request.id)
         spent = most if unsure else 0.0
@@ -114,6 +114,6 @@ class MonthlyPurse:
 
     async def _settled(self, at: tuple[Path, str], spent_usd: float) -> None:
         try:
-            await in_thread(self._ledger.settle, at, spent_usd)
+            await run_in_thread(self._ledger.settle, at, spent_usd)
         except StageError:
             return  # it counts in full

@@ -10,30 +10,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compare.eval_dataset import Material
+from compare.eval_dataset import EvalDataset
 from compare.scoring import confidence, predictions
-from compare.scoring.predictions import Answer
+from compare.scoring.predictions import SystemAnswer
 from compare.systems import row_requests
 from compare.systems.catalog import System
-from compare.systems.responses import Gathered
-from deploy.answers.label_tree import Tokens
-from deploy.answers.request_errors import invalid
+from compare.systems.responses import SystemResponses
+from deploy.answers.label_tree import TaskTokens
+from deploy.answers.request_errors import invalid_request
 from deploy.routing import Routing
 from insource.backends.types import Backend, Request
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import TUNED
 from insource.system import atomic_files
-from insource.tasks import spec_of
-from insource.tasks.chat_messages import asked, messages_of
-from insource.tasks.parsed_answer import Parsed
+from insource.tasks import load_task_spec
+from insource.tasks.chat_messages import parse_messages, split_prompt
+from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.pii import inputs
 from insource.tasks.pii.inputs import Input
-from insource.tasks.source_record import UnusableRowError, input_of
-from serve.vllm.launch_plan import Served
+from insource.tasks.source_record import UnusableRowError, read_input
+from serve.vllm.launch_plan import ServedModel
 
-OWN = System(TUNED, "tuned", "tuned (adapter)", "adapter")
-SECTIONS = ("route", "compare", "serve")
-CHARACTERS_A_TOKEN = 32
+LOCAL_SYSTEM = System(TUNED, "tuned", "tuned (adapter)", "adapter")
+GATEWAY_SECTIONS = ("route", "compare", "serve")
+MAX_CHARACTERS_PER_TOKEN = 32
 """No text has so many on average: longer inputs are refused before they are searched for anything."""
 
 
@@ -47,7 +47,7 @@ class Task:
     """Of the adapter, its tokenizer and prompt.json."""
     recipe: Recipe
     """Of the version; route, compare and serve as the gateway was started with."""
-    material: Material
+    material: EvalDataset
     """Without rows."""
     head: str
     """What stands in front of an input in the task's prompt."""
@@ -65,14 +65,14 @@ class Task:
         return atomic_files.digest([self.version, self.routing.file])
 
     @cached_property
-    def tokens(self) -> Tokens:
+    def tokens(self) -> TaskTokens:
         """Returns prompts and labels as tokens."""
-        return Tokens(self.folder, self.material.module, self.material.spec)
+        return TaskTokens(self.folder, self.material.module, self.material.spec)
 
     @property
     def labels(self) -> Mapping[str, str] | None:
         """Returns the labels with their descriptions, None where answers are no labels."""
-        return self.material.spec.labels if self.material.module.LABELLED else None
+        return self.material.spec.labels if self.material.module.HAS_LABELS else None
 
     @property
     def grammar(self) -> str | None:
@@ -82,18 +82,18 @@ class Task:
 
     def prepared(self, text: str) -> Input:
         """Returns an input as preparation writes it. Raises RefusedError where preparation would reject it."""
-        most = CHARACTERS_A_TOKEN * self.recipe.serve.max_model_len
+        most = MAX_CHARACTERS_PER_TOKEN * self.recipe.serve.max_model_len
         if len(text) > most:
-            raise invalid(f"the input has {len(text):,} characters, and the model reads at most {most:,}")
+            raise invalid_request(f"the input has {len(text):,} characters, and the model reads at most {most:,}")
         try:
-            return inputs.prepared(text, self.recipe.privacy.redact)
+            return inputs.prepare_input(text, self.recipe.privacy.redact)
         except UnusableRowError as error:
-            raise invalid(f"the input cannot be used: {error.detail}") from None
+            raise invalid_request(f"the input cannot be used: {error.detail}") from None
 
     def request(self, given: Input, most_tokens: int | None = None) -> Request:
         """Returns the request for an input, as the comparison asks it; `most_tokens`: a limit on the answer."""
         row = {"id": "input", "input": {"text": given.text}}
-        (request,) = row_requests.requests(OWN, self.material, [row])
+        (request,) = row_requests.build_requests(LOCAL_SYSTEM, self.material, [row])
         return replace(request, max_tokens=min(request.max_tokens, most_tokens or request.max_tokens))
 
     def backend(self, constrained: bool | None = None) -> Backend:
@@ -101,36 +101,36 @@ class Task:
         grammar = self.material.prompt["grammar"] if constrained else self.grammar
         return Backend("openai", self.inside, structured="grammar" if grammar else "none", log_probabilities=True)
 
-    def read(self, answer: Answer) -> Parsed:
+    def read(self, answer: SystemAnswer) -> ParsedAnswer:
         """Returns an answer as the task reads it, checked against its schema."""
         if self.material.module.OBJECTIVE == "prefer" and answer.output is not None:
             # The comparison scores pairs of such a task, and decodes none of its answers.
-            parsed: Parsed = self.material.module.parse(self.material.spec, answer.output)
+            parsed: ParsedAnswer = self.material.module.parse(self.material.spec, answer.output)
             return parsed
-        return predictions.read(self.material, answer)
+        return predictions.parse_answer(self.material, answer)
 
-    def confidence(self, answer: Answer) -> float | None:
+    def confidence(self, answer: SystemAnswer) -> float | None:
         """Returns how sure an answer of the deployed version is, on the scale that the comparison fitted."""
-        return confidence.of(Gathered(OWN, [answer]), self.routing.scale, [answer])[0]
+        return confidence.compute_confidences(SystemResponses(LOCAL_SYSTEM, [answer]), self.routing.scale, [answer])[0]
 
-    def told_confidence(self, answer: Answer) -> float | None:
+    def told_confidence(self, answer: SystemAnswer) -> float | None:
         """Returns how sure an API model says it is, None where it does not say."""
         other = System("api", "closed", "api")
-        return confidence.of(Gathered(other, [answer]), None, [answer])[0]
+        return confidence.compute_confidences(SystemResponses(other, [answer]), None, [answer])[0]
 
     def identity(self, value: Any) -> str:
         """Returns what equal answers share, by the rule that scores them."""
         module, spec = self.material.module, self.material.spec
         if self.recipe.task.kind == "extraction":
-            return str(module.comparable_record(spec, value))
+            return str(module.record_equality_key(spec, value))
         return self.text(value)
 
     def text(self, value: Any) -> str:
         """Returns the text of an answer: the label, the record as JSON, the text."""
-        return value if isinstance(value, str) else str(self.material.module.answer(self.material.spec, value))
+        return value if isinstance(value, str) else str(self.material.module.answer_text(self.material.spec, value))
 
 
-def of_version(served: Served, version: str, started_with: Recipe | None, routing: Routing) -> Task | None:
+def build_task(served: ServedModel, version: str, started_with: Recipe | None, routing: Routing) -> Task | None:
     """Returns the task of a version, None for one whose prompt.json does not state it."""
     # What the first request would import, while others wait.
     from openai.types.chat import ChatCompletion  # noqa: F401
@@ -138,18 +138,20 @@ def of_version(served: Served, version: str, started_with: Recipe | None, routin
     prompt: Mapping[str, Any] = served.prompt
     if "task" not in prompt:
         return None
-    module, spec = spec_of(prompt["task"])
+    module, spec = load_task_spec(prompt["task"])
     recipe = served.recipe
     if started_with is not None:
-        now = {name: getattr(started_with, name) for name in SECTIONS}
+        now = {name: getattr(started_with, name) for name in GATEWAY_SECTIONS}
         both = recipe.privacy.data_may_leave and started_with.privacy.data_may_leave
         privacy = recipe.privacy.model_copy(update={"data_may_leave": both})
         recipe = recipe.model_copy(update={**now, "privacy": privacy})
     head = "\n".join(one["content"] for one in module.messages(spec, {"text": ""})).strip()
-    return Task(served.name, version, served.folder, recipe, Material(module, spec, prompt, [], [], []), head, routing)
+    return Task(
+        served.name, version, served.folder, recipe, EvalDataset(module, spec, prompt, [], [], []), head, routing
+    )
 
 
-def text_of(task: Task, value: Any) -> str:
+def extract_text(task: Task, value: Any) -> str:
     """Returns the text of an input: a text, an object of the recipe's text columns, or the messages of a conversation.
 
     Raises RefusedError where it is none of them.
@@ -159,14 +161,16 @@ def text_of(task: Task, value: Any) -> str:
         if isinstance(value, str):
             return value
         if isinstance(value, list):
-            return asked(messages_of(value, "input"))[1]
+            return split_prompt(parse_messages(value, "input"))[1]
         if isinstance(value, dict):
             if columns.messages is not None and columns.messages in value:
-                return asked(messages_of(value[columns.messages], columns.messages))[1]
+                return split_prompt(parse_messages(value[columns.messages], columns.messages))[1]
             if unknown := sorted(value.keys() ^ set(columns.texts)):
-                raise invalid(f"an input that is an object has {', '.join(columns.texts)}, and {unknown[0]!r} is "
-                              f"{'missing' if unknown[0] in columns.texts else 'none of them'}")  # fmt: skip
-            return input_of(value, columns)
+                raise invalid_request(
+                    f"an input that is an object has {', '.join(columns.texts)}, and {unknown[0]!r} is "
+                    f"{'missing' if unknown[0] in columns.texts else 'none of them'}"
+                )
+            return read_input(value, columns)
     except UnusableRowError as error:
-        raise invalid(f"the input cannot be used: {error.detail}") from None
-    raise invalid("an input is a text, an object of the task's text columns, or a list of messages")
+        raise invalid_request(f"the input cannot be used: {error.detail}") from None
+    raise invalid_request("an input is a text, an object of the task's text columns, or a list of messages")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from deploy.gateway import http_server, proxy
 from insource.config.errors import StageError
-from insource.system.console_log import say
-from insource.system.daemon_thread import in_thread
+from insource.system.console_log import log_line
+from insource.system.daemon_thread import run_in_thread
 from serve import server
 from serve.vllm.server_process import Address
 
@@ -16,43 +16,46 @@ if TYPE_CHECKING:
     from deploy.gateway.__main__ import Gateway
 
 POLL_SECONDS = 0.5
-AGAIN_SECONDS = 2.0
+RETRY_SECONDS = 2.0
 DRAIN_SECONDS = 4.0
 """For answers that are under way at the end; with what aiohttp and vLLM take, less than 10 in all."""
 
 
-async def serving(gateway: "Gateway", address: Address, access: Logger | None = None) -> None:
+async def serve_forever(gateway: "Gateway", address: Address, access: Logger | None = None) -> None:
     """Serves until it is told to stop. Raises StageError where vLLM does not come up, or fails too often."""
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in http_server.heeded_signals():
+    for number in http_server.list_stop_signals():
         loop.add_signal_handler(number, stopped.set)
-    runner = http_server.runner(gateway.door, access)
+    runner = http_server.build_runner(gateway.door, access)
     await runner.setup()
     assert runner.server is not None
     listener = await http_server.listen(runner.server, address)
-    watching, writing = asyncio.create_task(watched(gateway, address)), asyncio.create_task(gateway.door.watch.run())
+    watching, writing = (
+        asyncio.create_task(run_control_loop(gateway, address)),
+        asyncio.create_task(gateway.door.watch.run()),
+    )
     stopping = asyncio.create_task(stopped.wait())
     try:
         await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if watching.done():
             watching.result()
-        say("stop      answering what is on its way, then stopping vLLM")
+        log_line("stop      answering what is on its way, then stopping vLLM")
     finally:
         listener.close()
         gateway.door.stopping = True
         stopping.cancel()
         watching.cancel()
         await asyncio.gather(watching, stopping, return_exceptions=True)
-        await _drained(gateway.door)
+        await _wait_for_drain(gateway.door)
         await gateway.close()
         await gateway.door.watch.close()
         await writing
         await gateway.deployments.close()
         # Together: vLLM has nothing left to answer, and may take as long to end as connections do.
-        await asyncio.gather(in_thread(gateway.vllm.stop), runner.cleanup())
+        await asyncio.gather(run_in_thread(gateway.vllm.stop), runner.cleanup())
 
 
-async def watched(gateway: "Gateway", address: Address) -> None:
+async def run_control_loop(gateway: "Gateway", address: Address) -> None:
     """Brings up what is deployed, then follows the registry and keeps vLLM alive. Raises StageError where vLLM does not
     come up at first, or fails too often."""
     await gateway.up()
@@ -66,32 +69,32 @@ async def watched(gateway: "Gateway", address: Address) -> None:
             if why := await gateway.failure():
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
-                await _revived(gateway, failures, why)
+                await _restart_engine(gateway, failures, why)
                 following = asyncio.create_task(gateway.follow(address))
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def _revived(gateway: "Gateway", failures: list[float], why: str) -> None:
+async def _restart_engine(gateway: "Gateway", failures: list[float], why: str) -> None:
     """Starts vLLM again until it comes up. Raises StageError where it has failed too often; a start that fails counts
     as a failure, since the memory of the one before may not be free yet."""
     while True:
         now = time.monotonic()
-        failures[:] = [at for at in failures if at > now - server.WITHIN_SECONDS] + [now]
-        if len(failures) > server.RESTARTS:
+        failures[:] = [at for at in failures if at > now - server.RESTART_WINDOW_SECONDS] + [now]
+        if len(failures) > server.MAX_RESTARTS:
             raise StageError(
-                f"vLLM has failed {len(failures)} times within {server.WITHIN_SECONDS / 60:.0f} minutes: {why}"
+                f"vLLM has failed {len(failures)} times within {server.RESTART_WINDOW_SECONDS / 60:.0f} minutes: {why}"
             )
         try:
             await gateway.revive(why)
             return
         except StageError as error:
             why = f"did not start again: {error}"
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _drained(door: proxy.Door) -> None:
+async def _wait_for_drain(door: proxy.ProxyState) -> None:
     """Waits until nothing is on its way through the door, for DRAIN_SECONDS at most."""
     end = time.monotonic() + DRAIN_SECONDS
     while door.of_key.total() and time.monotonic() < end:

@@ -20,46 +20,48 @@ from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http import HttpProcessingError
 
 from deploy.gateway import proxy
-from insource.tracking.run import now
+from insource.tracking.run import utc_timestamp
 from serve.vllm.server_process import Address
 
 HEADER_SECONDS = 30.0
-MOST_CONNECTIONS = 4096
+MAX_CONNECTIONS = 4096
 """However many descriptors there are: each connection may hold some memory."""
-_MOST_DESCRIPTORS = 2**20
-_OTHER_DESCRIPTORS = 64
+_MAX_DESCRIPTORS = 2**20
+_RESERVED_DESCRIPTORS = 64
 _LINGER_SECONDS = 5.0
-_LOG_BYTES, _LOGS = 16 * 2**20, 4
-_FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_LOG_BYTES, _LOG_FILES = 16 * 2**20, 4
+_OVERLOADED_RESPONSE = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+)
 
 
-def raise_descriptors() -> int:
+def raise_open_file_limit() -> int:
     """Raises the limit of open files to the hard one. Returns it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    most = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     return most
 
 
-def room(descriptors: int) -> tuple[int, int]:
+def compute_connection_limits(descriptors: int) -> tuple[int, int]:
     """Returns how many connections may be open, and how many wait to be accepted, with so many descriptors: each
     request that is passed on has another one to vLLM, and all that wait may be accepted at once."""
     backlog = min(1024, descriptors // 4)
-    return max(1, min(MOST_CONNECTIONS, (descriptors - _OTHER_DESCRIPTORS - backlog) // 2)), backlog
+    return max(1, min(MAX_CONNECTIONS, (descriptors - _RESERVED_DESCRIPTORS - backlog) // 2)), backlog
 
 
-def heeded_signals() -> list[signal.Signals]:
+def list_stop_signals() -> list[signal.Signals]:
     """Returns the signals that end the gateway; what was ignored when it was started stays ignored (nohup)."""
     asked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     return [one for one in asked if signal.getsignal(one) != signal.SIG_IGN]
 
 
-def runner(door: proxy.Door, access: logging.Logger | None) -> web.AppRunner:
+def build_runner(door: proxy.ProxyState, access: logging.Logger | None) -> web.AppRunner:
     """Returns the door as aiohttp runs it, before it listens anywhere."""
     quiet = logging.getLogger("insource.gateway")
-    quiet.addFilter(_no_fault_of_ours)
+    quiet.addFilter(_is_server_error)
     return web.AppRunner(
-        proxy.application(door),
+        proxy.build_application(door),
         handler_cancellation=True,
         access_log=access,
         access_log_class=AccessLog,
@@ -73,10 +75,10 @@ def runner(door: proxy.Door, access: logging.Logger | None) -> web.AppRunner:
 
 async def listen(server: web.Server, address: Address) -> asyncio.Server:
     """Returns a socket that listens at an address and answers with `server`, as far as there is room."""
-    most, backlog = room(raise_descriptors())
+    most, backlog = compute_connection_limits(raise_open_file_limit())
 
     def accept() -> asyncio.Protocol:
-        return server() if len(server.connections) < most else _Full()
+        return server() if len(server.connections) < most else _RejectedConnection()
 
     loop = asyncio.get_running_loop()
     return await loop.create_server(accept, address.host, address.port, backlog=backlog)
@@ -86,13 +88,13 @@ class AccessLog(AbstractAccessLogger):
     """The access log: who asked for what, and how it was answered; nothing of what was said."""
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        told = request.get(proxy.TOLD, proxy.Told())
+        told = request.get(proxy.ACCESS_RECORD, proxy.AccessRecord())
         line = {
-            "at": now(),
+            "at": utc_timestamp(),
             "from": request.remote,
             "key": told.key,
             "method": request.method,
-            "path": proxy.known(request.path),
+            "path": proxy.normalize_path(request.path),
             "model": told.model,
             "status": response.status,
             "bytes_in": request.content_length,
@@ -103,22 +105,22 @@ class AccessLog(AbstractAccessLogger):
         self.logger.info(json.dumps(line))
 
 
-class _Full(asyncio.Protocol):
+class _RejectedConnection(asyncio.Protocol):
     """A connection that there is no room for."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
-        transport.write(_FULL)
+        transport.write(_OVERLOADED_RESPONSE)
         transport.close()
 
 
 @contextmanager
-def access_log(path: Path) -> Iterator[logging.Logger]:
+def open_access_log(path: Path) -> Iterator[logging.Logger]:
     """Yields a logger to a file of which a few older ones are kept, written in a thread of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600, exist_ok=True)
     queue: SimpleQueue[logging.LogRecord] = SimpleQueue()
-    file = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=_LOGS - 1, encoding="utf-8")
+    file = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES - 1, encoding="utf-8")
     writer = QueueListener(queue, file)
     logger = logging.getLogger("insource.access")
     logger.setLevel(logging.INFO)
@@ -134,7 +136,7 @@ def access_log(path: Path) -> Iterator[logging.Logger]:
         file.close()
 
 
-def _no_fault_of_ours(record: logging.LogRecord) -> bool:
+def _is_server_error(record: logging.LogRecord) -> bool:
     """Whether a record is worth a traceback: not where a client sent what is no HTTP, thousands a second perhaps."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, HttpProcessingError)

@@ -19,14 +19,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from insource.config.errors import RecipeError
-from serve.vllm.launch_plan import API_KEY
+from serve.vllm.launch_plan import API_KEY_VARIABLE
 from serve.vllm.server_process import Address
 
 KEYS_FILE = "INSOURCE_API_KEYS_FILE"
-LEAST_CHARACTERS = 16
-DEFAULT, NOBODY = "default", "-"
-_LINE = re.compile(r"(\S+)\s+(\S+)")
-_COMMENT = re.compile(r"(^|\s)#.*")
+MIN_KEY_CHARACTERS = 16
+DEFAULT_CLIENT, ANONYMOUS = "default", "-"
+_LINE_PATTERN = re.compile(r"(\S+)\s+(\S+)")
+_COMMENT_PATTERN = re.compile(r"(^|\s)#.*")
 
 
 class Keys:
@@ -34,9 +34,9 @@ class Keys:
 
     def __init__(self, api_key: str | None = None, file: Path | None = None) -> None:
         """Raises RecipeError where the file cannot be read or has a line that is no key."""
-        self._default = {DEFAULT: _hash(api_key)} if api_key else {}
-        self._file, self._seen = file, _state(file)
-        self._named = read(file) if file else {}
+        self._default = {DEFAULT_CLIENT: _hash(api_key)} if api_key else {}
+        self._file, self._seen = file, _file_state(file)
+        self._named = read_keys(file) if file else {}
 
     @property
     def required(self) -> bool:
@@ -47,7 +47,7 @@ class Keys:
         """Returns the name of the client whose key a request bears, as OpenAI's or as Anthropic's clients send it; None
         where it bears none that is valid."""
         if not self.required:
-            return NOBODY
+            return ANONYMOUS
         scheme, _, bearer = headers.get("Authorization", "").partition(" ")
         given = _hash(bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", ""))
         found = None
@@ -61,34 +61,36 @@ class Keys:
 
         Where it cannot be read any more, the keys of before stay valid.
         """
-        if self._file is None or (now := _state(self._file)) == self._seen:
+        if self._file is None or (now := _file_state(self._file)) == self._seen:
             return None
         self._seen = now
         try:
-            self._named = read(self._file)
+            self._named = read_keys(self._file)
         except RecipeError as error:
             return f"not read again, the keys of before stay valid: {error}"
         return f"read again: {', '.join(self._named)}"
 
 
-def of_environment(address: Address, loopback_is_enough: bool) -> Keys:
+def load_keys(address: Address, loopback_is_enough: bool) -> Keys:
     """Returns the keys that the environment names. Raises RecipeError where there is none and one is needed."""
     file = os.environ.get(KEYS_FILE) or None
-    found = Keys(os.environ.get(API_KEY) or None, Path(file) if file else None)
+    found = Keys(os.environ.get(API_KEY_VARIABLE) or None, Path(file) if file else None)
     if found.required or (address.local and loopback_is_enough):
         return found
     if not address.local:
         raise RecipeError(
-            f"serve.host: {address.host} can be reached from other machines, and there is no key: set {API_KEY} or "
+            f"serve.host: {address.host} can be reached from other machines, and there is no key: set "
+            f"{API_KEY_VARIABLE} or "
             f"{KEYS_FILE} in the environment"
         )
     raise RecipeError(
-        f"serve.loopback_without_key: there is no key: `export {API_KEY}=$(openssl rand -hex 32)`, or name a file of "
+        f"serve.loopback_without_key: there is no key: `export {API_KEY_VARIABLE}=$(openssl rand -hex 32)`, or "
+        "name a file of "
         f"keys in {KEYS_FILE}, or let every user of this machine in with SET=serve.loopback_without_key=true"
     )
 
 
-def read(file: Path) -> dict[str, bytes]:
+def read_keys(file: Path) -> dict[str, bytes]:
     """Returns the hash of each client's key. Raises RecipeError naming the line that is wrong, never a key."""
     try:
         mode, lines = file.stat().st_mode, file.read_text(encoding="utf-8").splitlines()
@@ -98,14 +100,14 @@ def read(file: Path) -> dict[str, bytes]:
         raise RecipeError(f"{KEYS_FILE}: everybody on this machine may write {file}: chmod o-w {file}")
     found: dict[str, bytes] = {}
     for number, line in enumerate(lines, 1):
-        told = _COMMENT.sub("", line).strip()
+        told = _COMMENT_PATTERN.sub("", line).strip()
         if not told:
             continue
-        match = _LINE.fullmatch(told)
-        if not match or len(match[2]) < LEAST_CHARACTERS:
-            wrong = f"a key has at least {LEAST_CHARACTERS} characters" if match else "a line is a name and a key"
+        match = _LINE_PATTERN.fullmatch(told)
+        if not match or len(match[2]) < MIN_KEY_CHARACTERS:
+            wrong = f"a key has at least {MIN_KEY_CHARACTERS} characters" if match else "a line is a name and a key"
             raise RecipeError(f"{KEYS_FILE}: {file}:{number}: {wrong}")
-        if match[1] in found or match[1] in (DEFAULT, NOBODY):
+        if match[1] in found or match[1] in (DEFAULT_CLIENT, ANONYMOUS):
             raise RecipeError(f"{KEYS_FILE}: {file}:{number}: the name {match[1]} is taken")
         found[match[1]] = _hash(match[2])
     if not found:
@@ -118,7 +120,7 @@ def _hash(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def _state(file: Path | None) -> tuple[int, int, int] | None:
+def _file_state(file: Path | None) -> tuple[int, int, int] | None:
     """What changes when a file is written or replaced."""
     if file is None:
         return None

@@ -19,28 +19,28 @@ from dataclasses import dataclass, field
 
 from aiohttp import ClientSession, web
 
-from deploy.answers.local_model import LOCAL, Engine
-from deploy.answers.request_errors import RefusedError, invalid
+from deploy.answers.local_model import LOCAL, EngineConnection
+from deploy.answers.request_errors import RequestError, invalid_request
 from deploy.gateway.keys import Keys
 from deploy.gateway.paths import chat_request, chat_tasks, decisions, feedback, forwarding, model_names, tasks_path
-from deploy.gateway.paths.router import Deployed
+from deploy.gateway.paths.router import Deployment
 from deploy.monitoring import metrics
-from deploy.monitoring.monitor import Watch
-from insource.config.hosts import foreign
+from deploy.monitoring.monitor import Monitor
+from insource.config.hosts import cross_origin_problem
 from insource.config.schema.serving_and_cost import Limits
-from insource.system.daemon_thread import in_thread
+from insource.system.daemon_thread import run_in_thread
 
-ASKING = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
-STATES = ("/health", "/healthz", "/readyz")
-OTHERS = (decisions.PATH, feedback.PATH, "/v1/models", "/metrics", *STATES)
+FORWARDED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
+HEALTH_PATHS = ("/health", "/healthz", "/readyz")
+GATEWAY_PATHS = (decisions.PATH, feedback.PATH, "/v1/models", "/metrics", *HEALTH_PATHS)
 """Paths that the gateway itself answers, beside those of tasks."""
-LARGEST_BODY_BYTES = Limits().body_kib * 2**10
+MAX_BODY_BYTES = Limits().body_kib * 2**10
 BODY_SECONDS = 30.0
 """How long a client may take to send a body."""
 VERSION_HEADER = forwarding.VERSION_HEADER
 
 
-class Door:
+class ProxyState:
     """What stands behind the door now, and what is on its way through it."""
 
     def __init__(
@@ -48,17 +48,17 @@ class Door:
         api_key: str | Keys | None,
         limits: Limits | None = None,
         deployed: tuple[str, ...] = (),
-        watch: Watch | None = None,
+        watch: Monitor | None = None,
     ) -> None:
         self.keys = api_key if isinstance(api_key, Keys) else Keys(api_key)
         self.limits = limits or Limits()
-        self.watch = watch or Watch()
+        self.watch = watch or Monitor()
         self.watch.mirror.under_way = self.under_way
         self.deployed = deployed
         """Models that are deployed, whether or not a version of them answers."""
         self.versions: dict[str, str] = {}
         """{model: version} that new requests go to."""
-        self.tasks: dict[str, Deployed] = {}
+        self.tasks: dict[str, Deployment] = {}
         """{model: its task}, of that version."""
         self.engine: ClientSession | None = None
         """The session with vLLM, None while it is down."""
@@ -87,7 +87,7 @@ class Door:
         ):
             if there >= most:
                 told = f"{there} requests {whose}are on their way, and no more are taken at once"
-                raise RefusedError(429, "rate_limit_error", told, 2)
+                raise RequestError(429, "rate_limit_error", told, 2)
         self.of_key[owner] += 1
         try:
             yield
@@ -97,16 +97,16 @@ class Door:
     def check_open(self) -> ClientSession:
         """Returns the session with vLLM. Raises RefusedError while requests are not passed on."""
         if self.engine is None or not self.ready:
-            raise RefusedError(503, "overloaded_error", "the model is being started", 5)
+            raise RequestError(503, "overloaded_error", "the model is being started", 5)
         return self.engine
 
     def named(self, model: object) -> tuple[object, bool]:
         """Returns the model that a request names, and whether it is to pass as it is."""
-        if isinstance(model, str) and model.endswith(chat_request.RAW) and model not in self.versions:
-            return model.removesuffix(chat_request.RAW), True
+        if isinstance(model, str) and model.endswith(chat_request.RAW_SUFFIX) and model not in self.versions:
+            return model.removesuffix(chat_request.RAW_SUFFIX), True
         return model, False
 
-    def task_of(self, of: forwarding.Names) -> Deployed | None:
+    def task_of(self, of: forwarding.ModelNames) -> Deployment | None:
         """Returns the task of a version, None where it states none."""
         return self.tasks.get(of.model)
 
@@ -114,10 +114,10 @@ class Door:
         """Returns the version that answers for a model. Raises RefusedError where there is none."""
         version = self.versions.get(model) if isinstance(model, str) else None
         if version is None and model in self.deployed:
-            raise RefusedError(503, "overloaded_error", f"no version of {model!r} can be served now", 30)
+            raise RequestError(503, "overloaded_error", f"no version of {model!r} can be served now", 30)
         if version is None:
             there = ", ".join(sorted(self.versions)) or "none yet"
-            raise RefusedError(404, "not_found_error", f"there is no model {model!r}; there are: {there}")
+            raise RequestError(404, "not_found_error", f"there is no model {model!r}; there are: {there}")
         return version
 
     @contextmanager
@@ -135,7 +135,7 @@ class Door:
 
 
 @dataclass
-class Told:
+class AccessRecord:
     """What the access log says of a request, beside what aiohttp knows."""
 
     key: str = ""
@@ -144,63 +144,63 @@ class Told:
     """Of inputs of a task: who answered them, and why."""
 
 
-TOLD = web.RequestKey("told", Told)
+ACCESS_RECORD = web.RequestKey("told", AccessRecord)
 
 
-def application(door: Door) -> web.Application:
+def build_application(door: ProxyState) -> web.Application:
     """Returns the door as an aiohttp application."""
 
     @web.middleware
     async def guard(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        request[TOLD] = Told()
+        request[ACCESS_RECORD] = AccessRecord()
         began, status = time.monotonic(), "500"
         try:
             answer = await answered(request, handler)
             status = str(answer.status)
             return answer
         except (asyncio.CancelledError, ConnectionError):
-            status = metrics.BROKEN_OFF
+            status = metrics.DISCONNECTED
             raise
         finally:
-            door.watch.metrics.requested(known(request.path), status, time.monotonic() - began)
+            door.watch.metrics.requested(normalize_path(request.path), status, time.monotonic() - began)
 
     async def answered(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         try:
             headers = request.headers
-            if told := foreign(headers.get("Host", ""), headers.get("Origin"), door.keys.required):
-                raise RefusedError(403, "permission_error", told)
+            if told := cross_origin_problem(headers.get("Host", ""), headers.get("Origin"), door.keys.required):
+                raise RequestError(403, "permission_error", told)
             return await handler(request)
-        except RefusedError as error:
-            return _refusal(error, close=door.stopping)
+        except RequestError as error:
+            return _error_response(error, close=door.stopping)
 
     async def ask(request: web.Request) -> web.StreamResponse:
-        return await _ask(door, request)
+        return await _answer_model_request(door, request)
 
     async def task(request: web.Request) -> web.StreamResponse:
-        return await _task(door, request)
+        return await _answer_task_request(door, request)
 
     async def decide(request: web.Request) -> web.StreamResponse:
-        return await _decide(door, request)
+        return await _answer_decision_request(door, request)
 
     async def corrected(request: web.Request) -> web.StreamResponse:
-        async with _taken(door, request, of_model=False) as sent:
-            return await forwarding.told(request, await feedback.answers(sent, door.tasks, door.watch), {})
+        async with _accept_body(door, request, of_model=False) as sent:
+            return await forwarding.send_json(request, await feedback.record_feedback(sent, door.tasks, door.watch), {})
 
     async def models(request: web.Request) -> web.StreamResponse:
-        _owner(door, request)
-        raw = [f"{name}{chat_request.RAW}" for name in door.tasks]
+        _require_client(door, request)
+        raw = [f"{name}{chat_request.RAW_SUFFIX}" for name in door.tasks]
         listed = [{"id": name, "object": "model", "owned_by": "insource"} for name in sorted([*door.versions, *raw])]
         return web.json_response({"object": "list", "data": listed})
 
     async def measured(request: web.Request) -> web.StreamResponse:
-        _owner(door, request)
+        _require_client(door, request)
         door.watch.metrics.now(door.ready, door.of_key.total(), door.versions)
         door.watch.drifted(door.tasks)
-        said = await in_thread(door.watch.exposition, dict(door.tasks))
+        said = await run_in_thread(door.watch.exposition, dict(door.tasks))
         return web.Response(body=said, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def alive(request: web.Request) -> web.StreamResponse:
@@ -210,10 +210,10 @@ def application(door: Door) -> web.Application:
         return web.json_response({"ready": door.ready}, status=200 if door.ready else 503)
 
     async def nothing(request: web.Request) -> web.StreamResponse:
-        raise RefusedError(404, "not_found_error", f"there is no {request.method} {request.path} here")
+        raise RequestError(404, "not_found_error", f"there is no {request.method} {request.path} here")
 
     app = web.Application(client_max_size=door.limits.body_kib * 2**10, middlewares=[guard])
-    for path in ASKING:
+    for path in FORWARDED_PATHS:
         app.router.add_post(path, ask)
     app.router.add_post(f"{tasks_path.PREFIX}{{name}}", task)
     app.router.add_post(decisions.PATH, decide)
@@ -228,105 +228,111 @@ def application(door: Door) -> web.Application:
 
 
 @asynccontextmanager
-async def _taken(door: Door, request: web.Request, of_model: bool = True) -> AsyncIterator[bytes]:
+async def _accept_body(door: ProxyState, request: web.Request, of_model: bool = True) -> AsyncIterator[bytes]:
     """Yields the body of a request that comes in, which counts meanwhile. Raises RefusedError where it does not;
     `of_model`: whether that is so while vLLM is started."""
-    owner = _owner(door, request)
+    owner = _require_client(door, request)
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise RefusedError(415, "invalid_request_error", "a packed body (Content-Encoding) is not taken; send it plain")
+        raise RequestError(415, "invalid_request_error", "a packed body (Content-Encoding) is not taken; send it plain")
     with door.counted(owner):
         if of_model:
             door.check_open()
-        yield await _body(door, request)
+        yield await _read_body(door, request)
 
 
-async def _ask(door: Door, request: web.Request) -> web.StreamResponse:
+async def _answer_model_request(door: ProxyState, request: web.Request) -> web.StreamResponse:
     """Returns the answer to one request, vLLM's or a task's. Raises RefusedError where there is none."""
-    async with _taken(door, request) as sent:
-        told, of, raw = _model(door, request, sent)
+    async with _accept_body(door, request) as sent:
+        told, of, raw = _resolve_model(door, request, sent)
         engine, deployed, watch = door.check_open(), door.task_of(of), door.watch
         with door.under_way(of.inside):
             try:
                 answer = None
-                if deployed is not None and chat_tasks.takes(deployed, request.path, raw):
-                    asking, counts = Engine(engine, door.heard), request[TOLD].answered
-                    answer = await chat_tasks.chatted(asking, deployed, request, sent, of, door.limits, counts, watch)
+                if deployed is not None and chat_tasks.accepts_tasks(deployed, request.path, raw):
+                    asking, counts = EngineConnection(engine, door.heard), request[ACCESS_RECORD].answered
+                    answer = await chat_tasks.answer_chat(
+                        asking, deployed, request, sent, of, door.limits, counts, watch
+                    )
                 if answer is None:
-                    answer = await forwarding.on(engine, request, _put(told, of, door.limits), of, door.heard)
-                watch.metrics.used(of.model, LOCAL, *answer.get(forwarding.USED, (0, 0)))
+                    answer = await forwarding.forward(
+                        engine, request, _rewrite_body(told, of, door.limits), of, door.heard
+                    )
+                watch.metrics.used(of.model, LOCAL, *answer.get(forwarding.USED_TOKENS, (0, 0)))
                 return answer
-            except forwarding.BrokeOffError as error:
-                raise RefusedError(503, "overloaded_error", str(error), 5) from None
-            except forwarding.TooLargeError as error:
-                raise RefusedError(413, "request_too_large", str(error)) from None
+            except forwarding.ConnectionLostError as error:
+                raise RequestError(503, "overloaded_error", str(error), 5) from None
+            except forwarding.AnswerTooLargeError as error:
+                raise RequestError(413, "request_too_large", str(error)) from None
 
 
-def known(path: str) -> str:
+def normalize_path(path: str) -> str:
     """Returns a path as log and metrics name it: of those that nobody knows there are no end."""
     if path.startswith(tasks_path.PREFIX):
         return tasks_path.PREFIX.rstrip("/")
-    return path if path in (*ASKING, *OTHERS) else "other"
+    return path if path in (*FORWARDED_PATHS, *GATEWAY_PATHS) else "other"
 
 
-def _put(told: model_names.Fields, of: forwarding.Names, limits: Limits) -> bytes:
+def _rewrite_body(told: model_names.Fields, of: forwarding.ModelNames, limits: Limits) -> bytes:
     """Returns the body that vLLM gets in the place of a client's. Raises RefusedError for more than may be."""
     try:
-        return model_names.put(told, model=of.inside, **_within(told, limits))
+        return model_names.replace_values(told, model=of.inside, **_apply_limits(told, limits))
     except ValueError:
-        raise invalid("the body is no JSON object") from None
+        raise invalid_request("the body is no JSON object") from None
 
 
-async def _decide(door: Door, request: web.Request) -> web.StreamResponse:
+async def _answer_decision_request(door: ProxyState, request: web.Request) -> web.StreamResponse:
     """Returns the decision on an input of a task. Raises RefusedError where there is none."""
-    async with _taken(door, request) as sent:
-        _, of, _ = _model(door, request, sent)
+    async with _accept_body(door, request) as sent:
+        _, of, _ = _resolve_model(door, request, sent)
         if (deployed := door.task_of(of)) is None:
-            raise RefusedError(404, "not_found_error", f"the prompt.json of {of.inside} does not state its task")
+            raise RequestError(404, "not_found_error", f"the prompt.json of {of.inside} does not state its task")
         with door.under_way(of.inside):
-            engine = Engine(door.check_open(), door.heard)
-            said = await decisions.answers(sent, deployed, engine, of.outside, door.limits, door.watch)
-            return await forwarding.told(request, said, {VERSION_HEADER: of.version})
+            engine = EngineConnection(door.check_open(), door.heard)
+            said = await decisions.answer_questions(sent, deployed, engine, of.outside, door.limits, door.watch)
+            return await forwarding.send_json(request, said, {VERSION_HEADER: of.version})
 
 
-def _model(door: Door, request: web.Request, sent: bytes) -> tuple[model_names.Fields, forwarding.Names, bool]:
+def _resolve_model(
+    door: ProxyState, request: web.Request, sent: bytes
+) -> tuple[model_names.Fields, forwarding.ModelNames, bool]:
     """Returns a body's fields, the model that it asks, and whether it is to pass as it is. Raises RefusedError."""
     try:
-        told = model_names.fields(sent)
-        model = model_names.value(told, "model")
+        told = model_names.parse_fields(sent)
+        model = model_names.read_value(told, "model")
     except ValueError:
-        raise invalid("the body is no JSON object") from None
+        raise invalid_request("the body is no JSON object") from None
     name, raw = door.named(model)
     version = door.version_of(name)
-    request[TOLD].model = f"{name}@{version}"
-    return told, forwarding.Names(f"{name}@{version}", str(model), version), raw
+    request[ACCESS_RECORD].model = f"{name}@{version}"
+    return told, forwarding.ModelNames(f"{name}@{version}", str(model), version), raw
 
 
-async def _task(door: Door, request: web.Request) -> web.StreamResponse:
+async def _answer_task_request(door: ProxyState, request: web.Request) -> web.StreamResponse:
     """Returns the answer to inputs of a task. Raises RefusedError where there is none."""
-    async with _taken(door, request) as sent:
+    async with _accept_body(door, request) as sent:
         name = request.match_info["name"]
         version = door.version_of(name)
         if (deployed := door.tasks.get(name)) is None:
-            raise RefusedError(404, "not_found_error", f"the prompt.json of {name}@{version} does not state its task")
-        request[TOLD].model = deployed.task.inside
+            raise RequestError(404, "not_found_error", f"the prompt.json of {name}@{version} does not state its task")
+        request[ACCESS_RECORD].model = deployed.task.inside
         with door.under_way(deployed.task.inside):
-            private = chat_request.asks_privacy(request.headers)
-            engine = Engine(door.check_open(), door.heard)
-            said, outcomes = await tasks_path.answers(sent, deployed, engine, private, door.limits, door.watch)
-            request[TOLD].answered.update(one.label for one in outcomes)
-            return await forwarding.told(request, said, {VERSION_HEADER: version})
+            private = chat_request.has_private_header(request.headers)
+            engine = EngineConnection(door.check_open(), door.heard)
+            said, outcomes = await tasks_path.answer_inputs(sent, deployed, engine, private, door.limits, door.watch)
+            request[ACCESS_RECORD].answered.update(one.label for one in outcomes)
+            return await forwarding.send_json(request, said, {VERSION_HEADER: version})
 
 
-def _owner(door: Door, request: web.Request) -> str:
+def _require_client(door: ProxyState, request: web.Request) -> str:
     """Returns the client that asks. Raises RefusedError where it has no valid key."""
     owner = door.keys.owner(request.headers)
     if owner is None:
-        raise RefusedError(401, "authentication_error", "a valid key is needed (Authorization: Bearer, or x-api-key)")
-    request[TOLD].key = owner
+        raise RequestError(401, "authentication_error", "a valid key is needed (Authorization: Bearer, or x-api-key)")
+    request[ACCESS_RECORD].key = owner
     return owner
 
 
-async def _body(door: Door, request: web.Request) -> bytes:
+async def _read_body(door: ProxyState, request: web.Request) -> bytes:
     """Returns the body of a request. Raises RefusedError where it is too large, too slow, breaks off or is no UTF-8."""
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -334,34 +340,34 @@ async def _body(door: Door, request: web.Request) -> bytes:
         body.decode()  # values of JSON are passed on unread, whatever bytes they are of
         return body
     except UnicodeDecodeError as error:
-        raise RefusedError(400, "invalid_request_error", f"the body is no UTF-8 at byte {error.start}") from None
+        raise RequestError(400, "invalid_request_error", f"the body is no UTF-8 at byte {error.start}") from None
     except web.HTTPRequestEntityTooLarge:
         told = f"a request may have {door.limits.body_kib:,} KiB (serve.limits.body_kib)"
-        raise RefusedError(413, "request_too_large", told) from None
+        raise RequestError(413, "request_too_large", told) from None
     except TimeoutError:
-        raise RefusedError(408, "invalid_request_error", f"the body took over {BODY_SECONDS:.0f} s") from None
+        raise RequestError(408, "invalid_request_error", f"the body took over {BODY_SECONDS:.0f} s") from None
     except web.RequestPayloadError as error:
-        raise RefusedError(400, "invalid_request_error", f"the body cannot be read: {error}") from None
+        raise RequestError(400, "invalid_request_error", f"the body cannot be read: {error}") from None
 
 
-def _within(told: model_names.Fields, limits: Limits) -> dict[str, int]:
+def _apply_limits(told: model_names.Fields, limits: Limits) -> dict[str, int]:
     """Returns what the limits put into a request: its tokens, where it names none. Raises RefusedError for more than
     they allow, ValueError for what is no JSON."""
-    number = model_names.prompts(told) * max(1.0, model_names.number(told, "n") or 1.0)
+    number = model_names.count_prompts(told) * max(1.0, model_names.read_number(told, "n") or 1.0)
     if number > limits.sequences:
         what = f"{number:.0f} answers were asked for at once, and {limits.sequences} may be (serve.limits.sequences)"
-        raise RefusedError(413, "request_too_large", what)
+        raise RequestError(413, "request_too_large", what)
     if limits.answer_tokens is None:
         return {}
-    asked = {key: model_names.number(told, key) for key in ("max_tokens", "max_completion_tokens")}
+    asked = {key: model_names.read_number(told, key) for key in ("max_tokens", "max_completion_tokens")}
     for key, tokens in asked.items():
         if tokens is not None and tokens > limits.answer_tokens:
             what = f"{key} is {tokens:.0f}, and {limits.answer_tokens} may be (serve.limits.answer_tokens)"
-            raise RefusedError(413, "request_too_large", what)
+            raise RequestError(413, "request_too_large", what)
     return {} if any(tokens is not None for tokens in asked.values()) else {"max_tokens": limits.answer_tokens}
 
 
-def _refusal(error: RefusedError, close: bool) -> web.StreamResponse:
+def _error_response(error: RequestError, close: bool) -> web.StreamResponse:
     """An error as both SDKs read it."""
     headers = {"Retry-After": str(error.retry_seconds)} if error.retry_seconds else None
     answer = web.json_response({"type": "error", "error": error.json()}, status=error.status, headers=headers)

@@ -13,54 +13,54 @@ from insource.system import atomic_files
 from insource.tracking.run import Run
 from serve import artifact_checks
 from serve.vllm import launch_plan, server_process
-from serve.vllm.launch_plan import Served
+from serve.vllm.launch_plan import ServedModel
 
-LEAST_RANK = 64
+MIN_LORA_RANK = 64
 """Later versions may have larger ranks than the first one; a larger one than this asks for a restart."""
 
 
-def candidates(place: Path, refused: Collection[str] = ()) -> Iterator[str]:
+def iter_candidates(place: Path, refused: Collection[str] = ()) -> Iterator[str]:
     """Yields the versions that may answer: the current one, then those that were deployed before it, but for those
     that were refused."""
-    version, seen = registry.current(place), set[str]()
+    version, seen = registry.current_version(place), set[str]()
     while version is not None and version not in seen:
         seen.add(version)
         if version not in refused:
             yield version
-        version = registry.before(place, version)
+        version = registry.previous_version(place, version)
 
 
-def behind(places: Sequence[Path], serve: Serve) -> server_process.Plan:
+def plan_backend(places: Sequence[Path], serve: Serve) -> server_process.LaunchPlan:
     """Returns the plan of the vLLM behind the door. Raises RecipeError where nothing of what is deployed can be
     served; of a model whose current version cannot, an earlier one is taken, which the gateway tells."""
-    found = launch_plan.of([_first(place, serve) for place in places], serve)
-    rank = max(LEAST_RANK, found.max_lora_rank)
+    found = launch_plan.plan_launch([_find_servable(place, serve) for place in places], serve)
+    rank = max(MIN_LORA_RANK, found.max_lora_rank)
     # At a change the old and the new version of a model are there together.
     return replace(found, adapters={}, max_lora_rank=rank, runtime_adapters=2 * len(places))
 
 
-def of_version(place: Path, version: str) -> Served:
+def load_version(place: Path, version: str) -> ServedModel:
     """Returns a deployed version as what is served. Raises RecipeError where it is not whole, or not to be read."""
     there = Run(place / "versions" / version)
     try:
-        if not registry.whole(there.folder):
+        if not registry.is_complete(there.folder):
             raise RecipeError(f"version {version} below {place} is not whole")
-        return Served(place.name, there, there.recipe(), "adapter")
+        return ServedModel(place.name, there, there.recipe(), "adapter")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, YAMLError) as error:
-        raise RecipeError(f"version {version} below {place} cannot be read: {_told(error)}") from None
+        raise RecipeError(f"version {version} below {place} cannot be read: {_format_error(error)}") from None
 
 
-def not_beside(running: server_process.Plan, served: Served) -> str | None:
+def find_incompatibility(running: server_process.LaunchPlan, served: ServedModel) -> str | None:
     """Returns why a version cannot be loaded into the vLLM that runs, None where it can."""
     try:
         if told := launch_plan.adapter_problems(served, running.serve):
             return "; ".join(told)
-        model, _ = launch_plan.base_of(served, running.serve)
+        model, _ = launch_plan.locate_base(served, running.serve)
         rank = artifact_checks.max_lora_rank({served.name: served.folder})
         template = running.chat_template and atomic_files.sha256(running.chat_template)
         stop = running.tokenizer and atomic_files.read_json(running.tokenizer / "prompt.json").get("stop")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StopIteration) as error:
-        return f"its files cannot be read: {_told(error)}"
+        return f"its files cannot be read: {_format_error(error)}"
     if model != running.model:
         return f"its base is {model}, and {running.model} is served; start the gateway again"
     if template and template != served.prompt["chat_template_sha256"]:
@@ -72,13 +72,13 @@ def not_beside(running: server_process.Plan, served: Served) -> str | None:
     return None
 
 
-def _first(place: Path, serve: Serve) -> Served:
+def _find_servable(place: Path, serve: Serve) -> ServedModel:
     """The newest version of a model that can be read and served."""
     told: list[str] = []
-    for version in candidates(place):
+    for version in iter_candidates(place):
         try:
-            served = of_version(place, version)
-            launch_plan.of([served], serve)
+            served = load_version(place, version)
+            launch_plan.plan_launch([served], serve)
             return served
         except RecipeError as error:
             told.append(str(error))
@@ -87,5 +87,5 @@ def _first(place: Path, serve: Serve) -> Served:
     )
 
 
-def _told(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:300]}"

@@ -14,10 +14,10 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
 VALID = "valid"
-BROKEN_OFF = "broken_off"
+DISCONNECTED = "broken_off"
 """In the place of a status: the client left, or half an answer was out when vLLM broke off. An error of the gateway's
 own counts as 500."""
 NOBODY = "nobody"
@@ -39,7 +39,7 @@ class Metrics:
             "Seconds from the header of a request to the end of its answer.",
             ["path"],
             registry=self.registry,
-            buckets=SECONDS,
+            buckets=SECONDS_BUCKETS,
         )
         told = "Inputs of tasks by who answered them and why."
         self._answers = self._counter("answers", told, "model", "answered_by", "reason", "degraded")
@@ -52,7 +52,7 @@ class Metrics:
             "Confidence of the deployed model's valid answers, whoever answered in the end.",
             ["model"],
             registry=self.registry,
-            buckets=CONFIDENCES,
+            buckets=CONFIDENCE_BUCKETS,
         )
         self._labels = self._counter("labels", "Labels that the deployed model answered.", "model", "label")
         told = "How far the deployed model's answers today are from those to the calibration rows, from 0 to 1."
@@ -136,7 +136,7 @@ class Metrics:
         return Gauge(f"insource_{name}", told, labels, registry=self.registry)
 
 
-def labels_of(value: Any, labels: Mapping[str, str] | None) -> list[str]:
+def filter_labels(value: Any, labels: Mapping[str, str] | None) -> list[str]:
     """Returns the labels of an answer, none where its task has no labels."""
     found = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
     return [one for one in found if labels and one in labels]

@@ -20,34 +20,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.answers import local_model
-from deploy.answers.local_model import LOCAL, Engine, Judged
-from deploy.answers.request_errors import RefusedError
+from deploy.answers.local_model import LOCAL, EngineConnection, ScoredAnswer
+from deploy.answers.request_errors import RequestError
 from deploy.answers.task import Task
 from deploy.monitoring.metrics import Metrics
 from insource.config.errors import StageError
 from insource.system import shared_jsonl
-from insource.system.console_log import say
-from insource.system.daemon_thread import in_thread
+from insource.system.console_log import log_line
+from insource.system.daemon_thread import run_in_thread
 from insource.tasks.pii.inputs import Input
-from insource.tracking.run import now
+from insource.tracking.run import utc_timestamp
 
 if TYPE_CHECKING:
-    from deploy.gateway.paths.router import Deployed
+    from deploy.gateway.paths.router import Deployment
 
 FOLDER = "mirrored"
-AT_ONCE, WAITING = 4, 64
+MAX_CONCURRENT, MAX_WAITING = 4, 64
 AGREED, DIFFERED, INVALID, FAILED, LEFT_OUT = "agreed", "differed", "invalid", "failed", "left_out"
-_WHAT = "what was mirrored"
+_DESCRIPTION = "what was mirrored"
 
 
 class Mirror:
     """Inputs that are answered once more."""
 
-    def __init__(self, metrics: Metrics, judged: Callable[[Task, str, Judged], None]) -> None:
+    def __init__(self, metrics: Metrics, judged: Callable[[Task, str, ScoredAnswer], None]) -> None:
         """`judged` notes an answer of the deployed model."""
         self._metrics, self._judged = metrics, judged
         self._asking: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(AT_ONCE)
+        self._room = asyncio.Semaphore(MAX_CONCURRENT)
         self._told = False
         self.under_way: Callable[[str], AbstractContextManager[None]] = lambda inside: nullcontext()
         """Counts what is asked of a version, which is not taken out of vLLM meanwhile."""
@@ -56,13 +56,19 @@ class Mirror:
         """Returns whether an input is to be answered once more, which chance decides."""
         if random.random() >= task.recipe.route.mirror:
             return False
-        if len(self._asking) >= AT_ONCE + WAITING:
+        if len(self._asking) >= MAX_CONCURRENT + MAX_WAITING:
             self._metrics.mirrored(task.name, LEFT_OUT)
             return False
         return True
 
     def start(
-        self, engine: Engine, deployed: "Deployed", given: Input, name: str, digest: str, most_tokens: int | None
+        self,
+        engine: EngineConnection,
+        deployed: "Deployment",
+        given: Input,
+        name: str,
+        digest: str,
+        most_tokens: int | None,
     ) -> None:
         """Has an input answered once more. `name`, `digest`: of the answer that was given."""
         counted = ExitStack()
@@ -84,13 +90,19 @@ class Mirror:
         await self.settled()
 
     async def _mirrored(
-        self, engine: Engine, deployed: "Deployed", given: Input, name: str, digest: str, most_tokens: int | None
+        self,
+        engine: EngineConnection,
+        deployed: "Deployment",
+        given: Input,
+        name: str,
+        digest: str,
+        most_tokens: int | None,
     ) -> None:
         task = deployed.task
         async with self._room:
             try:
-                own = await local_model.ask(engine, task, given, most_tokens)
-            except RefusedError:
+                own = await local_model.query_model(engine, task, given, most_tokens)
+            except RequestError:
                 self._metrics.mirrored(task.name, FAILED)
                 return
         self._judged(task, LOCAL, own)
@@ -99,24 +111,24 @@ class Mirror:
         self._metrics.mirrored(task.name, AGREED if mine == digest else DIFFERED if valid else INVALID)
         told = {"answer": name, "deployment": task.deployment, "confidence": own.confidence, "digest": mine}
         try:
-            await in_thread(_written, deployed.place, told | {"agreed": mine == digest})
+            await run_in_thread(_write_line, deployed.place, told | {"agreed": mine == digest})
         except StageError as error:
             if not self._told:
-                say(f"mirror    {error}")
+                log_line(f"mirror    {error}")
             self._told = True
 
 
-def read(place: Path, deployment: str) -> dict[str, Mapping[str, Any]]:
+def read_mirrored(place: Path, deployment: str) -> dict[str, Mapping[str, Any]]:
     """Returns what was mirrored below registry/<name> of a deployment, by the names of the answers."""
-    return {line["answer"]: line for line in _lines(place) if line["deployment"] == deployment}
+    return {line["answer"]: line for line in _read_folder(place) if line["deployment"] == deployment}
 
 
-def _lines(place: Path) -> Iterator[Mapping[str, Any]]:
+def _read_folder(place: Path) -> Iterator[Mapping[str, Any]]:
     for path in sorted((place / FOLDER).glob("*.jsonl")):
-        yield from (line for line in shared_jsonl.read(path) if isinstance(line, dict) and "deployment" in line)
+        yield from (line for line in shared_jsonl.read_lines(path) if isinstance(line, dict) and "deployment" in line)
 
 
-def _written(place: Path, told: Mapping[str, Any]) -> None:
-    at = now()
-    with shared_jsonl.opened(place / FOLDER / f"{at[:7]}.jsonl", _WHAT) as file:
-        shared_jsonl.append(file, {"at": at, **told}, _WHAT, flush=False)
+def _write_line(place: Path, told: Mapping[str, Any]) -> None:
+    at = utc_timestamp()
+    with shared_jsonl.open_locked(place / FOLDER / f"{at[:7]}.jsonl", _DESCRIPTION) as file:
+        shared_jsonl.append_line(file, {"at": at, **told}, _DESCRIPTION, flush=False)

@@ -10,39 +10,39 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy.answers.answer_ids import Answered
+from deploy.answers.answer_ids import AnswerRecord
 from deploy.answers.escalation import Escalation
-from deploy.answers.local_model import LOCAL, Judged
+from deploy.answers.local_model import LOCAL, ScoredAnswer
 from deploy.answers.task import Task
 from deploy.monitoring import traffic_record
-from deploy.monitoring.metrics import NOBODY, Metrics, labels_of
+from deploy.monitoring.metrics import NOBODY, Metrics, filter_labels
 from deploy.monitoring.mirror import Mirror
-from deploy.monitoring.traffic_profiles import Observed
-from deploy.monitoring.traffic_record import Traffic
+from deploy.monitoring.traffic_profiles import TrafficProfiles
+from deploy.monitoring.traffic_record import TrafficRecord
 from insource.config.errors import StageError
 from insource.stats import drift
-from insource.system.console_log import say
+from insource.system.console_log import log_line
 from insource.tasks.pii.inputs import Input
-from insource.tracking.run import now
+from insource.tracking.run import utc_timestamp
 
 if TYPE_CHECKING:
-    from deploy.gateway.paths.router import Deployed, Outcome
+    from deploy.gateway.paths.router import Deployment, Outcome
 
-EVERY_SECONDS = 0.5
+WRITE_INTERVAL_SECONDS = 0.5
 
 
-class Watch:
+class Monitor:
     """What is noted of answers."""
 
     def __init__(self, registry: Path | None = None) -> None:
         """`registry`: where what was observed is written, None: nowhere."""
         self.metrics = Metrics()
-        self.observed = Observed(registry)
-        self.traffic = Traffic()
+        self.observed = TrafficProfiles(registry)
+        self.traffic = TrafficRecord()
         self.mirror = Mirror(self.metrics, self.judged)
         self._ended, self._writing, self._told = asyncio.Event(), asyncio.Lock(), False
 
-    def judged(self, task: Task, by: str, judged: Judged, sample: bool = True) -> None:
+    def judged(self, task: Task, by: str, judged: ScoredAnswer, sample: bool = True) -> None:
         """Notes an answer that was read by the task's schema, whether or not it is given.
 
         `sample`: whether `make drift` looks at it. While a share is mirrored, that is the sample, and other answers of
@@ -52,7 +52,7 @@ class Watch:
         self.metrics.used(task.name, by, judged.answer.input_tokens, judged.answer.output_tokens)
         if by == LOCAL and judged.parsed.problem is None:
             value = judged.parsed.value
-            self.metrics.said(task.name, judged.confidence, labels_of(value, task.labels))
+            self.metrics.said(task.name, judged.confidence, filter_labels(value, task.labels))
             if sample and not judged.again:  # the comparison asks once: calibration rows have no second answers
                 answer = task.text(value) if task.labels else None
                 self.observed.of(task).add(judged.confidence, answer, len(task.labels or ()))
@@ -80,9 +80,9 @@ class Watch:
         """Notes an input that has an error for an answer."""
         self.metrics.answered(task.name, NOBODY, f"error_{status}")
 
-    def record(self, deployed: "Deployed", given: Input, outcome: "Outcome", name: str) -> None:
+    def record(self, deployed: "Deployment", given: Input, outcome: "Outcome", name: str) -> None:
         """Has an answered input written into the record of traffic. `name`: of the answer's id."""
-        one = traffic_record.Answer(
+        one = traffic_record.RecordedAnswer(
             deployed.task,
             deployed.place,
             name,
@@ -91,7 +91,7 @@ class Watch:
             outcome.answered_by,
             outcome.reason,
             outcome.confidence,
-            now(),
+            utc_timestamp(),
         )
         self.traffic.add(one)
 
@@ -99,7 +99,7 @@ class Watch:
         """Writes what is due until `close` is called."""
         while not self._ended.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), EVERY_SECONDS)
+                await asyncio.wait_for(self._ended.wait(), WRITE_INTERVAL_SECONDS)
             await self.write()
 
     async def write(self, at_once: bool = False) -> None:
@@ -111,7 +111,7 @@ class Watch:
                     await what()
                 except Exception as error:  # noqa: BLE001 (whatever it is, requests are answered and the rest is written)
                     if not self._told:
-                        say(f"watch     not written: {type(error).__name__}: {error}")
+                        log_line(f"watch     not written: {type(error).__name__}: {error}")
                     self._told = True
 
     async def close(self) -> None:
@@ -120,11 +120,11 @@ class Watch:
         self._ended.set()
         await self.write(at_once=True)
 
-    def fed_back(self, task: Task, answered: Answered, right: bool) -> None:
+    def fed_back(self, task: Task, answered: AnswerRecord, right: bool) -> None:
         """Notes a right answer that came later."""
         self.metrics.fed_back(task.name, LOCAL if answered.local else "api", right)
 
-    def drifted(self, tasks: "Mapping[str, Deployed]") -> None:
+    def drifted(self, tasks: "Mapping[str, Deployment]") -> None:
         """Sets how far the answers that this process saw today are from those to the calibration rows, where there are
         enough of them to say so."""
         found: dict[tuple[str, str, str], float] = {}
@@ -134,12 +134,12 @@ class Watch:
                 continue
             now, version = seen.profile, one.task.version
             if before.confidences and now.confidences:
-                found[name, version, "confidence"] = drift.largest_difference(before.confidences, now.confidences)
+                found[name, version, "confidence"] = drift.ks_statistic(before.confidences, now.confidences)
             if before.answers and now.answers and not seen.others:
                 found[name, version, "labels"] = drift.total_variation(before.answers, now.answers)
         self.metrics.drifted(found)
 
-    def exposition(self, tasks: "Mapping[str, Deployed]") -> bytes:
+    def exposition(self, tasks: "Mapping[str, Deployment]") -> bytes:
         """Returns the metrics as Prometheus reads them. For a thread: it reads what this month's calls did cost."""
         for name, one in tasks.items():
             if isinstance(one.escalation, Escalation) and (ledger := one.escalation.ledger):

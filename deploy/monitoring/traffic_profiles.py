@@ -18,31 +18,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from compare.decision.answer_profile import Profile, of_json
+from compare.decision.answer_profile import AnswerProfile, profile_from_json
 from deploy.answers.task import Task
 from insource.system import atomic_files
-from insource.system.console_log import say
-from insource.system.daemon_thread import in_thread
+from insource.system.console_log import log_line
+from insource.system.daemon_thread import run_in_thread
 
 FOLDER = "observed"
-EVERY_SECONDS = 60.0
-LEAST_ANSWERS = 50
+WRITE_INTERVAL_SECONDS = 60.0
+MIN_ANSWERS = 50
 """Of fewer answers nothing is said."""
-MOST_UNREAD = 0.01
+MAX_UNREAD_FRACTION = 0.01
 """With a larger share of inputs whose answers are not looked at, nothing is said either: they are no random ones, and
 calibration rows have their like."""
 
 
-MOST_SETS = 2_000
+MAX_LABEL_SETS = 2_000
 """Different sets of labels that are counted one by one, where a task does not have more labels."""
 
 
 @dataclass
-class Seen:
+class TrafficProfile:
     """Answers of a deployed version."""
 
     version: str = ""
-    profile: Profile = field(default_factory=Profile)
+    profile: AnswerProfile = field(default_factory=AnswerProfile)
     """Valid answers of the deployed model, whoever answered in the end."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Of all inputs: who answered and why."""
@@ -56,23 +56,23 @@ class Seen:
     def add(self, confidence: float | None, answer: str | None, labels: int) -> None:
         """Adds a valid answer to the profile; `answer` is its text where the task has labels, `labels` how many."""
         answers = self.profile.answers
-        if answer is not None and answer not in answers and len(answers) >= max(MOST_SETS, labels):
+        if answer is not None and answer not in answers and len(answers) >= max(MAX_LABEL_SETS, labels):
             answer, self.others = None, self.others + 1
         self.profile.add(confidence, answer)
 
     @property
     def untold(self) -> str | None:
         """Returns why `profile` tells nothing of traffic, None where it does."""
-        if (share := self.unread / max(1, self.reasons.total())) > MOST_UNREAD:
+        if (share := self.unread / max(1, self.reasons.total())) > MAX_UNREAD_FRACTION:
             return (
                 f"{share:.1%} of the inputs stay here and their answers are not looked at (chats that pass from vLLM; "
                 f"all of them with route.mirror): the others are not like the calibration rows, which have all kinds"
             )
-        if self.profile.rows < LEAST_ANSWERS:
-            return f"only {self.profile.rows:,} answers were seen, and {LEAST_ANSWERS} are needed"
+        if self.profile.rows < MIN_ANSWERS:
+            return f"only {self.profile.rows:,} answers were seen, and {MIN_ANSWERS} are needed"
         return None
 
-    def update(self, other: "Seen") -> None:
+    def update(self, other: "TrafficProfile") -> None:
         """Adds what was seen elsewhere."""
         self.version = self.version or other.version
         self.profile.update(other.profile)
@@ -86,41 +86,41 @@ class Seen:
         told = {"version": self.version, **self.profile.json(), "reasons": reasons}
         return told | {"unread": self.unread, "others": self.others}
 
-    def copy(self) -> "Seen":
+    def copy(self) -> "TrafficProfile":
         """Returns the same for a thread, which counts that go on do not change."""
-        found = Seen(self.version)
+        found = TrafficProfile(self.version)
         found.update(self)
         return found
 
 
-class Observed:
+class TrafficProfiles:
     """What one process sees."""
 
     def __init__(self, registry: Path | None = None) -> None:
         """`registry`: where it is written, None: nowhere."""
         self._registry, self._process = registry, secrets.token_hex(4)
-        self._days: dict[tuple[str, str], dict[str, Seen]] = {}
+        self._days: dict[tuple[str, str], dict[str, TrafficProfile]] = {}
         """{(name, day): {deployment: what was seen}}"""
         self._changed: set[tuple[str, str]] = set()
         self._written_at = time.monotonic()
         self._told = False
 
-    def of(self, task: Task) -> Seen:
+    def of(self, task: Task) -> TrafficProfile:
         """Returns what is seen of a version today, to be added to."""
-        at = _today(task)
+        at = _today_key(task)
         self._changed.add(at)
         day = self._days.setdefault(at, {})
-        return day.setdefault(task.deployment, Seen(task.version))
+        return day.setdefault(task.deployment, TrafficProfile(task.version))
 
-    def today(self, task: Task) -> Seen:
+    def today(self, task: Task) -> TrafficProfile:
         """Returns what this process has seen of a version today."""
-        return self._days.get(_today(task), {}).get(task.deployment) or Seen(task.version)
+        return self._days.get(_today_key(task), {}).get(task.deployment) or TrafficProfile(task.version)
 
     async def write(self, now: bool = False) -> None:
         """Writes what has changed, once a minute or `now`. Says once where the disk does not take it."""
         if self._registry is None or not self._changed:
             return
-        if not now and time.monotonic() - self._written_at < EVERY_SECONDS:
+        if not now and time.monotonic() - self._written_at < WRITE_INTERVAL_SECONDS:
             return
         self._written_at, changed = time.monotonic(), sorted(self._changed)
         self._changed.clear()
@@ -131,11 +131,11 @@ class Observed:
             for name, day in changed
         }
         try:
-            await in_thread(_written, copies)
+            await run_in_thread(_write_files, copies)
         except OSError as error:
             self._changed.update(changed)
             if not self._told:
-                say(f"observed  not written, `make drift` sees nothing of it: {error.strerror or error}")
+                log_line(f"observed  not written, `make drift` sees nothing of it: {error.strerror or error}")
             self._told = True
             return
         today = f"{datetime.now(UTC):%Y-%m-%d}"
@@ -143,23 +143,27 @@ class Observed:
             del self._days[at]
 
 
-def _today(task: Task) -> tuple[str, str]:
+def _today_key(task: Task) -> tuple[str, str]:
     return task.name, f"{datetime.now(UTC):%Y-%m-%d}"
 
 
-def read(place: Path, deployment: str, since: str) -> Seen:
+def read_profile(place: Path, deployment: str, since: str) -> TrafficProfile:
     """Returns what all processes saw below registry/<name> of a deployment, from a day (YYYY-MM-DD) on."""
-    found = Seen()
+    found = TrafficProfile()
     for path in sorted((place / FOLDER).glob("*.json")):
         if path.name[: len(since)] < since:
             continue
         told: Mapping[str, Any] = atomic_files.read_json(path).get(deployment) or {}
         if "unread" in told:  # files of before do not say what is missing in them
-            found.update(Seen(told["version"], of_json(told), Counter(told["reasons"]), told["unread"], told["others"]))
+            found.update(
+                TrafficProfile(
+                    told["version"], profile_from_json(told), Counter(told["reasons"]), told["unread"], told["others"]
+                )
+            )
     return found
 
 
-def _written(copies: Mapping[Path, Mapping[str, Seen]]) -> None:
+def _write_files(copies: Mapping[Path, Mapping[str, TrafficProfile]]) -> None:
     for path, day in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_files.write_text(path, json.dumps({deployment: seen.json() for deployment, seen in day.items()}) + "\n")

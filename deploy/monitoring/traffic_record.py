@@ -24,27 +24,27 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from data_prep.rows.columns import fields_of, needed_columns
+from data_prep.rows.columns import field_names, needed_columns
 from deploy.answers import personal_data
 from deploy.answers.task import Task
 from insource.config.errors import RecipeError, StageError
 from insource.config.recipe import Recipe
 from insource.system import shared_jsonl
-from insource.system.console_log import say
-from insource.system.daemon_thread import in_thread
+from insource.system.console_log import log_line
+from insource.system.daemon_thread import run_in_thread
 from insource.tasks.pii import redaction
-from insource.tracking.run import now
+from insource.tracking.run import utc_timestamp
 
 FOLDER = "traffic"
 FEEDBACK = "feedback"
-WAITING = 256
+MAX_WAITING_ROWS = 256
 """Rows that wait to be written at most; more are left out."""
-_WHAT = "the record of traffic"
-_OWN = ("labelled_by", "confidence", "reason", "version")
+_DESCRIPTION = "the record of traffic"
+_RECORD_COLUMNS = ("labelled_by", "confidence", "reason", "version")
 
 
 @dataclass(frozen=True)
-class Answer:
+class RecordedAnswer:
     """An answered input that is to be recorded."""
 
     task: Task
@@ -59,11 +59,11 @@ class Answer:
     time: str
 
 
-class Traffic:
+class TrafficRecord:
     """What waits to be recorded."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Answer] = deque()
+        self._waiting: deque[RecordedAnswer] = deque()
         self._days: dict[Path, int] = {}
         self._cleaned = ""
         self._told = False
@@ -77,9 +77,9 @@ class Traffic:
     def chosen(self, task: Task, private: bool) -> bool:
         """Returns whether an input is to be recorded, which chance decides."""
         share = task.recipe.serve.record.share
-        return bool(share) and not private and random.random() < share and len(self._waiting) < WAITING
+        return bool(share) and not private and random.random() < share and len(self._waiting) < MAX_WAITING_ROWS
 
-    def add(self, one: Answer) -> None:
+    def add(self, one: RecordedAnswer) -> None:
         """Has an answer recorded with the next `write`."""
         self.keep(one.place, one.task.recipe.serve.record.days)
         self._waiting.append(one)
@@ -90,30 +90,34 @@ class Traffic:
         today = f"{datetime.now(UTC):%Y-%m-%d}"
         if today != self._cleaned:
             self._cleaned = today
-            await self._tried(_clean, dict(self._days))
+            await self._tried(_remove_old_files, dict(self._days))
         if self._waiting:
             waiting, self._waiting = list(self._waiting), deque()
-            await self._tried(_written, waiting)
+            await self._tried(_write_rows, waiting)
 
     async def _tried(self, what: Callable[..., None], *given: object) -> None:
         try:
-            await in_thread(what, *given)
+            await run_in_thread(what, *given)
         except Exception as error:  # noqa: BLE001 (what is written beside answers must not end with one bad row)
             if not self._told:
-                named = "" if isinstance(error, StageError) else f"{_WHAT} cannot be written: {type(error).__name__}: "
-                say(f"record    {named}{error}")
+                named = (
+                    ""
+                    if isinstance(error, StageError)
+                    else f"{_DESCRIPTION} cannot be written: {type(error).__name__}: "
+                )
+                log_line(f"record    {named}{error}")
             self._told = True
 
 
-def _written(waiting: list[Answer]) -> None:
+def _write_rows(waiting: list[RecordedAnswer]) -> None:
     for place in dict.fromkeys(one.place for one in waiting):
         mine = [one for one in waiting if one.place == place]
         for day in dict.fromkeys(one.time[:10] for one in mine):
-            rows = [row for one in mine if one.time[:10] == day and (row := row_of(one)) is not None]
-            _append(place / FOLDER / f"{day}.jsonl", rows)
+            rows = [row for one in mine if one.time[:10] == day and (row := build_row(one)) is not None]
+            _append_rows(place / FOLDER / f"{day}.jsonl", rows)
 
 
-def _clean(days: Mapping[Path, int]) -> None:
+def _remove_old_files(days: Mapping[Path, int]) -> None:
     """Removes files that are older than so many days. Raises StageError where one of them cannot be removed."""
     failed = []
     for place, kept in days.items():
@@ -128,14 +132,17 @@ def _clean(days: Mapping[Path, int]) -> None:
         raise StageError("; ".join(failed))
 
 
-def check(recipe: Recipe) -> None:
+def check_recordable(recipe: Recipe) -> None:
     """Raises RecipeError where inputs are to be recorded and rows would not be read as the recipe's: they cannot have
     its form, or a column of it would hold something else there."""
     if not (share := recipe.serve.record.share):
         return
     columns, where = recipe.data.columns, recipe.data.where
     forms = {"task.kind": recipe.task.kind} if recipe.task.kind == "preference" else columns.of_slots
-    written = {*_OWN, *(column for key, column in _columns(recipe).items() if not key.startswith("data.where."))}
+    written = {
+        *_RECORD_COLUMNS,
+        *(column for key, column in _recipe_columns(recipe).items() if not key.startswith("data.where.")),
+    }
     lists = [name for name, one in where.items() if isinstance(one, list) and name not in written]
     forms |= {f"data.where.{name}": "a list" for name in lists}
     for key, given in forms.items():
@@ -144,8 +151,8 @@ def check(recipe: Recipe) -> None:
             "form, which the record cannot; record nothing (serve.record.share: 0)"
         )
     names, times = id_column(recipe), time_column(recipe)
-    taken = [(key, column, {*_OWN, names, times}) for key, column in _columns(recipe).items()]
-    taken += [("data.columns.id", names, {*_OWN, times}), ("data.split.time", times, {*_OWN})]
+    taken = [(key, column, {*_RECORD_COLUMNS, names, times}) for key, column in _recipe_columns(recipe).items()]
+    taken += [("data.columns.id", names, {*_RECORD_COLUMNS, times}), ("data.split.time", times, {*_RECORD_COLUMNS})]
     for key, column, own in taken:
         if column in own and not key.startswith(("data.where.", "data.slices.")):
             raise RecipeError(
@@ -154,74 +161,74 @@ def check(recipe: Recipe) -> None:
             )
 
 
-def _columns(recipe: Recipe) -> dict[str, str]:
+def _recipe_columns(recipe: Recipe) -> dict[str, str]:
     """Returns {recipe key: column} of what a recorded row has of the recipe's, ids and times left out."""
     needed = needed_columns(recipe, "all")
-    if recipe.task.variant == "extraction" and recipe.data.columns.messages is None and not _whole_record(recipe):
-        needed |= {f"task.json_schema.properties.{field}": field for field in fields_of(recipe)}
+    if recipe.task.variant == "extraction" and recipe.data.columns.messages is None and not _has_record_column(recipe):
+        needed |= {f"task.json_schema.properties.{field}": field for field in field_names(recipe)}
     return {key: column for key, column in needed.items() if key not in ("data.columns.id", "data.split.time")}
 
 
-def _whole_record(recipe: Recipe) -> bool:
+def _has_record_column(recipe: Recipe) -> bool:
     columns = recipe.data.columns
     return bool(columns.target or columns.targets or columns.of_slots)
 
 
-def row_of(one: Answer) -> dict[str, Any] | None:
+def build_row(one: RecordedAnswer) -> dict[str, Any] | None:
     """Returns an answer as a row of the recipe's columns, None where input or answer hold personal data that is not
     replaced, or half a character."""
-    redacted = redaction.redact(one.text, redaction.KINDS)
+    redacted = redaction.redact(one.text, redaction.PII_KINDS)
 
     def hide(text: str) -> str:
-        return redaction.redact(redaction.apply(redacted.values, text), redaction.KINDS).text
+        return redaction.redact(redaction.redact_values(redacted.values, text), redaction.PII_KINDS).text
 
-    value = one.value if one.task.labels else hidden(one.value, hide)
-    both = asked_and_answered(one.task, redacted.text, value)
-    if not _writable(both):
+    value = one.value if one.task.labels else map_texts(one.value, hide)
+    both = build_input_and_answer(one.task, redacted.text, value)
+    if not _is_recordable(both):
         return None
     return {
-        **_not_asked(one.task.recipe, one.id),
+        **_fill_missing_columns(one.task.recipe, one.id),
         id_column(one.task.recipe): one.id,
         **both,
         "labelled_by": one.labelled_by,
         "confidence": one.confidence,
         "reason": one.reason,
         "version": one.task.version,
-        **_when(one.task.recipe, one.time),
+        **_build_time_cell(one.task.recipe, one.time),
     }
 
 
-def _not_asked(recipe: Recipe, name: str) -> dict[str, Any]:
+def _fill_missing_columns(recipe: Recipe, name: str) -> dict[str, Any]:
     """Returns the columns that the recipe needs and no input has: null, but for what `where` asks of every row, and
     each row as a group of its own."""
-    empty: dict[str, Any] = dict.fromkeys(_columns(recipe).values())
+    empty: dict[str, Any] = dict.fromkeys(_recipe_columns(recipe).values())
     group = recipe.data.split.group
     return empty | recipe.data.where | ({group: name} if group else {})
 
 
-def _when(recipe: Recipe, time: str) -> dict[str, str]:
+def _build_time_cell(recipe: Recipe, time: str) -> dict[str, str]:
     """Returns a time in the recipe's column of times, in its format."""
     column = time_column(recipe)
     form = recipe.data.formats.dates.get(column) if recipe.data.split.time else None
     return {column: datetime.fromisoformat(time).strftime(form) if form else time}
 
 
-def _writable(both: Mapping[str, Any]) -> bool:
+def _is_recordable(both: Mapping[str, Any]) -> bool:
     """Whether input and answer hold no personal data, numbers included, and can be written as UTF-8."""
-    texts = [json.dumps(both, ensure_ascii=False), *_texts_in(both)]
+    texts = [json.dumps(both, ensure_ascii=False), *_iter_texts(both)]
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
         return False
-    return not any(personal_data.kinds(one) for one in texts)
+    return not any(personal_data.find_kinds(one) for one in texts)
 
 
-def _texts_in(value: Any) -> Iterator[str]:
+def _iter_texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list | tuple):
         for one in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts_in(one)
+            yield from _iter_texts(one)
 
 
 def id_column(recipe: Recipe) -> str:
@@ -234,7 +241,7 @@ def time_column(recipe: Recipe) -> str:
     return recipe.data.split.time or "time"
 
 
-def asked_and_answered(task: Task, text: str, value: Any) -> dict[str, Any]:
+def build_input_and_answer(task: Task, text: str, value: Any) -> dict[str, Any]:
     """Returns an input and its answer under the columns that the recipe reads them from. Of several columns of text the
     first has all of it, since what stood in which is not known any more."""
     recipe = task.recipe
@@ -248,23 +255,23 @@ def asked_and_answered(task: Task, text: str, value: Any) -> dict[str, Any]:
         return row | {name: int(name in value) for name in columns.label_columns}
     if kind in ("classification", "multilabel"):
         return row | {columns.label: value}
-    if kind == "extraction" and not _whole_record(recipe):
-        return row | dict.fromkeys(fields_of(recipe)) | dict(value)
+    if kind == "extraction" and not _has_record_column(recipe):
+        return row | dict.fromkeys(field_names(recipe)) | dict(value)
     if columns.targets:
         return row | ({columns.targets: [value]} if isinstance(columns.targets, str) else {columns.targets[0]: value})
     return row | {columns.target or "target": value}
 
 
-def hidden(value: Any, hide: Callable[[str], str]) -> Any:
+def map_texts(value: Any, hide: Callable[[str], str]) -> Any:
     """Returns an answer with `hide` applied to each text in it."""
     if isinstance(value, Mapping):
-        return {name: hidden(one, hide) for name, one in value.items()}
+        return {name: map_texts(one, hide) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [hidden(one, hide) for one in value]
+        return [map_texts(one, hide) for one in value]
     return hide(value) if isinstance(value, str) else value
 
 
-def correct(task: Task, place: Path, day: int, right: Mapping[str, Any]) -> None:
+def correct_rows(task: Task, place: Path, day: int, right: Mapping[str, Any]) -> None:
     """Has recorded inputs bear the right answers, in the place of the rows that they had. Left as it is: what was not
     recorded, or under other columns than the task has now, and where the answer holds personal data: the input has
     numbered placeholders in its place, and which is which is not known any more. For a thread. Raises StageError where
@@ -276,17 +283,19 @@ def correct(task: Task, place: Path, day: int, right: Mapping[str, Any]) -> None
     path = place / FOLDER / f"{datetime.fromtimestamp(day * 86_400, UTC):%Y-%m-%d}.jsonl"
     if not path.is_file():
         return
-    with shared_jsonl.opened(path, _WHAT) as file:
-        found = _rows_of(path, id_column(task.recipe), right)
-        new = {name: row for name, rows in found.items() if (row := _corrected(task, name, rows[-1].row, right[name]))}
+    with shared_jsonl.open_locked(path, _DESCRIPTION) as file:
+        found = _find_rows(path, id_column(task.recipe), right)
+        new = {
+            name: row for name, rows in found.items() if (row := _correct_row(task, name, rows[-1].row, right[name]))
+        }
         for name, row in new.items():
-            shared_jsonl.append(file, row, _WHAT, flush=name == list(new)[-1])
+            shared_jsonl.append_line(file, row, _DESCRIPTION, flush=name == list(new)[-1])
         # Who was killed between the two has left rows before the last one.
-        _blank(path, [one for name, rows in found.items() for one in (rows if name in new else rows[:-1])])
+        _blank_rows(path, [one for name, rows in found.items() for one in (rows if name in new else rows[:-1])])
 
 
 @dataclass(frozen=True)
-class _Line:
+class _LocatedRow:
     """A row, and where it stands in its file, in bytes, without the end of the line."""
 
     row: dict[str, Any]
@@ -294,9 +303,9 @@ class _Line:
     size: int
 
 
-def _rows_of(path: Path, named: str, names: Collection[str]) -> dict[str, list[_Line]]:
+def _find_rows(path: Path, named: str, names: Collection[str]) -> dict[str, list[_LocatedRow]]:
     """Returns the rows of each of the answers that is recorded, in their order."""
-    found: dict[str, list[_Line]] = {}
+    found: dict[str, list[_LocatedRow]] = {}
     start = 0
     with path.open("rb") as lines:
         for line in lines:
@@ -304,50 +313,50 @@ def _rows_of(path: Path, named: str, names: Collection[str]) -> dict[str, list[_
                 row = json.loads(line)
                 name = str(row.get(named)).partition("-")[0] if isinstance(row, dict) else ""
                 if name in names:
-                    found.setdefault(name, []).append(_Line(row, start, len(line.rstrip(b"\n"))))
+                    found.setdefault(name, []).append(_LocatedRow(row, start, len(line.rstrip(b"\n"))))
             start += len(line)
     return found
 
 
-def _corrected(task: Task, name: str, row: Mapping[str, Any], value: Any) -> dict[str, Any] | None:
+def _correct_row(task: Task, name: str, row: Mapping[str, Any], value: Any) -> dict[str, Any] | None:
     """Returns the row with the right answer, None where the row stays."""
     try:
-        right = asked_and_answered(task, text_in(task, row), value)
+        right = build_input_and_answer(task, read_input_text(task, row), value)
     except (KeyError, IndexError, TypeError):
         return None
-    if right.keys() - row.keys() or not _writable(right):
+    if right.keys() - row.keys() or not _is_recordable(right):
         return None
     if row.get("labelled_by") == FEEDBACK and row.items() >= right.items():
         return None
     told = {id_column(task.recipe): f"{name}-{FEEDBACK}-{secrets.token_hex(4)}", "labelled_by": FEEDBACK}
-    return {**row, **right, **told, "confidence": None, **_when(task.recipe, now())}
+    return {**row, **right, **told, "confidence": None, **_build_time_cell(task.recipe, utc_timestamp())}
 
 
-def _blank(path: Path, lines: Sequence[_Line]) -> None:
+def _blank_rows(path: Path, lines: Sequence[_LocatedRow]) -> None:
     """Has blanks in the place of rows. Raises StageError where they cannot be written."""
     try:
         with path.open("r+b", buffering=0) as file:
             for one in lines:
                 os.pwrite(file.fileno(), b" " * one.size, one.start)
     except OSError as error:
-        raise StageError(f"{path}: {_WHAT} cannot be written: {error.strerror or error}") from None
+        raise StageError(f"{path}: {_DESCRIPTION} cannot be written: {error.strerror or error}") from None
 
 
-def text_in(task: Task, row: Mapping[str, Any]) -> str:
+def read_input_text(task: Task, row: Mapping[str, Any]) -> str:
     """Returns the input of a recorded row."""
     columns = task.recipe.data.columns
     found = row[columns.messages][0]["content"] if columns.messages else row[columns.texts[0]]
     return str(found)
 
 
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+def _append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Appends rows to a file that this user alone reads. Raises StageError where it cannot be written."""
     if not rows:
         return
-    with shared_jsonl.opened(path, _WHAT) as file:
+    with shared_jsonl.open_locked(path, _DESCRIPTION) as file:
         try:
-            shared_jsonl.close_to_others(file)
+            shared_jsonl.restrict_to_owner(file)
         except OSError as error:
-            raise StageError(f"{path}: {_WHAT} cannot be written: {error.strerror or error}") from None
+            raise StageError(f"{path}: {_DESCRIPTION} cannot be written: {error.strerror or error}") from None
         for number, row in enumerate(rows, 1):
-            shared_jsonl.append(file, row, _WHAT, flush=number == len(rows))
+            shared_jsonl.append_line(file, row, _DESCRIPTION, flush=number == len(rows))

@@ -13,13 +13,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-HOW_ASKED = (400, 401, 402, 403, 404, 405, 422)
+CONFIGURATION_STATUS = (400, 401, 402, 403, 404, 405, 422)
 # Codes of OpenAI and Azure, types of Anthropic.
-_OF_THE_ROW = frozenset(
+_INPUT_ERROR_CODES = frozenset(
     ("context_length_exceeded", "string_above_max_length", "content_filter", "content_policy_violation",
      "invalid_prompt", "request_too_large")
 )  # fmt: skip
-_ROW_IN_WORDS = re.compile(
+_INPUT_ERROR_PATTERN = re.compile(
     r"context (length|window|limit)|prompt is too long|input is too long|too many (input )?tokens|string too long|"
     r"content (filter|management|policy)|usage polic|flagged",
     re.IGNORECASE,
@@ -27,7 +27,7 @@ _ROW_IN_WORDS = re.compile(
 
 
 @dataclass(frozen=True)
-class Refusal:
+class ApiError:
     """What a provider answers where it does not answer."""
 
     message: str
@@ -39,26 +39,26 @@ class Refusal:
     @property
     def about_the_row(self) -> bool:
         """Returns whether the reason lies in what this one row says."""
-        return self.code in _OF_THE_ROW or _ROW_IN_WORDS.search(self.message) is not None
+        return self.code in _INPUT_ERROR_CODES or _INPUT_ERROR_PATTERN.search(self.message) is not None
 
 
-def read(body: object, otherwise: str = "") -> Refusal:
+def parse_api_error(body: object, otherwise: str = "") -> ApiError:
     """Returns the refusal in the body of an answer: {"error": {...}} or that error itself; else the words given."""
     found: Any = body
     while isinstance(found, Mapping) and isinstance(found.get("error"), Mapping):
         found = found["error"]
     if not isinstance(found, Mapping) or not isinstance(found.get("message"), str):
-        return Refusal(otherwise or str(body))
+        return ApiError(otherwise or str(body))
     code = found.get("code") or found.get("type") or ""
-    return Refusal(found["message"], str(code), str(found.get("param") or ""))
+    return ApiError(found["message"], str(code), str(found.get("param") or ""))
 
 
-def how_asked(status: int, refusal: Refusal) -> bool:
+def is_configuration_error(status: int, refusal: ApiError) -> bool:
     """Returns whether a row was refused for how it was asked, and not for what it says."""
-    return status in HOW_ASKED and not refusal.about_the_row
+    return status in CONFIGURATION_STATUS and not refusal.about_the_row
 
 
-def parameter(error: str, optional: Mapping[str, Collection[str]]) -> str | None:
+def find_rejected_parameter(error: str, optional: Mapping[str, Collection[str]]) -> str | None:
     """Returns which optional parameter a 400 names first, None where it names none. `optional`: by parameter, the
     names that a provider gives it."""
     if not error.startswith("HTTP 400"):

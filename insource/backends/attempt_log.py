@@ -15,21 +15,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from insource.backends.types import Received, Request
+from insource.backends.types import Completion, Request
 from insource.config.errors import StageError
 
 if TYPE_CHECKING:
-    from insource.backends.budgets import Purse
+    from insource.backends.budgets import SystemBudget
 
 
-def file_of(journal: Path) -> Path:
+def attempt_log_path(journal: Path) -> Path:
     """Returns the file of the attempts whose answers go to a journal."""
     return journal.with_suffix(".attempts.jsonl")
 
 
-def unsettled_usd(journal: Path) -> dict[str, float]:
+def read_unsettled_usd(journal: Path) -> dict[str, float]:
     """Returns {key: the most that attempts can have cost of which no answer is known}."""
-    path = file_of(journal)
+    path = attempt_log_path(journal)
     found: dict[tuple[str, str], float] = {}
     for line in path.read_bytes().split(b"\n") if path.is_file() else ():
         try:
@@ -47,10 +47,10 @@ def unsettled_usd(journal: Path) -> dict[str, float]:
     return by_key
 
 
-class Attempts:
+class AttemptLog:
     """A purse that writes down every attempt before it is made."""
 
-    def __init__(self, purse: "Purse", journal: Path) -> None:
+    def __init__(self, purse: "SystemBudget", journal: Path) -> None:
         self._purse, self._journal = purse, journal
         self._process = secrets.token_hex(4)
         self._lock = asyncio.Lock()
@@ -68,7 +68,7 @@ class Attempts:
             raise
         return True
 
-    def settle(self, request: Request, received: Received | None, unsure: bool) -> None:
+    def settle(self, request: Request, received: Completion | None, unsure: bool) -> None:
         """Passes on what an attempt brought; it is known when its answer is in the journal (`answered`)."""
         self._purse.settle(request, received, unsure)
 
@@ -78,8 +78,8 @@ class Attempts:
 
     def close(self) -> None:
         """Removes the file where every attempt has its answer."""
-        if not unsettled_usd(self._journal):
-            file_of(self._journal).unlink(missing_ok=True)
+        if not read_unsettled_usd(self._journal):
+            attempt_log_path(self._journal).unlink(missing_ok=True)
 
     async def _write(self, line: str) -> None:
         """Has a line on disk, together with those of others that wait for it: one flush takes as long as many."""
@@ -96,7 +96,7 @@ class Attempts:
         return json.dumps({"key": key, "process": self._process, "usd": usd}) + "\n"
 
     def _append(self, lines: Sequence[str], flush: bool) -> None:
-        path = file_of(self._journal)
+        path = attempt_log_path(self._journal)
         try:
             with path.open("ab", buffering=0) as file:
                 # First the end of a line that a process was killed at.

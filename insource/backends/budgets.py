@@ -16,21 +16,21 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from insource.backends.response_cache import Question
-from insource.backends.types import Received, Request, Usage
+from insource.backends.response_cache import RowRequest
+from insource.backends.types import Completion, Request, Usage
 
 # What a chat template, and what a provider writes around a schema, adds to the text.
-TEMPLATE_TOKENS, SCHEMA_TOKENS = 64, 512
-LEARNT_FROM = 20
-MARGIN = 1.5
+TEMPLATE_OVERHEAD_TOKENS, SCHEMA_OVERHEAD_TOKENS = 64, 512
+MIN_OBSERVATIONS = 20
+SAFETY_FACTOR = 1.5
 # For the expected cost alone: of English text, and of answers where the limit is four times the longest known one.
-BYTES_A_TOKEN = 4.0
-SHARE_OF_LIMIT_WRITTEN = 0.25
+BYTES_PER_TOKEN = 4.0
+EXPECTED_OUTPUT_FRACTION = 0.25
 # Of the room for thinking. A guess: no provider publishes how much a model thinks about a short question.
-SHARE_OF_ROOM_THOUGHT = 0.05
+EXPECTED_THINKING_FRACTION = 0.05
 
 
-class Price(Protocol):
+class Pricing(Protocol):
     """What a model takes (insource/backends/pricing.py)."""
 
     def usd(self, usage: Usage, batch: bool = False) -> float:
@@ -77,7 +77,7 @@ class Budget:
         return self.limit_usd - self.spent_usd - self._set_aside
 
 
-class Reckoning:
+class TokenEstimator:
     """How many tokens the input of a request may have, the better known the more answers told theirs."""
 
     def __init__(self) -> None:
@@ -86,33 +86,33 @@ class Reckoning:
 
     def most_tokens(self, request: Request) -> int:
         """Returns a number of input tokens that the request will not exceed."""
-        told = MARGIN * self._densest
-        density = told if self._seen >= LEARNT_FROM else max(1.0, told)
-        added = TEMPLATE_TOKENS + (SCHEMA_TOKENS if request.constraint.json_schema is not None else 0)
-        return math.ceil(density * input_bytes(request)) + added
+        told = SAFETY_FACTOR * self._densest
+        density = told if self._seen >= MIN_OBSERVATIONS else max(1.0, told)
+        added = TEMPLATE_OVERHEAD_TOKENS + (SCHEMA_OVERHEAD_TOKENS if request.constraint.json_schema is not None else 0)
+        return math.ceil(density * count_input_bytes(request)) + added
 
     def learn(self, request: Request, usage: Usage) -> None:
         """Takes what an answer told of its input."""
         if usage.input_tokens is not None:
             self._seen += 1
-            self._densest = max(self._densest, usage.input_tokens / input_bytes(request))
+            self._densest = max(self._densest, usage.input_tokens / count_input_bytes(request))
 
 
-class Purse:
+class SystemBudget:
     """What one system may spend of a budget (None: as much as it likes), and what it did. Requests differ in their id.
 
     Where the provider does not tell the tokens of an answer, and where an attempt brought nothing but may have been
     paid for (no answer in time, cut off, unreadable), the most that it can have cost is taken as spent.
     """
 
-    def __init__(self, budget: Budget | None, price: Price, batch: bool = False) -> None:
+    def __init__(self, budget: Budget | None, price: Pricing, batch: bool = False) -> None:
         self.spent_usd = 0.0
         self.empty = False
         """Whether an attempt was refused, with nothing on its way that could give something back."""
         self.unsure_usd: dict[str, float] = {}
         """Of each request, what may have been paid without being known."""
         self._budget, self._price, self._batch = budget, price, batch
-        self._reckoning = Reckoning()
+        self._reckoning = TokenEstimator()
         self._set_aside: dict[str, float] = {}
         self._settled = asyncio.Event()
 
@@ -137,7 +137,7 @@ class Purse:
         self._set_aside[request.id] = most
         return True
 
-    def settle(self, request: Request, received: Received | None, unsure: bool) -> None:
+    def settle(self, request: Request, received: Completion | None, unsure: bool) -> None:
         """Replaces what was set aside for an attempt by what it cost."""
         most, spent = self._set_aside.pop(request.id), 0.0
         if received is not None:
@@ -153,7 +153,7 @@ class Purse:
             self._budget.give_back(most, spent)
         self._settled.set()
 
-    def usd(self, received: Received) -> float | None:
+    def usd(self, received: Completion) -> float | None:
         """Returns what an answer cost, None where its tokens are not told."""
         if received.usage.input_tokens is None or received.usage.output_tokens is None:
             return None
@@ -171,16 +171,16 @@ class Purse:
             self._budget.give_back(0.0, usd)
 
 
-def estimate(questions: Iterable[Question], price: Price, batch: bool = False) -> Estimate:
+def estimate_cost(questions: Iterable[RowRequest], price: Pricing, batch: bool = False) -> Estimate:
     """Returns what questions may cost that have no answer yet (`answers.missing`)."""
-    reckoning, requests, upper, expected = Reckoning(), 0, 0.0, 0.0
+    reckoning, requests, upper, expected = TokenEstimator(), 0, 0.0, 0.0
     for question in questions:
         request = question.request
         usual = Usage(
-            input_tokens=round(input_bytes(request) / BYTES_A_TOKEN) + TEMPLATE_TOKENS,
+            input_tokens=round(count_input_bytes(request) / BYTES_PER_TOKEN) + TEMPLATE_OVERHEAD_TOKENS,
             output_tokens=round(
-                (request.max_tokens - request.thinking_tokens) * SHARE_OF_LIMIT_WRITTEN
-                + request.thinking_tokens * SHARE_OF_ROOM_THOUGHT
+                (request.max_tokens - request.thinking_tokens) * EXPECTED_OUTPUT_FRACTION
+                + request.thinking_tokens * EXPECTED_THINKING_FRACTION
             ),
         )
         requests += 1
@@ -189,7 +189,7 @@ def estimate(questions: Iterable[Question], price: Price, batch: bool = False) -
     return Estimate(requests, upper, expected)
 
 
-def input_bytes(request: Request) -> int:
+def count_input_bytes(request: Request) -> int:
     """Returns the length of what the provider reads of a request, as JSON: a little longer than the text in it."""
     sent: Any = [[dict(message) for message in request.messages], request.constraint.json_schema]
     if request.choices is not None:

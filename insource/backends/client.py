@@ -20,30 +20,30 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from insource.backends import api_errors
-from insource.backends.api_errors import Refusal
-from insource.backends.rate_limit import BUSY, Pace, retry_after_seconds
-from insource.backends.types import Backend, Purse, Received, Reply, Request, Wire
+from insource.backends.api_errors import ApiError
+from insource.backends.rate_limit import RATE_LIMIT_STATUS, RateLimiter, retry_after_seconds
+from insource.backends.types import ApiFormat, Backend, Completion, Request, RequestResult, SpendLimiter
 from insource.backends.wire import anthropic_messages, openai_chat, openai_decisions, systemone
 from insource.system import atomic_files
 
 T = TypeVar("T")
-WIRES: Mapping[Wire, ModuleType] = {
+API_MODULES: Mapping[ApiFormat, ModuleType] = {
     "openai": openai_chat,
     "anthropic": anthropic_messages,
     "decisions": openai_decisions,
     "systemone": systemone,
 }
-AGAIN = (408, 409, 429)
-FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 0.5, 8.0
+RETRY_STATUS = (408, 409, 429)
+BACKOFF_BASE_SECONDS, BACKOFF_MAX_SECONDS = 0.5, 8.0
 # Of timeout_seconds, for all of an attempt; a single wait for the wire has one.
-LIMITS_AN_ATTEMPT = 3
-_SHOWN_CHARACTERS = 300
+ATTEMPT_TIMEOUT_FACTOR = 3
+_MAX_MESSAGE_CHARACTERS = 300
 # By name: which httpx the SDKs use is their own affair.
-_NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
+_NOT_SENT_ERRORS = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 
 
 @dataclass(frozen=True)
-class Failed:
+class AttemptFailure:
     """An attempt that brought no answer."""
 
     error: str
@@ -61,53 +61,53 @@ class Failed:
     """Whether it was refused for how it was asked: by key, account, model or parameters, and not by what it says."""
 
 
-NOT_SENT = Failed("not sent", again=False, another_day=True)
+NOT_SENT = AttemptFailure("not sent", again=False, another_day=True)
 
 
 @dataclass(frozen=True)
-class _Asking:
+class _ClientState:
     """What all requests to a backend share."""
 
     wire: ModuleType
     client: Any
     backend: Backend
-    pace: Pace
-    purse: Purse | None
+    pace: RateLimiter
+    purse: SpendLimiter | None
 
 
-class Line:
+class BackendClient:
     """A backend that is asked one request at a time, as they come. What it says of its pace holds for all of them."""
 
-    def __init__(self, backend: Backend, purse: Purse | None = None) -> None:
+    def __init__(self, backend: Backend, purse: SpendLimiter | None = None) -> None:
         """Raises RecipeError where the environment lacks what its SDK needs."""
-        wire, pace = WIRES[backend.wire], Pace(backend.concurrency, backend.longest_wait_seconds)
+        wire, pace = API_MODULES[backend.wire], RateLimiter(backend.concurrency, backend.longest_wait_seconds)
         self.backend = backend
-        self._client = wire.client(backend, pace.heard)
-        self._asking = _Asking(wire, self._client, backend, pace, purse)
+        self._client = wire.make_client(backend, pace.heard)
+        self._asking = _ClientState(wire, self._client, backend, pace, purse)
 
-    async def reply(self, request: Request) -> Reply:
+    async def reply(self, request: Request) -> RequestResult:
         """Returns the reply to a request. Raises what the purse raises."""
-        return await _reply(self._asking, request)
+        return await _complete_with_retries(self._asking, request)
 
     async def close(self) -> None:
         """Closes its connections."""
         await self._client.close()
 
 
-async def replies(
-    backend: Backend, requests: Iterable[Request], purse: Purse | None = None
-) -> AsyncGenerator[Reply, None]:
+async def stream_results(
+    backend: Backend, requests: Iterable[Request], purse: SpendLimiter | None = None
+) -> AsyncGenerator[RequestResult, None]:
     """Yields the reply to each request as it comes, in any order. Raises nothing for a request that fails: its reply
     says so. Requests are taken one by one, as there is room. `purse` is asked before every attempt."""
-    wire = WIRES[backend.wire]
+    wire = API_MODULES[backend.wire]
     waiting = iter(requests)
-    pace = Pace(backend.concurrency, backend.longest_wait_seconds)
-    async with wire.client(backend, pace.heard) as client:
-        asking = _Asking(wire, client, backend, pace, purse)
+    pace = RateLimiter(backend.concurrency, backend.longest_wait_seconds)
+    async with wire.make_client(backend, pace.heard) as client:
+        asking = _ClientState(wire, client, backend, pace, purse)
 
-        def more(room: int) -> set[asyncio.Task[Reply]]:
+        def more(room: int) -> set[asyncio.Task[RequestResult]]:
             chosen = [request for _, request in zip(range(room), waiting, strict=False)]
-            return {asyncio.create_task(_reply(asking, request)) for request in chosen}
+            return {asyncio.create_task(_complete_with_retries(asking, request)) for request in chosen}
 
         running = more(backend.concurrency)
         try:
@@ -122,14 +122,14 @@ async def replies(
             await asyncio.gather(*running, return_exceptions=True)
 
 
-def ask(
-    backend: Backend, requests: Sequence[Request], on_reply: Callable[[Reply], None] = lambda reply: None
-) -> list[Reply]:
+def complete_all(
+    backend: Backend, requests: Sequence[Request], on_reply: Callable[[RequestResult], None] = lambda reply: None
+) -> list[RequestResult]:
     """Returns the reply to each request, in their order; `on_reply` gets each as soon as it is there."""
 
-    async def every() -> dict[str, Reply]:
+    async def every() -> dict[str, RequestResult]:
         found = {}
-        async for reply in replies(backend, requests):
+        async for reply in stream_results(backend, requests):
             on_reply(reply)
             found[reply.id] = reply
         return found
@@ -138,35 +138,35 @@ def ask(
     return [found[request.id] for request in requests]
 
 
-def shutdown_date(backend: Backend) -> str | None:
+def fetch_shutdown_date(backend: Backend) -> str | None:
     """Returns the day (ISO 8601) when the provider will shut the model down, None where it announces none, does not
     say, or does not answer. A cloud, which has dates of its own, is not asked."""
     if backend.cloud:
         return None
-    wire = WIRES[backend.wire]
+    wire = API_MODULES[backend.wire]
 
-    async def asked() -> str | Failed | None:
-        async with wire.client(backend) as client:
-            return await attempted(backend, wire.shutdown_date(client, backend), backend.timeout_seconds)
+    async def asked() -> str | AttemptFailure | None:
+        async with wire.make_client(backend) as client:
+            return await call_sdk(backend, wire.fetch_shutdown_date(client, backend), backend.timeout_seconds)
 
     found = asyncio.run(asked())
     return found if isinstance(found, str) else None
 
 
-def request_sha256(backend: Backend, request: Request) -> str:
+def hash_request(backend: Backend, request: Request) -> str:
     """Returns the digest of what is sent and to where: equal for requests that are equal to the byte."""
     where = [backend.wire, backend.cloud or backend.base_url]
-    return atomic_files.digest([*where, WIRES[backend.wire].body(backend, request)])
+    return atomic_files.digest([*where, API_MODULES[backend.wire].build_body(backend, request)])
 
 
-async def _reply(asking: _Asking, request: Request) -> Reply:
+async def _complete_with_retries(asking: _ClientState, request: Request) -> RequestResult:
     backend, pace, purse = asking.backend, asking.pace, asking.purse
-    found: Received | Failed = NOT_SENT
+    found: Completion | AttemptFailure = NOT_SENT
     latencies: list[float] = []
     began = time.monotonic()
     while True:
         if held := await pace.enter():
-            found = _too_long(backend, found, held)
+            found = _make_long_wait_failure(backend, found, held)
             break
         try:
             if purse and not await purse.reserve(request):
@@ -178,48 +178,52 @@ async def _reply(asking: _Asking, request: Request) -> Reply:
         # Until its first attempt a request waited for others, and not for its answer.
         began = began if latencies else started
         latencies.append(time.monotonic() - started)
-        if isinstance(found, Received) or not found.again or len(latencies) > backend.retries:
+        if isinstance(found, Completion) or not found.again or len(latencies) > backend.retries:
             break
         wait = found.wait_seconds
         if wait is None:
-            wait = min(wait_seconds(len(latencies)), backend.longest_wait_seconds)
+            wait = min(backoff_seconds(len(latencies)), backend.longest_wait_seconds)
         if wait > backend.longest_wait_seconds:
-            found = _too_long(backend, found, wait)
+            found = _make_long_wait_failure(backend, found, wait)
             break
         await asyncio.sleep(wait)
-    sha256, spent = request_sha256(backend, request), time.monotonic() - began if latencies else 0.0
-    if isinstance(found, Received):
-        return Reply(request.id, sha256, found, None, spent, tuple(latencies))
-    return Reply(request.id, sha256, None, found.error, spent, tuple(latencies), found.another_day, found.refused)
+    sha256, spent = hash_request(backend, request), time.monotonic() - began if latencies else 0.0
+    if isinstance(found, Completion):
+        return RequestResult(request.id, sha256, found, None, spent, tuple(latencies))
+    return RequestResult(
+        request.id, sha256, None, found.error, spent, tuple(latencies), found.another_day, found.refused
+    )
 
 
-def _too_long(backend: Backend, found: Received | Failed, wait: float) -> Failed:
-    told = found.error if isinstance(found, Failed) else ""
+def _make_long_wait_failure(backend: Backend, found: Completion | AttemptFailure, wait: float) -> AttemptFailure:
+    told = found.error if isinstance(found, AttemptFailure) else ""
     told += f" (asks to wait {wait:.0f} s, at most {backend.longest_wait_seconds:.0f} s are given)"
-    return Failed(told, again=False, another_day=True)
+    return AttemptFailure(told, again=False, another_day=True)
 
 
-async def _attempt(asking: _Asking, request: Request) -> Received | Failed:
+async def _attempt(asking: _ClientState, request: Request) -> Completion | AttemptFailure:
     """Returns what one attempt brought, and tells pace and purse of it."""
     started, backend, purse = time.monotonic(), asking.backend, asking.purse
     try:
         call = asking.wire.send(asking.client, backend, request)
-        found: Received | Failed = await attempted(backend, call, LIMITS_AN_ATTEMPT * backend.timeout_seconds)
+        found: Completion | AttemptFailure = await call_sdk(
+            backend, call, ATTEMPT_TIMEOUT_FACTOR * backend.timeout_seconds
+        )
     except BaseException:
         if purse:
             purse.settle(request, None, unsure=True)
         raise
-    if isinstance(found, Received):
+    if isinstance(found, Completion):
         asking.pace.faster()
     elif found.busy:
         asking.pace.slower(started)
     if purse:
-        received = found if isinstance(found, Received) else None
-        purse.settle(request, received, unsure=isinstance(found, Failed) and found.unsure)
+        received = found if isinstance(found, Completion) else None
+        purse.settle(request, received, unsure=isinstance(found, AttemptFailure) and found.unsure)
     return found
 
 
-async def attempted(backend: Backend, call: Awaitable[T], within_seconds: float | None) -> T | Failed:
+async def call_sdk(backend: Backend, call: Awaitable[T], within_seconds: float | None) -> T | AttemptFailure:
     """Returns what a call of an SDK brought, or why it brought nothing. `within_seconds`: for all of it; the SDK's own
     limit is on each wait for the wire, and a body that drips has none.
 
@@ -233,45 +237,47 @@ async def attempted(backend: Backend, call: Awaitable[T], within_seconds: float 
             return await call
     except (TimeoutError, openai.APITimeoutError, anthropic.APITimeoutError) as error:
         told = f"no answer within {backend.timeout_seconds:g} s"
-        return Failed(told, again=True, another_day=True, unsure=_was_sent(error))
+        return AttemptFailure(told, again=True, another_day=True, unsure=_may_have_been_sent(error))
     except (openai.APIConnectionError, anthropic.APIConnectionError) as error:
         cause = error.__cause__ or error
-        told = f"no connection: {cause!s:.{_SHOWN_CHARACTERS}}" if str(cause) else f"no connection: {cause!r}"
-        return Failed(told, again=True, another_day=True, unsure=_was_sent(error))
+        told = f"no connection: {cause!s:.{_MAX_MESSAGE_CHARACTERS}}" if str(cause) else f"no connection: {cause!r}"
+        return AttemptFailure(told, again=True, another_day=True, unsure=_may_have_been_sent(error))
     except (openai.APIStatusError, anthropic.APIStatusError) as error:
-        return refused(error.status_code, api_errors.read(error.body, error.message), error.response.headers)
+        return failure_from_status(
+            error.status_code, api_errors.parse_api_error(error.body, error.message), error.response.headers
+        )
     except (openai.OpenAIError, anthropic.AnthropicError, ValueError, LookupError, AttributeError, TypeError) as error:
-        return unreadable(error)
+        return failure_from_malformed_response(error)
 
 
-def unreadable(error: Exception) -> Failed:
+def failure_from_malformed_response(error: Exception) -> AttemptFailure:
     """Returns what it means that an answer is none. The SDKs build answers without checking: it shows when it is
     read."""
-    told = f"the answer cannot be read: {error}"[:_SHOWN_CHARACTERS]
-    return Failed(told, again=True, another_day=True, unsure=True)
+    told = f"the answer cannot be read: {error}"[:_MAX_MESSAGE_CHARACTERS]
+    return AttemptFailure(told, again=True, another_day=True, unsure=True)
 
 
-def _was_sent(error: Exception) -> bool:
+def _may_have_been_sent(error: Exception) -> bool:
     """Returns whether the request may have reached the provider, who may then have worked for it."""
-    return type(error.__cause__).__name__ not in _NEVER_SENT
+    return type(error.__cause__).__name__ not in _NOT_SENT_ERRORS
 
 
-def refused(status: int, refusal: Refusal, headers: Mapping[str, str] | None = None) -> Failed:
+def failure_from_status(status: int, refusal: ApiError, headers: Mapping[str, str] | None = None) -> AttemptFailure:
     """Returns what an HTTP error means for the request."""
-    again, how_asked = status in AGAIN or status >= 500, api_errors.how_asked(status, refusal)
+    again, how_asked = status in RETRY_STATUS or status >= 500, api_errors.is_configuration_error(status, refusal)
     named = f" ({refusal.param})" if refusal.param and refusal.param not in refusal.message else ""
-    return Failed(
-        error=f"HTTP {status}: {refusal.message}"[:_SHOWN_CHARACTERS] + named,
+    return AttemptFailure(
+        error=f"HTTP {status}: {refusal.message}"[:_MAX_MESSAGE_CHARACTERS] + named,
         again=again,
         another_day=again or how_asked,
         wait_seconds=retry_after_seconds(headers or {}),
-        busy=status in BUSY,
+        busy=status in RATE_LIMIT_STATUS,
         refused=how_asked,
     )
 
 
-def wait_seconds(failures: int) -> float:
+def backoff_seconds(failures: int) -> float:
     """Returns how long to wait after so many failures in succession: doubles with each, and differs from caller to
     caller, so that they do not all come back at once."""
-    longest: float = min(LAST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (failures - 1))
+    longest: float = min(BACKOFF_MAX_SECONDS, BACKOFF_BASE_SECONDS * 2 ** (failures - 1))
     return longest * random.uniform(0.5, 1.0)

@@ -26,24 +26,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from insource.backends import response_cache as journals
-from insource.backends.attempt_log import Attempts
-from insource.backends.budgets import Budget, Price, Purse
-from insource.backends.client import WIRES, replies
-from insource.backends.response_cache import Answered, Journal, Question, key_of
-from insource.backends.types import Backend, Reply, Request
+from insource.backends.attempt_log import AttemptLog
+from insource.backends.budgets import Budget, Pricing, SystemBudget
+from insource.backends.client import API_MODULES, stream_results
+from insource.backends.response_cache import CachedResponse, ResponseCache, RowRequest, compute_cache_key
+from insource.backends.types import Backend, Request, RequestResult
 from insource.config.errors import RecipeError
-from insource.tracking.run import now
+from insource.tracking.run import utc_timestamp
 
 # So many requests in succession without an answer, none of them to blame for it, and nobody is asked any more.
-STOP_AFTER = 20
+MAX_CONSECUTIVE_FAILURES = 20
 POLL_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Collected:
+class CollectResult:
     """The answers to a list of questions."""
 
-    answers: Mapping[tuple[str, int], Answered]
+    answers: Mapping[tuple[str, int], CachedResponse]
     """By the row's id and the repeat; those are missing that were never asked."""
     complete: bool
     """Whether every question was asked to its end. Errors do not make it incomplete, they are wrong answers; requests
@@ -61,18 +61,18 @@ class Collected:
 
 
 @dataclass(frozen=True)
-class Round:
+class CollectSession:
     """One invocation: what is to be asked, by key, and where answers go."""
 
     backend: Backend
-    journal: Journal
-    waiting: Mapping[str, Sequence[Question]]
+    journal: ResponseCache
+    waiting: Mapping[str, Sequence[RowRequest]]
     """Several questions have one key where their requests are the same."""
-    purse: Purse | None
-    answers: dict[tuple[str, int], Answered]
-    on_answer: Callable[[Answered], None]
+    purse: SystemBudget | None
+    answers: dict[tuple[str, int], CachedResponse]
+    on_answer: Callable[[CachedResponse], None]
 
-    def tell(self, row: Answered) -> None:
+    def tell(self, row: CachedResponse) -> None:
         """Takes a row that is in the journal as the answer to the questions that it answers."""
         for number, question in enumerate(self.waiting.get(row.key, ())):
             answered = replace(row, id=question.id, reused=row.reused or number > 0)
@@ -83,16 +83,16 @@ class Round:
 def collect(
     backend: Backend,
     identity: Any,
-    questions: Sequence[Question],
+    questions: Sequence[RowRequest],
     journal: Path,
     *,
     budget: Budget | None,
-    price: Price | None,
+    price: Pricing | None,
     mode: Literal["live", "batch"] = "live",
-    on_answer: Callable[[Answered], None] = lambda answered: None,
+    on_answer: Callable[[CachedResponse], None] = lambda answered: None,
     poll_seconds: float = POLL_SECONDS,
     say: Callable[[str], None] = lambda told: None,
-) -> Collected:
+) -> CollectResult:
     """Returns the answers to all questions, as far as the budget goes.
 
     `identity`: any JSON that says who answers, wherever it listens. `on_answer` gets every answer once it is on disk,
@@ -105,10 +105,10 @@ def collect(
             f"nobody knows what {backend.model} costs, so compare.budget_usd cannot be kept; give the baseline a "
             "price: {input_usd_per_million: ..., output_usd_per_million: ...}"
         )
-    with journals.opened(journal) as opened:
-        known, waiting = _sorted(backend, identity, questions, opened.rows)
-        purse = Purse(budget, price, batch=mode == "batch") if price is not None else None
-        a_round = Round(backend, opened, waiting, purse, {}, on_answer)
+    with journals.open_cache(journal) as opened:
+        known, waiting = _split_cached(backend, identity, questions, opened.rows)
+        purse = SystemBudget(budget, price, batch=mode == "batch") if price is not None else None
+        a_round = CollectSession(backend, opened, waiting, purse, {}, on_answer)
         for question, row in known:
             a_round.answers[question.id, question.repeat] = told = replace(row, id=question.id, reused=True)
             on_answer(told)
@@ -117,17 +117,17 @@ def collect(
             from insource.backends import batch_collection
 
             # Also where nothing is waiting: a batch that was paid for brings its answers into the journal.
-            why = asyncio.run(batch_collection.run(a_round, poll_seconds, say))
+            why = asyncio.run(batch_collection.collect_batches(a_round, poll_seconds, say))
         elif waiting:
-            _no_batch_on_its_way(journal)
-            retries, why = asyncio.run(_live(a_round))
+            _refuse_if_batch_pending(journal)
+            retries, why = asyncio.run(_collect_live(a_round))
         wall_seconds = time.monotonic() - began
     if purse is not None and purse.empty and budget is not None:
         why = f"the next call could exceed budget_usd {budget.limit_usd:g}"
     if refused := [one for one in a_round.answers.values() if one.refused]:
         why = f"{len(refused):,} refused for how they were asked, the last: {refused[-1].error}"
     reused = sum(one.reused for one in a_round.answers.values())
-    return Collected(
+    return CollectResult(
         answers=a_round.answers,
         complete=why is None,
         why_incomplete=why and f"asked {len(a_round.answers):,} of {len(questions):,}: {why}",
@@ -139,40 +139,42 @@ def collect(
     )
 
 
-def unanswered(backend: Backend, identity: Any, questions: Sequence[Question], journal: Path) -> list[Question]:
+def list_pending_requests(
+    backend: Backend, identity: Any, questions: Sequence[RowRequest], journal: Path
+) -> list[RowRequest]:
     """Returns the questions that `collect` would ask, those with the same request once."""
-    rows = {row.key: row for row in journals.read(journal)}
-    return [same[0] for same in _sorted(backend, identity, questions, rows)[1].values()]
+    rows = {row.key: row for row in journals.read_responses(journal)}
+    return [same[0] for same in _split_cached(backend, identity, questions, rows)[1].values()]
 
 
-def missing(backend: Backend, identity: Any, questions: Sequence[Question], journal: Path) -> int:
+def count_pending_requests(backend: Backend, identity: Any, questions: Sequence[RowRequest], journal: Path) -> int:
     """Returns how many questions `collect` would ask."""
-    return len(unanswered(backend, identity, questions, journal))
+    return len(list_pending_requests(backend, identity, questions, journal))
 
 
-def last(backend: Backend, identity: Any, question: Question, journal: Path) -> Answered | None:
+def find_last_response(backend: Backend, identity: Any, question: RowRequest, journal: Path) -> CachedResponse | None:
     """Returns what became of a question when it was last asked, an error that may pass included; None where it was
     never asked."""
-    key = key_of(identity, WIRES[backend.wire].body(backend, question.request), question.repeat)
-    return {row.key: row for row in journals.read(journal)}.get(key)
+    key = compute_cache_key(identity, API_MODULES[backend.wire].build_body(backend, question.request), question.repeat)
+    return {row.key: row for row in journals.read_responses(journal)}.get(key)
 
 
-def known_usd(backend: Backend, identity: Any, questions: Sequence[Question], journal: Path) -> float:
+def sum_cached_cost_usd(backend: Backend, identity: Any, questions: Sequence[RowRequest], journal: Path) -> float:
     """Returns what was paid, or may have been paid, for these questions by earlier invocations."""
-    body = WIRES[backend.wire].body
-    keys = {key_of(identity, body(backend, one.request), one.repeat) for one in questions}
+    body = API_MODULES[backend.wire].build_body
+    keys = {compute_cache_key(identity, body(backend, one.request), one.repeat) for one in questions}
     # Every line of a question, not only the last: each attempt that another invocation repeated may have been paid for.
-    return sum((row.usd or 0.0) + row.unsure_usd for row in journals.read(journal) if row.key in keys)
+    return sum((row.usd or 0.0) + row.unsure_usd for row in journals.read_responses(journal) if row.key in keys)
 
 
-def _sorted(
-    backend: Backend, identity: Any, questions: Sequence[Question], rows: Mapping[str, Answered]
-) -> tuple[list[tuple[Question, Answered]], dict[str, list[Question]]]:
+def _split_cached(
+    backend: Backend, identity: Any, questions: Sequence[RowRequest], rows: Mapping[str, CachedResponse]
+) -> tuple[list[tuple[RowRequest, CachedResponse]], dict[str, list[RowRequest]]]:
     """Returns the questions whose answer is known, with it, and the others by key."""
-    body = WIRES[backend.wire].body
-    known, waiting = [], dict[str, list[Question]]()
+    body = API_MODULES[backend.wire].build_body
+    known, waiting = [], dict[str, list[RowRequest]]()
     for question in questions:
-        key = key_of(identity, body(backend, question.request), question.repeat)
+        key = compute_cache_key(identity, body(backend, question.request), question.repeat)
         row = rows.get(key)
         if row is not None and row.final:
             known.append((question, row))
@@ -181,16 +183,16 @@ def _sorted(
     return known, waiting
 
 
-def _no_batch_on_its_way(journal: Path) -> None:
+def _refuse_if_batch_pending(journal: Path) -> None:
     """Raises RecipeError where a batch was begun whose answers would be paid for twice."""
-    if (file := journals.batch_file(journal)).exists():
+    if (file := journals.batch_file_path(journal)).exists():
         raise RecipeError(
             f"{file} names a batch that was begun and will be paid for; compare once more with mode: batch to get its "
             "answers, or give it up by removing the file"
         )
 
 
-async def _live(a_round: Round) -> tuple[int, str | None]:
+async def _collect_live(a_round: CollectSession) -> tuple[int, str | None]:
     """Returns how many attempts were repeated, and why asking stopped before its end, if it did."""
     stopped: list[str] = []
     retries, in_a_row, purse = 0, 0, a_round.purse
@@ -201,11 +203,11 @@ async def _live(a_round: Round) -> tuple[int, str | None]:
                 return
             yield replace(questions[0].request, id=key)
 
-    rows: asyncio.Queue[Answered | None] = asyncio.Queue()
-    attempts = Attempts(purse, a_round.journal.path) if purse is not None else None
-    written = asyncio.create_task(_write(a_round, rows, attempts))
+    rows: asyncio.Queue[CachedResponse | None] = asyncio.Queue()
+    attempts = AttemptLog(purse, a_round.journal.path) if purse is not None else None
+    written = asyncio.create_task(_write_responses(a_round, rows, attempts))
     try:
-        async with aclosing(replies(a_round.backend, requests(), attempts)) as coming:
+        async with aclosing(stream_results(a_round.backend, requests(), attempts)) as coming:
             async for reply in coming:
                 if written.done():
                     break
@@ -215,9 +217,11 @@ async def _live(a_round: Round) -> tuple[int, str | None]:
                     continue
                 retries += len(reply.attempt_latencies_seconds) - 1
                 in_a_row = in_a_row + 1 if reply.again or reply.refused else 0
-                if in_a_row == STOP_AFTER:
-                    stopped.append(f"{STOP_AFTER} requests in succession brought no answer, the last: {reply.error}")
-                rows.put_nowait(_row(a_round, reply))
+                if in_a_row == MAX_CONSECUTIVE_FAILURES:
+                    stopped.append(
+                        f"{MAX_CONSECUTIVE_FAILURES} requests in succession brought no answer, the last: {reply.error}"
+                    )
+                rows.put_nowait(_make_response(a_round, reply))
     finally:
         rows.put_nowait(None)
         await written
@@ -226,7 +230,9 @@ async def _live(a_round: Round) -> tuple[int, str | None]:
     return retries, stopped[0] if stopped else None
 
 
-async def _write(a_round: Round, rows: asyncio.Queue[Answered | None], attempts: Attempts | None) -> None:
+async def _write_responses(
+    a_round: CollectSession, rows: asyncio.Queue[CachedResponse | None], attempts: AttemptLog | None
+) -> None:
     """Writes what comes, all that is there at once: one flush to disk takes as long as many answers, and must neither
     hold up the others nor show in their latencies."""
     last = False
@@ -244,15 +250,15 @@ async def _write(a_round: Round, rows: asyncio.Queue[Answered | None], attempts:
             a_round.tell(row)
 
 
-def _row(a_round: Round, reply: Reply) -> Answered:
+def _make_response(a_round: CollectSession, reply: RequestResult) -> CachedResponse:
     purse, received, question = a_round.purse, reply.received, a_round.waiting[reply.id][0]
-    return journals.row_of(
+    return journals.make_cached_response(
         reply.id,
         question.id,
         question.repeat,
         reply.request_sha256,
         received,
-        asked=now(),
+        asked=utc_timestamp(),
         error=reply.error,
         final=not (reply.again or reply.refused),
         refused=reply.refused,

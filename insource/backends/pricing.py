@@ -18,13 +18,19 @@ from insource.backends.types import Usage
 from insource.config.schema.compare import Baseline, Price
 
 # As genai-prices calls whom we reach through the SDKs' own clients.
-LISTED_AS = {"openai": "openai", "anthropic": "anthropic", "azure": "azure", "bedrock": "aws", "vertex": "google"}
+GENAI_PRICES_PROVIDER = {
+    "openai": "openai",
+    "anthropic": "anthropic",
+    "azure": "azure",
+    "bedrock": "aws",
+    "vertex": "google",
+}
 # Not service_tier: with that key the list gives the full price, and says nothing.
-BATCH = {"processing": "batch"}
+BATCH_CONTEXT = {"processing": "batch"}
 MILLION = 1_000_000
 
 
-class Rates(NamedTuple):
+class TokenRates(NamedTuple):
     """USD a token."""
 
     input: float
@@ -33,7 +39,7 @@ class Rates(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Priced:
+class TokenPrice:
     """The price of one model, in plain figures. None: nobody says that there is such a price."""
 
     input_usd_per_million: float
@@ -55,7 +61,7 @@ class Priced:
     """As what the list knows the model, for which day it was asked, and which of several prices this is."""
     longest_input_tokens: int | None = None
     """Longer prompts have the price `beyond`; None: this price is for any length."""
-    beyond: "Priced | None" = None
+    beyond: "TokenPrice | None" = None
 
     def usd(self, usage: Usage, batch: bool = False) -> float:
         """Returns what a request cost. What the provider did not count costs nothing here: who guards a budget takes
@@ -74,13 +80,13 @@ class Priced:
         asked = input_tokens * rates.input * price.cache_write_factor
         return asked + max_output_tokens * rates.output + price.usd_per_request
 
-    def at(self, input_tokens: int) -> "Priced":
+    def at(self, input_tokens: int) -> "TokenPrice":
         """Returns the price of prompts of that length: a long one costs more in every token, not only the last."""
         if self.beyond is None or self.longest_input_tokens is None or input_tokens <= self.longest_input_tokens:
             return self
         return self.beyond.at(input_tokens)
 
-    def rates(self, batch: bool = False) -> Rates:
+    def rates(self, batch: bool = False) -> TokenRates:
         """Returns what a token costs. In a batch without a batch price: the list price; from a cache without a price
         of its own: as any other input."""
         read, cached = self.input_usd_per_million, self.cached_input_usd_per_million
@@ -88,7 +94,7 @@ class Priced:
         if batch and self.batch_input_usd_per_million is not None and self.batch_output_usd_per_million is not None:
             read, cached = self.batch_input_usd_per_million, self.batch_cached_input_usd_per_million
             written = self.batch_output_usd_per_million
-        return Rates(read / MILLION, (read if cached is None else cached) / MILLION, written / MILLION)
+        return TokenRates(read / MILLION, (read if cached is None else cached) / MILLION, written / MILLION)
 
     def json(self) -> dict[str, Any]:
         """Returns what scores.json says of the price."""
@@ -104,38 +110,38 @@ class Priced:
         }
 
 
-def of(baseline: Baseline, at: datetime | None = None) -> Priced | None:
+def lookup_price(baseline: Baseline, at: datetime | None = None) -> TokenPrice | None:
     """Returns what a closed model costs; None where nobody knows: a model or an address that the list does not have, a
     stand-in on this machine or answers from a file, unless the recipe gives a price. `at`: the day, today by default.
 
     genai-prices 0.2.3 lists what a model's chat completions cost, and OpenAI's decisions nowhere: they need a price.
     """
     if baseline.price is not None:
-        return given(baseline.price)
+        return price_from_recipe(baseline.price)
     if baseline.model is None or baseline.loopback or baseline.api == "decisions":
         return None
     if baseline.base_url is not None and baseline.provider != "azure":
         where = {"provider_api_url": baseline.base_url}
-        return listed(baseline.model, where, at, writes=not baseline.decides)
-    return listed(baseline.model, {"provider_id": LISTED_AS[baseline.provider]}, at)
+        return price_from_list(baseline.model, where, at, writes=not baseline.decides)
+    return price_from_list(baseline.model, {"provider_id": GENAI_PRICES_PROVIDER[baseline.provider]}, at)
 
 
-def unknown(baselines: Iterable[Baseline]) -> list[str]:
+def find_unknown_prices(baselines: Iterable[Baseline]) -> list[str]:
     """Returns a message for each closed model whose price is unknown, so that compare.budget_usd could not be kept. A
     stand-in on this machine needs no price."""
     return [
         f"compare.baselines: the price of {one.called} is unknown, so compare.budget_usd could not be kept; give it "
         "price: {input_usd_per_million: ..., output_usd_per_million: ...}"
         for one in baselines
-        if not one.loopback and of(one) is None
+        if not one.loopback and lookup_price(one) is None
     ]
 
 
-def given(price: Price) -> Priced:
+def price_from_recipe(price: Price) -> TokenPrice:
     """Returns the price that a recipe gives. A batch saves the same share of everything."""
     left, cached = 1 - price.batch_discount, price.cached_input_usd_per_million
     batch = price.batch_discount > 0
-    return Priced(
+    return TokenPrice(
         input_usd_per_million=price.input_usd_per_million,
         output_usd_per_million=price.output_usd_per_million,
         cached_input_usd_per_million=cached,
@@ -147,7 +153,9 @@ def given(price: Price) -> Priced:
     )
 
 
-def listed(model: str, where: Mapping[str, str], at: datetime | None = None, writes: bool = True) -> Priced | None:
+def price_from_list(
+    model: str, where: Mapping[str, str], at: datetime | None = None, writes: bool = True
+) -> TokenPrice | None:
     """Returns the price as genai-prices lists it, None where it does not. Where it changes with the time of day: that
     of the dearest hour, because a budget must hold at any. `writes`: whether the model writes; one that decides is
     listed without a price of output, which it has none of."""
@@ -162,7 +170,7 @@ def listed(model: str, where: Mapping[str, str], at: datetime | None = None, wri
     if found.model_price.input_mtok is None or (writes and found.model_price.output_mtok is None):
         return None
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    day = {_all_lengths(found, midnight + timedelta(minutes=minutes)) for minutes in range(0, 24 * 60, 30)}
+    day = {_build_price(found, midnight + timedelta(minutes=minutes)) for minutes in range(0, 24 * 60, 30)}
     dearest = max(day, key=lambda one: one.input_usd_per_million + one.output_usd_per_million)
     note = f"{found.provider.id}/{found.model.id} on {now:%Y-%m-%d}"
     if found.model_price.output_mtok is None:
@@ -178,21 +186,21 @@ def listed(model: str, where: Mapping[str, str], at: datetime | None = None, wri
     return replace(dearest, note=note)
 
 
-def _all_lengths(found: Any, moment: datetime) -> Priced:
+def _build_price(found: Any, moment: datetime) -> TokenPrice:
     """Returns the price of the shortest prompts, with those of longer ones behind it."""
     from genai_prices.types import TieredPrices
 
     prices = [one for one in vars(found.model.get_prices(moment)).values() if isinstance(one, TieredPrices)]
-    return _from(found, moment, sorted({0, *(tier.start for one in prices for tier in one.tiers)}))
+    return _build_tiers(found, moment, sorted({0, *(tier.start for one in prices for tier in one.tiers)}))
 
 
-def _from(found: Any, moment: datetime, starts: Sequence[int]) -> Priced:
+def _build_tiers(found: Any, moment: datetime, starts: Sequence[int]) -> TokenPrice:
     start, *later = starts
-    beyond = _from(found, moment, later) if later else None
-    return _one_length(found, moment, start + 1, later[0] if later else None, beyond)
+    beyond = _build_tiers(found, moment, later) if later else None
+    return _build_tier(found, moment, start + 1, later[0] if later else None, beyond)
 
 
-def _one_length(found: Any, moment: datetime, tokens: int, end: int | None, beyond: Priced | None) -> Priced:
+def _build_tier(found: Any, moment: datetime, tokens: int, end: int | None, beyond: TokenPrice | None) -> TokenPrice:
     """Returns the price of prompts of so many tokens. What is asked for is a request of just that length, because the
     list charges a whole request by the length of its prompt: a million tokens would have the price of long ones."""
     from genai_prices import Usage as Asked
@@ -206,12 +214,12 @@ def _one_length(found: Any, moment: datetime, tokens: int, end: int | None, beyo
     def million(price: Any) -> float:
         return float(price * MILLION / tokens)
 
-    plain, batch = asked(None, output_tokens=1), asked(BATCH, output_tokens=1)
+    plain, batch = asked(None, output_tokens=1), asked(BATCH_CONTEXT, output_tokens=1)
     cached, written = asked(None, cache_read_tokens=tokens), asked(None, cache_write_tokens=tokens)
     # A model that the provider does not serve in batches is listed with the same price.
     has_cache, has_batch = plain.model_price.cache_read_mtok is not None, batch.model_price != plain.model_price
-    cached_in_batch = asked(BATCH, cache_read_tokens=tokens) if has_cache and has_batch else None
-    return Priced(
+    cached_in_batch = asked(BATCH_CONTEXT, cache_read_tokens=tokens) if has_cache and has_batch else None
+    return TokenPrice(
         input_usd_per_million=million(plain.input_price),
         output_usd_per_million=float(plain.output_price * MILLION),
         cached_input_usd_per_million=million(cached.input_price) if has_cache else None,

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
-BUSY = (429, 503, 529)
+RATE_LIMIT_STATUS = (429, 503, 529)
 # (how much is left, when it is as much as ever again)
-LIMITS = [
+LIMIT_HEADERS = [
     *((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens")),
     *(
         (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset")
@@ -27,13 +27,13 @@ LIMITS = [
     ),
 ]
 # As Go writes durations, and OpenAI in its headers: 1s, 6m0s, 120ms, 1h2m3.5s.
-UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-_STEP = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
+UNIT_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
 # A bare number this large is a point in time, not a wait.
-_POINT_IN_TIME = 1e8
+_MIN_TIMESTAMP = 1e8
 
 
-class Pace:
+class RateLimiter:
     """Who may ask a backend, and when: one for all requests to it, in one event loop."""
 
     def __init__(self, most_at_once: int, longest_wait_seconds: float) -> None:
@@ -69,10 +69,10 @@ class Pace:
 
     def heard(self, status: int, headers: Mapping[str, str]) -> None:
         """Takes the status and the headers of an answer, whatever request it is to."""
-        asked = retry_after_seconds(headers) if status in BUSY else None
+        asked = retry_after_seconds(headers) if status in RATE_LIMIT_STATUS else None
         if asked is None:
             # A used-up limit is a hint and no refusal: what it says is waited for as long as one is willing to.
-            asked = min(exhausted_seconds(headers), self.longest_wait_seconds)
+            asked = min(seconds_until_available(headers), self.longest_wait_seconds)
         if asked > 0:
             self._held_until = max(self._held_until, time.monotonic() + asked)
 
@@ -101,32 +101,32 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def exhausted_seconds(headers: Mapping[str, str]) -> float:
+def seconds_until_available(headers: Mapping[str, str]) -> float:
     """Returns for how long nothing is left of some limit; 0 where something is left of each, or none is told."""
     waits = [0.0]
-    for remaining, reset in LIMITS:
+    for remaining, reset in LIMIT_HEADERS:
         try:
             if float(headers[remaining]) <= 0:
-                waits.append(reset_seconds(headers[reset], headers.get("date")))
+                waits.append(parse_reset_seconds(headers[reset], headers.get("date")))
         except (KeyError, ValueError):
             continue
     return max(waits)
 
 
-def reset_seconds(told: str, date: str | None = None) -> float:
+def parse_reset_seconds(told: str, date: str | None = None) -> float:
     """Returns in how many seconds a limit is reset: told as a duration (6m0s), in seconds, or as a point in time.
     `date`: the time by the server's own clock, from which points in time are counted. Raises ValueError for others."""
-    steps = _STEP.findall(told)
+    steps = _DURATION_PART.findall(told)
     if steps and "".join(number + unit for number, unit in steps) == told:
-        return sum(float(number) * UNITS[unit] for number, unit in steps)
+        return sum(float(number) * UNIT_SECONDS[unit] for number, unit in steps)
     try:
         seconds = float(told)
     except ValueError:
         seconds = datetime.fromisoformat(told).timestamp()
-    return max(0.0, seconds - _clock(date) if seconds > _POINT_IN_TIME else seconds)
+    return max(0.0, seconds - _parse_server_time(date) if seconds > _MIN_TIMESTAMP else seconds)
 
 
-def _clock(date: str | None) -> float:
+def _parse_server_time(date: str | None) -> float:
     try:
         return parsedate_to_datetime(date).timestamp() if date else time.time()
     except ValueError:

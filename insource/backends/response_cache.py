@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from insource.backends import attempt_log
-from insource.backends.types import Received, Request, Usage
+from insource.backends.types import Completion, Request, Usage
 from insource.config.errors import StageError
 
 
 @dataclass(frozen=True)
-class Question:
+class RowRequest:
     """What one system is asked of one row."""
 
     id: str
@@ -40,7 +40,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class CachedResponse:
     """What became of a question: a line of the journal."""
 
     key: str
@@ -77,18 +77,18 @@ class Answered:
     """Whether it was not asked for here: an earlier invocation was, or another row with the same request."""
 
 
-class Journal:
+class ResponseCache:
     """An open journal: its lines by key, the last of each, and where to append."""
 
-    def __init__(self, path: Path, file: BinaryIO, rows: dict[str, Answered]) -> None:
+    def __init__(self, path: Path, file: BinaryIO, rows: dict[str, CachedResponse]) -> None:
         self.path = path
-        self.rows: Mapping[str, Answered] = rows
+        self.rows: Mapping[str, CachedResponse] = rows
         self._file = file
         self._rows = rows
 
-    def append(self, rows: Sequence[Answered]) -> None:
+    def append(self, rows: Sequence[CachedResponse]) -> None:
         """Writes lines and flushes them to disk. Raises StageError where they cannot be written."""
-        lines = "".join(line_of(row) for row in rows)
+        lines = "".join(to_json_line(row) for row in rows)
         try:
             left = memoryview(lines.encode("utf-8", "surrogatepass"))
             while left:
@@ -100,7 +100,7 @@ class Journal:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Journal]:
+def open_cache(path: Path) -> Iterator[ResponseCache]:
     """Yields a journal that this process alone writes to; the lock goes with the process, however that ends.
 
     Raises StageError where another process holds it, and for a broken line that is not the last.
@@ -114,53 +114,53 @@ def opened(path: Path) -> Iterator[Journal]:
             raise StageError(f"{path} is being written by another process; wait for it, or end it") from None
         file.seek(0)
         data = file.read()
-        rows, whole = _read(data, path)
+        rows, whole = _parse_lines(data, path)
         if whole < len(data):
             print(f"{path}: cut off a torn last line of {len(data) - whole} bytes", file=sys.stderr)
             file.truncate(whole)
         elif whole > len(data):
             # All of it was written but the end of the line.
             file.write(b"\n")
-        yield Journal(path, file, {row.key: row for row in rows})
+        yield ResponseCache(path, file, {row.key: row for row in rows})
 
 
-def read(path: Path) -> list[Answered]:
+def read_responses(path: Path) -> list[CachedResponse]:
     """Returns the lines of a journal that may be open elsewhere, in order; none where there is no file. What attempts
     can have cost whose answer is not known stands in `unsure_usd`, of a line without an answer where there is none."""
-    rows = _read(path.read_bytes(), path)[0] if path.is_file() else []
+    rows = _parse_lines(path.read_bytes(), path)[0] if path.is_file() else []
     last = {row.key: at for at, row in enumerate(rows)}
-    for key, usd in attempt_log.unsettled_usd(path).items():
+    for key, usd in attempt_log.read_unsettled_usd(path).items():
         if (at := last.get(key)) is not None:
             rows[at] = replace(rows[at], unsure_usd=rows[at].unsure_usd + usd)
         else:
-            rows.append(_unanswered(key, usd))
+            rows.append(_make_unanswered_response(key, usd))
     return rows
 
 
-def batch_file(path: Path) -> Path:
+def batch_file_path(path: Path) -> Path:
     """Returns the file that names the batch which is on its way to a journal
     (insource/backends/batch_collection.py)."""
     return path.with_suffix(".batch.json")
 
 
-def spent_usd(path: Path) -> float:
+def sum_cost_usd(path: Path) -> float:
     """Returns what all lines of a journal cost, or may have cost."""
-    return sum((row.usd or 0.0) + row.unsure_usd for row in read(path))
+    return sum((row.usd or 0.0) + row.unsure_usd for row in read_responses(path))
 
 
-def key_of(identity: Any, body: Mapping[str, Any], repeat: int) -> str:
+def compute_cache_key(identity: Any, body: Mapping[str, Any], repeat: int) -> str:
     """Returns the hash by which an answer is found again: 64 hex digits, also the custom id in a batch. `identity`: any
     JSON that says who answers."""
     told = json.dumps([identity, body, repeat], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def row_of(
+def make_cached_response(
     key: str,
     row_id: str,
     repeat: int,
     request_sha256: str,
-    received: Received | None,
+    received: Completion | None,
     *,
     asked: str,
     error: str | None = None,
@@ -171,10 +171,10 @@ def row_of(
     refused: bool = False,
     latency_seconds: float | None = None,
     attempt_latencies_seconds: tuple[float, ...] = (),
-) -> Answered:
+) -> CachedResponse:
     """Returns the line of the journal for what became of a question about a row."""
     usage = received.usage if received else Usage()
-    return Answered(
+    return CachedResponse(
         key=key,
         id=row_id,
         repeat=repeat,
@@ -201,19 +201,19 @@ def row_of(
     )
 
 
-def line_of(row: Answered) -> str:
+def to_json_line(row: CachedResponse) -> str:
     """Returns an answer as its line."""
     told = {name: value for name, value in asdict(row).items() if name != "reused"}
     return json.dumps(told, ensure_ascii=False) + "\n"
 
 
-def _unanswered(key: str, usd: float) -> Answered:
+def _make_unanswered_response(key: str, usd: float) -> CachedResponse:
     """A question that was sent, and of which nothing is known."""
     error = "the process that asked ended before an answer was written down"
-    return row_of(key, key, 0, "", None, asked="", error=error, final=False, unsure_usd=usd)
+    return make_cached_response(key, key, 0, "", None, asked="", error=error, final=False, unsure_usd=usd)
 
 
-def _read(data: bytes, path: Path) -> tuple[list[Answered], int]:
+def _parse_lines(data: bytes, path: Path) -> tuple[list[CachedResponse], int]:
     """Returns the lines, and how many bytes they take with the end of the last one."""
     lines = data.split(b"\n")
     if not lines[-1]:
@@ -221,7 +221,7 @@ def _read(data: bytes, path: Path) -> tuple[list[Answered], int]:
     rows, whole = [], 0
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(_row(json.loads(line)))
+            rows.append(_parse_response(json.loads(line)))
         except (ValueError, TypeError, RecursionError) as error:
             if number == len(lines):
                 break
@@ -234,10 +234,10 @@ def _read(data: bytes, path: Path) -> tuple[list[Answered], int]:
     return rows, whole
 
 
-def _row(told: Any) -> Answered:
+def _parse_response(told: Any) -> CachedResponse:
     """Raises TypeError where it is no row."""
     if not isinstance(told, dict) or not {"key", "id", "repeat", "final"} <= told.keys():
         raise TypeError("it lacks what an answer has")
-    known = {one.name for one in fields(Answered)}
+    known = {one.name for one in fields(CachedResponse)}
     row = {name: value for name, value in told.items() if name in known}
-    return Answered(**{**row, "attempt_latencies_seconds": tuple(row.get("attempt_latencies_seconds", ()))})
+    return CachedResponse(**{**row, "attempt_latencies_seconds": tuple(row.get("attempt_latencies_seconds", ()))})

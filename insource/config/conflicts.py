@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from insource.config.schema import json_schema_subset
-from insource.config.schema.optimizers import of_bitsandbytes
+from insource.config.schema.optimizers import uses_bitsandbytes
 from insource.config.schema.train import Train
 
 if TYPE_CHECKING:
     from insource.config.recipe import Recipe
     from insource.config.schema.compare import Baseline
 
-Found = Iterator[tuple[tuple[str, ...], str]]
+Mistakes = Iterator[tuple[tuple[str, ...], str]]
 
 # The headline figures of each kind of task, the one that chooses a checkpoint first, and that decides where the plan
 # names none; tasks/ computes them.
@@ -34,13 +34,13 @@ METRICS = {
 ROW_METRICS = {kind: names[0] for kind, names in METRICS.items()} | {"multilabel": "exact_match"}
 
 
-def find(recipe: "Recipe") -> list[tuple[tuple[str, ...], str]]:
+def find_conflicts(recipe: "Recipe") -> list[tuple[tuple[str, ...], str]]:
     """Returns (key, what would do) for all of them."""
-    checks = (_with_task, _with_formats, _with_plan, _with_route, _with_hardware, _with_adapter)
+    checks = (_check_task, _check_formats, _check_plan, _check_route, _check_hardware, _check_adapter)
     return [clash for check in checks for clash in check(recipe)]
 
 
-def filled_in(recipe: "Recipe") -> dict[str, Any]:
+def fill_derived_values(recipe: "Recipe") -> dict[str, Any]:
     """Returns the sections that leave something to other sections, with that filled in."""
     train, serve = recipe.train, recipe.serve
     changes: dict[str, Any] = {}
@@ -61,7 +61,7 @@ def filled_in(recipe: "Recipe") -> dict[str, Any]:
     return changes
 
 
-def _with_task(recipe: "Recipe") -> Found:
+def _check_task(recipe: "Recipe") -> Mistakes:
     task, train = recipe.task, recipe.train
     if recipe.data.rare_labels is not None and (task.kind != "classification" or task.labels != "auto"):
         yield (
@@ -88,7 +88,7 @@ def _with_task(recipe: "Recipe") -> Found:
     elif columns.targets is not None and (columns.target is not None or columns.messages is not None):
         other = "target" if columns.target is not None else "messages"
         yield ("data", "columns", "targets"), f"and data.columns.{other} both name the answer; keep one"
-    yield from _with_slots(recipe)
+    yield from _check_slots(recipe)
     if task.variant == "multilabel":
         for key in ("class_weight", "balanced_sampling"):
             if getattr(train, key):
@@ -105,11 +105,11 @@ def _with_task(recipe: "Recipe") -> Found:
         yield ("train", "beta"), f"belongs to preference tuning, and kind is {task.kind}; leave it out"
     metrics = METRICS[task.variant]
     if train.metric_for_best_model is not None and train.metric_for_best_model not in metrics:
-        told = f"given {train.metric_for_best_model!r}, allowed for {_of(recipe)}: {', '.join(metrics)}"
+        told = f"given {train.metric_for_best_model!r}, allowed for {_describe_kind(recipe)}: {', '.join(metrics)}"
         yield ("train", "metric_for_best_model"), told
 
 
-def _with_slots(recipe: "Recipe") -> Found:
+def _check_slots(recipe: "Recipe") -> Mistakes:
     columns = recipe.data.columns
     given = [name for name in ("slots", "tags") if getattr(columns, name) is not None]
     others = [name for name in ("target", "targets", "messages") if getattr(columns, name) is not None]
@@ -123,29 +123,32 @@ def _with_slots(recipe: "Recipe") -> Found:
             yield key, f"tells places in one text, and data.columns.text names {len(columns.texts)} columns; name one"
 
 
-def _with_formats(recipe: "Recipe") -> Found:
+def _check_formats(recipe: "Recipe") -> Mistakes:
     formats, time = recipe.data.formats, recipe.data.split.time
-    fields = dict(json_schema_subset.values(recipe.task.json_schema)) if recipe.task.json_schema else {}
+    fields = dict(json_schema_subset.iterate_values(recipe.task.json_schema)) if recipe.task.json_schema else {}
     if formats.decimal is not None and recipe.task.kind != "extraction":
         yield ("data", "formats", "decimal"), f"is for fields that are numbers, and kind is {recipe.task.kind}"
     for name in formats.dates:
         if name != time and fields.get(name) != "string":
-            yield ("data", "formats", "dates", name), f"is neither data.split.time nor a field of text{_are(fields)}"
+            yield (
+                ("data", "formats", "dates", name),
+                f"is neither data.split.time nor a field of text{_list_fields(fields)}",
+            )
     for name, currency in formats.amounts.items():
         if fields.get(name) not in ("number", "integer"):
-            yield ("data", "formats", "amounts", name), f"is no field of a number{_are(fields)}"
+            yield ("data", "formats", "amounts", name), f"is no field of a number{_list_fields(fields)}"
         elif currency is not None and fields.get(f"{name.rpartition('.')[0]}.{currency}".lstrip(".")) != "string":
-            yield ("data", "formats", "amounts", name), f"{currency!r} is no field of text{_are(fields)}"
+            yield ("data", "formats", "amounts", name), f"{currency!r} is no field of text{_list_fields(fields)}"
 
 
-def _are(fields: dict[str, str]) -> str:
+def _list_fields(fields: dict[str, str]) -> str:
     return f"; there are {', '.join(fields)}" if fields else ""
 
 
-def _with_plan(recipe: "Recipe") -> Found:
+def _check_plan(recipe: "Recipe") -> Mistakes:
     primary, metrics = recipe.compare.primary, METRICS[recipe.task.variant]
     if primary is not None and "metric" in primary.model_fields_set and primary.metric not in metrics:
-        told = f"given {primary.metric!r}, allowed for {_of(recipe)}: {', '.join(metrics)}"
+        told = f"given {primary.metric!r}, allowed for {_describe_kind(recipe)}: {', '.join(metrics)}"
         yield ("compare", "primary", "metric"), told
     named, names = recipe.route.not_worse_than, [one.called for one in recipe.compare.baselines]
     if named is not None and named not in names:
@@ -155,13 +158,15 @@ def _with_plan(recipe: "Recipe") -> Found:
         yield ("route", "not_worse_than"), "closed models are not asked for preferences; leave it out"
     for at, baseline in enumerate(recipe.compare.baselines):
         if baseline.decides and recipe.task.variant != "classification":
-            told = f"given {baseline.api}, which chooses one of the labels, and this is {_of(recipe)}; set chat"
+            told = (
+                f"given {baseline.api}, which chooses one of the labels, and this is {_describe_kind(recipe)}; set chat"
+            )
             yield ("compare", "baselines", str(at), "api"), told
-        if wrong := _of_address(baseline, recipe.privacy.data_may_leave):
+        if wrong := _address_problem(baseline, recipe.privacy.data_may_leave):
             yield ("compare", "baselines", str(at), "base_url"), wrong
 
 
-def _with_route(recipe: "Recipe") -> Found:
+def _check_route(recipe: "Recipe") -> Mistakes:
     name = recipe.route.baseline
     if name is None:
         return
@@ -175,7 +180,7 @@ def _with_route(recipe: "Recipe") -> Found:
             yield ("route", "baseline"), f"{name} has several instructions; give it the one that was chosen"
 
 
-def _of_address(baseline: "Baseline", data_may_leave: bool) -> str | None:
+def _address_problem(baseline: "Baseline", data_may_leave: bool) -> str | None:
     """Returns what stands against the address of a baseline, without the address: it may hold a secret."""
     parts = urlsplit(baseline.base_url or "")
     if parts.username or parts.password or parts.query or parts.fragment:
@@ -185,12 +190,12 @@ def _of_address(baseline: "Baseline", data_may_leave: bool) -> str | None:
     return None
 
 
-def _of(recipe: "Recipe") -> str:
+def _describe_kind(recipe: "Recipe") -> str:
     several = " with several labels a row" if recipe.task.variant == "multilabel" else ""
     return f"kind {recipe.task.kind}{several}"
 
 
-def _with_hardware(recipe: "Recipe") -> Found:
+def _check_hardware(recipe: "Recipe") -> Mistakes:
     train, accelerate = recipe.train, recipe.accelerate
     if train.batch_size < accelerate.num_processes:
         told = f"{train.batch_size} examples cannot be dealt to {accelerate.num_processes} processes"
@@ -203,7 +208,7 @@ def _with_hardware(recipe: "Recipe") -> Found:
         )
         yield ("train", "optim"), f"{train.optim} pages between GPU and main memory; on a CPU set {plain}"
     if accelerate.distributed_type == "FSDP":
-        if of_bitsandbytes(train.optim):
+        if uses_bitsandbytes(train.optim):
             yield ("train", "optim"), f"{train.optim} of bitsandbytes takes no sharded tensors; set adamw_torch"
         if recipe.model.quantization == "int8":
             yield ("model", "quantization"), "int8 weights cannot be sharded; set nf4 or none"
@@ -212,7 +217,7 @@ def _with_hardware(recipe: "Recipe") -> Found:
             yield ("lora", "init_lora_weights"), f"{told}; set true, or HARDWARE=multi-gpu"
 
 
-def _with_adapter(recipe: "Recipe") -> Found:
+def _check_adapter(recipe: "Recipe") -> Mistakes:
     lora, quantization = recipe.lora, recipe.model.quantization
     key = ("lora", "init_lora_weights")
     if lora.init_lora_weights == "loftq" and quantization == "none":

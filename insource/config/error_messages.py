@@ -10,14 +10,14 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from insource.config.recipe import Recipe
-from insource.config.schema.lora import NOT_TAKEN as LORA_NOT_TAKEN
-from insource.config.schema.section import ClashError
-from insource.config.schema.train import NOT_TAKEN as TRAIN_NOT_TAKEN
+from insource.config.schema.lora import UNSUPPORTED_KEYS as LORA_NOT_TAKEN
+from insource.config.schema.section import ConflictError
+from insource.config.schema.train import UNSUPPORTED_KEYS as TRAIN_NOT_TAKEN
 
-Key = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 # Upstream's keys that a recipe has no use for, by section, with the reason.
-NOT_TAKEN = {
+UNSUPPORTED_KEYS = {
     "lora": LORA_NOT_TAKEN,
     "train": TRAIN_NOT_TAKEN,
     "export": {"replay_nf4": "the merged model is made of the base as quantization left it (serve.base: trained)"},
@@ -30,27 +30,27 @@ BOUNDS = {
     "less_than": "below {lt}",
     "less_than_equal": "at most {le}",
 }
-KINDS = {
+TYPE_LABELS = {
     "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number", "string_type": "text",
     "bool_type": "true or false", "list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping",
     "model_attributes_type": "a mapping", "finite_number": "a finite number",
 }  # fmt: skip
 
 
-def describe(error: ValidationError, values: dict[str, Any]) -> list[tuple[Key, str]]:
+def describe_errors(error: ValidationError, values: dict[str, Any]) -> list[tuple[KeyPath, str]]:
     """Returns (key, what is wrong) for each wrong key, the branches of a union told as one mistake."""
-    found: dict[Key, list[Any]] = {}
-    clashes: list[tuple[Key, str]] = []
+    found: dict[KeyPath, list[Any]] = {}
+    clashes: list[tuple[KeyPath, str]] = []
     for mistake in error.errors(include_url=False):
-        key, raised = _written_key(mistake, values), mistake.get("ctx", {}).get("error")
-        if isinstance(raised, ClashError):
+        key, raised = _recipe_key(mistake, values), mistake.get("ctx", {}).get("error")
+        if isinstance(raised, ConflictError):
             clashes += [((*key, *below), told) for below, told in raised.mistakes]
         else:
             found.setdefault(key, []).append(mistake)
-    return [(key, _tell(key, mistakes)) for key, mistakes in found.items()] + clashes
+    return [(key, _format_error(key, mistakes)) for key, mistakes in found.items()] + clashes
 
 
-def _written_key(mistake: Any, values: Any) -> Key:
+def _recipe_key(mistake: Any, values: Any) -> KeyPath:
     """The part of pydantic's location that stands in the recipe: without names of union branches."""
     key: list[str | int] = []
     for part in mistake["loc"]:
@@ -66,26 +66,28 @@ def _written_key(mistake: Any, values: Any) -> Key:
     return tuple(key)
 
 
-def _tell(key: Key, mistakes: list[Any]) -> str:
+def _format_error(key: KeyPath, mistakes: list[Any]) -> str:
     kinds = {mistake["type"] for mistake in mistakes}
     if "extra_forbidden" in kinds:
-        return _unknown(key)
+        return _describe_unknown_key(key)
     if kinds == {"missing"}:
         return MISSING
     if own := [mistake for mistake in mistakes if mistake["type"] == "value_error"]:
         return str(own[0]["ctx"]["error"])
     given = mistakes[0]["input"]
-    kinds_allowed = dict.fromkeys(_allowed(mistake) for mistake in mistakes)
+    kinds_allowed = dict.fromkeys(_describe_allowed(mistake) for mistake in mistakes)
     if "a number" in kinds_allowed:
         kinds_allowed.pop("a whole number", None)
     allowed = list(kinds_allowed)
     # A branch that fits the given type says more than "not a number" of the branches that do not.
     bounds = [
-        text for mistake, text in zip(mistakes, map(_allowed, mistakes), strict=True) if mistake["type"] in BOUNDS
+        text
+        for mistake, text in zip(mistakes, map(_describe_allowed, mistakes), strict=True)
+        if mistake["type"] in BOUNDS
     ]
     near = ""
     if isinstance(given, str):
-        names = [name for mistake in mistakes for name in _literals(mistake)]
+        names = [name for mistake in mistakes for name in _list_literals(mistake)]
         match = get_close_matches(given, names, 1)
         near = f"; did you mean {match[0]}?" if match else ""
     shown = (
@@ -95,7 +97,7 @@ def _tell(key: Key, mistakes: list[Any]) -> str:
     return f"given {shown}, allowed: {' or '.join(bounds or allowed)}{reason}{near}"
 
 
-def _allowed(mistake: Any) -> str:
+def _describe_allowed(mistake: Any) -> str:
     kind, context = mistake["type"], mistake.get("ctx", {})
     if kind in BOUNDS:
         return BOUNDS[kind].format(**context)
@@ -107,47 +109,47 @@ def _allowed(mistake: Any) -> str:
         return f"text of at least {context['min_length']} characters"
     if kind == "too_short":
         return f"at least {context['min_length']} entries"
-    return KINDS.get(kind) or str(mistake["msg"])
+    return TYPE_LABELS.get(kind) or str(mistake["msg"])
 
 
-def _literals(mistake: Any) -> list[str]:
+def _list_literals(mistake: Any) -> list[str]:
     if mistake["type"] != "literal_error":
         return []
     return [name.strip(" '") for name in str(mistake["ctx"]["expected"]).replace(" or ", ", ").split(",")]
 
 
-def _unknown(key: Key) -> str:
-    if reason := NOT_TAKEN.get(str(key[0]), {}).get(str(key[-1])) if len(key) == 2 else None:
+def _describe_unknown_key(key: KeyPath) -> str:
+    if reason := UNSUPPORTED_KEYS.get(str(key[0]), {}).get(str(key[-1])) if len(key) == 2 else None:
         return f"not taken: {reason}"
-    allowed = _keys_at(key[:-1])
+    allowed = _list_keys(key[:-1])
     near = get_close_matches(str(key[-1]), allowed, 1)
     if near:
         return f"unknown key; did you mean {near[0]}?"
-    elsewhere = [dotted for dotted in _dotted(Recipe) if dotted.split(".")[-1] == key[-1]]
+    elsewhere = [dotted for dotted in _list_dotted_keys(Recipe) if dotted.split(".")[-1] == key[-1]]
     if elsewhere:
         return f"unknown key here; it belongs at {' or '.join(elsewhere)}"
     return f"unknown key; allowed here: {', '.join(allowed)}"
 
 
-def _keys_at(key: Key) -> list[str]:
+def _list_keys(key: KeyPath) -> list[str]:
     """The keys that the schema knows at this place."""
     sections: list[type[BaseModel]] = [Recipe]
     for part in key:
         fields = [section.model_fields[part].annotation for section in sections if part in section.model_fields]
-        sections = [found for annotation in fields for found in _sections(annotation)] or sections
+        sections = [found for annotation in fields for found in _find_sections(annotation)] or sections
     return sorted({name for section in sections for name in section.model_fields})
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def _find_sections(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for argument in get_args(annotation) for found in _sections(argument)]
+    return [found for argument in get_args(annotation) for found in _find_sections(argument)]
 
 
-def _dotted(section: type[BaseModel], above: str = "") -> list[str]:
+def _list_dotted_keys(section: type[BaseModel], above: str = "") -> list[str]:
     names = []
     for name, field in section.model_fields.items():
         names.append(above + name)
-        for below in _sections(field.annotation):
-            names += _dotted(below, f"{above}{name}.")
+        for below in _find_sections(field.annotation):
+            names += _list_dotted_keys(below, f"{above}{name}.")
     return names

@@ -9,27 +9,27 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[2] / "recipes" / "hardware"
+HARDWARE_DIR = Path(__file__).parents[2] / "recipes" / "hardware"
 # A file beside the others that is for another program.
-NO_HARDWARE = {"skypilot"}
+NOT_HARDWARE_FILES = {"skypilot"}
 # Of PyTorch's CUDA 13 build, which requirements/gpu.txt has.
-LEAST_DRIVER = 580
-_DRIVER = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-PACKAGES = "apt install build-essential python3-dev python3-venv (Debian, Ubuntu)"
+MIN_DRIVER_VERSION = 580
+_DRIVER_QUERY = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+COMPILER_INSTALL_COMMAND = "apt install build-essential python3-dev python3-venv (Debian, Ubuntu)"
 # (what a machine is, model.base): the file with the settings of that base.
-OF_BASE = {("cpu", "smollm2"): "cpu-smollm2"}
+BASE_HARDWARE = {("cpu", "smollm2"): "cpu-smollm2"}
 
 # Values of ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA that leave bfloat16 to float32's instructions.
-OLDER_ATEN = {"default", "avx2"}
-OLDER_ONEDNN = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
+ATEN_WITHOUT_BFLOAT16 = {"default", "avx2"}
+ONEDNN_WITHOUT_BFLOAT16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
 
 
-def names() -> list[str]:
+def list_names() -> list[str]:
     """Returns the names that HARDWARE takes."""
-    return sorted({path.stem for path in FOLDER.glob("*.yaml")} - NO_HARDWARE)
+    return sorted({path.stem for path in HARDWARE_DIR.glob("*.yaml")} - NOT_HARDWARE_FILES)
 
 
-def gpus() -> list[str]:
+def list_gpus() -> list[str]:
     """Returns one line for each GPU that the driver shows, such as "NVIDIA H200, 143771 MiB"."""
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -42,14 +42,14 @@ def gpus() -> list[str]:
     return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
 
 
-def gpu_count() -> int:
+def count_gpus() -> int:
     """Returns how many GPUs a process may use here: all that there are, or those that CUDA_VISIBLE_DEVICES names."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     named = len([one for one in visible.split(",") if one.strip() not in ("", "-1")]) if visible is not None else None
-    return len(gpus()) if named is None else min(named, len(gpus()))
+    return len(list_gpus()) if named is None else min(named, len(list_gpus()))
 
 
-def cpu_flags() -> set[str]:
+def read_cpu_flags() -> set[str]:
     """Returns the instruction sets of the processor, as Linux names them."""
     return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
 
@@ -59,18 +59,18 @@ def cpu_has_bfloat16() -> bool:
 
     The variables that have PyTorch and oneDNN compute as an older processor does are heeded.
     """
-    if os.environ.get("ATEN_CPU_CAPABILITY", "avx512").lower() in OLDER_ATEN:
+    if os.environ.get("ATEN_CPU_CAPABILITY", "avx512").lower() in ATEN_WITHOUT_BFLOAT16:
         return False
     asked = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
-    if asked.upper() in OLDER_ONEDNN:
+    if asked.upper() in ONEDNN_WITHOUT_BFLOAT16:
         return False
-    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+    return bool({"avx512_bf16", "amx_bf16"} & read_cpu_flags())
 
 
-def driver() -> str | None:
+def read_driver_version() -> str | None:
     """Returns the version of NVIDIA's driver, None where nvidia-smi does not tell it."""
     try:
-        answer = subprocess.run(_DRIVER, capture_output=True, text=True, timeout=20, check=False)
+        answer = subprocess.run(_DRIVER_QUERY, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return next(iter(answer.stdout.split()), None) if answer.returncode == 0 else None
@@ -78,10 +78,12 @@ def driver() -> str | None:
 
 def driver_problem() -> str | None:
     """Returns what stands against the driver here, None where it is new enough or nobody can tell."""
-    found = driver()
-    if found is None or not found[0].isdigit() or int(found.partition(".")[0]) >= LEAST_DRIVER:
+    found = read_driver_version()
+    if found is None or not found[0].isdigit() or int(found.partition(".")[0]) >= MIN_DRIVER_VERSION:
         return None
-    return f"NVIDIA's driver is {found}, and the locked PyTorch (CUDA 13) needs {LEAST_DRIVER} or newer: update it"
+    return (
+        f"NVIDIA's driver is {found}, and the locked PyTorch (CUDA 13) needs {MIN_DRIVER_VERSION} or newer: update it"
+    )
 
 
 def compiler_problem() -> str | None:
@@ -93,26 +95,29 @@ def compiler_problem() -> str | None:
     missing = ([] if compiler else ["no C compiler (gcc, clang)"]) + ([] if header.exists() else [f"no {header}"])
     if not missing:
         return None
-    return f"PyTorch and vLLM compile kernels for a GPU (Triton), and there is {' and '.join(missing)}: {PACKAGES}"
+    return (
+        f"PyTorch and vLLM compile kernels for a GPU (Triton), and there is {' and '.join(missing)}: "
+        f"{COMPILER_INSTALL_COMMAND}"
+    )
 
 
-def on_cpu(name: str) -> bool:
+def uses_cpu(name: str) -> bool:
     """Returns whether a hardware file computes on CPUs; one that is not here is taken for a GPU's."""
-    path = FOLDER / f"{name}.yaml"
+    path = HARDWARE_DIR / f"{name}.yaml"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return any("use_cpu: true" in line.partition("#")[0] for line in lines)
 
 
-def for_base(name: str, reason: str, base: object) -> tuple[str, str]:
+def select_for_base(name: str, reason: str, base: object) -> tuple[str, str]:
     """Returns the hardware file and why it is the one, where this base is asked for: another one than is named where
     the base has settings of its own."""
-    other = next((file for (machine, known), file in OF_BASE.items() if (machine, known) == (name, base)), None)
+    other = next((file for (machine, known), file in BASE_HARDWARE.items() if (machine, known) == (name, base)), None)
     return (other, f"{name}, with the settings of model.base {base}") if other else (name, reason)
 
 
 def detect() -> tuple[str, str]:
     """Returns the hardware file for this machine and why it is the one."""
-    found = gpus()
+    found = list_gpus()
     if not found:
         return "cpu", "this machine shows no GPU"
     if len(found) == 1:

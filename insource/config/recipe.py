@@ -18,7 +18,7 @@ from insource.config import conflicts
 from insource.config.schema.compare import Compare
 from insource.config.schema.data import Data, Privacy, Task
 from insource.config.schema.lora import Lora
-from insource.config.schema.section import ClashError, Section
+from insource.config.schema.section import ConflictError, Section
 from insource.config.schema.serving_and_cost import Cost, Decide, Export, Route, Serve, Tracking
 from insource.config.schema.train import Accelerate, Model, Train
 
@@ -44,9 +44,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _goes_together(self, info: ValidationInfo) -> Self:
         # The recipe of a run was checked when the run was made, by the rules of then.
-        if not (info.context or {}).get("of_run") and (found := conflicts.find(self)):
-            raise ClashError(found)
-        changes = conflicts.filled_in(self)
+        if not (info.context or {}).get("of_run") and (found := conflicts.find_conflicts(self)):
+            raise ConflictError(found)
+        changes = conflicts.fill_derived_values(self)
         return self.model_copy(update=changes) if changes else self
 
     @field_validator("data")
@@ -61,14 +61,14 @@ class Recipe(Section):
         return self.model_copy(update={"model": self.model.model_copy(update=changes)})
 
 
-def json_schema() -> dict[str, Any]:
+def make_json_schema() -> dict[str, Any]:
     """Returns the JSON Schema of a recipe file, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 
 
 def main() -> None:
     """Writes `.schema.json`, or with --check exits 1 where it is not what the code would write."""
-    path, text = Path(__file__).parents[2] / "recipes" / ".schema.json", json.dumps(json_schema(), indent=1) + "\n"
+    path, text = Path(__file__).parents[2] / "recipes" / ".schema.json", json.dumps(make_json_schema(), indent=1) + "\n"
     if "--check" not in sys.argv[1:]:
         path.write_text(text, encoding="utf-8")
     elif not path.exists() or path.read_text(encoding="utf-8") != text:

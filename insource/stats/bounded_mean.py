@@ -14,21 +14,21 @@ often than alpha is proven in special cases only; bench.parity_check computes it
 import numpy as np
 
 from insource.stats.metric_stats import Array
-from insource.stats.resampling import chunks
+from insource.stats.resampling import iter_chunks
 
 DRAWS = 10_000
 # Nodes of the integral over the discordant weight: twenty times as many move no end by more than 1e-5.
 NODES = 2_000
 
 
-def share_interval(only_a: int, only_b: int, n: int, alpha: float) -> tuple[float, float]:
+def proportion_interval(only_a: int, only_b: int, n: int, alpha: float) -> tuple[float, float]:
     """Returns low and high of the difference of two shares of the same n rows.
 
     only_a, only_b: rows that only a, or only b, has right. Raises ValueError where they are not counts of n rows.
     """
     if min(only_a, only_b) < 0 or only_a + only_b > n or n < 1:
         raise ValueError(f"{only_a} and {only_b} discordant rows are not counts of {n} rows")
-    return _share_low(only_a, only_b, n, alpha / 2), 0.0 - _share_low(only_b, only_a, n, alpha / 2)
+    return _proportion_low(only_a, only_b, n, alpha / 2), 0.0 - _proportion_low(only_b, only_a, n, alpha / 2)
 
 
 def mean_interval(
@@ -42,7 +42,7 @@ def mean_interval(
         raise ValueError("an interval of bounded differences needs at least one, all from -1 to 1")
     values, counts = np.unique(differences, return_counts=True)
     low, high = np.empty(draws), np.empty(draws)
-    for some in chunks(draws, len(values)):
+    for some in iter_chunks(draws, len(values)):
         # Gamma variables divided by their sum are Dirichlet weights; equal differences share one.
         weights = rng.standard_gamma(counts, size=(some.stop - some.start, len(values)))
         extra = rng.standard_exponential(some.stop - some.start)
@@ -51,7 +51,7 @@ def mean_interval(
     return float(np.quantile(low, alpha / 2)), float(np.quantile(high, 1 - alpha / 2))
 
 
-def _share_low(only_a: int, only_b: int, n: int, tail: float) -> float:
+def _proportion_low(only_a: int, only_b: int, n: int, tail: float) -> float:
     """Returns the quantile of the weight of a's rows minus that of b's, b having one row more.
 
     The weight of both together and a's part of it are independent and beta distributed.

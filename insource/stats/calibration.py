@@ -14,7 +14,7 @@ import numpy as np
 from insource.stats.intervals import ALPHA, wilson
 
 # Probabilities are held this far from 0 and 1, where their logit has no end.
-NEAREST = 1e-9
+CLIP_EPSILON = 1e-9
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Platt:
 
 def logit(log_probability: float) -> float:
     """Returns log(p / (1 - p)) of a natural logarithm of p, at most as far out as NEAREST."""
-    held = min(max(log_probability, log(NEAREST)), -NEAREST)
+    held = min(max(log_probability, log(CLIP_EPSILON)), -CLIP_EPSILON)
     return held - log(-expm1(held))
 
 
-def fitted(log_probabilities: Sequence[float], right: Sequence[bool]) -> Platt | None:
+def fit_platt(log_probabilities: Sequence[float], right: Sequence[bool]) -> Platt | None:
     """Returns the scale on which these answers are as often right as it says; None where all are right or all wrong.
 
     scikit-learn's usual penalty (C=1) is kept: of some hundred rows it moves the scale little, and where right and

@@ -16,13 +16,13 @@ import numpy as np
 
 # Up to so many in both samples the null distribution of the largest difference is counted and not approximated, which
 # takes a second at 1,000.
-EXACT = 100
+MAX_EXACT_SAMPLE = 100
 # Cochran's rule: categories that are expected less often are put together.
-LEAST_EXPECTED = 5.0
+MIN_EXPECTED_COUNT = 5.0
 
 
 @dataclass(frozen=True)
-class Compared:
+class TwoSampleResult:
     """Two samples side by side."""
 
     distance: float
@@ -30,7 +30,7 @@ class Compared:
     p_value: float
 
 
-def largest_difference(before: Mapping[int, int], now: Mapping[int, int]) -> float:
+def ks_statistic(before: Mapping[int, int], now: Mapping[int, int]) -> float:
     """Returns the largest difference of two cumulative distributions, each given as {value: how often}; 0 where one of
     them is empty."""
     total_before, total_now = sum(before.values()), sum(now.values())
@@ -43,7 +43,7 @@ def largest_difference(before: Mapping[int, int], now: Mapping[int, int]) -> flo
     return most
 
 
-def distributions(before: Mapping[int, int], now: Mapping[int, int]) -> Compared:
+def ks_test(before: Mapping[int, int], now: Mapping[int, int]) -> TwoSampleResult:
     """Returns the two-sample test of Kolmogorov and Smirnov on values given as {value: how often}; equal values make it
     conservative. Raises ValueError where a sample is empty."""
     from scipy.stats import ks_2samp
@@ -51,8 +51,8 @@ def distributions(before: Mapping[int, int], now: Mapping[int, int]) -> Compared
     first, second = (np.repeat(sorted(one), [one[value] for value in sorted(one)]) for one in (before, now))
     if not len(first) or not len(second):
         raise ValueError("a sample is empty")
-    found = ks_2samp(first, second, method="exact" if max(len(first), len(second)) <= EXACT else "asymp")
-    return Compared(float(found.statistic), float(found.pvalue))
+    found = ks_2samp(first, second, method="exact" if max(len(first), len(second)) <= MAX_EXACT_SAMPLE else "asymp")
+    return TwoSampleResult(float(found.statistic), float(found.pvalue))
 
 
 def total_variation(before: Mapping[str, int], now: Mapping[str, int]) -> float:
@@ -63,7 +63,7 @@ def total_variation(before: Mapping[str, int], now: Mapping[str, int]) -> float:
     return sum(abs(before.get(one, 0) / total_before - now.get(one, 0) / total_now) for one in {*before, *now}) / 2
 
 
-def mixes(before: Mapping[str, int], now: Mapping[str, int]) -> Compared:
+def chi_square_test(before: Mapping[str, int], now: Mapping[str, int]) -> TwoSampleResult:
     """Returns Pearson's chi-square test of two mixes, given as {category: how often}. Categories that are expected
     fewer than 5 times in one of them are put together. Raises ValueError where a sample is empty."""
     from scipy.stats import chi2_contingency
@@ -73,17 +73,17 @@ def mixes(before: Mapping[str, int], now: Mapping[str, int]) -> Compared:
     sizes, total = table.sum(axis=1), table.sum()
     if not sizes.all():
         raise ValueError("a sample is empty")
-    rare = table.sum(axis=0) * sizes.min() / total < LEAST_EXPECTED
+    rare = table.sum(axis=0) * sizes.min() / total < MIN_EXPECTED_COUNT
     kept = np.column_stack([table[:, ~rare], table[:, rare].sum(axis=1)]) if rare.any() else table
     # Together they may still be few: then they join the most frequent one.
-    if rare.any() and kept.shape[1] > 1 and kept[:, -1].sum() * sizes.min() / total < LEAST_EXPECTED:
+    if rare.any() and kept.shape[1] > 1 and kept[:, -1].sum() * sizes.min() / total < MIN_EXPECTED_COUNT:
         kept[:, np.argmax(kept[:, :-1].sum(axis=0))] += kept[:, -1]
         kept = kept[:, :-1]
     p_value = float(chi2_contingency(kept, correction=False).pvalue) if kept.shape[1] > 1 else 1.0
-    return Compared(total_variation(before, now), p_value)
+    return TwoSampleResult(total_variation(before, now), p_value)
 
 
-def below(right: int, n: int, promised: float) -> float:
+def binomial_p_value(right: int, n: int, promised: float) -> float:
     """Returns the exact one-sided binomial p-value of so few of n being right where at least `promised` of them should
     be; 1 of none."""
     from scipy.stats import binom
@@ -91,7 +91,7 @@ def below(right: int, n: int, promised: float) -> float:
     return float(binom.cdf(right, n, promised)) if n else 1.0
 
 
-def most_changed(before: Mapping[str, int], now: Mapping[str, int]) -> tuple[str, float, float]:
+def find_largest_change(before: Mapping[str, int], now: Mapping[str, int]) -> tuple[str, float, float]:
     """Returns the category whose share changed most, with its two shares. Raises ValueError where a sample is empty."""
     total_before, total_now = sum(before.values()), sum(now.values())
     if not total_before or not total_now:

@@ -11,12 +11,12 @@ from math import sqrt
 
 import numpy as np
 
-from insource.stats.metric_stats import Array, Tally
-from insource.stats.resampling import Counts, bootstrapped, jackknifed, numbered, units_of
+from insource.stats.metric_stats import Array, MetricStats
+from insource.stats.resampling import Counts, bootstrap, group_units, index_clusters, jackknife
 
 ALPHA, RESAMPLES, SEED = 0.05, 2000, 17
 # Closer than this, two figures differ by rounding alone.
-SAME = 1e-12
+ATOL = 1e-12
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Interval:
     """Wilson | BCa bootstrap | BCa bootstrap by cluster | Wilson by cluster."""
 
 
-def of(
-    tally: Tally,
+def compute_interval(
+    tally: MetricStats,
     clusters: Sequence[str | None] | None = None,
     *,
     alpha: float = ALPHA,
@@ -46,18 +46,18 @@ def of(
     """
     if not tally.n:
         raise ValueError("a figure of no rows has no interval; leave it out")
-    value, numbers, share = tally.figure(), numbered(clusters, tally.n), tally.proportion
+    value, numbers, share = tally.figure(), index_clusters(clusters, tally.n), tally.proportion
     if share and numbers is None:
         return Interval(value, *wilson(value, tally.n, alpha), "Wilson")
-    units = units_of(tally.rows, numbers)
+    units = group_units(tally.rows, numbers)
     if share and value in (0, 1):
         return Interval(value, *wilson(value, units.n, alpha), "Wilson by cluster")
     method = "BCa bootstrap" if numbers is None else "BCa bootstrap by cluster"
     if len(units.counts) == 1:
         return Interval(value, value, value, method)
-    resampled = bootstrapped(units, tally.value, resamples, np.random.default_rng(seed))
-    left_out = jackknifed(units, tally.value)
-    return Interval(value, *bca(value, resampled, left_out, units.counts, quantile(alpha, units.n)), method)
+    resampled = bootstrap(units, tally.value, resamples, np.random.default_rng(seed))
+    left_out = jackknife(units, tally.value)
+    return Interval(value, *bca(value, resampled, left_out, units.counts, expanded_quantile(alpha, units.n)), method)
 
 
 def wilson(share: float, n: int, alpha: float) -> tuple[float, float]:
@@ -68,7 +68,7 @@ def wilson(share: float, n: int, alpha: float) -> tuple[float, float]:
     return max(0.0, min(float(low), share)), min(1.0, max(float(high), share))
 
 
-def quantile(alpha: float, units: int) -> float:
+def expanded_quantile(alpha: float, units: int) -> float:
     """Returns the normal quantile of the ends, which with few units is farther out than that of alpha / 2.
 
     Percentiles of resamples are too close by sqrt(1 - 1/units), and stand for a normal quantile where t's is due; this
@@ -87,7 +87,7 @@ def bca(value: float, resampled: Array, left_out: Array, counts: Counts, quantil
     """
     from scipy.special import ndtr, ndtri
 
-    same = SAME * max(1.0, abs(value))
+    same = ATOL * max(1.0, abs(value))
     if np.ptp(resampled) <= same:
         return value, value
     below = np.mean(resampled < value - same) + np.mean(np.abs(resampled - value) <= same) / 2
@@ -104,6 +104,6 @@ def acceleration(left_out: Array, counts: Counts) -> float:
     n = counts.sum()
     away = (counts @ left_out) / n - left_out
     squares = float(counts @ away**2)
-    if squares <= n * SAME**2:
+    if squares <= n * ATOL**2:
         return 0.0
     return float(counts @ away**3) / (6 * float(squares**1.5))

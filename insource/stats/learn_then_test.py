@@ -20,17 +20,17 @@ import numpy.typing as npt
 
 from insource.stats.metric_stats import Array
 
-MOST_THRESHOLDS = 100
+MAX_THRESHOLDS = 100
 POWER = 0.8
 # Nobody labels more than this.
-MOST_ROWS = 1_000_000
+MAX_ROWS = 1_000_000
 # Numbers of rows that are tried, each about a tenth larger than the last.
-LADDER = 100
+ROW_GRID_SIZE = 100
 # Fewer kept rows tell nothing of the rows that would be needed.
-LEAST_KEPT = 20
+MIN_KEPT_ROWS = 20
 # Share of misses that is given away to bound how often two systems differ (Berger and Boos 1994), and how many such
 # shares are tried.
-BETA, NODES = 1e-3, 17
+BETA, NUISANCE_GRID_SIZE = 1e-3, 17
 
 
 class Claim(Protocol):
@@ -89,7 +89,7 @@ class MeanAbove:
 
 
 @dataclass(frozen=True)
-class NotWorse:
+class NonInferior:
     """The kept answers are right at most `margin` less often than another system's answers to the same rows. Scores are
     differences: 1 where the first system alone is right, -1 where the other is, else 0."""
 
@@ -121,7 +121,7 @@ class NotWorse:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FixedSequenceResult:
     """A fixed sequence of thresholds, strict to loose, and how far it was passed."""
 
     thresholds: Sequence[float]
@@ -137,7 +137,7 @@ class Outcome:
         return passed - 1 if passed else None
 
 
-def grid(confidences: Sequence[float], most: int = MOST_THRESHOLDS) -> list[float]:
+def build_thresholds(confidences: Sequence[float], most: int = MAX_THRESHOLDS) -> list[float]:
     """Returns thresholds from strict to loose: confidences of (validation) rows, in equal steps of rows, and last 0,
     which keeps everything. Equal ones are one threshold."""
     known = np.asarray(confidences, dtype=np.float64)
@@ -147,12 +147,14 @@ def grid(confidences: Sequence[float], most: int = MOST_THRESHOLDS) -> list[floa
     return [float(one) for one in np.unique(np.append(steps, 0.0))[::-1]]
 
 
-def kept(confidences: Array, thresholds: Sequence[float]) -> npt.NDArray[np.int64]:
+def count_kept(confidences: Array, thresholds: Sequence[float]) -> npt.NDArray[np.int64]:
     """Returns how many rows each threshold keeps."""
     return len(confidences) - np.searchsorted(np.sort(confidences), np.asarray(thresholds), side="left")
 
 
-def begin(claim: Claim, thresholds: Sequence[float], confidences: Array, right: Array, rows: int, alpha: float) -> int:
+def find_start(
+    claim: Claim, thresholds: Sequence[float], confidences: Array, right: Array, rows: int, alpha: float
+) -> int:
     """Returns where the sequence begins, for so many calibration rows: at the threshold whose chance to pass is the
     best, by confidences and right answers of validation rows.
 
@@ -160,7 +162,7 @@ def begin(claim: Claim, thresholds: Sequence[float], confidences: Array, right: 
     """
     order = np.argsort(-confidences, kind="stable")
     hits = np.append(0.0, np.cumsum(right[order]))
-    counts = kept(confidences, thresholds)
+    counts = count_kept(confidences, thresholds)
     # With one row for and one against, so that the strictest rows do not look surer than they are.
     mean, deviation = claim.expected((hits[counts] + 1) / (counts + 2))
     expected_rows = rows * counts / max(1, len(confidences))
@@ -168,31 +170,33 @@ def begin(claim: Claim, thresholds: Sequence[float], confidences: Array, right: 
     return int(np.argmax(chance if chance.max() > 0 else expected_rows))
 
 
-def tested(claim: Claim, thresholds: Sequence[float], confidences: Array, scores: Array, alpha: float) -> Outcome:
+def run_fixed_sequence(
+    claim: Claim, thresholds: Sequence[float], confidences: Array, scores: Array, alpha: float
+) -> FixedSequenceResult:
     """Returns how far calibration rows pass a sequence of thresholds that does not depend on them."""
     order = np.argsort(-confidences, kind="stable")
     ordered, p_values = scores[order], []
-    for count in kept(confidences, thresholds):
+    for count in count_kept(confidences, thresholds):
         p_values.append(claim.p_value(ordered[:count]))
         if p_values[-1] > alpha:
             break
-    return Outcome(thresholds, p_values, alpha)
+    return FixedSequenceResult(thresholds, p_values, alpha)
 
 
-def rows_needed(
+def estimate_required_rows(
     claim: Claim, thresholds: Sequence[float], confidences: Array, scores: Array, alpha: float
 ) -> int | None:
     """Returns about how many calibration rows would show the claim for some threshold in four of five cases, if answers
     are as good as these; None where no threshold passes it in truth, so that no number of rows would."""
     ordered = scores[np.argsort(-confidences, kind="stable")]
-    counts = [int(count) for count in kept(confidences, thresholds) if count >= LEAST_KEPT]
+    counts = [int(count) for count in count_kept(confidences, thresholds) if count >= MIN_KEPT_ROWS]
     if not counts:
         return None
     mean, deviation = np.array([claim.spread(ordered[:count]) for count in counts]).T
     shares = np.array(counts) / len(confidences)
     # By the best of many thresholds it would look easier than it is: half a standard error is taken off.
     mean = mean - deviation / np.sqrt(counts) / 2
-    for rows in np.geomspace(claim.least_rows(alpha), MOST_ROWS, LADDER):
+    for rows in np.geomspace(claim.least_rows(alpha), MAX_ROWS, ROW_GRID_SIZE):
         if claim.chance(mean, deviation, rows * shares, alpha).max() >= POWER:
             return ceil(float(rows))
     return None
@@ -228,7 +232,7 @@ def difference_p_value(won: int, lost: int, n: int, margin: float) -> float:
     most = 1.0 if differing == n else float(betaincinv(differing + 1, n - differing, 1 - BETA))
     if most <= margin:
         return BETA
-    shares = np.linspace(margin, most, NODES)[:, None]
+    shares = np.linspace(margin, most, NUISANCE_GRID_SIZE)[:, None]
     # Counts of differing rows that practically never occur are left out, and added as if they spoke against it.
     low, high = int(binom.ppf(BETA * 1e-6, n, margin)), int(binom.isf(BETA * 1e-6, n, most))
     counts = np.arange(low, high + 1)[None, :]

@@ -20,7 +20,7 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Tally:
+class MetricStats:
     """A metric of n rows."""
 
     rows: Any
@@ -38,7 +38,7 @@ class Tally:
         """Returns whether the metric is a share: the mean of rows that are right (1) or wrong (0)."""
         return self.value is mean and not np.any(self.rows[:, 0] % 1) and float(np.max(self.rows, initial=0)) <= 1
 
-    def at(self, rows: Sequence[int]) -> "Tally":
+    def at(self, rows: Sequence[int]) -> "MetricStats":
         """Returns the same metric of some of the rows, by their numbers."""
         return replace(self, rows=self.rows[np.asarray(rows, dtype=np.int64)])
 
@@ -47,18 +47,18 @@ class Tally:
         return float(self.value(np.asarray(self.rows.sum(axis=0)).reshape(1, -1))[0])
 
 
-def of_scores(scores: Sequence[float]) -> Tally:
+def mean_metric(scores: Sequence[float]) -> MetricStats:
     """Returns the mean of one score a row; right and wrong are 1 and 0."""
     found = np.asarray(scores, dtype=np.float64)
-    return Tally(np.column_stack([found, np.ones_like(found)]), mean)
+    return MetricStats(np.column_stack([found, np.ones_like(found)]), mean)
 
 
-def of_parts(right: Sequence[float], said: Sequence[float], wanted: Sequence[float]) -> Tally:
+def micro_f1_metric(right: Sequence[float], said: Sequence[float], wanted: Sequence[float]) -> MetricStats:
     """Returns F1 over all that was said and wanted in all rows together (micro)."""
-    return Tally(np.column_stack([right, said, wanted]).astype(np.float64), micro_f1)
+    return MetricStats(np.column_stack([right, said, wanted]).astype(np.float64), micro_f1)
 
 
-def of_labels(targets: Sequence[int], given: Sequence[int], labels: int) -> Tally:
+def macro_f1_metric(targets: Sequence[int], given: Sequence[int], labels: int) -> MetricStats:
     """Returns macro-F1 over the labels that occur. Labels are numbers below `labels`; -1 is an answer that is none."""
     from scipy.sparse import csr_array
 
@@ -68,10 +68,12 @@ def of_labels(targets: Sequence[int], given: Sequence[int], labels: int) -> Tall
     at = np.concatenate([rows[hit], rows[some], rows])
     column = np.concatenate([wanted[hit], labels + said[some], 2 * labels + wanted])
     counts = csr_array((np.ones(len(at)), (at, column)), shape=(len(wanted), 3 * labels))
-    return Tally(counts, macro_f1)
+    return MetricStats(counts, macro_f1)
 
 
-def of_label_sets(targets: Sequence[AbstractSet[int]], given: Sequence[AbstractSet[int]], labels: int) -> Tally:
+def multilabel_macro_f1_metric(
+    targets: Sequence[AbstractSet[int]], given: Sequence[AbstractSet[int]], labels: int
+) -> MetricStats:
     """Returns macro-F1 over the labels that occur, where a row has a set of them. Labels are numbers below `labels`."""
     from scipy.sparse import csr_array
 
@@ -84,7 +86,7 @@ def of_label_sets(targets: Sequence[AbstractSet[int]], given: Sequence[AbstractS
     ]
     at = np.array(cells, dtype=np.int64).reshape(-1, 2)
     counts = csr_array((np.ones(len(at)), (at[:, 0], at[:, 1])), shape=(len(targets), 3 * labels))
-    return Tally(counts, macro_f1)
+    return MetricStats(counts, macro_f1)
 
 
 def precision_recall(right: int, said: int, wanted: int) -> dict[str, float]:

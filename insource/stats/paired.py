@@ -12,30 +12,30 @@ from typing import Literal
 
 import numpy as np
 
-from insource.stats.bounded_mean import mean_interval, share_interval
-from insource.stats.intervals import ALPHA, RESAMPLES, SAME, SEED, bca, quantile
-from insource.stats.metric_stats import Array, Tally, mean
+from insource.stats.bounded_mean import mean_interval, proportion_interval
+from insource.stats.intervals import ALPHA, ATOL, RESAMPLES, SEED, bca, expanded_quantile
+from insource.stats.metric_stats import Array, MetricStats, mean
 from insource.stats.resampling import (
     Counts,
-    Units,
-    beside,
-    bootstrapped,
-    jackknifed,
-    not_zero,
-    numbered,
-    swapped,
-    units_of,
+    ResamplingUnits,
+    bootstrap,
+    find_nonzero_rows,
+    group_units,
+    hstack_rows,
+    index_clusters,
+    jackknife,
+    permute,
 )
 
-Judged = Literal["superior", "non-inferior", "worse", "undecided"]
+Conclusion = Literal["superior", "non-inferior", "worse", "undecided"]
 PERMUTATIONS = 10_000
 POWER = 0.8
 # Nobody labels more than this to decide.
-MOST_ROWS = 10_000_000
+MAX_ROWS = 10_000_000
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """The metric of a minus that of b, on the same rows."""
 
     n: int
@@ -57,9 +57,9 @@ class Difference:
     clusters: int | None
 
 
-def of(
-    a: Tally,
-    b: Tally,
+def compute_paired_difference(
+    a: MetricStats,
+    b: MetricStats,
     clusters: Sequence[str | None] | None = None,
     *,
     alpha: float = ALPHA,
@@ -67,7 +67,7 @@ def of(
     permutations: int = PERMUTATIONS,
     seed: int = SEED,
     distribution_free: bool = False,
-) -> Difference:
+) -> PairedDifference:
     """Returns the difference a - b of one metric on the same rows.
 
     Shares of independent rows: the exact McNemar test, and Gaffke's interval (bounded_mean.py), which excludes 0
@@ -81,7 +81,7 @@ def of(
         raise ValueError(f"tallies of {a.rows.shape} and {b.rows.shape} are not one metric of the same rows")
     if a.figure() < b.figure():
         # One order for both, so that both draw the same resamples.
-        other = of(
+        other = compute_paired_difference(
             b,
             a,
             clusters,
@@ -92,36 +92,36 @@ def of(
             distribution_free=distribution_free,
         )
         return replace(other, delta=-other.delta, low=0.0 - other.high, high=0.0 - other.low)
-    numbers, shares = numbered(clusters, a.n), a.proportion and b.proportion
+    numbers, shares = index_clusters(clusters, a.n), a.proportion and b.proportion
     if shares and numbers is None:
-        return _of_shares(a, b, alpha)
-    found = _resampled(a, b, numbers, alpha, resamples, permutations, seed)
+        return _compare_proportions(a, b, alpha)
+    found = _compare_by_resampling(a, b, numbers, alpha, resamples, permutations, seed)
     if distribution_free and numbers is None and a.value is mean:
         rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[2])
         low, high = mean_interval(a.rows[:, 0] - b.rows[:, 0], alpha, rng)
         found = replace(found, low=min(low, found.delta), high=max(high, found.delta))
-    return replace(found, discordant=sum(_alone(a, b))) if shares else found
+    return replace(found, discordant=sum(_count_discordant(a, b))) if shares else found
 
 
-def judged(difference: Difference, margin: float) -> Judged:
+def classify_difference(difference: PairedDifference, margin: float) -> Conclusion:
     """Returns what the interval says of a against b: better, not worse by the margin, worse by it, or nothing.
 
     An end that is at 0 or at the margin but for rounding has not passed it.
     """
-    if difference.low > SAME:
+    if difference.low > ATOL:
         return "superior"
-    if difference.low > SAME - margin:
+    if difference.low > ATOL - margin:
         return "non-inferior"
-    return "worse" if difference.high < -margin - SAME else "undecided"
+    return "worse" if difference.high < -margin - ATOL else "undecided"
 
 
-def rows_to_decide(difference: Difference, margin: float, power: float = POWER) -> int | None:
+def estimate_required_rows(difference: PairedDifference, margin: float, power: float = POWER) -> int | None:
     """Returns how many rows would probably put the whole interval on one side of minus the margin, if the difference is
     truly the one seen; None where that is about at the margin, so that ten million would not do."""
     distance = abs(difference.delta + margin)
-    reach = _reach(difference.alpha, power) * difference.spread
-    rows = (reach / distance) ** 2 if distance > SAME else inf
-    return max(2, ceil(rows)) if rows <= MOST_ROWS else None
+    reach = _detectable_z(difference.alpha, power) * difference.spread
+    rows = (reach / distance) ** 2 if distance > ATOL else inf
+    return max(2, ceil(rows)) if rows <= MAX_ROWS else None
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -133,21 +133,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in multipletests(list(p_values), method="holm")[1]]
 
 
-def expected_mde(n: int, discordance: float, alpha: float = ALPHA, power: float = POWER) -> float:
+def compute_expected_mde(n: int, discordance: float, alpha: float = ALPHA, power: float = POWER) -> float:
     """Returns the smallest difference of two shares that n independent rows find, `discordance` being the share of rows
     that one of the two alone has right: 0.045 for 391 rows and 0.1."""
-    return _reach(alpha, power) * sqrt(discordance / n)
+    return _detectable_z(alpha, power) * sqrt(discordance / n)
 
 
-def _of_shares(a: Tally, b: Tally, alpha: float) -> Difference:
+def _compare_proportions(a: MetricStats, b: MetricStats, alpha: float) -> PairedDifference:
     from statsmodels.stats.contingency_tables import mcnemar
 
-    n, (only_a, only_b) = a.n, _alone(a, b)
-    low, high = share_interval(only_a, only_b, n, alpha)
-    error = _share_error(only_a, only_b, n)
+    n, (only_a, only_b) = a.n, _count_discordant(a, b)
+    low, high = proportion_interval(only_a, only_b, n, alpha)
+    error = _bonett_price_error(only_a, only_b, n)
     # The test reads nothing but the corners in which the two differ.
     p_value = float(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue) if only_a + only_b else 1.0
-    return Difference(
+    return PairedDifference(
         n=n,
         delta=a.figure() - b.figure(),
         low=low,
@@ -157,35 +157,35 @@ def _of_shares(a: Tally, b: Tally, alpha: float) -> Difference:
         alpha=alpha,
         discordant=only_a + only_b,
         spread=sqrt(n) * error,
-        mde=_reach(alpha, POWER) * error,
+        mde=_detectable_z(alpha, POWER) * error,
         clusters=None,
     )
 
 
-def _resampled(
-    a: Tally, b: Tally, numbers: Counts | None, alpha: float, resamples: int, permutations: int, seed: int
-) -> Difference:
+def _compare_by_resampling(
+    a: MetricStats, b: MetricStats, numbers: Counts | None, alpha: float, resamples: int, permutations: int, seed: int
+) -> PairedDifference:
     columns, delta = a.rows.shape[1], a.figure() - b.figure()
 
     def difference(sums: Array) -> Array:
         return a.value(sums[:, :columns]) - a.value(sums[:, columns:])
 
-    pairs = units_of(beside(a.rows, b.rows), numbers)
+    pairs = group_units(hstack_rows(a.rows, b.rows), numbers)
     draws, tosses = (np.random.default_rng(one) for one in np.random.SeedSequence(seed).spawn(2))
-    changes = _changes(pairs, columns)
+    changes = _swap_deltas(pairs, columns)
     if changes.n == 0 or pairs.n == 1:
         # No draw can differ from these rows, which is no proof that rows to come cannot: as of shares.
-        (low, high), error = share_interval(0, 0, pairs.n, alpha), _share_error(0, 0, pairs.n)
+        (low, high), error = proportion_interval(0, 0, pairs.n, alpha), _bonett_price_error(0, 0, pairs.n)
         low, high = max(min(-1.0, delta), delta + low), min(max(1.0, delta), delta + high)
     else:
-        resampled = bootstrapped(pairs, difference, resamples, draws)
-        low, high = bca(delta, resampled, jackknifed(pairs, difference), pairs.counts, quantile(alpha, pairs.n))
+        resampled = bootstrap(pairs, difference, resamples, draws)
+        low, high = bca(delta, resampled, jackknife(pairs, difference), pairs.counts, expanded_quantile(alpha, pairs.n))
         error = float(np.std(resampled)) * sqrt(pairs.n / (pairs.n - 1))
-    p_value = _p_value(changes, pairs.total, difference, permutations, tosses)
+    p_value = _permutation_p_value(changes, pairs.total, difference, permutations, tosses)
     if p_value > alpha:
         # Resamples of a few units that differ, all to one side, hardly ever reach 0; the exact test knows how few.
         low, high = min(low, 0.0), max(high, 0.0)
-    return Difference(
+    return PairedDifference(
         n=a.n,
         delta=delta,
         low=low,
@@ -195,42 +195,46 @@ def _resampled(
         alpha=alpha,
         discordant=None,
         spread=sqrt(a.n) * error,
-        mde=_reach(alpha, POWER) * error,
+        mde=_detectable_z(alpha, POWER) * error,
         clusters=None if numbers is None else pairs.n,
     )
 
 
-def _changes(pairs: Units, columns: int) -> Units:
+def _swap_deltas(pairs: ResamplingUnits, columns: int) -> ResamplingUnits:
     """Returns what a unit adds to the sums of both where a and b change places in it, for units that differ."""
     to_a = pairs.sums[:, columns:] - pairs.sums[:, :columns]
-    differ = np.flatnonzero(not_zero(to_a))
-    return Units(beside(to_a[differ], -to_a[differ]), pairs.counts[differ])
+    differ = np.flatnonzero(find_nonzero_rows(to_a))
+    return ResamplingUnits(hstack_rows(to_a[differ], -to_a[differ]), pairs.counts[differ])
 
 
-def _p_value(
-    changes: Units, total: Array, difference: Callable[[Array], Array], permutations: int, rng: np.random.Generator
+def _permutation_p_value(
+    changes: ResamplingUnits,
+    total: Array,
+    difference: Callable[[Array], Array],
+    permutations: int,
+    rng: np.random.Generator,
 ) -> float:
     """Returns the share of permutations with a difference as large as that seen, which counts as one of them."""
     if changes.n == 0:
         return 1.0
     seen = abs(float(difference(total[None, :])[0]))
-    found = swapped(changes, lambda sums: difference(total + sums), permutations, rng)
-    return (1 + int(np.sum(np.abs(found) >= seen - SAME))) / (1 + permutations)
+    found = permute(changes, lambda sums: difference(total + sums), permutations, rng)
+    return (1 + int(np.sum(np.abs(found) >= seen - ATOL))) / (1 + permutations)
 
 
-def _alone(a: Tally, b: Tally) -> tuple[int, int]:
+def _count_discordant(a: MetricStats, b: MetricStats) -> tuple[int, int]:
     """Returns the rows that a alone has right, and those of b."""
     return int(np.sum(a.rows[:, 0] > b.rows[:, 0])), int(np.sum(a.rows[:, 0] < b.rows[:, 0]))
 
 
-def _share_error(only_a: int, only_b: int, n: int) -> float:
+def _bonett_price_error(only_a: int, only_b: int, n: int) -> float:
     """Returns the standard error of a difference of shares, with one row more for each (Bonett and Price 2012,
     J. Educational and Behavioral Statistics 37, 479-488), so that it is not 0 without discordant rows."""
     share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
     return sqrt((share_a + share_b - (share_a - share_b) ** 2) / (n + 2))
 
 
-def _reach(alpha: float, power: float) -> float:
+def _detectable_z(alpha: float, power: float) -> float:
     """Returns how many standard errors a true difference must have to be found."""
     from scipy.special import ndtri
 

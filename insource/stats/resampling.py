@@ -18,18 +18,18 @@ import numpy.typing as npt
 
 from insource.stats.metric_stats import Array
 
-Value = Callable[[Array], Array]
+SumsToValue = Callable[[Array], Array]
 """Sums (b, k) -> the figure of each, (b,)."""
 Counts = npt.NDArray[np.int64]
 
 # Numbers that are in memory at once, in each of a few arrays: 16 MiB.
-MOST = 2 * 2**20
+MAX_CHUNK_VALUES = 2 * 2**20
 # A count drawn for a cell costs as much as this many units drawn one by one.
-WORTH = 8
+MULTINOMIAL_SPEEDUP = 8
 
 
 @dataclass(frozen=True)
-class Units:
+class ResamplingUnits:
     """What is drawn: m cells of units that are equal."""
 
     sums: Any
@@ -50,10 +50,10 @@ class Units:
     @property
     def by_cell(self) -> bool:
         """Returns whether units repeat so often that one number a cell is drawn faster than one a unit."""
-        return len(self.counts) * WORTH < self.n
+        return len(self.counts) * MULTINOMIAL_SPEEDUP < self.n
 
 
-def numbered(clusters: Sequence[str | None] | None, n: int) -> Counts | None:
+def index_clusters(clusters: Sequence[str | None] | None, n: int) -> Counts | None:
     """Returns the number of each row's cluster, a row of None being one of its own; None where no two rows share one.
 
     Raises ValueError where there are not as many clusters as rows.
@@ -67,27 +67,29 @@ def numbered(clusters: Sequence[str | None] | None, n: int) -> Counts | None:
     return np.array(numbers, dtype=np.int64) if len(found) < n else None
 
 
-def units_of(rows: Any, numbers: Counts | None = None) -> Units:
+def group_units(rows: Any, numbers: Counts | None = None) -> ResamplingUnits:
     """Returns the units of rows (n, k): the rows, or their clusters, numbered from 0.
 
     Cells are in an order of their own, so that the order of the rows means nothing.
     """
     if numbers is not None:
-        rows = _summed(rows, numbers)
-    keys = _keys(rows)
+        rows = _sum_by_cluster(rows, numbers)
+    keys = _row_keys(rows)
     times = Counter(keys)
     last = dict(zip(keys, range(len(keys)), strict=True))
     cells = sorted(times)
-    return Units(rows[[last[cell] for cell in cells]], np.array([times[cell] for cell in cells], dtype=np.int64))
+    return ResamplingUnits(
+        rows[[last[cell] for cell in cells]], np.array([times[cell] for cell in cells], dtype=np.int64)
+    )
 
 
-def bootstrapped(units: Units, value: Value, resamples: int, rng: np.random.Generator) -> Array:
+def bootstrap(units: ResamplingUnits, value: SumsToValue, resamples: int, rng: np.random.Generator) -> Array:
     """Returns the figure of each resample, (resamples,): as many units as there are, drawn with replacement."""
     cells, n = len(units.counts), units.n
     found = np.empty(resamples)
     # Where each unit is drawn by itself: the cell of each.
     of_unit = None if units.by_cell else np.repeat(np.arange(cells), units.counts)
-    for some in chunks(resamples, max(units.sums.shape[1], cells if of_unit is None else n)):
+    for some in iter_chunks(resamples, max(units.sums.shape[1], cells if of_unit is None else n)):
         draws = some.stop - some.start
         if of_unit is None:
             times = rng.multinomial(n, units.counts / n, size=draws).astype(np.float64)
@@ -99,7 +101,7 @@ def bootstrapped(units: Units, value: Value, resamples: int, rng: np.random.Gene
     return found
 
 
-def swapped(changes: Units, value: Value, permutations: int, rng: np.random.Generator) -> Array:
+def permute(changes: ResamplingUnits, value: SumsToValue, permutations: int, rng: np.random.Generator) -> Array:
     """Returns the figure of each permutation, (permutations,): each unit counts or not, by the toss of a coin.
 
     `value` is given the sums of the units that count.
@@ -107,7 +109,7 @@ def swapped(changes: Units, value: Value, permutations: int, rng: np.random.Gene
     cells, n = len(changes.counts), changes.n
     found = np.empty(permutations)
     first = np.cumsum(changes.counts) - changes.counts
-    for some in chunks(permutations, max(changes.sums.shape[1], cells if changes.by_cell else n)):
+    for some in iter_chunks(permutations, max(changes.sums.shape[1], cells if changes.by_cell else n)):
         draws = some.stop - some.start
         if changes.by_cell:
             times = rng.binomial(changes.counts, 0.5, size=(draws, cells)).astype(np.float64)
@@ -120,15 +122,15 @@ def swapped(changes: Units, value: Value, permutations: int, rng: np.random.Gene
     return found
 
 
-def jackknifed(units: Units, value: Value) -> Array:
+def jackknife(units: ResamplingUnits, value: SumsToValue) -> Array:
     """Returns the figure without one unit of each cell, (m,). There must be two units at least."""
     total, found = units.total, np.empty(len(units.counts))
-    for some in chunks(len(units.counts), units.sums.shape[1]):
-        found[some] = value(total - _dense(units.sums[some]))
+    for some in iter_chunks(len(units.counts), units.sums.shape[1]):
+        found[some] = value(total - _to_dense(units.sums[some]))
     return found
 
 
-def beside(a: Any, b: Any) -> Any:
+def hstack_rows(a: Any, b: Any) -> Any:
     """Returns the rows of two tallies side by side, (n, 2k)."""
     if _is_sparse(a) or _is_sparse(b):
         from scipy.sparse import csr_array, hstack
@@ -137,12 +139,12 @@ def beside(a: Any, b: Any) -> Any:
     return np.hstack([a, b])
 
 
-def not_zero(sums: Any) -> npt.NDArray[np.bool_]:
+def find_nonzero_rows(sums: Any) -> npt.NDArray[np.bool_]:
     """Returns which rows are not all zero, (m,)."""
     return np.asarray(abs(sums).sum(axis=1)).ravel() > 0
 
 
-def _summed(rows: Any, numbers: Counts) -> Any:
+def _sum_by_cluster(rows: Any, numbers: Counts) -> Any:
     from scipy.sparse import csr_array
 
     at = np.arange(len(numbers))
@@ -150,7 +152,7 @@ def _summed(rows: Any, numbers: Counts) -> Any:
     return chosen @ rows
 
 
-def _keys(rows: Any) -> list[bytes]:
+def _row_keys(rows: Any) -> list[bytes]:
     """Returns bytes for each row that are equal where rows are."""
     plain: Any
     if not _is_sparse(rows):
@@ -165,9 +167,9 @@ def _keys(rows: Any) -> list[bytes]:
     return [columns[8 * a : 8 * b] + counts[8 * a : 8 * b] for a, b in pairwise(plain.indptr.tolist())]
 
 
-def chunks(rows: int, width: int) -> Iterator[slice]:
+def iter_chunks(rows: int, width: int) -> Iterator[slice]:
     """Yields slices of `rows` rows of which each has at most MOST numbers, or one row."""
-    step = max(1, MOST // max(width, 1))
+    step = max(1, MAX_CHUNK_VALUES // max(width, 1))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
@@ -176,5 +178,5 @@ def _is_sparse(rows: Any) -> bool:
     return hasattr(rows, "tocsr")
 
 
-def _dense(rows: Any) -> Array:
+def _to_dense(rows: Any) -> Array:
     return np.asarray(rows.toarray() if _is_sparse(rows) else rows, dtype=np.float64)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-SUMS = "SHA256SUMS"
+CHECKSUMS = "SHA256SUMS"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -56,29 +56,31 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def write_sums(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """Writes SHA256SUMS, the hash of every file of a folder as `sha256sum --check` reads them."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
-    write_text(folder / SUMS, "".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in paths))
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    write_text(folder / CHECKSUMS, "".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in paths))
 
 
-def sums(folder: Path) -> dict[str, str]:
+def read_checksums(folder: Path) -> dict[str, str]:
     """Returns what SHA256SUMS says: {file: hash}."""
-    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
     return {name: found for found, _, name in (line.partition("  ") for line in lines)}
 
 
-def changed(folder: Path) -> list[str]:
+def find_changes(folder: Path) -> list[str]:
     """Returns one line for each file that is not as SHA256SUMS says: missing, changed, or not named there."""
-    told = sums(folder)
-    there = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file() and path.name != SUMS}
+    told = read_checksums(folder)
+    there = {
+        str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS
+    }
     found = [f"{name} is missing" for name in told if name not in there]
-    found += [f"{name} is not in {SUMS}" for name in sorted(there.keys() - told.keys())]
+    found += [f"{name} is not in {CHECKSUMS}" for name in sorted(there.keys() - told.keys())]
     return found + [f"{name} was changed" for name in told if name in there and sha256(there[name]) != told[name]]
 
 
 @contextmanager
-def whole_folder(path: Path, keep: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, keep: bool = False) -> Iterator[Path]:
     """Yields an empty folder beside `path` that takes its place when the block ends well, and is removed if not.
 
     With `keep`, a folder that another process has put there in the meantime stays: for what is the same whoever makes
@@ -87,8 +89,8 @@ def whole_folder(path: Path, keep: bool = False) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*"):
-        _remove_if_left(left)
-    with _locked_folder(path) as aside:
+        _remove_if_abandoned(left)
+    with _locked_temporary_folder(path) as aside:
         yield aside
         for file in aside.rglob("*"):
             if file.is_file():
@@ -97,10 +99,10 @@ def whole_folder(path: Path, keep: bool = False) -> Iterator[Path]:
         if not (keep and path.exists()):
             if path.exists():
                 shutil.rmtree(path)
-            _take_place(aside, path, keep)
+            _rename_into_place(aside, path, keep)
 
 
-def _take_place(aside: Path, path: Path, keep: bool) -> None:
+def _rename_into_place(aside: Path, path: Path, keep: bool) -> None:
     try:
         aside.rename(path)
     except OSError as error:
@@ -110,7 +112,7 @@ def _take_place(aside: Path, path: Path, keep: bool) -> None:
 
 
 @contextmanager
-def _locked_folder(path: Path) -> Iterator[Path]:
+def _locked_temporary_folder(path: Path) -> Iterator[Path]:
     """Makes a folder beside `path`, under a name of its own, while holding a lock on the file of that name and .lock;
     both are gone afterwards. A file, because NFS has no exclusive lock for what is not open for writing."""
     while True:
@@ -123,7 +125,7 @@ def _locked_folder(path: Path) -> Iterator[Path]:
                 lock.unlink(missing_ok=True)
                 raise
             # Before the lock was held, another process may have taken the file for one that was left.
-            if not _is_there(held, lock):
+            if not _is_same_file(held, lock):
                 continue
             try:
                 aside.mkdir()
@@ -134,19 +136,19 @@ def _locked_folder(path: Path) -> Iterator[Path]:
                 lock.unlink(missing_ok=True)
 
 
-def _remove_if_left(left: Path) -> None:
+def _remove_if_abandoned(left: Path) -> None:
     """Removes a folder that no process works at, or the lock file of one."""
     if left.suffix == ".lock":
         with suppress(FileNotFoundError, BlockingIOError), left.open("r+", encoding="utf-8") as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_there(held, left):
+            if _is_same_file(held, left):
                 shutil.rmtree(left.with_suffix(""), ignore_errors=True)
                 left.unlink(missing_ok=True)
     elif left.is_dir() and not left.with_name(f"{left.name}.lock").exists():
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _is_there(opened: IO[str], path: Path) -> bool:
+def _is_same_file(opened: IO[str], path: Path) -> bool:
     """Whether the file that is open is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(opened.fileno()), path.stat())

@@ -8,22 +8,22 @@ from collections.abc import Callable
 _PR_SET_PDEATHSIG = 1
 
 
-def end_with(parent: int, number: int = signal.SIGKILL) -> None:
+def set_parent_death_signal(parent: int, number: int = signal.SIGKILL) -> None:
     """Has the kernel send this process a signal when the process `parent`, which started it, ends.
 
     To be precise, when the thread of it ends that started this one. Linux alone (prctl(2)).
     """
-    _end_with(ctypes.CDLL(None, use_errno=True).prctl, parent, number)
+    _set_parent_death_signal(ctypes.CDLL(None, use_errno=True).prctl, parent, number)
 
 
-def _end_with(prctl: Callable[[int, int], int], parent: int, number: int) -> None:
+def _set_parent_death_signal(prctl: Callable[[int, int], int], parent: int, number: int) -> None:
     prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it was gone before it could be watched
         os.kill(os.getpid(), number)
 
 
-def ending_with_me(number: int = signal.SIGTERM) -> Callable[[], None]:
+def make_parent_death_preexec(number: int = signal.SIGTERM) -> Callable[[], None]:
     """Returns what subprocess.Popen takes as preexec_fn, so that the child ends with this process."""
     # Looked up here: between fork and exec another thread's lock of the loader would be held for ever.
     parent, prctl = os.getpid(), ctypes.CDLL(None, use_errno=True).prctl
-    return lambda: _end_with(prctl, parent, number)
+    return lambda: _set_parent_death_signal(prctl, parent, number)

@@ -3,6 +3,6 @@
 import sys
 
 
-def say(line: str) -> None:
+def log_line(line: str) -> None:
     """Prints a line of chatter, at once."""
     print(line, file=sys.stderr, flush=True)

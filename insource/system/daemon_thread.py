@@ -14,7 +14,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 
-async def in_thread(function: Callable[..., _T], *given: object) -> _T:
+async def run_in_thread(function: Callable[..., _T], *given: object) -> _T:
     """Returns what a function returns that runs in a thread of its own. Raises what it raises."""
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[_T] = loop.create_future()

@@ -16,20 +16,20 @@ from pathlib import Path
 from insource.config.errors import StageError
 
 # No space, over the quota, over the limit of one file.
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # torch.save says where in its C++ it stood, and not why the write failed.
-TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream error")
+TORCH_WRITE_ERRORS = ("inline_container", "PytorchStreamWriter", "iostream error")
 
 
 @contextmanager
-def told_when_full(path: Path) -> Iterator[None]:
+def raise_on_full_disk(path: Path) -> Iterator[None]:
     """Raises StageError where what the block writes to `path`, or below it, does not fit on the disk."""
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        why = full(error)
+        why = disk_full_reason(error)
         if why is None:
             raise
         raise StageError(
@@ -40,17 +40,17 @@ def told_when_full(path: Path) -> Iterator[None]:
         ) from error
 
 
-def full(error: Exception) -> str | None:
+def disk_full_reason(error: Exception) -> str | None:
     """Returns what the system said where an error means that a write did not fit, else None.
 
     Python gives the number of the system's error, safetensors writes it into its message, PyTorch keeps it to itself.
     """
     if isinstance(error, OSError):
-        return error.strerror if error.errno in FULL else None
+        return error.strerror if error.errno in FULL_ERRNOS else None
     said = re.search(r"os error (\d+)", str(error))
-    if said and int(said[1]) in FULL:
+    if said and int(said[1]) in FULL_ERRNOS:
         return os.strerror(int(said[1]))
-    if isinstance(error, RuntimeError) and any(name in str(error) for name in TORCH_WRITER):
+    if isinstance(error, RuntimeError) and any(name in str(error) for name in TORCH_WRITE_ERRORS):
         return "PyTorch's file writer failed"
     return None
 

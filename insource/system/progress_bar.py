@@ -14,26 +14,26 @@ from contextvars import ContextVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Advance = Callable[..., None]
+ProgressUpdate = Callable[..., None]
 """advance(completed, note="")"""
 
 # In a log file: an estimate after so many units (or seconds), if it is worth telling; then quarters, and signs of life.
-FIRST_UNITS = 5
-FIRST_SECONDS = 60
-LEAST_SECONDS_LEFT = 20
-SILENT_SECONDS = 600
+MIN_UNITS_FOR_ETA = 5
+MIN_SECONDS_FOR_ETA = 60
+MIN_SECONDS_LEFT = 20
+KEEPALIVE_SECONDS = 600
 
 # A terminal has one live display: what runs within a bar (an evaluation while training) is another line of it.
-_outer: ContextVar["Progress | _Lines | None"] = ContextVar("outer bar", default=None)
+_outer_bar: ContextVar["Progress | _LogProgress | None"] = ContextVar("outer bar", default=None)
 
 
 @contextmanager
-def bar(what: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Advance]:
+def show_progress(what: str, total: int, done: int = 0, shown: bool = True) -> Iterator[ProgressUpdate]:
     """Yields `advance(completed, note)`: a bar with its ETA on a terminal, now and then a line where there is none.
 
     `done` of `total` were done before, by a run that this one goes on with. Nothing is said where it is not `shown`.
     """
-    console, outer = Console(stderr=True), _outer.get()
+    console, outer = Console(stderr=True), _outer_bar.get()
     if not shown:
         yield lambda completed, note="": None
     elif isinstance(outer, Progress):
@@ -43,29 +43,29 @@ def bar(what: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Ad
         finally:
             outer.remove_task(task)
     elif not console.is_terminal:
-        lines = _Lines(what, total, done, within=outer is not None)
-        with _inside(lines):
+        lines = _LogProgress(what, total, done, within=outer is not None)
+        with _nest_in(lines):
             yield lines.advance
     else:
         columns = (TextColumn("{task.description:<9}"), BarColumn(None), MofNCompleteColumn(),
                    TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("eta"),
                    TimeRemainingColumn())  # fmt: skip
         # The rate of the last minutes, so that an evaluation in between does not upset the ETA.
-        with Progress(*columns, console=console, speed_estimate_period=300) as progress, _inside(progress):
+        with Progress(*columns, console=console, speed_estimate_period=300) as progress, _nest_in(progress):
             task = progress.add_task(what, total=total, completed=done, note="")
             yield lambda completed, note="": progress.update(task, completed=completed, note=note)
 
 
 @contextmanager
-def _inside(shown: "Progress | _Lines") -> Iterator[None]:
-    token = _outer.set(shown)
+def _nest_in(shown: "Progress | _LogProgress") -> Iterator[None]:
+    token = _outer_bar.set(shown)
     try:
         yield
     finally:
-        _outer.reset(token)
+        _outer_bar.reset(token)
 
 
-class _Lines:
+class _LogProgress:
     """Progress for a log file. What runs `within` another bar tells no quarters: its result is told anyway."""
 
     def __init__(self, what: str, total: int, done: int, within: bool) -> None:
@@ -84,20 +84,20 @@ class _Lines:
         quarter = 4 * completed // self.total
         if self._due(quarter, units + 1, now, left):
             self.quarter, self.told = quarter, now
-            words = [f"{self.what:<9} {completed:,}/{self.total:,}", note, in_time(now - self.began)]
+            words = [f"{self.what:<9} {completed:,}/{self.total:,}", note, format_duration(now - self.began)]
             if left is not None and completed < self.total:
-                words[-1] += f" so far, about {in_time(left)} left"
+                words[-1] += f" so far, about {format_duration(left)} left"
                 self.estimated = True
             print("  ".join(filter(None, words)), file=sys.stderr, flush=True)
 
     def _due(self, quarter: int, units: int, now: float, left: float | None) -> bool:
-        early = units >= FIRST_UNITS or now - self.began >= FIRST_SECONDS
-        first = not self.estimated and early and left is not None and left >= LEAST_SECONDS_LEFT
-        silent = now - self.told >= SILENT_SECONDS
+        early = units >= MIN_UNITS_FOR_ETA or now - self.began >= MIN_SECONDS_FOR_ETA
+        first = not self.estimated and early and left is not None and left >= MIN_SECONDS_LEFT
+        silent = now - self.told >= KEEPALIVE_SECONDS
         return first or silent or (quarter > self.quarter and not self.within)
 
 
-def in_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Returns a duration as one says it: 48 s, 12 min, 3 h 20 min, 2 d 4 h."""
     if seconds < 120:
         return f"{seconds:.0f} s"

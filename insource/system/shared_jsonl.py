@@ -13,7 +13,7 @@ from insource.config.errors import StageError
 
 
 @contextmanager
-def opened(path: Path, what: str) -> Iterator[BinaryIO]:
+def open_locked(path: Path, what: str) -> Iterator[BinaryIO]:
     """Yields a file that nobody else reads or appends to meanwhile, made where it is not there. Raises StageError
     saying `what` cannot be written where it cannot be opened."""
     try:
@@ -29,13 +29,13 @@ def opened(path: Path, what: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def close_to_others(file: BinaryIO) -> None:
+def restrict_to_owner(file: BinaryIO) -> None:
     """Has this user alone read and write a file, whatever the umask. Raises OSError where that is not ours to say."""
     if os.fstat(file.fileno()).st_mode & 0o077:
         os.fchmod(file.fileno(), 0o600)
 
 
-def append(file: BinaryIO, line: Mapping[str, object], what: str, flush: bool = True) -> None:
+def append_line(file: BinaryIO, line: Mapping[str, object], what: str, flush: bool = True) -> None:
     """Appends a line of JSON; `flush`: it is on the disk afterwards. Raises StageError where it cannot be written."""
     size = file.seek(0, os.SEEK_END)
     torn = b""
@@ -52,7 +52,7 @@ def append(file: BinaryIO, line: Mapping[str, object], what: str, flush: bool = 
         raise StageError(f"{file.name}: {what} cannot be written: {error.strerror or error}") from None
 
 
-def read(path: Path) -> Iterator[Any]:
+def read_lines(path: Path) -> Iterator[Any]:
     """Yields the objects of the lines of a file; a torn one is left out."""
     with path.open("rb") as lines:
         for line in lines:

@@ -12,24 +12,26 @@ from pathlib import Path
 from insource.config.errors import StageError
 from insource.system import atomic_files
 
-STAMP = "insource.json"
+STAMP_FILE = "insource.json"
 
 
-def python_of(folder: Path, requirements: Sequence[str], without: Sequence[str] = ()) -> Path:
+def ensure_venv(folder: Path, requirements: Sequence[str], without: Sequence[str] = ()) -> Path:
     """Returns the Python of an environment with these requirements, made where it is not there yet (minutes, once).
 
     `without` is taken out again after the installation. Raises StageError with pip's last line where it cannot be made.
     """
 
     def install(python: Path) -> None:
-        _pip(python, "install", "--no-compile", *requirements)
+        _run_pip(python, "install", "--no-compile", *requirements)
         if without:
-            _pip(python, "uninstall", "-y", *without)
+            _run_pip(python, "uninstall", "-y", *without)
 
-    return _made(folder, [*requirements, *(f"without {name}" for name in without)], " ".join(requirements), install)
+    return _ensure_installed(
+        folder, [*requirements, *(f"without {name}" for name in without)], " ".join(requirements), install
+    )
 
 
-def python_of_lock(folder: Path, lock: Path, without: Collection[str] = ()) -> Path:
+def ensure_venv_from_lock(folder: Path, lock: Path, without: Collection[str] = ()) -> Path:
     """Returns the Python of an environment that holds what a lock names, each file with a hash that the lock has, but
     for the packages of `without`. Made where it is not there yet, or holds another lock.
 
@@ -37,25 +39,25 @@ def python_of_lock(folder: Path, lock: Path, without: Collection[str] = ()) -> P
     """
 
     def install(python: Path) -> None:
-        wanted = [pin for pin in pins(lock.read_text(encoding="utf-8")) if pin.partition("==")[0] not in without]
+        wanted = [pin for pin in split_lock(lock.read_text(encoding="utf-8")) if pin.partition("==")[0] not in without]
         with tempfile.TemporaryDirectory() as made:
             asked = Path(made) / "requirements.txt"
             asked.write_text("\n".join(wanted) + "\n", encoding="utf-8")
             # Nothing is resolved, since the lock is complete.
-            _pip(python, "install", "--no-compile", "--no-deps", "--require-hashes", "-r", str(asked))
+            _run_pip(python, "install", "--no-compile", "--no-deps", "--require-hashes", "-r", str(asked))
 
     stamp = [f"{lock.name} {atomic_files.sha256(lock)}", *(f"without {name}" for name in without)]
-    return _made(folder, stamp, lock.name, install)
+    return _ensure_installed(folder, stamp, lock.name, install)
 
 
-def pins(lock: str) -> list[str]:
+def split_lock(lock: str) -> list[str]:
     """Returns the requirements of a lock, each with its hashes."""
     return re.findall(r"^[A-Za-z0-9].*(?:\n[ \t]+.*)*", lock, re.MULTILINE)
 
 
-def _made(folder: Path, wanted: list[str], shown: str, install: Callable[[Path], None]) -> Path:
+def _ensure_installed(folder: Path, wanted: list[str], shown: str, install: Callable[[Path], None]) -> Path:
     """The Python of an environment, installed unless its stamp says that it is what is wanted."""
-    python, stamp = folder / "bin" / "python", folder / STAMP
+    python, stamp = folder / "bin" / "python", folder / STAMP_FILE
     if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
         return python
     print(f"setup     installing {shown} into {folder}", file=sys.stderr, flush=True)
@@ -67,7 +69,7 @@ def _made(folder: Path, wanted: list[str], shown: str, install: Callable[[Path],
     return python
 
 
-def _pip(python: Path, *words: str) -> None:
+def _run_pip(python: Path, *words: str) -> None:
     asked = [str(python), "-m", "pip", words[0], "-qq", *words[1:]]
     answer = subprocess.run(asked, capture_output=True, text=True, check=False)
     if answer.returncode:

@@ -6,7 +6,7 @@ from typing import Any
 
 from insource.tasks import classification, extraction, generation, multilabel, preference
 
-KINDS: dict[str, ModuleType] = {
+TASKS: dict[str, ModuleType] = {
     "classification": classification,
     "multilabel": multilabel,
     "extraction": extraction,
@@ -14,18 +14,24 @@ KINDS: dict[str, ModuleType] = {
     "preference": preference,
 }
 # Names that are written otherwise than in words.
-SHOWN = {"micro_f1": "micro-F1", "macro_f1": "macro-F1", "field_f1": "field F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
+METRIC_LABELS = {
+    "micro_f1": "micro-F1",
+    "macro_f1": "macro-F1",
+    "field_f1": "field F1",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
+}
 
 
-def spec_of(task: Mapping[str, Any]) -> tuple[ModuleType, Any]:
+def load_task_spec(task: Mapping[str, Any]) -> tuple[ModuleType, Any]:
     """Returns the module of a task's kind, and the task as prompts need it, from `task` of a prompt.json."""
-    module = KINDS[task["kind"]]
+    module = TASKS[task["kind"]]
     return module, module.Spec(**{name: value for name, value in task.items() if name != "kind"})
 
 
-def in_words(metric: str) -> str:
+def metric_label(metric: str) -> str:
     """Returns a metric's name as it is shown: macro_f1 as macro-F1, exact_match as exact match."""
-    return SHOWN.get(metric, metric.replace("_", " "))
+    return METRIC_LABELS.get(metric, metric.replace("_", " "))
 
 
 def slice_name(value: str | bool) -> str:
@@ -33,6 +39,6 @@ def slice_name(value: str | bool) -> str:
     return value if isinstance(value, str) else str(value).lower()
 
 
-def in_figures(headline: Mapping[str, float]) -> str:
+def format_metrics(headline: Mapping[str, float]) -> str:
     """Returns the headline figures of a score as one line: accuracy 85.7%, macro-F1 84.9%."""
-    return ", ".join(f"{in_words(metric)} {value:.1%}" for metric, value in headline.items())
+    return ", ".join(f"{metric_label(metric)} {value:.1%}" for metric, value in headline.items())

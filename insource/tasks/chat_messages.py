@@ -13,19 +13,19 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from insource.tasks.source_record import Given, UnusableRowError, cell
+from insource.tasks.source_record import SourceRecord, UnusableRowError, to_text
 
 Messages = Sequence[Mapping[str, str]]
 
 # ShareGPT's names of roles.
-ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant",
+ROLE_ALIASES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant",
          "function_call": "assistant", "observation": "tool"}  # fmt: skip
-TEXT_PARTS = ("text", "input_text", "output_text")
+TEXT_PART_TYPES = ("text", "input_text", "output_text")
 # How hh-rlhf writes a conversation as one text.
 _SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
 
 
-def messages_of(value: Any, column: str) -> Messages:
+def parse_messages(value: Any, column: str) -> Messages:
     """Returns the messages that a column holds, as a list or as its JSON: [{"role", "content"}, ...].
 
     A message that calls a tool also has "call". Raises UnusableRowError naming the turn and what is in the way.
@@ -36,30 +36,30 @@ def messages_of(value: Any, column: str) -> Messages:
         except (ValueError, RecursionError):
             raise UnusableRowError("bad_messages", f"column {column!r} is text that is no JSON") from None
     if not isinstance(value, list) or not value:
-        what = "an empty list" if value == [] else f"given {cell(value)[:40]}"
+        what = "an empty list" if value == [] else f"given {to_text(value)[:40]}"
         raise UnusableRowError("bad_messages", f"column {column!r}: a list of messages is needed, {what}")
-    return [_message(one, f"column {column!r}, turn {turn}") for turn, one in enumerate(value, start=1)]
+    return [_parse_message(one, f"column {column!r}, turn {turn}") for turn, one in enumerate(value, start=1)]
 
 
-def conversation(value: Any, column: str) -> Given:
+def parse_conversation(value: Any, column: str) -> SourceRecord:
     """Returns what a conversation gives that ends in the assistant's answer. Raises UnusableRowError."""
-    messages = messages_of(value, column)
+    messages = parse_messages(value, column)
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise UnusableRowError(
             "bad_messages", "the conversation has no user turn that an assistant turn answers at its end"
         )
-    system, text = asked(messages[:-1])
-    return Given(system, text, answer_of(messages[-1]))
+    system, text = split_prompt(messages[:-1])
+    return SourceRecord(system, text, read_answer(messages[-1]))
 
 
-def answer_of(message: Mapping[str, str]) -> str:
+def read_answer(message: Mapping[str, str]) -> str:
     """Returns the text of an answer. Raises UnusableRowError where it calls a tool: that is no text to learn."""
     if call := message.get("call"):
         raise UnusableRowError("tool_call", f"the answer is a call of a tool, {call[:40]}; answers are texts here")
     return message["content"]
 
 
-def asked(messages: Messages) -> tuple[str, str]:
+def split_prompt(messages: Messages) -> tuple[str, str]:
     """Returns the system prompt, and what was said up to the answer, of messages without that answer.
 
     One user turn is its text; of several turns each bears its role, as in "user: ...\\nassistant: ...". Raises
@@ -77,7 +77,7 @@ def asked(messages: Messages) -> tuple[str, str]:
     return system, "\n".join(f"{role}: {' '.join(parts)}" for role, parts in said)
 
 
-def of_text(text: str) -> Messages:
+def parse_transcript(text: str) -> Messages:
     """Returns the messages of a conversation that is written as one text ("\\n\\nHuman: ...\\n\\nAssistant: ...", as
     hh-rlhf has them); [] where it is none."""
     pieces = _SPEAKER.split(text)
@@ -87,43 +87,45 @@ def of_text(text: str) -> Messages:
     return [{"role": roles[name], "content": said} for name, said in zip(pieces[1::2], pieces[2::2], strict=True)]
 
 
-def _message(one: Any, at: str) -> dict[str, str]:
+def _parse_message(one: Any, at: str) -> dict[str, str]:
     if not isinstance(one, dict):
-        raise UnusableRowError("bad_messages", f"{at}: given {cell(one)[:40]}, allowed: an object of role and content")
+        raise UnusableRowError(
+            "bad_messages", f"{at}: given {to_text(one)[:40]}, allowed: an object of role and content"
+        )
     role, content = one.get("role", one.get("from")), one.get("content", one.get("value"))
     if not isinstance(role, str) or not role:
         keys = ", ".join(map(str, one))[:60]
         raise UnusableRowError("bad_messages", f"{at}: no role; its keys are {keys or 'none'}, needed: role, content")
     calls = one.get("tool_calls") or ([{"function": one["function_call"]}] if one.get("function_call") else [])
-    message = {"role": ROLES.get(role, role)}
+    message = {"role": ROLE_ALIASES.get(role, role)}
     if calls or role == "function_call":
-        message["call"] = " ".join(map(_call, calls)) or cell(content)
+        message["call"] = " ".join(map(_format_tool_call, calls)) or to_text(content)
     if content is None and "call" not in message:
         raise UnusableRowError("bad_messages", f"{at} ({role}): no content")
-    return {**message, "content": "" if role == "function_call" else _text(content, at)}
+    return {**message, "content": "" if role == "function_call" else _content_text(content, at)}
 
 
-def _text(content: Any, at: str) -> str:
+def _content_text(content: Any, at: str) -> str:
     """The text of a message's content: a text, or a list of parts that are texts."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
         raise UnusableRowError(
-            "bad_messages", f"{at}: content is {cell(content)[:40]}, allowed: text, or a list of parts"
+            "bad_messages", f"{at}: content is {to_text(content)[:40]}, allowed: text, or a list of parts"
         )
     texts = []
     for part in content:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         text = part.get("text") if isinstance(part, dict) else part
-        if kind not in TEXT_PARTS or not isinstance(text, str):
+        if kind not in TEXT_PART_TYPES or not isinstance(text, str):
             raise UnusableRowError("bad_messages", f"{at}: a part of type {kind}; only text can be learnt from")
         texts.append(text)
     return "\n".join(texts)
 
 
-def _call(call: Any) -> str:
+def _format_tool_call(call: Any) -> str:
     """A tool call as it is read: look_up({"id": 7})."""
     function = call.get("function", call) if isinstance(call, dict) else {}
     if not isinstance(function, dict) or "name" not in function:
-        return cell(call)
-    return f"{function['name']}({cell(function.get('arguments', ''))})"
+        return to_text(call)
+    return f"{function['name']}({to_text(function.get('arguments', ''))})"

@@ -16,18 +16,18 @@ from typing import Any
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
-from insource.stats.metric_stats import Tally
+from insource.stats.metric_stats import MetricStats
 from insource.tasks import labels as spelling
-from insource.tasks.parsed_answer import Parsed
-from insource.tasks.source_record import Given, UnusableRowError, cell, input_of, label_of
+from insource.tasks.parsed_answer import ParsedAnswer
+from insource.tasks.source_record import SourceRecord, UnusableRowError, read_input, read_label, to_text
 
 # What `weakest` tells of, and by which figure.
-PARTS, PARTS_BY = "labels", "F1"
+BREAKDOWN_NAME, BREAKDOWN_METRIC = "labels", "F1"
 OBJECTIVE = "imitate"
 # Whether targets are labels, to be counted, balanced and doubted; whether they are free text, in which personal data
 # are looked for as in an input.
 # MANY: whether a row has several labels.
-LABELLED, FREE_TEXT, MANY = True, False, False
+HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = True, False, False
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Spec:
     """Whether an answer may spell a label otherwise (data.normalize_labels); in runs that do not say, it may not."""
 
 
-def specify(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
+def make_spec(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
     """Returns the task as prompts need it; `labels` as data preparation found or checked them (data.json). Every row
     has a label: `may_be_empty` is not read."""
     return Spec(task.instruction, dict(labels), normalize_labels=True)
@@ -51,7 +51,7 @@ def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
     content = "\n\n".join(
         (
             spec.instruction,
-            "Labels:\n" + "\n".join(listed(spec.labels)),
+            "Labels:\n" + "\n".join(label_lines(spec.labels)),
             "Answer with exactly one label.",
             f"Input:\n{row_input['text']}",
         )
@@ -59,17 +59,17 @@ def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"role": "user", "content": content}]
 
 
-def listed(labels: Mapping[str, str]) -> list[str]:
+def label_lines(labels: Mapping[str, str]) -> list[str]:
     """Returns the lines that list the labels in a prompt."""
     return [f"- {label}: {about}" if about else f"- {label}" for label, about in labels.items()]
 
 
-def answer(spec: Spec, target: str) -> str:
+def answer_text(spec: Spec, target: str) -> str:
     """Returns the text that the model should answer."""
     return target
 
 
-def answers(spec: Spec, target: str) -> list[str]:
+def training_answers(spec: Spec, target: str) -> list[str]:
     """Returns every text that is learnt from for a target: here the one answer."""
     return [target]
 
@@ -79,14 +79,14 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
     return {"data.columns.label": recipe.data.columns.label}
 
 
-def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
+def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
     """Returns the text and the label of a source row, as they stand there."""
     columns = recipe.data.columns
-    label = label_of(values.get(columns.label), columns.label)
-    return Given("", input_of(values, columns), label)
+    label = read_label(values.get(columns.label), columns.label)
+    return SourceRecord("", read_input(values, columns), label)
 
 
-def target_text(target: str, recipe: Recipe, hide: Callable[[str], str]) -> str:
+def normalize_target(target: str, recipe: Recipe, hide: Callable[[str], str]) -> str:
     """Returns the label as it was written, white space and all, so that what is merged can be shown; a label holds
     nothing personal to `hide`.
 
@@ -95,53 +95,53 @@ def target_text(target: str, recipe: Recipe, hide: Callable[[str], str]) -> str:
     label, listed = target, recipe.task.labels
     if not spelling.clean_label(label):
         raise UnusableRowError("no_label", "the label is empty")
-    if listed != "auto" and spelling.find(label, listed, recipe.data.normalize_labels) is None:
+    if listed != "auto" and spelling.find_label(label, listed, recipe.data.normalize_labels) is None:
         near = get_close_matches(label, list(listed), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UnusableRowError("unknown_label", f"{spelling.shown(label)} is not among task.labels{hint}")
+        raise UnusableRowError("unknown_label", f"{spelling.display_label(label)} is not among task.labels{hint}")
     return label
 
 
-def target_of(text: str) -> str:
+def parse_target(text: str) -> str:
     """Returns the target behind its text."""
     return text
 
 
-def labels_in(text: str) -> list[str]:
+def target_labels(text: str) -> list[str]:
     """Returns the labels of a target text, as they were written: here the one."""
     return [text]
 
 
-def respelling(spellings: Mapping[str, str], order: Sequence[str]) -> Callable[[str], str]:
+def make_label_mapper(spellings: Mapping[str, str], order: Sequence[str]) -> Callable[[str], str]:
     """Returns what turns a target text into the label that it stands for, by {label as written: its label}."""
     return lambda text: spellings.get(text, text)
 
 
-def given_answers(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
+def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
     """Returns what reads an answer that a person has as data preparation reads a label of the source: clean, and with
     `normalize_labels` in any spelling of a label. What is no label stays as it stands there."""
 
     def one(value: Any) -> str:
-        text = cell(value)
-        return spelling.find(text, spec.labels, normalize_labels) or text
+        text = to_text(value)
+        return spelling.find_label(text, spec.labels, normalize_labels) or text
 
     return one
 
 
-def comparable(text: str, recipe: Recipe) -> str:
+def equality_key(text: str, recipe: Recipe) -> str:
     """Returns what equal targets share: spellings of one label are one label."""
     listed = recipe.task.labels
-    return spelling.identity(text, None if listed == "auto" else listed, recipe.data.normalize_labels)
+    return spelling.label_identity(text, None if listed == "auto" else listed, recipe.data.normalize_labels)
 
 
-def subject(key: str, text: str) -> str:
+def conflict_key(key: str, text: str) -> str:
     """Returns what can bear one target alone: here what the row says (its duplicate key)."""
     return key
 
 
 def grammar(spec: Spec) -> str:
     """Returns the output constraint as a grammar (EBNF as xgrammar and vLLM read it): exactly one of the labels."""
-    return "root ::= " + " | ".join(_quoted(label) for label in spec.labels)
+    return "root ::= " + " | ".join(_quote_label(label) for label in spec.labels)
 
 
 def output_schema(spec: Spec) -> dict[str, Any]:
@@ -149,13 +149,13 @@ def output_schema(spec: Spec) -> dict[str, Any]:
     return {"type": "string", "enum": list(spec.labels)}
 
 
-def parse(spec: Spec, output: str) -> Parsed:
+def parse(spec: Spec, output: str) -> ParsedAnswer:
     """Returns the label that the output stands for, by the rule that holds for the data, or problem not_a_label."""
-    label = spelling.find(output.strip(), spec.labels, spec.normalize_labels)
-    return Parsed(None, "not_a_label") if label is None else Parsed(label)
+    label = spelling.find_label(output.strip(), spec.labels, spec.normalize_labels)
+    return ParsedAnswer(None, "not_a_label") if label is None else ParsedAnswer(label)
 
 
-def score(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict[str, Any]:
+def score(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -> dict[str, Any]:
     """Returns {"n", "accuracy", "macro_f1", "invalid", "per_class": {label: {"precision", "recall", "f1", "n"}}}.
 
     An answer with a problem counts as wrong. macro_f1 is the mean over the labels that occur among the targets or the
@@ -175,31 +175,34 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict
     }
     return {
         "n": len(targets),
-        **{name: one.figure() for name, one in tallies(spec, targets, answers).items()},
+        **{name: one.figure() for name, one in compute_metric_stats(spec, targets, answers).items()},
         "invalid": sum(one.problem is not None for one in answers),
         "per_class": per_class,
     }
 
 
-def tallies(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict[str, Tally]:
+def compute_metric_stats(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -> dict[str, MetricStats]:
     """Returns accuracy and macro_f1 as sums over rows, of which any resample can be computed."""
     numbers = {label: at for at, label in enumerate(dict.fromkeys([*spec.labels, *targets]))}
     wanted = [numbers[target] for target in targets]
     given = [-1 if one.problem is not None else numbers[one.value] for one in answers]
     right = [float(a == b) for a, b in zip(wanted, given, strict=True)]
-    return {"accuracy": metric_stats.of_scores(right), "macro_f1": metric_stats.of_labels(wanted, given, len(numbers))}
+    return {
+        "accuracy": metric_stats.mean_metric(right),
+        "macro_f1": metric_stats.macro_f1_metric(wanted, given, len(numbers)),
+    }
 
 
-def headline(score: Mapping[str, Any]) -> dict[str, float]:
+def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
     """Returns the figures that stand for a score: in the console, in W&B and on the model card."""
     return {name: score[name] for name in ("accuracy", "macro_f1")}
 
 
-def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
+def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Returns the labels with their F1, the worst first."""
     return sorted(((name, one["f1"]) for name, one in score["per_class"].items()), key=lambda one: one[1])
 
 
-def _quoted(label: str) -> str:
+def _quote_label(label: str) -> str:
     escaped = label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
     return f'"{escaped}"'

@@ -20,18 +20,25 @@ from typing import Any
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
-from insource.stats.metric_stats import Tally
+from insource.stats.metric_stats import MetricStats
 from insource.tasks import references
-from insource.tasks.parsed_answer import Parsed
+from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.records import field_grammar, json_fields, record_counts
-from insource.tasks.records.json_fields import Field, UnknownKeyError, canonical, check, check_keys, json_text
+from insource.tasks.records.json_fields import (
+    FieldSchema,
+    UnknownKeyError,
+    canonical_json,
+    canonicalize,
+    check_keys,
+    check_value,
+)
 from insource.tasks.records.record_counts import Counts
-from insource.tasks.source_record import Given, UnusableRowError, cell, input_of
+from insource.tasks.source_record import SourceRecord, UnusableRowError, read_input, to_text
 
 # What `weakest` tells of, and by which figure.
-PARTS, PARTS_BY = "fields", "F1"
+BREAKDOWN_NAME, BREAKDOWN_METRIC = "fields", "F1"
 OBJECTIVE = "imitate"
-LABELLED, FREE_TEXT, MANY = False, False, False
+HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = False, False, False
 
 
 @dataclass(frozen=True)
@@ -48,16 +55,16 @@ class Spec:
     """What stands in the answer for a field that the document does not have: null, or omit for nothing."""
 
     @property
-    def fields(self) -> Mapping[str, Field]:
+    def fields(self) -> Mapping[str, FieldSchema]:
         """The schema of each field, in the order of the answer."""
         return self.json_schema["properties"]  # type: ignore[no-any-return]
 
 
-def specify(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
+def make_spec(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
     """Returns the task as prompts need it; `labels` belong to another kind and are not read."""
     given: Any = task.json_schema
     normalizers = {name: list(chosen) for name, chosen in task.normalizers.items()}
-    return Spec(task.instruction, {"type": "object", **json_fields.of_object(given)}, normalizers, task.absent)
+    return Spec(task.instruction, {"type": "object", **json_fields.resolve_object(given)}, normalizers, task.absent)
 
 
 def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -67,7 +74,7 @@ def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
     content = "\n\n".join(
         (
             spec.instruction,
-            "Fields:\n" + "\n".join(json_fields.lines(spec.fields, spec.absent)),
+            "Fields:\n" + "\n".join(json_fields.describe_fields(spec.fields, spec.absent)),
             f"Answer with one JSON object that has {which}, in this order.{nothing}",
             f"Input:\n{row_input['text']}",
         )
@@ -75,33 +82,33 @@ def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"role": "user", "content": content}]
 
 
-def record(task_or_spec: Task | Spec, given: Mapping[str, Any]) -> dict[str, Any]:
+def canonical_record(task_or_spec: Task | Spec, given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the canonical record: all fields in the schema's order, clean texts, null for what is empty or missing.
 
     Text becomes the field's type, as a table needs it. Raises ValueError naming the field and what is wrong with it.
     """
-    spec = specify(task_or_spec, {}) if isinstance(task_or_spec, Task) else task_or_spec
+    spec = make_spec(task_or_spec, {}) if isinstance(task_or_spec, Task) else task_or_spec
     if unknown := [name for name in given if name not in spec.fields]:
         raise ValueError(f"there is no field {', '.join(map(repr, unknown))}; there are {', '.join(spec.fields)}")
-    found = {name: canonical(field, given.get(name)) for name, field in spec.fields.items()}
+    found = {name: canonicalize(field, given.get(name)) for name, field in spec.fields.items()}
     for name, field in spec.fields.items():
         try:
             # A required text that is blank is as missing as one that is not there.
-            check(field, json_fields.blank_as_null(found[name]))
+            check_value(field, json_fields.blank_to_null(found[name]))
         except ValueError as error:
             raise ValueError(f"field {name}: {error}") from None
     return found
 
 
-def answer(spec: Spec, target: Mapping[str, Any]) -> str:
+def answer_text(spec: Spec, target: Mapping[str, Any]) -> str:
     """Returns the text that the model should answer for a canonical record."""
     found = {name: target[name] for name in spec.fields}
-    return json_text(json_fields.given_only(found) if spec.absent == "omit" else found)
+    return canonical_json(json_fields.drop_nulls(found) if spec.absent == "omit" else found)
 
 
-def answers(spec: Spec, target: Mapping[str, Any]) -> list[str]:
+def training_answers(spec: Spec, target: Mapping[str, Any]) -> list[str]:
     """Returns every text that is learnt from for a target: here the one answer."""
-    return [answer(spec, target)]
+    return [answer_text(spec, target)]
 
 
 def answer_columns(recipe: Recipe) -> dict[str, str]:
@@ -112,20 +119,20 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
     return {} if columns.target is None else {"data.columns.target": columns.target}
 
 
-def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
+def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
     """Returns the text and the record of a source row, as they stand there."""
     columns, schema = recipe.data.columns, recipe.task.json_schema
-    text = input_of(values, columns)
+    text = read_input(values, columns)
     if columns.targets is not None:
-        target, *others = references.given(values, columns)
-        return Given("", text, target, others)
+        target, *others = references.read_references(values, columns)
+        return SourceRecord("", text, target, others)
     if columns.target is not None:
-        return Given("", text, values.get(columns.target))
+        return SourceRecord("", text, values.get(columns.target))
     known: Any = (schema or {})["properties"]
-    return Given("", text, {field: values[field] for field in known if field in values})
+    return SourceRecord("", text, {field: values[field] for field in known if field in values})
 
 
-def given_record(target: Any) -> dict[str, Any]:
+def parse_record(target: Any) -> dict[str, Any]:
     """Returns the record that a source gives as an object or as its JSON. Raises UnusableRowError."""
     if isinstance(target, str) and target.strip():
         try:
@@ -139,91 +146,93 @@ def given_record(target: Any) -> dict[str, Any]:
     return target
 
 
-def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
+def normalize_target(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
     """Returns the canonical record as JSON, every field in it. What `hide` replaces in the input cannot be copied from
     there.
 
     Raises UnusableRowError where the record does not fit the schema.
     """
-    spec = specify(recipe.task, {})
+    spec = make_spec(recipe.task, {})
     try:
-        found = record(spec, {name: _hidden(value, hide) for name, value in given_record(target).items()})
+        found = canonical_record(
+            spec, {name: _redact_values(value, hide) for name, value in parse_record(target).items()}
+        )
     except ValueError as error:
         raise UnusableRowError("bad_record", str(error)) from None
-    return json_text(found)
+    return canonical_json(found)
 
 
-def given_answers(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
+def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
     """Returns what reads an answer that a person has. A record that stands there as an object is read as data
     preparation reads one of the source; text, and an object that does not fit the schema, stays as it stands there."""
 
     def one(value: Any) -> str:
         if isinstance(value, dict):
             with suppress(ValueError):
-                return answer(spec, record(spec, value))
-        return cell(value)
+                return answer_text(spec, canonical_record(spec, value))
+        return to_text(value)
 
     return one
 
 
-def target_of(text: str) -> dict[str, Any]:
+def parse_target(text: str) -> dict[str, Any]:
     """Returns the target behind its text."""
     return json.loads(text)  # type: ignore[no-any-return]
 
 
-def comparable(text: str, recipe: Recipe) -> str:
+def equality_key(text: str, recipe: Recipe) -> str:
     """Returns what equal targets share: the values as they are scored, after the normalizers, lists in any order
     unless they are `ordered`."""
-    spec = specify(recipe.task, {})
-    return comparable_record(spec, json.loads(text))
+    spec = make_spec(recipe.task, {})
+    return record_equality_key(spec, json.loads(text))
 
 
-def comparable_record(spec: Spec, target: Mapping[str, Any]) -> str:
+def record_equality_key(spec: Spec, target: Mapping[str, Any]) -> str:
     """Returns what equal records share, see `comparable`."""
-    return json_text(record_counts.compared(spec.json_schema, "", target, spec.normalizers))
+    return canonical_json(record_counts.comparison_value(spec.json_schema, "", target, spec.normalizers))
 
 
-def subject(key: str, text: str) -> str:
+def conflict_key(key: str, text: str) -> str:
     """Returns what can bear one target alone: here what the row says (its duplicate key)."""
     return key
 
 
 def grammar(spec: Spec) -> str:
     """Returns the output constraint as a grammar (EBNF as xgrammar and vLLM read it): canonical answers alone."""
-    return field_grammar.of_record(spec.fields, spec.absent)
+    return field_grammar.record_grammar(spec.fields, spec.absent)
 
 
 def output_schema(spec: Spec) -> dict[str, Any]:
     """Returns the output constraint as a JSON Schema, for backends that take one."""
-    schema = json_fields.optional(spec.json_schema) if spec.absent == "omit" else spec.json_schema
-    return json_fields.standard(schema)  # type: ignore[no-any-return]
+    schema = json_fields.allow_omission(spec.json_schema) if spec.absent == "omit" else spec.json_schema
+    return json_fields.strip_extensions(schema)  # type: ignore[no-any-return]
 
 
-def parse(spec: Spec, output: str) -> Parsed:
+def parse(spec: Spec, output: str) -> ParsedAnswer:
     """Returns the canonical record that the output is, or why it is none: not_json, invented_key or wrong_schema.
 
     JSON may be spaced as it likes; a key that stands there twice, NaN, or text around the object is no JSON.
     """
     try:
-        found = json.loads(output, object_pairs_hook=_without_twins, parse_constant=_refuse_constant)
+        found = json.loads(output, object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
-        return Parsed(None, "not_json")
+        return ParsedAnswer(None, "not_json")
     if not isinstance(found, dict):
-        return Parsed(None, "wrong_schema")
+        return ParsedAnswer(None, "wrong_schema")
     if spec.absent == "omit":
-        found = json_fields.with_null(spec.json_schema, found)
+        found = json_fields.fill_nulls(spec.json_schema, found)
     try:
         check_keys(spec.fields, found)
         for name, field in spec.fields.items():
-            check(field, found[name])
+            check_value(field, found[name])
     except UnknownKeyError:
-        return Parsed(None, "invented_key")
+        return ParsedAnswer(None, "invented_key")
     except ValueError:
-        return Parsed(None, "wrong_schema")
-    return Parsed({name: canonical(field, found[name]) for name, field in spec.fields.items()})
+        return ParsedAnswer(None, "wrong_schema")
+    return ParsedAnswer({name: canonicalize(field, found[name]) for name, field in spec.fields.items()})
 
 
-def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Parsed]) -> dict[str, Any]:
+def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[ParsedAnswer]) -> dict[str, Any]:
     """Returns {"n", "exact_match", "field_f1", "schema_valid", "invalid": {problem: count}, "wrong_value",
     "per_field": {path: {"precision", "recall", "f1", "n"}}, "per_item": {path of a list of objects: the same}}.
 
@@ -237,8 +246,8 @@ def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Pa
     """
     if not targets:
         raise ValueError("no rows to score")
-    rows = _counts(spec, targets, answers)
-    found = _tallies(rows, answers)
+    rows = _count_rows(spec, targets, answers)
+    found = _stats_from_counts(rows, answers)
     exact = round(found["exact_match"].figure() * len(targets))
     problems = Counter(one.problem for one in answers if one.problem is not None)
     return {
@@ -246,63 +255,69 @@ def score(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Pa
         **{name: one.figure() for name, one in found.items()},
         "invalid": dict(sorted(problems.items())),
         "wrong_value": len(targets) - exact - problems.total(),
-        "per_field": record_counts.figures([row.values for row in rows], record_counts.paths(spec.fields)),
-        "per_item": record_counts.figures([row.items for row in rows], record_counts.lists(spec.fields)),
+        "per_field": record_counts.summarize_counts(
+            [row.values for row in rows], record_counts.list_value_paths(spec.fields)
+        ),
+        "per_item": record_counts.summarize_counts(
+            [row.items for row in rows], record_counts.list_object_arrays(spec.fields)
+        ),
     }
 
 
-def nearest(spec: Spec, targets: Sequence[Mapping[str, Any]], answer: Parsed) -> Mapping[str, Any]:
+def nearest_target(spec: Spec, targets: Sequence[Mapping[str, Any]], answer: ParsedAnswer) -> Mapping[str, Any]:
     """Returns the record that an answer is nearest to: by exact match, then by the F1 of its values; the first of
     those that are."""
-    counts = _counts(spec, targets, [answer] * len(targets))
-    f1 = [_tallies([one], [answer])["field_f1"].figure() for one in counts]
+    counts = _count_rows(spec, targets, [answer] * len(targets))
+    f1 = [_stats_from_counts([one], [answer])["field_f1"].figure() for one in counts]
     return max(zip(targets, counts, f1, strict=True), key=lambda one: (one[1].same, one[2]))[0]
 
 
-def tallies(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Parsed]) -> dict[str, Tally]:
+def compute_metric_stats(
+    spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[ParsedAnswer]
+) -> dict[str, MetricStats]:
     """Returns exact_match, field_f1 and schema_valid as sums over rows, of which any resample can be computed."""
-    return _tallies(_counts(spec, targets, answers), answers)
+    return _stats_from_counts(_count_rows(spec, targets, answers), answers)
 
 
-def _counts(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[Parsed]) -> list[Counts]:
+def _count_rows(spec: Spec, targets: Sequence[Mapping[str, Any]], answers: Sequence[ParsedAnswer]) -> list[Counts]:
     """What was wanted, said and right in each row; an answer with a problem says nothing."""
     return [
-        record_counts.of_record(spec.fields, target, {} if one.problem is not None else one.value, spec.normalizers)
+        record_counts.count_record(spec.fields, target, {} if one.problem is not None else one.value, spec.normalizers)
         for target, one in zip(targets, answers, strict=True)
     ]
 
 
-def _tallies(rows: Sequence[Counts], answers: Sequence[Parsed]) -> dict[str, Tally]:
+def _stats_from_counts(rows: Sequence[Counts], answers: Sequence[ParsedAnswer]) -> dict[str, MetricStats]:
     valid = [float(one.problem is None) for one in answers]
     right, said, wanted = (
         [float(sum(count[of] for count in row.values.values())) for row in rows] for of in ("right", "said", "n")
     )
     return {
-        "exact_match": metric_stats.of_scores([float(a.same and b) for a, b in zip(rows, valid, strict=True)]),
-        "field_f1": metric_stats.of_parts(right, said, wanted),
-        "schema_valid": metric_stats.of_scores(valid),
+        "exact_match": metric_stats.mean_metric([float(a.same and b) for a, b in zip(rows, valid, strict=True)]),
+        "field_f1": metric_stats.micro_f1_metric(right, said, wanted),
+        "schema_valid": metric_stats.mean_metric(valid),
     }
 
 
-def headline(score: Mapping[str, Any]) -> dict[str, float]:
+def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
     """Returns the figures that stand for a score: in the console, in W&B and on the model card."""
     return {name: score[name] for name in ("exact_match", "field_f1", "schema_valid")}
 
 
-def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
+def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Returns the fields with their F1, the worst first."""
     return sorted(((name, one["f1"]) for name, one in score["per_field"].items()), key=lambda one: one[1])
 
 
-def _hidden(value: Any, hide: Callable[[str], str]) -> Any:
+def _redact_values(value: Any, hide: Callable[[str], str]) -> Any:
     if isinstance(value, list):
-        return [_hidden(one, hide) for one in value]
+        return [_redact_values(one, hide) for one in value]
     if isinstance(value, dict):
-        return {name: _hidden(one, hide) for name, one in value.items()}
+        return {name: _redact_values(one, hide) for name, one in value.items()}
     return hide(value) if isinstance(value, str) else value
 
 
-def _without_twins(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """The object of these pairs. Raises ValueError where a key stands there twice: which one is meant is a guess."""
     pairs = list(pairs)
     if len({key for key, _ in pairs}) < len(pairs):
@@ -310,5 +325,5 @@ def _without_twins(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _refuse_constant(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")

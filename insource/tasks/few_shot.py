@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-INPUT = "Input:\n"
+INPUT_HEADER = "Input:\n"
 
 
 def messages(
@@ -20,7 +20,7 @@ def messages(
     inputs = [*(one["input"] for one in examples), row_input]
     asked = [
         module.messages(spec, inputs[0]),
-        *([{"role": "user", "content": f"{INPUT}{one['text']}"}] for one in inputs[1:]),
+        *([{"role": "user", "content": f"{INPUT_HEADER}{one['text']}"}] for one in inputs[1:]),
     ]
-    answered = [[{"role": "assistant", "content": module.answer(spec, one["target"])}] for one in examples]
+    answered = [[{"role": "assistant", "content": module.answer_text(spec, one["target"])}] for one in examples]
     return [turn for question, answer in zip(asked, [*answered, []], strict=True) for turn in [*question, *answer]]

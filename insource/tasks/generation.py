@@ -16,19 +16,19 @@ from typing import Any
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
-from insource.stats.metric_stats import Tally
+from insource.stats.metric_stats import MetricStats
 from insource.tasks import references
-from insource.tasks.parsed_answer import Parsed
-from insource.tasks.source_record import Given, cell, free_text, input_of
+from insource.tasks.parsed_answer import ParsedAnswer
+from insource.tasks.source_record import SourceRecord, clean_answer, read_input, to_text
 from insource.tasks.text_keys import clean, duplicate_key
-from insource.tasks.words import words
+from insource.tasks.words import split_words
 
 # What `weakest` tells of, and by which figure.
-PARTS, PARTS_BY = "groups of rows", "ROUGE-L"
+BREAKDOWN_NAME, BREAKDOWN_METRIC = "groups of rows", "ROUGE-L"
 OBJECTIVE = "imitate"
-LABELLED, FREE_TEXT, MANY = False, True, False
+HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = False, True, False
 
-EMPTY = "empty"
+EMPTY_ANSWER = "empty"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Spec:
     instruction: str
 
 
-def specify(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
+def make_spec(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
     """Returns the task as prompts need it; `labels` belong to another kind and are not read."""
     return Spec(task.instruction)
 
@@ -48,12 +48,12 @@ def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{spec.instruction}\n\nInput:\n{row_input['text']}"}]
 
 
-def answer(spec: Spec, target: str) -> str:
+def answer_text(spec: Spec, target: str) -> str:
     """Returns the text that the model should answer."""
     return target
 
 
-def answers(spec: Spec, target: str) -> list[str]:
+def training_answers(spec: Spec, target: str) -> list[str]:
     """Returns every text that is learnt from for a target: here the one answer."""
     return [target]
 
@@ -64,43 +64,43 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
     return columns.of_targets if columns.targets else {"data.columns.target": columns.target or "target"}
 
 
-def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
+def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
     """Returns the text and the answer of a source row, as they stand there."""
     columns = recipe.data.columns
     if columns.targets is not None:
-        target, *others = references.given(values, columns)
-        return Given("", input_of(values, columns), target, others)
-    return Given("", input_of(values, columns), values.get(columns.target or "target"))
+        target, *others = references.read_references(values, columns)
+        return SourceRecord("", read_input(values, columns), target, others)
+    return SourceRecord("", read_input(values, columns), values.get(columns.target or "target"))
 
 
-def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
+def normalize_target(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
     """Returns the answer, clean and without what `hide` replaces. Raises UnusableRowError where it is empty."""
-    return hide(free_text(target, "answer"))
+    return hide(clean_answer(target, "answer"))
 
 
-def given_answers(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
+def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
     """Returns what reads an answer that a person has: as it stands there, for `parse` cleans it."""
-    return cell
+    return to_text
 
 
-def target_of(text: str) -> str:
+def parse_target(text: str) -> str:
     """Returns the target behind its text."""
     return text
 
 
-def comparable(text: str, recipe: Recipe) -> str:
+def equality_key(text: str, recipe: Recipe) -> str:
     """Returns what equal targets share: themselves, for a word more is another answer."""
     return text
 
 
-def subject(key: str, text: str) -> str:
+def conflict_key(key: str, text: str) -> str:
     """Returns what can bear one target alone: a text with its answer, for two good answers may differ."""
     return f"{key}\x1f{text}"
 
 
-def traits(text: str, target: str) -> dict[str, float]:
+def describe_answer(text: str, target: str) -> dict[str, float]:
     """Returns what a person should know of an answer before anything is trained: data.html shows them over all rows."""
-    there, said = set(words(duplicate_key(text))), words(duplicate_key(target))
+    there, said = set(split_words(duplicate_key(text))), split_words(duplicate_key(target))
     return {"characters": len(target), "words_from_text": _mean([float(word in there) for word in said])}
 
 
@@ -112,13 +112,13 @@ def output_schema(spec: Spec) -> None:
     """Returns None: nothing constrains the answer."""
 
 
-def parse(spec: Spec, output: str) -> Parsed:
+def parse(spec: Spec, output: str) -> ParsedAnswer:
     """Returns the output, clean as targets are, or problem `empty`."""
     text = clean(output)
-    return Parsed(text) if text else Parsed(None, EMPTY)
+    return ParsedAnswer(text) if text else ParsedAnswer(None, EMPTY_ANSWER)
 
 
-def row_scores(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> list[dict[str, float]]:
+def score_rows(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -> list[dict[str, float]]:
     """Returns {"rouge_l", "chrf", "exact_match"} of each row, 0..1; all 0 for an answer with a problem.
 
     rouge_l is the F1 of the longest common subsequence of words (Lin 2004), by torchmetrics. Words are those of
@@ -135,7 +135,7 @@ def row_scores(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) ->
         if one.problem is not None:
             scores.append({"rouge_l": 0.0, "chrf": 0.0, "exact_match": 0.0})
             continue
-        rouge = rouge_score(one.value, target, rouge_keys="rougeL", normalizer=duplicate_key, tokenizer=words)
+        rouge = rouge_score(one.value, target, rouge_keys="rougeL", normalizer=duplicate_key, tokenizer=split_words)
         scores.append(
             {
                 "rouge_l": float(rouge["rougeL_fmeasure"]),
@@ -146,13 +146,13 @@ def row_scores(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) ->
     return scores
 
 
-def nearest(spec: Spec, targets: Sequence[str], answer: Parsed) -> str:
+def nearest_target(spec: Spec, targets: Sequence[str], answer: ParsedAnswer) -> str:
     """Returns the reference that an answer is nearest to: by ROUGE-L, then chrF; the first of those that are."""
-    scores = row_scores(spec, targets, [answer] * len(targets))
+    scores = score_rows(spec, targets, [answer] * len(targets))
     return max(zip(targets, scores, strict=True), key=lambda one: (one[1]["rouge_l"], one[1]["chrf"]))[0]
 
 
-def score(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict[str, Any]:
+def score(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -> dict[str, Any]:
     """Returns {"n", "rouge_l", "chrf", "exact_match", "length_ratio", "invalid": {problem: count},
     "per_part": {part: {"rouge_l", "n"}}}.
 
@@ -163,7 +163,7 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict
     """
     if not targets:
         raise ValueError("no rows to score")
-    scores = row_scores(spec, targets, answers)
+    scores = score_rows(spec, targets, answers)
     ratios = [len(one.value) / len(of) for one, of in zip(answers, targets, strict=True) if one.problem is None]
     problems = Counter(one.problem for one in answers if one.problem is not None)
     return {
@@ -171,22 +171,24 @@ def score(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict
         **{name: _mean([one[name] for one in scores]) for name in ("rouge_l", "chrf", "exact_match")},
         "length_ratio": _mean(ratios),
         "invalid": dict(sorted(problems.items())),
-        "per_part": _by_length(targets, [one["rouge_l"] for one in scores]),
+        "per_part": _score_by_length(targets, [one["rouge_l"] for one in scores]),
     }
 
 
-def tallies(spec: Spec, targets: Sequence[str], answers: Sequence[Parsed]) -> dict[str, Tally]:
+def compute_metric_stats(spec: Spec, targets: Sequence[str], answers: Sequence[ParsedAnswer]) -> dict[str, MetricStats]:
     """Returns rouge_l, chrf and exact_match as sums over rows, of which any resample can be computed."""
-    scores = row_scores(spec, targets, answers)
-    return {name: metric_stats.of_scores([one[name] for one in scores]) for name in ("rouge_l", "chrf", "exact_match")}
+    scores = score_rows(spec, targets, answers)
+    return {
+        name: metric_stats.mean_metric([one[name] for one in scores]) for name in ("rouge_l", "chrf", "exact_match")
+    }
 
 
-def headline(score: Mapping[str, Any]) -> dict[str, float]:
+def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
     """Returns the figures that stand for a score: in the console, in W&B and on the model card."""
     return {name: score[name] for name in ("rouge_l", "chrf", "exact_match")}
 
 
-def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
+def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Returns the groups of rows with their ROUGE-L, the worst first: by length, and the slices of the recipe."""
     parts = dict(score["per_part"])
     for name, values in score.get("slices", {}).items():
@@ -194,7 +196,7 @@ def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
     return sorted(((name, one["rouge_l"]) for name, one in parts.items()), key=lambda one: one[1])
 
 
-def _by_length(targets: Sequence[str], rouge_l: Sequence[float]) -> dict[str, dict[str, float]]:
+def _score_by_length(targets: Sequence[str], rouge_l: Sequence[float]) -> dict[str, dict[str, float]]:
     """The mean of each third of the rows, named by its longest target; rows of one length stay together."""
     lengths = sorted(map(len, targets))
     edges = sorted({lengths[len(lengths) * part // 3 - 1] for part in (1, 2, 3) if len(lengths) * part >= 3})

@@ -18,18 +18,18 @@ from typing import Any
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
-from insource.stats.metric_stats import Tally
+from insource.stats.metric_stats import MetricStats
 from insource.tasks import classification
 from insource.tasks import labels as spelling
-from insource.tasks.parsed_answer import Parsed
-from insource.tasks.records.field_grammar import literal
-from insource.tasks.records.json_fields import TRUTHS, json_text
-from insource.tasks.source_record import Given, UnusableRowError, cell, input_of, list_of
+from insource.tasks.parsed_answer import ParsedAnswer
+from insource.tasks.records.field_grammar import quote_literal
+from insource.tasks.records.json_fields import BOOLEAN_WORDS, canonical_json
+from insource.tasks.source_record import SourceRecord, UnusableRowError, parse_list, read_input, to_text
 
 # What `weakest` tells of, and by which figure.
-PARTS, PARTS_BY = "labels", "F1"
+BREAKDOWN_NAME, BREAKDOWN_METRIC = "labels", "F1"
 OBJECTIVE = "imitate"
-LABELLED, FREE_TEXT, MANY = True, False, True
+HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = True, False, True
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Spec:
     """Whether an answer may spell a label otherwise (data.normalize_labels)."""
 
 
-def specify(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
+def make_spec(task: Task, labels: Mapping[str, str], may_be_empty: bool = False) -> Spec:
     """Returns the task as prompts need it; `labels`, and whether a row may have none, as data preparation found them
     (data.json)."""
     return Spec(task.instruction, dict(labels), may_be_empty)
@@ -56,7 +56,7 @@ def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
     content = "\n\n".join(
         (
             spec.instruction,
-            "Labels:\n" + "\n".join(classification.listed(spec.labels)),
+            "Labels:\n" + "\n".join(classification.label_lines(spec.labels)),
             f"Answer with one JSON array of all labels that apply, in the order above; {none}.",
             f"Input:\n{row_input['text']}",
         )
@@ -64,14 +64,14 @@ def messages(spec: Spec, row_input: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"role": "user", "content": content}]
 
 
-def answer(spec: Spec, target: Sequence[str]) -> str:
+def answer_text(spec: Spec, target: Sequence[str]) -> str:
     """Returns the text that the model should answer for a canonical set of labels."""
-    return json_text(list(target))
+    return canonical_json(list(target))
 
 
-def answers(spec: Spec, target: Sequence[str]) -> list[str]:
+def training_answers(spec: Spec, target: Sequence[str]) -> list[str]:
     """Returns every text that is learnt from for a target: here the one answer."""
-    return [answer(spec, target)]
+    return [answer_text(spec, target)]
 
 
 def answer_columns(recipe: Recipe) -> dict[str, str]:
@@ -81,82 +81,84 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
     return classification.answer_columns(recipe)
 
 
-def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
+def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
     """Returns the text and the labels of a source row, as they stand there. Raises UnusableRowError where a column of
     one label holds neither 1 nor 0."""
     columns = recipe.data.columns
     if columns.label_columns is None:
-        return Given("", input_of(values, columns), values.get(columns.label))
-    marks = {name: TRUTHS.get(cell(values.get(name)).strip().casefold()) for name in columns.label_columns}
+        return SourceRecord("", read_input(values, columns), values.get(columns.label))
+    marks = {name: BOOLEAN_WORDS.get(to_text(values.get(name)).strip().casefold()) for name in columns.label_columns}
     if unclear := [name for name, mark in marks.items() if mark is None]:
-        told = f"column {unclear[0]!r} holds {cell(values.get(unclear[0]))[:40] or 'nothing'}; 1 or 0 is needed"
+        told = f"column {unclear[0]!r} holds {to_text(values.get(unclear[0]))[:40] or 'nothing'}; 1 or 0 is needed"
         raise UnusableRowError("bad_labels", told)
-    return Given("", input_of(values, columns), [name for name, mark in marks.items() if mark])
+    return SourceRecord("", read_input(values, columns), [name for name, mark in marks.items() if mark])
 
 
-def target_text(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
+def normalize_target(target: Any, recipe: Recipe, hide: Callable[[str], str]) -> str:
     """Returns the labels as they were written, as a JSON array. Labels hold nothing personal to `hide`.
 
     `target` is a list, a JSON array in a text, or a text of labels with `data.columns.label_separator` between them.
     Raises UnusableRowError where it is none of these, or a label is empty or not among those that the recipe lists.
     """
-    found = written(target, recipe.data.columns.label_separator)
-    return json_text(list(dict.fromkeys(classification.target_text(one, recipe, hide) for one in found)))
+    found = parse_label_list(target, recipe.data.columns.label_separator)
+    return canonical_json(list(dict.fromkeys(classification.normalize_target(one, recipe, hide) for one in found)))
 
 
-def written(target: Any, separator: str | None) -> list[str]:
+def parse_label_list(target: Any, separator: str | None) -> list[str]:
     """Returns the labels that a source gives for a row, in its order. Raises UnusableRowError where it gives none."""
-    if (found := list_of(target)) is not None:
+    if (found := parse_list(target)) is not None:
         if wrong := [one for one in found if one is None or isinstance(one, list | dict)]:
-            raise UnusableRowError("bad_labels", f"a label is {cell(wrong[0])[:40] or 'null'}, and a label is a text")
-        return [cell(one) for one in found]
+            raise UnusableRowError(
+                "bad_labels", f"a label is {to_text(wrong[0])[:40] or 'null'}, and a label is a text"
+            )
+        return [to_text(one) for one in found]
     if separator is None or not isinstance(target, str | int | float):
         ways = "a list of labels, its JSON" + ("" if separator else ", or data.columns.label_separator")
-        raise UnusableRowError("bad_labels", f"the labels are {cell(target)[:40] or 'missing'}; needed: {ways}")
-    return [one.strip() for one in cell(target).split(separator) if spelling.clean_label(one)]
+        raise UnusableRowError("bad_labels", f"the labels are {to_text(target)[:40] or 'missing'}; needed: {ways}")
+    return [one.strip() for one in to_text(target).split(separator) if spelling.clean_label(one)]
 
 
-def target_of(text: str) -> list[str]:
+def parse_target(text: str) -> list[str]:
     """Returns the target behind its text."""
     return json.loads(text)  # type: ignore[no-any-return]
 
 
-def labels_in(text: str) -> list[str]:
+def target_labels(text: str) -> list[str]:
     """Returns the labels of a target text, as they were written."""
-    return target_of(text)
+    return parse_target(text)
 
 
-def respelling(spellings: Mapping[str, str], order: Sequence[str]) -> Callable[[str], str]:
+def make_label_mapper(spellings: Mapping[str, str], order: Sequence[str]) -> Callable[[str], str]:
     """Returns what turns a target text into the canonical one: {label as written: its label}, each once, in order."""
     place = {label: at for at, label in enumerate(order)}
 
     def one(text: str) -> str:
-        return json_text(sorted({spellings[written] for written in labels_in(text)}, key=place.__getitem__))
+        return canonical_json(sorted({spellings[written] for written in target_labels(text)}, key=place.__getitem__))
 
     return one
 
 
-def given_answers(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
+def make_answer_reader(spec: Spec, normalize_labels: bool, separator: str | None = None) -> Callable[[Any], str]:
     """Returns what reads an answer that a person has as data preparation reads the labels of a row: a list, a JSON
     array, or labels with the separator between them. What is none of these stays as it is."""
 
     def one(value: Any) -> str:
         try:
-            found = written(value, separator)
+            found = parse_label_list(value, separator)
         except UnusableRowError:
-            return cell(value)
-        labels = [spelling.find(label, spec.labels, normalize_labels) or label for label in found]
-        return json_text(sorted(set(labels), key=[*spec.labels, *labels].index))
+            return to_text(value)
+        labels = [spelling.find_label(label, spec.labels, normalize_labels) or label for label in found]
+        return canonical_json(sorted(set(labels), key=[*spec.labels, *labels].index))
 
     return one
 
 
-def comparable(text: str, recipe: Recipe) -> str:
+def equality_key(text: str, recipe: Recipe) -> str:
     """Returns what equal targets share: the same set of labels, in any order and spelling."""
-    return json_text(sorted({classification.comparable(label, recipe) for label in labels_in(text)}))
+    return canonical_json(sorted({classification.equality_key(label, recipe) for label in target_labels(text)}))
 
 
-def subject(key: str, text: str) -> str:
+def conflict_key(key: str, text: str) -> str:
     """Returns what can bear one target alone: here what the row says (its duplicate key)."""
     return key
 
@@ -166,7 +168,7 @@ def grammar(spec: Spec) -> str:
 
     from_i is a label from number i on, and what follows it; after_i is what may follow label i - 1.
     """
-    labels, last = [literal(json_text(label)) for label in spec.labels], len(spec.labels) - 1
+    labels, last = [quote_literal(canonical_json(label)) for label in spec.labels], len(spec.labels) - 1
     empty = ' | "]"' if spec.may_be_empty else ""
     lines = [f'root ::= "[" (from_0{empty})']
     for at, label in enumerate(labels):
@@ -183,7 +185,7 @@ def output_schema(spec: Spec) -> dict[str, Any]:
     return {"type": "array", "items": items, **least, "maxItems": len(spec.labels), "uniqueItems": True}
 
 
-def parse(spec: Spec, output: str) -> Parsed:
+def parse(spec: Spec, output: str) -> ParsedAnswer:
     """Returns the labels that the output names, in canonical order, or not_json, wrong_schema or not_a_label.
 
     Order and repetition say nothing of a set, so they are no mistake. Spellings are those that hold for the data.
@@ -191,16 +193,20 @@ def parse(spec: Spec, output: str) -> Parsed:
     try:
         found = json.loads(output)
     except (ValueError, RecursionError):
-        return Parsed(None, "not_json")
+        return ParsedAnswer(None, "not_json")
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        return Parsed(None, "wrong_schema")
+        return ParsedAnswer(None, "wrong_schema")
     if not found and not spec.may_be_empty:
-        return Parsed(None, "wrong_schema")
-    named = {spelling.find(one.strip(), spec.labels, spec.normalize_labels) for one in found}
-    return Parsed(None, "not_a_label") if None in named else Parsed([one for one in spec.labels if one in named])
+        return ParsedAnswer(None, "wrong_schema")
+    named = {spelling.find_label(one.strip(), spec.labels, spec.normalize_labels) for one in found}
+    return (
+        ParsedAnswer(None, "not_a_label")
+        if None in named
+        else ParsedAnswer([one for one in spec.labels if one in named])
+    )
 
 
-def score(spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[Parsed]) -> dict[str, Any]:
+def score(spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[ParsedAnswer]) -> dict[str, Any]:
     """Returns {"n", "micro_f1", "macro_f1", "exact_match", "invalid": {problem: count}, "per_class": {label:
     {"precision", "recall", "f1", "n"}}}.
 
@@ -210,12 +216,12 @@ def score(spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[Parsed
     """
     if not targets:
         raise ValueError("no rows to score")
-    given = _named(answers)
+    given = _predicted_labels(answers)
     wanted, said = (Counter(label for row in rows for label in row) for rows in (targets, given))
     right = Counter(label for row, of in zip(targets, given, strict=True) for label in {*row} & {*of})
     return {
         "n": len(targets),
-        **{name: one.figure() for name, one in tallies(spec, targets, answers).items()},
+        **{name: one.figure() for name, one in compute_metric_stats(spec, targets, answers).items()},
         "invalid": dict(sorted(Counter(one.problem for one in answers if one.problem is not None).items())),
         "per_class": {
             label: metric_stats.precision_recall(right[label], said[label], wanted[label])
@@ -225,30 +231,32 @@ def score(spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[Parsed
     }
 
 
-def tallies(spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[Parsed]) -> dict[str, Tally]:
+def compute_metric_stats(
+    spec: Spec, targets: Sequence[Sequence[str]], answers: Sequence[ParsedAnswer]
+) -> dict[str, MetricStats]:
     """Returns micro_f1, macro_f1 and exact_match as sums over rows, of which any resample can be computed."""
     numbers = {label: at for at, label in enumerate(spec.labels)}
-    given = _named(answers)
+    given = _predicted_labels(answers)
     wanted, said = ([{numbers[label] for label in row} for row in rows] for rows in (targets, given))
     right = [len(a & b) for a, b in zip(wanted, said, strict=True)]
     exact = [float(a == b and one.problem is None) for a, b, one in zip(wanted, said, answers, strict=True)]
     return {
-        "micro_f1": metric_stats.of_parts(right, [len(row) for row in said], [len(row) for row in wanted]),
-        "macro_f1": metric_stats.of_label_sets(wanted, said, len(numbers)),
-        "exact_match": metric_stats.of_scores(exact),
+        "micro_f1": metric_stats.micro_f1_metric(right, [len(row) for row in said], [len(row) for row in wanted]),
+        "macro_f1": metric_stats.multilabel_macro_f1_metric(wanted, said, len(numbers)),
+        "exact_match": metric_stats.mean_metric(exact),
     }
 
 
-def headline(score: Mapping[str, Any]) -> dict[str, float]:
+def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
     """Returns the figures that stand for a score: in the console, in W&B and on the model card."""
     return {name: score[name] for name in ("micro_f1", "macro_f1", "exact_match")}
 
 
-def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
+def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Returns the labels with their F1, the worst first."""
-    return classification.weakest(score)
+    return classification.lowest_scoring(score)
 
 
-def _named(answers: Sequence[Parsed]) -> list[Sequence[str]]:
+def _predicted_labels(answers: Sequence[ParsedAnswer]) -> list[Sequence[str]]:
     """The labels that each answer names; none where it has a problem."""
     return [() if one.problem is not None else one.value for one in answers]

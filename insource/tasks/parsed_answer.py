@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 # An answer that was cut off at the token limit, whatever the task.
-UNFINISHED = "unfinished"
+TRUNCATED = "unfinished"
 
 
 @dataclass(frozen=True)
-class Parsed:
+class ParsedAnswer:
     """An answer as its task reads it. Where `problem` is not None, `value` is None and the answer counts as wrong."""
 
     value: Any

@@ -17,40 +17,40 @@ from typing import Any
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.stats import metric_stats
-from insource.stats.metric_stats import Tally
-from insource.tasks.chat_messages import Messages, answer_of, asked, messages_of, of_text
+from insource.stats.metric_stats import MetricStats
+from insource.tasks.chat_messages import Messages, parse_messages, parse_transcript, read_answer, split_prompt
 
 # Asked in the words of a generation: Spec, specify and messages are its own.
-from insource.tasks.generation import EMPTY, Spec
+from insource.tasks.generation import EMPTY_ANSWER, Spec
+from insource.tasks.generation import make_spec as make_spec
 from insource.tasks.generation import messages as messages
-from insource.tasks.generation import specify as specify
-from insource.tasks.parsed_answer import Parsed
-from insource.tasks.source_record import Given, UnusableRowError, free_text, input_of
+from insource.tasks.parsed_answer import ParsedAnswer
+from insource.tasks.source_record import SourceRecord, UnusableRowError, clean_answer, read_input
 from insource.tasks.text_keys import clean
 
 # What `weakest` tells of, and by which figure.
-PARTS, PARTS_BY = "groups of rows", "preference accuracy"
+BREAKDOWN_NAME, BREAKDOWN_METRIC = "groups of rows", "preference accuracy"
 OBJECTIVE = "prefer"
-LABELLED, FREE_TEXT, MANY = False, True, False
+HAS_LABELS, IS_FREE_TEXT, IS_MULTILABEL = False, True, False
 
-SIDES = ("chosen", "rejected")
+PAIR_KEYS = ("chosen", "rejected")
 # A prompt may end in a short answer that it offers ("yes or no?"); in a longer one it does not by chance.
-LONG_ANSWER = 20
+LONG_ANSWER_CHARACTERS = 20
 
 
-def pair(spec: Spec, target: Mapping[str, str]) -> tuple[str, str]:
+def preference_pair(spec: Spec, target: Mapping[str, str]) -> tuple[str, str]:
     """Returns the answer that is preferred, and the one that is not."""
     return target["chosen"], target["rejected"]
 
 
-def answer(spec: Spec, target: Mapping[str, str]) -> str:
+def answer_text(spec: Spec, target: Mapping[str, str]) -> str:
     """Returns the text that the model should answer: the one that is preferred."""
     return target["chosen"]
 
 
-def answers(spec: Spec, target: Mapping[str, str]) -> list[str]:
+def training_answers(spec: Spec, target: Mapping[str, str]) -> list[str]:
     """Returns every text that is learnt from for a target: both answers."""
-    return [*pair(spec, target)]
+    return [*preference_pair(spec, target)]
 
 
 def answer_columns(recipe: Recipe) -> dict[str, str]:
@@ -64,7 +64,7 @@ def answer_columns(recipe: Recipe) -> dict[str, str]:
     return {"data.columns.chosen": columns.chosen, "data.columns.rejected": columns.rejected}
 
 
-def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
+def read_source_row(values: Mapping[str, Any], recipe: Recipe) -> SourceRecord:
     """Returns the prompt and both answers of a source row, as TRL's preference format has them.
 
     The answers are texts, or lists of messages that end in an assistant's turn. Turns before that one are the prompt,
@@ -77,25 +77,25 @@ def given(values: Mapping[str, Any], recipe: Recipe) -> Given:
     column = columns.text if isinstance(columns.text, str) else ""
     prompt = values.get(column)
     inside = column in names
-    talks = _talks(sides, names, inside)
+    talks = _parse_sides(sides, names, inside)
     if talks:
-        sides = [answer_of(talk[-1]) for talk in talks]
+        sides = [read_answer(talk[-1]) for talk in talks]
         prompt = talks[0][:-1] or (None if inside else prompt)
     if isinstance(prompt, list):
-        turns = prompt if talks and talks[0][:-1] else messages_of(prompt, column)
-        (system, text), last = asked(turns), turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
+        turns = prompt if talks and talks[0][:-1] else parse_messages(prompt, column)
+        (system, text), last = split_prompt(turns), turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
     else:
-        system, text, last = "", "" if inside else input_of(values, columns), ""
+        system, text, last = "", "" if inside else read_input(values, columns), ""
     _check_prompt(text, last, sides)
-    return Given(system, text, dict(zip(SIDES, sides, strict=True)))
+    return SourceRecord(system, text, dict(zip(PAIR_KEYS, sides, strict=True)))
 
 
-def _talks(sides: Sequence[Any], names: Sequence[str], inside: bool) -> list[Messages]:
+def _parse_sides(sides: Sequence[Any], names: Sequence[str], inside: bool) -> list[Messages]:
     """Both sides as conversations that differ in their last answer alone; [] where they are answers by themselves."""
     if any(isinstance(side, list) for side in sides):
-        talks = [messages_of(side, name) for side, name in zip(sides, names, strict=True)]
+        talks = [parse_messages(side, name) for side, name in zip(sides, names, strict=True)]
     elif inside:
-        talks = [of_text(side) if isinstance(side, str) else [] for side in sides]
+        talks = [parse_transcript(side) if isinstance(side, str) else [] for side in sides]
         if not all(talks):
             told = "no conversation (a list of messages, or a text of turns '\\n\\nHuman: ...\\n\\nAssistant: ...')"
             raise UnusableRowError(
@@ -114,39 +114,39 @@ def _check_prompt(text: str, last: str, sides: Sequence[Any]) -> None:
     """Raises UnusableRowError where the prompt, or the `last` turn of the assistant in it, ends in one of its answers:
     the model would be asked with the answer."""
     for side in (one.strip() for one in sides if isinstance(one, str)):
-        if (side and side == last.strip()) or (len(side) >= LONG_ANSWER and text.rstrip().endswith(side)):
+        if (side and side == last.strip()) or (len(side) >= LONG_ANSWER_CHARACTERS and text.rstrip().endswith(side)):
             raise UnusableRowError(
                 "bad_pair", "the prompt ends in one of the answers; name a column of the prompt alone"
             )
 
 
-def target_text(target: Mapping[str, Any], recipe: Recipe, hide: Callable[[str], str]) -> str:
+def normalize_target(target: Mapping[str, Any], recipe: Recipe, hide: Callable[[str], str]) -> str:
     """Returns both answers as JSON, clean and without what `hide` replaces.
 
     Raises UnusableRowError where one is empty or both are the same: nothing is preferred then.
     """
-    sides = {side: hide(free_text(target[side], f"{side} answer")) for side in SIDES}
+    sides = {side: hide(clean_answer(target[side], f"{side} answer")) for side in PAIR_KEYS}
     if sides["chosen"] == sides["rejected"]:
         raise UnusableRowError("same_answers", "chosen and rejected are the same answer")
     return json.dumps(sides, ensure_ascii=False)
 
 
-def target_of(text: str) -> dict[str, str]:
+def parse_target(text: str) -> dict[str, str]:
     """Returns the target behind its text."""
     return json.loads(text)  # type: ignore[no-any-return]
 
 
-def comparable(text: str, recipe: Recipe) -> str:
+def equality_key(text: str, recipe: Recipe) -> str:
     """Returns what equal targets share: both answers, word by word."""
     return text
 
 
-def subject(key: str, text: str) -> str:
+def conflict_key(key: str, text: str) -> str:
     """Returns what can bear one target alone: a prompt with two answers, whichever of them is preferred."""
-    return "\x1f".join((key, *sorted(target_of(text).values())))
+    return "\x1f".join((key, *sorted(parse_target(text).values())))
 
 
-def traits(text: str, target: Mapping[str, str]) -> dict[str, float]:
+def describe_answer(text: str, target: Mapping[str, str]) -> dict[str, float]:
     """Returns what a person should know of a pair before anything is trained: data.html shows them over all rows."""
     chosen, rejected = len(target["chosen"]), len(target["rejected"])
     return {"chosen_characters": chosen, "rejected_characters": rejected, "chosen_longer": float(chosen > rejected)}
@@ -160,13 +160,15 @@ def output_schema(spec: Spec) -> None:
     """Returns None: nothing constrains the answer."""
 
 
-def parse(spec: Spec, output: str) -> Parsed:
+def parse(spec: Spec, output: str) -> ParsedAnswer:
     """Returns an answer that was asked for, clean, or problem `empty`. Scores need probabilities and not this."""
     text = clean(output)
-    return Parsed(text) if text else Parsed(None, EMPTY)
+    return ParsedAnswer(text) if text else ParsedAnswer(None, EMPTY_ANSWER)
 
 
-def row_scores(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[Parsed]) -> list[dict[str, float]]:
+def score_rows(
+    spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[ParsedAnswer]
+) -> list[dict[str, float]]:
     """Returns {"preference_accuracy", "reward_accuracy", "margin", "reward_margin"} of each row; accuracies are 0 or 1.
 
     The value of an answer holds natural-log probabilities of whole answers: {"chosen", "rejected", "reference_chosen",
@@ -186,7 +188,7 @@ def row_scores(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequen
     return scores
 
 
-def score(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[Parsed]) -> dict[str, Any]:
+def score(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[ParsedAnswer]) -> dict[str, Any]:
     """Returns {"n", "preference_accuracy", "mean_margin", "reward_accuracy", "mean_reward_margin",
     "invalid": {problem: count}, "per_part": {part: {"preference_accuracy", "n"}}}.
 
@@ -201,33 +203,35 @@ def score(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[Pa
     """
     if not targets:
         raise ValueError("no rows to score")
-    scores = row_scores(spec, targets, answers)
+    scores = score_rows(spec, targets, answers)
     problems = Counter(one.problem for one in answers if one.problem is not None)
     figures = {"preference_accuracy": "preference_accuracy", "mean_margin": "margin"}
-    if _tuned(answers):
+    if _differs_from_reference(answers):
         figures |= {"reward_accuracy": "reward_accuracy", "mean_reward_margin": "reward_margin"}
     return {
         "n": len(targets),
         **{name: _mean([one[of] for one in scores]) for name, of in figures.items()},
         "invalid": dict(sorted(problems.items())),
-        "per_part": _by_length(targets, [one["preference_accuracy"] for one in scores]),
+        "per_part": _score_by_length(targets, [one["preference_accuracy"] for one in scores]),
     }
 
 
-def tallies(spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[Parsed]) -> dict[str, Tally]:
+def compute_metric_stats(
+    spec: Spec, targets: Sequence[Mapping[str, str]], answers: Sequence[ParsedAnswer]
+) -> dict[str, MetricStats]:
     """Returns preference_accuracy as sums over rows, of which any resample can be computed, and reward_accuracy where
     the answers have a reward."""
-    scores = row_scores(spec, targets, answers)
-    names = ("preference_accuracy", "reward_accuracy") if _tuned(answers) else ("preference_accuracy",)
-    return {name: metric_stats.of_scores([one[name] for one in scores]) for name in names}
+    scores = score_rows(spec, targets, answers)
+    names = ("preference_accuracy", "reward_accuracy") if _differs_from_reference(answers) else ("preference_accuracy",)
+    return {name: metric_stats.mean_metric([one[name] for one in scores]) for name in names}
 
 
-def headline(score: Mapping[str, Any]) -> dict[str, float]:
+def main_metrics(score: Mapping[str, Any]) -> dict[str, float]:
     """Returns the figures that stand for a score: in the console, in W&B and on the model card."""
     return {name: score[name] for name in ("preference_accuracy", "reward_accuracy") if name in score}
 
 
-def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
+def lowest_scoring(score: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Returns the groups of rows with their preference accuracy, the worst first: by length, and the slices."""
     parts = dict(score["per_part"])
     for name, values in score.get("slices", {}).items():
@@ -235,13 +239,13 @@ def weakest(score: Mapping[str, Any]) -> list[tuple[str, float]]:
     return sorted(((name, one["preference_accuracy"]) for name, one in parts.items()), key=lambda one: one[1])
 
 
-def _tuned(answers: Sequence[Parsed]) -> bool:
+def _differs_from_reference(answers: Sequence[ParsedAnswer]) -> bool:
     """Whether any answer is more or less probable than its reference."""
     values = [one.value for one in answers if one.problem is None]
-    return any(of[side] != of[f"reference_{side}"] for of in values for side in SIDES)
+    return any(of[side] != of[f"reference_{side}"] for of in values for side in PAIR_KEYS)
 
 
-def _by_length(targets: Sequence[Mapping[str, str]], right: Sequence[float]) -> dict[str, dict[str, float]]:
+def _score_by_length(targets: Sequence[Mapping[str, str]], right: Sequence[float]) -> dict[str, dict[str, float]]:
     """The share of right rows by which answer has more characters: who learns length alone fails in one of them."""
     parts: dict[str, list[float]] = {}
     for target, one in zip(targets, right, strict=True):

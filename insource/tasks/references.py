@@ -11,28 +11,30 @@ from types import ModuleType
 from typing import Any
 
 from insource.config.schema.data import Columns
-from insource.tasks.parsed_answer import Parsed
-from insource.tasks.source_record import UnusableRowError, cell
+from insource.tasks.parsed_answer import ParsedAnswer
+from insource.tasks.source_record import UnusableRowError, to_text
 
 
-def targets_of(
-    module: ModuleType, spec: Any, rows: Sequence[Mapping[str, Any]], answers: Sequence[Parsed]
+def select_targets(
+    module: ModuleType, spec: Any, rows: Sequence[Mapping[str, Any]], answers: Sequence[ParsedAnswer]
 ) -> list[Any]:
     """Returns what each answer is scored against: the target of its row, or of several references the nearest."""
     return [
-        module.nearest(spec, [row["target"], *row["references"]], one) if row.get("references") else row["target"]
+        module.nearest_target(spec, [row["target"], *row["references"]], one)
+        if row.get("references")
+        else row["target"]
         for row, one in zip(rows, answers, strict=True)
     ]
 
 
-def given(values: Mapping[str, Any], columns: Columns) -> list[Any]:
+def read_references(values: Mapping[str, Any], columns: Columns) -> list[Any]:
     """Returns the answers that a source row gives, in the order of `data.columns.targets`, empty ones left out.
 
     Raises UnusableRowError where a column of several answers holds no list, or there is no answer.
     """
     assert columns.targets is not None
     if isinstance(columns.targets, str):
-        found = _list(values.get(columns.targets), columns.targets)
+        found = _parse_list(values.get(columns.targets), columns.targets)
     else:
         found = [values.get(name) for name in columns.targets]
     if not (there := [one for one in found if one is not None and (not isinstance(one, str) or one.strip())]):
@@ -40,7 +42,7 @@ def given(values: Mapping[str, Any], columns: Columns) -> list[Any]:
     return there
 
 
-def _list(value: Any, column: str) -> list[Any]:
+def _parse_list(value: Any, column: str) -> list[Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -48,6 +50,6 @@ def _list(value: Any, column: str) -> list[Any]:
             told = f"column {column!r} is text that is no JSON; a list of answers is needed, or its JSON"
             raise UnusableRowError("bad_answer", told) from None
     if not isinstance(value, list):
-        shown = cell(value)[:40] or "nothing"
+        shown = to_text(value)[:40] or "nothing"
         raise UnusableRowError("bad_answer", f"column {column!r}: a list of answers is needed, given {shown}")
     return value

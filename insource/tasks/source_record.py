@@ -26,7 +26,7 @@ class UnusableRowError(Exception):
 
 
 @dataclass(frozen=True)
-class Given:
+class SourceRecord:
     """The parts of a row before anything is cleaned. `system` is the system prompt that a chat row brought along."""
 
     system: str
@@ -36,40 +36,46 @@ class Given:
     """Further right answers to the same input."""
 
 
-def cell(value: object) -> str:
+def to_text(value: object) -> str:
     """Returns a value of a source as the text of a column; null is empty."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def text_of(value: object, column: str) -> str:
+def read_text(value: object, column: str) -> str:
     """Returns the text of a column; a number is text too. Raises UnusableRowError over a list or an object."""
     if isinstance(value, list | dict):
         chat = isinstance(value, list) and value and isinstance(value[0], dict)
-        hint = "data.columns.messages reads chats" if chat else f"name a column that holds text{_inside(value, column)}"
-        raise UnusableRowError("bad_text", f"column {column!r} holds {_kind(value)}, and a text is needed; {hint}")
-    return cell(value)
+        hint = (
+            "data.columns.messages reads chats"
+            if chat
+            else f"name a column that holds text{_nested_name_hint(value, column)}"
+        )
+        raise UnusableRowError(
+            "bad_text", f"column {column!r} holds {_describe_type(value)}, and a text is needed; {hint}"
+        )
+    return to_text(value)
 
 
-def input_of(values: Mapping[str, Any], columns: Columns) -> str:
+def read_input(values: Mapping[str, Any], columns: Columns) -> str:
     """Returns the input of a row: the text of its column, or those of several, empty ones left out."""
-    texts = [text_of(values.get(column), column) for column in columns.texts]
+    texts = [read_text(values.get(column), column) for column in columns.texts]
     return texts[0] if len(texts) == 1 else columns.separator.join(text for text in texts if text.strip())
 
 
-def label_of(value: object, column: str) -> str:
+def read_label(value: object, column: str) -> str:
     """Returns the label of a column. Raises UnusableRowError over a list or an object: that is no label."""
-    if list_of(value) is not None:
+    if parse_list(value) is not None:
         several = "for several labels a row, set task.labels_per_row: many"
         raise UnusableRowError("bad_label", f"column {column!r} holds a list, and a row has one label; {several}")
     if isinstance(value, dict):
         told = f"column {column!r} holds an object, and a label is a text"
-        raise UnusableRowError("bad_label", told + _inside(value, column))
-    return cell(value)
+        raise UnusableRowError("bad_label", told + _nested_name_hint(value, column))
+    return to_text(value)
 
 
-def list_of(value: object) -> list[Any] | None:
+def parse_list(value: object) -> list[Any] | None:
     """Returns a list, also as tables write one (["a", "b"] or ['a', 'b']); None where a value is none.
 
     Raises UnusableRowError over ['a' 'b'], as NumPy prints an array: Python reads one text in it, 'ab'.
@@ -88,7 +94,7 @@ def list_of(value: object) -> list[Any] | None:
     return None
 
 
-def rows_of_columns(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+def columns_to_rows(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """Returns the objects that columns of equal length stand for ({"slot": ["a", "b"], "end": [2, 5]}), as `datasets`
     stores a list of objects; None where a value is none."""
     columns = list(value.values())
@@ -103,21 +109,21 @@ def _lacks_commas(text: str) -> bool:
     return any(one == other == tokenize.STRING for one, other in pairwise(tokens))
 
 
-def _inside(value: object, column: str) -> str:
+def _nested_name_hint(value: object, column: str) -> str:
     """How to name what an object holds, as a hint."""
     names = [name for name, one in value.items() if isinstance(one, str | int)] if isinstance(value, dict) else []
     return f"; one inside of it has a name such as {column}.{names[-1]}"[:80] if names else ""
 
 
-def _kind(value: object) -> str:
+def _describe_type(value: object) -> str:
     return "a list" if isinstance(value, list) else "an object"
 
 
-def free_text(value: object, what: str) -> str:
+def clean_answer(value: object, what: str) -> str:
     """Returns a free-text answer, clean. Raises UnusableRowError where it is none, or is empty."""
     if value is not None and not isinstance(value, str):
         hint = "; data.columns.targets reads several answers" if isinstance(value, list) else ""
-        raise UnusableRowError("bad_answer", f"the {what} is no text: {cell(value)[:40]}{hint}")
+        raise UnusableRowError("bad_answer", f"the {what} is no text: {to_text(value)[:40]}{hint}")
     check_characters(f"{what}", value or "")
     if not (text := clean(value or "")):
         raise UnusableRowError("no_answer", f"the {what} is empty")

@@ -13,7 +13,7 @@ passes the gateway as it is (<recipe>:raw, or with the task's own prompt) is not
 import re
 import unicodedata
 
-DUPLICATE_KEY = (
+DUPLICATE_KEY_RULE = (
     "NFKC, lower case, invisible characters removed, punctuation as spaces, whitespace folded; letters, digits, "
     "combining marks, emoji and smileys, currency and mathematical signs kept, the signs of numbers and percentages, "
     "and *, / and ^ between numbers"
@@ -24,13 +24,15 @@ _BLANK_LINES = re.compile(r"\n{3,}")
 
 # Characters that show nothing: soft hyphen, zero-width space, word joiner, byte order mark, marks of direction, the
 # blanks of Hangul and Braille.
-UNSEEN = re.compile(
+INVISIBLE = re.compile(
     "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\u2800\u3164\ufeff\uffa0]"
 )
 # These join or choose the shape of what stands beside them: part of how a text is written, not of what it says.
 _JOINERS = re.compile("[\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 # NFKC would read 10² and 10₂ as 102, and 1½ as 11⁄2.
-_RAISED = re.compile("(?<=[0-9])(?=[\u00b2\u00b3\u00b9\u2070-\u208b\u00bc-\u00be\u2150-\u215f\u2189\u2460-\u249b])")
+_SUPERSCRIPTS = re.compile(
+    "(?<=[0-9])(?=[\u00b2\u00b3\u00b9\u2070-\u208b\u00bc-\u00be\u2150-\u215f\u2189\u2460-\u249b])"
+)
 
 _DASH = "-\u2010\u2012\u2013\u2014\u2212"
 _DASHES = re.compile(f"[{_DASH}]")
@@ -51,8 +53,18 @@ _SIGN_OR_MARK = re.compile(r"[^\w ]|_")
 # The marks of a quoted mail, unless what follows is a number: "> 5 days".
 _QUOTED = re.compile(r"(?:^|(?<=[\r\n]))[\s>]*>(?![ \t>]*[-+\u2212]?[$\u20ac\u00a3\u00a5]?\.?\d)")
 # What _SIGNS found, until the other punctuation is gone. NFKC leaves none of these in a text but the smileys.
-_SAVED = {"-": "\uff0d", ".": "\uff0e", "#": "\uff03", "!=": "\u2260", "*": "\uff0a", "/": "\uff0f", "^": "\uff3e",
-          "\u2044": "\uff0f", ")": "\u263a", "(": "\u2639"}  # fmt: skip
+_PROTECTED_SIGNS = {
+    "-": "\uff0d",
+    ".": "\uff0e",
+    "#": "\uff03",
+    "!=": "\u2260",
+    "*": "\uff0a",
+    "/": "\uff0f",
+    "^": "\uff3e",
+    "\u2044": "\uff0f",
+    ")": "\u263a",
+    "(": "\u2639",
+}
 
 
 def clean(text: str) -> str:
@@ -67,9 +79,9 @@ def duplicate_key(text: str) -> str:
 
     A text of punctuation alone, or of invisible characters, is its own key: "?" and "!" are not the same message.
     """
-    folded = _folded(text)
+    folded = _fold(text)
     plain = _QUOTED.sub(" ", folded) if ">" in folded else folded
-    key = " ".join(_SIGNS.sub(_saved, plain).translate(_KEPT).split()) or " ".join(folded.split())
+    key = " ".join(_SIGNS.sub(_protect_sign, plain).translate(_KEPT_CHARACTERS).split()) or " ".join(folded.split())
     return key or " ".join(unicodedata.normalize("NFC", text).split())
 
 
@@ -87,7 +99,7 @@ def label_key(label: str) -> str:
     A hyphen or an underscore between two words is a space. Every other mark stays: -1 is not 1, A- is not A, C++ is not
     C. Quotation marks and dashes are the ones of the keyboard. A label of separators alone is its own key.
     """
-    folded = _DASHES.sub("-", _folded(label.replace("\u00b4", "'")).translate(_STRAIGHT))
+    folded = _DASHES.sub("-", _fold(label.replace("\u00b4", "'")).translate(_STRAIGHT))
     spaced = " ".join(_UNDERSCORES.sub(" ", folded).split())
     return _HYPHENS.sub(" ", spaced) or folded
 
@@ -97,19 +109,19 @@ _UNDERSCORES = re.compile(r"(?<=[^\s_])_+(?=[^\s_])|(?<=\s)_+(?=\s)")
 _HYPHENS = re.compile(r"(?<=[^\s-])-(?=[^\s-])| (?:- )+|(?<=[^\W\d])--+(?=[^\W\d])")
 
 
-def _folded(text: str) -> str:
+def _fold(text: str) -> str:
     """The text in NFKC and without case, without what cannot be seen."""
     if text.isascii():
         return text.lower()
-    seen = _JOINERS.sub("", UNSEEN.sub("", text))
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", _RAISED.sub(" ", seen)).casefold())
+    seen = _JOINERS.sub("", INVISIBLE.sub("", text))
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", _SUPERSCRIPTS.sub(" ", seen)).casefold())
 
 
-def _saved(found: re.Match[str]) -> str:
-    return _SAVED.get(found[0]) or _SAVED.get(found[0][-1], _SAVED["-"])
+def _protect_sign(found: re.Match[str]) -> str:
+    return _PROTECTED_SIGNS.get(found[0]) or _PROTECTED_SIGNS.get(found[0][-1], _PROTECTED_SIGNS["-"])
 
 
-class _Kept(dict[int, str]):
+class _KeptCharacters(dict[int, str]):
     """For str.translate: a letter, digit or combining mark as it is, a sign with spaces about it, else a space."""
 
     def __missing__(self, code: int) -> str:
@@ -126,4 +138,4 @@ class _Kept(dict[int, str]):
         return kept
 
 
-_KEPT = _Kept({ord(_SAVED[sign]): f" {sign} " for sign in "-.#*/^"})
+_KEPT_CHARACTERS = _KeptCharacters({ord(_PROTECTED_SIGNS[sign]): f" {sign} " for sign in "-.#*/^"})

@@ -31,23 +31,23 @@ _OTHER_SCRIPT = re.compile("[\u0300-\u036f\u0590-\u10ff\u1200-\u1dff\u2e80-\U000
 _SIGNS = frozenset("-+<>=$%#.*/^\u2639\u263a")
 
 
-def words(key: str) -> list[str]:
+def split_words(key: str) -> list[str]:
     """Returns the words of a duplicate key, each character of a script without spaces as one; signs of ASCII texts are
     none, unless there is nothing else."""
     found = key.split() if key.isascii() or not _HAS_UNSPACED.search(key) else _WORD.findall(key)
     return [word for word in found if word not in _SIGNS] or found
 
 
-def terms(text: str) -> list[str]:
+def extract_terms(text: str) -> list[str]:
     """Returns what a linear model sees of a text: its words of two letters and more, and the pairs of them; of a text
     with combining marks, or without spaces, or without such words, all words of its duplicate key."""
     lowered = text.lower()
     found = [] if _OTHER_SCRIPT.search(lowered) else _LONG_WORD.findall(lowered)
-    found = found or words(duplicate_key(text))
+    found = found or split_words(duplicate_key(text))
     return found + [f"{one} {other}" for one, other in pairwise(found)]
 
 
-def breaks_word(text: str, at: int) -> bool:
+def is_inside_word(text: str, at: int) -> bool:
     """Returns whether two letters, or two digits, of a script with spaces stand before and behind a place in a text."""
     if not 0 < at < len(text):
         return False
@@ -55,7 +55,7 @@ def breaks_word(text: str, at: int) -> bool:
     return (pair.isalpha() or pair.isdigit()) and not (_HAS_UNSPACED.search(pair) or _HAS_DENSE.search(pair))
 
 
-def joined(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+def join_tokens(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     """Returns the text of tokens, with spaces between them but where a script has none, and where each stands in it."""
     text, places = "", []
     for token in tokens:
@@ -66,7 +66,7 @@ def joined(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     return text, places
 
 
-def runs(key: str) -> list[tuple[str, bool]]:
+def split_runs(key: str) -> list[tuple[str, bool]]:
     """Returns the key in runs of one kind: (text, whether each of its characters says as much as several letters)."""
     if not _HAS_DENSE.search(key):
         return [(key, False)]

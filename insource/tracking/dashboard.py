@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from insource.config import cli
 from insource.config.conflicts import METRICS
-from insource.config.load import load, precedence
+from insource.config.load import describe_precedence, load
 from insource.config.recipe import Recipe
-from insource.config.schema.compare import BASE, LINEAR, TUNED
+from insource.config.schema.compare import LINEAR, TUNED, UNTUNED_BASE
 from insource.system import atomic_files
-from insource.tasks import in_words
+from insource.tasks import metric_label
 from insource.tracking import folder_ownership, run
-from insource.tracking.wandb_logging import logged_in
+from insource.tracking.wandb_logging import is_logged_in
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Panel:
     kind: Literal["lines", "bars"] = "lines"
 
 
-def sections(recipe: Recipe) -> dict[str, list[Panel]]:
+def build_sections(recipe: Recipe) -> dict[str, list[Panel]]:
     """Returns the panels of each section: lines read metrics.jsonl, bars the summary of a training or a comparison."""
     metrics = METRICS[recipe.task.variant]
-    while_training = [Panel(in_words(metric), [f"validation/{metric}"]) for metric in metrics]
-    compared = (TUNED, BASE, LINEAR) if recipe.task.kind != "preference" else (TUNED, BASE)
+    while_training = [Panel(metric_label(metric), [f"validation/{metric}"]) for metric in metrics]
+    compared = (TUNED, UNTUNED_BASE, LINEAR) if recipe.task.kind != "preference" else (TUNED, UNTUNED_BASE)
     return {
         "Training": [
             Panel("Loss", ["loss"]),
@@ -48,19 +48,21 @@ def sections(recipe: Recipe) -> dict[str, list[Panel]]:
         ],
         **({"Validation while training": while_training} if recipe.train.eval_strategy != "no" else {}),
         "Validation": [
-            Panel(f"Validation {in_words(metric)}", [f"validation/{metric}", f"validation/untuned_{metric}"], "bars")
+            Panel(
+                f"Validation {metric_label(metric)}", [f"validation/{metric}", f"validation/untuned_{metric}"], "bars"
+            )
             for metric in metrics
             if metric != "reward_accuracy"
         ],
         "Comparison": [
-            Panel(f"Test {in_words(metric)}", [f"test/{name}/{metric}" for name in compared], "bars")
+            Panel(f"Test {metric_label(metric)}", [f"test/{name}/{metric}" for name in compared], "bars")
             for metric in metrics
             if metric != "reward_accuracy"
         ],
     }
 
 
-def workspace(recipe: Recipe, name: str) -> Any:
+def build_workspace(recipe: Recipe, name: str) -> Any:
     """Returns the workspace, not saved yet."""
     import wandb_workspaces.reports.v2 as parts
     import wandb_workspaces.workspaces as workspaces
@@ -77,34 +79,36 @@ def workspace(recipe: Recipe, name: str) -> Any:
         name=f"insource: {name}",
         sections=[
             workspaces.Section(name=title, panels=[made(one) for one in panels], is_open=True)
-            for title, panels in sections(recipe).items()
+            for title, panels in build_sections(recipe).items()
         ],
     )
 
 
 def main() -> int:
-    parser = cli.parser("insource.tracking.dashboard", "Make a W&B workspace for the runs of a recipe.")
+    parser = cli.build_parser("insource.tracking.dashboard", "Make a W&B workspace for the runs of a recipe.")
     arguments = parser.parse_intermixed_args()
     runs = run.runs_folder(arguments.runs)
-    loaded = folder_ownership.named(load(arguments.recipe, arguments.set, arguments.hardware), runs)
-    print("\n".join(precedence(loaded)), file=sys.stderr)
+    loaded = folder_ownership.resolve_name(load(arguments.recipe, arguments.set, arguments.hardware), runs)
+    print("\n".join(describe_precedence(loaded)), file=sys.stderr)
     wandb = loaded.recipe.tracking.wandb
-    if wandb.mode == "online" or (wandb.mode == "auto" and logged_in()):
+    if wandb.mode == "online" or (wandb.mode == "auto" and is_logged_in()):
         if not arguments.dry_run:
-            made = workspace(loaded.recipe, loaded.name)
+            made = build_workspace(loaded.recipe, loaded.name)
             made.save()
             print(f"dashboard {made.url}")
-        return cli.DONE
+        return cli.OK
     path = runs / loaded.name / "dashboard.json"
     why = "tracking.wandb.mode is " + wandb.mode if wandb.mode != "auto" else "this machine is not logged in to W&B"
     print(f"W&B       {why}: the specification is written instead; `wandb login`, then again", file=sys.stderr)
     if not arguments.dry_run:
         path.parent.mkdir(parents=True, exist_ok=True)
-        specification = workspace(loaded.recipe, loaded.name)._to_model().spec.model_dump(by_alias=True, mode="json")
+        specification = (
+            build_workspace(loaded.recipe, loaded.name)._to_model().spec.model_dump(by_alias=True, mode="json")
+        )
         atomic_files.write_text(path, json.dumps(specification, indent=1, ensure_ascii=False) + "\n")
         print(f"dashboard {path}")
-    return cli.DONE
+    return cli.OK
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

@@ -12,10 +12,10 @@ from insource.system import atomic_files
 DATA_VERSION = 4
 TRAIN_VERSION = 4
 
-TOKENIZER = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja")
+TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja")
 
 
-def of_data(recipe: Recipe, sources: Sequence[tuple[str, str, str]]) -> str:
+def compute_data_digest(recipe: Recipe, sources: Sequence[tuple[str, str, str]]) -> str:
     """Returns the digest of prepared data: the recipe keys that it depends on, and (split, name, sha256) of sources.
 
     Prompt, tokenizer and limits are among them: a row longer than train.max_length leaves train, and one that no served
@@ -30,32 +30,32 @@ def of_data(recipe: Recipe, sources: Sequence[tuple[str, str, str]]) -> str:
         },
     )
     limits = {"max_length": recipe.train.max_length, "max_model_len": recipe.serve.max_model_len}
-    prompt = {"task": _in_order(recipe), **limits}
+    prompt = {"task": _serialize_task(recipe), **limits}
     base: Any = [recipe.model.base, recipe.model.revision]
     if (folder := Path(recipe.model.base)).is_dir():
-        base = {name: atomic_files.sha256(folder / name) for name in TOKENIZER if (folder / name).exists()}
+        base = {name: atomic_files.sha256(folder / name) for name in TOKENIZER_FILES if (folder / name).exists()}
     base = [base, recipe.model.template.model_dump(mode="json"), recipe.model.stop]
     return atomic_files.digest(
         [DATA_VERSION, keys, dialect, prompt, base, recipe.privacy.redact, [list(one) for one in sources]]
     )
 
 
-def of_training(recipe: Recipe, data_digest: str) -> str:
+def compute_training_digest(recipe: Recipe, data_digest: str) -> str:
     """Returns the digest of a training run: the data, the recipe keys that training reads, and a local base's bytes."""
     keys: dict[str, Any] = recipe.model_dump(mode="json", include={"model", "lora", "train", "accelerate"})
-    keys["task"] = _in_order(recipe)
+    keys["task"] = _serialize_task(recipe)
     if (base := Path(recipe.model.base)).is_dir():
-        keys["model"]["base"] = of_base(base)
+        keys["model"]["base"] = hash_base_files(base)
     return atomic_files.digest([TRAIN_VERSION, data_digest, keys])
 
 
-def _in_order(recipe: Recipe) -> str:
+def _serialize_task(recipe: Recipe) -> str:
     """The task as text: labels and fields stand in prompt and answers in the recipe's order, which a digest of objects
     does not know."""
     return json.dumps(recipe.task.model_dump(mode="json"), ensure_ascii=False)
 
 
-def of_base(folder: Path) -> dict[str, str]:
+def hash_base_files(folder: Path) -> dict[str, str]:
     """Returns {file: sha256} of a base: weights, configuration, tokenizer, template; all but what only people read."""
     return {
         path.name: atomic_files.sha256(path) for path in folder.iterdir() if path.is_file() and path.suffix != ".md"

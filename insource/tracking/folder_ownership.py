@@ -23,58 +23,58 @@ from ruamel.yaml.error import YAMLError
 
 from insource.config import cli
 from insource.config.errors import RecipeError
-from insource.config.load import RECIPES, Loaded
+from insource.config.load import RECIPES, LoadedRecipe
 from insource.system import atomic_files
 
-OWNER = ".recipe"
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+OWNER_FILE = ".recipe"
+NO_HARD_LINK_ERRORS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
-def named(loaded: Loaded, parent: Path) -> Loaded:
+def resolve_name(loaded: LoadedRecipe, parent: Path) -> LoadedRecipe:
     """Returns the recipe under the name that it has below `parent` (runs or registry): its own, or where that is
     another recipe's, its own with a hash of its path. Tells on stderr where they differ."""
     first, *others = folders = [parent / loaded.name, *sorted(parent.glob(f"{loaded.name}-{'[0-9a-f]' * 6}"))]
     path = str(loaded.path)
     for folder in folders:
-        if (owner := _owner(folder)) is not None and owner[0] == path:
+        if (owner := _read_owner(folder)) is not None and owner[0] == path:
             return replace(loaded, name=folder.name)
-    if not first.is_symlink() and not first.exists() and (old := _under_another_name(loaded, parent)) is not None:
-        _lead(first, old)
-    other = _other_owner(first, loaded)
+    if not first.is_symlink() and not first.exists() and (old := _find_former_folder(loaded, parent)) is not None:
+        _link_former_folder(first, old)
+    other = _find_other_owner(first, loaded)
     if other is None:
         return loaded
     for folder in others:
-        if _owner(folder) is not None and _other_owner(folder, loaded) is None:
+        if _read_owner(folder) is not None and _find_other_owner(folder, loaded) is None:
             return replace(loaded, name=folder.name)
-    name = _free_name(loaded, parent)
+    name = _find_free_name(loaded, parent)
     print(f"recipe    {name}: {first} belongs to {other}", file=sys.stderr)
     return replace(loaded, name=name)
 
 
-def claimed(loaded: Loaded, parent: Path) -> Loaded:
+def claim_folder(loaded: LoadedRecipe, parent: Path) -> LoadedRecipe:
     """Returns the recipe under its name below `parent`, and writes down that the folder of that name is its own.
 
     Raises RecipeError where nothing can be written there.
     """
     mine = (str(loaded.path), atomic_files.sha256(loaded.path))
     while True:
-        found = named(loaded, parent)
+        found = resolve_name(loaded, parent)
         folder = parent / found.name
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            owner = _owner(folder)
-            if owner == mine or _write(folder, mine, first=owner is None):
+            owner = _read_owner(folder)
+            if owner == mine or _write_owner(folder, mine, first=owner is None):
                 return found
         except OSError as error:
-            raise RecipeError(f"runs cannot be kept in {parent}: {cli.in_words(error)}") from None
+            raise RecipeError(f"runs cannot be kept in {parent}: {cli.describe_os_error(error)}") from None
 
 
-def _other_owner(folder: Path, loaded: Loaded) -> str | None:
+def _find_other_owner(folder: Path, loaded: LoadedRecipe) -> str | None:
     """Who owns a folder, if that is not this recipe; None where it is, or where nobody does."""
-    owner = _owner(folder)
+    owner = _read_owner(folder)
     if owner is None:
         # Made before owners were written down: whose runs they are, their data tell.
-        sources = list(_sources(folder)) if folder.is_dir() and loaded.path.parent != RECIPES else []
+        sources = list(_read_sources(folder)) if folder.is_dir() and loaded.path.parent != RECIPES else []
         mine = loaded.recipe.data.source.model_dump(mode="json", exclude_none=True)
         return "a recipe with other data" if sources and mine not in sources else None
     path, sha256 = owner
@@ -82,26 +82,26 @@ def _other_owner(folder: Path, loaded: Loaded) -> str | None:
         return None
     if Path(path).is_file():
         return path
-    same = _same_data(folder, loaded)
+    same = _has_same_data(folder, loaded)
     if same or (same is None and sha256 in ("", atomic_files.sha256(loaded.path))):
         return None
-    return f"{path}, which is not there; if this recipe is that one, write its path into {folder / OWNER}"
+    return f"{path}, which is not there; if this recipe is that one, write its path into {folder / OWNER_FILE}"
 
 
-def _same_data(folder: Path, loaded: Loaded) -> bool | None:
+def _has_same_data(folder: Path, loaded: LoadedRecipe) -> bool | None:
     """Whether data that were prepared here are those of the recipe; None where that cannot be told."""
     reports = (atomic_files.read_json(path) for path in folder.glob(".data/*/data.json"))
     # Plain files alone: what `datasets` saved has one hash for several.
     plain = (report["sources"] for report in reports if all("bytes" in one for one in report["sources"]))
     kept = [{one["sha256"] for one in sources} for sources in plain]
-    there = [path for paths in loaded.recipe.data.source.given.values() for one in paths for path in _files(one)]
+    there = [path for paths in loaded.recipe.data.source.given.values() for one in paths for path in _list_files(one)]
     if not kept or not there:
         return None
     mine = {atomic_files.sha256(path) for path in there}
     return any(one <= mine for one in kept)
 
 
-def _files(given: str) -> list[Path]:
+def _list_files(given: str) -> list[Path]:
     """The files behind a path of a recipe: itself, those of a folder, or those of a pattern."""
     path = Path(given)
     paths: Iterable[Path] = [path] if path.exists() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
@@ -109,25 +109,25 @@ def _files(given: str) -> list[Path]:
     return [one for several in every for one in several if one.is_file()]
 
 
-def _free_name(loaded: Loaded, parent: Path) -> str:
+def _find_free_name(loaded: LoadedRecipe, parent: Path) -> str:
     """The recipe's name with six digits of a hash of its path, such that no other recipe has it."""
     digits = hashlib.sha256(str(loaded.path).encode()).hexdigest()
     names = [f"{loaded.name}-{digits[at : at + 6]}" for at in range(0, len(digits) - 5, 6)]
-    return next((name for name in names if _owner(parent / name) is None), names[-1])
+    return next((name for name in names if _read_owner(parent / name) is None), names[-1])
 
 
-def _under_another_name(loaded: Loaded, parent: Path) -> Path | None:
+def _find_former_folder(loaded: LoadedRecipe, parent: Path) -> Path | None:
     """The folder that holds this recipe's runs under another name: of before names were such that W&B and servers take
     them, or of the recipe's file before it was renamed: no file is there, and the recipe and its data are the same."""
     old = parent / loaded.path.stem
-    if loaded.path.stem != loaded.name and old.is_dir() and _other_owner(old, loaded) is None:
+    if loaded.path.stem != loaded.name and old.is_dir() and _find_other_owner(old, loaded) is None:
         return old
     sha256 = atomic_files.sha256(loaded.path)
     for folder in sorted(path for path in parent.glob("*") if path.is_dir() and not path.is_symlink()):
-        owner = _owner(folder)
+        owner = _read_owner(folder)
         if owner is None or Path(owner[0]).exists():
             continue
-        same = _same_data(folder, loaded)
+        same = _has_same_data(folder, loaded)
         # A registry has no data; there it must be the same folder's.
         if owner[1] == sha256 and (same or (same is None and Path(owner[0]).parent == loaded.path.parent)):
             return folder
@@ -138,7 +138,7 @@ def _under_another_name(loaded: Loaded, parent: Path) -> Path | None:
     return None
 
 
-def _lead(name: Path, old: Path) -> None:
+def _link_former_folder(name: Path, old: Path) -> None:
     """Makes the name lead to the folder of before, where it can be: nothing is moved that a process may write to."""
     told = f"recipe    {old} holds this recipe's runs, under a name of before"
     try:
@@ -149,36 +149,36 @@ def _lead(name: Path, old: Path) -> None:
         print(f"{told}; {name.name} now leads there", file=sys.stderr)
 
 
-def _owner(folder: Path) -> tuple[str, str] | None:
+def _read_owner(folder: Path) -> tuple[str, str] | None:
     """The path of the recipe that owns a folder and the hash of its file, "" where that was not written down."""
     try:
-        path, _, sha256 = (folder / OWNER).read_text(encoding="utf-8").strip().partition("\n")
+        path, _, sha256 = (folder / OWNER_FILE).read_text(encoding="utf-8").strip().partition("\n")
     except (FileNotFoundError, NotADirectoryError):
         return None
     return path, sha256
 
 
-def _write(folder: Path, owner: tuple[str, str], first: bool) -> bool:
+def _write_owner(folder: Path, owner: tuple[str, str], first: bool) -> bool:
     """Writes the owner. Returns whether it was this process that did, where it is the `first` owner."""
-    aside = folder / f"{OWNER}.{secrets.token_hex(4)}"
+    aside = folder / f"{OWNER_FILE}.{secrets.token_hex(4)}"
     aside.write_text("\n".join(owner) + "\n", encoding="utf-8")
     try:
         if first:
-            os.link(aside, folder / OWNER)
+            os.link(aside, folder / OWNER_FILE)
         else:
-            aside.replace(folder / OWNER)
+            aside.replace(folder / OWNER_FILE)
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno not in NO_LINKS:
+        if error.errno not in NO_HARD_LINK_ERRORS:
             raise
-        aside.replace(folder / OWNER)  # a disk without hard links: the last of two at once has it
+        aside.replace(folder / OWNER_FILE)  # a disk without hard links: the last of two at once has it
     finally:
         aside.unlink(missing_ok=True)
     return True
 
 
-def _sources(folder: Path) -> Iterator[dict[str, Any]]:
+def _read_sources(folder: Path) -> Iterator[dict[str, Any]]:
     """Yields `data.source` of the recipe of each run and each deployed version in a folder, as far as it has one."""
     for path in (*folder.glob("*/recipe.yaml"), *folder.glob("versions/*/recipe.yaml")):
         try:

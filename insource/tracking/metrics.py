@@ -17,10 +17,10 @@ from typing import Any
 
 from insource.system import atomic_files
 
-Figures = Mapping[str, float | int]
+MetricRow = Mapping[str, float | int]
 
 
-def append(path: Path, figures: Figures) -> None:
+def append(path: Path, figures: MetricRow) -> None:
     """Appends one line, flushed to disk. Raises ValueError on NaN and infinity."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(dict(figures), allow_nan=False) + "\n")
@@ -28,7 +28,7 @@ def append(path: Path, figures: Figures) -> None:
         os.fsync(file.fileno())
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the rows, without a last one that a kill cut short; [] where there is no file."""
     found: list[dict[str, Any]] = []
     if path.exists():
@@ -40,13 +40,13 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def last(path: Path, name: str) -> float | None:
+def read_last_value(path: Path, name: str) -> float | None:
     """Returns the newest figure of this name, None where there is none."""
-    return next((float(row[name]) for row in reversed(rows(path)) if name in row), None)
+    return next((float(row[name]) for row in reversed(read_rows(path)) if name in row), None)
 
 
-def keep_up_to(path: Path, step: int) -> None:
+def truncate_after(path: Path, step: int) -> None:
     """Drops what was logged after `step`, and a line that a kill cut short, before a resumed run logs it anew."""
     if path.exists():
-        kept = [json.dumps(row) + "\n" for row in rows(path) if row["step"] <= step]
+        kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step]
         atomic_files.write_text(path, "".join(kept))

@@ -25,23 +25,23 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from insource.config.errors import RecipeError, StageError
-from insource.config.load import Loaded, load, precedence
+from insource.config.load import LoadedRecipe, describe_precedence, load
 from insource.config.recipe import Recipe
 from insource.system import atomic_files
 from insource.tracking import folder_ownership
 
 SCHEMA_VERSION = 1
-REFERENCES = "reference.jsonl"
-UNTOLD = "its process ended without recording how: it was killed, or the disk could not be written"
+REFERENCES_FILE = "reference.jsonl"
+UNRECORDED_EXIT = "its process ended without recording how: it was killed, or the disk could not be written"
 # A reader that looks whether a run is worked on holds it for a moment.
-_LOCK_SECONDS = 0.5
+_LOCK_TIMEOUT_SECONDS = 0.5
 
-_held_here: set[Path] = set()
+_locked_folders: set[Path] = set()
 
 # Keys that older versions wrote into recipe.yaml, and that mean nothing now.
 REMOVED_KEYS = (("export", "replay_nf4"),)
 
-State = Literal["running", "done", "failed", "interrupted"]
+StageState = Literal["running", "done", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,21 @@ class Run:
         """Returns the manifest's entry of a stage, {} where it has not begun. One that runs, though no process works on
         the run, was interrupted."""
         entry: dict[str, Any] = self.manifest["stages"].get(name, {})
-        return entry if self.worked_on else _settled(entry)
+        return entry if self.worked_on else _mark_interrupted(entry)
 
     @property
     def references(self) -> Path:
         """Returns the file of the reference answers of a run, or of a deployed version: beside the adapter, which is
         what people share; in its folder, where an earlier version of insource trained it."""
-        beside = self.folder / REFERENCES
-        return beside if beside.exists() else self.folder / "adapter" / REFERENCES
+        beside = self.folder / REFERENCES_FILE
+        return beside if beside.exists() else self.folder / "adapter" / REFERENCES_FILE
 
     def check_references(self, prompt: Mapping[str, Any]) -> None:
         """Returns nothing where the reference answers are those that a prompt.json tells of. Raises StageError."""
         told = prompt.get("references")
         if told and (not self.references.is_file() or atomic_files.sha256(self.references) != told["sha256"]):
             raise StageError(
-                f"{self.folder / REFERENCES} is not as training wrote it; copy it again, or train again (FRESH=1)"
+                f"{self.folder / REFERENCES_FILE} is not as training wrote it; copy it again, or train again (FRESH=1)"
             )
 
     @property
@@ -124,7 +124,7 @@ def create(
     `replaced` tells what the hardware file and SET changed of the recipe as it is written.
     """
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-    with atomic_files.whole_folder(parent / name) as folder:
+    with atomic_files.atomic_folder(parent / name) as folder:
         atomic_files.write_text(folder / "recipe.yaml", to_yaml(recipe))
         atomic_files.write_json(folder / "env.json", environment)
         manifest = {"schema_version": SCHEMA_VERSION, "run_id": name, "recipe": parent.name, "digest": digest}
@@ -134,7 +134,7 @@ def create(
     return Run(parent / name)
 
 
-def with_digest(parent: Path, digest: str) -> list[Run]:
+def find_by_digest(parent: Path, digest: str) -> list[Run]:
     """Returns the runs of this digest below `runs/<recipe>`, newest first."""
     folders = sorted((p.parent for p in parent.glob("*/manifest.json") if not p.parent.is_symlink()), reverse=True)
     return [run for run in map(Run, folders) if run.manifest["digest"] == digest]
@@ -156,34 +156,52 @@ def find(parent: Path, run_id: str | None) -> Run:
     raise RecipeError(f"RUN={run_id}: no such run below {parent}; {there}")
 
 
-def of_call(arguments: argparse.Namespace) -> tuple[Loaded, Run]:
+def load_recipe_and_run(arguments: argparse.Namespace) -> tuple[LoadedRecipe, Run]:
     """Returns the recipe that a command names, and the trained run that it goes on with. Raises RecipeError where there
     is none."""
     parent = runs_folder(arguments.runs)
-    loaded = folder_ownership.named(load(arguments.recipe, arguments.set, arguments.hardware), parent)
-    print("\n".join(precedence(loaded)), file=sys.stderr)
+    loaded = folder_ownership.resolve_name(load(arguments.recipe, arguments.set, arguments.hardware), parent)
+    print("\n".join(describe_precedence(loaded)), file=sys.stderr)
     return loaded, find(parent / loaded.name, arguments.run)
 
 
-def start(run: Run, stage: str, inputs: Mapping[str, str]) -> None:
+def start_stage(run: Run, stage: str, inputs: Mapping[str, str]) -> None:
     """Records that a stage runs from now on."""
-    _update(run, stage, {"state": "running", "started": now(), "ended": None, "inputs": dict(inputs), "outputs": {},
-                         "fallbacks": [], "exit_reason": None, "metrics": {}})  # fmt: skip
+    _update_stage(
+        run,
+        stage,
+        {
+            "state": "running",
+            "started": utc_timestamp(),
+            "ended": None,
+            "inputs": dict(inputs),
+            "outputs": {},
+            "fallbacks": [],
+            "exit_reason": None,
+            "metrics": {},
+        },
+    )
 
 
-def fallback(run: Run, stage: str, told: str) -> None:
+def record_fallback(run: Run, stage: str, told: str) -> None:
     """Records that something was done otherwise than the recipe asks."""
-    _update(run, stage, {"fallbacks": [*run.stage(stage).get("fallbacks", []), told]})
+    _update_stage(run, stage, {"fallbacks": [*run.stage(stage).get("fallbacks", []), told]})
 
 
-def end(run: Run, stage: str, state: State, reason: str, outputs: Sequence[Path] = (), **metrics: Any) -> None:
+def end_stage(
+    run: Run, stage: str, state: StageState, reason: str, outputs: Sequence[Path] = (), **metrics: Any
+) -> None:
     """Records how a stage ended, the hashes of what it wrote, and its headline figures."""
     hashes = {str(path.relative_to(run.folder)): atomic_files.sha256(path) for path in outputs}
-    _update(run, stage, {"state": state, "ended": now(), "exit_reason": reason, "outputs": hashes, "metrics": metrics})
+    _update_stage(
+        run,
+        stage,
+        {"state": state, "ended": utc_timestamp(), "exit_reason": reason, "outputs": hashes, "metrics": metrics},
+    )
 
 
 @contextmanager
-def recorded(run: Run, stage: str) -> Iterator[None]:
+def record_stage(run: Run, stage: str) -> Iterator[None]:
     """Records how a stage ended where the block ends otherwise than well; what was raised goes on.
 
     Where that cannot be written (a full disk, one that became read-only), it is said, and `Run.stage` tells it later.
@@ -191,9 +209,9 @@ def recorded(run: Run, stage: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        state: State = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        state: StageState = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
-            end(run, stage, state, str(error) or type(error).__name__)
+            end_stage(run, stage, state, str(error) or type(error).__name__)
         except OSError as unwritten:
             told = f"{run.folder / 'manifest.json'} does not record that {stage} {state}: {unwritten.strerror}"
             print(f"manifest  {told}", file=sys.stderr, flush=True)
@@ -201,13 +219,13 @@ def recorded(run: Run, stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def locked(run: Run) -> Iterator[None]:
+def lock_run(run: Run) -> Iterator[None]:
     """Holds the run for this process; the lock goes with the process, however that ends.
 
     Raises StageError where another process holds it.
     """
     with (run.folder / ".lock").open("w", encoding="utf-8") as file:
-        end_of_wait = time.monotonic() + _LOCK_SECONDS
+        end_of_wait = time.monotonic() + _LOCK_TIMEOUT_SECONDS
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -217,14 +235,14 @@ def locked(run: Run) -> Iterator[None]:
                     told = f"run {run.id} is being worked on by another process; wait for it, or end it"
                     raise StageError(told) from None
                 time.sleep(0.05)
-        _held_here.add(run.folder.resolve())
+        _locked_folders.add(run.folder.resolve())
         try:
             yield
         finally:
-            _held_here.discard(run.folder.resolve())
+            _locked_folders.discard(run.folder.resolve())
 
 
-def point_latest(run: Run) -> None:
+def set_latest(run: Run) -> None:
     """Makes `runs/<recipe>/latest` name this run."""
     aside = run.folder.parent / f".latest.{secrets.token_hex(4)}"
     aside.symlink_to(run.id)
@@ -240,23 +258,23 @@ def to_yaml(recipe: Recipe) -> str:
     return buffer.getvalue()
 
 
-def now() -> str:
+def utc_timestamp() -> str:
     """Returns the time as it stands in every file of a run: UTC, to the second."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _settled(entry: dict[str, Any]) -> dict[str, Any]:
+def _mark_interrupted(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry of the manifest as it is where no process works on the run."""
     if entry.get("state") != "running":
         return entry
-    return entry | {"state": "interrupted", "exit_reason": UNTOLD}
+    return entry | {"state": "interrupted", "exit_reason": UNRECORDED_EXIT}
 
 
-def _update(run: Run, stage: str, changes: Mapping[str, Any]) -> None:
+def _update_stage(run: Run, stage: str, changes: Mapping[str, Any]) -> None:
     manifest = run.manifest
-    if run.folder.resolve() in _held_here or not run.worked_on:
+    if run.folder.resolve() in _locked_folders or not run.worked_on:
         # Whatever else runs by the manifest, nobody is at it.
-        others = {name: _settled(entry) for name, entry in manifest["stages"].items() if name != stage}
+        others = {name: _mark_interrupted(entry) for name, entry in manifest["stages"].items() if name != stage}
         manifest["stages"].update(others)
     manifest["stages"].setdefault(stage, {}).update(changes)
     atomic_files.write_json(run.folder / "manifest.json", manifest)

@@ -13,36 +13,38 @@ from insource.config.recipe import Recipe
 from insource.tracking import wandb_logging
 from insource.tracking.run import Run
 
-DISAGREEMENTS = 100
+MAX_DISAGREEMENTS = 100
 
 
-def send(run: Run, recipe: Recipe, scores: Mapping[str, Any], disagreements: Sequence[Mapping[str, Any]]) -> None:
+def log_comparison(
+    run: Run, recipe: Recipe, scores: Mapping[str, Any], disagreements: Sequence[Mapping[str, Any]]
+) -> None:
     """Sends a comparison to W&B, online or into an offline run; nothing where mode is off."""
-    wandb_run = wandb_logging.start(run, recipe, settings(scores), job="compare")
+    wandb_run = wandb_logging.init_run(run, recipe, build_config(scores), job="compare")
     if wandb_run is None:
         return
     import wandb
 
     tables = {
-        "test/systems": systems(scores),
-        "test/differences": differences(scores),
-        "test/monthly_cost": monthly(scores),
+        "test/systems": build_systems_table(scores),
+        "test/differences": build_differences_table(scores),
+        "test/monthly_cost": build_monthly_cost_table(scores),
     }
     if recipe.privacy.data_may_leave:
-        tables["test/disagreements"] = disagreeing(disagreements)
+        tables["test/disagreements"] = build_disagreements_table(disagreements)
     found = {name: wandb.Table(columns=rows[0], data=rows[1:]) for name, rows in tables.items() if len(rows) > 1}
     wandb_run.log(found)
-    wandb_run.summary.update(summary(scores))
+    wandb_run.summary.update(build_summary(scores))
     wandb_run.finish()
 
 
-def settings(scores: Mapping[str, Any]) -> dict[str, Any]:
+def build_config(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the configuration of the W&B run: the plan, and what it is of."""
     plan = {f"plan.{name}": value for name, value in (scores["plan"] or {}).items()}
     return {"of_run": scores["run_id"], "hardware": scores["hardware"], **plan}
 
 
-def summary(scores: Mapping[str, Any]) -> dict[str, Any]:
+def build_summary(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the figures of the W&B summary, by the names that panels read."""
     found: dict[str, Any] = {"test/verdict": scores["verdict"]["choice"]}
     for name, one in scores["systems"].items():
@@ -56,7 +58,7 @@ def summary(scores: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def systems(scores: Mapping[str, Any]) -> list[list[Any]]:
+def build_systems_table(scores: Mapping[str, Any]) -> list[list[Any]]:
     """Returns a table with a row for each system and metric, its heading first."""
     rows: list[list[Any]] = [["system", "stand-in", "complete", "metric", "value", "ci_low", "ci_high", "n"]]
     for one in scores["systems"].values():
@@ -66,13 +68,13 @@ def systems(scores: Mapping[str, Any]) -> list[list[Any]]:
     return rows
 
 
-def differences(scores: Mapping[str, Any]) -> list[list[Any]]:
+def build_differences_table(scores: Mapping[str, Any]) -> list[list[Any]]:
     """Returns a table of the paired differences, its heading first."""
     names = ["family", "a", "b", "metric", "delta", "ci_low", "ci_high", "p_value", "p_adjusted", "test", "judged", "n"]
     return [names, *([one[name] for name in names] for one in scores["comparisons"])]
 
 
-def monthly(scores: Mapping[str, Any]) -> list[list[Any]]:
+def build_monthly_cost_table(scores: Mapping[str, Any]) -> list[list[Any]]:
     """Returns a table of what a month costs, by volume, its heading first."""
     names = ["requests", "tokens", "closed_usd", "owned_usd", "machines"]
     rows: list[list[Any]] = [["system", *names]]
@@ -81,13 +83,13 @@ def monthly(scores: Mapping[str, Any]) -> list[list[Any]]:
     return rows
 
 
-def disagreeing(disagreements: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+def build_disagreements_table(disagreements: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """Returns a table of rows that two systems answer otherwise, its heading first."""
     if not disagreements:
         return [[]]
     names = list(disagreements[0]["answers"])
     rows: list[list[Any]] = [["id", "input", "target", *names, *(f"{name} right" for name in names)]]
-    for one in disagreements[:DISAGREEMENTS]:
+    for one in disagreements[:MAX_DISAGREEMENTS]:
         answers = [one["answers"][name] for name in names] + [one["right"][name] for name in names]
         rows.append([one["id"], one["input"], one["target"], *answers])
     return rows

@@ -24,7 +24,7 @@ from insource.tracking import metrics
 from insource.tracking.run import Run
 
 # Sections and keys of the recipe that may stand in a run's configuration. No path, no host, no text of the data.
-ALLOWED: dict[str, tuple[str, ...]] = {
+LOGGED_CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "task": ("kind",),
     "model": ("revision", "quantization"),
     "lora": (),
@@ -34,30 +34,30 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 
 
 # W&B draws at most 10,000 cells of a table; labels beyond are told as one.
-MATRIX_LABELS = 100
+MAX_MATRIX_LABELS = 100
 OTHER_LABELS, NO_ANSWER = "(other labels)", "(no valid answer)"
-CONFUSIONS = 500
-PREDICTIONS = 100
+MAX_CONFUSIONS = 500
+MAX_PREDICTIONS = 100
 
 
-def config(recipe: Recipe, base_name: str) -> dict[str, Any]:
+def build_config(recipe: Recipe, base_name: str) -> dict[str, Any]:
     """Returns the part of the recipe that may be sent; an empty tuple in ALLOWED admits the whole section.
 
     A base that is a folder goes by its name alone. Where data may not leave, neither do tables of `train`: those with
     a figure for each label.
     """
-    sections = recipe.model_dump(mode="json", include=set(ALLOWED))
+    sections = recipe.model_dump(mode="json", include=set(LOGGED_CONFIG_KEYS))
     allowed = {
         f"{name}.{key}": value
         for name, section in sections.items()
         for key, value in section.items()
-        if (not ALLOWED[name] or key in ALLOWED[name])
+        if (not LOGGED_CONFIG_KEYS[name] or key in LOGGED_CONFIG_KEYS[name])
         and (recipe.privacy.data_may_leave or name != "train" or not isinstance(value, dict))
     }
     return {"model.base": Path(base_name).name if Path(base_name).is_absolute() else base_name, **allowed}
 
 
-def start(run: Run, recipe: Recipe, settings: Mapping[str, Any], job: str = "train") -> Any:
+def init_run(run: Run, recipe: Recipe, settings: Mapping[str, Any], job: str = "train") -> Any:
     """Returns the W&B run of this run, named by its id and grouped by its recipe, or None where mode is off. A `job`
     other than training has a W&B run of its own in the same group.
 
@@ -74,7 +74,7 @@ def start(run: Run, recipe: Recipe, settings: Mapping[str, Any], job: str = "tra
 
     mode = tracking.mode
     if mode == "auto":
-        mode = "online" if logged_in() else "offline"
+        mode = "online" if is_logged_in() else "offline"
     name = run.id if job == "train" else f"{run.id}-{job}"
     if mode == "online" and recipe.privacy.data_may_leave:
         told = "rows of the data, with labels and answers, and the adapter"
@@ -108,7 +108,7 @@ def start(run: Run, recipe: Recipe, settings: Mapping[str, Any], job: str = "tra
     return wandb_run
 
 
-def logged_in() -> bool:
+def is_logged_in() -> bool:
     """Returns whether this machine has a W&B key, in the environment or where `wandb login` left it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
@@ -121,19 +121,19 @@ def logged_in() -> bool:
     return any("wandb" in host for host in hosts)
 
 
-def log(wandb_run: Any, row: metrics.Figures) -> None:
+def log_row(wandb_run: Any, row: metrics.MetricRow) -> None:
     """Sends one row of metrics.jsonl, at its step. What W&B has from before an interruption is not sent twice."""
     if wandb_run is not None and row["step"] >= wandb_run.step:
         wandb_run.log(dict(row), step=row["step"], commit=False)
 
 
-def replay(wandb_run: Any, path: Path) -> None:
+def replay_rows(wandb_run: Any, path: Path) -> None:
     """Sends those rows of a metrics.jsonl that W&B does not have, before a run goes on."""
-    for row in metrics.rows(path):
-        log(wandb_run, row)
+    for row in metrics.read_rows(path):
+        log_row(wandb_run, row)
 
 
-def predictions(wandb_run: Any, recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> None:
+def log_predictions(wandb_run: Any, recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> None:
     """Sends a table of at most 100 rows, the wrong ones first, unless data may not leave.
 
     `rows` are {"id", "input", "target", "answer", "right", "log_probability"}, in any order; of wrong ones those come
@@ -148,12 +148,12 @@ def predictions(wandb_run: Any, recipe: Recipe, rows: Sequence[Mapping[str, Any]
     def worst_first(row: Mapping[str, Any]) -> tuple[bool, float]:
         return row["right"], row["log_probability"] if row["right"] else -row["log_probability"]
 
-    worst = sorted(rows, key=worst_first)[:PREDICTIONS]
-    table = wandb.Table(columns=columns, data=[[_shown(row[name]) for name in columns] for row in worst])
+    worst = sorted(rows, key=worst_first)[:MAX_PREDICTIONS]
+    table = wandb.Table(columns=columns, data=[[_table_cell(row[name]) for name in columns] for row in worst])
     wandb_run.log({"validation/predictions": table}, commit=False)
 
 
-def confusion(wandb_run: Any, recipe: Recipe, targets: Sequence[str], given: Sequence[str | None]) -> None:
+def log_confusion(wandb_run: Any, recipe: Recipe, targets: Sequence[str], given: Sequence[str | None]) -> None:
     """Sends which label was taken for which, unless data may not leave: a matrix, and the pairs with the most rows.
 
     `given` are the predicted labels, None where an answer was none. A matrix of 77 labels shows where to look, pairs
@@ -166,12 +166,12 @@ def confusion(wandb_run: Any, recipe: Recipe, targets: Sequence[str], given: Seq
     answered = [NO_ANSWER if label is None else label for label in given]
     pairs = Counter((t, a) for t, a in zip(targets, answered, strict=True) if t != a)
     rows_of = Counter(targets)
-    worst = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:CONFUSIONS]
+    worst = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:MAX_CONFUSIONS]
     table = wandb.Table(
         columns=["target", "answer", "rows", "share of the target's rows"],
         data=[[t, a, count, round(count / rows_of[t], 4)] for (t, a), count in worst],
     )
-    told, labels = _at_most(MATRIX_LABELS, targets, answered)
+    told, labels = _limit_labels(MAX_MATRIX_LABELS, targets, answered)
     matrix = wandb.plot.confusion_matrix(
         y_true=[labels.index(told[label]) for label in targets],
         preds=[labels.index(told[label]) for label in answered],
@@ -181,7 +181,7 @@ def confusion(wandb_run: Any, recipe: Recipe, targets: Sequence[str], given: Seq
     wandb_run.log({"validation/confusion_matrix": matrix, "validation/confusions": table}, commit=False)
 
 
-def parts(wandb_run: Any, recipe: Recipe, what: str, figures: Mapping[str, Mapping[str, float]]) -> None:
+def log_breakdown(wandb_run: Any, recipe: Recipe, what: str, figures: Mapping[str, Mapping[str, float]]) -> None:
     """Sends a table `validation/<what>` of {part: {metric: figure}}, a row a part, unless data may not leave.
 
     `what` is `per_label` or `per_field`; a generation's scores are one part each.
@@ -196,7 +196,7 @@ def parts(wandb_run: Any, recipe: Recipe, what: str, figures: Mapping[str, Mappi
     wandb_run.log({f"validation/{what}": table}, commit=False)
 
 
-def picture(wandb_run: Any, path: Path) -> None:
+def log_image(wandb_run: Any, path: Path) -> None:
     """Sends the learning curve (curve.draw), where there is one."""
     if wandb_run is None or not path.exists():
         return
@@ -205,7 +205,7 @@ def picture(wandb_run: Any, path: Path) -> None:
     wandb_run.log({path.stem: wandb.Image(str(path))}, commit=False)
 
 
-def finish(wandb_run: Any, run: Run, summary: Mapping[str, float | int], digests: Mapping[str, str]) -> None:
+def finish_run(wandb_run: Any, run: Run, summary: Mapping[str, float | int], digests: Mapping[str, str]) -> None:
     """Logs the headline figures and the adapter with the digests of its data in its metadata, and closes the run.
 
     The adapter stays here where data may not leave; the digests are sent.
@@ -225,12 +225,12 @@ def finish(wandb_run: Any, run: Run, summary: Mapping[str, float | int], digests
     wandb_run.finish()
 
 
-def _shown(value: Any) -> Any:
+def _table_cell(value: Any) -> Any:
     """A cell of a table: figures and texts as they are, a record as JSON."""
     return value if isinstance(value, str | int | float | None) else json.dumps(value, ensure_ascii=False)
 
 
-def _at_most(most: int, targets: Sequence[str], answered: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def _limit_labels(most: int, targets: Sequence[str], answered: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Returns {label: label or OTHER_LABELS} and the labels left, those with the most mistakes, in alphabetic order."""
     every = sorted({*targets, *answered})
     if len(every) <= most:
@@ -240,10 +240,10 @@ def _at_most(most: int, targets: Sequence[str], answered: Sequence[str]) -> tupl
     return {label: label if label in kept else OTHER_LABELS for label in every}, [*kept, OTHER_LABELS]
 
 
-def promoted(run: Run, recipe: Recipe) -> None:
+def set_production_alias(run: Run, recipe: Recipe) -> None:
     """Moves the alias `production` to the adapter of a run, where W&B is online and has that adapter."""
     tracking = recipe.tracking.wandb
-    online = tracking.mode == "online" or (tracking.mode == "auto" and logged_in())
+    online = tracking.mode == "online" or (tracking.mode == "auto" and is_logged_in())
     if not online or not recipe.privacy.data_may_leave:
         return
     import wandb

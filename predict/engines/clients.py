@@ -15,28 +15,28 @@ from typing import Any
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
 from deploy.answers import local_model
-from deploy.answers.local_model import Engine, EngineRefusedError
-from deploy.answers.request_errors import RefusedError
+from deploy.answers.local_model import EngineConnection, EngineRequestError
+from deploy.answers.request_errors import RequestError
 from deploy.answers.task import Task
 from deploy.gateway.paths import decisions
 from deploy.gateway.paths.forwarding import VERSION_HEADER
-from insource.backends.client import wait_seconds
+from insource.backends.client import backoff_seconds
 from insource.config.errors import RecipeError, StageError
-from insource.config.hosts import host_of, is_loopback
+from insource.config.hosts import is_loopback, parse_host
 from insource.config.recipe import Recipe
-from predict.prediction import LOCAL, NO_ANSWER, Prediction
-from predict.rows.inputs import Row
-from serve.vllm.launch_plan import API_KEY
+from predict.prediction import ANSWERED_LOCALLY, NO_ANSWER_CODE, Prediction
+from predict.rows.inputs import InputRow
+from serve.vllm.launch_plan import API_KEY_VARIABLE
 
-TRIES = 6
-ANSWER_SECONDS = 600.0
+MAX_ATTEMPTS = 6
+ANSWER_TIMEOUT_SECONDS = 600.0
 """An answer may wait behind as many others as are on their way."""
-IDLE_SECONDS = 2.0
+KEEPALIVE_SECONDS = 2.0
 """uvicorn closes connections that were idle for 5 s."""
-CONFIDENT = "confident"
-AGAIN = (408, 429, *range(500, 600))
+CONFIDENT_REASON = "confident"
+RETRY_STATUS = (408, 429, *range(500, 600))
 """Statuses of an answer that another attempt may get."""
-FINAL = (400, 413, 422)
+ROW_ERROR_STATUS = (400, 413, 422)
 """Statuses that say something of the row. Any other ends the prediction: no row would be answered."""
 
 
@@ -50,9 +50,9 @@ class ServedTask(Task):
         return self.name
 
 
-def check_may_leave(recipe: Recipe, base_url: str) -> None:
+def check_server_allowed(recipe: Recipe, base_url: str) -> None:
     """Raises RecipeError where inputs may not be sent to a server."""
-    host = host_of(base_url)
+    host = parse_host(base_url)
     if host is None or not base_url.startswith(("http://", "https://")):
         raise RecipeError(f"BASE_URL: given {base_url!r}, needed: an address such as http://127.0.0.1:8000")
     if recipe.privacy.data_may_leave or is_loopback(host) or host in recipe.privacy.trusted_hosts:
@@ -62,46 +62,46 @@ def check_may_leave(recipe: Recipe, base_url: str) -> None:
     )
 
 
-def session(origin: str, at_once: int) -> ClientSession:
+def open_session(origin: str, at_once: int) -> ClientSession:
     """Returns a session with a server, to be used as a context; the key is that of the environment."""
-    key = os.environ.get(API_KEY)
+    key = os.environ.get(API_KEY_VARIABLE)
     return ClientSession(
         origin,
-        connector=TCPConnector(limit=at_once, keepalive_timeout=IDLE_SECONDS),
+        connector=TCPConnector(limit=at_once, keepalive_timeout=KEEPALIVE_SECONDS),
         headers={"Authorization": f"Bearer {key}"} if key else {},
-        timeout=ClientTimeout(total=None, sock_connect=10, sock_read=ANSWER_SECONDS),
+        timeout=ClientTimeout(total=None, sock_connect=10, sock_read=ANSWER_TIMEOUT_SECONDS),
     )
 
 
-def origin_of(base_url: str) -> str:
+def server_origin(base_url: str) -> str:
     """Returns the address of a server without the /v1 that clients of OpenAI's wire are given."""
     return base_url.rstrip("/").removesuffix("/v1")
 
 
-class VllmEngine:
+class VllmClient:
     """vLLM, on the wire that the comparison uses: the same body, the same constraint, the same reading."""
 
     def __init__(self, task: Task, asking: ClientSession, labels: Sequence[str], at_once: int) -> None:
         """`labels`: those whose probabilities are asked for. `at_once`: requests for those of one row."""
         self._task, self._labels, self._at_once = task, labels, at_once
-        self._session, self._engine = asking, Engine(asking, lambda: None)
+        self._session, self._engine = asking, EngineConnection(asking, lambda: None)
 
-    async def ask(self, row: Row) -> Prediction:
+    async def ask(self, row: InputRow) -> Prediction:
         """Returns the prediction of a row. Raises StageError where the server is gone."""
         # How long to wait is not vLLM's word here: deploy/answers/local_model.py says it for clients of the gateway.
-        return await _persistently(lambda: self._asked(row), self._session, heed=False)
+        return await _ask_with_retries(lambda: self._asked(row), self._session, heed=False)
 
-    async def _asked(self, row: Row) -> Prediction:
+    async def _asked(self, row: InputRow) -> Prediction:
         assert row.given is not None
-        found = await local_model.ask(self._engine, self._task, row.given, None)
+        found = await local_model.query_model(self._engine, self._task, row.given, None)
         if found.parsed.problem is not None:
             return Prediction(refused=f"invalid_answer: {found.parsed.problem}")
         threshold = self._task.routing.threshold
         return Prediction(
             answer=found.parsed.value,
             confidence=found.confidence,
-            answered_by=LOCAL,
-            abstain=below(found.confidence, threshold),
+            answered_by=ANSWERED_LOCALLY,
+            abstain=is_below_threshold(found.confidence, threshold),
             probabilities=await self._probabilities(row.given.text),
         )
 
@@ -109,20 +109,20 @@ class VllmEngine:
         if not self._labels:
             return None
         ids, tree = await asyncio.to_thread(self._task.tokens.of, text)
-        return (await decisions.scored(self._engine, tree, self._task.inside, ids, self._at_once))[0]
+        return (await decisions.score_labels(self._engine, tree, self._task.inside, ids, self._at_once))[0]
 
 
-class GatewayEngine:
+class GatewayClient:
     """A gateway: one version of the task, which may have an API model answer below the threshold."""
 
     def __init__(self, task: Task, asking: ClientSession, labels: Sequence[str], version: str) -> None:
         self._task, self._session, self._labels, self._version = task, asking, labels, version
 
-    async def ask(self, row: Row) -> Prediction:
+    async def ask(self, row: InputRow) -> Prediction:
         """Returns the prediction of a row. Raises StageError where the gateway is gone, or has changed over."""
-        return await _persistently(lambda: self._asked(row), self._session)
+        return await _ask_with_retries(lambda: self._asked(row), self._session)
 
-    async def _asked(self, row: Row) -> Prediction:
+    async def _asked(self, row: InputRow) -> Prediction:
         # As the file has it: the gateway redacts, and keeps here what has personal data in it.
         said = await self._posted(f"/v1/tasks/{self._task.name}", {"input": row.raw})
         return Prediction(
@@ -134,9 +134,9 @@ class GatewayEngine:
         )
 
     def _abstains(self, said: Mapping[str, Any]) -> bool | None:
-        if said["answered_by"] != LOCAL or said["reason"] == CONFIDENT:
+        if said["answered_by"] != ANSWERED_LOCALLY or said["reason"] == CONFIDENT_REASON:
             return False
-        return True if said["degraded"] else below(said["local_confidence"], self._task.routing.threshold)
+        return True if said["degraded"] else is_below_threshold(said["local_confidence"], self._task.routing.threshold)
 
     async def _probabilities(self, raw: str) -> Mapping[str, float] | None:
         if not self._labels:
@@ -148,7 +148,7 @@ class GatewayEngine:
         return {one["value"]: one["probability"] for one in said["answers"][0]["probabilities"]}
 
     async def _posted(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        said, version = await _posted(self._session, path, body)
+        said, version = await _post_json(self._session, path, body)
         if version != self._version:
             raise StageError(
                 f"the gateway has changed over from version {self._version} to {version}; call again, and all rows "
@@ -157,16 +157,16 @@ class GatewayEngine:
         return said
 
 
-async def version_of(asking: ClientSession, name: str) -> str:
+async def fetch_deployed_version(asking: ClientSession, name: str) -> str:
     """Returns the version of a model that a gateway answers with, by asking for one token, which is not routed. Raises
     RecipeError or StageError where there is none."""
-    for failures in range(1, TRIES + 1):
+    for failures in range(1, MAX_ATTEMPTS + 1):
         try:
-            _, version = await _posted(asking, "/v1/completions", {"model": name, "prompt": "a", "max_tokens": 1})
-        except RefusedError as error:
-            if error.status not in AGAIN or failures == TRIES:
+            _, version = await _post_json(asking, "/v1/completions", {"model": name, "prompt": "a", "max_tokens": 1})
+        except RequestError as error:
+            if error.status not in RETRY_STATUS or failures == MAX_ATTEMPTS:
                 raise StageError(f"the gateway does not answer: {error}") from None
-            await asyncio.sleep(error.retry_seconds or wait_seconds(failures))
+            await asyncio.sleep(error.retry_seconds or backoff_seconds(failures))
         else:
             if not version:
                 raise RecipeError("BASE_URL: what answers is no gateway of insource; ENGINE=vllm asks a vLLM server")
@@ -174,39 +174,39 @@ async def version_of(asking: ClientSession, name: str) -> str:
     raise AssertionError("the last try returns or raises")
 
 
-def below(confidence: float | None, threshold: float | None) -> bool | None:
+def is_below_threshold(confidence: float | None, threshold: float | None) -> bool | None:
     """Returns whether a confidence is below a threshold, an unknown one always; None without a threshold."""
     return None if threshold is None else confidence is None or confidence < threshold
 
 
-async def _persistently(
+async def _ask_with_retries(
     ask: Callable[[], Awaitable[Prediction]], asking: ClientSession, heed: bool = True
 ) -> Prediction:
     """Asks up to TRIES times, and waits between as long as the server says, where that is to be heeded."""
-    for failures in range(1, TRIES + 1):
+    for failures in range(1, MAX_ATTEMPTS + 1):
         try:
             return await ask()
-        except RefusedError as error:
-            status = error.engine_status if isinstance(error, EngineRefusedError) else error.status
-            if status in FINAL:
-                return Prediction(refused=f"{_code(error)}: {error}")
-            if status not in AGAIN:
+        except RequestError as error:
+            status = error.engine_status if isinstance(error, EngineRequestError) else error.status
+            if status in ROW_ERROR_STATUS:
+                return Prediction(refused=f"{_refusal_code(error)}: {error}")
+            if status not in RETRY_STATUS:
                 raise StageError(f"the server answers {status} to a row: {error}") from None
             last = error
-            if failures < TRIES:
-                await asyncio.sleep((heed and error.retry_seconds) or wait_seconds(failures))
-    if not await _healthy(asking):
+            if failures < MAX_ATTEMPTS:
+                await asyncio.sleep((heed and error.retry_seconds) or backoff_seconds(failures))
+    if not await _is_healthy(asking):
         raise StageError(f"nothing answers any more ({last}); what was answered is kept: call again to go on")
-    return Prediction(refused=f"{NO_ANSWER}: {last}", final=False)
+    return Prediction(refused=f"{NO_ANSWER_CODE}: {last}", final=False)
 
 
-def _code(error: RefusedError) -> str:
+def _refusal_code(error: RequestError) -> str:
     # A gateway says so of an answer that does not fit the task's schema, vLLM of a request that it cannot read.
-    wrong_answer = error.status == 422 and not isinstance(error, EngineRefusedError)
+    wrong_answer = error.status == 422 and not isinstance(error, EngineRequestError)
     return "invalid_answer" if wrong_answer else "refused_input"
 
 
-async def _healthy(asking: ClientSession) -> bool:
+async def _is_healthy(asking: ClientSession) -> bool:
     try:
         async with asking.get("/health", timeout=ClientTimeout(total=10)) as found:
             return found.status == 200
@@ -214,36 +214,37 @@ async def _healthy(asking: ClientSession) -> bool:
         return False
 
 
-async def got(asking: ClientSession, path: str) -> dict[str, Any]:
+async def get_json(asking: ClientSession, path: str) -> dict[str, Any]:
     """Returns what a server says at a path. Raises StageError where it does not answer, or does not take the key."""
     try:
         async with asking.get(path) as found:
             said = await found.json(content_type=None)
     except (ClientError, TimeoutError, ValueError) as error:
         raise StageError(f"BASE_URL: the server does not answer: {error}") from None
-    _check_allowed(found.status, said)
+    _raise_for_access(found.status, said)
     return said if isinstance(said, dict) else {}
 
 
-async def _posted(asking: ClientSession, path: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+async def _post_json(asking: ClientSession, path: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Returns what a gateway says, and the version that it says it of. Raises RefusedError, or StageError where no row
     will be answered."""
     try:
         async with asking.post(path, json=body) as found:
             said = json.loads(await found.read())
     except (ClientError, TimeoutError, ValueError, RuntimeError) as error:
-        raise RefusedError(503, "overloaded_error", f"no answer: {type(error).__name__}") from None
+        raise RequestError(503, "overloaded_error", f"no answer: {type(error).__name__}") from None
     if found.status == 200 and isinstance(said, dict):
         return said, found.headers.get(VERSION_HEADER, "")
-    _check_allowed(found.status, said)
+    _raise_for_access(found.status, said)
     wait = found.headers.get("Retry-After", "")
-    raise RefusedError(found.status, "error", local_model.message_of(said), int(wait) if wait.isdigit() else None)
+    raise RequestError(found.status, "error", local_model.extract_message(said), int(wait) if wait.isdigit() else None)
 
 
-def _check_allowed(status: int, said: Any) -> None:
+def _raise_for_access(status: int, said: Any) -> None:
     if status in (401, 403):
         raise StageError(
-            f"the server takes no requests of this one: {local_model.message_of(said)} ({API_KEY} is its key)"
+            f"the server takes no requests of this one: {local_model.extract_message(said)} ({API_KEY_VARIABLE} is "
+            "its key)"
         )
     if status == 404:
-        raise StageError(f"the server answers 404: {local_model.message_of(said)}")
+        raise StageError(f"the server answers 404: {local_model.extract_message(said)}")

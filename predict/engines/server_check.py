@@ -13,46 +13,50 @@ from insource.config.errors import RecipeError, StageError
 from insource.config.schema.serving_and_cost import Serve
 from serve.parity import reference_check
 from serve.vllm import launch_plan
-from serve.vllm.launch_plan import Served
+from serve.vllm.launch_plan import ServedModel
 
-Card = Mapping[str, Any]
+ModelCard = Mapping[str, Any]
 """{"id", "root", "parent", "max_model_len"} of a model, as /v1/models tells."""
 
 
 @dataclass(frozen=True)
-class Held:
+class VerifiedServer:
     """A server that is what the run left, as far as can be told from outside."""
 
     form: str | None
     """The form of the run that it serves; None where it does not say so."""
-    cards: list[Card]
+    cards: list[ModelCard]
     """What it says of the model, and of the base below it."""
     routing: Routing | None
     """Without a threshold where it is not known to hold; None where that of the form holds."""
 
 
-async def to_run(asking: ClientSession, adapter: Served, cards: list[Card], serve: Serve) -> Held:
+async def verify_server(
+    asking: ClientSession, adapter: ServedModel, cards: list[ModelCard], serve: Serve
+) -> VerifiedServer:
     """Returns what a server serves of a run; `adapter` is that run's, `cards` as `cards_of` has them.
 
     Raises RecipeError where it reads other prompts than the run was trained on, or answers otherwise; StageError where
     it does not answer.
     """
-    form = _form(str(cards[0]["root"] or ""), adapter)
+    form = _served_variant(str(cards[0]["root"] or ""), adapter)
     try:
-        if told := await _other_prompt(asking, adapter):
-            raise RecipeError(_not_of(adapter, told))
+        if told := await _find_prompt_mismatch(asking, adapter):
+            raise RecipeError(_mismatch_message(adapter, told))
         if not adapter.run.references.is_file():
-            return Held(form, cards, Routing(None, None, f"run {adapter.run.id} has no answers to hold a server to"))
-        told = await _otherwise(asking, adapter, form, serve)
+            return VerifiedServer(
+                form, cards, Routing(None, None, f"run {adapter.run.id} has no answers to hold a server to")
+            )
+        told = await _find_answer_mismatch(asking, adapter, form, serve)
     except (ClientError, TimeoutError, ValueError) as error:
         raise StageError(f"BASE_URL: the server does not answer: {type(error).__name__}: {error}") from None
     if told:
-        raise RecipeError(_not_of(adapter, told))
+        raise RecipeError(_mismatch_message(adapter, told))
     why = f"the server does not say which form of run {adapter.run.id} it serves"
-    return Held(form, cards, None if form else Routing(None, None, why))
+    return VerifiedServer(form, cards, None if form else Routing(None, None, why))
 
 
-def cards_of(models: Mapping[str, Any], name: str) -> list[Card]:
+def find_model_cards(models: Mapping[str, Any], name: str) -> list[ModelCard]:
     """Returns what /v1/models says of a model and of its base. Raises RecipeError where it has no such model."""
     known = {str(one.get("id")): one for one in models.get("data", []) if isinstance(one, dict)}
     if name not in known:
@@ -62,39 +66,43 @@ def cards_of(models: Mapping[str, Any], name: str) -> list[Card]:
     return [{key: one.get(key) for key in ("id", "root", "parent", "max_model_len")} for one in every]
 
 
-def _form(root: str, adapter: Served) -> str | None:
+def _served_variant(root: str, adapter: ServedModel) -> str | None:
     """A server names the folder that it has loaded: runs/<recipe>/<run id>/<form>."""
-    forms = {*launch_plan.forms_of(adapter.run, adapter.recipe), "adapter", "merged"}
+    forms = {*launch_plan.available_variants(adapter.run, adapter.recipe), "adapter", "merged"}
     inside = root.replace(os.sep, "/").rpartition(f"/{adapter.run.id}/")[2]
     return inside if inside in forms and inside != root else None
 
 
-async def _other_prompt(asking: ClientSession, adapter: Served) -> str | None:
+async def _find_prompt_mismatch(asking: ClientSession, adapter: ServedModel) -> str | None:
     prompt = adapter.prompt
     if prompt.get("prompt_ids") is None:
         return None
     async with asking.post("/tokenize", json={"model": adapter.name, "messages": prompt["messages"]}) as found:
         said = await found.json(content_type=None)
     if found.status != 200:
-        raise StageError(f"BASE_URL: /tokenize answers {found.status}: {local_model.message_of(said)}")
+        raise StageError(f"BASE_URL: /tokenize answers {found.status}: {local_model.extract_message(said)}")
     return None if said["tokens"] == prompt["prompt_ids"] else "it reads other prompts than the run was trained on"
 
 
-async def _otherwise(asking: ClientSession, adapter: Served, form: str | None, serve: Serve) -> str | None:
-    references = reference_check.first(adapter.run.references)
-    answers = await reference_check.answers(asking, references, adapter.prompt, adapter.name)
-    share = reference_check.share(references, answers, launch_plan.rounding(adapter, serve))
-    may_differ = not launch_plan.same_weights(adapter, serve) or "quantized" in (form or _quantized(adapter))
-    needed = reference_check.OTHER_WEIGHTS if may_differ else serve.parity.same_weights
+async def _find_answer_mismatch(
+    asking: ClientSession, adapter: ServedModel, form: str | None, serve: Serve
+) -> str | None:
+    references = reference_check.load_references(adapter.run.references)
+    answers = await reference_check.query_references(asking, references, adapter.prompt, adapter.name)
+    share = reference_check.compute_agreement(references, answers, launch_plan.rounding_tolerance(adapter, serve))
+    may_differ = not launch_plan.has_trained_weights(adapter, serve) or "quantized" in (
+        form or _possible_variants(adapter)
+    )
+    needed = reference_check.MIN_AGREEMENT_OTHER_WEIGHTS if may_differ else serve.parity.same_weights
     return f"it gives {share:.1%} of the reference answers, and {needed:.1%} are due" if share < needed else None
 
 
-def _quantized(adapter: Served) -> str:
+def _possible_variants(adapter: ServedModel) -> str:
     """What a server may serve that does not say so."""
-    return " ".join(launch_plan.forms_of(adapter.run, adapter.recipe))
+    return " ".join(launch_plan.available_variants(adapter.run, adapter.recipe))
 
 
-def _not_of(adapter: Served, told: str) -> str:
+def _mismatch_message(adapter: ServedModel, told: str) -> str:
     return (
         f"BASE_URL: the server's {adapter.name} is not what run {adapter.run.id} trained: {told}. RUN=<id> names the "
         "run that it serves"

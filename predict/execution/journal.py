@@ -37,7 +37,7 @@ class Journal:
 
     def _read(self, number: int, line: bytes) -> tuple[str, Prediction]:
         try:
-            return prediction.of_line(json.loads(line))
+            return prediction.from_journal_line(json.loads(line))
         except (ValueError, TypeError, KeyError, RecursionError):
             self.close()
             raise StageError(
@@ -50,7 +50,7 @@ class Journal:
         written of them is cut off again, and nothing more is taken."""
         if self._length is None:
             raise StageError(f"{self.path}: answers cannot be written any more")
-        lines = [json.dumps(prediction.to_line(*one), ensure_ascii=False) + "\n" for one in predictions]
+        lines = [json.dumps(prediction.to_journal_line(*one), ensure_ascii=False) + "\n" for one in predictions]
         data = "".join(lines).encode("utf-8", "surrogatepass")
         left = memoryview(data)
         try:

@@ -15,15 +15,15 @@ from pathlib import Path
 
 from insource.config.errors import StageError
 from predict.execution.journal import Journal
-from predict.execution.state import State
-from predict.prediction import NO_ANSWER, Prediction
-from predict.rows.inputs import Row, Segment
+from predict.execution.state import PredictionState
+from predict.prediction import NO_ANSWER_CODE, Prediction
+from predict.rows.inputs import InputRow, Segment
 
-OPEN_SEGMENTS = 2
-SILENT_ROWS = 16
+MAX_OPEN_SEGMENTS = 2
+MAX_CONSECUTIVE_FAILURES = 16
 """So many rows in succession without an answer are an outage, also where the server says that it is well."""
-Ask = Callable[[Row], Awaitable[Prediction]]
-Keyed = list[tuple[str, Prediction]]
+PredictRow = Callable[[InputRow], Awaitable[Prediction]]
+KeyedPredictions = list[tuple[str, Prediction]]
 """Predictions by the keys of their rows."""
 
 
@@ -32,14 +32,14 @@ class OpenSegment:
 
     def __init__(self, segment: Segment, path: Path) -> None:
         self.segment, self.journal = segment, Journal(path)
-        self.keys = [_key(row) for row in segment.rows]
+        self.keys = [_input_key(row) for row in segment.rows]
         known = self.journal.predictions
-        self.failed_before = {key for key, one in known.items() if (one.refused or "").startswith(NO_ANSWER)}
+        self.failed_before = {key for key, one in known.items() if (one.refused or "").startswith(NO_ANSWER_CODE)}
         """Keys of rows that an earlier call got no answer to: asked once more, then refused."""
-        self.failed: Keyed = []
+        self.failed: KeyedPredictions = []
         """Those that this call got none to, for the first time."""
         self.predictions = {key: one for key, one in known.items() if key not in self.failed_before}
-        rows: dict[str, list[Row]] = {}
+        rows: dict[str, list[InputRow]] = {}
         for key, row in zip(self.keys, segment.rows, strict=True):
             if row.given is not None and key not in self.predictions:
                 rows.setdefault(key, []).append(row)
@@ -47,7 +47,7 @@ class OpenSegment:
         """Rows without an answer by their key; equal inputs have one."""
 
     @property
-    def to_ask(self) -> list[tuple[str, Row]]:
+    def to_ask(self) -> list[tuple[str, InputRow]]:
         """Returns a row of each key that is missing, in the order of their texts."""
         return sorted(((key, rows[0]) for key, rows in self.missing.items()), key=lambda one: one[1].given.text)  # type: ignore[union-attr]
 
@@ -60,7 +60,7 @@ class OpenSegment:
         """Returns whether the output may have a prediction: an answer, a refusal, or a failure in the second call."""
         return prediction.final or key in self.failed_before
 
-    def keep(self, predictions: Keyed) -> None:
+    def keep(self, predictions: KeyedPredictions) -> None:
         """Writes predictions into the journal. Raises StageError."""
         if final := [one for one in predictions if self.is_final(*one)]:
             self.journal.append(final)
@@ -70,7 +70,7 @@ class OpenSegment:
         self.journal.append(self.failed)
         self.journal.close()
 
-    def finish(self, state: State) -> None:
+    def finish(self, state: PredictionState) -> None:
         """Writes the segment's part of the output."""
         found = [
             (row.own, Prediction(refused=row.refused) if row.given is None else self.predictions[key])
@@ -80,18 +80,20 @@ class OpenSegment:
         state.finish(self.segment.number, found)
 
 
-Arrived = tuple[OpenSegment, str, Prediction]
+ArrivedPrediction = tuple[OpenSegment, str, Prediction]
 
 
 class Pipeline:
     """One pass over the rows."""
 
-    def __init__(self, ask: Ask, state: State, concurrency: int, on_rows: Callable[[int], None]) -> None:
+    def __init__(
+        self, ask: PredictRow, state: PredictionState, concurrency: int, on_rows: Callable[[int], None]
+    ) -> None:
         """`on_rows` gets the number of rows that were just settled."""
         self._ask, self._state, self._concurrency, self._on_rows = ask, state, concurrency, on_rows
-        self._requests: asyncio.Queue[tuple[OpenSegment, str, Row] | None] = asyncio.Queue(2 * concurrency)
-        self._answers: asyncio.Queue[Arrived | None] = asyncio.Queue()
-        self._room = asyncio.Semaphore(OPEN_SEGMENTS)
+        self._requests: asyncio.Queue[tuple[OpenSegment, str, InputRow] | None] = asyncio.Queue(2 * concurrency)
+        self._answers: asyncio.Queue[ArrivedPrediction | None] = asyncio.Queue()
+        self._room = asyncio.Semaphore(MAX_OPEN_SEGMENTS)
         self._opened: set[OpenSegment] = set()
         self._silent, self._answered, self._failed = 0, 0, 0
 
@@ -108,7 +110,7 @@ class Pipeline:
                 await asyncio.gather(*workers)
                 self._answers.put_nowait(None)
         except ExceptionGroup as errors:
-            raise _first(errors) from None
+            raise _first_error(errors) from None
         finally:
             for opened in self._opened:
                 opened.journal.close()
@@ -145,25 +147,25 @@ class Pipeline:
     async def _write(self, group: asyncio.TaskGroup) -> None:
         """Writes what has come: a flush to disk takes as long as many answers, and must not hold up the requests. Where
         the pass breaks off, what has come by then is written all the same."""
-        last, left = False, dict[OpenSegment, Keyed]()
+        last, left = False, dict[OpenSegment, KeyedPredictions]()
         try:
             while not last:
                 together = [await self._answers.get(), *self._here()]
                 last = None in together
-                left = _by_segment(together)
+                left = _group_by_segment(together)
                 for opened in [*left]:
                     predictions = left.pop(opened)
-                    await _to_its_end(opened.keep, predictions)
+                    await _run_to_completion(opened.keep, predictions)
                     self._settle(opened, predictions, group)
         finally:
-            for opened, predictions in [*left.items(), *_by_segment(self._here()).items()]:
+            for opened, predictions in [*left.items(), *_group_by_segment(self._here()).items()]:
                 opened.keep(predictions)
 
-    def _here(self) -> list[Arrived | None]:
+    def _here(self) -> list[ArrivedPrediction | None]:
         """Takes all answers that have come."""
         return [self._answers.get_nowait() for _ in range(self._answers.qsize())]
 
-    def _settle(self, opened: OpenSegment, predictions: Keyed, group: asyncio.TaskGroup) -> None:
+    def _settle(self, opened: OpenSegment, predictions: KeyedPredictions, group: asyncio.TaskGroup) -> None:
         opened.predictions.update(predictions)
         for key, prediction in predictions:
             rows = len(opened.missing.pop(key))
@@ -178,7 +180,7 @@ class Pipeline:
             group.create_task(self._finish(opened))
 
     def _check_answers(self, last: Prediction) -> None:
-        if self._silent >= SILENT_ROWS:
+        if self._silent >= MAX_CONSECUTIVE_FAILURES:
             raise StageError(
                 f"{self._silent} rows in succession got no answer, though the server says that it is well "
                 f"({last.refused}); what was answered is kept: call again to go on"
@@ -195,22 +197,22 @@ class Pipeline:
         self._room.release()
 
 
-def _key(row: Row) -> str:
+def _input_key(row: InputRow) -> str:
     """What an answer is found again by: a hash of the input as the file has it."""
     return hashlib.sha256(row.raw.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _by_segment(
-    answers: Iterable[Arrived | None],
-) -> dict[OpenSegment, Keyed]:
-    found: dict[OpenSegment, Keyed] = {}
+def _group_by_segment(
+    answers: Iterable[ArrivedPrediction | None],
+) -> dict[OpenSegment, KeyedPredictions]:
+    found: dict[OpenSegment, KeyedPredictions] = {}
     for answer in answers:
         if answer is not None:
             found.setdefault(answer[0], []).append(answer[1:])
     return found
 
 
-async def _to_its_end(write: Callable[[Keyed], None], given: Keyed) -> None:
+async def _run_to_completion(write: Callable[[KeyedPredictions], None], given: KeyedPredictions) -> None:
     """Writes in a thread, and waits for its end also where the task is cancelled meanwhile."""
     written = asyncio.ensure_future(asyncio.to_thread(write, given))
     try:
@@ -220,6 +222,6 @@ async def _to_its_end(write: Callable[[Keyed], None], given: Keyed) -> None:
         raise
 
 
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+def _first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    return _first_error(error) if isinstance(error, BaseExceptionGroup) else error

@@ -28,7 +28,7 @@ from predict.rows.output import Layout
 
 
 @dataclass
-class Counts:
+class RowCounts:
     """What became of rows."""
 
     rows: int = 0
@@ -47,7 +47,7 @@ class Counts:
         return {"rows": self.rows, "refused": dict(sorted(self.refused.items())), "abstained": self.abstained}
 
 
-class State:
+class PredictionState:
     """The segments of one prediction."""
 
     def __init__(self, folder: Path, layout: Layout) -> None:
@@ -61,9 +61,9 @@ class State:
         """Returns whether the rows of a segment are on disk as the output has them."""
         return self._counts(number).is_file()
 
-    def counts(self) -> Counts:
+    def counts(self) -> RowCounts:
         """Returns what became of the rows of all segments that are done."""
-        counts = Counts()
+        counts = RowCounts()
         for path in sorted(self.folder.glob("[0-9]*.json")):
             counts.add(atomic_files.read_json(path))
         return counts
@@ -72,7 +72,7 @@ class State:
         """Writes the rows of a segment with their predictions; its journal is not needed any more."""
         output.write_part(self.folder / f"{number:06d}.part", self.layout, rows)
         refused = Counter(one.refused.partition(":")[0] for _, one in rows if one.refused)
-        counts = Counts(len(rows), refused, sum(one.abstain is True for _, one in rows))
+        counts = RowCounts(len(rows), refused, sum(one.abstain is True for _, one in rows))
         atomic_files.write_json(self._counts(number), counts.json())
         self.journal(number).unlink(missing_ok=True)
 

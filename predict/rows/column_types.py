@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-MOST_FIELDS = 256
+MAX_FIELDS = 256
 """Of an object: one with more is a table of its own (keys that are data), and is written as JSON."""
-NOTHING_IN_COMMON = (pa.ArrowException, ValueError, TypeError, OverflowError)
+ARROW_TYPE_ERRORS = (pa.ArrowException, ValueError, TypeError, OverflowError)
 
 
 class ColumnTypes:
@@ -32,12 +32,12 @@ class ColumnTypes:
         for name in dict.fromkeys(name for row in rows for name in row):
             before = self._types.setdefault(name, pa.null())
             if with_types and before is not None:
-                self._types[name] = _both(before, [row.get(name) for row in rows])
+                self._types[name] = _merge_types(before, [row.get(name) for row in rows])
 
     def of(self, name: str) -> Any:
         """Returns the Arrow type of a column."""
         found = self._types[name]
-        return pa.string() if found is None else _settled(found)
+        return pa.string() if found is None else _resolve_nulls(found)
 
     def value(self, name: str, value: Any) -> Any:
         """Returns a value as the column takes it: as JSON where the values have no type in common."""
@@ -46,70 +46,70 @@ class ColumnTypes:
         return value
 
 
-def _both(before: Any, values: list[Any]) -> Any:
+def _merge_types(before: Any, values: list[Any]) -> Any:
     """The type of values and of those before, None where there is none."""
     try:
         schemas = [pa.schema([("value", kind)]) for kind in (before, pa.array(values).type)]
         found = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-    except NOTHING_IN_COMMON:
+    except ARROW_TYPE_ERRORS:
         return None
-    return found if 0 <= _fields(found) <= MOST_FIELDS else None
+    return found if 0 <= _count_fields(found) <= MAX_FIELDS else None
 
 
-def _fields(kind: Any) -> int:
+def _count_fields(kind: Any) -> int:
     """How many values a type holds; negative where Parquet has no place for it: an object without a field."""
-    inside = [_fields(kind.field(number).type) for number in range(kind.num_fields)]
+    inside = [_count_fields(kind.field(number).type) for number in range(kind.num_fields)]
     if pa.types.is_struct(kind) and not inside:
-        return -MOST_FIELDS * MOST_FIELDS
+        return -MAX_FIELDS * MAX_FIELDS
     return sum(inside) if inside else 1
 
 
-def _settled(kind: Any) -> Any:
+def _resolve_nulls(kind: Any) -> Any:
     """The type with text in the place of what no value was seen of."""
     if pa.types.is_null(kind):
         return pa.string()
     if pa.types.is_list(kind):
-        return pa.list_(_settled(kind.value_type))
+        return pa.list_(_resolve_nulls(kind.value_type))
     if pa.types.is_struct(kind):
         fields = [kind.field(number) for number in range(kind.num_fields)]
-        return pa.struct([(field.name, _settled(field.type)) for field in fields])
+        return pa.struct([(field.name, _resolve_nulls(field.type)) for field in fields])
     return kind
 
 
-def array(values: Sequence[Any], kind: Any) -> Any:
+def to_arrow_array(values: Sequence[Any], kind: Any) -> Any:
     """Returns values as an Arrow array of a type that takes all of them."""
     try:
         return pa.array(values, kind)
     except pa.ArrowInvalid:  # a whole number that no double is equal to
-        return pa.array([_as_floats(value, kind) for value in values], kind)
+        return pa.array([_convert_to_floats(value, kind) for value in values], kind)
 
 
-def _as_floats(value: Any, kind: Any) -> Any:
+def _convert_to_floats(value: Any, kind: Any) -> Any:
     if value is None:
         return None
     if pa.types.is_floating(kind):
         return float(value)
     if pa.types.is_list(kind):
-        return [_as_floats(inside, kind.value_type) for inside in value]
+        return [_convert_to_floats(inside, kind.value_type) for inside in value]
     if pa.types.is_struct(kind):
         fields = [kind.field(number) for number in range(kind.num_fields)]
-        return {field.name: _as_floats(value.get(field.name), field.type) for field in fields}
+        return {field.name: _convert_to_floats(value.get(field.name), field.type) for field in fields}
     return value
 
 
-def of_answer(module: Any, spec: Any) -> Any:
+def answer_type(module: Any, spec: Any) -> Any:
     """Returns the Arrow type of a task's answer: a text, a list of labels, or the record by its schema."""
-    if module.MANY:
+    if module.IS_MULTILABEL:
         return pa.list_(pa.string())
     fields = getattr(spec, "json_schema", None)
-    return _of_field({"type": "object", **fields}) if fields else pa.string()
+    return _field_type({"type": "object", **fields}) if fields else pa.string()
 
 
-def _of_field(field: Mapping[str, Any]) -> Any:
+def _field_type(field: Mapping[str, Any]) -> Any:
     kinds = field.get("type", "string")
     kind = next((one for one in ([kinds] if isinstance(kinds, str) else kinds) if one != "null"), "string")
     if kind == "object":
-        return pa.struct([(name, _of_field(inside)) for name, inside in field["properties"].items()])
+        return pa.struct([(name, _field_type(inside)) for name, inside in field["properties"].items()])
     if kind == "array":
-        return pa.list_(_of_field(field["items"]))
+        return pa.list_(_field_type(field["items"]))
     return {"number": pa.float64(), "integer": pa.int64(), "boolean": pa.bool_()}.get(kind, pa.string())

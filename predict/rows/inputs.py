@@ -16,25 +16,25 @@ from data_prep.readers import dotted_paths, limits, read, sources
 from data_prep.readers.source_row import SourceFile, SourceRow
 from data_prep.rows import input_text
 from data_prep.rows.columns import check_input_columns, input_columns
-from deploy.answers.request_errors import RefusedError
+from deploy.answers.request_errors import RequestError
 from deploy.answers.task import Task
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Source
 from insource.tasks.pii import redaction
 from insource.tasks.pii.inputs import Input
-from insource.tasks.source_record import UnusableRowError, cell
+from insource.tasks.source_record import UnusableRowError, to_text
 from predict.rows.column_types import ColumnTypes
 
 SEGMENT_ROWS = 5000
 """Rows that are asked, kept and written together."""
-ROWS_TO_COLUMNS = 1000
+TYPE_CHUNK_ROWS = 1000
 """Objects leave out what they have no value for: so many of them together must have every column of the input."""
-WAYS = ("path", "paths", "hub", "revision", "config", "train", "validation", "calibration", "test")
+SOURCE_KEYS = ("path", "paths", "hub", "revision", "config", "train", "validation", "calibration", "test")
 
 
 @dataclass(frozen=True)
-class Row:
+class InputRow:
     """A row as it is written out, and what is asked of it."""
 
     own: Mapping[str, Any]
@@ -52,11 +52,11 @@ class Segment:
     """Some rows in succession."""
 
     number: int
-    rows: list[Row]
+    rows: list[InputRow]
 
 
 @dataclass(frozen=True)
-class Survey:
+class InputSurvey:
     """What INPUT holds."""
 
     files: list[dict[str, Any]]
@@ -66,16 +66,16 @@ class Survey:
     """The columns of all files, in the order of their first appearance."""
 
 
-def source_of(recipe: Recipe, given: str) -> Source:
+def make_source(recipe: Recipe, given: str) -> Source:
     """Returns INPUT as a source that is read as the recipe's own is (encoding, delimiter, header, sheet, limits)."""
-    options = recipe.data.source.model_dump(exclude=set(WAYS))
+    options = recipe.data.source.model_dump(exclude=set(SOURCE_KEYS))
     return Source.model_validate({**options, "paths": [given]})
 
 
-def found(source: Source, given: str) -> list[SourceFile]:
+def find_input_files(source: Source, given: str) -> list[SourceFile]:
     """Returns the files that INPUT names. Raises RecipeError where nothing there can be read."""
     try:
-        return sources.find(source)
+        return sources.find_files(source)
     except RecipeError as error:
         raise RecipeError(str(error).replace("data.source.paths[0]", "INPUT")) from None
 
@@ -84,12 +84,12 @@ def check_output(output: Path, given: str, files: list[SourceFile]) -> None:
     """Raises RecipeError where the output would be a part of the input: the next call would read it."""
     folder = Path(given)
     inside = folder.is_dir() and folder.resolve() in output.resolve().parents
-    inside = inside or (not folder.exists() and _matches(output, given))
+    inside = inside or (not folder.exists() and _would_match(output, given))
     if inside or output.resolve() in {file.path.resolve() for file in files}:
         raise RecipeError(f"OUTPUT: {output} is a part of INPUT={given}; write it into another folder")
 
 
-def _matches(output: Path, pattern: str) -> bool:
+def _would_match(output: Path, pattern: str) -> bool:
     """Whether a pattern would name a file once it is there. Below `**` it may stand in any folder."""
     parts = Path(pattern).absolute().parts
     first = next((at for at, part in enumerate(parts) if glob.has_magic(part)), len(parts))
@@ -103,61 +103,61 @@ def _matches(output: Path, pattern: str) -> bool:
     )
 
 
-def survey(files: list[SourceFile], source: Source, recipe: Recipe, with_types: bool) -> Survey:
+def survey_input(files: list[SourceFile], source: Source, recipe: Recipe, with_types: bool) -> InputSurvey:
     """Returns what the files hold; the types of columns are looked at where the output has types. Raises RecipeError
     where a file cannot be read, lacks a column of the input, or has no rows."""
     types, told, total = ColumnTypes(), list[dict[str, Any]](), 0
     for file in files:
         sha256 = sources.sha256(file, source)
         rows, seen = 0, dict[str, Any]()
-        for piece in _pieces(file, source, recipe):
+        for piece in _iter_chunks(file, source, recipe):
             for row in piece:
-                if not _complete(seen, recipe):
-                    seen |= _with_inside(row.values, recipe)
-                    if rows >= ROWS_TO_COLUMNS:
+                if not _has_input_columns(seen, recipe):
+                    seen |= _with_nested_columns(row.values, recipe)
+                    if rows >= TYPE_CHUNK_ROWS:
                         check_input_columns(file.name, seen, recipe)
                 rows += 1
-            types.add([own_columns(row.values, recipe) for row in piece], with_types)
+            types.add([output_columns(row.values, recipe) for row in piece], with_types)
         if not rows:
             raise RecipeError(f"INPUT: {file.name}: there are no rows in it")
         if seen:
             check_input_columns(file.name, seen, recipe)
         total += rows
         told.append({"file": file.name, "sha256": sha256, "rows": rows})
-    return Survey(told, total, types)
+    return InputSurvey(told, total, types)
 
 
-def unchanged(survey: Survey, files: list[SourceFile], source: Source) -> bool:
+def is_unchanged(survey: InputSurvey, files: list[SourceFile], source: Source) -> bool:
     """Returns whether the files are what they were when they were looked through."""
     return [one["sha256"] for one in survey.files] == [sources.sha256(file, source) for file in files]
 
 
-def segments(
+def iter_segments(
     files: list[SourceFile], source: Source, task: Task, recipe: Recipe, is_done: Callable[[int], bool]
 ) -> Iterator[Segment | None]:
     """Yields the rows of the files in segments, None in the place of one that is done: its rows are not prepared."""
     number = 0
     for file in files:
-        for piece in _pieces(file, source, recipe):
-            yield None if is_done(number) else Segment(number, [row_of(row, task, recipe) for row in piece])
+        for piece in _iter_chunks(file, source, recipe):
+            yield None if is_done(number) else Segment(number, [make_row(row, task, recipe) for row in piece])
             number += 1
 
 
-def row_of(source: SourceRow, task: Task, recipe: Recipe) -> Row:
+def make_row(source: SourceRow, task: Task, recipe: Recipe) -> InputRow:
     """Returns a source row as it is asked, or why it cannot be."""
-    own = own_columns(source.values, recipe)
+    own = output_columns(source.values, recipe)
     if source.problem:
-        return Row(own, refused=f"unreadable: {source.file}:{source.line}: {_redacted(source.problem, recipe)}")
+        return InputRow(own, refused=f"unreadable: {source.file}:{source.line}: {_redact_text(source.problem, recipe)}")
     try:
-        raw = input_text.text_of(source.values, recipe)
-        return Row(own, raw, task.prepared(raw))
+        raw = input_text.extract_input(source.values, recipe)
+        return InputRow(own, raw, task.prepared(raw))
     except UnusableRowError as error:
-        return Row(own, refused=f"{error.reason}: {_redacted(error.detail, recipe)}")
-    except RefusedError as error:
-        return Row(own, refused=f"unusable_input: {_redacted(str(error), recipe)}")
+        return InputRow(own, refused=f"{error.reason}: {_redact_text(error.detail, recipe)}")
+    except RequestError as error:
+        return InputRow(own, refused=f"unusable_input: {_redact_text(str(error), recipe)}")
 
 
-def own_columns(values: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
+def output_columns(values: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
     """Returns the columns of a row as they are written out. What privacy.redact names is replaced: in the columns of
     the input by placeholders as the model reads them, in all others by pseudonyms, so that ids still join. Names of
     columns and keys get pseudonyms too."""
@@ -165,41 +165,46 @@ def own_columns(values: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
     if not kinds:
         return values
     texts = {name.partition(".")[0] for name in input_columns(recipe).values()}
-    return {redaction.pseudonym(name, kinds): _hidden(value, kinds, name in texts) for name, value in values.items()}
+    return {
+        redaction.pseudonymize(name, kinds): _redact_value(value, kinds, name in texts)
+        for name, value in values.items()
+    }
 
 
-def _hidden(value: Any, kinds: Collection[str], is_text: bool) -> Any:
+def _redact_value(value: Any, kinds: Collection[str], is_text: bool) -> Any:
     if isinstance(value, dict):
         return {
-            redaction.pseudonym(name, kinds) if isinstance(name, str) else name: _hidden(inside, kinds, is_text)
+            redaction.pseudonymize(name, kinds) if isinstance(name, str) else name: _redact_value(
+                inside, kinds, is_text
+            )
             for name, inside in value.items()
         }
     if isinstance(value, list):
-        return [_hidden(inside, kinds, is_text) for inside in value]
+        return [_redact_value(inside, kinds, is_text) for inside in value]
     if value is None or isinstance(value, bool):
         return value
-    text = cell(value)
-    hidden = redaction.redact(text, kinds).text if is_text else redaction.pseudonym(text, kinds)
+    text = to_text(value)
+    hidden = redaction.redact(text, kinds).text if is_text else redaction.pseudonymize(text, kinds)
     return value if hidden == text else hidden
 
 
-def _redacted(text: str, recipe: Recipe) -> str:
+def _redact_text(text: str, recipe: Recipe) -> str:
     kinds = recipe.privacy.redact
     plain = redaction.redact(text, kinds).text if kinds else text
     return plain.encode(errors="backslashreplace").decode()
 
 
-def _pieces(file: SourceFile, source: Source, recipe: Recipe) -> Iterator[list[SourceRow]]:
+def _iter_chunks(file: SourceFile, source: Source, recipe: Recipe) -> Iterator[list[SourceRow]]:
     """The rows of a file in pieces of SEGMENT_ROWS, fewer where rows are large: the same at each reading."""
     wanted = list(input_columns(recipe).values())
-    wanted = [*dict.fromkeys([*wanted, *(root for column in wanted for root in dotted_paths.roots(column))])]
+    wanted = [*dict.fromkeys([*wanted, *(root for column in wanted for root in dotted_paths.list_roots(column))])]
     _, rows = read.read(file, source, wanted)
-    return limits.pieces(rows, SEGMENT_ROWS, lambda row: limits.weight(row.values))
+    return limits.split_into_chunks(rows, SEGMENT_ROWS, lambda row: limits.estimate_bytes(row.values))
 
 
-def _with_inside(values: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    return {**values, **dotted_paths.reached(values, [*input_columns(recipe).values()])}
+def _with_nested_columns(values: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    return {**values, **dotted_paths.resolve_columns(values, [*input_columns(recipe).values()])}
 
 
-def _complete(seen: Mapping[str, Any], recipe: Recipe) -> bool:
+def _has_input_columns(seen: Mapping[str, Any], recipe: Recipe) -> bool:
     return all(column in seen for column in input_columns(recipe).values())

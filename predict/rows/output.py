@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from insource.config.errors import RecipeError
-from predict.prediction import COLUMNS, Prediction
+from predict.prediction import PREDICTION_COLUMNS, Prediction
 from predict.rows import column_types
 from predict.rows.column_types import ColumnTypes
 
-KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-PREFIX = "predicted_"
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+COLUMN_PREFIX = "predicted_"
 ROW_GROUP_ROWS, ROW_GROUP_BYTES = 50_000, 64 * 2**20
 
 
@@ -49,18 +49,18 @@ class Layout:
         return [*self.own.names, *self.names.values()]
 
 
-def kind_of(output: Path) -> str:
+def output_format(output: Path) -> str:
     """Returns the format that a file's ending names. Raises RecipeError for another ending."""
-    if output.suffix.lower() not in KINDS:
-        raise RecipeError(f"OUTPUT: given {output.name}; its ending says what is written: {', '.join(KINDS)}")
-    return KINDS[output.suffix.lower()]
+    if output.suffix.lower() not in FORMATS:
+        raise RecipeError(f"OUTPUT: given {output.name}; its ending says what is written: {', '.join(FORMATS)}")
+    return FORMATS[output.suffix.lower()]
 
 
-def layout(kind: str, own: ColumnTypes, answer: Any, labels: Sequence[str]) -> Layout:
+def make_layout(kind: str, own: ColumnTypes, answer: Any, labels: Sequence[str]) -> Layout:
     """Returns how rows with these columns are written. Raises RecipeError where names of columns clash even with
     PREFIX."""
-    columns = [name for name in COLUMNS if name != "probabilities" or labels]
-    prefix = PREFIX if set(columns) & set(own.names) else ""
+    columns = [name for name in PREDICTION_COLUMNS if name != "probabilities" or labels]
+    prefix = COLUMN_PREFIX if set(columns) & set(own.names) else ""
     names = {name: f"{prefix}{name}" for name in columns}
     if clash := sorted(set(names.values()) & set(own.names)):
         raise RecipeError(f"INPUT: it has columns {', '.join(clash)}, which the output writes; rename them")
@@ -73,13 +73,13 @@ def write_part(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any
     if layout.kind == "parquet":
         _write_parquet(aside, layout, rows)
     else:
-        text = "".join(_lines(layout, rows))
+        text = "".join(_json_lines(layout, rows))
         aside.write_text(text, encoding="utf-8", newline="")
     _flush(aside)
     aside.replace(path)
 
 
-def join(
+def join_parts(
     parts: Iterator[Path], layout: Layout, output: Path, digest: str, before: Callable[[Path], None] = lambda path: None
 ) -> None:
     """Writes all parts as one file, whole or not at all. `digest`: of the prediction; two that write the same output
@@ -92,7 +92,7 @@ def join(
         else:
             with aside.open("wb") as file:
                 if layout.kind == "csv":
-                    file.write(_csv([layout.columns]).encode())
+                    file.write(_csv_text([layout.columns]).encode())
                 for part in parts:
                     with part.open("rb") as opened:
                         shutil.copyfileobj(opened, file, 2**20)
@@ -108,33 +108,33 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _ours(layout: Layout, prediction: Prediction) -> dict[str, Any]:
+def _prediction_values(layout: Layout, prediction: Prediction) -> dict[str, Any]:
     return {name: getattr(prediction, column) for column, name in layout.names.items()}
 
 
-def _lines(layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> Iterator[str]:
+def _json_lines(layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> Iterator[str]:
     if layout.kind == "csv":
         for own, prediction in rows:
-            values = {**own, **_ours(layout, prediction)}
-            yield _csv([[_cell(values.get(name)) for name in layout.columns]])
+            values = {**own, **_prediction_values(layout, prediction)}
+            yield _csv_text([[_csv_cell(values.get(name)) for name in layout.columns]])
         return
     for own, prediction in rows:
-        yield json.dumps({**own, **_ours(layout, prediction)}, ensure_ascii=False) + "\n"
+        yield json.dumps({**own, **_prediction_values(layout, prediction)}, ensure_ascii=False) + "\n"
 
 
-def _csv(rows: Sequence[Sequence[str]]) -> str:
+def _csv_text(rows: Sequence[Sequence[str]]) -> str:
     written = io.StringIO()
     csv.writer(written, lineterminator="\r\n").writerows(rows)
     return written.getvalue()
 
 
-def _cell(value: Any) -> str:
+def _csv_cell(value: Any) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _schema(layout: Layout) -> Any:
+def _arrow_schema(layout: Layout) -> Any:
     types = {
         "answer": layout.answer,
         "confidence": pa.float64(),
@@ -146,20 +146,20 @@ def _schema(layout: Layout) -> Any:
 
 
 def _write_parquet(path: Path, layout: Layout, rows: Sequence[tuple[Mapping[str, Any], Prediction]]) -> None:
-    schema = _schema(layout)
+    schema = _arrow_schema(layout)
     values = {name: [layout.own.value(name, own.get(name)) for own, _ in rows] for name in layout.own.names}
     for column, name in layout.names.items():
         values[name] = [getattr(prediction, column) for _, prediction in rows]
-    arrays = [column_types.array(values[field.name], field.type) for field in schema]
+    arrays = [column_types.to_arrow_array(values[field.name], field.type) for field in schema]
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path)
 
 
 def _join_parquet(parts: Iterator[Path], layout: Layout, path: Path) -> None:
     """Row groups of about ROW_GROUP_ROWS or ROW_GROUP_BYTES, whichever comes first: so much is in memory."""
-    with pq.ParquetWriter(path, _schema(layout)) as writer:
+    with pq.ParquetWriter(path, _arrow_schema(layout)) as writer:
         waiting: list[Any] = []
         for part in parts:
-            waiting.append(pq.read_table(part, schema=_schema(layout)))
+            waiting.append(pq.read_table(part, schema=_arrow_schema(layout)))
             rows, size = (sum(values) for values in zip(*((one.num_rows, one.nbytes) for one in waiting), strict=True))
             if rows >= ROW_GROUP_ROWS or size >= ROW_GROUP_BYTES:
                 writer.write_table(pa.concat_tables(waiting))

@@ -16,46 +16,51 @@ from insource.system import atomic_files
 from insource.tracking import run
 from serve import server
 from serve.parity import check, report_text
-from serve.parity.check import Found, Probe
+from serve.parity.check import ParityProbe, ParityResult
 from serve.vllm import launch_plan
-from serve.vllm.launch_plan import Served
-from serve.vllm.server_process import Address, Engine, free_port
+from serve.vllm.launch_plan import ServedModel
+from serve.vllm.server_process import Address, VllmProcess, free_port
 
 CONCURRENCIES = (1, 64)
 
 
 @dataclass(frozen=True)
-class Measured:
+class ParityRun:
     """One form, served and asked."""
 
-    found: Found
+    found: ParityResult
     start_seconds: float
     repeated: Sequence[dict[str, Any]]
     """How many answers change when the rows are asked again, at other concurrencies."""
 
 
 def main() -> int:
-    parser = cli.parser("serve.parity", "Compare what vLLM answers with what was trained, for every exported form.")
-    cli.add_run(parser)
+    parser = cli.build_parser(
+        "serve.parity", "Compare what vLLM answers with what was trained, for every exported form."
+    )
+    cli.add_run_option(parser)
     arguments = parser.parse_intermixed_args()
-    loaded, here = run.of_call(arguments)
+    loaded, here = run.load_recipe_and_run(arguments)
     serve, trained = loaded.recipe.serve, here.recipe()
-    wanted, *_ = launch_plan.candidates(here, trained, serve)
-    others = [which for which in launch_plan.forms_of(here, trained) if which != wanted]
-    forms = [Served(loaded.name, here, trained, which) for which in [wanted, *others]]
+    wanted, *_ = launch_plan.rank_variants(here, trained, serve)
+    others = [which for which in launch_plan.available_variants(here, trained) if which != wanted]
+    forms = [ServedModel(loaded.name, here, trained, which) for which in [wanted, *others]]
     print(f"parity    {loaded.name}: {', '.join(one.which for one in forms)} of run {here.id}", file=sys.stderr)
     if arguments.dry_run:
-        return cli.DONE
-    with run.locked(here):
-        return compared(loaded.name, here, forms, wanted, serve)
+        return cli.OK
+    with run.lock_run(here):
+        return run_all(loaded.name, here, forms, wanted, serve)
 
 
-def compared(name: str, here: run.Run, forms: Sequence[Served], wanted: str, serve: Serve) -> int:
+def run_all(name: str, here: run.Run, forms: Sequence[ServedModel], wanted: str, serve: Serve) -> int:
     """Measures every form and writes what was found. Returns the exit code."""
-    inputs = {f"{one.which}/{atomic_files.SUMS}": atomic_files.sha256(one.folder / atomic_files.SUMS) for one in forms}
-    run.start(here, "parity", inputs)
-    with run.recorded(here, "parity"):
-        measured = [measure(form, serve, whole=form.which == wanted) for form in forms]
+    inputs = {
+        f"{one.which}/{atomic_files.CHECKSUMS}": atomic_files.sha256(one.folder / atomic_files.CHECKSUMS)
+        for one in forms
+    }
+    run.start_stage(here, "parity", inputs)
+    with run.record_stage(here, "parity"):
+        measured = [measure_variant(form, serve, whole=form.which == wanted) for form in forms]
     founds = [one.found for one in measured]
     failures = founds[0].failures(serve.parity)
     report = {
@@ -67,7 +72,7 @@ def compared(name: str, here: run.Run, forms: Sequence[Served], wanted: str, ser
         "forms": [asdict(found) | {"judged": found.other.judged(serve.parity.score_drop)} for found in founds],
     }
     atomic_files.write_json(here.folder / "parity.json", report)
-    text = report_text.markdown(name, report, founds, serve.parity)
+    text = report_text.parity_markdown(name, report, founds, serve.parity)
     atomic_files.write_text(here.folder / "parity.md", text)
     agreement = {one.which: one.same.agreement for one in founds if one.same}
     figures: dict[str, Any] = {
@@ -77,36 +82,40 @@ def compared(name: str, here: run.Run, forms: Sequence[Served], wanted: str, ser
     outputs = [here.folder / "parity.json", here.folder / "parity.md"]
     reason = "; ".join(failures) or "done"
     figures["form_failures"] = {one.which: one.failures(serve.parity) for one in founds}
-    run.end(here, "parity", "failed" if failures else "done", reason, outputs, passed=not failures, **figures)
+    run.end_stage(here, "parity", "failed" if failures else "done", reason, outputs, passed=not failures, **figures)
     print(text)
     for told in failures:
         print(f"gate      {wanted}: {told}", file=sys.stderr)
-    return cli.GATE if failures else cli.DONE
+    return cli.GATE_FAILED if failures else cli.OK
 
 
-def measure(served: Served, serve: Serve, whole: bool) -> Measured:
+def measure_variant(served: ServedModel, serve: Serve, whole: bool) -> ParityRun:
     """Returns what parity finds of one form, on a vLLM of its own at a free port of this machine.
 
     The whole is measured of the form that is served: answers under other constraints and none, and again at other
     concurrencies.
     """
     address = Address("127.0.0.1", free_port())
-    vllm = Engine(launch_plan.of([served], serve), address, log_of(served))
-    with server.stopped_at_the_end(vllm):
-        seconds = server.started(vllm)
-        probed = check.of(served, serve.parity.rows, serve)
-        ways = check.ways(probed, serve)
-        found = check.measure(probed, address, None, ways if whole else ways[:1])
-        print(f"parity    {served.which}: {report_text.lines(served.name, found)[0]}", file=sys.stderr, flush=True)
-        again = repeated(probed, address, ways[0]) if whole else []
-    return Measured(found, seconds, again)
+    vllm = VllmProcess(launch_plan.plan_launch([served], serve), address, log_path(served))
+    with server.stop_on_exit(vllm):
+        seconds = server.start_and_wait(vllm)
+        probed = check.load_probe(served, serve.parity.rows, serve)
+        ways = check.constraint_modes(probed, serve)
+        found = check.run_parity(probed, address, None, ways if whole else ways[:1])
+        print(
+            f"parity    {served.which}: {report_text.console_lines(served.name, found)[0]}", file=sys.stderr, flush=True
+        )
+        again = measure_concurrency_variation(probed, address, ways[0]) if whole else []
+    return ParityRun(found, seconds, again)
 
 
-def repeated(probed: Probe, address: Address, way: Any) -> list[dict[str, Any]]:
+def measure_concurrency_variation(probed: ParityProbe, address: Address, way: Any) -> list[dict[str, Any]]:
     """Returns in how many rows the answer is another than one at a time, asked again at each concurrency."""
-    probed = probed.first(check.ASIDE_ROWS)
+    probed = probed.first(check.SECONDARY_ROWS)
     answers = {
-        at_once: [one.output for one in check.answered(probed, check.backend(probed, address, None, way, at_once))]
+        at_once: [
+            one.output for one in check.query_rows(probed, check.build_backend(probed, address, None, way, at_once))
+        ]
         for at_once in CONCURRENCIES
     }
     alone = answers[CONCURRENCIES[0]]
@@ -121,10 +130,10 @@ def repeated(probed: Probe, address: Address, way: Any) -> list[dict[str, Any]]:
     ]
 
 
-def log_of(served: Served) -> Path:
+def log_path(served: ServedModel) -> Path:
     """Returns where the log of a form's server goes."""
     return served.run.folder / f"parity-{served.which.replace('/', '-')}.log"
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

@@ -16,32 +16,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from insource.backends.client import ask
-from insource.backends.types import Backend, Constraint, Received, Request, Structured
+from insource.backends.client import complete_all
+from insource.backends.types import Backend, Completion, Constraint, Request, StructuredOutput
 from insource.config.conflicts import ROW_METRICS
 from insource.config.errors import StageError
 from insource.config.schema.serving_and_cost import Parity, Serve
 from insource.stats import metric_stats, paired
-from insource.stats.paired import Difference, Judged
+from insource.stats.paired import Conclusion, PairedDifference
 from insource.system import atomic_files
-from insource.tasks import references, spec_of
-from insource.tasks.parsed_answer import UNFINISHED, Parsed
+from insource.tasks import load_task_spec, references
+from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from serve.parity import reference_check
 from serve.vllm import client
-from serve.vllm.launch_plan import MOST_WITHIN_ROUNDING, Served, rounding, same_weights
+from serve.vllm.launch_plan import MAX_ROUNDING_FRACTION, ServedModel, has_trained_weights, rounding_tolerance
 from serve.vllm.server_process import Address
 
 ALPHA = 0.05
 CONCURRENCY = 64
 # What does not decide is asked of fewer rows.
-ASIDE_ROWS = 100
+SECONDARY_ROWS = 100
 
 
 @dataclass(frozen=True)
-class Probe:
+class ParityProbe:
     """Validation rows whose reference answers are known, and how they are asked."""
 
-    served: Served
+    served: ServedModel
     prompt: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     trained: Sequence[Mapping[str, Any]]
@@ -51,7 +51,7 @@ class Probe:
     rounding: float = 0.0
     """See `plan.rounding`."""
 
-    def first(self, rows: int) -> "Probe":
+    def first(self, rows: int) -> "ParityProbe":
         """Returns the same with the first rows alone."""
         return replace(self, rows=self.rows[:rows], trained=self.trained[:rows])
 
@@ -60,19 +60,21 @@ class Probe:
         """Returns the metric that rows are judged by: the task's first that is a mean over rows."""
         return ROW_METRICS[self.prompt["task"]["kind"]]
 
-    def parsed(self, text: str, complete: bool = True) -> Parsed:
+    def parsed(self, text: str, complete: bool = True) -> ParsedAnswer:
         """Returns an answer as the task reads it."""
-        module, spec = spec_of(self.prompt["task"])
-        return module.parse(spec, text) if complete else Parsed(None, UNFINISHED)
+        module, spec = load_task_spec(self.prompt["task"])
+        return module.parse(spec, text) if complete else ParsedAnswer(None, TRUNCATED)
 
-    def score(self, row: Mapping[str, Any], parsed: Parsed) -> float:
+    def score(self, row: Mapping[str, Any], parsed: ParsedAnswer) -> float:
         """Returns the score of one answer; the task's metric is the mean of these."""
-        module, spec = spec_of(self.prompt["task"])
-        return float(module.score(spec, references.targets_of(module, spec, [row], [parsed]), [parsed])[self.metric])
+        module, spec = load_task_spec(self.prompt["task"])
+        return float(
+            module.score(spec, references.select_targets(module, spec, [row], [parsed]), [parsed])[self.metric]
+        )
 
 
 @dataclass(frozen=True)
-class Flip:
+class Mismatch:
     """A row that the same weights answer otherwise in vLLM."""
 
     id: str
@@ -83,14 +85,14 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Same:
+class SameWeightsAgreement:
     """The same weights in transformers and in vLLM."""
 
     n: int
     agreement: float
     """Share of rows without a flip."""
-    flips: Sequence[Flip]
-    close: Sequence[Flip] = ()
+    flips: Sequence[Mismatch]
+    close: Sequence[Mismatch] = ()
     """Rows that differ where the reference's margin is within rounding; none where they are too many to be that."""
 
 
@@ -101,25 +103,25 @@ class ScoreDifference:
     metric: str
     value: float
     trained: float
-    difference: Difference
+    difference: PairedDifference
 
-    def judged(self, allowed_drop: float) -> Judged:
+    def judged(self, allowed_drop: float) -> Conclusion:
         """Returns what the interval of the difference says, with the allowed drop as margin."""
-        return paired.judged(self.difference, allowed_drop)
+        return paired.classify_difference(self.difference, allowed_drop)
 
 
 @dataclass(frozen=True)
-class Found:
+class ParityResult:
     """What parity found of one served model."""
 
     which: str
     n: int
     prompt_ids_equal: float
     first_other_prompt: str | None
-    same: Same | None
+    same: SameWeightsAgreement | None
     """None for other weights than those that were trained."""
     other: ScoreDifference
-    valid: Mapping[Structured, tuple[float, int]]
+    valid: Mapping[StructuredOutput, tuple[float, int]]
     """Share of answers that the task can read, and of how many, by how they were constrained."""
     first_difference: str | None = None
     """Where the first other prompt differs, as text on both sides."""
@@ -143,7 +145,8 @@ class Found:
                 f"vLLM answers {self.same.agreement:.1%} of {self.same.n} rows as transformers does with the same "
                 f"weights"
                 + (f" ({len(self.same.close)} more differ within rounding)" if self.same.close else "")
-                + f", and serve.parity.same_weights asks for {parity.same_weights:.1%}; {_first(self.same.flips)}"
+                + f", and serve.parity.same_weights asks for {parity.same_weights:.1%}; "
+                f"{_format_first_mismatch(self.same.flips)}"
             )
         return found
 
@@ -159,20 +162,27 @@ class Found:
         return []
 
 
-def of(served: Served, rows: int, serve: Serve) -> Probe:
+def load_probe(served: ServedModel, rows: int, serve: Serve) -> ParityProbe:
     """Returns the rows that a served model is asked. Raises StageError where reference answers are missing."""
     served.run.check_references(served.prompt)
-    trained = _references(served.run.references, rows)
+    trained = _read_references(served.run.references, rows)
     by_id = {row["id"]: row for row in atomic_files.read_jsonl(served.run.folder / "data" / "validation.jsonl")}
     if missing := [one["id"] for one in trained if one["id"] not in by_id]:
         raise StageError(f"validation.jsonl has no row {missing[0]}, which reference.jsonl answers")
     rows_asked = [by_id[one["id"]] for one in trained]
-    return Probe(served, served.prompt, rows_asked, trained, same_weights(served, serve), rounding(served, serve))
+    return ParityProbe(
+        served,
+        served.prompt,
+        rows_asked,
+        trained,
+        has_trained_weights(served, serve),
+        rounding_tolerance(served, serve),
+    )
 
 
-def ways(probe: Probe, serve: Serve) -> list[Structured]:
+def constraint_modes(probe: ParityProbe, serve: Serve) -> list[StructuredOutput]:
     """Returns how answers may be constrained, the way that decides first: as the recipe serves the task."""
-    found: list[Structured] = ["none"]
+    found: list[StructuredOutput] = ["none"]
     if (probe.prompt["output_schema"] or {}).get("type") == "object":
         found.insert(0, "json_schema")
     if probe.prompt["grammar"]:
@@ -180,43 +190,47 @@ def ways(probe: Probe, serve: Serve) -> list[Structured]:
     return found
 
 
-def measure(
-    probe: Probe,
+def run_parity(
+    probe: ParityProbe,
     address: Address,
     api_key: str | None,
-    ways: Sequence[Structured],
-    known: Sequence[Received] | None = None,
-) -> Found:
+    ways: Sequence[StructuredOutput],
+    known: Sequence[Completion] | None = None,
+) -> ParityResult:
     """Returns what parity found of a server. `ways` are how answers are constrained, the way that decides first;
     `known` are its answers to the rows by that way, where it has given them already.
 
     Raises StageError where a request was not answered.
     """
-    ids = asyncio.run(client.prompt_ids(address, api_key, probe.served.name, conversations(probe)))
+    ids = asyncio.run(client.fetch_prompt_ids(address, api_key, probe.served.name, build_conversations(probe)))
     other = [
         (one["id"], one["prompt_ids"], found)
         for one, found in zip(probe.trained, ids, strict=True)
         if one["prompt_ids"] != found
     ]
-    deciding = known if known is not None else answered(probe, backend(probe, address, api_key, ways[0]))
-    valid = {ways[0]: _valid(probe, deciding)}
+    deciding = known if known is not None else query_rows(probe, build_backend(probe, address, api_key, ways[0]))
+    valid = {ways[0]: _compute_validity(probe, deciding)}
     for way in ways[1:]:
-        aside = probe.first(ASIDE_ROWS)
-        valid[way] = _valid(aside, answered(aside, backend(aside, address, api_key, way)))
-    return Found(
+        aside = probe.first(SECONDARY_ROWS)
+        valid[way] = _compute_validity(aside, query_rows(aside, build_backend(aside, address, api_key, way)))
+    return ParityResult(
         which=probe.served.which,
         n=len(ids),
         prompt_ids_equal=1 - len(other) / len(ids),
         first_other_prompt=other[0][0] if other else None,
-        first_difference=_shown(probe, address, api_key, *other[0][1:]) if other else None,
-        same=_same(probe, deciding) if probe.same_weights else None,
-        other=_difference(probe, deciding),
+        first_difference=_describe_prompt_mismatch(probe, address, api_key, *other[0][1:]) if other else None,
+        same=_compare_answers(probe, deciding) if probe.same_weights else None,
+        other=_compute_score_difference(probe, deciding),
         valid=valid,
     )
 
 
-def backend(
-    probe: Probe, address: Address, api_key: str | None, structured: Structured, concurrency: int = CONCURRENCY
+def build_backend(
+    probe: ParityProbe,
+    address: Address,
+    api_key: str | None,
+    structured: StructuredOutput,
+    concurrency: int = CONCURRENCY,
 ) -> Backend:
     """Returns the server as one asks it."""
     return Backend(
@@ -231,9 +245,9 @@ def backend(
     )
 
 
-def answered(probe: Probe, backend: Backend) -> list[Received]:
+def query_rows(probe: ParityProbe, backend: Backend) -> list[Completion]:
     """Returns the server's answer to each row. Raises StageError where one was not answered."""
-    found = ask(backend, requests(probe))
+    found = complete_all(backend, build_requests(probe))
     if failed := [one for one in found if one.received is None]:
         raise StageError(
             f"{len(failed)} of {len(found)} requests were not answered; the first, {failed[0].id}: {failed[0].error}"
@@ -241,62 +255,64 @@ def answered(probe: Probe, backend: Backend) -> list[Received]:
     return [one.received for one in found if one.received]
 
 
-def requests(probe: Probe) -> list[Request]:
+def build_requests(probe: ParityProbe) -> list[Request]:
     """Returns the request for each row."""
     constraint = Constraint(probe.prompt["grammar"], probe.prompt["output_schema"])
     return [
         Request(row["id"], messages, probe.prompt["max_answer_tokens"], constraint)
-        for row, messages in zip(probe.rows, conversations(probe), strict=True)
+        for row, messages in zip(probe.rows, build_conversations(probe), strict=True)
     ]
 
 
-def conversations(probe: Probe) -> list[list[dict[str, str]]]:
+def build_conversations(probe: ParityProbe) -> list[list[dict[str, str]]]:
     """Returns the messages of each row, up to the answer."""
-    module, spec = spec_of(probe.prompt["task"])
+    module, spec = load_task_spec(probe.prompt["task"])
     return [module.messages(spec, row["input"]) for row in probe.rows]
 
 
-def _references(path: Any, rows: int) -> list[dict[str, Any]]:
+def _read_references(path: Any, rows: int) -> list[dict[str, Any]]:
     if not path.is_file():
         raise StageError(f"there is no {path}, to which a server is held; train again (FRESH=1)")
     return list(atomic_files.read_jsonl(path))[:rows]
 
 
-def _same(probe: Probe, answers: Sequence[Received]) -> Same:
+def _compare_answers(probe: ParityProbe, answers: Sequence[Completion]) -> SameWeightsAgreement:
     differing = [
-        Flip(expected["id"], expected["answer"], answer.output, expected["margin"])
+        Mismatch(expected["id"], expected["answer"], answer.output, expected["margin"])
         for expected, answer in zip(probe.trained, answers, strict=True)
         if expected["answer"] != answer.output
     ]
     close = [one for one in differing if one.margin is not None and one.margin < probe.rounding]
     # The margin is the smallest of an answer's tokens, and nearly every long answer has a small one.
-    close = close if len(close) <= MOST_WITHIN_ROUNDING * len(answers) else []
+    close = close if len(close) <= MAX_ROUNDING_FRACTION * len(answers) else []
     flips = [one for one in differing if one not in close]
-    return Same(len(answers), 1 - len(flips) / len(answers), flips, close)
+    return SameWeightsAgreement(len(answers), 1 - len(flips) / len(answers), flips, close)
 
 
-def _read(probe: Probe, answers: Sequence[Received]) -> list[Parsed]:
+def _parse_answers(probe: ParityProbe, answers: Sequence[Completion]) -> list[ParsedAnswer]:
     return [probe.parsed(one.output, one.finish_reason == "stop") for one in answers]
 
 
-def _valid(probe: Probe, answers: Sequence[Received]) -> tuple[float, int]:
-    read = _read(probe, answers)
+def _compute_validity(probe: ParityProbe, answers: Sequence[Completion]) -> tuple[float, int]:
+    read = _parse_answers(probe, answers)
     return sum(one.problem is None for one in read) / len(read), len(read)
 
 
-def _difference(probe: Probe, answers: Sequence[Received]) -> ScoreDifference:
-    now = [probe.score(row, parsed) for row, parsed in zip(probe.rows, _read(probe, answers), strict=True)]
+def _compute_score_difference(probe: ParityProbe, answers: Sequence[Completion]) -> ScoreDifference:
+    now = [probe.score(row, parsed) for row, parsed in zip(probe.rows, _parse_answers(probe, answers), strict=True)]
     then = [probe.score(row, probe.parsed(one["answer"])) for row, one in zip(probe.rows, probe.trained, strict=True)]
-    served, trained = metric_stats.of_scores(now), metric_stats.of_scores(then)
+    served, trained = metric_stats.mean_metric(now), metric_stats.mean_metric(then)
     # Few rows change, often all to one side: no interval that assumes a distribution holds for them.
-    found = paired.of(served, trained, alpha=ALPHA, distribution_free=True)
+    found = paired.compute_paired_difference(served, trained, alpha=ALPHA, distribution_free=True)
     return ScoreDifference(probe.metric, served.figure(), trained.figure(), found)
 
 
-def _shown(probe: Probe, address: Address, api_key: str | None, trained: list[int], read: list[int]) -> str | None:
-    return reference_check.difference(probe.served, probe.served.name, address, api_key, trained, read)
+def _describe_prompt_mismatch(
+    probe: ParityProbe, address: Address, api_key: str | None, trained: list[int], read: list[int]
+) -> str | None:
+    return reference_check.describe_token_difference(probe.served, probe.served.name, address, api_key, trained, read)
 
 
-def _first(flips: Sequence[Flip]) -> str:
+def _format_first_mismatch(flips: Sequence[Mismatch]) -> str:
     flip = flips[0]
     return f"first row {flip.id}: {flip.answer!r} where transformers answers {flip.reference!r}"

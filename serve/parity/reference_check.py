@@ -9,41 +9,43 @@ from typing import TYPE_CHECKING, Any
 from insource.config.errors import StageError
 from insource.system import atomic_files
 from serve.vllm import client
-from serve.vllm.launch_plan import MOST_WITHIN_ROUNDING, Served
+from serve.vllm.launch_plan import MAX_ROUNDING_FRACTION, ServedModel
 from serve.vllm.server_process import Address
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
-ROWS = 64
+REFERENCE_ROWS = 64
 # On another base than the one that was trained on, answers may differ, and `make parity` has judged by how much before
 # it was deployed; an adapter that is not applied at all gives next to none of its reference answers.
-OTHER_WEIGHTS = 0.5
+MIN_AGREEMENT_OTHER_WEIGHTS = 0.5
 # Tokens that are shown on each side of the place where two prompts differ.
-AROUND_TOKENS = 12
+CONTEXT_TOKENS = 12
 
 
-def agreement(served: Served, name: str, address: Address, api_key: str | None = None, rounding: float = 0.0) -> float:
+def measure_agreement(
+    served: ServedModel, name: str, address: Address, api_key: str | None = None, rounding: float = 0.0
+) -> float:
     """Returns the share of the first reference answers of an adapter that a server gives under `name`; others of rows
     whose margin is below `rounding` (`plan.rounding`) count as given, unless they are too many to be rounding.
 
     Raises StageError where it refuses to answer.
     """
-    references = first(served.run.references)
-    found = asyncio.run(_answers(references, served.prompt, name, address, api_key))
-    return share(references, found, rounding)
+    references = load_references(served.run.references)
+    found = asyncio.run(_query(references, served.prompt, name, address, api_key))
+    return compute_agreement(references, found, rounding)
 
 
-def share(references: Sequence[Mapping[str, Any]], found: Sequence[str], rounding: float) -> float:
+def compute_agreement(references: Sequence[Mapping[str, Any]], found: Sequence[str], rounding: float) -> float:
     """Returns the share of reference answers that were found; others of rows with a margin below `rounding` count as
     found, unless they are too many to be rounding."""
     differing = [one for one, answer in zip(references, found, strict=True) if answer != one["answer"]]
     close = [one for one in differing if one.get("margin") is not None and one["margin"] < rounding]
-    excused = len(close) if len(close) <= MOST_WITHIN_ROUNDING * len(references) else 0
+    excused = len(close) if len(close) <= MAX_ROUNDING_FRACTION * len(references) else 0
     return 1 - (len(differing) - excused) / len(references)
 
 
-def other_prompt(served: Served, name: str, address: Address, api_key: str | None = None) -> str | None:
+def find_prompt_mismatch(served: ServedModel, name: str, address: Address, api_key: str | None = None) -> str | None:
     """Returns where the ids that a server reads for the messages of prompt.json differ from those that training read,
     None where they are the same; adapters of an earlier version of this project have none to compare.
 
@@ -52,12 +54,12 @@ def other_prompt(served: Served, name: str, address: Address, api_key: str | Non
     expected = served.prompt.get("prompt_ids")
     if expected is None:
         return None
-    (found,) = asyncio.run(client.prompt_ids(address, api_key, name, [served.prompt["messages"]]))
-    return difference(served, name, address, api_key, expected, found)
+    (found,) = asyncio.run(client.fetch_prompt_ids(address, api_key, name, [served.prompt["messages"]]))
+    return describe_token_difference(served, name, address, api_key, expected, found)
 
 
-def difference(
-    served: Served, name: str, address: Address, api_key: str | None, trained: Sequence[int], read: Sequence[int]
+def describe_token_difference(
+    served: ServedModel, name: str, address: Address, api_key: str | None, trained: Sequence[int], read: Sequence[int]
 ) -> str | None:
     """Returns the first place where two prompts differ, as text on both sides; None for equal ones."""
     if list(trained) == list(read):
@@ -65,35 +67,35 @@ def difference(
     from insource.tasks.rendering import chat_template
 
     shared = chat_template.shared_prefix_length([list(trained), list(read)])
-    around = slice(max(0, shared - AROUND_TOKENS), shared + AROUND_TOKENS)
-    tokenizer = chat_template.saved_tokenizer(str(served.folder))
-    theirs = asyncio.run(client.text_of(address, api_key, name, read[around]))
+    around = slice(max(0, shared - CONTEXT_TOKENS), shared + CONTEXT_TOKENS)
+    tokenizer = chat_template.load_saved_tokenizer(str(served.folder))
+    theirs = asyncio.run(client.detokenize(address, api_key, name, read[around]))
     return (
         f"from token {shared + 1} of {len(trained)} on: trained on ...{tokenizer.decode(list(trained[around]))!r}, "
         f"and the server reads ...{theirs!r}"
     )
 
 
-def first(path: Path) -> list[dict[str, Any]]:
+def load_references(path: Path) -> list[dict[str, Any]]:
     """Returns the reference answers that a server is asked for."""
-    return [one for one, _ in zip(atomic_files.read_jsonl(path), range(ROWS), strict=False)]
+    return [one for one, _ in zip(atomic_files.read_jsonl(path), range(REFERENCE_ROWS), strict=False)]
 
 
-async def _answers(
+async def _query(
     references: list[dict[str, Any]], prompt: dict[str, Any], name: str, address: Address, api_key: str | None
 ) -> list[str]:
-    async with client.session(address, api_key) as asking:
-        return await answers(asking, references, prompt, name)
+    async with client.open_session(address, api_key) as asking:
+        return await query_references(asking, references, prompt, name)
 
 
-async def answers(
+async def query_references(
     asking: "ClientSession", references: Sequence[Mapping[str, Any]], prompt: dict[str, Any], name: str
 ) -> list[str]:
     """Returns what a server answers to the prompts of reference answers. Raises StageError where it refuses."""
-    return await asyncio.gather(*(_answer(asking, one["prompt_ids"], prompt, name) for one in references))
+    return await asyncio.gather(*(_query_prompt(asking, one["prompt_ids"], prompt, name) for one in references))
 
 
-async def _answer(asking: "ClientSession", prompt_ids: list[int], prompt: dict[str, Any], name: str) -> str:
+async def _query_prompt(asking: "ClientSession", prompt_ids: list[int], prompt: dict[str, Any], name: str) -> str:
     asked: dict[str, Any] = {"model": name, "prompt": prompt_ids, "max_tokens": prompt["max_answer_tokens"]}
     if prompt["grammar"]:
         asked["structured_outputs"] = {"grammar": prompt["grammar"]}

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from insource.config.schema.serving_and_cost import Parity
-from insource.stats.paired import Difference
-from insource.tasks import in_words
-from serve.parity.check import Found, Same
+from insource.stats.paired import PairedDifference
+from insource.tasks import metric_label
+from serve.parity.check import ParityResult, SameWeightsAgreement
 
-_FLIPS = 5
+_MAX_MISMATCHES = 5
 
 
-def lines(name: str, found: Found) -> list[str]:
+def console_lines(name: str, found: ParityResult) -> list[str]:
     """Returns what was found of one served model, for the terminal."""
     other, seen = found.other, found.other.difference
     told = [f"{name}: {found.prompt_ids_equal:.1%} of {found.n} prompts read as trained"]
@@ -21,18 +21,18 @@ def lines(name: str, found: Found) -> list[str]:
         if found.same.close:
             told.append(f"{len(found.same.close)} of {found.same.n} differ within rounding")
     told.append(
-        f"{in_words(other.metric)} {other.value:.1%}, trained weights {other.trained:.1%} "
+        f"{metric_label(other.metric)} {other.value:.1%}, trained weights {other.trained:.1%} "
         f"(difference {seen.delta:+.1%}, 95% interval {seen.low:+.1%} to {seen.high:+.1%})"
     )
     return ["; ".join(told)]
 
 
-def markdown(name: str, report: Mapping[str, Any], founds: Sequence[Found], parity: Parity) -> str:
+def parity_markdown(name: str, report: Mapping[str, Any], founds: Sequence[ParityResult], parity: Parity) -> str:
     """Returns parity.md: one row a served model, then what differs and how the answers vary."""
-    metric = in_words(founds[0].other.metric)
+    metric = metric_label(founds[0].other.metric)
     rows = [
-        f"| {one.which} | {one.prompt_ids_equal:.1%} | {_agreement(one.same)} | {one.other.value:.1%} | "
-        f"{_interval(one.other.difference)} | "
+        f"| {one.which} | {one.prompt_ids_equal:.1%} | {_format_agreement(one.same)} | {one.other.value:.1%} | "
+        f"{_format_interval(one.other.difference)} | "
         f"{one.other.judged(parity.score_drop)} | {report['start_seconds'][one.which]:.0f} s |"
         for one in founds
     ]
@@ -40,7 +40,7 @@ def markdown(name: str, report: Mapping[str, Any], founds: Sequence[Found], pari
     ways = "\n".join(
         f"| {one.which} | {way} | {share:.1%} of {n} |" for one in founds for way, (share, n) in one.valid.items()
     )
-    flips = "\n".join(line for one in founds if one.same for line in _flips(one.which, one.same))
+    flips = "\n".join(line for one in founds if one.same for line in _format_mismatches(one.which, one.same))
     repeated = "\n".join(
         f"- {one['which']}, {one['concurrency']} at a time: {one['differ']} of {one['n']} answers differ from those "
         "one at a time"
@@ -74,18 +74,18 @@ other than rounding. Neither answer is the wrong one there; they count as equal,
 """
 
 
-def _interval(difference: Difference) -> str:
+def _format_interval(difference: PairedDifference) -> str:
     return f"{difference.delta:+.1%} ({difference.low:+.1%} to {difference.high:+.1%})"
 
 
-def _agreement(same: Same | None) -> str:
+def _format_agreement(same: SameWeightsAgreement | None) -> str:
     if same is None:
         return "no such weights in transformers"
     close = f", and {len(same.close)} within rounding" if same.close else ""
     return f"{same.agreement:.1%} of {same.n}{close}"
 
 
-def _flips(which: str, same: Same) -> list[str]:
+def _format_mismatches(which: str, same: SameWeightsAgreement) -> list[str]:
     told = [
         f"- {which}, row {one.id}: {one.answer!r}, in transformers {one.reference!r}"
         + (
@@ -93,6 +93,10 @@ def _flips(which: str, same: Same) -> list[str]:
             if one.margin
             else ""
         )
-        for one in same.flips[:_FLIPS]
+        for one in same.flips[:_MAX_MISMATCHES]
     ]
-    return [*told, f"- {which}: and {len(same.flips) - _FLIPS} more"] if len(same.flips) > _FLIPS else told
+    return (
+        [*told, f"- {which}: and {len(same.flips) - _MAX_MISMATCHES} more"]
+        if len(same.flips) > _MAX_MISMATCHES
+        else told
+    )

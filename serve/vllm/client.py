@@ -10,17 +10,17 @@ from serve.vllm.server_process import Address
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
-_AT_ONCE = 16
+_DEFAULT_CONNECTIONS = 16
 # uvicorn closes connections that were idle for 5 s: one that is let go before never breaks off a request.
 _IDLE_SECONDS = 2.0
 
 
 def base_url(address: Address) -> str:
     """Returns where the OpenAI wire of a server begins."""
-    return f"{origin(address)}/v1"
+    return f"{client_url(address)}/v1"
 
 
-def origin(address: Address) -> str:
+def client_url(address: Address) -> str:
     """Returns the address that a client on this machine connects to."""
     if address.socket:
         return "http://vllm"
@@ -29,8 +29,8 @@ def origin(address: Address) -> str:
     return f"http://{host}:{address.port}"
 
 
-def session(
-    address: Address, api_key: str | None = None, at_once: int = _AT_ONCE, read_seconds: float | None = None
+def open_session(
+    address: Address, api_key: str | None = None, at_once: int = _DEFAULT_CONNECTIONS, read_seconds: float | None = None
 ) -> "ClientSession":
     """Returns a session with a server, to be used as a context; `read_seconds`: how long it may send nothing."""
     from aiohttp import ClientSession, ClientTimeout, TCPConnector, UnixConnector
@@ -39,14 +39,14 @@ def session(
     connector: Any = UnixConnector(str(address.socket), **pool) if address.socket else TCPConnector(**pool)
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     timeout = ClientTimeout(total=None, sock_connect=10, sock_read=read_seconds)
-    return ClientSession(origin(address), connector=connector, headers=headers, timeout=timeout)
+    return ClientSession(client_url(address), connector=connector, headers=headers, timeout=timeout)
 
 
-async def prompt_ids(
+async def fetch_prompt_ids(
     address: Address, api_key: str | None, model: str, conversations: Sequence[Sequence[Mapping[str, str]]]
 ) -> list[list[int]]:
     """Returns the token ids that the server reads for each conversation. Raises StageError where it refuses."""
-    async with session(address, api_key) as asking:
+    async with open_session(address, api_key) as asking:
 
         async def one(messages: Sequence[Mapping[str, str]]) -> list[int]:
             asked = {"model": model, "messages": list(messages)}
@@ -58,10 +58,10 @@ async def prompt_ids(
         return await asyncio.gather(*map(one, conversations))
 
 
-async def text_of(address: Address, api_key: str | None, model: str, ids: Sequence[int]) -> str:
+async def detokenize(address: Address, api_key: str | None, model: str, ids: Sequence[int]) -> str:
     """Returns the text of token ids as the server's own tokenizer writes it. Raises StageError where it refuses."""
     asked = {"model": model, "tokens": list(ids)}
-    async with session(address, api_key) as asking, asking.post("/detokenize", json=asked) as answer:
+    async with open_session(address, api_key) as asking, asking.post("/detokenize", json=asked) as answer:
         if answer.status != 200:
             raise StageError(f"/detokenize answers {answer.status}: {(await answer.text())[:300]}")
         return str((await answer.json())["prompt"])

@@ -19,9 +19,9 @@ from serve.vllm.server_process import Address
 PROBE_SECONDS = 5.0
 """A server that has computed nothing for so long is asked for a token."""
 METRICS_SECONDS = 2.0
-_COUNTED = re.compile(r"^vllm:(?:prompt|generation)_tokens_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+_TOKEN_COUNTER = re.compile(r"^vllm:(?:prompt|generation)_tokens_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 # More between two looks means that this process stood still, not vLLM (Ctrl-Z, a laptop that slept).
-_MOST_SECONDS = 5.0
+_MAX_STEP_SECONDS = 5.0
 
 
 class Heartbeat:
@@ -37,7 +37,7 @@ class Heartbeat:
     def silent_seconds(self) -> float:
         """Returns for how long the server has computed nothing, though it is asked; to be called about each second."""
         now = time.monotonic()
-        self._silent += min(now - self._looked, _MOST_SECONDS)
+        self._silent += min(now - self._looked, _MAX_STEP_SECONDS)
         self._looked = now
         counted = self._tokens()
         if self._answered.is_set() or (counted is not None and counted != self._counted):
@@ -64,13 +64,13 @@ class Heartbeat:
     def _tokens(self) -> float | None:
         """How many tokens were read and written since the server was started, None where it does not tell."""
         status, told = self._asked("GET", "/metrics", METRICS_SECONDS)
-        return sum(map(float, _COUNTED.findall(told))) if status == HTTPStatus.OK else None
+        return sum(map(float, _TOKEN_COUNTER.findall(told))) if status == HTTPStatus.OK else None
 
     def _asked(
         self, method: str, path: str, seconds: float, body: str | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int | None, str]:
         """Status and text of an answer, None where there is none in time. No proxy stands before what is here."""
-        place = urlsplit(client.origin(self._address))
+        place = urlsplit(client.client_url(self._address))
         connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=seconds)
         try:
             connection.request(method, path, body, headers or {})

@@ -7,14 +7,14 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from insource.config.hosts import foreign
+from insource.config.hosts import cross_origin_problem
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class OwnHost:
+class HostCheck:
     """An ASGI middleware, for vLLM's --middleware."""
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
@@ -23,7 +23,7 @@ class OwnHost:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or answers 403."""
         headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
-        why = foreign(headers.get(b"host", ""), headers.get(b"origin"), needs_key=False)
+        why = cross_origin_problem(headers.get(b"host", ""), headers.get(b"origin"), needs_key=False)
         if scope["type"] == "lifespan" or why is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":

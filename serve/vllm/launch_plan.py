@@ -23,18 +23,18 @@ from insource.system import atomic_files, environment
 from insource.tracking.base_models import base_store
 from insource.tracking.run import Run
 from serve import artifact_checks
-from serve.vllm.server_process import Address, Plan
+from serve.vllm.server_process import Address, LaunchPlan
 
-API_KEY = "INSOURCE_API_KEY"
+API_KEY_VARIABLE = "INSOURCE_API_KEY"
 # bfloat16: measured on the pocket classifier, 0.03 at the median, 0.085 at 95%, 0.22 at most; float16 has 8 times its
 # precision. In float32 all answers were equal, so that none is let pass.
-ROUNDING = {"float32": 0.0, "float16": 0.03, "bfloat16": 0.25}
+ROUNDING_BY_DTYPE = {"float32": 0.0, "float16": 0.03, "bfloat16": 0.25}
 # Another model differs on most rows, and rounding on few.
-MOST_WITHIN_ROUNDING = 0.1
+MAX_ROUNDING_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """A trained task, as clients ask for it."""
 
     name: str
@@ -56,21 +56,21 @@ class Served:
         return atomic_files.read_json(self.folder / "prompt.json")  # type: ignore[no-any-return]
 
 
-def forms_of(run: Run, recipe: Recipe) -> list[str]:
+def available_variants(run: Run, recipe: Recipe) -> list[str]:
     """Returns the forms of a run that are on disk and can be served."""
     found = [] if recipe.lora.unservable else ["adapter"]
     found += ["merged"] if (run.folder / "merged").is_dir() else []
     return found + [f"quantized/{path.name}" for path in sorted((run.folder / "quantized").glob("[!.]*"))]
 
 
-def candidates(run: Run, recipe: Recipe, serve: Serve, shared: bool = False) -> list[str]:
+def rank_variants(run: Run, recipe: Recipe, serve: Serve, shared: bool = False) -> list[str]:
     """Returns the forms that may be served, the first choice first: the one that the recipe names, or for `auto` all.
 
     auto takes the adapter where several recipes share a server and on a GPU; on a CPU the merged model, which answers 3
     to 5 times as fast there. Adapter and merged model are the same weights; a quantized form is the last choice. Raises
     RecipeError where nothing of it is on disk.
     """
-    there = forms_of(run, recipe)
+    there = available_variants(run, recipe)
     if serve.model == "auto":
         first = ["merged", "adapter"] if recipe.accelerate.use_cpu and not shared else ["adapter", "merged"]
         wanted = [form for form in first if form in there] + [form for form in there if form not in first]
@@ -86,7 +86,7 @@ def candidates(run: Run, recipe: Recipe, serve: Serve, shared: bool = False) -> 
     return wanted
 
 
-def same_weights(served: Served, serve: Serve) -> bool:
+def has_trained_weights(served: ServedModel, serve: Serve) -> bool:
     """Returns whether what is served has the weights that were trained, so that the same answers are due from it.
 
     Not so: quantized forms, what is built on the published base although training had a quantized one, and LLM.int8,
@@ -95,30 +95,30 @@ def same_weights(served: Served, serve: Serve) -> bool:
     if served.which.startswith("quantized"):
         return False
     quantization = served.recipe.model.quantization
-    return quantization == "none" or (quantization == "nf4" and trained_base(served, serve) is not None)
+    return quantization == "none" or (quantization == "nf4" and find_trained_base(served, serve) is not None)
 
 
-def rounding(served: Served, serve: Serve) -> float:
+def rounding_tolerance(served: ServedModel, serve: Serve) -> float:
     """Returns by how much (natural logarithm) two kernels may move the gap between the two best tokens, in the less
     precise of the types that training decoded in and that this is served in."""
-    served_in = Plan(str(served.folder), served.name, serve, served.recipe.accelerate.use_cpu).dtype
+    served_in = LaunchPlan(str(served.folder), served.name, serve, served.recipe.accelerate.use_cpu).dtype
     trained_in = "float32" if served.recipe.accelerate.use_cpu else "bfloat16"
-    return max(ROUNDING[served_in], ROUNDING[trained_in])
+    return max(ROUNDING_BY_DTYPE[served_in], ROUNDING_BY_DTYPE[trained_in])
 
 
-def trained_base(served: Served, serve: Serve) -> Mapping[str, Any] | None:
+def find_trained_base(served: ServedModel, serve: Serve) -> Mapping[str, Any] | None:
     """Returns the record of the base that this is served on as training had it, None for the published one."""
-    return base_store.trained(served.prompt) if serve.base == "trained" else None
+    return base_store.get_trained_record(served.prompt) if serve.base == "trained" else None
 
 
-def of(served: Sequence[Served], serve: Serve) -> Plan:
+def plan_launch(served: Sequence[ServedModel], serve: Serve) -> LaunchPlan:
     """Returns what one process serves. Raises RecipeError naming everything that stands against it."""
     adapters = [one for one in served if one.which == "adapter"]
     if len(adapters) < len(served) and len(served) > 1:
         told = ", ".join(f"{one.name} ({one.which})" for one in served)
         raise RecipeError(f"several recipes can share one server as adapters alone; asked for {told}")
     problems = [problem for one in served for problem in _problems(one, serve)]
-    if not problems and len({base_of(one, serve)[0] for one in served}) > 1:
+    if not problems and len({locate_base(one, serve)[0] for one in served}) > 1:
         told = ", ".join(f"{one.name}: {one.recipe.model.base}" for one in served)
         problems.append(f"recipes that share a server share their base; {told}")
     if not problems and len({(one.prompt["chat_template_sha256"], one.prompt.get("stop")) for one in served}) > 1:
@@ -128,12 +128,12 @@ def of(served: Sequence[Served], serve: Serve) -> Plan:
     first, use_cpu = served[0], served[0].recipe.accelerate.use_cpu
     if not adapters:
         template = first.folder / "chat_template.jinja"
-        return Plan(str(first.folder), first.name, serve, use_cpu, chat_template=template)
+        return LaunchPlan(str(first.folder), first.name, serve, use_cpu, chat_template=template)
     folders = {one.name: one.folder for one in adapters}
-    model, revision = base_of(first, serve)
-    return Plan(
+    model, revision = locate_base(first, serve)
+    return LaunchPlan(
         model=model,
-        name=_other_than(base_name(first.prompt), folders),
+        name=_unique_base_name(base_name(first.prompt), folders),
         serve=serve,
         use_cpu=use_cpu,
         revision=revision,
@@ -144,11 +144,11 @@ def of(served: Sequence[Served], serve: Serve) -> Plan:
     )
 
 
-def of_base(served: Served, serve: Serve) -> Plan:
+def plan_base_launch(served: ServedModel, serve: Serve) -> LaunchPlan:
     """Returns what serves the untuned base of a run, under the chat template that the run was trained with."""
     adapter = replace(served, which="adapter")
-    model, revision = base_of(adapter, serve)
-    return Plan(
+    model, revision = locate_base(adapter, serve)
+    return LaunchPlan(
         model=model,
         name=base_name(adapter.prompt),
         serve=serve,
@@ -159,58 +159,62 @@ def of_base(served: Served, serve: Serve) -> Plan:
     )
 
 
-def base_of(served: Served, serve: Serve) -> tuple[str, str | None]:
+def locate_base(served: ServedModel, serve: Serve) -> tuple[str, str | None]:
     """Returns the base of an adapter as vLLM loads it: a folder or a name on the hub, and the revision there. Raises
     RecipeError where the run was trained on a folder that is not there (another machine, an emptied cache)."""
-    if trained := trained_base(served, serve):
-        return str(base_store.store(served.run.folder) / trained["digest"]), None
+    if trained := find_trained_base(served, serve):
+        return str(base_store.store_path(served.run.folder) / trained["digest"]), None
     if (folder := Path(served.recipe.model.base)).is_absolute() and not folder.is_dir():
-        fetch = " (`make train` fetches smollm2 anew)" if folder.name == base_models.smollm2().name else ""
-        fetch = " (`make train` dequantizes the GGUF file again)" if folder.parent.name == base_store.BASES else fetch
+        fetch = " (`make train` fetches smollm2 anew)" if folder.name == base_models.smollm2_dir().name else ""
+        fetch = (
+            " (`make train` dequantizes the GGUF file again)"
+            if folder.parent.name == base_store.BASES_FOLDER
+            else fetch
+        )
         raise RecipeError(f"model.base: {served.name} was trained on {folder}, and there is no such folder{fetch}")
     return served.recipe.model.base, served.recipe.model.revision or served.prompt["base"]["commit"]
 
 
-def adapter_problems(served: Served, serve: Serve) -> list[str]:
+def adapter_problems(served: ServedModel, serve: Serve) -> list[str]:
     """Returns what stands against serving an adapter, its base included, each with what to do."""
     if not (served.folder / "prompt.json").is_file():
-        return artifact_checks.of_adapter(served.folder, None, {})
-    trained = trained_base(served, serve)
+        return artifact_checks.check_adapter(served.folder, None, {})
+    trained = find_trained_base(served, serve)
     if trained is None:
-        return artifact_checks.of_adapter(
+        return artifact_checks.check_adapter(
             served.folder, base_folder(served.recipe), served.prompt["base"].get("sha256") or {}
         )
     path = base_store.find(served.run.folder, trained["digest"])
     if path is None:
         return [
-            f"there is no {base_store.store(served.run.folder) / trained['digest']}, the base that the adapter "
+            f"there is no {base_store.store_path(served.run.folder) / trained['digest']}, the base that the adapter "
             "was trained "
             "on; `make export` writes it again, or take SET=serve.base=published"
         ]
-    return artifact_checks.of_adapter(served.folder, path, trained["sha256"])
+    return artifact_checks.check_adapter(served.folder, path, trained["sha256"])
 
 
-def _problems(served: Served, serve: Serve) -> list[str]:
+def _problems(served: ServedModel, serve: Serve) -> list[str]:
     if served.which == "adapter":
         return [f"{served.name}: {told}" for told in adapter_problems(served, serve)]
     if not served.folder.is_dir():
         return [f"{served.name}: there is no {served.folder}; `make export RECIPE={served.name}` writes it"]
-    if told := _made_of_other(served, serve):
+    if told := _export_mismatch(served, serve):
         return [f"{served.name}: {told}"]
     if served.which == "quantized/w4a16" and served.recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
         return [f"{served.name}: vLLM has no kernel for w4a16 on this CPU, which lacks AVX-512; take quantized/int8"]
     if served.which == "quantized/int8" and served.recipe.serve.dtype == "float32" and environment.cpu_has_amx():
         return [f"{served.name}: vLLM's int8 kernel for CPUs with AMX takes no float32: leave serve.dtype=auto"]
-    return [f"{served.name}: {told}" for told in artifact_checks.of_model(served.folder)]
+    return [f"{served.name}: {told}" for told in artifact_checks.check_model(served.folder)]
 
 
-def _made_of_other(served: Served, serve: Serve) -> str | None:
+def _export_mismatch(served: ServedModel, serve: Serve) -> str | None:
     """Why a merged or quantized model is not of this adapter on the base that is asked for, None where it is."""
     path = served.folder / "export.json"
     made_of = atomic_files.read_json(path) if path.is_file() else {}
-    if made_of.get("adapter") != atomic_files.sha256(served.run.folder / "adapter" / atomic_files.SUMS):
+    if made_of.get("adapter") != atomic_files.sha256(served.run.folder / "adapter" / atomic_files.CHECKSUMS):
         return f"{served.which} was made of another adapter than the run has now; `make export` makes it anew"
-    trained, made_on = trained_base(served, serve), made_of.get("base", "published")
+    trained, made_on = find_trained_base(served, serve), made_of.get("base", "published")
     if made_on == (trained["digest"] if trained else "published"):
         return None
     shown = "the published base" if made_on == "published" else "the base as it was trained on"
@@ -223,7 +227,7 @@ def base_name(prompt: Mapping[str, Any]) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def _other_than(name: str, taken: Mapping[str, Path]) -> str:
+def _unique_base_name(name: str, taken: Mapping[str, Path]) -> str:
     """Returns the base's name, with an end where an adapter has it: vLLM refuses to start with one name for both."""
     while name in taken:
         name += "-base"
@@ -236,19 +240,20 @@ def base_folder(recipe: Recipe) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def key_for(address: Address) -> str | None:
+def require_api_key(address: Address) -> str | None:
     """Returns the key that requests must bear, None where none is set. Raises RecipeError where others than this
     machine can reach the address and there is no key."""
-    key = os.environ.get(API_KEY) or None
+    key = os.environ.get(API_KEY_VARIABLE) or None
     if key is None and not address.local:
         raise RecipeError(
-            f"serve.host: {address.host} can be reached from other machines, and there is no key: set {API_KEY} in the "
+            f"serve.host: {address.host} can be reached from other machines, and there is no key: set "
+            f"{API_KEY_VARIABLE} in the "
             "environment, or serve on 127.0.0.1"
         )
     return key
 
 
-def memory_needed(plan: Plan) -> int | None:
+def required_memory_bytes(plan: LaunchPlan) -> int | None:
     """Returns the bytes of main memory that weights and cache take on a CPU, None where nobody can tell."""
     folder = Path(plan.model)
     if not plan.use_cpu or not folder.is_dir():
@@ -257,9 +262,9 @@ def memory_needed(plan: Plan) -> int | None:
     return weights + int(plan.serve.cpu_cache_gib * 2**30)
 
 
-def memory_problem(plan: Plan, available_bytes: int) -> str | None:
+def memory_problem(plan: LaunchPlan, available_bytes: int) -> str | None:
     """Returns why a model does not fit into the main memory that is free, None where it does or nobody can tell."""
-    needed = memory_needed(plan)
+    needed = required_memory_bytes(plan)
     if needed is None or needed <= available_bytes:
         return None
     cache = int(plan.serve.cpu_cache_gib * 2**30)

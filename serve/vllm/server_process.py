@@ -31,19 +31,19 @@ from insource.config.errors import RecipeError, StageError
 from insource.config.schema.serving_and_cost import Serve
 from insource.system import child_processes, environment
 
-MODULE = "vllm.entrypoints.openai.api_server"
-OWN_HOST = "serve.vllm.host_check.OwnHost"
-NO_DOMAIN = "none.invalid"
-FEW_CORES = 4
+VLLM_MODULE = "vllm.entrypoints.openai.api_server"
+HOST_CHECK = "serve.vllm.host_check.HostCheck"
+UNREACHABLE_DOMAIN = "none.invalid"
+SMALL_CPU_CORES = 4
 # vLLM's own name for it, "uni", is overruled on a CPU, where its workers are apart so that each has its cores.
-ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+UNIPROC_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.25
-_SHOWN_LINES = 12
+_MAX_LOG_LINES = 12
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """What one vLLM process serves, all of it checked by servable.py."""
 
     model: str
@@ -89,10 +89,10 @@ class Address:
         return self.socket is not None or self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
 
 
-def command(plan: Plan, address: Address, with_key: bool = False) -> list[str]:
+def vllm_command(plan: LaunchPlan, address: Address, with_key: bool = False) -> list[str]:
     """Returns the vLLM command, as it is run and as --dry-run prints it."""
     where = ["--uds", str(address.socket)] if address.socket else ["--host", address.host, "--port", str(address.port)]
-    asked = [sys.executable, "-m", MODULE, *where, "--model", plan.model, "--served-model-name", plan.name]
+    asked = [sys.executable, "-m", VLLM_MODULE, *where, "--model", plan.model, "--served-model-name", plan.name]
     asked += ["--revision", plan.revision] if plan.revision else []
     asked += ["--load-format", "safetensors", "--dtype", plan.dtype, "--max-model-len", str(plan.serve.max_model_len)]
     asked += ["--chat-template", str(plan.chat_template)] if plan.chat_template else []
@@ -110,9 +110,9 @@ def command(plan: Plan, address: Address, with_key: bool = False) -> list[str]:
     if plan.use_cpu:
         # vLLM's own 128 tokens there: a prefix is cached in whole blocks, and what is left of it is computed each time.
         asked += ["--kv-cache-memory-bytes", str(int(plan.serve.cpu_cache_gib * 2**30)), "--block-size", "32"]
-        if len(os.sched_getaffinity(0)) <= FEW_CORES:
+        if len(os.sched_getaffinity(0)) <= SMALL_CPU_CORES:
             # One start of Python less, and all cores compute; vLLM's own way keeps one of them free.
-            asked += ["--distributed-executor-backend", ONE_PROCESS]
+            asked += ["--distributed-executor-backend", UNIPROC_EXECUTOR]
     else:
         asked += ["--gpu-memory-utilization", str(plan.serve.gpu_memory_utilization)]
     if plan.adapters or plan.runtime_adapters:
@@ -121,15 +121,15 @@ def command(plan: Plan, address: Address, with_key: bool = False) -> list[str]:
     if plan.adapters:
         asked += ["--lora-modules", *(f"{name}={folder}" for name, folder in plan.adapters.items())]
     # Tasks are text: no request has the server fetch what it names.
-    asked += ["--allowed-media-domains", NO_DOMAIN]
+    asked += ["--allowed-media-domains", UNREACHABLE_DOMAIN]
     if address.socket is None and not with_key:
-        asked += ["--middleware", OWN_HOST]
+        asked += ["--middleware", HOST_CHECK]
     asked += ["--enforce-eager"] if plan.serve.enforce_eager else []
     asked += ["--enable-prefix-caching" if plan.prefix_caching else "--no-enable-prefix-caching"]
     return [*asked, "--disable-uvicorn-access-log"]
 
 
-def settings(plan: Plan, api_key: str | None) -> dict[str, str]:
+def vllm_environment(plan: LaunchPlan, api_key: str | None) -> dict[str, str]:
     """Returns the environment variables that the command needs, beside those of this process."""
     told = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
     if Path(plan.model).is_dir():
@@ -146,12 +146,12 @@ def settings(plan: Plan, api_key: str | None) -> dict[str, str]:
     return told
 
 
-class Engine:
+class VllmProcess:
     """A vLLM process that this one has started."""
 
     def __init__(
         self,
-        plan: Plan,
+        plan: LaunchPlan,
         address: Address,
         log: Path,
         api_key: str | None = None,
@@ -169,11 +169,11 @@ class Engine:
         Raises RecipeError where the port is taken.
         """
         if self.address.socket is None:
-            check_free(self.address.host, self.address.port)
+            check_port_free(self.address.host, self.address.port)
         self._began = time.monotonic()
         with self.log.open("wb") as log:
-            asked = command(self.plan, self.address, self._api_key is not None)
-            self._process = _started(asked, settings(self.plan, self._api_key), log)
+            asked = vllm_command(self.plan, self.address, self._api_key is not None)
+            self._process = _spawn(asked, vllm_environment(self.plan, self._api_key), log)
 
     def wait_ready(self, on_progress: Callable[[float, str], None] = lambda seconds, line: None) -> float:
         """Returns after how many seconds the server was ready; `on_progress` gets seconds and the last line of its log.
@@ -184,7 +184,7 @@ class Engine:
             seconds = time.monotonic() - self._began
             if not self.alive():
                 raise StageError(f"vLLM ended while it started, {self.why()}")
-            if healthy(self.address):
+            if is_healthy(self.address):
                 return seconds
             if seconds > self.plan.serve.start_seconds:
                 raise StageError(f"vLLM was not ready after {seconds:.0f} s (serve.start_seconds), {self.why()}")
@@ -205,8 +205,8 @@ class Engine:
 
     def why(self) -> str:
         """Returns what the server said of its end, and where its log is."""
-        said = "\n".join(f"  {line}" for line in own_words(_end_of(self.log)) or ["nothing"])
-        return f"and said:\n{said}\n  The whole log: {os.path.relpath(self.log)}{hint(said)}"
+        said = "\n".join(f"  {line}" for line in extract_errors(_read_tail(self.log)) or ["nothing"])
+        return f"and said:\n{said}\n  The whole log: {os.path.relpath(self.log)}{known_error_hint(said)}"
 
     def stop(self) -> None:
         """Ends the server and every process that it started, killed after `stop_seconds`. Any thread may do so."""
@@ -226,7 +226,7 @@ class Engine:
                 self.address.socket.unlink(missing_ok=True)
 
 
-def _started(asked: list[str], told: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+def _spawn(asked: list[str], told: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         asked,
         env={**os.environ, **told},
@@ -234,11 +234,11 @@ def _started(asked: list[str], told: Mapping[str, str], log: IO[bytes]) -> subpr
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=child_processes.ending_with_me(signal.SIGTERM),
+        preexec_fn=child_processes.make_parent_death_preexec(signal.SIGTERM),
     )
 
 
-def ended_workers(pid: int) -> set[int]:
+def find_dead_children(pid: int) -> set[int]:
     """Returns the processes that the server started, that have ended and that it has not asked for: it may outlive its
     engine, and answer 500. One that ends as it should is there for a moment too."""
     found = set()
@@ -253,7 +253,7 @@ def ended_workers(pid: int) -> set[int]:
     return found
 
 
-def check_free(host: str, port: int) -> None:
+def check_port_free(host: str, port: int) -> None:
     """Raises RecipeError where something listens at the port already, or the host is none of this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as tried:
@@ -272,7 +272,7 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(tried.getsockname()[1])
 
 
-def healthy(address: Address) -> bool:
+def is_healthy(address: Address) -> bool:
     """Returns whether the server answers `GET /health` with 200."""
     if address.socket:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
@@ -293,20 +293,20 @@ def healthy(address: Address) -> bool:
 
 def last_line(log: Path) -> str:
     """Returns the last line of a log that says something."""
-    said = (_said(line) for line in reversed(_end_of(log, 4096).splitlines()))
+    said = (_strip_log_prefix(line) for line in reversed(_read_tail(log, 4096).splitlines()))
     return next((line for line in said if line), "")
 
 
-def _end_of(log: Path, most_bytes: int = 2**20) -> str:
+def _read_tail(log: Path, most_bytes: int = 2**20) -> str:
     """The end of a log, which may have grown for months."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - most_bytes))
         return file.read().decode(errors="replace")
 
 
-def own_words(log: str) -> list[str]:
+def extract_errors(log: str) -> list[str]:
     """Returns the lines of vLLM's log that say why it ended: the errors, without tracebacks; else the last lines."""
-    lines = [_said(line) for line in log.splitlines()]
+    lines = [_strip_log_prefix(line) for line in log.splitlines()]
     # An error that is told on several lines, as pydantic does, has its reason on the second.
     errors = [
         f"{line} {following}" if re.search(r"error for \w+$", line) else line
@@ -314,11 +314,11 @@ def own_words(log: str) -> list[str]:
         if re.match(r"(\w+\.)*\w*(Error|Exception)\b", line)
     ]
     # The first error is the cause, what follows it are its consequences in other processes.
-    kept = list(dict.fromkeys(errors))[:3] or [line for line in lines if line][-_SHOWN_LINES:]
+    kept = list(dict.fromkeys(errors))[:3] or [line for line in lines if line][-_MAX_LOG_LINES:]
     return [line[:500] for line in kept]
 
 
-def hint(said: str) -> str:
+def known_error_hint(said: str) -> str:
     """Returns what would do about an error that is known, with a line break before it, else nothing."""
     known = {
         # Said before anything is loaded: others hold a part of the GPU, such as the screen.
@@ -341,7 +341,7 @@ def hint(said: str) -> str:
     return next((f"\n  {told}" for pattern, told in known.items() if re.search(pattern, said)), "")
 
 
-def _said(line: str) -> str:
+def _strip_log_prefix(line: str) -> str:
     """A line without what vLLM's logger writes before it: process, level, time, place."""
     line = re.sub(r"\x1b\[[0-9;]*m", "", line)
     line = re.sub(r"^\(\w+ pid=\d+\)\s*", "", line)

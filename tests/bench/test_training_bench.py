@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.peers.training_probe import rows_seen
+from bench.peers.training_probe import split_rows
 from bench.training import __main__ as training
 from bench.training import table
 from bench.training.cases import CASES, Case
-from bench.training.workloads import SHAPES, Shape, shape, tokens
+from bench.training.workloads import WORKLOADS, Workload, count_tokens, load_workload
 from insource.config.errors import RecipeError
 from insource.system import atomic_files
 from tests.conftest import Command
 from train.packing import collate
-from train.packing.packing_plan import Pack, Row
+from train.packing.packing_plan import Pack, TokenizedRow
 
 NOWHERE = Path("nowhere")
 # What DESIGN section 4 promises of every row of bench/results/*.json.
@@ -36,14 +36,14 @@ CONTRACT = {
 }
 
 
-def bound(made: Shape, rows: int) -> float:
+def bound(made: Workload, rows: int) -> float:
     """How many times fewer tokens one prefix for so many rows can make of them."""
     own = made.row_tokens - made.prefix_tokens
     return rows * made.row_tokens / (made.prefix_tokens + rows * own)
 
 
 def test_banking77_has_the_proportions_that_are_promised(tokenizer: Any, banking77: Path) -> None:
-    made = shape("banking77", tokenizer, 160, 32, banking77)
+    made = load_workload("banking77", tokenizer, 160, 32, banking77)
     assert 600 <= made.prefix_tokens <= 800
     assert 20 <= made.row_tokens - made.prefix_tokens <= 40
     assert bound(made, 16) == pytest.approx(10, abs=0.5)
@@ -52,7 +52,7 @@ def test_banking77_has_the_proportions_that_are_promised(tokenizer: Any, banking
 
 def test_without_banking77_one_is_told_what_to_say(tokenizer: Any) -> None:
     with pytest.raises(RecipeError, match="--banking77"):
-        shape("banking77", tokenizer, 16, 0, NOWHERE)
+        load_workload("banking77", tokenizer, 16, 0, NOWHERE)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_without_banking77_one_is_told_what_to_say(tokenizer: Any) -> None:
     [("classifier", 150, 250), ("extractor", 200, 300), ("labels_12", 100, 200), ("labels_150", 1200, 1600)],
 )
 def test_prompts_of_a_shape_open_alike(name: str, least: int, most: int, tokenizer: Any) -> None:
-    made = shape(name, tokenizer, 48, 8, NOWHERE)
+    made = load_workload(name, tokenizer, 48, 8, NOWHERE)
     assert (len(made.examples), len(made.held_out)) == (48, 8)
     assert least <= made.prefix_tokens <= most
     assert all(one.prompt_ids[: made.prefix_tokens] == made.examples[0].prompt_ids[: made.prefix_tokens]
@@ -69,19 +69,19 @@ def test_prompts_of_a_shape_open_alike(name: str, least: int, most: int, tokeniz
 
 
 def test_free_text_shares_no_opening_and_differs_in_length(tokenizer: Any) -> None:
-    made = shape("no_prefix", tokenizer, 200, 8, NOWHERE)
-    lengths = [tokens(one) for one in made.examples]
+    made = load_workload("no_prefix", tokenizer, 200, 8, NOWHERE)
+    lengths = [count_tokens(one) for one in made.examples]
     assert made.prefix_tokens == 0
     assert max(lengths) > 5 * min(lengths)
 
 
 def test_the_prefix_grows_with_the_number_of_labels(tokenizer: Any) -> None:
-    few, many = (shape(f"labels_{count}", tokenizer, 16, 0, NOWHERE) for count in (12, 300))
+    few, many = (load_workload(f"labels_{count}", tokenizer, 16, 0, NOWHERE) for count in (12, 300))
     assert 15 <= (many.prefix_tokens - few.prefix_tokens) / (few.prefix_tokens / 12) <= 288
 
 
 def test_every_case_has_a_shape() -> None:
-    assert {case.shape for case in CASES} == set(SHAPES)
+    assert {case.shape for case in CASES} == set(WORKLOADS)
 
 
 ids = st.lists(st.integers(1, 50), min_size=1, max_size=6)
@@ -91,14 +91,14 @@ ids = st.lists(st.integers(1, 50), min_size=1, max_size=6)
 def test_what_went_through_the_model_is_read_back_from_every_kind_of_batch(
     opening: list[int], rows: list[tuple[list[int], list[int]]]
 ) -> None:
-    made = tuple(Row(str(at), opening + own, (answer,)) for at, (own, answer) in enumerate(rows))
+    made = tuple(TokenizedRow(str(at), opening + own, (answer,)) for at, (own, answer) in enumerate(rows))
     wanted = sorted(tuple(row.prompt_ids + row.completions[0]) for row in made)
     for kind, prefix in (("shared_prefix", len(opening)), ("bfd", 0), ("none", 0)):
-        inputs = collate.of_pack(Pack(made, prefix), kind, "cpu", pad_token_id=0).inputs  # type: ignore[arg-type]
+        inputs = collate.collate_pack(Pack(made, prefix), kind, "cpu", pad_token_id=0).inputs  # type: ignore[arg-type]
         mask = inputs.get("attention_mask")
         positions = inputs["position_ids"].tolist() if "position_ids" in inputs else None
         padding = mask.tolist() if mask is not None and mask.dim() == 2 else None
-        assert sorted(rows_seen(inputs["input_ids"].tolist(), positions, padding)) == wanted
+        assert sorted(split_rows(inputs["input_ids"].tolist(), positions, padding)) == wanted
 
 
 def result(system: str, rate: float, losses: list[float], **more: Any) -> dict[str, Any]:
@@ -110,11 +110,11 @@ def test_systems_are_compared_with_trl_in_the_order_of_the_case() -> None:
     case = Case("banking77")
     given_results = [
         result("trl", 2.0, [3.0, 2.0]),
-        table.not_run(case, "unsloth", "Unsloth needs a GPU"),
+        table.skipped_result(case, "unsloth", "Unsloth needs a GPU"),
         result("insource", 18.0, [3.0, 2.0005], token_ratio=10.0),
         result("trl_bfd", 1.5, [3.1, 2.2], quality_updates_sha256="b"),
     ]
-    ours, trl, bfd, unsloth = table.compared(given_results, case.systems)
+    ours, trl, bfd, unsloth = table.compare_systems(given_results, case.systems)
     assert ours["times_trl"] == 9.0
     assert ours["times_trl_bfd"] == 12.0
     assert ours["ratio_reached"] == pytest.approx(0.9)
@@ -126,8 +126,8 @@ def test_systems_are_compared_with_trl_in_the_order_of_the_case() -> None:
 
 def test_a_case_that_is_measured_anew_leaves_the_others_as_they_were(tmp_path: Path) -> None:
     path, other = tmp_path / "training.json", result("trl", 1.0, []) | {"shape": "labels_12"}
-    training.write(path, [other, result("trl", 2.0, []), result("insource", 3.0, [])])
-    training.write(path, [result("insource", 4.0, [])])
+    training.write_results(path, [other, result("trl", 2.0, []), result("insource", 3.0, [])])
+    training.write_results(path, [result("insource", 4.0, [])])
     found = [(one["shape"], one["system"], one["examples_per_second"]) for one in atomic_files.read_json(path)]
     assert found == [("banking77", "insource", 4.0), ("labels_12", "trl", 1.0)]
 
@@ -135,7 +135,11 @@ def test_a_case_that_is_measured_anew_leaves_the_others_as_they_were(tmp_path: P
 def test_the_length_of_the_rows_that_were_timed_does_not_move_the_rate() -> None:
     long_rows = {"update_tokens": [500, 2000, 2000], "raw_seconds": [9.0, 2.0, 2.0]}
     short_rows = {"update_tokens": [500, 1000, 1000], "raw_seconds": [9.0, 1.0, 1.0]}
-    assert table.rate(long_rows, row_tokens=100) == table.rate(short_rows, row_tokens=100) == 10.0
+    assert (
+        table.examples_per_second(long_rows, row_tokens=100)
+        == table.examples_per_second(short_rows, row_tokens=100)
+        == 10.0
+    )
 
 
 def test_a_shape_that_there_is_none_of_is_refused(python: Command) -> None:

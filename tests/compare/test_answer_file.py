@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from compare.analysis import system_scores
 from compare.scoring import predictions
 from compare.systems import answer_file
-from compare.systems.answer_file import AS_BY_DEFAULT, Rules
+from compare.systems.answer_file import DEFAULT_RULES, ReadingRules
 from compare.systems.catalog import System
-from compare.systems.responses import Gathered
+from compare.systems.responses import SystemResponses
 from insource.backends import pricing
 from insource.config.errors import RecipeError
 from insource.config.schema.compare import Baseline
-from insource.tasks import KINDS, classification
+from insource.tasks import TASKS, classification
 
 LABELS = ("delivery_delay", "refund_status", "réclamation")
 TARGETS = {f"r{at}": LABELS[at % 3] for at in range(9)}
@@ -31,7 +31,7 @@ ONE = '{"id": "r0", "output": "delivery_delay"'
 
 def material(targets: dict[str, Any] = TARGETS, kind: str = "classification", spec: Any = None) -> Any:
     """What the file is read against: test rows and the task, without a run on disk."""
-    module = KINDS[kind]
+    module = TASKS[kind]
     task = spec or classification.Spec("Choose.", dict.fromkeys(LABELS, ""))
     return SimpleNamespace(module=module, spec=task, test=[{"id": one, "target": to} for one, to in targets.items()])
 
@@ -41,16 +41,20 @@ def lines_of(targets: dict[str, Any] = TARGETS, **more: Any) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def gathered(path: Path, rules: Rules = AS_BY_DEFAULT, of: Any = None, **baseline: Any) -> Gathered:
+def gathered(path: Path, rules: ReadingRules = DEFAULT_RULES, of: Any = None, **baseline: Any) -> SystemResponses:
     told = Baseline(provider="file", path=str(path), name="today", **baseline)
-    found, why, notes = answer_file.matched(answer_file.read(told, rules), "today", of or material(), rules)
+    found, why, notes = answer_file.match_rows(
+        answer_file.read_answer_file(told, rules), "today", of or material(), rules
+    )
     system = System("today", "file", "today", baseline=told)
-    return Gathered(system, found, complete=why is None, why_incomplete=why, price=pricing.of(told), notes=notes)
+    return SystemResponses(
+        system, found, complete=why is None, why_incomplete=why, price=pricing.lookup_price(told), notes=notes
+    )
 
 
-def right(found: Gathered, of: Any = None) -> float:
+def right(found: SystemResponses, of: Any = None) -> float:
     of = of or material()
-    metrics = predictions.of(of, of.test, found.test).metrics
+    metrics = predictions.score_answers(of, of.test, found.test).metrics
     values = metrics.get("accuracy") or metrics["exact_match"]
     return sum(values) / len(values)
 
@@ -61,7 +65,7 @@ def written(folder: Path, text: str | bytes, name: str = "answers.jsonl") -> Pat
     return path
 
 
-def refused(folder: Path, text: str | bytes, rules: Rules = AS_BY_DEFAULT, **baseline: Any) -> str:
+def refused(folder: Path, text: str | bytes, rules: ReadingRules = DEFAULT_RULES, **baseline: Any) -> str:
     with pytest.raises(RecipeError) as error:
         gathered(written(folder, text), rules, **baseline)
     return str(error.value)
@@ -129,7 +133,7 @@ def test_labels_may_be_spelt_as_the_source_spells_them(tmp_path: Path) -> None:
     assert right(found) == 1 and {one.output for one in found.test} == set(LABELS)
     assert "9 answers in another spelling" in found.notes[0]
     # Where preparation keeps spellings apart, they stay apart here; white space and NFC are cleaned as in targets.
-    assert right(gathered(path, Rules(normalize_labels=False))) == pytest.approx(1 / 3)
+    assert right(gathered(path, ReadingRules(normalize_labels=False))) == pytest.approx(1 / 3)
     wrong = gathered(written(tmp_path, lines_of(dict.fromkeys(TARGETS, "delivery"))))
     assert right(wrong) == 0 and not wrong.notes
 
@@ -138,7 +142,7 @@ def test_ids_are_read_as_preparation_reads_them(tmp_path: Path) -> None:
     """Numbers as text, and personal data in them as pseudonyms."""
     of = material({"7": LABELS[1]})
     assert right(gathered(written(tmp_path, '{"id": 7, "output": "refund_status"}'), of=of), of) == 1
-    rules = Rules(redact=["email"])
+    rules = ReadingRules(redact=["email"])
     of = material({answer_file.redaction.pseudonym("ann@example.org", ["email"]): LABELS[0]})
     path = written(tmp_path, '{"id": "ann@example.org", "output": "delivery_delay"}')
     assert right(gathered(path, rules, of=of), of) == 1
@@ -146,7 +150,7 @@ def test_ids_are_read_as_preparation_reads_them(tmp_path: Path) -> None:
 
 def test_personal_data_in_an_answer_is_replaced_where_the_recipe_says_so(tmp_path: Path) -> None:
     told = lines_of(dict.fromkeys(TARGETS, "Write to ann@example.org"))
-    assert gathered(written(tmp_path, told), Rules(redact=["email"])).test[0].output == "Write to [EMAIL_1]"
+    assert gathered(written(tmp_path, told), ReadingRules(redact=["email"])).test[0].output == "Write to [EMAIL_1]"
 
 
 def test_null_is_a_refusal_and_not_a_missing_answer(tmp_path: Path) -> None:
@@ -154,9 +158,9 @@ def test_null_is_a_refusal_and_not_a_missing_answer(tmp_path: Path) -> None:
     found = gathered(path, price={"input_usd_per_million": 1, "output_usd_per_million": 10})
     of = material()
     assert found.complete and right(found) == 0
-    assert {one.problem for one in predictions.of(of, of.test, found.test).parsed} == {"refusal"}
+    assert {one.problem for one in predictions.score_answers(of, of.test, found.test).parsed} == {"refusal"}
     # It was asked and paid for.
-    assert len(system_scores.usages(found)) == 9
+    assert len(system_scores.token_usages(found)) == 9
 
 
 def test_a_record_as_an_object_is_read_as_the_source_writes_it(tmp_path: Path) -> None:
@@ -166,7 +170,7 @@ def test_a_record_as_an_object_is_read_as_the_source_writes_it(tmp_path: Path) -
         "required": ["total"],
     }
     task: Any = SimpleNamespace(instruction="Read.", json_schema=schema, normalizers={}, absent="null")
-    spec = KINDS["extraction"].specify(task, {})
+    spec = TASKS["extraction"].make_spec(task, {})
     of = material({"a": {"total": 12.5, "due": None}, "b": {"total": 3, "due": "May"}}, "extraction", spec)
     rows = [{"id": "a", "output": {"due": "", "total": "12.50"}}, {"id": "b", "output": {"total": 3.0, "due": " May "}}]
     path = written(tmp_path, "\n".join(json.dumps(row) for row in rows))
@@ -225,13 +229,13 @@ def test_a_file_for_other_rows_or_for_some_of_them(tmp_path: Path) -> None:
         gathered(tmp_path / "nothing.jsonl")
 
 
-def costs(found: Gathered) -> tuple[float | None, float | None]:
+def costs(found: SystemResponses) -> tuple[float | None, float | None]:
     """USD a request, and a thousand requests as the table of systems has it."""
     of = material()
     n = len(found.test)
-    read = predictions.of(of, of.test, found.test)
-    scored = system_scores.Scored(found, of.test, read, {}, [], [1.0] * n, range(n))
-    return system_scores.closed_cost(scored).usd_per_request, system_scores._costs(scored)["cost_usd_per_1k"]
+    read = predictions.score_answers(of, of.test, found.test)
+    scored = system_scores.SystemScores(found, of.test, read, {}, [], [1.0] * n, range(n))
+    return system_scores.request_cost(scored).usd_per_request, system_scores._cost_fields(scored)["cost_usd_per_1k"]
 
 
 def test_its_price_and_tokens_cost_as_a_closed_models_do(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from compare.systems.answer_file import Rules
+from compare.systems.answer_file import ReadingRules
 from insource.config.errors import RecipeError
 from insource.config.schema.data import Formats
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from tests.compare.test_answer_file import TARGETS, gathered, material, right, written
 
 FIGURES = {"input_tokens": 231, "output_tokens": 5, "cost_usd": 0.0004, "latency_seconds": 0.8, "confidence": 0.9}
@@ -117,11 +117,11 @@ def test_records_are_read_by_the_formats_of_the_data(tmp_path: Path, name: str) 
         },
     }
     task: Any = SimpleNamespace(instruction="Read.", json_schema=schema, normalizers={}, absent="null")
-    spec = KINDS["extraction"].specify(task, {})
+    spec = TASKS["extraction"].make_spec(task, {})
     of = material({"a": {"total": 1234, "currency": "EUR", "issued": "2026-05-01"},
                    "b": {"total": 0.5, "currency": None, "issued": None}}, "extraction", spec)  # fmt: skip
     formats = Formats(decimal=",", amounts={"total": "currency"}, dates={"issued": "%d.%m.%Y"})
-    rules = Rules(formats=formats, json_schema=schema)
+    rules = ReadingRules(formats=formats, json_schema=schema)
     # Without the format 1.234 would be a little more than one.
     rows = {"a": {"total": "EUR 1.234", "issued": "01.05.2026"}, "b": {"total": "0,5"}}
     if name.endswith("json"):
@@ -133,7 +133,7 @@ def test_records_are_read_by_the_formats_of_the_data(tmp_path: Path, name: str) 
     found = gathered(written(tmp_path, content, name), rules, of)
     assert right(found, of) == 1
     assert found.notes == ["today: numbers or dates of 2 answers are read as data.formats says"]
-    assert right(gathered(tmp_path / name, Rules(json_schema=schema), of), of) == 0
+    assert right(gathered(tmp_path / name, ReadingRules(json_schema=schema), of), of) == 0
     said = "".join(json.dumps({"id": key, "output": json.dumps(row)}) + "\n" for key, row in rows.items())
     found = gathered(written(tmp_path, said), rules, of)
     assert right(found, of) == 0 and not found.notes
@@ -142,8 +142,8 @@ def test_records_are_read_by_the_formats_of_the_data(tmp_path: Path, name: str) 
 def test_a_record_that_its_format_does_not_fit_is_a_wrong_answer_and_no_error(tmp_path: Path) -> None:
     schema = {"type": "object", "properties": {"total": {"type": "number"}}}
     task: Any = SimpleNamespace(instruction="Read.", json_schema=schema, normalizers={}, absent="null")
-    spec = KINDS["extraction"].specify(task, {})
+    spec = TASKS["extraction"].make_spec(task, {})
     of = material({"a": {"total": 12.5}}, "extraction", spec)
-    rules = Rules(formats=Formats(decimal=","), json_schema=schema)
+    rules = ReadingRules(formats=Formats(decimal=","), json_schema=schema)
     found = gathered(written(tmp_path, '{"id": "a", "output": {"total": "12.5"}}\n'), rules, of)
     assert found.complete and right(found, of) == 0 and not found.notes

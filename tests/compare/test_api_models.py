@@ -10,14 +10,14 @@ import pytest
 from compare import eval_dataset
 from compare.systems import api_models
 from compare.systems.catalog import System
-from compare.systems.responses import Gathered, Place
+from compare.systems.responses import ComparisonContext, SystemResponses
 from insource.config.load import load
 from insource.config.schema.compare import Baseline, Compare, Primary
 from insource.system import atomic_files
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from insource.tasks.rendering.chat_template import Rendering
 from insource.tracking import run
-from tests.helpers.provider.faulty_provider import Provider, running
+from tests.helpers.provider.faulty_provider import Provider, run_provider
 from train.export import adapter
 
 LABELS = ("late", "lost", "broken")
@@ -25,7 +25,7 @@ VAGUE = "Say something about the message."
 CLEAR = "Say what happened to the parcel, by one label."
 ROWS = {"train": 3, "validation": 30, "test": 12}
 
-Made = Callable[..., Place]
+Made = Callable[..., ComparisonContext]
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def place(tmp_path: Path, tokenizer: Any) -> Made:
     """Makes a comparison of a run that looks trained; the words are those of `compare:`."""
     recipe = load("classifier", (), "cpu").recipe
 
-    def made(**compare: Any) -> Place:
+    def made(**compare: Any) -> ComparisonContext:
         data = tmp_path / "data"
         data.mkdir(exist_ok=True)
         for split, count in ROWS.items():
@@ -43,11 +43,11 @@ def place(tmp_path: Path, tokenizer: Any) -> Made:
         told = recipe.model_copy(update={"compare": Compare(primary=Primary(baseline="other"), **compare)})
         here = run.create(tmp_path / "runs" / "classifier", told, "digest", {}, data)
         (here.folder / "adapter").mkdir()
-        spec = KINDS["classification"].specify(recipe.task, dict.fromkeys(LABELS, ""))
+        spec = TASKS["classification"].make_spec(recipe.task, dict.fromkeys(LABELS, ""))
         atomic_files.write_json(
-            here.folder / "adapter" / "prompt.json", adapter.prompt(recipe, Rendering(tokenizer), spec, 16)
+            here.folder / "adapter" / "prompt.json", adapter.build_prompt_spec(recipe, Rendering(tokenizer), spec, 16)
         )
-        return Place(here, "classifier", told, eval_dataset.of(here))
+        return ComparisonContext(here, "classifier", told, eval_dataset.load_test_dataset(here))
 
     return made
 
@@ -58,20 +58,20 @@ def sure_of_clear_prompts(prompt: str) -> str:
     return json.dumps({"answer": said if prompt.startswith(CLEAR) else LABELS[0]})
 
 
-def gathered(made: Place, address: str, instruction: Any) -> Gathered:
+def gathered(made: ComparisonContext, address: str, instruction: Any) -> SystemResponses:
     price = {"input_usd_per_million": 1, "output_usd_per_million": 10}
     baseline = Baseline(provider="openai", model="big", base_url=f"{address}/v1", instruction=instruction, price=price)
-    (found,) = api_models.everyone(made, [System("other", "closed", "big", baseline=baseline)]).values()
+    (found,) = api_models.collect_from_apis(made, [System("other", "closed", "big", baseline=baseline)]).values()
     return found
 
 
-def right(found: Gathered, made: Place) -> int:
+def right(found: SystemResponses, made: ComparisonContext) -> int:
     return sum(one.output == row["target"] for one, row in zip(found.test, made.material.test, strict=True))
 
 
 def test_of_several_instructions_the_best_on_validation_is_taken_and_paid_for(place: Made) -> None:
     provider, made = Provider(answer=sure_of_clear_prompts), place(budget_usd=1, choose_rows=6, repeat_rows=2)
-    with running(provider) as address:
+    with run_provider(provider) as address:
         found = gathered(made, address, [VAGUE, CLEAR])
         asked = provider.attempts.total()
         again = gathered(made, address, [VAGUE, CLEAR])
@@ -87,7 +87,7 @@ def test_of_several_instructions_the_best_on_validation_is_taken_and_paid_for(pl
 
 def test_a_budget_that_ends_while_choosing_is_told(place: Made) -> None:
     provider, made = Provider(answer=sure_of_clear_prompts), place(budget_usd=0.004, choose_rows=20)
-    with running(provider) as address:
+    with run_provider(provider) as address:
         found = gathered(made, address, [VAGUE, CLEAR])
     assert "its first instruction was taken" in found.notes[0] and "budget" in found.notes[0]
     assert not found.complete
@@ -95,7 +95,7 @@ def test_a_budget_that_ends_while_choosing_is_told(place: Made) -> None:
 
 def test_one_instruction_is_taken_as_it_is(place: Made) -> None:
     provider, made = Provider(answer=sure_of_clear_prompts, shutdown="2027-01-31"), place(budget_usd=1)
-    with running(provider) as address:
+    with run_provider(provider) as address:
         found = gathered(made, address, CLEAR)
         provider.shutdown = None
         again = gathered(made, address, CLEAR)

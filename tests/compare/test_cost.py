@@ -9,16 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compare.cost import ownership
-from compare.cost.break_even import BreakEven, Staircase, break_even, crossings
-from compare.cost.ownership import Closed, Cost, Owned
+from compare.cost.break_even import BreakEven, StepCost, break_even, break_even_points
+from compare.cost.ownership import ApiCost, CostComparison, SelfHostedMeasurement
 from insource.backends import pricing
-from insource.backends.pricing import Priced
+from insource.backends.pricing import TokenPrice
 from insource.backends.types import Usage
 from insource.config.schema import serving_and_cost
 from insource.config.schema.compare import Baseline
 
 GIVEN = serving_and_cost.Cost(gpu_usd_per_hour=0.8)
-L4 = Owned(
+L4 = SelfHostedMeasurement(
     requests_per_second=20.0,
     hardware="1x NVIDIA L4",
     on_gpu=True,
@@ -28,16 +28,16 @@ L4 = Owned(
 )
 ON_CPU = replace(L4, on_gpu=False, hardware="2 CPU cores")
 NOT_MEASURED = replace(L4, requests_per_second=None, why_not="there is no GPU here")
-DEAR = Closed("dear", 0.00045, 0.000225, 0.0003)
-PRICE = Priced(1.0, 4.0, 0.25, 0.5, 2.0, "recipe", "2026-11-01")
+DEAR = ApiCost("dear", 0.00045, 0.000225, 0.0003)
+PRICE = TokenPrice(1.0, 4.0, 0.25, 0.5, 2.0, "recipe", "2026-11-01")
 
 # Eighths: what floating point computes of them is exact, so that a formula and a count must agree to the request.
 eighths = st.integers(0, 800).map(lambda eighth: eighth / 8)
 capacities = st.integers(1, 40)
-stairs = st.builds(Staircase, eighths, capacities, eighths)
+stairs = st.builds(StepCost, eighths, capacities, eighths)
 
 
-def counted(one: Staircase, usd: float, most: int) -> tuple[int | None, int]:
+def counted(one: StepCost, usd: float, most: int) -> tuple[int | None, int]:
     """Returns the first volume at which owning is cheaper, and the one after the last at which it is not."""
     cheaper = [one.usd(requests) < requests * usd for requests in range(1, most + 1)]
     first = cheaper.index(True) + 1 if True in cheaper else None
@@ -46,8 +46,8 @@ def counted(one: Staircase, usd: float, most: int) -> tuple[int | None, int]:
 
 
 @given(stairs, eighths)
-def test_the_break_even_is_what_counting_finds(one: Staircase, usd: float) -> None:
-    found = crossings(one.machine_usd, one.capacity, one.fixed_usd, usd)
+def test_the_break_even_is_what_counting_finds(one: StepCost, usd: float) -> None:
+    found = break_even_points(one.machine_usd, one.capacity, one.fixed_usd, usd)
     if found is None:
         assert counted(one, usd, 50 * one.capacity)[0] is None
     else:
@@ -67,7 +67,7 @@ def test_the_break_even_is_what_counting_finds(one: Staircase, usd: float) -> No
 def test_below_the_first_volume_owning_never_pays_and_from_there_it_does(
     machine: float, capacity: int, fixed: float, usd: float, where: list[float]
 ) -> None:
-    one, found = Staircase(machine, capacity, fixed), crossings(machine, capacity, fixed, usd)
+    one, found = StepCost(machine, capacity, fixed), break_even_points(machine, capacity, fixed, usd)
     most = 10**12 if found is None else found[0] - 1
     for share in where:
         requests = 1 + int(share * (most - 1))
@@ -82,10 +82,10 @@ def test_below_the_first_volume_owning_never_pays_and_from_there_it_does(
 
 @given(stairs, eighths, st.sampled_from(["machine_usd", "fixed_usd", "capacity", "usd"]), st.integers(1, 80))
 def test_what_is_dearer_pays_later_and_what_replaces_more_pays_sooner(
-    one: Staircase, usd: float, what: str, eighth: int
+    one: StepCost, usd: float, what: str, eighth: int
 ) -> None:
-    def both(one: Staircase, usd: float) -> tuple[float, float]:
-        found = crossings(one.machine_usd, one.capacity, one.fixed_usd, usd)
+    def both(one: StepCost, usd: float) -> tuple[float, float]:
+        found = break_even_points(one.machine_usd, one.capacity, one.fixed_usd, usd)
         return found or (float("inf"), float("inf"))
 
     before = both(one, usd)
@@ -101,7 +101,7 @@ def test_what_is_dearer_pays_later_and_what_replaces_more_pays_sooner(
 
 
 def test_the_example_of_the_docstrings() -> None:
-    one = ownership.staircase(GIVEN, L4)
+    one = ownership.build_step_cost(GIVEN, L4)
     assert one is not None
     assert (one.machine_usd, one.capacity, one.fixed_usd) == (pytest.approx(584), 21_024_000, pytest.approx(3000.4))
     assert break_even(one, 0.00045) == BreakEven(7_965_334, 7_965_334)
@@ -109,8 +109,8 @@ def test_the_example_of_the_docstrings() -> None:
 
 
 def test_a_second_machine_may_cross_back() -> None:
-    one = Staircase(machine_usd=1000, capacity=1000, fixed_usd=0)
-    assert crossings(1000, 1000, 0, 1.5) == (667, 1334)
+    one = StepCost(machine_usd=1000, capacity=1000, fixed_usd=0)
+    assert break_even_points(1000, 1000, 0, 1.5) == (667, 1334)
     assert one.usd(1000) < 1000 * 1.5 and one.usd(1001) > 1001 * 1.5
 
 
@@ -118,33 +118,33 @@ def test_one_a100_at_a_thousand_tokens_a_second_never_pays_against_the_cheapest_
     given_cost = serving_and_cost.Cost(
         gpu_usd_per_hour=2.0, utilization=1.0, engineer_share=0.0, retrainings_per_month=0
     )
-    a100 = Owned(
+    a100 = SelfHostedMeasurement(
         requests_per_second=1.0, hardware="1x NVIDIA A100", on_gpu=True, training_seconds=0, tokens_per_request=1000
     )
     cheapest = [
-        pricing.of(Baseline(provider="openai", model="gpt-6-luna")),
-        pricing.of(Baseline(provider="anthropic", model="claude-haiku-5-5")),
+        pricing.lookup_price(Baseline(provider="openai", model="gpt-6-luna")),
+        pricing.lookup_price(Baseline(provider="anthropic", model="claude-haiku-5-5")),
     ]
-    told = Cost(given_cost, a100, []).json()["owned"]
+    told = CostComparison(given_cost, a100, []).json()["owned"]
     assert told["usd_per_million_tokens_at_full_use"] == pytest.approx(0.56, abs=0.005)
     assert told["capacity_tokens"] == pytest.approx(2.6e9, rel=0.02)
     for price in cheapest:
         # However the thousand tokens divide into input and output, though nobody runs it and it is never idle.
         for output in range(0, 1001, 50):
-            one = ownership.closed("cheapest", price, [Usage(1000 - output, output)])
-            found = Cost(given_cost, a100, [one]).break_even(one)
+            one = ownership.compute_api_cost("cheapest", price, [Usage(1000 - output, output)])
+            found = CostComparison(given_cost, a100, [one]).break_even(one)
             assert found.never and found.first_requests is None
             assert found.why is not None and "a full machine costs $1,460.00 a month" in found.why
             assert "the 2,628,000 closed calls that it replaces cost $" in found.why
 
 
 def test_little_that_is_left_does_not_pay_an_engineer() -> None:
-    found = break_even(Staircase(machine_usd=0, capacity=1, fixed_usd=1e9), usd_per_request=0.5)
+    found = break_even(StepCost(machine_usd=0, capacity=1, fixed_usd=1e9), usd_per_request=0.5)
     assert found.never and found.why is not None and "too little is left to pay for engineer" in found.why
 
 
 def test_nothing_is_said_of_what_was_not_measured() -> None:
-    told = Cost(GIVEN, NOT_MEASURED, [DEAR]).json()
+    told = CostComparison(GIVEN, NOT_MEASURED, [DEAR]).json()
     assert told["owned"]["measured"] is False and told["owned"]["why_not"] == "there is no GPU here"
     assert "usd_per_1k" not in told["owned"]
     system = told["systems"]["dear"]
@@ -158,10 +158,10 @@ def test_nothing_is_said_of_what_was_not_measured() -> None:
 
 
 def test_a_cpu_has_a_cost_only_if_the_recipe_gives_one() -> None:
-    withheld = Cost(GIVEN, ON_CPU, [DEAR])
+    withheld = CostComparison(GIVEN, ON_CPU, [DEAR])
     assert "cost.cpu_usd_per_hour" in withheld.json()["owned"]["why_not"]
     assert withheld.break_even(DEAR).first_requests is None and not withheld.break_even(DEAR).never
-    paid = Cost(GIVEN.model_copy(update={"cpu_usd_per_hour": 0.1}), ON_CPU, [DEAR]).json()
+    paid = CostComparison(GIVEN.model_copy(update={"cpu_usd_per_hour": 0.1}), ON_CPU, [DEAR]).json()
     assert paid["owned"]["measured"] and paid["owned"]["gpus"] == 0
     assert paid["inputs"]["machine"] == "CPU machine" and paid["inputs"]["gpu_usd_per_hour"] == 0.1
     changed = [row["value"] for row in paid["systems"]["dear"]["sensitivity"] if row["what"].startswith("machine")]
@@ -170,11 +170,11 @@ def test_a_cpu_has_a_cost_only_if_the_recipe_gives_one() -> None:
 
 def test_a_machine_that_is_too_slow_to_count_has_no_cost() -> None:
     slow = replace(L4, requests_per_second=1e-9)
-    assert "less than one a month" in Cost(GIVEN, slow, []).json()["owned"]["why_not"]
+    assert "less than one a month" in CostComparison(GIVEN, slow, []).json()["owned"]["why_not"]
 
 
 def test_what_owning_costs_at_the_recipes_volume() -> None:
-    told = Cost(GIVEN.model_copy(update={"monthly_requests": 50_000_000}), L4, []).json()["owned"]
+    told = CostComparison(GIVEN.model_copy(update={"monthly_requests": 50_000_000}), L4, []).json()["owned"]
     assert told["machines"] == 3 and told["machines_usd"] == pytest.approx(3 * 584)
     assert (told["engineer_usd"], told["training_usd"]) == (pytest.approx(3000), pytest.approx(0.4))
     assert told["usd_per_month"] == pytest.approx(3 * 584 + 3000.4)
@@ -183,18 +183,18 @@ def test_what_owning_costs_at_the_recipes_volume() -> None:
 
 
 def test_nobody_divides_by_no_right_answer() -> None:
-    assert Cost(GIVEN, replace(L4, right=0.0), []).json()["owned"]["usd_per_1k_right"] is None
+    assert CostComparison(GIVEN, replace(L4, right=0.0), []).json()["owned"]["usd_per_1k_right"] is None
 
 
 def test_four_gpus_cost_four_times_as_much_and_are_one_step() -> None:
-    four = Cost(GIVEN, replace(L4, gpus=4), []).json()
+    four = CostComparison(GIVEN, replace(L4, gpus=4), []).json()
     assert four["owned"]["machine_usd_per_hour"] == four["inputs"]["gpu_usd_per_hour"] == pytest.approx(3.2)
     assert four["inputs"]["machine"] == "machine of 4 GPUs"
 
 
 def test_closed_calls_cost_what_their_usage_says() -> None:
     usages = [Usage(1000, 10), Usage(3000, 30, reasoning_tokens=20, cached_tokens=2000), Usage(), Usage(500, None)]
-    one = ownership.closed("openai:x", PRICE, usages)
+    one = ownership.compute_api_cost("openai:x", PRICE, usages)
     assert one.usd_per_request == pytest.approx((1000 + 1000 + 2000 * 0.25 + 40 * 4) / 2 / 1e6)
     assert one.usd_per_request_batch == pytest.approx((4000 * 0.5 + 40 * 2) / 2 / 1e6)
     assert one.usd_per_request_cached == pytest.approx((4000 * 0.25 + 40 * 4) / 2 / 1e6)
@@ -203,16 +203,16 @@ def test_closed_calls_cost_what_their_usage_says() -> None:
 @pytest.mark.parametrize(
     ("price", "usages", "why"), [(None, [Usage(1, 1)], "its price"), (PRICE, [Usage()], "how many tokens")]
 )
-def test_a_closed_model_whose_cost_is_not_known(price: Priced | None, usages: list[Usage], why: str) -> None:
-    one = ownership.closed("openai:x", price, usages)
-    told = Cost(GIVEN, L4, [one]).json()["systems"]["openai:x"]
+def test_a_closed_model_whose_cost_is_not_known(price: TokenPrice | None, usages: list[Usage], why: str) -> None:
+    one = ownership.compute_api_cost("openai:x", price, usages)
+    told = CostComparison(GIVEN, L4, [one]).json()["systems"]["openai:x"]
     assert told["usd_per_request"] is None and told["sensitivity"] == [] and not told["break_even"]["never"]
     assert told["break_even"]["why"].startswith("withheld: ") and why in told["break_even"]["why"]
     assert all(row["closed_usd"] is None and row["owned_usd"] > 0 for row in told["monthly"])
 
 
 def test_the_monthly_table_has_the_volumes_and_the_recipes_own() -> None:
-    rows = Cost(GIVEN, L4, [DEAR]).json()["systems"]["dear"]["monthly"]
+    rows = CostComparison(GIVEN, L4, [DEAR]).json()["systems"]["dear"]["monthly"]
     assert [row["tokens"] for row in rows] == [10**6, 10**7, 10**8, 240_000_000, 10**9, 10**10]
     assert [row["requests"] for row in rows if row["of_recipe"]] == [1_000_000]
     assert [row["machines"] for row in rows] == [1, 1, 1, 1, 1, 2]
@@ -222,7 +222,7 @@ def test_the_monthly_table_has_the_volumes_and_the_recipes_own() -> None:
 
 
 def test_sensitivity_changes_one_thing_at_a_time() -> None:
-    rows = Cost(GIVEN, L4, [DEAR]).json()["systems"]["dear"]["sensitivity"]
+    rows = CostComparison(GIVEN, L4, [DEAR]).json()["systems"]["dear"]["sensitivity"]
     found: dict[str, list[tuple[float, int | None]]] = {}
     for row in rows:
         found.setdefault(row["what"], []).append((row["value"], row["first_requests"]))
@@ -240,7 +240,7 @@ def test_sensitivity_changes_one_thing_at_a_time() -> None:
 
 
 def test_cost_is_plain_json_with_what_the_sliders_need() -> None:
-    told: dict[str, Any] = Cost(GIVEN, L4, [DEAR, Closed("unknown", None)]).json()
+    told: dict[str, Any] = CostComparison(GIVEN, L4, [DEAR, ApiCost("unknown", None)]).json()
     assert json.loads(json.dumps(told, allow_nan=False)) == told
     assert told["inputs"] == {
         "machine": "GPU",
@@ -267,13 +267,13 @@ def test_the_sliders_figures_give_the_same_break_even(
     given_cost = serving_and_cost.Cost(
         gpu_usd_per_hour=hourly, utilization=utilization, engineer_share=share, retrainings_per_month=retrainings
     )
-    one = Closed("closed", usd)
-    told = Cost(given_cost, L4, [one]).json()
+    one = ApiCost("closed", usd)
+    told = CostComparison(given_cost, L4, [one]).json()
     on = told["inputs"]
     capacity = int(on["requests_per_second"] * 3600 * on["hours_per_month"] * on["utilization"])
     fixed = on["engineer_usd_per_month"] * on["engineer_share"]
     fixed += on["training_hours_per_month"] * on["gpu_usd_per_hour"]
-    found = crossings(on["gpu_usd_per_hour"] * on["hours_per_month"], capacity, fixed, usd) or (None, None)
+    found = break_even_points(on["gpu_usd_per_hour"] * on["hours_per_month"], capacity, fixed, usd) or (None, None)
     system = told["systems"]["closed"]["break_even"]
     assert (system["first_requests"], system["for_good_requests"]) == found
     assert system["never"] == (found[0] is None)

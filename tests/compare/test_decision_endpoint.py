@@ -17,16 +17,16 @@ from compare.analysis import assemble, system_scores
 from compare.decision import preregistration, verdict
 from compare.scoring import confidence
 from compare.systems import api_models, catalog, collect
-from compare.systems.responses import Gathered, Place
-from demo_data.support_tickets import tickets
+from compare.systems.responses import ComparisonContext, SystemResponses
+from demo_data.support_tickets import generate_tickets
 from insource.backends import client as asking
 from insource.config.load import load
 from insource.config.schema.compare import Baseline
 from insource.system import atomic_files
 from insource.tasks.text_keys import duplicate_key
-from tests.helpers.api_comparison import place
-from tests.helpers.provider.faulty_provider import Provider, running
-from tests.helpers.provider.provider_answers import Json, decision, systemone
+from tests.helpers.api_comparison import make_comparison
+from tests.helpers.provider.faulty_provider import Provider, run_provider
+from tests.helpers.provider.provider_answers import Json, make_decision, make_systemone
 from tests.insource.config.test_recipe import mistakes
 
 SPLITS = {"train": 500, "validation": 250, "calibration": 250, "test": 300}
@@ -35,13 +35,13 @@ PRICE = {"input_usd_per_million": 0.1, "output_usd_per_million": 0, "date": "202
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[dict[str, Any]]]:
     """Tickets of the demo set by split."""
-    made = iter(tickets(sum(SPLITS.values()) + 200, seed=11))
+    made = iter(generate_tickets(sum(SPLITS.values()) + 200, seed=11))
     seen: set[str] = set()
     found: dict[str, list[dict[str, Any]]] = {}
     for split, count in SPLITS.items():
@@ -75,14 +75,14 @@ class StandIn(Provider):
         return dict(zip(self.model.classes_, map(float, self.model.predict_proba([text])[0]), strict=True))
 
     def decided(self, body: Json, label: str) -> Json:
-        told = decision(body, label)
+        told = make_decision(body, label)
         chances = self.chances(body["input"])
         for one in told["answers"][0]["probabilities"]:
             one["probability"] = chances.get(one["value"], 0.0)
         return told
 
     def judged(self, body: Json, label: str) -> Json:
-        told = systemone(body, label)
+        told = make_systemone(body, label)
         told["answers"]["label"]["probabilities"].update(self.chances(body["state"]))
         return told
 
@@ -90,11 +90,11 @@ class StandIn(Provider):
 @pytest.fixture(scope="module")
 def stand_in(linear: Any) -> Iterator[tuple[StandIn, str]]:
     provider = StandIn(linear, faults=0.1)
-    with running(provider) as address:
+    with run_provider(provider) as address:
         yield provider, address
 
 
-def comparison(folder: Path, tokenizer: Any, rows: Any, address: str, api: str = "decisions") -> Place:
+def comparison(folder: Path, tokenizer: Any, rows: Any, address: str, api: str = "decisions") -> ComparisonContext:
     model = {"decisions": "gpt-6-luna", "systemone": "jev-1.14.0"}[api]
     one = {
         "provider": "openai",
@@ -107,7 +107,9 @@ def comparison(folder: Path, tokenizer: Any, rows: Any, address: str, api: str =
     }
     primary = {"system": "tuned", "baseline": "decides", "metric": "accuracy"}
     recipe = load("classifier", (), "gpu").recipe
-    return place(folder, recipe, tokenizer, rows, baselines=[one], primary=primary, repeat_rows=20, calibrate_rows=200)
+    return make_comparison(
+        folder, recipe, tokenizer, rows, baselines=[one], primary=primary, repeat_rows=20, calibrate_rows=200
+    )
 
 
 @pytest.mark.parametrize("api", ["decisions", "systemone"])
@@ -116,10 +118,10 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
 ) -> None:
     provider, address = stand_in
     here = comparison(tmp_path, tokenizer, rows, address, api)
-    system = catalog.closed(here.recipe)[0]
+    system = catalog.api_systems(here.recipe)[0]
     assert system.stand_in and "stand-in on this machine" in system.title
     provider.charged.clear()
-    found = api_models.everyone(here, [system])["decides"]
+    found = api_models.collect_from_apis(here, [system])["decides"]
     assert found.complete and len(found.test) == 300 and len(found.calibration) == 250 and len(found.again) == 20
     for row, one in zip(here.material.test, found.test, strict=True):
         assert one.probabilities is not None and sum(one.probabilities.values()) == pytest.approx(1)
@@ -127,45 +129,45 @@ def test_its_probabilities_are_kept_calibrated_routed_priced_and_reported_as_a_s
         assert one.probabilities == pytest.approx(provider.chances(row["input"]["text"]))
     # On a scale that was fitted on other rows, it knows better how sure it may be.
     assert found.scale is not None
-    scored = system_scores.scored(found, here.material, None)
+    scored = system_scores.score_system(found, here.material, None)
     as_told = [float(np.exp(one.log_probability or 0.0)) for one in found.test]
     before, after = (confidence.reliability(c, scored.right, True) for c in (as_told, scored.confidences))
     assert before is not None and after is not None and after["ece"] < before["ece"]
 
     tuned = tuned_by_a_linear_model(here)
-    every = [system_scores.scored(one, here.material, None) for one in (tuned, found)]
-    opened = preregistration.open_test(here.here, here.recipe.compare.primary, "0" * 64)
-    policy = assemble.routed(every, here.material, None, here.recipe)
-    scores = assemble.scores_json(here.here, here.recipe, here.material, every, [], opened, "0" * 64, False)
+    every = [system_scores.score_system(one, here.material, None) for one in (tuned, found)]
+    opened = preregistration.register_and_open(here.here, here.recipe.compare.primary, "0" * 64)
+    policy = assemble.fit_tuned_policy(every, here.material, None, here.recipe)
+    scores = assemble.assemble_scores(here.here, here.recipe, here.material, every, [], opened, "0" * 64, False)
     told = scores["systems"]["decides"]
     assert told["stand_in"] and told["rows"]["answered"] == 300 and told["calibration"]["fitted_on"] == "validation"
     assert told["routing"]["calibration_rows"] == 250 and told["tokens"]["output"] in (0, None)
     usd = 1000 * sum((one.input_tokens or 0) * 1e-7 for one in found.test) / 300
     assert told["cost_usd_per_1k"] == pytest.approx(usd) and told["price"]["date"] == "2026-10-10"
     scores["routing"] = {**policy.json(), "test": None}
-    scores["verdict"] = verdict.of(verdict.Facts(here.recipe, scores, policy)).json()
+    scores["verdict"] = verdict.decide(verdict.VerdictInputs(here.recipe, scores, policy)).json()
     assert scores["verdict"]["choice"] == "inconclusive", "a stand-in never decides"
-    assemble.write(here.here, here.material, every, scores, here.recipe)
+    assemble.write_comparison(here.here, here.material, every, scores, here.recipe)
     assert "stand-in" in (here.here.folder / "report.md").read_text(encoding="utf-8")
     predicted = list(atomic_files.read_jsonl(here.here.folder / "predictions" / "decides.jsonl"))
     assert predicted[0]["probabilities"] == found.test[0].probabilities and 0 <= predicted[0]["confidence"] <= 1
 
 
-def tuned_by_a_linear_model(here: Place) -> Gathered:
+def tuned_by_a_linear_model(here: ComparisonContext) -> SystemResponses:
     """Answers for the system that a comparison must have first: no test here serves a model."""
-    learnt = collect.learnt(here, catalog.System("tfidf", "linear", "TF-IDF"))
-    return Gathered(catalog.System("tuned", "tuned", "tuned (here a linear model)"), learnt.test)
+    learnt = collect.fit_baseline(here, catalog.System("tfidf", "linear", "TF-IDF"))
+    return SystemResponses(catalog.System("tuned", "tuned", "tuned (here a linear model)"), learnt.test)
 
 
 def test_all_rows_are_asked_once_whatever_goes_wrong_and_calibration_is_within_the_budget(
     tmp_path: Path, tokenizer: Any, rows: Any, linear: Any
 ) -> None:
     provider = StandIn(linear, faults=0.2)
-    with running(provider) as address:
+    with run_provider(provider) as address:
         here = comparison(tmp_path, tokenizer, rows, address)
-        system = catalog.closed(here.recipe)[0]
-        found = api_models.everyone(here, [system])["decides"]
-        again = api_models.everyone(here, [system])["decides"]
+        system = catalog.api_systems(here.recipe)[0]
+        found = api_models.collect_from_apis(here, [system])["decides"]
+        again = api_models.collect_from_apis(here, [system])["decides"]
     # 300 test rows, 20 of them twice, 200 for the scale, 250 for routing.
     assert sum(provider.delivered.values()) == 300 + 20 + 200 + 250
     assert found.spent_usd == pytest.approx(again.spent_usd) and again.reused == 300 + 20 + 200 + 250
@@ -204,10 +206,10 @@ def test_the_key_of_one_provider_is_not_sent_to_another() -> None:
 
 def test_a_label_without_a_probability_is_no_answer(tmp_path: Path, tokenizer: Any, rows: Any, linear: Any) -> None:
     provider = StandIn(linear)
-    provider.bodies = {"decisions": lambda body, label: {**decision(body, label), "answers": []}}
-    with running(provider) as address:
+    provider.bodies = {"decisions": lambda body, label: {**make_decision(body, label), "answers": []}}
+    with run_provider(provider) as address:
         here = comparison(tmp_path, tokenizer, {**rows, "test": rows["test"][:3]}, address)
         baseline = here.recipe.compare.baselines[0].model_copy(update={"retries": 0})
-        found = api_models.everyone(here, [catalog._closed(baseline)])["decides"]
+        found = api_models.collect_from_apis(here, [catalog._api_system(baseline)])["decides"]
     assert all("0 answers to one question" in (one.error or "") for one in found.test)
     assert found.scale is None

@@ -8,20 +8,28 @@ from typing import Any, Literal
 import pytest
 
 from compare.scoring import predictions
-from compare.scoring.predictions import Answer
+from compare.scoring.predictions import SystemAnswer
 from insource.backends import client as asking
 from insource.backends import response_cache
-from insource.backends.collection import Collected
-from insource.backends.types import Wire
+from insource.backends.collection import CollectResult
+from insource.backends.types import ApiFormat
 from insource.tasks import classification
-from tests.helpers.api_requests import backend, collect, killed, lines, outputs, pending, questions
-from tests.helpers.provider.faulty_provider import KINDS, Provider, running
-from tests.helpers.provider.provider_answers import LABELS, label
+from tests.helpers.api_requests import (
+    collect,
+    collect_and_kill,
+    make_endpoint,
+    make_requests,
+    outputs_by_row,
+    read_journal_lines,
+    read_pending_batch,
+)
+from tests.helpers.provider.faulty_provider import FAULT_KINDS, Provider, run_provider
+from tests.helpers.provider.provider_answers import LABELS, correct_label
 
 FULL, SOME = 3080, 250
 AT_ONCE = 16
 Mode = Literal["live", "batch"]
-WAYS: list[tuple[Wire, Mode]] = [
+WAYS: list[tuple[ApiFormat, Mode]] = [
     ("openai", "live"),
     ("anthropic", "live"),
     ("decisions", "live"),
@@ -34,36 +42,40 @@ WAYS: list[tuple[Wire, Mode]] = [
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between attempts are real, and short."""
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
 
 
-def asked(address: str, path: Path, rows: int, wire: Wire, mode: Mode) -> Collected:
-    patient = backend(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)
-    return collect(address, path, questions(rows), wire, mode=mode, backend=patient)
+def asked(address: str, path: Path, rows: int, wire: ApiFormat, mode: Mode) -> CollectResult:
+    patient = make_endpoint(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)
+    return collect(address, path, make_requests(rows), wire, mode=mode, backend=patient)
 
 
-def scores(found: Collected, rows: int) -> dict[str, Any]:
+def scores(found: CollectResult, rows: int) -> dict[str, Any]:
     """The figures of a comparison: two of three rows have a right answer."""
     material: Any = SimpleNamespace(
         module=classification, spec=classification.Spec("Say what happened.", dict.fromkeys(LABELS, ""))
     )
     ids = [f"T{at:06}" for at in range(rows)]
-    targets = [LABELS[0] if at % 3 == 0 else label(f"row {at}") for at in range(rows)]
-    answers = [Answer(one, found.answers[one, 0].output) for one in ids]
-    read = predictions.of(material, [{"id": one, "target": to} for one, to in zip(ids, targets, strict=True)], answers)
+    targets = [LABELS[0] if at % 3 == 0 else correct_label(f"row {at}") for at in range(rows)]
+    answers = [SystemAnswer(one, found.answers[one, 0].output) for one in ids]
+    read = predictions.score_answers(
+        material, [{"id": one, "target": to} for one, to in zip(ids, targets, strict=True)], answers
+    )
     return classification.score(material.spec, targets, read.parsed)
 
 
-def kill_and_revoke(provider: Provider, address: str, path: Path, rows: int, wire: Wire, mode: Mode) -> Collected:
+def kill_and_revoke(
+    provider: Provider, address: str, path: Path, rows: int, wire: ApiFormat, mode: Mode
+) -> CollectResult:
     """A process that is killed, and one whose key is revoked in the middle."""
     if mode == "batch":
         provider.ended = False
-        killed(address, path, wire, mode, rows, when=lambda: bool((pending(path) or {}).get("id")))
+        collect_and_kill(address, path, wire, mode, rows, when=lambda: bool((read_pending_batch(path) or {}).get("id")))
         provider.ended = True
         provider.batch_revoked = lambda batch, at: batch is provider.batches[0] and at % 7 == 3
     else:
         provider.hold_after = rows // 3
-        killed(address, path, wire, mode, rows, when=lambda: len(lines(path)) >= rows // 4)
+        collect_and_kill(address, path, wire, mode, rows, when=lambda: len(read_journal_lines(path)) >= rows // 4)
         provider.hold_after = None
         provider.refuse = lambda prompt, before: (401, {}) if provider.delivered.total() >= rows // 2 else None
     found = asked(address, path, rows, wire, mode)
@@ -79,11 +91,11 @@ def kill_and_revoke(provider: Provider, address: str, path: Path, rows: int, wir
     ],
 )
 def test_none_is_lost_none_is_paid_twice_and_the_scores_are_those_of_a_provider_that_never_fails(
-    tmp_path: Path, wire: Wire, mode: Mode, rows: int
+    tmp_path: Path, wire: ApiFormat, mode: Mode, rows: int
 ) -> None:
     path = tmp_path / "provider.jsonl"
     provider = Provider(faults=0.2, batch_faults=0.3)
-    with running(provider) as address:
+    with run_provider(provider) as address:
         refused = kill_and_revoke(provider, address, path, rows, wire, mode)
         assert not refused.complete and "HTTP 401" in (refused.why_incomplete or "")
         good = [one for one in refused.answers.values() if one.error is None]
@@ -91,11 +103,11 @@ def test_none_is_lost_none_is_paid_twice_and_the_scores_are_those_of_a_provider_
         assert all(one.refused and not one.final for one in refused.answers.values() if one.error)
         again = asked(address, path, rows, wire, mode)
     assert again.complete and again.reused == len(good)
-    with running(Provider()) as address:
+    with run_provider(Provider()) as address:
         plain = asked(address, tmp_path / "plain.jsonl", rows, wire, "live")
-    assert outputs(again) == outputs(plain) and len(outputs(again)) == rows
+    assert outputs_by_row(again) == outputs_by_row(plain) and len(outputs_by_row(again)) == rows
     assert scores(again, rows) == scores(plain, rows) and 0.6 < scores(again, rows)["accuracy"] < 0.9
-    assert {one.key for one in response_cache.read(path)} == {one.key for one in again.answers.values()}
+    assert {one.key for one in response_cache.read_responses(path)} == {one.key for one in again.answers.values()}
     assert not provider.broken_rules
     if mode == "batch":
         paid = Counter(prompt for _, prompt in provider.answered_in_batches)
@@ -104,4 +116,4 @@ def test_none_is_lost_none_is_paid_twice_and_the_scores_are_those_of_a_provider_
     else:
         # But for what was on its way when the process was killed: nobody knows of it.
         assert len(provider.delivered) == rows and provider.delivered.total() - rows <= AT_ONCE
-        assert rows < FULL or provider.met.keys() == set(KINDS)
+        assert rows < FULL or provider.met.keys() == set(FAULT_KINDS)

@@ -11,21 +11,21 @@ from compare import first_request, stage
 from compare.analysis import comparisons, system_scores
 from compare.report import console
 from compare.scoring import completeness
-from compare.scoring.predictions import Answer
+from compare.scoring.predictions import SystemAnswer
 from compare.systems import api_models, catalog
-from compare.systems.responses import Gathered
+from compare.systems.responses import SystemResponses
 from insource.backends import client as asking
 from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
 from insource.system import atomic_files
 from tests.helpers.api_comparison import (
-    at_the_sdks_own_address,
-    closed,
-    compared,
-    made,
-    place,
-    right_answers,
-    two_labels,
+    api_system,
+    correct_answers,
+    make_comparison,
+    make_shipped_comparison,
+    make_two_label_comparison,
+    redirect_sdks,
+    run_comparison,
 )
 from tests.helpers.provider.faulty_provider import Provider
 
@@ -49,12 +49,12 @@ def test_a_classification_is_compared_with_a_decision_endpoint_by_its_plan_and_w
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture
 def address(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    at_the_sdks_own_address(monkeypatch, address)
+    redirect_sdks(monkeypatch, address)
     return address
 
 
@@ -62,21 +62,23 @@ def address(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_the_shipped_recipes_unchanged_are_answered_by_strict_providers_on_every_row(
     name: str, tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    here = made(name, tmp_path, tokenizer)
-    provider.answer = right_answers(here)
-    asked, refused = first_request.of_all(here, closed(here))
+    here = make_shipped_comparison(name, tmp_path, tokenizer)
+    provider.answer = correct_answers(here)
+    asked, refused = first_request.send_first_requests(here, api_system(here))
     assert not refused and len(asked) == len(here.recipe.compare.baselines)
     # Nothing of the test set was shown to anybody yet.
     assert not any("test" in prompt for prompt in provider.attempts)
-    found = api_models.everyone(here, asked)
+    found = api_models.collect_from_apis(here, asked)
     for one in found.values():
         assert one.complete and all(answer.error is None for answer in one.test), one.system.name
-        mine = system_scores.system_json(system_scores.scored(one, here.material, None), here.material, None, False)
-        assert mine["rows"] == dict.fromkeys(completeness.KINDS, 0) | {"answered": 10}, one.system.name
+        mine = system_scores.system_json(
+            system_scores.score_system(one, here.material, None), here.material, None, False
+        )
+        assert mine["rows"] == dict.fromkeys(completeness.OUTCOMES, 0) | {"answered": 10}, one.system.name
         assert one.spent_usd is not None and one.spent_usd > 0 and not one.notes
     assert not provider.broken_rules
     before = provider.attempts.total()
-    first_request.of_all(here, closed(here))
+    first_request.send_first_requests(here, api_system(here))
     assert provider.attempts.total() == before, "called again it asks for nothing"
 
 
@@ -85,18 +87,18 @@ def test_a_parameter_refused_by_name_is_left_out_once_told_and_remembered(
 ) -> None:
     price = {"input_usd_per_million": 1, "output_usd_per_million": 2}
     one = {"provider": "openai", "model": "gateway-model", "temperature": 0, "effort": "low", "price": price}
-    here = made("classifier", tmp_path, tokenizer, baselines=[one], primary=None)
+    here = make_shipped_comparison("classifier", tmp_path, tokenizer, baselines=[one], primary=None)
     provider.picky, provider.answer = ("temperature", "reasoning_effort"), lambda prompt: "billing_dispute"
-    asked, refused = first_request.of_all(here, closed(here))
+    asked, refused = first_request.send_first_requests(here, api_system(here))
     assert not refused and set(asked[0].left_out) == {"temperature", "reasoning_effort"}
     assert (
         provider.attempts.total() == 3
         and "left out  temperature, which openai:gateway-model refuses: HTTP 400" in capsys.readouterr().err
     )
-    found = api_models.everyone(here, asked)["openai:gateway-model"]
+    found = api_models.collect_from_apis(here, asked)["openai:gateway-model"]
     assert found.complete and sum("asked without" in note for note in found.notes) == 2
     assert not any("temperature" in body for _, _, body in provider.seen[3:])
-    first_request.of_all(here, closed(here))
+    first_request.send_first_requests(here, api_system(here))
     assert provider.broken_rules.total() == 2, "what was refused is remembered"
     assert len(provider.seen) == 3 + 10 * 2
 
@@ -105,23 +107,25 @@ def test_the_day_that_an_sdk_announces_is_shown_where_the_provider_says_none(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = {"provider": "openai", "model": "gpt-4o-mini"}
-    here = made("classifier", tmp_path, tokenizer, baselines=[one], primary=None, repeat_rows=0)
-    provider.answer = right_answers(here)
-    asked, _ = first_request.of_all(here, closed(here))
+    here = make_shipped_comparison("classifier", tmp_path, tokenizer, baselines=[one], primary=None, repeat_rows=0)
+    provider.answer = correct_answers(here)
+    asked, _ = first_request.send_first_requests(here, api_system(here))
     assert "it is shut down on 2027-01-14" in capsys.readouterr().err
-    assert api_models.everyone(here, asked)["openai:gpt-4o-mini"].shutdown_date == "2027-01-14"
+    assert api_models.collect_from_apis(here, asked)["openai:gpt-4o-mini"].shutdown_date == "2027-01-14"
     provider.shutdown = "2026-12-31"
-    another = made("classifier", tmp_path / "another", tokenizer, baselines=[one], primary=None, repeat_rows=0)
-    assert api_models.everyone(another, asked)["openai:gpt-4o-mini"].shutdown_date == "2026-12-31"
+    another = make_shipped_comparison(
+        "classifier", tmp_path / "another", tokenizer, baselines=[one], primary=None, repeat_rows=0
+    )
+    assert api_models.collect_from_apis(another, asked)["openai:gpt-4o-mini"].shutdown_date == "2026-12-31"
     assert not provider.broken_rules
 
 
 def test_a_refused_first_request_leaves_the_test_unasked_and_the_verdict_says_so_first(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    here = made("classifier", tmp_path, tokenizer)
+    here = make_shipped_comparison("classifier", tmp_path, tokenizer)
     provider.refuse = lambda prompt, before: (401, {})
-    asked, refused = first_request.of_all(here, closed(here))
+    asked, refused = first_request.send_first_requests(here, api_system(here))
     assert not asked and [one.incomplete for one in refused] == [True] * 3
     assert all(one.why == "INCOMPLETE: its first request: HTTP 401: refused" for one in refused)
     assert not any("test" in prompt for prompt in provider.attempts)
@@ -140,9 +144,9 @@ def test_without_a_price_or_with_what_a_family_does_not_take_nobody_is_asked(
     ):
         folder = tmp_path / str(bad.get("api"))
         folder.mkdir()
-        here = made("classifier", folder, tokenizer, baselines=[bad, good], primary=None)
+        here = make_shipped_comparison("classifier", folder, tokenizer, baselines=[bad, good], primary=None)
         with pytest.raises(RecipeError, match=told):
-            first_request.of_all(here, closed(here))
+            first_request.send_first_requests(here, api_system(here))
     assert not provider.seen
 
 
@@ -156,20 +160,20 @@ def test_too_many_labels_for_an_endpoint_that_decides_are_refused_in_words(
     splits = {
         name: [{**row, "id": name + row["id"], "input": {"text": name}} for row in rows] for name in ("train", "test")
     }
-    here = place(tmp_path, recipe, tokenizer, splits, primary=None)
+    here = make_comparison(tmp_path, recipe, tokenizer, splits, primary=None)
     with pytest.raises(
         RecipeError, match=r"api: decisions takes 2 to 255 labels, and the task has 256 \(openai .*\); .* api: chat"
     ):
-        first_request.of_all(here, closed(here))
+        first_request.send_first_requests(here, api_system(here))
     assert not provider.seen
 
 
 def test_the_dry_run_shows_the_body_and_sends_nothing(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    here = made("extractor", tmp_path, tokenizer)
+    here = make_shipped_comparison("extractor", tmp_path, tokenizer)
     atomic_files.write_json(here.here.folder / "data" / "data.json", {"rows": {"written": {"test": 10}}})
-    told = "\n".join(console.estimated(here.here, here.recipe, closed(here)))
+    told = "\n".join(console.cost_estimate_lines(here.here, here.recipe, api_system(here)))
     assert not provider.seen and "train 0" in told and "test 0" not in told
     bodies = [json.loads(one) for one in re.findall(r"^\{.*?^\}", told, re.MULTILINE | re.DOTALL)]
     assert [body["model"] for body in bodies] == ["gpt-6-luna", "claude-haiku-5-5"]
@@ -183,59 +187,59 @@ def revoked_after(provider: Provider, answers: int) -> None:
 def test_rows_that_were_refused_for_how_they_were_asked_are_never_wrong(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    here = made("classifier", tmp_path, tokenizer, repeat_rows=0)
+    here = make_shipped_comparison("classifier", tmp_path, tokenizer, repeat_rows=0)
     provider.answer = lambda prompt: "billing_dispute"
-    chat = closed(here)[1]
+    chat = api_system(here)[1]
     revoked_after(provider, 6)
-    found = api_models.everyone(here, [chat])[chat.name]
-    told = system_scores.system_json(system_scores.scored(found, here.material, None), here.material, None, False)
+    found = api_models.collect_from_apis(here, [chat])[chat.name]
+    told = system_scores.system_json(system_scores.score_system(found, here.material, None), here.material, None, False)
     assert told["rows"]["answered"] == 6 and told["rows"]["not_asked"] == 4 and not told["complete"]
     # Of the rows that were put to it all are right: the others are not counted at all.
     assert told["metrics"]["accuracy"]["value"] == 1.0 and told["validity"]["label"] == 1.0
-    assert "HTTP 401" in told["why_incomplete"] and not completeness.enough(told)
-    tuned = Gathered(
-        catalog.System("tuned", "tuned", "tuned"), [Answer(one.id, "billing_dispute") for one in found.test]
+    assert "HTTP 401" in told["why_incomplete"] and not completeness.is_sufficient(told)
+    tuned = SystemResponses(
+        catalog.System("tuned", "tuned", "tuned"), [SystemAnswer(one.id, "billing_dispute") for one in found.test]
     )
-    every = [system_scores.scored(one, here.material, None) for one in (tuned, found)]
+    every = [system_scores.score_system(one, here.material, None) for one in (tuned, found)]
     (paired,) = [one for one in comparisons.paired_differences(every, None) if one["metric"] == "accuracy"]
     assert paired["n"] == 6 and paired["delta"] == 0, "compared on the rows that were put to both"
 
 
 def test_a_system_that_was_never_answered_is_not_run_and_no_figure() -> None:
-    tuned = Gathered(catalog.System("tuned", "tuned", "tuned"), [])
+    tuned = SystemResponses(catalog.System("tuned", "tuned", "tuned"), [])
     why = "asked 36 of 60: 36 refused for how they were asked, the last: HTTP 400: no"
     other = catalog.System("openai:x", "closed", "openai:x")
-    refused = Gathered(other, [Answer("T1", None, not_asked=True)], complete=False, why_incomplete=why)
-    asked, missing = completeness.split([tuned, refused], [])
+    refused = SystemResponses(other, [SystemAnswer("T1", None, not_asked=True)], complete=False, why_incomplete=why)
+    asked, missing = completeness.exclude_unanswered([tuned, refused], [])
     assert asked == [tuned] and missing[0].incomplete and missing[0].why == f"INCOMPLETE: {why}"
 
 
 def test_cut_and_failed_rows_count_and_a_verdict_needs_99_of_100_answered() -> None:
     told = {
         "complete": True,
-        "rows": dict.fromkeys(completeness.KINDS, 0) | {"answered": 980, "malformed": 9, "refused": 2},
+        "rows": dict.fromkeys(completeness.OUTCOMES, 0) | {"answered": 980, "malformed": 9, "refused": 2},
     }
     told["rows"]["cut"] = 9
-    assert completeness.share(told["rows"]) == pytest.approx(0.991) and completeness.enough(told)
+    assert completeness.answered_fraction(told["rows"]) == pytest.approx(0.991) and completeness.is_sufficient(told)
     told["rows"] |= {"cut": 40}
-    assert not completeness.enough(told)
+    assert not completeness.is_sufficient(told)
     scores = {"not_run": [], "systems": {"x": {**told, "title": "x"}}}
-    assert "really answered 96.1% of the rows (40 cut)" in (completeness.why_not(scores, "x") or "")
+    assert "really answered 96.1% of the rows (40 cut)" in (completeness.incomplete_reason(scores, "x") or "")
 
 
 def test_refused_on_every_request_it_ends_inconclusive_with_that_reason_first_and_exit_code_0(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = two_labels(tmp_path, tokenizer)
+    here = make_two_label_comparison(tmp_path, tokenizer)
     provider.refuse = lambda prompt, before: (400, {})
-    scores = compared(here, closed(here))
+    scores = run_comparison(here, api_system(here))
     assert list(scores["systems"]) == ["tuned"], "nobody got 0% for it"
     assert [one["why"] for one in scores["not_run"]] == ["INCOMPLETE: its first request: HTTP 400: refused"] * 3
     assert scores["verdict"]["choice"] == "inconclusive" and scores["verdict"]["reasons"][0]["about"] == "completeness"
     assert "openai:gpt-6-luna:decisions is INCOMPLETE: its first request: HTTP 400" in scores["verdict"]["headline"]
     assert len(scores["integrity"]["incomplete"]) == 3, "the next comparison tries again"
     assert not any("test" in prompt for prompt in provider.attempts)
-    assert stage.conclude(here.here, here.recipe, scores) == 0
+    assert stage.finish(here.here, here.recipe, scores) == 0
     assert capsys.readouterr().out.startswith(
         "verdict   INCONCLUSIVE: Not decided yet: openai:gpt-6-luna:decisions is INC"
     )
@@ -246,28 +250,30 @@ def test_refused_on_every_request_it_ends_inconclusive_with_that_reason_first_an
 def test_refused_in_the_middle_it_is_incomplete_and_what_it_answered_is_scored_by_itself(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    here = two_labels(tmp_path, tokenizer, repeat_rows=0, calibrate_rows=0, primary={"baseline": "openai:gpt-6-luna"})
+    here = make_two_label_comparison(
+        tmp_path, tokenizer, repeat_rows=0, calibrate_rows=0, primary={"baseline": "openai:gpt-6-luna"}
+    )
     provider.answer = lambda prompt: prompt.rsplit(": ")[-1]
     revoked_after(provider, 31)
-    scores = compared(here, closed(here)[1:2])
+    scores = run_comparison(here, api_system(here)[1:2])
     told = scores["systems"]["openai:gpt-6-luna"]
     assert told["rows"]["answered"] == 30 and told["rows"]["not_asked"] == 30 and not told["complete"]
     assert told["metrics"]["accuracy"]["value"] == 1.0 and scores["comparisons"][0]["n"] == 30
     assert scores["verdict"]["choice"] == "inconclusive"
     assert "HTTP 401: refused" in scores["verdict"]["reasons"][0]["says"]
-    assert stage.conclude(here.here, here.recipe, scores) == 0
+    assert stage.finish(here.here, here.recipe, scores) == 0
 
 
 def test_make_doctor_asks_each_baseline_one_train_row_and_says_which_do_not_answer(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = two_labels(tmp_path, tokenizer)
+    here = make_two_label_comparison(tmp_path, tokenizer)
     provider.answer = lambda prompt: "refund_status"
-    assert first_request.checked("mine", here.here, here.recipe) == 0
+    assert first_request.check_baselines("mine", here.here, here.recipe) == 0
     assert provider.attempts.total() == 3
     told = capsys.readouterr().err
     assert told.count("asked     ") == 3 and "model claude-haiku-5-5-20261101" in told
-    other = two_labels(tmp_path / "other", tokenizer)
+    other = make_two_label_comparison(tmp_path / "other", tokenizer)
     provider.refuse = lambda prompt, before: (403, {})
-    assert first_request.checked("mine", other.here, other.recipe) == 3
+    assert first_request.check_baselines("mine", other.here, other.recipe) == 3
     assert capsys.readouterr().err.count("refused   ") == 3

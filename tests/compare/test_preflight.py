@@ -7,8 +7,8 @@ import pytest
 
 from compare import preflight
 from compare.systems import api_models, catalog
-from compare.systems.responses import Place
-from insource.backends.types import NO_KEY
+from compare.systems.responses import ComparisonContext
+from insource.backends.types import DUMMY_API_KEY
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.recipe import Recipe
@@ -16,7 +16,7 @@ from insource.config.schema.compare import Baseline
 from tests.compare.test_api_models import Made
 from tests.compare.test_api_models import place as place
 from tests.helpers import commands
-from tests.helpers.provider.faulty_provider import Provider, running
+from tests.helpers.provider.faulty_provider import Provider, run_provider
 
 PRICE = "{input_usd_per_million: 1, output_usd_per_million: 1}"
 
@@ -25,9 +25,9 @@ def recipe(*baselines: str) -> Recipe:
     return load("classifier", (f"compare.baselines=[{', '.join(baselines)}]",), "cpu").recipe
 
 
-def check(made: Place, asked: Recipe) -> None:
-    chosen = [catalog._closed(one) for one in asked.compare.baselines]
-    left_out = {one.name for one in catalog.not_run(chosen, asked)}
+def check(made: ComparisonContext, asked: Recipe) -> None:
+    chosen = [catalog._api_system(one) for one in asked.compare.baselines]
+    left_out = {one.name for one in catalog.skipped_systems(chosen, asked)}
     preflight.check(replace(made, recipe=asked), [one for one in chosen if one.name not in left_out])
 
 
@@ -89,8 +89,8 @@ def test_a_key_goes_to_its_providers_own_hosts_alone(
     asked = Baseline.model_validate({"model": "m", **baseline})
     made = place()
     assert asked.key_env == key and bool(asked.unnamed_key) is (key is None)
-    assert api_models.remote(asked, made.material).api_key == (f"the key of {key}" if key else NO_KEY)
-    told = list(preflight.unnamed_keys(made, [catalog._closed(asked)]))
+    assert api_models.build_endpoint(asked, made.material).api_key == (f"the key of {key}" if key else DUMMY_API_KEY)
+    told = list(preflight.unnamed_keys(made, [catalog._api_system(asked)]))
     assert bool(told) is (key is None) and all("api_key_env" in one for one in told)
     named = asked.model_copy(update={"api_key_env": "OPENAI_API_KEY"})
     assert named.key_env == "OPENAI_API_KEY" and named.unnamed_key is None, "who names it has chosen"
@@ -100,20 +100,20 @@ def test_a_stand_in_on_this_machine_needs_no_key_and_gets_none(place: Made, monk
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     asked = Baseline(provider="openai", model="m", base_url="http://127.0.0.1:8000/v1")
     assert asked.key_env is None and asked.unnamed_key is None
-    assert api_models.remote(asked, place().material).api_key == NO_KEY
+    assert api_models.build_endpoint(asked, place().material).api_key == DUMMY_API_KEY
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",)])
 def test_a_comparison_that_cannot_end_does_not_begin(place: Made, options: tuple[str, ...]) -> None:
     """The first baseline has a price and answers; the second has none: nobody is asked, and the test set stays shut."""
     here, provider = place().here, Provider()
-    with running(provider) as address:
+    with run_provider(provider) as address:
         priced = f"{{provider: openai, model: m, base_url: '{address}/v1', name: first, price: {PRICE}}}"
         unpriced = (
             "{provider: openai, model: m, base_url: 'https://models.invalid/v1', name: second, api_key_env: PATH}"
         )
         words = [f"compare.baselines=[{priced}, {unpriced}]", "compare.primary.baseline=first", "compare.budget_usd=5"]
-        told = commands.call(here.folder.parents[1], "compare", "classifier", *words, "--run", here.id, *options)
+        told = commands.run_command(here.folder.parents[1], "compare", "classifier", *words, "--run", here.id, *options)
     assert told.returncode == 2, told.stderr
     assert "error: compare.baselines: the price of second is unknown" in told.stderr and "Traceback" not in told.stderr
     assert not provider.attempts

@@ -13,24 +13,24 @@ from insource.backends import client as asking
 from insource.config.errors import RecipeError, StageError
 from insource.config.load import load
 from insource.system import atomic_files
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from insource.tasks.rendering.chat_template import Rendering
 from insource.tracking import run
 from tests.data_prep.test_importer import MODEL, QUEUES, SYSTEM, imported, put, text, tickets
-from tests.helpers.api_comparison import at_the_sdks_own_address
+from tests.helpers.api_comparison import redirect_sdks
 from tests.helpers.provider.faulty_provider import Provider
 from train.export import adapter
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, provider: Provider, address: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An imported recipe whose fine-tune answers on loopback: right but for every seventh row."""
-    at_the_sdks_own_address(monkeypatch, address)
+    redirect_sdks(monkeypatch, address)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     rows = tickets(150)
     put(tmp_path / "heldout.jsonl", rows[110:])
@@ -54,18 +54,18 @@ def as_trained(recipe: Path, tokenizer: Any) -> tuple[run.Run, Any]:
     (data,) = (one.parent for one in folder.glob(".data/*/data.json"))
     here = run.create(folder, loaded.recipe, "digest", {}, data)
     labels = {label: one["description"] for label, one in atomic_files.read_json(data / "data.json")["labels"].items()}
-    spec = KINDS[loaded.recipe.task.variant].specify(loaded.recipe.task, labels)
+    spec = TASKS[loaded.recipe.task.variant].make_spec(loaded.recipe.task, labels)
     told = atomic_files.read_json(data / "data.json")["tokens"]["served"]["for_the_answer"]
-    prompt = adapter.prompt(loaded.recipe, Rendering(tokenizer), spec, told)
+    prompt = adapter.build_prompt_spec(loaded.recipe, Rendering(tokenizer), spec, told)
     (here.folder / "adapter").mkdir()
     atomic_files.write_json(here.folder / "adapter" / "prompt.json", prompt)
     return here, loaded.recipe
 
 
 def compared(here: run.Run, recipe: Any, closed: list[catalog.System]) -> Mapping[str, Any]:
-    run.start(here, "compare", {})
+    run.start_stage(here, "compare", {})
     tuned = catalog.System("tuned", "linear", "tuned (here a linear model)")
-    return stage.compared(here, "mine", recipe, [tuned, *closed], [])
+    return stage.run_comparison(here, "mine", recipe, [tuned, *closed], [])
 
 
 def test_what_is_recorded_is_asked_as_the_model_was_taught_and_a_comparison_asks_for_nothing_again(
@@ -89,7 +89,7 @@ def test_what_is_recorded_is_asked_as_the_model_was_taught_and_a_comparison_asks
     assert recorded(recipe) == 0 and provider.attempts.total() == before, "called again it asks for nothing"
     here, loaded = as_trained(recipe, tokenizer)
     assert here.recipe().compare == loaded.compare, "a run's own recipe has the messages too"
-    closed = [one for one in catalog.closed(loaded) if one.name == f"openai:{MODEL}"]
+    closed = [one for one in catalog.api_systems(loaded) if one.name == f"openai:{MODEL}"]
     scores = compared(here, loaded, closed)
     assert provider.attempts.total() == before, "nor does a comparison"
     live = scores["systems"][f"openai:{MODEL}"]
@@ -105,10 +105,10 @@ def test_what_is_recorded_is_asked_as_the_model_was_taught_and_a_comparison_asks
     assert kept.compare.primary and kept.compare.primary.baseline == f"openai:{MODEL}", "the plan is as it was"
     (baseline,) = [one for one in kept.compare.baselines if one.provider == "file"]
     of_file = catalog.System(baseline.called, "file", baseline.called, baseline=baseline)
-    place = responses.Place(here, "mine", kept, eval_dataset.of(here))
-    again = api_models.given(place, of_file)
-    first, _ = first_request.of_all(place, closed)
-    asked = api_models.everyone(place, first)[f"openai:{MODEL}"]
+    place = responses.ComparisonContext(here, "mine", kept, eval_dataset.load_test_dataset(here))
+    again = api_models.load_answer_file(place, of_file)
+    first, _ = first_request.send_first_requests(place, closed)
+    asked = api_models.collect_from_apis(place, first)[f"openai:{MODEL}"]
     assert [one.output for one in again.test] == [one.output for one in asked.test] and again.complete
     assert again.price and again.price.input_usd_per_million == 0.3
 
@@ -128,7 +128,7 @@ def test_a_budget_holds_and_the_rest_is_asked_for_with_a_larger_one(
 def test_texts_of_test_rows_are_read_and_no_target(tmp_path: Path) -> None:
     path = tmp_path / "test.jsonl"
     path.write_text('{"id": "1", "input": {"text": "late"}, "target": "delivery", "group": null}\n', encoding="utf-8")
-    assert record.inputs_of(path) == [{"id": "1", "input": {"text": "late"}}]
+    assert record.read_inputs(path) == [{"id": "1", "input": {"text": "late"}}]
 
 
 def test_what_cannot_be_recorded_is_told_before_anybody_is_asked(

@@ -15,28 +15,28 @@ from insource.config.errors import RecipeError
 from insource.config.load import load
 from tests.compare.test_first_request import WITH_CLOSED
 from tests.helpers.api_comparison import (
-    at_the_sdks_own_address,
-    closed,
-    compared,
-    made,
-    place,
-    right_answers,
-    two_labels,
+    api_system,
+    correct_answers,
+    make_comparison,
+    make_shipped_comparison,
+    make_two_label_comparison,
+    redirect_sdks,
+    run_comparison,
 )
-from tests.helpers.provider.faulty_provider import ABOUT_THE_ROW, Provider
-from tests.helpers.provider.provider_answers import Json, completion, message
+from tests.helpers.provider.faulty_provider import ROW_ERROR, Provider
+from tests.helpers.provider.provider_answers import Json, make_completion, make_message
 
 CHAT = "openai:gpt-6-luna"
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture
 def address(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    at_the_sdks_own_address(monkeypatch, address)
+    redirect_sdks(monkeypatch, address)
     return address
 
 
@@ -44,9 +44,9 @@ def address(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_shipped_recipe_unchanged_is_compared_with_closed_models_that_answered_every_row(
     name: str, tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
-    here = made(name, tmp_path, tokenizer, labels=2 if name in ("classifier", "banking77") else 1)
-    provider.answer = right_answers(here)
-    scores = compared(here, closed(here))
+    here = make_shipped_comparison(name, tmp_path, tokenizer, labels=2 if name in ("classifier", "banking77") else 1)
+    provider.answer = correct_answers(here)
+    scores = run_comparison(here, api_system(here))
     assert not provider.broken_rules and not scores["not_run"] and not scores["integrity"]["incomplete"]
     asked = {one.called for one in here.recipe.compare.baselines}
     assert asked == {system for system, one in scores["systems"].items() if one["kind"] == "closed"}
@@ -55,7 +55,7 @@ def test_a_shipped_recipe_unchanged_is_compared_with_closed_models_that_answered
         assert told["complete"] and told["rows"]["answered"] == told["n"] == 10, system
         assert told["cost_usd_per_1k"] > 0 and told["metrics"][scores["task"]["metrics"][0]]["value"] == 1.0
     assert scores["verdict"]["reasons"][0]["about"] != "completeness"
-    assert stage.conclude(here.here, here.recipe, scores) == 0
+    assert stage.finish(here.here, here.recipe, scores) == 0
 
 
 def as_until_november(body: Callable[[Backend, Request], Json]) -> Callable[[Backend, Request], Json]:
@@ -74,12 +74,14 @@ def test_with_the_old_bodies_it_is_incomplete_and_inconclusive_with_that_reason_
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for wire in (openai_chat, anthropic_messages):
-        monkeypatch.setattr(wire, "body", as_until_november(wire.body))
+        monkeypatch.setattr(wire, "build_body", as_until_november(wire.build_body))
     classifies = name in ("classifier", "banking77")
     # Then the plan was against the chat model; the decision endpoint was not asked at all.
-    here = made(name, tmp_path, tokenizer, f"compare.primary.baseline={CHAT}", labels=2 if classifies else 1)
-    chats = [one for one in closed(here) if one.baseline and not one.baseline.decides]
-    scores = compared(here, chats)
+    here = make_shipped_comparison(
+        name, tmp_path, tokenizer, f"compare.primary.baseline={CHAT}", labels=2 if classifies else 1
+    )
+    chats = [one for one in api_system(here) if one.baseline and not one.baseline.decides]
+    scores = run_comparison(here, chats)
     assert list(scores["systems"]) == ["tuned"], "nobody got 0% for how it was asked"
     assert {one["name"] for one in scores["not_run"]} == {one.name for one in chats}
     for one in scores["not_run"]:
@@ -90,7 +92,7 @@ def test_with_the_old_bodies_it_is_incomplete_and_inconclusive_with_that_reason_
     assert f"{CHAT} is INCOMPLETE" in scores["verdict"]["reasons"][0]["says"]
     assert provider.broken_rules.total() == len(chats), "what was refused once is not retried blindly"
     assert not any("test" in prompt for prompt in provider.attempts), "nobody saw a test row"
-    assert stage.conclude(here.here, here.recipe, scores) == 0
+    assert stage.finish(here.here, here.recipe, scores) == 0
     assert capsys.readouterr().out.startswith("verdict   INCONCLUSIVE: Not decided yet: ")
     assert "against 0.0%" not in (here.here.folder / "report.md").read_text(encoding="utf-8")
 
@@ -99,7 +101,7 @@ def one_baseline(folder: Path, tokenizer: Any, **changes: Any) -> Any:
     """A comparison with one chat model as the planned baseline."""
     baseline = {"provider": "openai", "model": "gpt-6-luna", **changes}
     name = f"{baseline['provider']}:{baseline['model']}"
-    return two_labels(folder, tokenizer, baselines=[baseline], primary={"baseline": name}, repeat_rows=0)
+    return make_two_label_comparison(folder, tokenizer, baselines=[baseline], primary={"baseline": name}, repeat_rows=0)
 
 
 def last_word(prompt: str) -> str:
@@ -113,13 +115,13 @@ def test_a_rate_limit_that_outlasts_all_attempts_is_no_refusal_of_the_model(
     provider.answer = last_word
     limited = {f"test {at}: " for at in range(0, 60, 10)}
     provider.refuse = lambda prompt, before: (429, {}) if any(one in prompt for one in limited) else None
-    scores = compared(here, closed(here))
+    scores = run_comparison(here, api_system(here))
     told = scores["systems"][CHAT]
     assert told["rows"]["failed"] == 6 and told["rows"]["refused"] == 0 and told["rows"]["answered"] == 54
     assert scores["verdict"]["choice"] == "inconclusive"
     assert "really answered 90.0% of the rows (6 failed)" in scores["verdict"]["reasons"][0]["says"]
     provider.refuse = lambda prompt, before: None
-    again = compared(here, closed(here))["systems"][CHAT]
+    again = run_comparison(here, api_system(here))["systems"][CHAT]
     assert again["rows"]["answered"] == 60 and again["reused"] == 54
 
 
@@ -128,20 +130,20 @@ def test_a_first_row_that_is_filtered_says_nothing_of_the_others(
 ) -> None:
     here = one_baseline(tmp_path, tokenizer)
     provider.answer = last_word
-    provider.refuse = lambda prompt, before: (ABOUT_THE_ROW, {}) if "train 0: " in prompt else None
-    told = compared(here, closed(here))["systems"][CHAT]
+    provider.refuse = lambda prompt, before: (ROW_ERROR, {}) if "train 0: " in prompt else None
+    told = run_comparison(here, api_system(here))["systems"][CHAT]
     assert "takes requests, and refuses this train row for what it says" in capsys.readouterr().err
     assert told["complete"] and told["rows"]["answered"] == 60
 
 
 def cut_chat(body: Json, text: str) -> Json:
-    told = completion(body, "")
+    told = make_completion(body, "")
     told["choices"][0]["finish_reason"] = "length"
     return told
 
 
 def cut_message(body: Json, text: str) -> Json:
-    return message(body, "") | {"stop_reason": "max_tokens"}
+    return make_message(body, "") | {"stop_reason": "max_tokens"}
 
 
 @pytest.mark.parametrize("baseline", [{"model": "gpt-6-luna"}, {"provider": "anthropic", "model": "claude-haiku-5-5"}])
@@ -155,7 +157,7 @@ def test_answers_that_the_output_limit_cuts_are_told_apart_from_wrong_ones(
 ) -> None:
     here = one_baseline(tmp_path, tokenizer, **baseline)
     provider.bodies = {"chat": cut_chat, "messages": cut_message}
-    scores = compared(here, closed(here))
+    scores = run_comparison(here, api_system(here))
     assert "CUT by the output limit: raise max_output_tokens, or lower effort" in capsys.readouterr().err
     (name,) = (one.called for one in here.recipe.compare.baselines)
     assert scores["systems"][name]["rows"]["cut"] == 60 and scores["systems"][name]["rows"]["malformed"] == 0
@@ -170,10 +172,10 @@ def test_what_a_schema_could_not_say_is_checked_here(
     tmp_path: Path, tokenizer: Any, provider: Provider, address: str
 ) -> None:
     """A supplier of more than 40 characters is invalid, though neither provider takes maxLength."""
-    here = made("extractor", tmp_path, tokenizer)
+    here = make_shipped_comparison("extractor", tmp_path, tokenizer)
     long = {**here.material.test[0]["target"], "supplier": "x" * 41}
     provider.answer = lambda prompt: json.dumps(long)
-    scores = compared(here, closed(here))
+    scores = run_comparison(here, api_system(here))
     for one in here.recipe.compare.baselines:
         told = scores["systems"][one.called]
         assert told["rows"]["malformed"] == 10 and told["validity"]["label"] == 0 and told["complete"]
@@ -199,9 +201,9 @@ def test_everything_that_can_be_known_is_checked_before_the_first_request(
         {"provider": "anthropic", "model": "claude-haiku-5-5", "temperature": 0},
         {"provider": "openai", "model": "model-of-2028", "mode": "batch", "price": price},
     ]
-    here = place(tmp_path, recipe, tokenizer, rows, baselines=baselines, primary=None)
+    here = make_comparison(tmp_path, recipe, tokenizer, rows, baselines=baselines, primary=None)
     with pytest.raises(RecipeError) as error:
-        first_request.checked("mine", here.here, here.recipe)
+        first_request.check_baselines("mine", here.here, here.recipe)
     told = str(error.value).splitlines()
     assert len(told) == 3
     assert told[0].startswith(

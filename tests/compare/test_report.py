@@ -17,7 +17,7 @@ from compare.decision import criteria
 from compare.report import console, html_page, markdown_page, section_data, wording
 from insource.tracking.run import Run
 from tests.helpers import example_scores
-from tests.helpers.example_scores import CLOSED, HACK, IMAGE, SECOND, TUNED
+from tests.helpers.example_scores import API_MODEL, IMAGE_TAG, SCRIPT_TAG, SECOND_MODEL, TUNED_MODEL
 
 VOID = {"meta", "br", "wbr", "input"}
 
@@ -72,16 +72,16 @@ class Page(HTMLParser):
 
 
 def page_of(scores: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> Page:
-    return Page(html_page.html(scores, example_scores.disagreements() if rows is None else rows))
+    return Page(html_page.render_html(scores, example_scores.make_disagreements() if rows is None else rows))
 
 
 @pytest.fixture(scope="module")
 def page() -> Page:
-    return page_of(example_scores.scores())
+    return page_of(example_scores.make_scores())
 
 
 def test_the_verdict_comes_first_and_every_reason_has_its_figure(page: Page) -> None:
-    verdict = example_scores.scores()["verdict"]
+    verdict = example_scores.make_scores()["verdict"]
     assert page.paragraphs[1] == verdict["headline"]
     for one in verdict["reasons"]:
         assert one["says"] in page.words["reasons"]
@@ -90,40 +90,42 @@ def test_the_verdict_comes_first_and_every_reason_has_its_figure(page: Page) -> 
 
 
 def test_the_five_questions_are_counted_and_each_has_its_answer_and_its_figure(page: Page) -> None:
-    scores = example_scores.scores()
+    scores = example_scores.make_scores()
     counted = "1 open (prompt changes), 1 closed (cost), 3 neutral"
-    text = markdown_page.markdown(scores)
+    text = markdown_page.render_markdown(scores)
     assert f"{counted}." in page.paragraphs and counted in text.replace("\\", "")
-    asked = wording.questions(scores)
-    assert [one["about"] for one in asked] == list(criteria.ASKED)
+    asked = wording.question_reasons(scores)
+    assert [one["about"] for one in asked] == list(criteria.QUESTION_TEXTS)
     for one in asked:
         told = one["for"] if one["for"] == "neutral" else f"speaks for {one['for']}"
         assert f"{one['question']} {one['says']}" in page.paragraphs
         assert f"{one['about']}, {told}" in page.words["reasons"] and one["figure"] in page.words["reasons"]
         assert f"- **{one['for']}**, {one['question']} " in text
         assert page.words["reasons"].count(one["says"]) == 1, "told once"
-    first = [line for line in console.lines(Run(Path("run")), scores) if line.startswith("questions ")]
+    first = [line for line in console.summary_lines(Run(Path("run")), scores) if line.startswith("questions ")]
     assert first == [f"questions {counted}"]
 
 
 def test_every_system_stands_in_the_main_table_with_its_figure_and_interval(page: Page) -> None:
-    for name, system in example_scores.scores()["systems"].items():
+    for name, system in example_scores.make_scores()["systems"].items():
         row = next(
             at
             for at, cell in enumerate(page.cells)
-            if cell.startswith(wording.title(system) + wording.KIND[system["kind"]])
+            if cell.startswith(wording.display_name(system) + wording.KIND_LABELS[system["kind"]])
         )
         figure = system["metrics"]["accuracy"]
-        expected = wording.percent(figure["value"]) + wording.between(figure["ci_low"], figure["ci_high"])
+        expected = wording.format_percent(figure["value"]) + wording.format_range(figure["ci_low"], figure["ci_high"])
         assert expected in page.cells[row : row + 3], name
-        assert wording.usd(system["cost_usd_per_1k"]) in page.cells[row + 4]
+        assert wording.format_usd(system["cost_usd_per_1k"]) in page.cells[row + 4]
 
 
 def test_a_stand_in_is_named_as_such_in_every_table(page: Page) -> None:
-    found = [cell for cell in page.cells if IMAGE in cell]
+    found = [cell for cell in page.cells if IMAGE_TAG in cell]
     assert len(found) >= 8
     assert [cell for cell in found if "stand-in" not in cell] == []
-    lines = [line for line in markdown_page.markdown(example_scores.scores()).splitlines() if "onerror" in line]
+    lines = [
+        line for line in markdown_page.render_markdown(example_scores.make_scores()).splitlines() if "onerror" in line
+    ]
     assert len(lines) >= 4
     assert [line for line in lines if "stand-in" not in line] == []
 
@@ -137,22 +139,22 @@ def test_what_is_not_whole_is_said_at_the_top_and_in_its_rows(page: Page) -> Non
 
 
 def test_systems_that_are_not_whole_stand_below_the_others() -> None:
-    rows = section_data.quality(example_scores.scores())["rows"]
+    rows = section_data.quality(example_scores.make_scores())["rows"]
     values = [row["figure"]["value"] for row in rows[:-1]]
-    assert rows[-1]["name"] == SECOND
+    assert rows[-1]["name"] == SECOND_MODEL
     assert values == sorted(values, reverse=True)
     assert rows[-1]["figure"]["value"] > values[-1]
 
 
 def test_a_linear_model_that_does_as_well_is_the_first_line_and_is_said_once() -> None:
-    scores = example_scores.scores(linear=0.912)
+    scores = example_scores.make_scores(linear=0.912)
     assert page_of(scores).paragraphs[2].startswith("A linear model does as well: TF-IDF + logistic regression reaches")
     says = "TF-IDF does as well as what was trained."
     scores["verdict"]["reasons"].insert(0, {"about": "linear", "says": says, "for": "closed", "figure": "91.2%"})
     shown = page_of(scores)
     assert shown.paragraphs[2] == says
     assert shown.text.count(says) == 1
-    assert markdown_page.markdown(scores).count(says.replace("_", "\\_")) == 1
+    assert markdown_page.render_markdown(scores).count(says.replace("_", "\\_")) == 1
     scores["verdict"]["headline"] = "A linear model does as well."
     shown = page_of(scores)
     assert "linear" not in shown.ids
@@ -164,16 +166,16 @@ def test_a_linear_model_that_does_worse_is_no_first_line(page: Page) -> None:
 
 
 def test_where_owning_was_not_measured_the_page_says_why_and_has_no_sliders() -> None:
-    shown = page_of(example_scores.scores(measured=False))
+    shown = page_of(example_scores.make_scores(measured=False))
     assert "withheld" in shown.words["cost"]
-    assert f"no server was started {HACK}" in shown.words["cost"]
+    assert f"no server was started {SCRIPT_TAG}" in shown.words["cost"]
     assert "pays-controls" not in shown.ids
     assert json.loads(told_of(shown.text))["cost"] is None
-    assert "break-even is withheld" in markdown_page.markdown(example_scores.scores(measured=False))
+    assert "break-even is withheld" in markdown_page.render_markdown(example_scores.make_scores(measured=False))
 
 
 def test_without_a_closed_price_there_is_no_break_even() -> None:
-    scores = example_scores.scores()
+    scores = example_scores.make_scores()
     scores["cost"]["systems"] = {}
     shown = page_of(scores)
     assert "there is no break-even" in shown.words["cost"]
@@ -181,28 +183,30 @@ def test_without_a_closed_price_there_is_no_break_even() -> None:
 
 
 def test_without_a_plan_all_is_called_exploratory() -> None:
-    shown = page_of(example_scores.scores(planned=False))
+    shown = page_of(example_scores.make_scores(planned=False))
     assert "No comparison was planned" in shown.words["quality"]
     assert "none of these decides" in shown.words["differences"]
     assert "No plan was written" in shown.words["integrity"]
-    assert "none, so every comparison is exploratory" in markdown_page.markdown(example_scores.scores(planned=False))
+    assert "none, so every comparison is exploratory" in markdown_page.render_markdown(
+        example_scores.make_scores(planned=False)
+    )
 
 
 def test_few_labels_are_a_table_of_numbers_and_many_a_drawing_with_the_most_confused_pairs() -> None:
-    few, many = (page_of(example_scores.scores(labels=count)).words["confusion"] for count in (9, 77))
+    few, many = (page_of(example_scores.make_scores(labels=count)).words["confusion"] for count in (9, 77))
     assert "wanted, and what was given" in few
     assert "wanted, and what was given" not in many
     assert "the darker a cell" in many
-    drawn = section_data.confusion(example_scores.scores(labels=77))[0]
-    counts = example_scores.scores(labels=77)["confusion"][TUNED]["counts"]
+    drawn = section_data.confusion(example_scores.make_scores(labels=77))[0]
+    counts = example_scores.make_scores(labels=77)["confusion"][TUNED_MODEL]["counts"]
     assert sum(path["path"].count("M") for path in drawn["paths"]) == sum(bool(one) for row in counts for one in row)
     pairs = [one["count"] for one in drawn["pairs"]]
-    assert len(pairs) == section_data.SHOWN_PAIRS and pairs == sorted(pairs, reverse=True)
+    assert len(pairs) == section_data.MAX_PAIRS and pairs == sorted(pairs, reverse=True)
     assert drawn["wrong"] == sum(map(sum, counts)) - sum(counts[at][at] for at in range(77))
 
 
 def test_sections_without_content_are_left_out_and_the_links_are_those_that_are_there(page: Page) -> None:
-    scores = example_scores.scores()
+    scores = example_scores.make_scores()
     scores |= {"confusion": {}, "comparisons": [], "agreement": {}, "not_run": [], "plan": None, "routing": None}
     scores["task"]["parts"] = "fields"
     for system in scores["systems"].values():
@@ -236,14 +240,14 @@ def test_nothing_that_was_written_elsewhere_becomes_markup(page: Page) -> None:
         assert not {"src", "srcset", "style", "action", "data"} & known.keys()
         assert not [name for name in known if name.startswith("on")]
     for section in ("reasons", "quality", "parts", "confusion", "slices", "validity", "disagreements", "systems"):
-        assert HACK in page.words[section] or IMAGE in page.words[section], section
+        assert SCRIPT_TAG in page.words[section] or IMAGE_TAG in page.words[section], section
     assert "<script>document" not in page.text
     assert not re.search(r"@import|url\(", page.text)
 
 
 @given(st.recursive(st.text() | st.floats(allow_nan=False, allow_infinity=False), st.lists, max_leaves=5))
 def test_data_for_the_script_is_json_in_which_no_tag_begins(value: Any) -> None:
-    text = html_page.block(value)
+    text = html_page.script_json(value)
     assert not set("<>&\u2028\u2029") & set(text)
     assert json.loads(text) == value
 
@@ -258,8 +262,8 @@ def told_of(text: str) -> str:
 
 
 def test_the_pull_request_has_verdict_figures_differences_cost_and_hashes() -> None:
-    scores = example_scores.scores()
-    text = markdown_page.markdown(scores)
+    scores = example_scores.make_scores()
+    text = markdown_page.render_markdown(scores)
     heads = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert heads == ["Systems", "Paired differences", "Cost", "Routing", "What is incomplete", "Integrity"]
     assert text.index("**Verdict: hybrid.**") < text.index("## Systems")
@@ -270,10 +274,10 @@ def test_the_pull_request_has_verdict_figures_differences_cost_and_hashes() -> N
 
 
 def test_no_text_of_a_model_opens_a_cell_a_tag_or_a_link_in_the_pull_request() -> None:
-    scores = example_scores.scores()
-    scores["systems"][CLOSED]["title"] = example_scores.LINES
-    scores["verdict"]["headline"] = example_scores.LINES
-    text = markdown_page.markdown(scores)
+    scores = example_scores.make_scores()
+    scores["systems"][API_MODEL]["title"] = example_scores.MARKDOWN_LINES
+    scores["verdict"]["headline"] = example_scores.MARKDOWN_LINES
+    text = markdown_page.render_markdown(scores)
     assert not set("<>`\u2028\0") & set(text)
     assert "https://" not in text and "@team" not in text
     assert r"\[link\]" in text
@@ -284,7 +288,7 @@ def test_no_text_of_a_model_opens_a_cell_a_tag_or_a_link_in_the_pull_request() -
 
 @given(st.text())
 def test_a_text_in_the_pull_request_is_one_line_of_plain_words(text: str) -> None:
-    found = markdown_page.plain(text)
+    found = markdown_page.escape_markdown(text)
     assert not set("<>|`\n\r\0\u2028\u2029") & set(found)
     assert len(found.splitlines()) <= 1
     shown = re.sub(r"\\(.)", r"\1", unescape(found)).replace("\u2060", "")
@@ -292,9 +296,9 @@ def test_a_text_in_the_pull_request_is_one_line_of_plain_words(text: str) -> Non
 
 
 def test_both_files_are_written_whatever_a_model_has_answered(tmp_path: Path) -> None:
-    scores, rows = example_scores.scores(), example_scores.disagreements()
+    scores, rows = example_scores.make_scores(), example_scores.make_disagreements()
     scores["verdict"]["headline"] = "half a character \ud800 and nothing \0"
-    assert html_page.write(tmp_path, scores, rows) == [tmp_path / "report.html", tmp_path / "report.md"]
+    assert html_page.write_report(tmp_path, scores, rows) == [tmp_path / "report.html", tmp_path / "report.md"]
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "\0" not in text and "half a character ?" in text
     assert "half a character" in (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -302,9 +306,9 @@ def test_both_files_are_written_whatever_a_model_has_answered(tmp_path: Path) ->
 
 def test_a_kind_without_labels_and_fields_has_a_report_too() -> None:
     """Generations and preferences have neither parts with an F1, nor a confusion, nor always a confidence."""
-    told = example_scores.scores()
+    told = example_scores.make_scores()
     for one in told["systems"].values():
         one |= {"per_part": {}, "slices": {}, "calibration": None}
     told |= {"confusion": {}, "task": {**told["task"], "kind": "generation", "parts": "groups of rows"}}
-    page = html_page.html(told, example_scores.disagreements())
+    page = html_page.render_html(told, example_scores.make_disagreements())
     assert "Which labels are hard?" not in page and "How good is each system?" in page

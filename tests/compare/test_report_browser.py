@@ -14,7 +14,7 @@ import pytest
 
 from compare.report import charts, cost_section, html_page, wording
 from tests.helpers import example_scores
-from tests.helpers.example_scores import CLOSED, HACK
+from tests.helpers.example_scores import API_MODEL, SCRIPT_TAG
 
 TITLE = "support_tickets: comparison"
 WIDE = {"width": 1100, "height": 900}
@@ -42,7 +42,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
 
     def open_(scores: dict[str, Any], viewport: dict[str, int] = WIDE, **options: Any) -> Any:
         path = tmp_path / "report.html"
-        path.write_text(html_page.html(scores, example_scores.disagreements()), encoding="utf-8")
+        path.write_text(html_page.render_html(scores, example_scores.make_disagreements()), encoding="utf-8")
         context = browser.new_context(viewport=viewport, **options)
         contexts.append(context)
         shown = context.new_page()
@@ -68,17 +68,17 @@ def visible_rows(shown: Any, rows: str) -> list[str]:
 
 
 def test_no_hostile_text_runs_and_nothing_is_asked_of_the_network(opened: Open) -> None:
-    shown = opened(example_scores.scores())
+    shown = opened(example_scores.make_scores())
     assert shown.title() == TITLE
     assert shown.complaints == []
     assert [url for url in shown.requests if not url.startswith("file:")] == []
     assert len(shown.requests) == 1
-    assert shown.get_by_text(HACK).count() > 3
+    assert shown.get_by_text(SCRIPT_TAG).count() > 3
     assert shown.locator("img, iframe").count() == 0
 
 
 def test_a_script_that_got_in_would_not_run(opened: Open) -> None:
-    shown = opened(example_scores.scores())
+    shown = opened(example_scores.make_scores())
     shown.evaluate(
         "() => { const one = document.createElement('script'); one.textContent = \"document.title = 'hacked'\";"
         " document.body.append(one); const two = document.createElement('img'); two.src = 'x';"
@@ -90,9 +90,9 @@ def test_a_script_that_got_in_would_not_run(opened: Open) -> None:
 
 
 def test_sliders_move_the_break_even_to_what_python_computes(opened: Open) -> None:
-    scores = example_scores.scores()
+    scores = example_scores.make_scores()
     shown, inputs = opened(scores), deepcopy(scores["cost"]["inputs"])
-    first = cost_section.said(inputs, CLOSED, 0.0004)
+    first = cost_section.break_even_text(inputs, API_MODEL, 0.0004)
     assert shown.locator("#pays-figure").inner_text() == first["figure"]
     moves = [
         ("utilization", 0.8, 0.8),
@@ -109,7 +109,7 @@ def test_sliders_move_the_break_even_to_what_python_computes(opened: Open) -> No
     for name, slider, value in moves:
         slide(shown, name, slider)
         inputs[name] = value
-        expected = cost_section.said(inputs, CLOSED, 0.0004)
+        expected = cost_section.break_even_text(inputs, API_MODEL, 0.0004)
         figures.add(expected["figure"])
         for part, text in expected.items():
             assert shown.locator(f"#pays-{part}").inner_text() == text, (name, value)
@@ -121,14 +121,14 @@ def test_sliders_move_the_break_even_to_what_python_computes(opened: Open) -> No
 
 
 def test_sliders_move_the_curve_that_python_draws(opened: Open) -> None:
-    scores = example_scores.scores()
+    scores = example_scores.make_scores()
     shown, inputs = opened(scores), deepcopy(scores["cost"]["inputs"])
-    axes = cost_section.cost(scores)["picture"]["for_script"]["axes"]
+    axes = cost_section.build_cost_section(scores)["picture"]["for_script"]["axes"]
     across, upwards = (charts.Axis(*axes[one], log=True) for one in ("x", "y"))
     before = shown.locator("#pays-own").get_attribute("points")
     slide(shown, "utilization", 0.05)
     inputs["utilization"] = 0.05
-    expected = cost_section.curves(inputs, 0.0004, across, upwards)
+    expected = cost_section.cost_polylines(inputs, 0.0004, across, upwards)
     for name, line in expected.items():
         drawn = shown.locator(f"#pays-{name}").get_attribute("points")
         numbers = [[float(one) for one in re.split("[ ,]", text)] for text in (drawn, line)]
@@ -137,14 +137,14 @@ def test_sliders_move_the_curve_that_python_draws(opened: Open) -> None:
 
 
 def test_the_break_even_can_be_seen_against_another_closed_model(opened: Open) -> None:
-    shown = opened(example_scores.scores())
+    shown = opened(example_scores.make_scores())
     shown.locator("#pays-against").select_option(label="what we pay for today")
     assert shown.locator("#pays-figure").inner_text() == "Owning never pays."
     assert "it can answer cost $275 there" in shown.locator("#pays-more").inner_text()
 
 
 def test_sliders_work_by_keyboard_and_tell_their_unit(opened: Open) -> None:
-    shown = opened(example_scores.scores())
+    shown = opened(example_scores.make_scores())
     before = shown.locator("#pays-figure").inner_text()
     shown.locator("#slide-engineer_share").focus()
     shown.keyboard.press("End")
@@ -154,7 +154,7 @@ def test_sliders_work_by_keyboard_and_tell_their_unit(opened: Open) -> None:
 
 
 def test_a_table_sorts_by_a_column_and_says_so(opened: Open) -> None:
-    shown = opened(example_scores.scores())
+    shown = opened(example_scores.make_scores())
     column = "#parts-table tbody tr td:nth-of-type(4)"
 
     def values() -> list[float]:
@@ -175,21 +175,21 @@ def test_a_table_sorts_by_a_column_and_says_so(opened: Open) -> None:
 
 
 def test_labels_are_found_by_their_name_and_shown_for_the_system_chosen(opened: Open) -> None:
-    scores = example_scores.scores()
+    scores = example_scores.make_scores()
     shown = opened(scores)
     shown.locator("#parts-filter").fill("CARD")
     assert len(visible_rows(shown, "#parts-table tbody tr")) == 2
     assert shown.locator("#parts-count").inner_text() == "2 shown"
     shown.locator("#parts-first").select_option(label="base")
     row = shown.locator("#parts-table tbody tr", has_text="card_arrival").locator("td").all_inner_texts()
-    own, other = (scores["systems"][name]["per_part"]["card_arrival"] for name in ("base", CLOSED))
-    figures = [wording.percent(one) for one in (own["precision"], own["recall"], own["f1"], other["f1"])]
-    assert row[1:] == [*figures, wording.signed(own["f1"] - other["f1"])]
+    own, other = (scores["systems"][name]["per_part"]["card_arrival"] for name in ("base", API_MODEL))
+    figures = [wording.format_percent(one) for one in (own["precision"], own["recall"], own["f1"], other["f1"])]
+    assert row[1:] == [*figures, wording.format_delta(own["f1"] - other["f1"])]
     assert shown.locator("#parts-caption bdi").first.inner_text() == "base"
 
 
 def test_disagreements_are_filtered_by_who_is_right_and_by_text_and_paged(opened: Open) -> None:
-    shown = opened(example_scores.scores())
+    shown = opened(example_scores.make_scores())
     rows = "#rows-list > li"
     assert len(visible_rows(shown, rows)) == 10
     assert shown.locator("#rows-count").inner_text() == "1 to 10 of 57"
@@ -209,14 +209,14 @@ def test_disagreements_are_filtered_by_who_is_right_and_by_text_and_paged(opened
 @pytest.mark.parametrize("labels", [9, 77])
 @pytest.mark.parametrize("width", [360, 390, 768, 1100])
 def test_nothing_scrolls_sideways(opened: Open, labels: int, width: int) -> None:
-    shown = opened(example_scores.scores(labels=labels), {"width": width, "height": 844})
+    shown = opened(example_scores.make_scores(labels=labels), {"width": width, "height": 844})
     shown.evaluate("() => document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     assert shown.evaluate("document.documentElement.scrollWidth") <= width
     assert shown.evaluate("window.innerWidth") == width
 
 
 def test_without_scripts_all_tables_are_there_and_no_control_that_would_do_nothing(opened: Open) -> None:
-    shown = opened(example_scores.scores(), java_script_enabled=False)
+    shown = opened(example_scores.make_scores(), java_script_enabled=False)
     assert visible_rows(shown, "input, select, button") == []
     assert len(visible_rows(shown, "#parts-table tbody tr")) == 9
     assert len(visible_rows(shown, "#rows-list > li")) == 57
@@ -225,7 +225,7 @@ def test_without_scripts_all_tables_are_there_and_no_control_that_would_do_nothi
 
 def test_the_page_is_dark_where_the_reader_wants_that_and_is_printed_on_white(opened: Open) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
-    shown = opened(example_scores.scores(), color_scheme="dark")
+    shown = opened(example_scores.make_scores(), color_scheme="dark")
     assert shown.evaluate(paper) == "rgb(18, 22, 27)"
     shown.emulate_media(media="print")
     assert shown.evaluate(paper) == "rgb(255, 255, 255)"

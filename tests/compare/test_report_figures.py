@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from compare.report import charts, cost_section, section_data, wording
 from tests.helpers import example_scores
-from tests.helpers.example_scores import CLOSED
+from tests.helpers.example_scores import API_MODEL
 
 
 @pytest.mark.parametrize(
@@ -26,32 +26,32 @@ from tests.helpers.example_scores import CLOSED
     ],
 )
 def test_amounts_are_shown_to_three_digits_or_to_the_dollar(value: float | None, shown: str) -> None:
-    assert wording.usd(value) == shown
+    assert wording.format_usd(value) == shown
 
 
 def test_figures_are_written_exactly() -> None:
-    assert [wording.percent(one) for one in (0, 0.0001, 0.912, 0.99999, 1)] == [
+    assert [wording.format_percent(one) for one in (0, 0.0001, 0.912, 0.99999, 1)] == [
         "0.0%",
         "<0.1%",
         "91.2%",
         ">99.9%",
         "100.0%",
     ]
-    assert [wording.signed(one) for one in (0.0123, -0.0084, 0.0002, 0, -1e-9)] == [
+    assert [wording.format_delta(one) for one in (0.0123, -0.0084, 0.0002, 0, -1e-9)] == [
         "+1.2",
         "−0.8",
         "+0.02",
         "0.0",
         "0.0",
     ]
-    assert [wording.seconds(one) for one in (0.0004, 0.085, 1.239)] == ["0.4 ms", "85 ms", "1.24 s"]
-    assert [wording.compact(one) for one in (950, 12345, 999_900, 2.15e9)] == ["950", "12.3k", "1M", "2.15B"]
-    assert [wording.p_value(one) for one in (0.0001, 0.0131)] == ["<0.001", "0.013"]
+    assert [wording.format_seconds(one) for one in (0.0004, 0.085, 1.239)] == ["0.4 ms", "85 ms", "1.24 s"]
+    assert [wording.format_compact(one) for one in (950, 12345, 999_900, 2.15e9)] == ["950", "12.3k", "1M", "2.15B"]
+    assert [wording.format_p_value(one) for one in (0.0001, 0.0131)] == ["<0.001", "0.013"]
 
 
 @given(st.lists(st.floats(min_value=1e-6, max_value=1e6), min_size=1, max_size=12))
 def test_an_axis_of_amounts_holds_them_all_in_their_order_between_round_ends(amounts: list[float]) -> None:
-    axis = charts.of_amounts(amounts)
+    axis = charts.log_axis(amounts)
     assert axis.low <= min(amounts) * (1 + 1e-6) and axis.high >= max(amounts) * (1 - 1e-6)
     places = [axis.at(one) for one in sorted(amounts)]
     assert places == sorted(places)
@@ -61,18 +61,18 @@ def test_an_axis_of_amounts_holds_them_all_in_their_order_between_round_ends(amo
 
 @given(st.lists(st.floats(min_value=0, max_value=1), min_size=1, max_size=12))
 def test_an_axis_of_shares_holds_them_all(shares: list[float]) -> None:
-    axis = charts.of_shares(shares)
+    axis = charts.fraction_axis(shares)
     assert 0 <= axis.low <= min(shares) + 1e-6 and max(shares) - 1e-6 <= axis.high
     assert axis.low < axis.high
     assert 2 <= len(axis.ticks()) <= 7
 
 
 def test_a_difference_far_away_leaves_room_for_those_that_decide() -> None:
-    group = section_data.differences(example_scores.scores())[0]
+    group = section_data.differences(example_scores.make_scores())[0]
     figs = {row["b"]: row["fig"] for row in group["rows"]}
     assert {name for name, fig in figs.items() if fig["beyond"] == "right"} == {"base", "base:3-shot"}
     chief = group["rows"][0]
-    assert chief["chief"] and chief["b"] == CLOSED
+    assert chief["chief"] and chief["b"] == API_MODEL
     assert chief["fig"]["width"] > 10
     # Non-inferior: all of the interval is above the margin, and no difference is above all of it.
     assert chief["fig"]["margin"] < chief["fig"]["from"] < chief["fig"]["to"] <= chief["fig"]["zero"] + 0.01
@@ -87,7 +87,7 @@ points = st.lists(
 
 @given(points, st.booleans())
 def test_no_label_of_the_cost_picture_covers_another_label_or_a_dot(told: list[Any], named: bool) -> None:
-    width, height = section_data.WIDE if named else section_data.NARROW
+    width, height = section_data.DESKTOP if named else section_data.PHONE
     rows = [
         {
             "key": at,
@@ -100,7 +100,7 @@ def test_no_label_of_the_cost_picture_covers_another_label_or_a_dot(told: list[A
         }
         for at, (cost, value, title) in enumerate(told)
     ]
-    picture = charts.cost_picture(rows, (width, height), named)
+    picture = charts.quality_cost_plot(rows, (width, height), named)
     if picture is None:
         assert not any(cost for cost, _, _ in told)
         return
@@ -126,9 +126,9 @@ def test_no_label_of_the_cost_picture_covers_another_label_or_a_dot(told: list[A
 
 
 def test_the_sentences_of_cost_are_those_of_the_break_even() -> None:
-    scores = example_scores.scores()
-    found = scores["cost"]["systems"][CLOSED]["break_even"]
-    told = cost_section.said(scores["cost"]["inputs"], "X", 0.0004)
+    scores = example_scores.make_scores()
+    found = scores["cost"]["systems"][API_MODEL]["break_even"]
+    told = cost_section.break_even_text(scores["cost"]["inputs"], "X", 0.0004)
     assert told["figure"] == f"Owning pays from {found['first_requests']:,} requests a month."
     assert told["here"] == "At 1,000,000 requests a month: owned $3,584 with 1 machine, X $400."
-    assert cost_section.said(scores["cost"]["inputs"], "X", 0.0000131)["figure"] == "Owning never pays."
+    assert cost_section.break_even_text(scores["cost"]["inputs"], "X", 0.0000131)["figure"] == "Owning never pays."

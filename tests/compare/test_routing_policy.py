@@ -11,13 +11,13 @@ import pytest
 
 from compare.analysis import assemble, system_scores
 from compare.decision import routing_evaluation, routing_policy
-from compare.decision.routing_policy import Policy, Rows
+from compare.decision.routing_policy import CalibrationAnswers, RoutingPolicy
 from compare.report import html_page, markdown_page
 from compare.scoring import confidence, predictions
 from compare.scoring.confidence import Scale
-from compare.scoring.predictions import Answer
+from compare.scoring.predictions import SystemAnswer
 from compare.systems import api_models, catalog
-from compare.systems.responses import Gathered, Place
+from compare.systems.responses import ComparisonContext, SystemResponses
 from insource.backends import client as asking
 from insource.config.errors import StageError
 from insource.config.load import load
@@ -26,7 +26,7 @@ from insource.config.schema.serving_and_cost import Route
 from insource.stats.calibration import Platt
 from insource.system import atomic_files
 from tests.helpers import example_scores
-from tests.helpers.api_comparison import at_the_sdks_own_address, closed, made, place
+from tests.helpers.api_comparison import api_system, make_comparison, make_shipped_comparison, redirect_sdks
 from tests.helpers.provider.faulty_provider import Provider
 from tests.insource.config.test_recipe import mistakes
 
@@ -34,25 +34,25 @@ CHAT = "openai:gpt-6-luna"
 LABELS = ("billing_dispute", "refund_status")
 
 
-def drawn(n: int, seed: int, groups: bool = False) -> tuple[list[float], list[float], Rows]:
+def drawn(n: int, seed: int, groups: bool = False) -> tuple[list[float], list[float], CalibrationAnswers]:
     """Confidences and right answers of 500 validation rows, and calibration rows: as often right as sure."""
     rng = np.random.default_rng(seed)
     validation, mine = 0.3 + 0.7 * rng.random(500) ** 0.1, 0.3 + 0.7 * rng.random(n) ** 0.1
     right = [float(one) for one in rng.random(n) < mine]
     ids = [f"c{at}" for at in range(n)]
-    rows = Rows(ids, mine.tolist(), right, [f"g{at // 3}" for at in range(n)] if groups else None)
+    rows = CalibrationAnswers(ids, mine.tolist(), right, [f"g{at // 3}" for at in range(n)] if groups else None)
     return validation.tolist(), [float(one) for one in rng.random(500) < validation], rows
 
 
-def policy_of(n: int, seed: int, wanted: Route, **more: Any) -> Policy:
+def policy_of(n: int, seed: int, wanted: Route, **more: Any) -> RoutingPolicy:
     validation, right, rows = drawn(n, seed, **more)
-    return routing_policy.policy(Scale(Platt(1.0, 0.0), "answer", validation, right), rows, wanted)
+    return routing_policy.fit_policy(Scale(Platt(1.0, 0.0), "answer", validation, right), rows, wanted)
 
 
 def test_the_threshold_is_a_confidence_of_the_validation_rows_and_the_calibration_rows_keep_the_target() -> None:
     validation, right, rows = drawn(900, 1)
     scale = Scale(Platt(1.4, -0.3), "answer", validation, right)
-    found = routing_policy.policy(scale, rows, Route())
+    found = routing_policy.fit_policy(scale, rows, Route())
     assert found.threshold in validation and found.sequence is not None
     stays = np.array(rows.confidences) >= found.threshold
     assert found.coverage == stays.mean() > 0.3
@@ -61,8 +61,10 @@ def test_the_threshold_is_a_confidence_of_the_validation_rows_and_the_calibratio
     assert found.threshold <= found.sequence.start and found.sequence.validation_rows == 500
     assert found.score == {"of": "answer", "slope": 1.4, "intercept": -0.3}
     shuffled = np.random.default_rng(9).permutation(900)
-    again = Rows(*([values[at] for at in shuffled] for values in (rows.ids, rows.confidences, rows.right)))
-    assert routing_policy.policy(scale, again, Route()) == found, "the order of the rows means nothing"
+    again = CalibrationAnswers(
+        *([values[at] for at in shuffled] for values in (rows.ids, rows.confidences, rows.right))
+    )
+    assert routing_policy.fit_policy(scale, again, Route()) == found, "the order of the rows means nothing"
 
 
 def test_the_guarantee_says_what_it_covers_and_what_not() -> None:
@@ -80,18 +82,18 @@ def test_of_rows_of_one_group_one_counts() -> None:
     validation, right, rows = drawn(900, 2)
     scale = Scale(None, "answer", validation, right)
     # Copies within a group bring no evidence.
-    copied = Rows(
+    copied = CalibrationAnswers(
         [f"{one}-{copy}" for one in rows.ids for copy in range(4)],
         [one for one in rows.confidences for _ in range(4)],
         [one for one in rows.right for _ in range(4)],
         [one for one in rows.ids for _ in range(4)],
     )
-    one, many = routing_policy.policy(scale, rows, Route()), routing_policy.policy(scale, copied, Route())
+    one, many = routing_policy.fit_policy(scale, rows, Route()), routing_policy.fit_policy(scale, copied, Route())
     assert (many.calibration_rows, many.left_out_rows) == (900, 2700)
     assert (one.threshold, one.p_value) == (many.threshold, many.p_value)
     # A row without a group is one of its own.
     alone = replace(copied, groups=[None] * 3600)
-    assert routing_policy.policy(scale, alone, Route()).calibration_rows == 3600
+    assert routing_policy.fit_policy(scale, alone, Route()).calibration_rows == 3600
 
 
 def test_why_there_is_no_threshold_is_told_with_the_rows_that_would_show_one() -> None:
@@ -103,9 +105,9 @@ def test_why_there_is_no_threshold_is_told_with_the_rows_that_would_show_one() -
     assert sum(shown) >= 20, "by 620 rows it is only known about"
     ten = policy_of(10, 3, Route())
     assert "fewer than 59 rows, not even where all are right" in (ten.why_none or "")
-    hopeless = routing_policy.policy(
+    hopeless = routing_policy.fit_policy(
         Scale(None, "answer", [0.5, 0.7, 0.9] * 100, [0.0, 1.0] * 150),
-        Rows([str(at) for at in range(600)], [0.5, 0.7, 0.9] * 200, [0.0, 1.0] * 300),
+        CalibrationAnswers([str(at) for at in range(600)], [0.5, 0.7, 0.9] * 200, [0.0, 1.0] * 300),
         Route(),
     )
     assert hopeless.rows_needed is None and "even a million rows would probably show none" in (hopeless.why_none or "")
@@ -113,17 +115,19 @@ def test_why_there_is_no_threshold_is_told_with_the_rows_that_would_show_one() -
 
 def test_without_confidences_or_rows_the_reason_is_told() -> None:
     scale = Scale(None, "answer", [0.5, 0.9], [0.0, 1.0])
-    rows = Rows(["a", "b"], [None, None], [1.0, 1.0])
-    assert "no answer to a calibration row tells" in (routing_policy.policy(scale, rows, Route()).why_none or "")
-    assert "data.split.calibration" in (routing_policy.policy(scale, Rows([], [], []), Route()).why_none or "")
-    assert "thresholds are those of validation rows" in (routing_policy.policy(None, rows, Route()).why_none or "")
+    rows = CalibrationAnswers(["a", "b"], [None, None], [1.0, 1.0])
+    assert "no answer to a calibration row tells" in (routing_policy.fit_policy(scale, rows, Route()).why_none or "")
+    assert "data.split.calibration" in (
+        routing_policy.fit_policy(scale, CalibrationAnswers([], [], []), Route()).why_none or ""
+    )
+    assert "thresholds are those of validation rows" in (routing_policy.fit_policy(None, rows, Route()).why_none or "")
 
 
 def test_an_answer_of_unknown_confidence_never_stays() -> None:
     validation, right, rows = drawn(900, 1)
     scale = Scale(None, "answer", validation, right)
     unsure = replace(rows, confidences=[*rows.confidences[:450], *[None] * 450])
-    found = routing_policy.policy(scale, unsure, Route(target_accuracy=0.5))
+    found = routing_policy.fit_policy(scale, unsure, Route(target_accuracy=0.5))
     assert found.threshold == 0.0 and found.coverage == 0.5
 
 
@@ -131,13 +135,13 @@ def test_routing_json_is_read_again_and_an_older_one_is_told_to_be_old(tmp_path:
     path = tmp_path / "routing.json"
     for found in (policy_of(900, 1, Route()), policy_of(30, 1, Route())):
         atomic_files.write_json(path, {**found.json(), "test": {"rows": 7}})
-        assert routing_policy.read(path) == found
+        assert routing_policy.read_policy(path) == found
     old = {"threshold": 0.83, "target_accuracy": 0.95, "confidence": 0.95, "calibration_rows": 1180, "coverage": 0.71}
     path.write_text(json.dumps(old), encoding="utf-8")
     with pytest.raises(StageError, match=r"routing.json has schema_version 1, this insource reads 2; compare again"):
-        routing_policy.read(path)
+        routing_policy.read_policy(path)
     with pytest.raises(StageError, match="there is no"):
-        routing_policy.read(tmp_path / "nothing.json")
+        routing_policy.read_policy(tmp_path / "nothing.json")
 
 
 # The recipe
@@ -168,20 +172,22 @@ def test_a_target_names_a_baseline_that_there_is() -> None:
 def scored(right: list[float], confidences: list[float], name: str = "tuned", usd: list[float] | None = None) -> Any:
     kind: Any = "tuned" if name == "tuned" else "file"
     costs = usd or [None] * len(right)
-    answers = [Answer(f"t{at}", "x", cost_usd=one) for at, one in enumerate(costs)]
+    answers = [SystemAnswer(f"t{at}", "x", cost_usd=one) for at, one in enumerate(costs)]
     rows = [{"id": f"t{at}"} for at in range(len(right))]
-    gathered = Gathered(catalog.System(name, kind, name), answers)
+    gathered = SystemResponses(catalog.System(name, kind, name), answers)
     found = predictions.Predictions(answers, [])
-    return system_scores.Scored(gathered, rows, found, {}, confidences, right, range(len(right)))
+    return system_scores.SystemScores(gathered, rows, found, {}, confidences, right, range(len(right)))
 
 
 def test_on_the_test_rows_it_stands_beside_all_owned_all_closed_and_random_routing() -> None:
     own = scored([1, 1, 1, 0, 0, 1, 0, 0, 0, 0], [0.9, 0.9, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
     other = scored([1, 0, 1, 1, 1, 1, 1, 1, 0, 1], [0.0] * 10, "answers", [0.001, 0.001, 0.001, 0.001] + [0.002] * 6)
     scale = Scale(None, "answer", [0.8, 0.5, 0.9], [1.0, 0.0, 1.0])
-    policy = Policy(threshold=0.8, target_accuracy=0.7, confidence=0.9, calibration_rows=99, coverage=0.5, accuracy=0.8)
+    policy = RoutingPolicy(
+        threshold=0.8, target_accuracy=0.7, confidence=0.9, calibration_rows=99, coverage=0.5, accuracy=0.8
+    )
     costs = {"owned": {"measured": True, "usd_per_month": 500.0, "requests": 1_000_000}}
-    told = routing_evaluation.on_test(policy, own, other, scale, costs)
+    told = routing_evaluation.evaluate_policy(policy, own, other, scale, costs)
     assert told is not None and told["rows"] == 10 and told["baseline"] == "answers"
     assert told["kept"]["value"] == 0.4 and told["right_of_kept"]["value"] == 0.75
     ways = told["ways"]
@@ -198,12 +204,12 @@ def test_on_the_test_rows_it_stands_beside_all_owned_all_closed_and_random_routi
     assert [one["threshold"] for one in told["curve"]] == [0.9, 0.8, 0.5, 0.0]
     assert told["curve"][-1] == {"threshold": 0.0, "kept": 1.0, "right_of_kept": 0.4, "right": 0.4}
     # Without a threshold there is still the curve, without a cost of owning there is none of routing.
-    bare = routing_evaluation.on_test(
+    bare = routing_evaluation.evaluate_policy(
         replace(policy, threshold=None), own, other, scale, {"owned": {"measured": False, "why_not": "no"}}
     )
     assert bare is not None and set(bare["ways"]) == {"owned", "closed"} and bare["kept"] is None
     assert bare["ways"]["owned"]["usd_per_1k"] is None and bare["curve"] == told["curve"]
-    alone = routing_evaluation.on_test(policy, own, None, scale, costs)
+    alone = routing_evaluation.evaluate_policy(policy, own, None, scale, costs)
     assert alone is not None and set(alone["ways"]) == {"owned"} and alone["curve"][0]["right"] is None
 
 
@@ -211,17 +217,17 @@ def test_the_rest_is_answered_by_whom_the_target_or_else_the_plan_names() -> Non
     one, two = (replace_kind(scored([1.0], [0.5], name)) for name in ("one", "two"))
     own = scored([1.0], [0.5])
     recipe: Any = SimpleNamespace(route=Route(), compare=SimpleNamespace(primary=None, baselines=[]))
-    assert routing_evaluation.baseline_of(recipe, [own]) is None
-    assert routing_evaluation.baseline_of(recipe, [own, one, two]) is one
+    assert routing_evaluation.select_fallback(recipe, [own]) is None
+    assert routing_evaluation.select_fallback(recipe, [own, one, two]) is one
     recipe.compare.primary = SimpleNamespace(baseline="two")
-    assert routing_evaluation.baseline_of(recipe, [own, one, two]) is two
+    assert routing_evaluation.select_fallback(recipe, [own, one, two]) is two
     recipe.route = Route(not_worse_than="one")
-    assert routing_evaluation.baseline_of(recipe, [own, one, two]) is one
+    assert routing_evaluation.select_fallback(recipe, [own, one, two]) is one
     recipe.route = Route(not_worse_than="one", baseline="two")
-    assert routing_evaluation.baseline_of(recipe, [own, one, two]) is two
+    assert routing_evaluation.select_fallback(recipe, [own, one, two]) is two
     recipe.route = Route(not_worse_than="one")
     partly = replace(one, gathered=replace(one.gathered, complete=False))
-    assert routing_evaluation.baseline_of(recipe, [own, partly, two]) is two
+    assert routing_evaluation.select_fallback(recipe, [own, partly, two]) is two
 
 
 def replace_kind(one: Any) -> Any:
@@ -232,9 +238,9 @@ def replace_kind(one: Any) -> Any:
 
 
 def test_the_report_has_the_policy_its_guarantee_and_every_way_to_answer() -> None:
-    scores = example_scores.scores()
+    scores = example_scores.make_scores()
     policy = scores["routing"]
-    page, text = html_page.html(scores, []), markdown_page.markdown(scores).replace("\\", "")
+    page, text = html_page.render_html(scores, []), markdown_page.render_markdown(scores).replace("\\", "")
     for shown in (page, text):
         assert (
             "From a confidence of 0.8312 on the owned model may answer alone: 71.0% of 1,180 calibration rows" in shown
@@ -245,14 +251,14 @@ def test_the_report_has_the_policy_its_guarantee_and_every_way_to_answer() -> No
         for name in ("all by the owned model", "routed, the rest by", "the same share at random"):
             assert name in shown
     assert "120 rows of the same groups left out" in page and "41 thresholds of 98" in page
-    none = routing_policy.Policy(
+    none = routing_policy.RoutingPolicy(
         threshold=None, target_accuracy=0.95, confidence=0.95, calibration_rows=60, rows_needed=400,
-        why_none=f"too few {example_scores.HACK}", score=policy["score"],
+        why_none=f"too few {example_scores.SCRIPT_TAG}", score=policy["score"],
     )  # fmt: skip
     scores["routing"] = {**none.json(), "test": None}
-    page, text = html_page.html(scores, []), markdown_page.markdown(scores)
+    page, text = html_page.render_html(scores, []), markdown_page.render_markdown(scores)
     assert "No part of the traffic can be given to the owned model alone: too few" in page
-    assert example_scores.HACK not in page and example_scores.HACK not in text
+    assert example_scores.SCRIPT_TAG not in page and example_scores.SCRIPT_TAG not in text
 
 
 # A target against a baseline, end to end
@@ -260,16 +266,16 @@ def test_the_report_has_the_policy_its_guarantee_and_every_way_to_answer() -> No
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture
 def address(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    at_the_sdks_own_address(monkeypatch, address)
+    redirect_sdks(monkeypatch, address)
     return address
 
 
-def comparison(folder: Path, tokenizer: Any, budget: float = 5.0) -> Place:
+def comparison(folder: Path, tokenizer: Any, budget: float = 5.0) -> ComparisonContext:
     recipe = load("classifier", (f"route.not_worse_than={CHAT}", "route.margin=0.05"), "gpu").recipe
     rows = {
         split: [
@@ -279,27 +285,29 @@ def comparison(folder: Path, tokenizer: Any, budget: float = 5.0) -> Place:
         for split, count in (("train", 20), ("validation", 60), ("calibration", 150), ("test", 40))
     }
     baseline = {"provider": "openai", "model": "gpt-6-luna", "max_output_tokens": 16}
-    return place(
+    return make_comparison(
         folder, recipe, tokenizer, rows, baselines=[baseline], primary={"baseline": CHAT}, repeat_rows=0,
         budget_usd=budget,
     )  # fmt: skip
 
 
-def tuned(here: Place) -> tuple[Gathered, Scale]:
+def tuned(here: ComparisonContext) -> tuple[SystemResponses, Scale]:
     """A tuned model that is right where it is sure: a third of its answers are neither."""
     mine = here.material
 
-    def answers(rows: Any) -> list[Answer]:
+    def answers(rows: Any) -> list[SystemAnswer]:
         return [
-            Answer(row["id"], row["target"] if at % 3 else "refund_status", log_probability=-0.01 if at % 3 else -1.0)
+            SystemAnswer(
+                row["id"], row["target"] if at % 3 else "refund_status", log_probability=-0.01 if at % 3 else -1.0
+            )
             for at, row in enumerate(rows)
         ]
 
     known = list(atomic_files.read_jsonl(here.here.folder / "data" / "validation.jsonl"))
-    scale = confidence.scale_of(mine, known, answers(known))
+    scale = confidence.fit_scale(mine, known, answers(known))
     assert scale is not None
     system = catalog.System("tuned", "tuned", "tuned")
-    return Gathered(system, answers(mine.test), answers(mine.calibration)), scale
+    return SystemResponses(system, answers(mine.test), answers(mine.calibration)), scale
 
 
 def test_the_baseline_that_the_target_names_is_asked_the_calibration_rows_once(
@@ -307,19 +315,19 @@ def test_the_baseline_that_the_target_names_is_asked_the_calibration_rows_once(
 ) -> None:
     here = comparison(tmp_path, tokenizer)
     provider.answer = lambda prompt: prompt.rsplit(": ")[-1]
-    first = api_models.everyone(here, closed(here))[CHAT]
+    first = api_models.collect_from_apis(here, api_system(here))[CHAT]
     asked = [prompt for prompt in provider.delivered if "calibration" in prompt]
     assert len(asked) == 150 and len(first.calibration) == 150 and first.why_not_calibration is None
-    again = api_models.everyone(here, closed(here))[CHAT]
+    again = api_models.collect_from_apis(here, api_system(here))[CHAT]
     assert sum(provider.delivered.values()) == 190 and again.spent_usd == pytest.approx(first.spent_usd)
     own, scale = tuned(here)
-    every = [system_scores.scored(one, here.material, scale) for one in (own, first)]
-    found = assemble.routed(every, here.material, scale, here.recipe)
+    every = [system_scores.score_system(one, here.material, scale) for one in (own, first)]
+    found = assemble.fit_tuned_policy(every, here.material, scale, here.recipe)
     # 100 rows of which it is sure and right, as the baseline is: as good within 5 points; of the others it is not.
     assert found.threshold is not None and found.coverage == pytest.approx(2 / 3) and found.difference == 0
     assert "less than 5.0% less often right than openai:gpt-6-luna" in found.target
     assert "less often than those of openai:gpt-6-luna to the same requests" in (found.guarantee or "")
-    told = routing_evaluation.on_test(found, every[0], every[1], scale, {"owned": {"measured": False}})
+    told = routing_evaluation.evaluate_policy(found, every[0], every[1], scale, {"owned": {"measured": False}})
     assert told is not None and told["difference_of_kept"]["value"] == 0
     assert told["ways"]["routed"]["right"]["value"] == 1.0 > told["ways"]["random"]["right"]["value"]
 
@@ -329,18 +337,18 @@ def test_where_the_budget_ends_before_the_calibration_rows_the_comparison_is_who
 ) -> None:
     provider.answer = lambda prompt: prompt.rsplit(": ")[-1]
     enough = comparison(tmp_path / "enough", tokenizer)
-    whole = api_models.everyone(enough, closed(enough))
+    whole = api_models.collect_from_apis(enough, api_system(enough))
     assert whole[CHAT].spent_usd is not None
     # Enough for the test rows, and for some of the calibration rows.
     here = comparison(tmp_path / "few", tokenizer, 0.66 * whole[CHAT].spent_usd)
-    found = api_models.everyone(here, closed(here))[CHAT]
+    found = api_models.collect_from_apis(here, api_system(here))[CHAT]
     assert found.complete and not found.calibration and "could exceed budget_usd" in (found.why_not_calibration or "")
     assert found.spent_usd is not None and found.spent_usd <= here.recipe.compare.budget_usd
     own, scale = tuned(here)
-    every = [system_scores.scored(one, here.material, scale) for one in (own, found)]
-    told = assemble.routed(every, here.material, scale, here.recipe)
+    every = [system_scores.score_system(one, here.material, scale) for one in (own, found)]
+    told = assemble.fit_tuned_policy(every, here.material, scale, here.recipe)
     assert told.threshold is None and "has not answered the calibration rows (asked" in (told.why_none or "")
-    missing = assemble.routed(every[:1], here.material, scale, here.recipe)
+    missing = assemble.fit_tuned_policy(every[:1], here.material, scale, here.recipe)
     assert "it was not run" in (missing.why_none or "")
 
 
@@ -353,31 +361,35 @@ def test_answers_one_has_may_be_the_baseline_if_they_answer_every_calibration_ro
     path = tmp_path / "answers.jsonl"
     path.write_text("".join(json.dumps({"id": row["id"], "output": row["target"]}) + "\n" for row in rows))
     baseline = Baseline(provider="file", path=str(path), name=CHAT)
-    found = api_models.given(here, catalog._closed(baseline))
+    found = api_models.load_answer_file(here, catalog._api_system(baseline))
     assert found.complete and len(found.calibration) == (150 if answered == 150 else 0)
     if answered == 149:
         assert found.why_not_calibration == "answers.jsonl has no answer to 1 of the 150 calibration rows"
 
 
 def test_the_confidence_of_a_record_is_that_of_its_least_certain_field(tmp_path: Path, tokenizer: Any) -> None:
-    here = made("extractor", tmp_path, tokenizer)
+    here = make_shipped_comparison("extractor", tmp_path, tokenizer)
     row, wrong = here.material.test[0], {**here.material.test[0]["target"], "supplier": "y"}
 
-    def answered(at: int, path: float, field: float | None) -> Answer:
+    def answered(at: int, path: float, field: float | None) -> SystemAnswer:
         said = row["target"] if at % 2 else wrong
-        return Answer(row["id"], json.dumps(said), log_probability=path, field_log_probability=field)
+        return SystemAnswer(row["id"], json.dumps(said), log_probability=path, field_log_probability=field)
 
     # The whole answer tells nothing here, the field does.
     known = [answered(at, -1.0, -0.01 if at % 2 else -0.9) for at in range(40)]
-    scale = confidence.scale_of(here.material, [row] * 40, known)
+    scale = confidence.fit_scale(here.material, [row] * 40, known)
     assert scale is not None and scale.part == "least certain field" and scale.platt is not None
-    mine = Gathered(catalog.System("tuned", "tuned", "tuned"), known)
-    sure, unsure = confidence.of(mine, scale, [answered(1, -1.0, -0.01), answered(1, -1.0, -0.9)])
+    mine = SystemResponses(catalog.System("tuned", "tuned", "tuned"), known)
+    sure, unsure = confidence.compute_confidences(mine, scale, [answered(1, -1.0, -0.01), answered(1, -1.0, -0.9)])
     assert sure is not None and unsure is not None and sure > 0.8 > 0.2 > unsure
-    assert confidence.of(mine, confidence.scale_of_json(scale.json()), known) == list(scale.confidences)
+    assert confidence.compute_confidences(mine, confidence.scale_from_json(scale.json()), known) == list(
+        scale.confidences
+    )
     # What is no record has no field; its whole path counts.
-    cut = confidence.of(mine, scale, [Answer(row["id"], "{", log_probability=-0.9)])
+    cut = confidence.compute_confidences(mine, scale, [SystemAnswer(row["id"], "{", log_probability=-0.9)])
     assert cut == [unsure]
     # References that were written before fields were told apart.
-    before = confidence.scale_of(here.material, [row] * 40, [replace(one, field_log_probability=None) for one in known])
+    before = confidence.fit_scale(
+        here.material, [row] * 40, [replace(one, field_log_probability=None) for one in known]
+    )
     assert before is not None and before.part == "answer"

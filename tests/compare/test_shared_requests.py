@@ -13,17 +13,17 @@ from insource.config.errors import RecipeError, StageError
 from tests.compare.test_api_models import Made
 from tests.compare.test_api_models import place as place
 from tests.helpers import commands
-from tests.helpers.api_comparison import at_the_sdks_own_address, closed, two_labels
-from tests.helpers.api_requests import backend, decisions, questions
-from tests.helpers.provider.faulty_provider import Provider, running
-from tests.helpers.provider.provider_answers import Json, decision, label
+from tests.helpers.api_comparison import api_system, make_two_label_comparison, redirect_sdks
+from tests.helpers.api_requests import as_decisions, make_endpoint, make_requests
+from tests.helpers.provider.faulty_provider import Provider, run_provider
+from tests.helpers.provider.provider_answers import Json, correct_label, make_decision
 
 ROWS = 12
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 def endpoint(drift: float = 0.0, mixed_up: bool = False) -> Provider:
@@ -36,23 +36,23 @@ def endpoint(drift: float = 0.0, mixed_up: bool = False) -> Provider:
         told = []
         for at, question in enumerate(body["questions"]):
             text = texts[at - 1] if mixed_up else texts[at]
-            (one,) = decision({**body, "input": text, "questions": [question]}, label(text))["answers"]
+            (one,) = make_decision({**body, "input": text, "questions": [question]}, correct_label(text))["answers"]
             for chance in one.get("probabilities", []):
                 chance["probability"] += -drift * at if chance["value"] == one["choice"] else drift * at / 2
             told.append(one)
-        return {**decision({**body, "questions": body["questions"][:1]}, label("")), "answers": told}
+        return {**make_decision({**body, "questions": body["questions"][:1]}, correct_label("")), "answers": told}
 
     return Provider(bodies={"decisions": answers})
 
 
 def requests() -> list[Request]:
-    return [one.request for one in decisions(questions(ROWS))]
+    return [one.request for one in as_decisions(make_requests(ROWS))]
 
 
 def test_an_endpoint_that_takes_each_question_by_itself_may_be_asked_several_rows() -> None:
     provider = endpoint()
-    with running(provider) as address:
-        found = together.measured(backend(address, "decisions"), requests())
+    with run_provider(provider) as address:
+        found = together.measure_sharing(make_endpoint(address, "decisions"), requests())
     assert found.may_share and found.together.same_choices == ROWS and found.together.most == pytest.approx(0)
     assert [len(body["questions"]) for _, _, body in provider.seen] == [1] * 2 * ROWS + [ROWS]
     assert not provider.broken_rules and found.alone_tokens > 0 and found.together_tokens > 0
@@ -61,8 +61,8 @@ def test_an_endpoint_that_takes_each_question_by_itself_may_be_asked_several_row
 
 def test_an_endpoint_whose_answers_depend_on_the_other_rows_is_found_out() -> None:
     for bad, same, most in ((endpoint(drift=0.001), ROWS, 0.011), (endpoint(mixed_up=True), None, 0.85)):
-        with running(bad) as address:
-            found = together.measured(backend(address, "decisions"), requests())
+        with run_provider(bad) as address:
+            found = together.measure_sharing(make_endpoint(address, "decisions"), requests())
         assert not found.may_share and found.together.most == pytest.approx(most)
         assert found.together.same_choices == same if same else found.together.same_choices < ROWS
         assert found.by_itself.most == 0 and "no        rows that share" in "\n".join(found.lines("luna"))
@@ -71,34 +71,34 @@ def test_an_endpoint_whose_answers_depend_on_the_other_rows_is_found_out() -> No
 def test_what_is_not_answered_is_no_measurement() -> None:
     provider = endpoint()
     provider.refuse = lambda prompt, before: (400, {}) if prompt.startswith("Each question") else None
-    with running(provider) as address, pytest.raises(StageError, match="12 rows in one request were not answered"):
-        together.measured(backend(address, "decisions"), requests())
+    with run_provider(provider) as address, pytest.raises(StageError, match="12 rows in one request were not answered"):
+        together.measure_sharing(make_endpoint(address, "decisions"), requests())
 
 
 def test_it_asks_train_rows_within_the_budget_of_the_recipe(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider = endpoint()
-    with running(provider) as address:
-        at_the_sdks_own_address(monkeypatch, address)
-        here = two_labels(tmp_path, tokenizer)
-        chosen: System = closed(here)[0]
-        found = together._of(here, chosen, 5)
+    with run_provider(provider) as address:
+        redirect_sdks(monkeypatch, address)
+        here = make_two_label_comparison(tmp_path, tokenizer)
+        chosen: System = api_system(here)[0]
+        found = together._measure_system(here, chosen, 5)
         assert found.rows == 5 and all("test" not in str(body) for _, _, body in provider.seen)
-        poor = two_labels(tmp_path / "poor", tokenizer, budget_usd=0.00001)
+        poor = make_two_label_comparison(tmp_path / "poor", tokenizer, budget_usd=0.00001)
         seen = len(provider.seen)
         with pytest.raises(RecipeError, match=r"5 rows asked three times may cost .* raise it"):
-            together._of(poor, chosen, 5)
+            together._measure_system(poor, chosen, 5)
         assert len(provider.seen) == seen
 
 
 def test_the_command_says_what_it_measured_and_its_exit_code_says_it_too(place: Made) -> None:
     here = place().here
     for provider, code, told in ((endpoint(), 0, "yes "), (endpoint(mixed_up=True), 3, "no ")):
-        with running(provider) as address:
+        with run_provider(provider) as address:
             one = f"{{provider: openai, api: decisions, model: gpt-6-luna, name: decides, base_url: '{address}/v1'}}"
             words = [f"compare.baselines=[{one}]", "compare.primary=null", "--run", here.id, "--rows", "3"]
-            done = commands.call(here.folder.parents[1], "compare.together", "classifier", *words)
+            done = commands.run_command(here.folder.parents[1], "compare.together", "classifier", *words)
         assert done.returncode == code, done.stderr
         alone, together, said = done.stdout.splitlines()
         assert alone.startswith("alone     decides: 3 requests, ") and together.startswith("together  1 request, ")

@@ -11,7 +11,7 @@ from tests.helpers import commands
 
 
 def test_models_and_groups_of_settings_are_combined() -> None:
-    found = sweep.variants_of(["pocket", "smollm2"], "lora.r=8; lora.r=16 train.seed=3")
+    found = sweep.parse_variants(["pocket", "smollm2"], "lora.r=8; lora.r=16 train.seed=3")
     assert [one.name for one in found] == [
         "pocket lora.r=8",
         "pocket lora.r=16 train.seed=3",
@@ -19,7 +19,7 @@ def test_models_and_groups_of_settings_are_combined() -> None:
         "smollm2 lora.r=16 train.seed=3",
     ]
     assert found[3].settings == ("model.base=smollm2", "lora.r=16", "train.seed=3")
-    assert [one.settings for one in sweep.variants_of([], "lora.r=8; lora.r=16")] == [("lora.r=8",), ("lora.r=16",)]
+    assert [one.settings for one in sweep.parse_variants([], "lora.r=8; lora.r=16")] == [("lora.r=8",), ("lora.r=16",)]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_models_and_groups_of_settings_are_combined() -> None:
 )
 def test_one_variant_is_no_choice(models: list[str], given: str) -> None:
     with pytest.raises(RecipeError, match="chooses among variants that differ"):
-        sweep.variants_of(models, given)
+        sweep.parse_variants(models, given)
 
 
 @pytest.mark.parametrize(
@@ -41,14 +41,14 @@ def test_one_variant_is_no_choice(models: list[str], given: str) -> None:
 def test_a_variant_that_cannot_be_compared_is_told_before_anything_is_trained(
     small_recipe: Path, tmp_path: Path, variants: str, told: str
 ) -> None:
-    answer = commands.call(tmp_path / "runs", "compare.sweep", small_recipe, VARIANTS=variants)
+    answer = commands.run_command(tmp_path / "runs", "compare.sweep", small_recipe, VARIANTS=variants)
     assert answer.returncode == 2 and told in answer.stderr
     assert not list((tmp_path / "runs").glob("*/2*"))
 
 
 def test_an_adapter_that_is_served_merged_is_a_variant_as_well(small_recipe: Path, tmp_path: Path) -> None:
     variants = "lora.r=8; lora.use_dora=true"
-    answer = commands.call(tmp_path / "runs", "compare.sweep", small_recipe, "--dry-run", VARIANTS=variants)
+    answer = commands.run_command(tmp_path / "runs", "compare.sweep", small_recipe, "--dry-run", VARIANTS=variants)
     assert answer.returncode == 0 and "would train  lora.use_dora=true" in answer.stdout, answer.stderr
 
 
@@ -59,7 +59,7 @@ def test_the_best_is_compared_unless_that_is_declined(
     monkeypatch.delenv("COMPARE", raising=False)
     if given is not None:
         monkeypatch.setenv("COMPARE", given)
-    assert sweep.parser().parse_args(["classifier"]).compare is compares
+    assert sweep.build_parser().parse_args(["classifier"]).compare is compares
 
 
 @pytest.mark.slow
@@ -68,7 +68,7 @@ def test_the_best_on_validation_becomes_the_latest_run_and_nobody_reads_the_test
 ) -> None:
     # The better one first, so that the latest run is not the winner by itself.
     settings = {"VARIANTS": "train.max_steps=40; train.max_steps=2; train.max_steps=2 train.seed=4", "COMPARE": "0"}
-    answer = commands.call(tmp_path / "runs", "compare.sweep", small_recipe, **settings)
+    answer = commands.run_command(tmp_path / "runs", "compare.sweep", small_recipe, **settings)
     assert answer.returncode == 0, answer.stderr
     parent = tmp_path / "runs" / "small"
     told = atomic_files.read_json(next(parent.glob("sweep-*.json")))
@@ -85,6 +85,6 @@ def test_the_best_on_validation_becomes_the_latest_run_and_nobody_reads_the_test
     board = answer.stdout.partition("variant  ")[2].splitlines()
     assert [line.split("  ")[0] for line in board[1:4]] == [one["variant"] for one in told["variants"]]
 
-    again = commands.call(tmp_path / "runs", "compare.sweep", small_recipe, **settings)
+    again = commands.run_command(tmp_path / "runs", "compare.sweep", small_recipe, **settings)
     assert again.returncode == 0 and again.stderr.count("train     unchanged") == 3
     assert (parent / "latest").resolve().name == told["run"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from compare.decision import preregistration, verdict, verdict_rule
-from compare.decision.routing_policy import Policy
+from compare.decision.routing_policy import RoutingPolicy
 from compare.systems import catalog
 from insource.config.errors import RecipeError, StageError
 from insource.config.load import load
@@ -16,13 +16,15 @@ from insource.config.recipe import Recipe
 from insource.config.schema.compare import Primary
 from insource.tracking.run import Run
 from tests.helpers import example_scores
-from tests.helpers.example_scores import CLOSED, TUNED
+from tests.helpers.example_scores import API_MODEL, TUNED_MODEL
 
-PRIMARY = Primary(system=TUNED, baseline=CLOSED, metric="accuracy", margin=0.02, alpha=0.05)
-NO_ROUTE = Policy(
+PRIMARY = Primary(system=TUNED_MODEL, baseline=API_MODEL, metric="accuracy", margin=0.02, alpha=0.05)
+NO_ROUTE = RoutingPolicy(
     threshold=None, target_accuracy=0.95, confidence=0.95, calibration_rows=600, why_none="no threshold can be shown"
 )
-ROUTE = Policy(threshold=0.8, target_accuracy=0.95, confidence=0.95, calibration_rows=600, coverage=0.7, accuracy=0.968)
+ROUTE = RoutingPolicy(
+    threshold=0.8, target_accuracy=0.95, confidence=0.95, calibration_rows=600, coverage=0.7, accuracy=0.968
+)
 
 
 def recipe(*asked: str) -> Recipe:
@@ -31,19 +33,19 @@ def recipe(*asked: str) -> Recipe:
 
 def scores(judged: str = "non-inferior", cheaper: bool = True, **changes: Any) -> dict[str, Any]:
     """The example's scores, with the planned comparison judged so, and owning cheaper or dearer at the volume."""
-    found = example_scores.scores(**changes)
+    found = example_scores.make_scores(**changes)
     found["training_seconds"] = 1800.0
-    found["systems"][CLOSED]["complete"] = True
+    found["systems"][API_MODEL]["complete"] = True
     for one in found["comparisons"]:
         if one["family"] == "primary":
-            one |= {"a": TUNED, "b": CLOSED, "judged": judged, "rows_to_decide": 9000}
-    row = next(line for line in found["cost"]["systems"][CLOSED]["monthly"] if line["of_recipe"])
+            one |= {"a": TUNED_MODEL, "b": API_MODEL, "judged": judged, "rows_to_decide": 9000}
+    row = next(line for line in found["cost"]["systems"][API_MODEL]["monthly"] if line["of_recipe"])
     row |= {"owned_usd": 100.0, "closed_usd": 900.0 if cheaper else 9.0}
     return found
 
 
-def decided(found: dict[str, Any], policy: Policy = NO_ROUTE, *asked: str) -> verdict.Verdict:
-    return verdict.of(verdict.Facts(recipe(*asked), found, policy))
+def decided(found: dict[str, Any], policy: RoutingPolicy = NO_ROUTE, *asked: str) -> verdict.Verdict:
+    return verdict.decide(verdict.VerdictInputs(recipe(*asked), found, policy))
 
 
 @pytest.mark.parametrize(
@@ -58,14 +60,14 @@ def decided(found: dict[str, Any], policy: Policy = NO_ROUTE, *asked: str) -> ve
         ("undecided", True, ROUTE, "hybrid"),
     ],
 )
-def test_quality_cost_and_routing_decide(judged: str, cheaper: bool, policy: Policy, choice: str) -> None:
+def test_quality_cost_and_routing_decide(judged: str, cheaper: bool, policy: RoutingPolicy, choice: str) -> None:
     assert decided(scores(judged, cheaper), policy).choice == choice
 
 
 def test_a_stand_in_never_decides() -> None:
     for judged in ("superior", "non-inferior", "worse", "undecided"):
         found = scores(judged)
-        found["systems"][CLOSED]["stand_in"] = True
+        found["systems"][API_MODEL]["stand_in"] = True
         told = decided(found, ROUTE)
         assert told.choice == "inconclusive"
         assert any("decides nothing" in line for line in told.undecided)
@@ -73,7 +75,7 @@ def test_a_stand_in_never_decides() -> None:
 
 def test_an_incomplete_baseline_never_decides() -> None:
     found = scores("superior")
-    found["systems"][CLOSED] |= {"complete": False, "why_incomplete": "asked 812 of 3,080"}
+    found["systems"][API_MODEL] |= {"complete": False, "why_incomplete": "asked 812 of 3,080"}
     told = decided(found)
     assert told.choice == "inconclusive" and any("asked 812 of 3,080" in line for line in told.undecided)
 
@@ -81,9 +83,9 @@ def test_an_incomplete_baseline_never_decides() -> None:
 def test_a_baseline_that_was_refused_is_the_first_reason_and_nothing_is_said_of_its_quality() -> None:
     found = scores("superior")
     why = "INCOMPLETE: its first request: HTTP 400: temperature: Extra inputs are not permitted"
-    del found["systems"][CLOSED]
-    found["comparisons"] = [one for one in found["comparisons"] if CLOSED not in (one["a"], one["b"])]
-    found["not_run"].append({"name": CLOSED, "title": CLOSED, "why": why, "incomplete": True})
+    del found["systems"][API_MODEL]
+    found["comparisons"] = [one for one in found["comparisons"] if API_MODEL not in (one["a"], one["b"])]
+    found["not_run"].append({"name": API_MODEL, "title": API_MODEL, "why": why, "incomplete": True})
     told = decided(found)
     assert told.choice == "inconclusive" and why in told.headline
     assert told.reasons[0].about == "completeness" and why in told.reasons[0].says
@@ -93,7 +95,7 @@ def test_a_baseline_that_was_refused_is_the_first_reason_and_nothing_is_said_of_
 def test_a_baseline_that_answered_less_than_99_of_100_rows_never_decides() -> None:
     found = scores("superior")
     ends = {"answered": 1980, "refused": 0, "cut": 100, "malformed": 0, "failed": 0, "not_asked": 0}
-    found["systems"][CLOSED]["rows"] = ends
+    found["systems"][API_MODEL]["rows"] = ends
     told = decided(found)
     assert told.choice == "inconclusive" and told.reasons[0].about == "completeness"
     assert "really answered 95.2% of the rows (100 cut)" in told.reasons[0].says
@@ -158,13 +160,13 @@ def voice(about: str, found: dict[str, Any], *asked: str) -> str | None:
 )
 def test_who_alone_delivers_the_form_has_its_voice(needed: str, tuned: float, closed: float, expected: str) -> None:
     found = scores()
-    for name, share in ((TUNED, tuned), (CLOSED, closed)):
+    for name, share in ((TUNED_MODEL, tuned), (API_MODEL, closed)):
         found["systems"][name]["validity"]["label"] = share
     words = f"decide.structured_output={needed}"
     assert voice("structured output", found, words) == expected
     if needed == "required" and expected != "neutral":
         assert decided(found, NO_ROUTE, words).choice == expected
-    found["systems"][CLOSED]["stand_in"] = True
+    found["systems"][API_MODEL]["stand_in"] = True
     assert voice("structured output", found, words) == "neutral"
 
 
@@ -180,7 +182,7 @@ def test_how_often_the_prompt_changes_has_a_voice(times: int, expected: str) -> 
 def test_engineering_speaks_where_its_share_does_not_matter(owned: float, closed: float, expected: str) -> None:
     """An engineer of $3,000 a month: twice that, and half of it."""
     found = scores()
-    row = next(line for line in found["cost"]["systems"][CLOSED]["monthly"] if line["of_recipe"])
+    row = next(line for line in found["cost"]["systems"][API_MODEL]["monthly"] if line["of_recipe"])
     row |= {"owned_usd": float(owned), "closed_usd": float(closed)}
     assert voice("engineering", found) == expected
     assert voice("engineering", found, "decide.operations_owner=false") == "closed"
@@ -188,7 +190,7 @@ def test_engineering_speaks_where_its_share_does_not_matter(owned: float, closed
 
 def test_two_questions_outvote_a_cost_that_speaks_alone() -> None:
     found = scores()
-    found["systems"][TUNED]["validity"]["label"] = 0.9
+    found["systems"][TUNED_MODEL]["validity"]["label"] = 0.9
     words = ("decide.structured_output=useful", "decide.prompt_changes_per_month=20")
     told = decided(found, NO_ROUTE, *words)
     assert told.choice == "closed" and "2 of the other questions speak against owning" in told.headline
@@ -197,7 +199,7 @@ def test_two_questions_outvote_a_cost_that_speaks_alone() -> None:
 
 def test_the_cost_of_another_model_than_the_planned_one_decides_nothing() -> None:
     found = scores()
-    del found["cost"]["systems"][CLOSED]
+    del found["cost"]["systems"][API_MODEL]
     told = decided(found)
     assert voice("cost", found) == "neutral" and told.choice == "inconclusive"
 
@@ -205,8 +207,8 @@ def test_the_cost_of_another_model_than_the_planned_one_decides_nothing() -> Non
 def test_a_baseline_that_was_not_run_leaves_the_verdict_open_and_says_why() -> None:
     found = scores()
     found["comparisons"] = [one for one in found["comparisons"] if one["family"] != "primary"]
-    del found["systems"][CLOSED]
-    found["not_run"] = [{"name": CLOSED, "title": CLOSED, "why": "no key: OPENAI_API_KEY is not set"}]
+    del found["systems"][API_MODEL]
+    found["not_run"] = [{"name": API_MODEL, "title": API_MODEL, "why": "no key: OPENAI_API_KEY is not set"}]
     told = decided(found)
     assert told.choice == "inconclusive"
     assert any("OPENAI_API_KEY" in line for line in told.undecided)
@@ -220,13 +222,13 @@ def a_run(folder: Path, name: str = "20261121T090000Z-aaaa") -> Run:
 
 def test_the_ledger_has_every_opening_once_and_the_first_plan_of_a_run_counts(tmp_path: Path) -> None:
     here = a_run(tmp_path)
-    first = preregistration.open_test(here, PRIMARY, "t" * 64)
-    again = preregistration.open_test(here, PRIMARY, "t" * 64)
+    first = preregistration.register_and_open(here, PRIMARY, "t" * 64)
+    again = preregistration.register_and_open(here, PRIMARY, "t" * 64)
     assert first.why_not_confirmatory is None and again.why_not_confirmatory is None
     assert len(again.openings) == 1 and again.written == first.written
-    other = preregistration.open_test(here, PRIMARY.model_copy(update={"margin": 0.1}), "t" * 64)
+    other = preregistration.register_and_open(here, PRIMARY.model_copy(update={"margin": 0.1}), "t" * 64)
     assert other.why_not_confirmatory is not None and "margin was 0.02" in other.why_not_confirmatory
-    second = preregistration.open_test(a_run(tmp_path, "20261121T100000Z-bbbb"), PRIMARY, "t" * 64)
+    second = preregistration.register_and_open(a_run(tmp_path, "20261121T100000Z-bbbb"), PRIMARY, "t" * 64)
     assert second.why_not_confirmatory is None and len(second.openings) == 3
     ledger = (tmp_path / "runs" / "classifier" / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["plan"]["margin"] for line in ledger] == [0.02, 0.1, 0.02]
@@ -234,27 +236,27 @@ def test_the_ledger_has_every_opening_once_and_the_first_plan_of_a_run_counts(tm
 
 def test_another_test_set_has_openings_of_its_own(tmp_path: Path) -> None:
     here = a_run(tmp_path)
-    preregistration.open_test(here, PRIMARY, "a" * 64)
-    assert len(preregistration.open_test(here, PRIMARY, "b" * 64).openings) == 1
+    preregistration.register_and_open(here, PRIMARY, "a" * 64)
+    assert len(preregistration.register_and_open(here, PRIMARY, "b" * 64).openings) == 1
 
 
 def test_a_ledger_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
     here = a_run(tmp_path)
     (here.folder.parent / "ledger.jsonl").write_text('{"run": \n', encoding="utf-8")
     with pytest.raises(StageError, match=r"ledger.jsonl:1"):
-        preregistration.open_test(here, PRIMARY, "t" * 64)
+        preregistration.register_and_open(here, PRIMARY, "t" * 64)
 
 
 def test_without_a_plan_nothing_is_confirmed(tmp_path: Path) -> None:
-    told = preregistration.open_test(a_run(tmp_path), None, "t" * 64)
+    told = preregistration.register_and_open(a_run(tmp_path), None, "t" * 64)
     assert told.why_not_confirmatory is not None and "no primary comparison" in told.why_not_confirmatory
 
 
 def test_a_target_against_a_stand_in_decides_nothing() -> None:
     found = scores("worse")
-    named = replace(ROUTE, target_accuracy=None, not_worse_than=CLOSED, margin=0.02)
+    named = replace(ROUTE, target_accuracy=None, not_worse_than=API_MODEL, margin=0.02)
     assert decided(found, named).choice == "hybrid"
-    found["systems"]["here"] = {**found["systems"][CLOSED], "stand_in": True}
+    found["systems"]["here"] = {**found["systems"][API_MODEL], "stand_in": True}
     assert decided(found, replace(named, not_worse_than="here")).choice == "closed"
 
 
@@ -271,13 +273,17 @@ def test_nobody_is_asked_whom_the_data_may_not_reach() -> None:
         "privacy.trusted_hosts=[gateway.corp.example]",
         f"compare.baselines=[{', '.join(baselines)}]",
     )
-    every = [catalog._closed(one) for one in asked.compare.baselines]
-    assert {one.name for one in catalog.not_run(every, asked)} == {"openai:gpt-6-luna", "elsewhere", "bedrock:m"}
+    every = [catalog._api_system(one) for one in asked.compare.baselines]
+    assert {one.name for one in catalog.skipped_systems(every, asked)} == {
+        "openai:gpt-6-luna",
+        "elsewhere",
+        "bedrock:m",
+    }
 
 
 def test_a_stand_in_is_called_one() -> None:
     asked = recipe("compare.baselines=[{provider: openai, model: gpt-6-luna, base_url: 'http://localhost:1/v1'}]")
-    (one,) = [catalog._closed(baseline) for baseline in asked.compare.baselines]
+    (one,) = [catalog._api_system(baseline) for baseline in asked.compare.baselines]
     assert one.stand_in and "stand-in" in one.title
 
 

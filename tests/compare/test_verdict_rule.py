@@ -8,9 +8,9 @@ from typing import Any, get_args
 import pytest
 
 from compare.decision import criteria, verdict_rule
-from compare.decision.verdict_rule import COUNTED, QUESTIONS, Position, Quality, Voice
+from compare.decision.verdict_rule import COUNTED_QUESTIONS, QUESTIONS, Quality, RuleInputs, Vote
 
-VOICES: tuple[Voice, ...] = ("closed", "neutral", "open")
+VOICES: tuple[Vote, ...] = ("closed", "neutral", "open")
 QUALITIES: tuple[Quality | None, ...] = (None, *get_args(Quality))
 DOCS = Path(__file__).parents[2] / "docs" / "comparing.md"
 # By the cost, and by how many more of the other three questions speak for owning than against it.
@@ -22,17 +22,19 @@ BY_COUNT = {
 FLAGS = (True, False)
 
 
-def every() -> Iterator[Position]:
+def every() -> Iterator[RuleInputs]:
     for complete, quality, routable, owner, required in product(FLAGS, QUALITIES, FLAGS, FLAGS, FLAGS):
         for voices in product(VOICES, repeat=len(QUESTIONS)):
             told = dict(zip(QUESTIONS, voices, strict=True))
-            yield Position(complete, quality, routable, owner, required, told)
+            yield RuleInputs(complete, quality, routable, owner, required, told)
 
 
-def expected(of: Position) -> str:
+def expected(of: RuleInputs) -> str:
     """The table of docs/comparing.md, line by line."""
     structure = of.voices["structured output"]
-    others = sum((of.voices[one] == "open") - (of.voices[one] == "closed") for one in COUNTED if one != "cost")
+    others = sum(
+        (of.voices[one] == "open") - (of.voices[one] == "closed") for one in COUNTED_QUESTIONS if one != "cost"
+    )
     lines: list[tuple[bool, str]] = [
         (not of.tuned_complete, "inconclusive"),
         (of.voices["privacy"] == "open", "open"),
@@ -50,7 +52,7 @@ def test_every_combination_ends_as_the_documentation_says() -> None:
     positions = list(every())
     assert len(positions) == 2 * 5 * 2 * 2 * 2 * 3**5
     for one in positions:
-        choice, why = verdict_rule.chosen(one)
+        choice, why = verdict_rule.apply_rule(one)
         assert choice == expected(one), one
         assert why and not why.endswith(".")
 
@@ -62,8 +64,8 @@ def test_each_question_reaches_the_choice_and_never_against_its_own_side(questio
     for one in every():
         if one.voices[question] != "closed":
             continue
-        for_owning = Position(**{**vars(one), "voices": {**one.voices, question: "open"}})
-        before, after = verdict_rule.chosen(one)[0], verdict_rule.chosen(for_owning)[0]
+        for_owning = RuleInputs(**{**vars(one), "voices": {**one.voices, question: "open"}})
+        before, after = verdict_rule.apply_rule(one)[0], verdict_rule.apply_rule(for_owning)[0]
         reached |= before != after
         assert not (before == "open" and after != "open"), one
         assert not (after == "closed" and before != "closed"), one
@@ -72,7 +74,7 @@ def test_each_question_reaches_the_choice_and_never_against_its_own_side(questio
 
 def test_the_headline_says_what_outvoted_the_cost() -> None:
     voices: dict[str, Any] = dict.fromkeys(QUESTIONS, "closed") | {"privacy": "neutral", "cost": "open"}
-    told = verdict_rule.chosen(Position(True, "superior", False, True, False, voices))
+    told = verdict_rule.apply_rule(RuleInputs(True, "superior", False, True, False, voices))
     assert told == (
         "closed",
         "it is better and cheaper at this volume, but 3 of the other questions speak against owning",
@@ -81,7 +83,7 @@ def test_the_headline_says_what_outvoted_the_cost() -> None:
 
 def test_the_documentation_has_the_figures_of_the_code() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    assert f"at least {criteria.REQUIRED_SHARE:.0%}" in text
+    assert f"at least {criteria.REQUIRED_FRACTION:.0%}" in text
     assert f"at least {100 * criteria.USEFUL_DIFFERENCE:g} point more" in text
-    assert f"more than {criteria.MOST_PROMPT_CHANGES} times a month" in text
+    assert f"more than {criteria.MAX_PROMPT_CHANGES} times a month" in text
     assert all(f"| {one}: " in text for one in QUESTIONS)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data_prep.report import console
-from data_prep.rows.row_filter import Filter
+from data_prep.rows.row_filter import RowFilter
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.schema.data import SPLITS
@@ -44,7 +44,7 @@ def test_rows_that_are_not_asked_for_are_counted_and_are_otherwise_not_there(tmp
     splits, report = prepared(tmp_path, f"{{source: {{path: rows.csv}}, where: {where}}}")
     assert (report["rows"]["read"], report["rows"]["filtered"], report["rows"]["rejected"]) == (160, 40, {})
     assert sum(map(len, splits.values())) + sum(report["rows"]["dropped"].values()) == 120
-    assert "40 rows are not those that data.where asks for" in console.summary(report, "prepared")
+    assert "40 rows are not those that data.where asks for" in console.format_summary(report, "prepared")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_rows_that_are_not_asked_for_are_counted_and_are_otherwise_not_there(tmp
     ],
 )
 def test_a_value_is_the_one_asked_for_however_a_table_writes_it(values: Any, where: Any, same: bool) -> None:
-    assert Filter(where).takes(values) is same
+    assert RowFilter(where).takes(values) is same
 
 
 def test_a_filter_that_no_row_passes_is_refused(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_value_that_no_row_has_is_told_with_the_nearest_that_is_there(tmp_path
     put(tmp_path / "rows.jsonl", rows)
     where = "{status: [closed, sovled, null], done: [true, false]}"
     _, report = prepared(tmp_path, f"{{source: {{path: rows.jsonl}}, where: {where}}}")
-    told = console.summary(report, "prepared")
+    told = console.format_summary(report, "prepared")
     assert "data.where.status: no row has 'sovled'; did you mean 'solved'?" in told
     assert "data.where.status: no row has an empty cell; there are 'closed' 54, 'solved' 53, 'open' 53" in told
     assert "data.where.done" not in told
@@ -125,7 +125,7 @@ def test_rare_labels_leave_or_become_one(tmp_path: Path, do: str, labels: set[st
     splits, report = prepared(tmp_path, f"{{source: {{path: rows.jsonl}}, rare_labels: {settings}}}")
     assert set(report["labels"]) == labels
     assert {row["target"] for name in SPLITS for row in splits[name]} == labels
-    assert "2 labels of fewer than 10 rows, 9 rows in all" in console.summary(report, "prepared")
+    assert "2 labels of fewer than 10 rows, 9 rows in all" in console.format_summary(report, "prepared")
     if do == "drop":
         assert report["rows"]["dropped"]["rare_label"] == 9
     else:

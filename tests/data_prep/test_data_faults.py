@@ -16,7 +16,7 @@ from insource.config.load import load
 from insource.config.schema.data import SPLITS
 from insource.system import atomic_files
 from insource.tasks import classification
-from insource.tasks.parsed_answer import Parsed
+from insource.tasks.parsed_answer import ParsedAnswer
 from tests.data_prep.test_label_identity import texts
 from train.evaluate import validation
 
@@ -68,7 +68,7 @@ def test_a_folder_of_train_and_test_keeps_its_splits_and_says_so(tmp_path: Path,
     for path in ("in", "in/**/*.jsonl"):
         splits, report = prepared(tmp_path, f'{{source: {{path: "{path}"}}}}')
         assert {row["input"]["text"] for row in splits["test"]} == {row["text"] for row in rows[120:]}
-        assert "given splits are kept" in console.summary(report, "prepared")
+        assert "given splits are kept" in console.format_summary(report, "prepared")
 
 
 def test_files_of_which_it_is_not_plain_whether_they_are_test_are_refused_with_both_choices(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_held_out_file_of_unclear_use_is_refused_and_what_is_mixed_is_told(tmp
     assert "eval.jsonl (held out)" in str(told.value)
     (tmp_path / "in" / "eval.jsonl").rename(tmp_path / "in" / "validation.jsonl")
     _, report = prepared(tmp_path, "{source: {path: in}}")
-    assert "train.jsonl, validation.jsonl are mixed, and split anew" in console.summary(report, "prepared")
+    assert "train.jsonl, validation.jsonl are mixed, and split anew" in console.format_summary(report, "prepared")
 
 
 @pytest.mark.parametrize("hidden", [".ipynb_checkpoints", ".git/objects", "__MACOSX", "_delta_log"])
@@ -102,7 +102,7 @@ def test_copies_in_hidden_folders_are_not_read_and_named(tmp_path: Path, hidden:
         _, report = prepared(tmp_path, f'{{source: {{path: "{path}"}}}}')
         assert report["rows"]["read"] == 80
         assert hidden.split("/")[0] in " ".join(report["left_out"])
-        assert hidden.split("/")[0] in console.summary(report, "prepared")
+        assert hidden.split("/")[0] in console.format_summary(report, "prepared")
 
 
 def test_groups_that_straddle_given_splits_are_counted_told_and_by_choice_left_out(tmp_path: Path) -> None:
@@ -113,7 +113,9 @@ def test_groups_that_straddle_given_splits_are_counted_told_and_by_choice_left_o
     shared = [row for row in splits["train"] if row["group"] in {"c0", "c1", "c2", "c3", "c4"}]
     assert report["straddling"] == {"group_in_test": len(shared)}
     assert len(shared) > 10
-    assert f"{len(shared)} train rows share their group with given test rows (kept" in console.summary(report, "x")
+    assert f"{len(shared)} train rows share their group with given test rows (kept" in console.format_summary(
+        report, "x"
+    )
     splits, report = prepared(tmp_path, data, "classification", "data.split.straddling=drop")
     assert report["rows"]["dropped"]["group_in_test"] == len(shared)
     assert not {row["group"] for row in splits["train"]} & {row["group"] for row in splits["test"]}
@@ -123,7 +125,9 @@ def test_a_given_file_without_groups_is_told_of(tmp_path: Path) -> None:
     put(tmp_path / "train.jsonl", [{**row, "who": f"c{n % 20}"} for n, row in enumerate(labelled(160))])
     put(tmp_path / "test.jsonl", labelled(200)[160:])
     _, report = prepared(tmp_path, "{source: {train: train.jsonl, test: test.jsonl}, split: {group: who}}")
-    assert "test.jsonl has no column 'who': whether train rows straddle it is not known" in console.summary(report, "x")
+    assert "test.jsonl has no column 'who': whether train rows straddle it is not known" in console.format_summary(
+        report, "x"
+    )
 
 
 def test_train_rows_that_are_not_older_than_a_given_test_are_counted_and_by_choice_left_out(tmp_path: Path) -> None:
@@ -273,8 +277,8 @@ def test_values_of_slices_are_counted_as_they_are_written(tmp_path: Path) -> Non
     written = sum(row["slices"]["region"] == "us" for name in SPLITS for row in splits[name])
     assert sum(report["slices"]["region"]["values"]["us"].values()) == written
     spec = classification.Spec("x", {"a": "", "b": ""})
-    scored = validation.scored(
-        classification, spec, splits["train"], [Parsed(row["target"]) for row in splits["train"]]
+    scored = validation.score_with_slices(
+        classification, spec, splits["train"], [ParsedAnswer(row["target"]) for row in splits["train"]]
     )
     assert set(scored["slices"]["region"]) == set(regions)
 
@@ -422,7 +426,7 @@ def test_doubts_are_kept_back_where_the_model_itself_knows_nothing(tmp_path: Pat
     _, report = prepared(tmp_path, "{source: {path: rows.jsonl}}")
     assert report["suspects"]["found"] == 0
     assert "no better than chance" in report["suspects"]["why_none"]
-    assert "no better than chance" in console.summary(report, "x")
+    assert "no better than chance" in console.format_summary(report, "x")
 
 
 def test_plain_labels_of_chinese_texts_are_not_doubted(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import prepare
-from data_prep.dedup.exact import Left
+from data_prep.dedup.exact import DropDecisions
 from data_prep.report import html
 from data_prep.row_table import Table
 from insource.config.load import load
@@ -193,8 +193,8 @@ def test_test_rows_found_elsewhere_are_told_and_its_seal(soiled: Prepared) -> No
 
 
 def test_a_test_set_that_is_not_clean_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_leaves(table: Table, *_: Any) -> Left:
-        return Left.none(len(table))
+    def none_leaves(table: Table, *_: Any) -> DropDecisions:
+        return DropDecisions.none(len(table))
 
     monkeypatch.setattr(prepare, "deduplicate", none_leaves)
     page, told = soil(tmp_path)
@@ -248,7 +248,7 @@ def test_a_field_name_never_becomes_markup_and_the_states_of_a_field_sum_up(tmp_
     for field_name in (name, "due"):
         counts = [whole(cell) for cell in page.row("fields", field_name)[2:]]
         assert sum(counts[:-1]) == counts[-1] == told["rows"]["read"]
-        assert dict(zip(html.STATES, counts, strict=False)).items() >= told["fields"][field_name]["all"].items()
+        assert dict(zip(html.FIELD_STATES, counts, strict=False)).items() >= told["fields"][field_name]["all"].items()
     assert "this task has none" in page.words["unsought"]
 
 
@@ -349,7 +349,7 @@ def test_seventy_seven_labels_are_all_there_in_a_file_of_modest_size(tmp_path: P
 @given(st.dictionaries(st.text(), st.integers(0, 10**9), max_size=12), st.integers(0, 10**9))
 def test_segments_cover_their_share_of_the_bar_without_gaps(parts: dict[str, int], rest: int) -> None:
     total = sum(parts.values()) + rest
-    drawn = html.segments(parts, total)
+    drawn = html.make_segments(parts, total)
     assert sum(one["rows"] for one in drawn) == total - rest
     end = 0.0
     for one in drawn:
@@ -361,9 +361,9 @@ def test_segments_cover_their_share_of_the_bar_without_gaps(parts: dict[str, int
 @given(st.text(max_size=900), st.text(max_size=900), st.text(max_size=400))
 def test_pieces_of_two_texts_are_the_texts_cut_and_mark_a_difference(one: str, other: str, shared: str) -> None:
     for a, b in ((one, other), (shared + one, shared + other)):
-        pieces = html.differing(a, b)
+        pieces = html.diff_texts(a, b)
         texts = ["".join(text for text, _ in side) for side in pieces]
-        assert all(len(text.replace(" ↵ ", "\n")) <= html.SHOWN_CHARACTERS + 3 for text in texts)
+        assert all(len(text.replace(" ↵ ", "\n")) <= html.MAX_EXCERPT_CHARACTERS + 3 for text in texts)
         assert any(differs for side in pieces for _, differs in side) == (texts[0] != texts[1])
         same = ["".join(text for text, differs in side if not differs) for side in pieces]
         assert same[0] == same[1]

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep import data_checks, prepare
 from data_prep.report import console
-from data_prep.rows.timestamps import seconds_of
+from data_prep.rows.timestamps import parse_epoch_seconds
 from insource.config.errors import RecipeError
 from insource.config.load import POCKET, load
 from insource.tasks.source_record import UnusableRowError
@@ -54,7 +54,7 @@ def refused(folder: Path, data: str, *overrides: str) -> str:
     ],
 )
 def test_times_are_read_as_exports_write_them(text: str, seconds: float) -> None:
-    assert seconds_of(text, "at") == pytest.approx(seconds)
+    assert parse_epoch_seconds(text, "at") == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_times_are_read_as_exports_write_them(text: str, seconds: float) -> None
 )
 def test_a_time_that_is_none_says_what_stands_there(text: str, told: str) -> None:
     with pytest.raises(UnusableRowError) as found:
-        seconds_of(text, "at")
+        parse_epoch_seconds(text, "at")
     assert told in found.value.detail
 
 
@@ -221,7 +221,7 @@ def test_of_many_labels_with_too_few_rows_ten_are_shown(tmp_path: Path) -> None:
     put(tmp_path / "rows.jsonl", rows)
     told = refused(tmp_path, "{source: {path: rows.jsonl}}")
     assert "labels with too few rows (the first 5 of 40)" in told
-    assert told.count("occurs once") == data_checks.MOST
+    assert told.count("occurs once") == data_checks.MAX_LABELS_SHOWN
 
 
 def test_what_the_hardware_file_replaces_is_told_and_named_where_rows_left_by_it(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_rows_that_no_served_model_could_be_asked_leave_and_those_of_test_are_co
     assert longest["train"] > 1000 < longest["test"]
     served = report["tokens"]["served"]
     assert served["test_rows_that_do_not_fit"] == sum(len(row["input"]["text"]) > 1000 for row in splits["test"])
-    told = console.summary(report, "prepared")
+    told = console.format_summary(report, "prepared")
     assert "too_long_to_serve: more than serve.max_model_len (300 tokens, 64 of them for the answer)" in told
     assert f"{served['test_rows_that_do_not_fit']} test rows are more than serve.max_model_len" in told
     learnt = sum(len(row["input"]["text"]) > 1000 for row in splits["train"])
@@ -274,11 +274,11 @@ def test_what_the_base_can_look_at_is_a_limit_too(tmp_path: Path) -> None:
     data = "{source: {path: rows.jsonl}, deduplicate: {near: 1}, split: {validation: 0.2, calibration: 0.2}}"
     splits, report = prepared(tmp_path, data, "classification", f"model.base={base}")
     assert max(len(row["input"]["text"]) for row in splits["validation"]) < 100
-    assert "too_long_to_serve: more than what model.base can look at (300 tokens" in console.summary(report, "x")
+    assert "too_long_to_serve: more than what model.base can look at (300 tokens" in console.format_summary(report, "x")
     # train.max_length is more, and yet nothing can be learnt of what is not looked at.
     assert max(len(row["input"]["text"]) for row in splits["train"]) < 100
     assert report["rows"]["dropped"]["too_long_for_base"] > 10 and report["tokens"]["max_length"] > 1000
-    assert "too_long_for_base: more than model.base can look at, though train.max_length is" in console.summary(
+    assert "too_long_for_base: more than model.base can look at, though train.max_length is" in console.format_summary(
         report, "x"
     )
     with pytest.raises(RecipeError, match=r"train rows are longer than what model.base can look at \(300 tokens\)"):

@@ -62,7 +62,7 @@ def imported(monkeypatch: pytest.MonkeyPatch, source: Path, *words: object) -> t
     umask = os.umask(0o077)
     try:
         with pytest.raises(SystemExit) as ended:
-            cli.run(command_line.main)
+            cli.run_cli(command_line.main)
     finally:
         os.umask(umask)
     return int(ended.value.code or 0), to
@@ -310,11 +310,11 @@ def test_answers_that_do_not_fit_the_schema_are_counted(
 
 
 def test_answers_decide_the_task() -> None:
-    def of(answers: Iterable[str]) -> task_inference.Task:
-        found = survey.Answers()
+    def of(answers: Iterable[str]) -> task_inference.InferredTask:
+        found = survey.AnswerStatistics()
         for one in answers:
             found.add(one)
-        return task_inference.task_of(found, 0)
+        return task_inference.infer_task(found, 0)
 
     assert of(["yes", "No.", "no", "Yes"] * 20).kind == "classification"
     assert of(["Yes", "yes", "no"] * 20).labels == ("Yes", "no"), "spellings of one label are one"
@@ -368,9 +368,9 @@ def test_long_documents_get_limits_that_they_fit(tmp_path: Path, monkeypatch: py
         assert code == 0 and recipe.train.max_length == recipe.serve.max_model_len == limit
 
 
-@given(st.text(max_size=40).filter(lambda value: not encoding.has_half(value)))
+@given(st.text(max_size=40).filter(lambda value: not encoding.has_lone_surrogate(value)))
 def test_any_text_is_read_back_from_the_recipe(value: str) -> None:
-    assert YAML().load(f"one: {{two: {recipe_text._quoted(value)}}}")["one"]["two"] == value
+    assert YAML().load(f"one: {{two: {recipe_text._quote(value)}}}")["one"]["two"] == value
 
 
 def test_the_command_is_a_make_target_and_says_what_is_missing(tmp_path: Path) -> None:

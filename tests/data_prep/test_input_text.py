@@ -8,8 +8,8 @@ import pytest
 from data_prep.readers import dotted_paths
 from data_prep.readers.source_row import SourceRow
 from data_prep.rows import input_text
-from data_prep.rows.columns import input_columns, read_columns
-from data_prep.rows.data_row import Row, row_of
+from data_prep.rows.columns import columns_to_read, input_columns
+from data_prep.rows.data_row import Row, make_row
 from insource.config.recipe import Recipe
 from insource.tasks.pii import inputs
 from insource.tasks.source_record import UnusableRowError
@@ -29,15 +29,20 @@ HH = "\n\nHuman: where is it?\n\nAssistant: {}"
     ("task", "columns", "values", "answers"),
     [
         (
-            task_gateway.ROUTER,
+            task_gateway.ROUTER_TASK,
             "{text: mail.body, label: queue}",
             {"mail": {"body": " it is\r\nlate"}},
             {"queue": "late"},
         ),
-        (task_gateway.ROUTER, "{text: [a, b], label: queue}", {"a": "subject", "b": "it is late"}, {"queue": "late"}),
-        (task_gateway.ROUTER, "{text: a, label: queue}", {"a": "write to ann@example.org"}, {"queue": "lost"}),
-        (task_gateway.ROUTER, "{messages: talk}", {"talk": TALK}, {}),
-        (task_gateway.ROUTER, "{messages: talk}", {"talk": TURNS}, {}),
+        (
+            task_gateway.ROUTER_TASK,
+            "{text: [a, b], label: queue}",
+            {"a": "subject", "b": "it is late"},
+            {"queue": "late"},
+        ),
+        (task_gateway.ROUTER_TASK, "{text: a, label: queue}", {"a": "write to ann@example.org"}, {"queue": "lost"}),
+        (task_gateway.ROUTER_TASK, "{messages: talk}", {"talk": TALK}, {}),
+        (task_gateway.ROUTER_TASK, "{messages: talk}", {"talk": TURNS}, {}),
         (RECORD, f"{{text: said, {SLOTS}}}", {"said": "for 2 at 8 pm"}, {"labels": []}),
         (RECORD, PIECES, {"said": [{"text": "at "}, {"text": "8 pm", "entity": "time"}]}, {}),
         (RECORD, "{text: tokens, tags: tags}", {"tokens": ["play", "nina"]}, {"tags": ["O", "B-artist"]}),
@@ -50,26 +55,26 @@ HH = "\n\nHuman: where is it?\n\nAssistant: {}"
 def test_the_input_is_that_of_the_row_with_its_answer(
     tmp_path: Path, task: str, columns: str, values: dict[str, Any], answers: dict[str, Any]
 ) -> None:
-    recipe = task_gateway.recipe(tmp_path, task=task, columns=columns)
+    recipe = task_gateway.make_recipe(tmp_path, task=task, columns=columns)
     whole = {**values, **answers}
-    inside = [column for column in read_columns(recipe, "all") if "." in column]
-    prepared = row_of(SourceRow("in.csv", 2, {**whole, **dotted_paths.reached(whole, inside)}), recipe)
+    inside = [column for column in columns_to_read(recipe, "all") if "." in column]
+    prepared = make_row(SourceRow("in.csv", 2, {**whole, **dotted_paths.resolve_columns(whole, inside)}), recipe)
     assert isinstance(prepared, Row), prepared
     for given in (values, whole):
         assert asked(given, recipe) == prepared.text
 
 
 def asked(values: dict[str, Any], recipe: Recipe) -> str:
-    return inputs.prepared(input_text.text_of(values, recipe), recipe.privacy.redact).text
+    return inputs.prepare_input(input_text.extract_input(values, recipe), recipe.privacy.redact).text
 
 
 def test_a_chat_that_nobody_has_answered_yet_is_asked_to_its_end(tmp_path: Path) -> None:
-    recipe = task_gateway.recipe(tmp_path, columns="{messages: talk}")
-    assert input_text.text_of({"talk": TURNS[:3]}, recipe) == input_text.text_of({"talk": TURNS}, recipe)
+    recipe = task_gateway.make_recipe(tmp_path, columns="{messages: talk}")
+    assert input_text.extract_input({"talk": TURNS[:3]}, recipe) == input_text.extract_input({"talk": TURNS}, recipe)
     with pytest.raises(UnusableRowError):
-        input_text.text_of({"talk": TALK[1:]}, recipe)
+        input_text.extract_input({"talk": TALK[1:]}, recipe)
 
 
 def test_columns_of_answers_are_not_among_those_that_an_input_needs(tmp_path: Path) -> None:
-    recipe = task_gateway.recipe(tmp_path, columns="{text: [subject, body], label: queue, id: number}")
+    recipe = task_gateway.make_recipe(tmp_path, columns="{text: [subject, body], label: queue, id: number}")
     assert input_columns(recipe) == {"data.columns.text[0]": "subject", "data.columns.text[1]": "body"}

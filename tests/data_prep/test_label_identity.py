@@ -17,7 +17,7 @@ from insource.config.recipe import Recipe
 from insource.config.schema.data import SPLITS, Task
 from insource.system import atomic_files
 from insource.tasks import classification, labels
-from insource.tasks.labels import clean_label, find, found, identity
+from insource.tasks.labels import clean_label, find_label, label_identity, map_spellings
 from insource.tasks.text_keys import label_key
 
 WORDS = "amber birch cobalt dune ember fjord garnet harbor indigo jasper kelp lotus maple nectar onyx pearl"
@@ -84,8 +84,8 @@ def test_labels_that_a_mark_tells_apart_stay_apart(tmp_path: Path, labels: list[
     ],
 )
 def test_spellings_of_one_label_are_one_label(spellings: list[str]) -> None:
-    assert len({identity(one, None, fold=True) for one in spellings}) == 1
-    assert {find(one, [spellings[0], "other"]) for one in spellings} == {spellings[0]}
+    assert len({label_identity(one, None, fold=True) for one in spellings}) == 1
+    assert {find_label(one, [spellings[0], "other"]) for one in spellings} == {spellings[0]}
 
 
 def test_each_label_of_a_list_is_folded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,11 +95,15 @@ def test_each_label_of_a_list_is_folded_once(monkeypatch: pytest.MonkeyPatch) ->
         folded[label] += 1
         return label_key(label)
 
-    monkeypatch.setattr(labels, "_key", counted)
-    assert [find(f"Queue {n}", listed) for n in range(300)] == listed
-    assert find("queue 300", dict.fromkeys(listed)) is None
+    monkeypatch.setattr(labels, "_cached_label_key", counted)
+    assert [find_label(f"Queue {n}", listed) for n in range(300)] == listed
+    assert find_label("queue 300", dict.fromkeys(listed)) is None
     assert set(folded.values()) == {1}
-    assert find("Us", ["US", "us"]) is None and find("Us", ["US"]) == "US" and find("Us", ["US"], fold=False) is None
+    assert (
+        find_label("Us", ["US", "us"]) is None
+        and find_label("Us", ["US"]) == "US"
+        and find_label("Us", ["US"], fold=False) is None
+    )
 
 
 @given(st.text(min_size=1))
@@ -113,7 +117,7 @@ def test_what_is_merged_is_shown_with_every_spelling_and_its_rows(tmp_path: Path
     rows = [(text, spelt[n % 5] if n % 2 else "other") for n, text in enumerate(texts(200))]
     splits, report = prepared(recipe_of(tmp_path, rows), tmp_path / "runs")
     assert set(report["labels"]) == {"late", "other"}
-    told = console.summary(report, "prepared")
+    told = console.format_summary(report, "prepared")
     assert "label 'late' in 3 spellings: 'late' 60, 'LATE' 20, 'Late<U+200B>' 20" in told
     assert "data.normalize_labels=false" in told
     assert {row["original_target"] for row in splits["train"] if "original_target" in row} == {"LATE", "Late\u200b"}
@@ -137,7 +141,7 @@ def test_opposite_labels_of_one_text_are_a_conflict_and_the_counts_add_up(tmp_pa
     for name in SPLITS:
         assert sum(one[name] for one in report["labels"].values()) == report["rows"]["written"][name]
     # Every row of this label is contradicted: a listed one is told of, one that was found is refused.
-    assert "label '1': 30 rows, none left in train" in console.summary(report, "x")
+    assert "label '1': 30 rows, none left in train" in console.format_summary(report, "x")
     with pytest.raises(RecipeError, match=r"'1': 30 rows, none left in train \(.*conflict"):
         prepared(recipe_of(tmp_path, rows), tmp_path / "found")
 
@@ -177,5 +181,9 @@ def test_answers_are_read_by_the_rule_of_the_data() -> None:
 
 
 def test_the_most_frequent_spelling_is_the_label() -> None:
-    assert found({"Late": 2, "late": 5, "other": 1}, fold=True) == {"late": "late", "Late": "late", "other": "other"}
-    assert found({"Late": 2, "late": 5}, fold=False) == {"late": "late", "Late": "Late"}
+    assert map_spellings({"Late": 2, "late": 5, "other": 1}, fold=True) == {
+        "late": "late",
+        "Late": "late",
+        "other": "other",
+    }
+    assert map_spellings({"Late": 2, "late": 5}, fold=False) == {"late": "late", "Late": "Late"}

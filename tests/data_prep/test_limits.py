@@ -19,10 +19,10 @@ from compare.systems import answer_file_rows
 from data_prep.readers import limits
 from data_prep.readers.arrow import cell_sizes, parquet_footer
 from data_prep.readers.read import read
-from data_prep.readers.sources import find
+from data_prep.readers.sources import find_files
 from insource.config.errors import RecipeError
 from insource.config.schema.data import Source
-from tests.helpers.malformed_files import HEADER, MAIN, workbook
+from tests.helpers.malformed_files import HEADER, MAIN, workbook_bytes
 
 MIB = 1 << 20
 COLUMNS = ("text", "label")
@@ -37,7 +37,7 @@ def parquet(columns: dict[str, Any], **given: Any) -> bytes:
 
 def drained(path: Path, **settings: Any) -> int:
     source = Source(path=str(path), **settings)
-    return sum(1 for file in find(source) for _ in read(file, source, [*COLUMNS, "codes"])[1])
+    return sum(1 for file in find_files(source) for _ in read(file, source, [*COLUMNS, "codes"])[1])
 
 
 def shared_texts(cells: int, characters: int) -> bytes:
@@ -46,7 +46,7 @@ def shared_texts(cells: int, characters: int) -> bytes:
     row = '<c t="s"><v>0</v></c>' * cells
     text = f'<sst xmlns="{MAIN}"><si><t>{"x" * characters}</t></si></sst>'
     kind = "application/vnd.openxmlformats-officedocument.spreadsheetml.sharedStrings+xml"
-    whole = workbook(f'<row r="1">{names}</row><row r="2">{row}</row>', sharedStrings=text.encode())
+    whole = workbook_bytes(f'<row r="1">{names}</row><row r="2">{row}</row>', sharedStrings=text.encode())
     return with_part(whole, f'<Override PartName="/xl/sharedStrings.xml" ContentType="{kind}"/></Types>')
 
 
@@ -166,7 +166,7 @@ MUCH: dict[str, tuple[str, Callable[[], bytes], str | None]] = {
     ),
     "a part that is no sheet": (
         "rows.xlsx",
-        lambda: workbook(HEADER, more=b"<x>" + b" " * (9 * MIB) + b"</x>"),
+        lambda: workbook_bytes(HEADER, more=b"<x>" + b" " * (9 * MIB) + b"</x>"),
         r"rows.xlsx: an unpacked workbook of 9.0 MiB, more than 2; export it as CSV, or set data.source",
     ),
 }
@@ -208,7 +208,7 @@ def test_rows_that_are_the_same_take_no_more_memory_the_more_they_are(tmp_path: 
     assert drained(tmp_path / "rows.parquet", max_unpacked_mib=2048) == 100
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 * limits.PIECE_BYTES
+    assert peak < 4 * limits.CHUNK_BYTES
 
 
 def test_footers_are_read_whatever_became_of_the_process_that_reads_them(tmp_path: Path) -> None:
@@ -216,34 +216,36 @@ def test_footers_are_read_whatever_became_of_the_process_that_reads_them(tmp_pat
     good.write_bytes(parquet({"text": ["x", "y"], "turns": [[1], [2, 3]]}))
     bad.write_bytes(good.read_bytes()[:-9] + b"\0" * 9)
     for _ in range(2):
-        found = parquet_footer.of(good)
+        found = parquet_footer.read_footer(good)
         assert found.rows == 2 and [(part.path, part.repeated) for part in found.parts] == [
             ("text", False),
             ("turns.list.element", True),
         ]
         with pytest.raises(ValueError, match="damaged"):
-            parquet_footer.of(bad)
-        assert parquet_footer._READER._process is not None
-        parquet_footer._READER._process.kill()
-        parquet_footer._READER._process.wait()
+            parquet_footer.read_footer(bad)
+        assert parquet_footer._FOOTER_PROCESS._process is not None
+        parquet_footer._FOOTER_PROCESS._process.kill()
+        parquet_footer._FOOTER_PROCESS._process.wait()
 
 
 def test_rows_are_handed_on_by_what_they_weigh() -> None:
-    found = list(limits.pieces([3, 4, limits.PIECE_BYTES, 1, 1, 1], 3, lambda one: one))
-    assert found == [[3, 4, limits.PIECE_BYTES], [1, 1, 1]]
-    assert limits.weight({"a": ["xyz", {"b": None}], "c": 1.5}) == 1 + 8 + 3 + 1 + 8 + 1 + 8
+    found = list(limits.split_into_chunks([3, 4, limits.CHUNK_BYTES, 1, 1, 1], 3, lambda one: one))
+    assert found == [[3, 4, limits.CHUNK_BYTES], [1, 1, 1]]
+    assert limits.estimate_bytes({"a": ["xyz", {"b": None}], "c": 1.5}) == 1 + 8 + 3 + 1 + 8 + 1 + 8
 
 
 def test_sizes_of_arrow_arrays_are_those_of_their_texts() -> None:
     dictionary = pa.array(["abc", None, "abc", "d"]).dictionary_encode()
     nested = pa.array([[{"a": "xy", "n": 1}], None, [], [{"a": None, "n": 2}, {"a": "z", "n": None}]])
-    assert cell_sizes.sizes(dictionary).tolist() == [3, 0, 3, 1]
-    assert cell_sizes.sizes(dictionary.slice(2)).tolist() == [3, 1]
-    assert cell_sizes.sizes(nested).tolist() == [8 + 10, 8, 8, 8 + 8 + 9]
-    assert cell_sizes.sizes(nested.slice(3)).tolist() == [8 + 17]
-    assert cell_sizes.sizes(pa.array([[("k", "long")]], pa.map_(pa.string(), pa.string()))).tolist() == [8 + 5]
-    assert cell_sizes.sizes(pa.array([1, None])).tolist() == [8, 8]
-    assert cell_sizes.sizes(pa.array([None, None], pa.string()).dictionary_encode()).tolist() == [0, 0]
+    assert cell_sizes.estimate_value_bytes(dictionary).tolist() == [3, 0, 3, 1]
+    assert cell_sizes.estimate_value_bytes(dictionary.slice(2)).tolist() == [3, 1]
+    assert cell_sizes.estimate_value_bytes(nested).tolist() == [8 + 10, 8, 8, 8 + 8 + 9]
+    assert cell_sizes.estimate_value_bytes(nested.slice(3)).tolist() == [8 + 17]
+    assert cell_sizes.estimate_value_bytes(pa.array([[("k", "long")]], pa.map_(pa.string(), pa.string()))).tolist() == [
+        8 + 5
+    ]
+    assert cell_sizes.estimate_value_bytes(pa.array([1, None])).tolist() == [8, 8]
+    assert cell_sizes.estimate_value_bytes(pa.array([None, None], pa.string()).dictionary_encode()).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY", None])
@@ -256,7 +258,7 @@ def test_parquet_is_read_whatever_its_encoding(encoding: str | None, kind: Any, 
     how = {"use_dictionary": True} if encoding is None else {"column_encoding": encoding, "use_dictionary": False}
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=400, **how)
     source = Source(path=str(tmp_path / "rows.parquet"))
-    rows = [row.values for row in read(find(source)[0], source, COLUMNS)[1]]
+    rows = [row.values for row in read(find_files(source)[0], source, COLUMNS)[1]]
     assert [row["text"] for row in rows] == texts and [row["label"] for row in rows] == ["a", None, "b"] * 500
 
 
@@ -266,9 +268,9 @@ def test_texts_in_objects_and_lists_are_read_over_row_groups_and_full_dictionari
     columns = {"text": said, "label": ["a"] * 2000, "turns": turns, "mail": [{"body": one} for one in said]}
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table(columns), path, row_group_size=700, dictionary_pagesize_limit=50_000)
-    assert len(cell_sizes.by_dictionary(parquet_footer.of(path), set(columns))) == 5
+    assert len(cell_sizes.find_dictionary_columns(parquet_footer.read_footer(path), set(columns))) == 5
     source = Source(path=str(path))
-    rows = [row.values for row in read(find(source)[0], source, COLUMNS)[1]]
+    rows = [row.values for row in read(find_files(source)[0], source, COLUMNS)[1]]
     assert [row["turns"] for row in rows] == turns and [row["mail"]["body"] for row in rows] == said
 
 
@@ -283,7 +285,7 @@ def test_answers_that_are_too_large_are_told_without_a_key_that_they_do_not_have
     path = tmp_path / "answers.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps({"id": "1", "output": "x" * 9 * MIB}).encode()))
     with pytest.raises(RecipeError, match=r"answers.jsonl.gz:1: a line of more than 8 MiB; split it$"):
-        list(answer_file_rows.read(path, "auto", ()).rows)
+        list(answer_file_rows.read_answer_rows(path, "auto", ()).rows)
 
 
 def test_token_ids_that_a_recipe_does_not_name_refuse_no_file(tmp_path: Path) -> None:

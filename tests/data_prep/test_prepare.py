@@ -17,7 +17,7 @@ from insource.config.schema.data import SPLITS, Source
 from insource.system import atomic_files
 from insource.tasks.text_keys import duplicate_key
 from tests.conftest import Command
-from tests.helpers.malformed_files import HOSTILE, Hostile, parquet
+from tests.helpers.malformed_files import MALFORMED_FILES, MalformedFile, parquet_bytes
 
 Rows = Iterable[tuple[str, str]]
 
@@ -207,8 +207,8 @@ def test_token_lengths_are_those_that_training_counts(tmp_path: Path, tokenizer:
     recipe = load("classifier", (), "cpu").recipe
     folder, _ = prepare.main(recipe, tmp_path)
     report, rows = atomic_files.read_json(folder / "data.json"), list(atomic_files.read_jsonl(folder / "train.jsonl"))
-    spec = classification.specify(recipe.task, {name: one["description"] for name, one in report["labels"].items()})
-    examples = chat_template.examples(
+    spec = classification.make_spec(recipe.task, {name: one["description"] for name, one in report["labels"].items()})
+    examples = chat_template.render_examples(
         tokenizer, [classification.messages(spec, row["input"]) for row in rows], [row["target"] for row in rows]
     )
     lengths = sorted(len(one.prompt_ids) + len(one.completion_ids) for one in examples)
@@ -275,12 +275,14 @@ def test_chat_rows_give_their_last_answer_and_their_system_prompts_are_counted(t
     assert report["system_prompts_replaced"] == 1
 
 
-@pytest.mark.parametrize("hostile", HOSTILE, ids=lambda hostile: hostile.case)
+@pytest.mark.parametrize("hostile", MALFORMED_FILES, ids=lambda hostile: hostile.case)
 def test_a_hostile_file_beside_a_good_one_is_refused_or_every_row_of_it_is_accounted_for(
-    tmp_path: Path, hostile: Hostile
+    tmp_path: Path, hostile: MalformedFile
 ) -> None:
     rows = [(text, label) for text, label in many(120)]
-    (tmp_path / "good.parquet").write_bytes(parquet({"text": [t for t, _ in rows], "label": [x for _, x in rows]}))
+    (tmp_path / "good.parquet").write_bytes(
+        parquet_bytes({"text": [t for t, _ in rows], "label": [x for _, x in rows]})
+    )
     recipe = recipe_for(tmp_path, [])  # which writes a rows.csv of its own
     (tmp_path / hostile.file).write_bytes(hostile.content)
     paths = [str(tmp_path / "good.parquet"), str(tmp_path / hostile.file)]

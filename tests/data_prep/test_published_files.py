@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.readers.sources import split_named
+from data_prep.readers.sources import parse_split_name
 from data_prep.report import console
 from insource.config.errors import RecipeError
 from insource.config.schema.data import SPLITS
@@ -50,7 +50,7 @@ def test_clinc150_splits_and_rows_as_arrays_of_one_file(tmp_path: Path) -> None:
     assert {row["input"]["text"] for row in splits["test"]} == {text for text, _ in rows[150:]}
     assert len(splits["validation"]) == 40
     assert report["left_out"] == ["data_full.json/domains"]
-    told = console.summary(report, "prepared")
+    told = console.format_summary(report, "prepared")
     assert "data_full.json/oos_test is test" in told
     assert "not read, as they are hidden or of no known kind or split: data_full.json/domains" in told
 
@@ -61,7 +61,7 @@ def test_splits_of_one_file_are_mixed_where_the_recipe_says_so_and_objects_do_as
     splits, report = read(tmp_path, "{source: {paths: [data_full.json]}, deduplicate: {near: 1}}")
     assert report["rows"]["read"] == 210 == len(found(splits))
     assert {row["input"]["text"] for row in splits["test"]} != {row["text"] for row in rows[150:]}
-    assert "are mixed, and split anew" in console.summary(report, "prepared")
+    assert "are mixed, and split anew" in console.format_summary(report, "prepared")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -120,7 +120,7 @@ def test_dialogsum_one_summary_in_train_and_three_in_test(tmp_path: Path) -> Non
     assert all((row["target"], row["references"]) == ("One asks.", ["Another asks.", "Someone asks."])
                for row in splits["test"])  # fmt: skip
     assert not any("references" in row for row in splits["train"])
-    told = console.summary(report, "prepared")
+    told = console.format_summary(report, "prepared")
     assert "dialogsum.train.jsonl has no column 'summary1' and 'summary2' and 'summary3': its answers are the" in told
     assert "dialogsum.test.jsonl has no column 'summary': its answers are the others" in told
     wrong = columns.replace("summary3", "sumary3")
@@ -143,7 +143,7 @@ def test_dialogsum_one_summary_in_train_and_three_in_test(tmp_path: Path) -> Non
     ],
 )
 def test_a_part_of_a_name_between_dots_tells_the_split(name: str, split: str | None) -> None:
-    assert split_named(name) == split
+    assert parse_split_name(name) == split
 
 
 MANY = "task: {kind: classification, labels_per_row: many, instruction: Choose all labels.}\nmodel: {base: pocket}\n"
@@ -161,7 +161,7 @@ def test_jigsaw_a_column_for_each_label(tmp_path: Path) -> None:
               for text, of in zip(texts(120), marks, strict=True)}  # fmt: skip
     assert {text: {*target} for text, target in _targets(splits)} == wanted
     assert report["labels_per_row"]["may_be_empty"]
-    assert "column 'threat' marks no row: it is no label" in console.summary(report, "prepared")
+    assert "column 'threat' marks no row: it is no label" in console.format_summary(report, "prepared")
 
 
 def _targets(splits: Splits) -> list[tuple[str, list[str]]]:
@@ -306,12 +306,12 @@ def test_spellings_that_differ_in_white_space_are_merged_and_shown(tmp_path: Pat
     _, report = read(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
     assert set(report["labels"]) == {"new york", "paris"}
     assert report["labels"]["new york"]["spellings"] == dict.fromkeys(spelt[:4], 30)
-    told = console.summary(report, "prepared")
+    told = console.format_summary(report, "prepared")
     assert r"in 4 spellings: ' new york' 30, 'new  york' 30, 'new york' 30, 'new\xa0york' 30" in told
     # What all rows have at their edges is no other spelling.
     put(tmp_path / "rows.jsonl", [{"text": text, "label": f"{'ab'[n % 2]} "} for n, text in enumerate(texts(150))])
     _, report = read(tmp_path, "{source: {path: rows.jsonl}, deduplicate: {near: 1}}")
-    assert set(report["labels"]) == {"a", "b"} and "spellings" not in console.summary(report, "prepared")
+    assert set(report["labels"]) == {"a", "b"} and "spellings" not in console.format_summary(report, "prepared")
 
 
 def test_times_of_another_form_with_a_zone_are_read_by_their_format(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_a_field_that_no_row_has_is_told_and_records_without_any_value_are_refus
     write_csv(tmp_path / "rows.csv", [("text", "Invoice No", "total"), *rows])
     rest = "split: {stratify: null}, deduplicate: {near: 1}"
     _, report = read(tmp_path, f"{{source: {{path: rows.csv}}, {rest}}}", INVOICE)
-    told = console.summary(report, "prepared")
+    told = console.format_summary(report, "prepared")
     assert "field invoice_no: no row has a value of it; did you mean the column 'Invoice No'?" in told
     assert "field total" not in told
     write_csv(tmp_path / "rows.csv", [("text", "Invoice No", "Sum"), *rows])

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from data_prep.readers.encoding import BLOCK_BYTES
 from data_prep.readers.read import read
 from data_prep.readers.source_row import SourceFile, SourceRow
-from data_prep.readers.sources import find, left_out, sha256
+from data_prep.readers.sources import find_files, find_ignored_files, sha256
 from insource.config.errors import RecipeError, StageError
 from insource.config.schema.data import Source
-from tests.helpers.malformed_files import HOSTILE, PLAIN, Hostile, cesu8
+from tests.helpers.malformed_files import MALFORMED_FILES, PLAIN, MalformedFile, to_cesu8
 
 COLUMNS = ("text", "label")
 SUFFIXES = ("csv", "tsv", "json", "jsonl")
@@ -35,7 +35,7 @@ some = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 
 
 def rows_of(source: Source, columns: tuple[str, ...] = COLUMNS) -> list[SourceRow]:
-    return [row for file in find(source) for row in read(file, source, columns)[1]]
+    return [row for file in find_files(source) for row in read(file, source, columns)[1]]
 
 
 def refused(source: Source) -> str:
@@ -51,16 +51,16 @@ def put(path: Path, content: bytes = PLAIN) -> Path:
 
 
 def names(source: Source) -> list[tuple[str, str]]:
-    return [(file.split, file.name) for file in find(source)]
+    return [(file.split, file.name) for file in find_files(source)]
 
 
 def test_the_corpus_is_large_and_no_case_stands_there_twice() -> None:
-    assert len(HOSTILE) >= 60
-    assert len({hostile.case for hostile in HOSTILE}) == len(HOSTILE)
+    assert len(MALFORMED_FILES) >= 60
+    assert len({hostile.case for hostile in MALFORMED_FILES}) == len(MALFORMED_FILES)
 
 
-@pytest.mark.parametrize("hostile", HOSTILE, ids=lambda hostile: hostile.case)
-def test_a_hostile_file_is_read_right_or_refused(tmp_path: Path, hostile: Hostile) -> None:
+@pytest.mark.parametrize("hostile", MALFORMED_FILES, ids=lambda hostile: hostile.case)
+def test_a_hostile_file_is_read_right_or_refused(tmp_path: Path, hostile: MalformedFile) -> None:
     put(tmp_path / hostile.file, hostile.content)
     source = Source(path=str(tmp_path / hostile.file), **hostile.source)
     if hostile.refused:
@@ -69,7 +69,7 @@ def test_a_hostile_file_is_read_right_or_refused(tmp_path: Path, hostile: Hostil
         assert hostile.file in message or "data.source." in message
         assert "\n" not in message
         return
-    about, rows = read(find(source)[0], source, COLUMNS)
+    about, rows = read(find_files(source)[0], source, COLUMNS)
     found = list(rows)
     assert [row.line for row in found] == [line for line, _ in hostile.rows][: len(found)]
     for row, (_, expected) in zip(found, hostile.rows, strict=True):
@@ -122,7 +122,7 @@ ENCODINGS: dict[str, Callable[[str], bytes]] = {
     "utf-8 with a mark": lambda text: text.encode("utf-8-sig"),
     "utf-16": lambda text: text.encode("utf-16"),
     "utf-16-be": lambda text: text.encode("utf-16-be"),
-    "cesu-8": cesu8,
+    "cesu-8": to_cesu8,
 }
 
 
@@ -198,7 +198,7 @@ def test_characters_over_the_edges_of_blocks_are_whole(tmp_path: Path) -> None:
     # Each shift lays another byte of a character on the edge of a block.
     for shift in range(8):
         text = "x" * (BLOCK_BYTES - 40 - shift) + "🎉é" * 10
-        for content in (cesu8(f"text,label\r\n{text},a\r\n"), f"text,label\r\n{text},a\r\n".encode("utf-16")):
+        for content in (to_cesu8(f"text,label\r\n{text},a\r\n"), f"text,label\r\n{text},a\r\n".encode("utf-16")):
             (row,) = rows_of(Source(path=str(put(tmp_path / "rows.csv", content))))
             assert row.values["text"] == text
 
@@ -209,7 +209,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
             file.write(b'{"text": "%s", "label": "a"}\n' % (b"where is my card " * 60) * 500)
     source = Source(path=str(tmp_path / "rows.jsonl.gz"))
     tracemalloc.start()
-    assert sum(1 for _ in read(find(source)[0], source, COLUMNS)[1]) == 20_000
+    assert sum(1 for _ in read(find_files(source)[0], source, COLUMNS)[1]) == 20_000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 << 20
@@ -271,7 +271,7 @@ def test_a_folder_gives_its_files_in_order_and_tells_what_it_leaves(tmp_path: Pa
         put(tmp_path / name, b"nothing")
     source = Source(path=str(tmp_path))
     assert names(source) == [("all", "2023/rows.csv"), ("all", "2024/rows.csv.gz"), ("all", "june.jsonl")]
-    assert left_out(source) == ["2024/.hidden.csv", "_SUCCESS", "notes.txt", "rows.parquet.gz"]
+    assert find_ignored_files(source) == ["2024/.hidden.csv", "_SUCCESS", "notes.txt", "rows.parquet.gz"]
     assert len(rows_of(source)) == 5
 
 
@@ -280,7 +280,7 @@ def test_a_glob_names_files_below_its_first_wildcard(tmp_path: Path) -> None:
         put(tmp_path / name)
     source = Source(path=str(tmp_path / "*" / "rows.*"))
     assert names(source) == [("all", "a/rows.csv"), ("all", "b/rows.csv")]
-    assert left_out(source) == ["b/rows.txt"]
+    assert find_ignored_files(source) == ["b/rows.txt"]
     assert names(Source(path=str(tmp_path / "**" / "*.csv"))) == names(source)
     put(tmp_path / "c[1].csv")
     assert names(Source(path=str(tmp_path / "c[1].csv"))) == [("all", "c[1].csv")]
@@ -346,7 +346,7 @@ def saved(folder: Path, *splits: str) -> Path:
 
 def test_a_saved_data_set_is_read_with_its_names_of_labels(tmp_path: Path) -> None:
     source = Source(path=str(saved(tmp_path / "cards")))
-    (file,) = find(source)
+    (file,) = find_files(source)
     about, rows = read(file, source, COLUMNS)
     assert (file.split, file.name, file.kind) == ("all", "cards", "dataset")
     assert about == {"kind": "dataset", "columns": ["text", "label"], "class_labels": ["label"]}
@@ -359,7 +359,7 @@ def test_a_saved_data_set_is_read_with_its_names_of_labels(tmp_path: Path) -> No
 def test_splits_of_a_saved_data_set_are_given_where_one_is_test(tmp_path: Path) -> None:
     source = Source(path=str(saved(tmp_path / "cards", "train", "dev", "test", "unsupervised")))
     assert names(source) == [("train", "cards/train"), ("validation", "cards/dev"), ("test", "cards/test")]
-    assert left_out(source) == ["cards/unsupervised"]
+    assert find_ignored_files(source) == ["cards/unsupervised"]
     assert [row.values["text"] for row in rows_of(source)][::2] == ["from train", "from dev", "from test"]
     untested = Source(path=str(saved(tmp_path / "plain", "train", "dev")))
     assert names(untested) == [("all", "plain/train"), ("all", "plain/dev")]
@@ -378,7 +378,7 @@ def test_a_hub_that_does_not_answer_fails_the_stage_and_says_what_would_do(monke
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(StageError, match=r"nobody/nothing at abcdef0 could not be loaded") as told:
-        find(Source(hub="nobody/nothing", revision="abcdef0"))
+        find_files(Source(hub="nobody/nothing", revision="abcdef0"))
     assert "data.source.path" in str(told.value)
 
 
@@ -387,12 +387,12 @@ def test_the_hash_follows_the_bytes(tmp_path: Path) -> None:
         Source(path=str(put(tmp_path / name, content)))
         for name, content in (("a.csv", PLAIN), ("b.csv", PLAIN), ("c.csv", PLAIN + b"x,a\n"))
     )
-    hashes = [sha256(find(source)[0], source) for source in (one, same, other)]
+    hashes = [sha256(find_files(source)[0], source) for source in (one, same, other)]
     assert hashes[0] == hashes[1] != hashes[2]
     folder = saved(tmp_path / "cards")
     source = Source(path=str(folder))
-    before = sha256(find(source)[0], source)
+    before = sha256(find_files(source)[0], source)
     put(folder / "more.txt")
-    assert sha256(find(source)[0], source) != before
+    assert sha256(find_files(source)[0], source) != before
     hub = Source(hub="owner/name", revision="abcdef0", config="en")
     assert sha256(SourceFile("all", Path("owner/name"), "owner/name", "hub"), hub) == "owner/name@abcdef0:en"

@@ -16,12 +16,12 @@ from ruamel import yaml
 
 from data_prep.readers.source_row import SourceRow
 from data_prep.report import console
-from data_prep.rows.data_row import Rejected, Row, row_of
+from data_prep.rows.data_row import Rejected, Row, make_row
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.config.schema.data import SPLITS
-from insource.tasks.words import breaks_word, joined
+from insource.tasks.words import is_inside_word, join_tokens
 from tests.data_prep.test_data_faults import put
 from tests.data_prep.test_label_identity import texts
 from tests.data_prep.test_public_data_sets import Report, Splits, prepared
@@ -97,7 +97,7 @@ def test_restaurant8k_places_in_the_text_are_the_values(tmp_path: Path) -> None:
     assert targets(splits) == wanted
     assert report["rows"]["read"] == sum(report["rows"]["written"].values()) == 150
     assert report["fields"]["time"]["train"] == {"absent": 22, "verbatim": 88}
-    assert "inside a word" not in console.summary(report, "prepared")
+    assert "inside a word" not in console.format_summary(report, "prepared")
 
 
 def test_places_that_are_off_by_one_are_told_and_one_key_mends_them(tmp_path: Path) -> None:
@@ -105,7 +105,9 @@ def test_places_that_are_off_by_one_are_told_and_one_key_mends_them(tmp_path: Pa
     splits, report = read(tmp_path, TABLE, GIVEN, f"{{text: userInput.text, {PLACES}}}}}")
     assert targets(splits) != wanted
     assert report["fields"]["time"]["train"]["cut"] == 88
-    assert "field time: in 120 rows its place begins or ends inside a word" in console.summary(report, "prepared")
+    assert "field time: in 120 rows its place begins or ends inside a word" in console.format_summary(
+        report, "prepared"
+    )
     assert "inside a word" in next((tmp_path / "runs" / ".data").glob("*/data.html")).read_text(encoding="utf-8")
     splits, report = read(tmp_path, TABLE, GIVEN, f"{{text: userInput.text, {PLACES}, end_inclusive: true}}}}")
     assert targets(splits) == wanted
@@ -260,15 +262,15 @@ def test_slots_belong_to_extraction() -> None:
 
 
 def test_tokens_are_joined_as_their_script_writes_words() -> None:
-    assert joined(["play", "Nina", "now"]) == ("play Nina now", [(0, 4), (5, 9), (10, 13)])
-    assert joined(["我", "爱", "北京", "VISA", "卡"])[0] == "我爱北京 VISA 卡"
-    assert joined([]) == ("", [])
+    assert join_tokens(["play", "Nina", "now"]) == ("play Nina now", [(0, 4), (5, 9), (10, 13)])
+    assert join_tokens(["我", "爱", "北京", "VISA", "卡"])[0] == "我爱北京 VISA 卡"
+    assert join_tokens([]) == ("", [])
 
 
 def test_a_place_inside_of_a_word_is_between_two_letters_or_digits_of_a_script_with_spaces() -> None:
-    assert breaks_word("child", 4) and breaks_word("2026", 2) and breaks_word("Größe", 3)
+    assert is_inside_word("child", 4) and is_inside_word("2026", 2) and is_inside_word("Größe", 3)
     assert not any(
-        breaks_word(text, at) for text, at in (("6pm", 1), ("a b", 1), ("我爱北京", 2), ("서울에서", 2), ("ab", 2))
+        is_inside_word(text, at) for text, at in (("6pm", 1), ("a b", 1), ("我爱北京", 2), ("서울에서", 2), ("ab", 2))
     )
 
 
@@ -294,7 +296,7 @@ ANYTHING = st.recursive(
 )
 @given(text=ANYTHING, given_=ANYTHING)
 def test_whatever_stands_there_is_a_row_or_is_rejected(columns: str, text: Any, given_: Any) -> None:
-    found = row_of(SourceRow("rows.jsonl", 1, {"t": text, "s": given_}), _recipe(columns))
+    found = make_row(SourceRow("rows.jsonl", 1, {"t": text, "s": given_}), _recipe(columns))
     assert isinstance(found, Row | Rejected)
 
 

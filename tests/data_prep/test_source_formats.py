@@ -17,7 +17,7 @@ import pytest
 from data_prep.readers import dotted_paths
 from data_prep.readers.read import read
 from data_prep.readers.source_row import SourceRow
-from data_prep.readers.sources import find, left_out
+from data_prep.readers.sources import find_files, find_ignored_files
 from data_prep.report import console
 from insource.config.errors import RecipeError
 from insource.config.load import load
@@ -25,11 +25,11 @@ from insource.config.schema.data import SPLITS, Source
 from tests.data_prep.test_data_faults import labelled, prepared, put
 from tests.data_prep.test_label_identity import texts
 from tests.helpers.malformed_files import SHEET
-from tests.helpers.malformed_files import workbook as written
+from tests.helpers.malformed_files import workbook_bytes as written
 
 
 def rows_of(source: Source, *columns: str) -> list[SourceRow]:
-    return [row for file in find(source) for row in read(file, source, columns or ("text", "label"))[1]]
+    return [row for file in find_files(source) for row in read(file, source, columns or ("text", "label"))[1]]
 
 
 def place(path: Path, content: str) -> Path:
@@ -56,7 +56,7 @@ def place(path: Path, content: str) -> Path:
     ],
 )
 def test_a_dot_reaches_inside(values: dict[str, Any], column: str, value: Any) -> None:
-    assert dotted_paths.reached(values, [column]) == {column: value}
+    assert dotted_paths.resolve_columns(values, [column]) == {column: value}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_dot_reaches_inside(values: dict[str, Any], column: str, value: Any) -
     ],
 )
 def test_what_is_not_there_is_reached_by_no_dot(values: dict[str, Any]) -> None:
-    assert dotted_paths.reached(values, ["order.customer.name"]) == {}
+    assert dotted_paths.resolve_columns(values, ["order.customer.name"]) == {}
 
 
 def test_a_column_that_bears_the_very_name_is_meant(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_folder_of_documents_is_labelled_by_its_folders(tmp_path: Path) -> Non
     assert {row["input"]["text"] for row in rows} == set(found)
     assert {row["id"].split("/")[0]: row["target"] for row in rows} == {"pos": "pos", "neg": "neg"}
     assert report["left_out"] == ["README.txt"]
-    assert "README.txt" in console.summary(report, "prepared")
+    assert "README.txt" in console.format_summary(report, "prepared")
     assert [(one["file"], one["rows_read"]) for one in report["sources"]] == [("neg", 30), ("pos", 30)]
 
 
@@ -269,7 +269,7 @@ def test_documents_are_read_whole_or_told_one_by_one(tmp_path: Path) -> None:
     }.items():
         (tmp_path / "a" / name).write_bytes(content)
     source = Source(path=str(tmp_path / "a"), sample_by="document")
-    about, rows = read(find(source)[0], source, ("text", "label"))
+    about, rows = read(find_files(source)[0], source, ("text", "label"))
     good = {row.file: row.values for row in rows if not row.problem}
     bad = {row.file: row.problem for row in rows_of(source) if row.problem}
     assert {name: values["text"] for name, values in good.items()} == {
@@ -321,15 +321,15 @@ def test_a_name_of_a_split_is_no_label(tmp_path: Path, files: list[str], labels:
 def test_several_text_files_are_refused_until_the_recipe_says_what_they_hold(tmp_path: Path) -> None:
     reviews(tmp_path)
     with pytest.raises(RecipeError, match=r"61 .txt files. data.source.sample_by: document .* sample_by: line"):
-        find(Source(path=str(tmp_path)))
+        find_files(Source(path=str(tmp_path)))
 
 
 def test_text_files_beside_other_data_are_notes(tmp_path: Path) -> None:
     put(tmp_path / "rows.jsonl", labelled(4))
     place(tmp_path / "LICENSE.txt", "all rights")
     source = Source(path=str(tmp_path))
-    assert [file.name for file in find(source)] == ["rows.jsonl"]
-    assert left_out(source) == ["LICENSE.txt"]
+    assert [file.name for file in find_files(source)] == ["rows.jsonl"]
+    assert find_ignored_files(source) == ["LICENSE.txt"]
 
 
 def test_text_files_that_the_recipe_describes_are_tables(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_text_files_that_the_recipe_describes_are_tables(tmp_path: Path) -> None
         (1, {"label": "spam", "text": "win, now"}), (2, {"label": "ham", "text": "see you"}),
         (1, {"label": "ham", "text": "ok"}),
     ]  # fmt: skip
-    assert left_out(source) == ["~$rows.xlsx"]
+    assert find_ignored_files(source) == ["~$rows.xlsx"]
     place(tmp_path / "c" / "c.txt", "label::text\nham::hello\n")
     source = Source(path=str(tmp_path / "c" / "c.txt"), delimiter="::", quotes=False)
     assert [row.values for row in rows_of(source)] == [{"label": "ham", "text": "hello"}]
@@ -351,7 +351,7 @@ def test_documents_of_one_folder_are_named_once(tmp_path: Path) -> None:
     reviews(tmp_path)
     paths = [str(tmp_path / "pos" / "*1.txt"), str(tmp_path / "pos" / "*3.txt")]
     with pytest.raises(RecipeError, match="are one folder"):
-        find(Source(paths=paths, sample_by="document"))
+        find_files(Source(paths=paths, sample_by="document"))
 
 
 # Workbooks.
@@ -408,7 +408,7 @@ def test_the_sheet_that_has_the_columns_is_read_and_told(tmp_path: Path) -> None
     notes = [["what this is"], ["rows of May"]]
     path = save(tmp_path / "rows.xlsx", About=notes, Tickets=table(labelled(3)), Empty=[])
     source = Source(path=str(path))
-    about, rows = read(find(source)[0], source, ("text", "label"))
+    about, rows = read(find_files(source)[0], source, ("text", "label"))
     assert (about["sheet"], len(list(rows))) == ("Tickets", 3)
     assert about["sheets"] == ["About", "Tickets", "Empty"]
 

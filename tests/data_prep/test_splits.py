@@ -248,7 +248,7 @@ def test_pairs_at_the_threshold_are_found_and_the_promise_is_kept(threshold: flo
     bands, sketches = near.sketch(keys, Deduplicate(near=threshold))
     first, second = np.array(pairs).T
     assert (bands[first] == bands[second]).any(axis=1).mean() > 0.998
-    least = threshold - near.MARGIN * (threshold * (1 - threshold) / near.PERMUTATIONS) ** 0.5
+    least = threshold - near.SKETCH_MARGIN_DEVIATIONS * (threshold * (1 - threshold) / near.PERMUTATIONS) ** 0.5
     assert ((sketches[first] == sketches[second]).mean(axis=1) >= least).mean() > 0.999
 
 

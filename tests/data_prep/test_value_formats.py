@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.rows.timestamps import seconds_of
+from data_prep.rows.timestamps import parse_epoch_seconds
 from data_prep.rows.value_formats import read_record
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.schema.data import SPLITS, Formats, Task
 from insource.system import atomic_files
 from insource.tasks import extraction
-from insource.tasks.records.json_fields import canonical
-from insource.tasks.records.normalizers import amount_of, number_of
+from insource.tasks.records.json_fields import canonicalize
+from insource.tasks.records.normalizers import parse_amount, parse_number
 from insource.tasks.source_record import UnusableRowError
 from tests.data_prep.test_data_faults import labelled, prepared, put
 from tests.data_prep.test_label_identity import texts
@@ -74,7 +74,7 @@ TASK = (
     ],
 )
 def test_numbers_are_read_by_the_sign_before_their_decimals(text: str, decimal: str, number: float) -> None:
-    assert number_of(text, decimal) == number
+    assert parse_number(text, decimal) == number
 
 
 @pytest.mark.parametrize(
@@ -102,14 +102,14 @@ def test_numbers_are_read_by_the_sign_before_their_decimals(text: str, decimal: 
     ],
 )
 def test_what_is_no_number_by_that_sign_is_none(text: str, decimal: str) -> None:
-    assert number_of(text, decimal) is None
+    assert parse_number(text, decimal) is None
 
 
 @given(st.integers(-(10**12), 10**12), st.integers(0, 99), st.sampled_from([".", ","]), st.booleans())
 def test_numbers_come_back_as_they_were_written(whole: int, cents: int, decimal: str, grouped: bool) -> None:
     group = {".": ",", ",": "."}[decimal] if grouped else ""
     text = f"{whole:,}".replace(",", group) + f"{decimal}{cents:02}"
-    assert number_of(text, decimal) == float(f"{whole}.{cents:02}")
+    assert parse_number(text, decimal) == float(f"{whole}.{cents:02}")
 
 
 @pytest.mark.parametrize(
@@ -131,12 +131,12 @@ def test_numbers_come_back_as_they_were_written(whole: int, cents: int, decimal:
 def test_amounts_have_a_number_and_their_currency_as_written(
     text: str, decimal: str, amount: tuple[float, str]
 ) -> None:
-    assert amount_of(text, decimal) == amount
+    assert parse_amount(text, decimal) == amount
 
 
 @pytest.mark.parametrize("text", ["EUR 5 USD", "EUR", "5 euros and", "EUR 1.23", "a lot"])
 def test_what_is_no_amount_is_none(text: str) -> None:
-    assert amount_of(text, ",") is None
+    assert parse_amount(text, ",") is None
 
 
 def test_a_record_is_read_by_its_formats() -> None:
@@ -229,13 +229,13 @@ def test_what_is_written_otherwise_is_told_with_its_field(record: dict[str, Any]
     ],
 )
 def test_truth_values_are_read_as_tables_write_them(given: Any, value: Any) -> None:
-    read = canonical({"type": "boolean"}, given)
+    read = canonicalize({"type": "boolean"}, given)
     assert (type(read), read) == (type(value), value)
 
 
 def test_a_model_that_answers_1_for_true_has_not_answered() -> None:
     schema = {"type": "object", "properties": {"paid": {"type": "boolean"}}}
-    spec = extraction.specify(Task(kind="extraction", instruction="Is the bill paid?", json_schema=schema), {})
+    spec = extraction.make_spec(Task(kind="extraction", instruction="Is the bill paid?", json_schema=schema), {})
     assert extraction.parse(spec, '{"paid": 1}').problem == "wrong_schema"
     assert extraction.parse(spec, '{"paid": true}').value == {"paid": True}
 
@@ -366,12 +366,12 @@ def test_a_row_that_is_written_otherwise_is_left_out_with_its_line(tmp_path: Pat
     ],
 )
 def test_times_are_read_by_the_format_that_the_recipe_gives(text: str, form: str, seconds: float) -> None:
-    assert seconds_of(text, "at", form) == seconds
+    assert parse_epoch_seconds(text, "at", form) == seconds
 
 
 def test_a_time_of_another_format_is_told() -> None:
     with pytest.raises(UnusableRowError) as error:
-        seconds_of("2026/05/01", "at", "%d.%m.%Y")
+        parse_epoch_seconds("2026/05/01", "at", "%d.%m.%Y")
     assert (error.value.reason, error.value.detail) == (
         "bad_time",
         "column 'at': '2026/05/01' is no time of the format %d.%m.%Y",

@@ -15,13 +15,13 @@ from tests.conftest import ROOT
 def test_the_demo_documents_are_the_committed_ones_and_fit_their_recipe() -> None:
     written = io.StringIO()
     with redirect_stdout(written):
-        for document in purchase_documents.documents():
+        for document in purchase_documents.generate_documents():
             print(json.dumps(document, ensure_ascii=False))
     committed = (RECIPES.parent / "demo_data" / "purchase_documents.jsonl").read_text(encoding="utf-8")
     assert committed == written.getvalue()
     rows = [json.loads(line) for line in committed.splitlines()]
     recipe_task = load("extractor", (), "cpu").recipe.task
-    assert all(extraction.record(recipe_task, row["target"]) == row["target"] for row in rows)
+    assert all(extraction.canonical_record(recipe_task, row["target"]) == row["target"] for row in rows)
     copied = ("supplier", "number", "date", "total", "due_date")
     assert not [
         row for row in rows for name in copied if row["target"][name] and row["target"][name] not in row["text"]

@@ -16,28 +16,37 @@ import pytest
 from scipy.stats import binomtest, chi2_contingency, ks_2samp
 
 from compare.decision import answer_profile as profiles
-from compare.decision.answer_profile import Profile, of_json
-from compare.decision.routing_policy import Policy
+from compare.decision.answer_profile import AnswerProfile, profile_from_json
+from compare.decision.routing_policy import RoutingPolicy
 from compare.scoring.confidence import Scale
-from compare.scoring.predictions import Answer
-from compare.systems.responses import Gathered
+from compare.scoring.predictions import SystemAnswer
+from compare.systems.responses import SystemResponses
 from deploy import drift as drifting
 from deploy import registry, routing
-from deploy.answers.answer_ids import Answered, AnswerIds
-from deploy.answers.task import OWN
+from deploy.answers.answer_ids import AnswerIds, AnswerRecord
+from deploy.answers.task import LOCAL_SYSTEM
 from deploy.gateway.paths import feedback
-from deploy.gateway.paths.router import Deployed
+from deploy.gateway.paths.router import Deployment
 from deploy.monitoring import traffic_profiles
-from deploy.monitoring.monitor import Watch
+from deploy.monitoring.monitor import Monitor
 from insource.config.errors import StageError
 from insource.config.recipe import Recipe
 from insource.stats import drift
 from insource.system import atomic_files
 from tests.conftest import ROOT
-from tests.helpers.gateway.task_gateway import EXTRACTOR, LABELS, NAME, VERSION, baseline, deployed, door, recipe
+from tests.helpers.gateway.task_gateway import (
+    EXTRACTOR_TASK,
+    LABELS,
+    TASK_NAME,
+    TASK_VERSION,
+    baseline_yaml,
+    gateway_client,
+    make_deployed_task,
+    make_recipe,
+)
 from tests.helpers.provider.faulty_provider import Provider
 
-PATH = f"/v1/tasks/{NAME}"
+PATH = f"/v1/tasks/{TASK_NAME}"
 MIX = (0.5, 0.3, 0.2)
 
 
@@ -57,38 +66,38 @@ def drawn(n: int, seed: int, mix: Sequence[float] = MIX, sure: float = 8.0) -> l
     return [(str(label), round(float(p), 3)) for label, p in zip(labels, rng.beta(sure, 1, n), strict=True)]
 
 
-def profile(rows: Sequence[tuple[str, float]]) -> Profile:
-    found = Profile()
+def profile(rows: Sequence[tuple[str, float]]) -> AnswerProfile:
+    found = AnswerProfile()
     for label, sure in rows:
         found.add(sure, label)
     return found
 
 
 def place_of(
-    folder: Path, before: Profile | None, threshold: float | None = 0.9, target: float = 0.95, **more: Any
+    folder: Path, before: AnswerProfile | None, threshold: float | None = 0.9, target: float = 0.95, **more: Any
 ) -> Path:
     """A registry folder whose current version was deployed with a routing.json."""
-    place = folder / "registry" / NAME
-    (place / "versions" / VERSION).mkdir(parents=True)
-    (place / "current").symlink_to(Path("versions") / VERSION)
+    place = folder / "registry" / TASK_NAME
+    (place / "versions" / TASK_VERSION).mkdir(parents=True)
+    (place / "current").symlink_to(Path("versions") / TASK_VERSION)
     why = None if threshold else "too few rows"
     asked = {"target_accuracy": target} | more
-    told = Policy(threshold=threshold, confidence=0.95, calibration_rows=400, why_none=why, **asked).json()
+    told = RoutingPolicy(threshold=threshold, confidence=0.95, calibration_rows=400, why_none=why, **asked).json()
     atomic_files.write_json(folder / "routing.json", told | ({"calibration": before.json()} if before else {}))
     name = f"{atomic_files.sha256(folder / 'routing.json')[:16]}.json"
     (place / routing.FOLDER).mkdir()
     (folder / "routing.json").rename(place / routing.FOLDER / name)
-    line = {"action": "deploy", "to": VERSION, "routing": {"file": name, "scale": None, "why_none": why}}
+    line = {"action": "deploy", "to": TASK_VERSION, "routing": {"file": name, "scale": None, "why_none": why}}
     (place / "history.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     return place
 
 
 def routed(place: Path) -> routing.Routing:
-    return routing.of_history(place, registry.history(place), VERSION)
+    return routing.load_routing(place, registry.read_history(place), TASK_VERSION)
 
 
-def at(folder: Path, place: Path, asked: Recipe | None = None) -> Deployed:
-    return deployed(folder, asked or recipe(folder), routed(place))
+def at(folder: Path, place: Path, asked: Recipe | None = None) -> Deployment:
+    return make_deployed_task(folder, asked or make_recipe(folder), routed(place))
 
 
 async def ask(client: Any, rows: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
@@ -101,13 +110,13 @@ async def ask(client: Any, rows: Sequence[tuple[str, float]]) -> list[dict[str, 
     return found
 
 
-def served(folder: Path, one: Deployed, rows: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+def served(folder: Path, one: Deployment, rows: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
     """What a gateway with a registry answers, which ends then."""
     found: list[dict[str, Any]] = []
 
     async def all_of_it() -> None:
-        watch = Watch(folder / "registry")
-        async with door(one, watch=watch) as (client, _, _made):
+        watch = Monitor(folder / "registry")
+        async with gateway_client(one, watch=watch) as (client, _, _made):
             found.extend(await ask(client, rows))
             await watch.close()
 
@@ -121,7 +130,7 @@ def test_traffic_like_the_calibration_rows_leaves_the_guarantee_its_ground(
     place = place_of(tmp_path, profile(drawn(400, 1)))
     for seed in (2, 3):  # two processes
         served(tmp_path, at(tmp_path, place), drawn(200, seed))
-    assert drifting.judged(place, VERSION, routed(place), 7) == 0
+    assert drifting.report_drift(place, TASK_VERSION, routed(place), 7) == 0
     told = capsys.readouterr().out
     assert "400 answers of the last 7 days, beside 400 calibration rows" in told
     assert "holds     confidence" in told and "holds     labels" in told and "nothing speaks against it" in told
@@ -141,7 +150,7 @@ def test_traffic_that_changed_takes_it_away(
 ) -> None:
     place = place_of(tmp_path, profile(drawn(400, 1)))
     served(tmp_path, at(tmp_path, place), rows)
-    assert drifting.judged(place, VERSION, routed(place), 7) == 3
+    assert drifting.report_drift(place, TASK_VERSION, routed(place), 7) == 3
     told = capsys.readouterr().out
     assert [line.split()[1].rstrip(":") for line in told.splitlines() if line.startswith("LOST")] == lost
     assert f"has lost its ground: {', '.join(lost)}" in told
@@ -150,7 +159,7 @@ def test_traffic_that_changed_takes_it_away(
 def test_without_a_threshold_there_is_no_guarantee_to_lose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = place_of(tmp_path, profile(drawn(400, 1)), threshold=None)
     served(tmp_path, at(tmp_path, place), drawn(300, 4, mix=(0.2, 0.3, 0.5)))
-    assert drifting.judged(place, VERSION, routed(place), 7) == 0
+    assert drifting.report_drift(place, TASK_VERSION, routed(place), 7) == 0
     told = capsys.readouterr().out
     assert "changed   labels" in told and "LOST" not in told and "lost its ground" not in told
     assert "no guarantee to lose: too few rows; traffic is not like the calibration rows: labels" in told
@@ -163,24 +172,24 @@ def test_traffic_of_which_a_part_is_not_looked_at_is_not_tested(
     """Half of the calibration rows and of the inputs hold an address, and those have other labels than the rest."""
     provider.answer = lambda prompt: "broken"
     place = place_of(tmp_path, profile([("lost", 0.99)] * 200 + [("late", 0.99)] * 200))
-    one = at(tmp_path, place, recipe(tmp_path, baselines=baseline(address), route=f"{{mirror: {mirror}}}"))
+    one = at(tmp_path, place, make_recipe(tmp_path, baselines=baseline_yaml(address), route=f"{{mirror: {mirror}}}"))
     inputs = [f"{at} mail ann@example.org says lost p=0.99" if at % 2 else f"{at} says late p=0.99" for at in range(60)]
 
     async def say() -> None:
-        watch = Watch(place.parent)
-        async with door(one, watch=watch) as (client, _, _made):
+        watch = Monitor(place.parent)
+        async with gateway_client(one, watch=watch) as (client, _, _made):
             for _ in range(2):
                 if mirror:
                     assert (await client.post(PATH, json={"inputs": inputs})).status == 200
                     await watch.mirror.settled()
                     continue
                 for text in inputs:
-                    body = {"model": NAME, "messages": [{"role": "user", "content": text}]}
+                    body = {"model": TASK_NAME, "messages": [{"role": "user", "content": text}]}
                     assert (await client.post("/v1/chat/completions", json=body)).status == 200
             await watch.close()
 
     run(say)
-    assert drifting.judged(place, VERSION, routed(place), 7) == 0
+    assert drifting.report_drift(place, TASK_VERSION, routed(place), 7) == 0
     told = capsys.readouterr().out
     assert "untested  traffic: 50.0% of the inputs stay here and their answers are not looked at" in told
     assert "too little is known" in told
@@ -189,7 +198,7 @@ def test_traffic_of_which_a_part_is_not_looked_at_is_not_tested(
 def test_the_command_says_it_with_its_exit_code(tmp_path: Path) -> None:
     place = place_of(tmp_path, profile(drawn(400, 1)))
     one = at(tmp_path, place)
-    words = [str(tmp_path / f"{NAME}.yaml"), "--hardware", "cpu", "--registry", str(place.parent)]
+    words = [str(tmp_path / f"{TASK_NAME}.yaml"), "--hardware", "cpu", "--registry", str(place.parent)]
 
     def command(*more: str) -> subprocess.CompletedProcess[str]:
         asked = [sys.executable, "-m", "deploy.drift", *words, *more]
@@ -208,8 +217,8 @@ def test_the_command_says_it_with_its_exit_code(tmp_path: Path) -> None:
 def test_a_deployment_without_a_profile_says_what_to_do(tmp_path: Path) -> None:
     place = place_of(tmp_path, None)
     assert routed(place).profile is None and routed(place).threshold == 0.9
-    recipe(tmp_path)
-    words = [str(tmp_path / f"{NAME}.yaml"), "--hardware", "cpu", "--registry", str(place.parent)]
+    make_recipe(tmp_path)
+    words = [str(tmp_path / f"{TASK_NAME}.yaml"), "--hardware", "cpu", "--registry", str(place.parent)]
     asked = [sys.executable, "-m", "deploy.drift", *words]
     said = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert said.returncode == 1 and "make compare" in said.stderr and "make deploy" in said.stderr
@@ -222,19 +231,19 @@ def test_what_was_observed_is_aggregates_and_of_other_deployments_nothing_counts
     (path,) = (place / traffic_profiles.FOLDER).glob("*.json")
     text = path.read_text(encoding="utf-8")
     assert "says" not in text and len(text) < 500
-    seen = traffic_profiles.read(place, one.task.deployment, "2000-01-01")
-    assert seen.profile == Profile(60, Counter({950: 60}), Counter({"lost": 60}))
+    seen = traffic_profiles.read_profile(place, one.task.deployment, "2000-01-01")
+    assert seen.profile == AnswerProfile(60, Counter({950: 60}), Counter({"lost": 60}))
     assert seen.reasons == {"local/no_api_model": 60}
-    assert traffic_profiles.read(place, "0" * 16, "2000-01-01").profile.rows == 0
-    assert traffic_profiles.read(place, one.task.deployment, "2999-01-01").profile.rows == 0
+    assert traffic_profiles.read_profile(place, "0" * 16, "2000-01-01").profile.rows == 0
+    assert traffic_profiles.read_profile(place, one.task.deployment, "2999-01-01").profile.rows == 0
 
 
 def test_second_answers_are_no_part_of_the_sample_as_calibration_rows_have_none(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path))
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path))
 
     async def say() -> None:
-        watch = Watch()
-        async with door(one, watch=watch) as (client, engine, _made):
+        watch = Monitor()
+        async with gateway_client(one, watch=watch) as (client, engine, _made):
             for text in ("says lost", "late cut"):
                 said = await client.post(PATH, json={"input": text})
                 assert said.status == 200
@@ -253,12 +262,12 @@ def test_feedback_on_answers_that_were_kept_is_tested_against_what_was_promised(
 ) -> None:
     provider.answer = lambda prompt: "broken"
     place = place_of(tmp_path, profile(drawn(400, 1)))
-    one = at(tmp_path, place, recipe(tmp_path, baselines=baseline(address)))
+    one = at(tmp_path, place, make_recipe(tmp_path, baselines=baseline_yaml(address)))
     answers: list[dict[str, Any]] = []
 
     async def say() -> None:
-        watch = Watch(tmp_path / "registry")
-        async with door(one, watch=watch) as (client, _, _made):
+        watch = Monitor(tmp_path / "registry")
+        async with gateway_client(one, watch=watch) as (client, _, _made):
             answers.extend(await ask(client, [("lost", 0.95)] * 40 + [("lost", 0.5)] * 5))
             told = [{"id": answer["id"], "answer": "lost" if at < 30 else "late"} for at, answer in enumerate(answers)]
             said = await client.post(feedback.PATH, json={"feedback": told})
@@ -266,23 +275,23 @@ def test_feedback_on_answers_that_were_kept_is_tested_against_what_was_promised(
             results = (await said.json())["results"]
             assert [result["right"] for result in results] == [True] * 30 + [False] * 15
             text = await (await client.get("/metrics")).text()
-            assert f'insource_feedback_total{{by="local",model="{NAME}",right="false"}} 10.0' in text
-            assert f'insource_feedback_total{{by="api",model="{NAME}",right="false"}} 5.0' in text
+            assert f'insource_feedback_total{{by="local",model="{TASK_NAME}",right="false"}} 10.0' in text
+            assert f'insource_feedback_total{{by="api",model="{TASK_NAME}",right="false"}} 5.0' in text
 
     run(say)
-    assert drifting.judged(place, VERSION, routed(place), 7) == 3
+    assert drifting.report_drift(place, TASK_VERSION, routed(place), 7) == 3
     told = capsys.readouterr().out
     assert "LOST      feedback: 30 of 40 kept answers right, 75.0%" in told
     assert "0 of 5 answers of the API model right" in told
 
     async def correct() -> None:
-        async with door(one) as (client, _, _made):  # after a restart
+        async with gateway_client(one) as (client, _, _made):  # after a restart
             for answer in answers[:40]:
                 said = await client.post(feedback.PATH, json={"id": answer["id"], "answer": " Lost "})
                 assert await said.json() == {"recorded": 1, "right": True}
 
     run(correct)
-    assert drifting.judged(place, VERSION, routed(place), 7) == 0
+    assert drifting.report_drift(place, TASK_VERSION, routed(place), 7) == 0
     assert "holds     feedback: 40 of 40" in capsys.readouterr().out
     written = next((place / feedback.FOLDER).glob("*.jsonl")).read_text(encoding="utf-8")
     assert "lost" not in written and "late" not in written
@@ -291,12 +300,15 @@ def test_feedback_on_answers_that_were_kept_is_tested_against_what_was_promised(
 def test_feedback_on_a_record_counts_it_as_the_comparison_does_and_by_header_on_a_chat(
     tmp_path: Path, address: str
 ) -> None:
-    asked = recipe(tmp_path, task=EXTRACTOR, columns="{text: message}", baselines=baseline(address))
-    one = deployed(tmp_path, asked)
+    asked = make_recipe(tmp_path, task=EXTRACTOR_TASK, columns="{text: message}", baselines=baseline_yaml(address))
+    one = make_deployed_task(tmp_path, asked)
 
     async def say() -> None:
-        async with door(one) as (client, _, _made):
-            body = {"model": NAME, "messages": [{"role": "user", "content": 'says {"number":"17","day":null} p=0.95'}]}
+        async with gateway_client(one) as (client, _, _made):
+            body = {
+                "model": TASK_NAME,
+                "messages": [{"role": "user", "content": 'says {"number":"17","day":null} p=0.95'}],
+            }
             said = await client.post("/v1/chat/completions", json=body)
             name = said.headers["X-Insource-Answer-Id"]
             assert (await said.json())["insource"]["id"] == name
@@ -315,15 +327,15 @@ def test_feedback_on_a_record_counts_it_as_the_comparison_does_and_by_header_on_
 
 
 def test_wrong_feedback_is_told_and_one_that_is_wrong_fails_alone(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path))
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path))
     key = {"Authorization": "Bearer secret"}
 
     async def say() -> None:
-        async with door(one, "secret") as (client, _, made):
+        async with gateway_client(one, "secret") as (client, _, made):
             answered = await (await client.post(PATH, json={"input": "says lost"}, headers=key)).json()
             name = answered["id"]
             assert (await client.post(feedback.PATH, json={"id": name, "answer": "lost"})).status == 401
-            forged = AnswerIds().seal(Answered(one.task.deployment, "0" * 16, local=True))[0]
+            forged = AnswerIds().seal(AnswerRecord(one.task.deployment, "0" * 16, local=True))[0]
             flipped = name[:20] + ("A" if name[20] != "A" else "B") + name[21:]
             for body, status in (
                 ({"id": name, "answer": "nowhere"}, 400),
@@ -356,7 +368,7 @@ def test_the_target_against_a_baseline_is_not_tested_by_feedback_and_it_is_told(
 ) -> None:
     place = place_of(tmp_path, profile(drawn(400, 1)), target_accuracy=None, not_worse_than="api", margin=0.02)
     line = {"answer": "a", "kept": True, "local": True, "right": False}
-    found = drifting.of_feedback(
+    found = drifting.compare_feedback(
         drifting.routing_policy.read(place / routing.FOLDER / str(routed(place).file)), [line] * 30, {}
     )
     assert found.p_value is None and "0 of 30 kept answers right" in found.told and "api" in found.told
@@ -369,17 +381,17 @@ def test_drift_is_in_the_metrics(tmp_path: Path) -> None:
         return {line for line in text.splitlines() if line.startswith("insource_drift{")}
 
     async def say() -> None:
-        watch = Watch()
-        async with door(at(tmp_path, place), watch=watch) as (client, _, made):
+        watch = Monitor()
+        async with gateway_client(at(tmp_path, place), watch=watch) as (client, _, made):
             await ask(client, [("lost", 0.5)] * 49)
             assert shown(await (await client.get("/metrics")).text()) == set(), "of so few nothing is said"
             await ask(client, [("lost", 0.5)])
             assert shown(await (await client.get("/metrics")).text()) == {
-                f'insource_drift{{model="{NAME}",of="confidence",version="{VERSION}"}} 1.0',
-                f'insource_drift{{model="{NAME}",of="labels",version="{VERSION}"}} 0.5',
+                f'insource_drift{{model="{TASK_NAME}",of="confidence",version="{TASK_VERSION}"}} 1.0',
+                f'insource_drift{{model="{TASK_NAME}",of="labels",version="{TASK_VERSION}"}} 0.5',
             }
             (today,) = watch.observed._days
-            watch.observed._days[NAME, "2026-01-05"] = watch.observed._days.pop(today)
+            watch.observed._days[TASK_NAME, "2026-01-05"] = watch.observed._days.pop(today)
             assert shown(await (await client.get("/metrics")).text()) == set(), "that was before"
             await ask(client, [("lost", 0.5)] * 50)
             assert len(shown(await (await client.get("/metrics")).text())) == 2
@@ -394,45 +406,45 @@ def test_the_tests_are_scipys_and_seldom_wrong_where_nothing_changed() -> None:
     for seed in range(draws):
         before, now = profile(drawn(400, seed)), profile(drawn(int(rng.integers(60, 3000)), 1000 + seed))
         values = [list(one.confidences.elements()) for one in (before, now)]
-        test = drift.distributions(before.confidences, now.confidences)
+        test = drift.ks_test(before.confidences, now.confidences)
         assert test.distance == pytest.approx(ks_2samp(*values, method="asymp").statistic)
-        assert test.distance == pytest.approx(drift.largest_difference(before.confidences, now.confidences))
+        assert test.distance == pytest.approx(drift.ks_statistic(before.confidences, now.confidences))
         wrong["confidence"] += test.p_value < 0.05
-        wrong["labels"] += drift.mixes(before.answers, now.answers).p_value < 0.05
+        wrong["labels"] += drift.chi_square_test(before.answers, now.answers).p_value < 0.05
     # 5% and three standard errors of the simulation.
     assert max(wrong.values()) <= draws * (0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)), wrong
-    assert drift.below(180, 200, 0.95) == pytest.approx(binomtest(180, 200, 0.95, alternative="less").pvalue)
-    assert drift.below(0, 0, 0.95) == 1.0
+    assert drift.binomial_p_value(180, 200, 0.95) == pytest.approx(binomtest(180, 200, 0.95, alternative="less").pvalue)
+    assert drift.binomial_p_value(0, 0, 0.95) == 1.0
 
 
 def test_rare_labels_are_tested_together() -> None:
     before, now = {"a": 300, "b": 90, "c": 6, "d": 4}, {"a": 80, "b": 18, "e": 2}
-    found = drift.mixes(before, now)
+    found = drift.chi_square_test(before, now)
     assert found.p_value == pytest.approx(chi2_contingency([[310, 90], [82, 18]], correction=False).pvalue)
-    assert drift.mixes({"a": 3}, {"b": 2}).p_value == 1.0, "too few to tell"
-    assert drift.mixes({"a": 400}, {"b": 200}).p_value < 1e-9
+    assert drift.chi_square_test({"a": 3}, {"b": 2}).p_value == 1.0, "too few to tell"
+    assert drift.chi_square_test({"a": 400}, {"b": 200}).p_value < 1e-9
     with pytest.raises(ValueError, match="empty"):
-        drift.mixes({"a": 1}, {})
+        drift.chi_square_test({"a": 1}, {})
 
 
 def test_the_profile_is_of_valid_answers_to_one_calibration_row_of_each_group(tmp_path: Path) -> None:
-    made = deployed(tmp_path, recipe(tmp_path)).task.material
+    made = make_deployed_task(tmp_path, make_recipe(tmp_path)).task.material
     answers = [("lost", 0.9), ("late", 0.8), ("late", 0.8), ("nonsense", 0.7), ("broken", None)]
     groups = ["g1", "g2", "g2", "g3", None]
     told = [
-        Answer(f"r{at}", said, log_probability=None if sure is None else math.log(sure))
+        SystemAnswer(f"r{at}", said, log_probability=None if sure is None else math.log(sure))
         for at, (said, sure) in enumerate(answers)
     ]
     rows = [{"id": one.id, "group": group, "target": "lost"} for one, group in zip(told, groups, strict=True)]
     material = replace(made, calibration=rows)
-    found = profiles.of(Gathered(OWN, [], told), material, Scale(None, "answer"))
-    assert found == Profile(3, Counter({900: 1, 800: 1}), Counter({"lost": 1, "late": 1, "broken": 1}))
-    assert profiles.of(Gathered(OWN, []), material, None) == Profile()
+    found = profiles.build_profile(SystemResponses(LOCAL_SYSTEM, [], told), material, Scale(None, "answer"))
+    assert found == AnswerProfile(3, Counter({900: 1, 800: 1}), Counter({"lost": 1, "late": 1, "broken": 1}))
+    assert profiles.build_profile(SystemResponses(LOCAL_SYSTEM, []), material, None) == AnswerProfile()
 
 
 def test_a_profile_comes_back_from_its_json() -> None:
     one = profile(drawn(50, 1))
-    assert of_json(json.loads(json.dumps(one.json()))) == one
+    assert profile_from_json(json.loads(json.dumps(one.json()))) == one
 
 
 def test_a_registry_that_cannot_be_written_is_told(tmp_path: Path) -> None:
@@ -440,4 +452,4 @@ def test_a_registry_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
     (tmp_path / "registry").write_text("a file", encoding="utf-8")
     with pytest.raises(StageError, match="cannot be written"):
-        answer_ids.of_registry(tmp_path / "registry" / NAME)
+        answer_ids.load_answer_ids(tmp_path / "registry" / TASK_NAME)

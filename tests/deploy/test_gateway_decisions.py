@@ -14,9 +14,17 @@ from hypothesis import strategies as st
 
 from deploy.answers import label_tree
 from deploy.gateway.paths import decisions
-from deploy.gateway.paths.router import Deployed
+from deploy.gateway.paths.router import Deployment
 from tests.conftest import ROOT
-from tests.helpers.gateway.task_gateway import EXTRACTOR, LABELS, NAME, deployed, door, log_probability, recipe
+from tests.helpers.gateway.task_gateway import (
+    EXTRACTOR_TASK,
+    LABELS,
+    TASK_NAME,
+    fake_log_probability,
+    gateway_client,
+    make_deployed_task,
+    make_recipe,
+)
 
 
 def run(what: Callable[[], Awaitable[None]]) -> None:
@@ -24,8 +32,8 @@ def run(what: Callable[[], Awaitable[None]]) -> None:
 
 
 @pytest.fixture
-def router(tmp_path: Path) -> Deployed:
-    found = deployed(tmp_path, recipe(tmp_path))
+def router(tmp_path: Path) -> Deployment:
+    found = make_deployed_task(tmp_path, make_recipe(tmp_path))
     for path in (ROOT / "pocket" / "model").iterdir():
         if path.suffix in (".json", ".jinja") and path.name != "prompt.json":
             shutil.copyfile(path, found.task.folder / path.name)
@@ -36,12 +44,12 @@ def choice(*values: Any, **more: Any) -> dict[str, Any]:
     return {"type": "choice", "instructions": "Choose.", "choices": [{"value": one} for one in values], **more}
 
 
-def test_the_sdk_gets_the_probability_of_every_label(router: Deployed) -> None:
+def test_the_sdk_gets_the_probability_of_every_label(router: Deployment) -> None:
     async def ask() -> None:
-        async with door(router, "secret") as (client, engine, _):
+        async with gateway_client(router, "secret") as (client, engine, _):
             async with openai.AsyncOpenAI(api_key="secret", base_url=f"{client.make_url('/')}v1") as one:
                 said = await one.decisions.create(
-                    model=NAME,
+                    model=TASK_NAME,
                     input=" my  parcel is late ann@example.org",
                     questions=[
                         choice(*LABELS, name="queue"),  # type: ignore[list-item]
@@ -57,7 +65,7 @@ def test_the_sdk_gets_the_probability_of_every_label(router: Deployed) -> None:
             two = {str(one.value): one.probability for one in some.probabilities}
             assert two["late"] == pytest.approx(told["late"] / (told["late"] + told["lost"]))
             assert predicate.probability == told["broken"]
-            assert said.model == NAME and said.usage.input_tokens > 0
+            assert said.model == TASK_NAME and said.usage.input_tokens > 0
 
             # The same as step by step with nothing but labels allowed, behind the prepared input's prompt.
             ids, tree = router.task.tokens.of("my parcel is late [EMAIL_1]")
@@ -66,7 +74,7 @@ def test_the_sdk_gets_the_probability_of_every_label(router: Deployed) -> None:
                 expected = 1.0
                 for at in range(len(path)):
                     allowed = {other[at] for other in paths.values() if other[:at] == path[:at]}
-                    likely = {token: math.exp(log_probability([*ids, *path[:at]], token)) for token in allowed}
+                    likely = {token: math.exp(fake_log_probability([*ids, *path[:at]], token)) for token in allowed}
                     expected *= likely[path[at]] / sum(likely.values())
                 assert told[label] == pytest.approx(expected, abs=1e-9)
             assert {body["model"] for _, body in engine.asked} == {"router@v1"}
@@ -92,11 +100,11 @@ def test_the_sdk_gets_the_probability_of_every_label(router: Deployed) -> None:
     ],
 )
 def test_what_the_model_was_not_trained_for_is_refused_in_words(
-    router: Deployed, body: dict[str, Any], told: str
+    router: Deployment, body: dict[str, Any], told: str
 ) -> None:
     async def ask() -> None:
-        async with door(router) as (client, engine, _):
-            said = await client.post("/v1/decisions", json={"model": NAME, "input": "late"} | body)
+        async with gateway_client(router) as (client, engine, _):
+            said = await client.post("/v1/decisions", json={"model": TASK_NAME, "input": "late"} | body)
             assert said.status == 400 and told in (await said.json())["error"]["message"]
             assert engine.asked == []
 
@@ -104,12 +112,12 @@ def test_what_the_model_was_not_trained_for_is_refused_in_words(
 
 
 def test_a_task_that_chooses_no_label_decides_nothing(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path, task=EXTRACTOR, columns="{text: message}"))
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path, task=EXTRACTOR_TASK, columns="{text: message}"))
 
     async def ask() -> None:
-        async with door(one) as (client, _, _made):
+        async with gateway_client(one) as (client, _, _made):
             said = await client.post(
-                "/v1/decisions", json={"model": NAME, "input": "a", "questions": [choice("a", "b")]}
+                "/v1/decisions", json={"model": TASK_NAME, "input": "a", "questions": [choice("a", "b")]}
             )
             assert said.status == 400 and "/v1/tasks" in (await said.json())["error"]["message"]
             said = await client.post("/v1/decisions", json={"model": "other", "input": "a", "questions": []})
@@ -120,12 +128,14 @@ def test_a_task_that_chooses_no_label_decides_nothing(tmp_path: Path) -> None:
 
 @given(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple), min_size=1, max_size=30, unique=True))
 def test_probabilities_of_any_labels_sum_to_one(ways: list[tuple[int, ...]]) -> None:
-    tree = label_tree.of({str(number): (*way, 0) for number, way in enumerate(ways)})
-    told = {at: {token: log_probability(list(at), token) for token in tokens} for at, tokens in tree.choices.items()}
+    tree = label_tree.build_tree({str(number): (*way, 0) for number, way in enumerate(ways)})
+    told = {
+        at: {token: fake_log_probability(list(at), token) for token in tokens} for at, tokens in tree.choices.items()
+    }
     assert sum(tree.probabilities(told).values()) == pytest.approx(1)
 
 
 def test_unevenness_is_0_for_equal_options_and_1_for_a_certain_one() -> None:
-    assert decisions.unevenness([0.25] * 4) == pytest.approx(0)
-    assert decisions.unevenness([1.0, 0.0]) == 1
-    assert 0 < decisions.unevenness([0.9, 0.1]) < 1
+    assert decisions.compute_certainty([0.25] * 4) == pytest.approx(0)
+    assert decisions.compute_certainty([1.0, 0.0]) == 1
+    assert 0 < decisions.compute_certainty([0.9, 0.1]) < 1

@@ -14,7 +14,7 @@ LOOPBACK, ANYWHERE = Address("127.0.0.1", 8000), Address("0.0.0.0", 8000)  # noq
 
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (keys.API_KEY, keys.KEYS_FILE):
+    for name in (keys.API_KEY_VARIABLE, keys.KEYS_FILE):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -68,9 +68,9 @@ def test_a_file_that_everybody_may_write_is_refused(tmp_path: Path) -> None:
 
 def test_where_a_key_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match=r"serve\.host"):
-        keys.of_environment(ANYWHERE, loopback_is_enough=True)
+        keys.load_keys(ANYWHERE, loopback_is_enough=True)
     with pytest.raises(RecipeError, match=r"serve\.loopback_without_key"):
-        keys.of_environment(LOOPBACK, loopback_is_enough=False)
-    assert not keys.of_environment(LOOPBACK, loopback_is_enough=True).required
-    monkeypatch.setenv(keys.API_KEY, "secret")
-    assert keys.of_environment(ANYWHERE, loopback_is_enough=False).required
+        keys.load_keys(LOOPBACK, loopback_is_enough=False)
+    assert not keys.load_keys(LOOPBACK, loopback_is_enough=True).required
+    monkeypatch.setenv(keys.API_KEY_VARIABLE, "secret")
+    assert keys.load_keys(ANYWHERE, loopback_is_enough=False).required

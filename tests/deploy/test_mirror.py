@@ -11,15 +11,22 @@ import pytest
 
 from deploy import drift, routing
 from deploy.gateway.paths import feedback
-from deploy.gateway.paths.router import Deployed
+from deploy.gateway.paths.router import Deployment
 from deploy.monitoring import mirror
-from deploy.monitoring.monitor import Watch
+from deploy.monitoring.monitor import Monitor
 from deploy.routing import Routing
 from tests.deploy.test_drift import drawn, place_of, profile, routed
-from tests.helpers.gateway.task_gateway import NAME, VERSION, baseline, deployed, door, recipe
+from tests.helpers.gateway.task_gateway import (
+    TASK_NAME,
+    TASK_VERSION,
+    baseline_yaml,
+    gateway_client,
+    make_deployed_task,
+    make_recipe,
+)
 from tests.helpers.provider.faulty_provider import Provider
 
-PATH = f"/v1/tasks/{NAME}"
+PATH = f"/v1/tasks/{TASK_NAME}"
 
 
 def run(what: Callable[[], Awaitable[None]]) -> None:
@@ -31,10 +38,12 @@ def api_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "secret")
 
 
-def mirrored(folder: Path, address: str, share: float, more: str = "", route: str = "", **told: str) -> Deployed:
+def mirrored(folder: Path, address: str, share: float, more: str = "", route: str = "", **told: str) -> Deployment:
     """A task before its switch, without a threshold."""
-    asked = recipe(folder, baselines=baseline(address, more=more), route=f"{{mirror: {share}{route}}}", **told)
-    return deployed(folder, asked, Routing())
+    asked = make_recipe(
+        folder, baselines=baseline_yaml(address, more=more), route=f"{{mirror: {share}{route}}}", **told
+    )
+    return make_deployed_task(folder, asked, Routing())
 
 
 def test_the_api_model_answers_and_the_deployed_model_is_asked_off_the_clients_path(
@@ -44,8 +53,8 @@ def test_the_api_model_answers_and_the_deployed_model_is_asked_off_the_clients_p
     one = mirrored(tmp_path, address, 1.0)
 
     async def ask() -> None:
-        watch = Watch(one.place.parent)
-        async with door(one, watch=watch) as (client, engine, made):
+        watch = Monitor(one.place.parent)
+        async with gateway_client(one, watch=watch) as (client, engine, made):
             said = await client.post(PATH, json={"input": "says broken p=0.97 wait=30"})
             told = await said.json()
             assert (told["answer"], told["answered_by"], told["reason"]) == ("broken", "api", "before_switch")
@@ -58,13 +67,13 @@ def test_the_api_model_answers_and_the_deployed_model_is_asked_off_the_clients_p
             assert made.on_their_way[one.task.inside] == 0
             for text in ("says broken p=0.97", "says lost p=0.4", "says nonsense"):
                 assert (await client.post(PATH, json={"input": text})).status == 200
-            chat = {"model": NAME, "messages": [{"role": "user", "content": "says broken p=0.97"}]}
+            chat = {"model": TASK_NAME, "messages": [{"role": "user", "content": "says broken p=0.97"}]}
             said = await client.post("/v1/chat/completions", json=chat)
             assert said.headers["X-Insource-Reason"] == "before_switch"
             await watch.mirror.settled()
             text = await (await client.get("/metrics")).text()
             for result, n in (("agreed", 2), ("differed", 1), ("invalid", 1)):
-                assert f'insource_mirrored_total{{model="{NAME}",result="{result}"}} {n}.0' in text
+                assert f'insource_mirrored_total{{model="{TASK_NAME}",result="{result}"}} {n}.0' in text
             await watch.close()
 
     run(ask)
@@ -77,8 +86,8 @@ def test_a_share_is_mirrored(tmp_path: Path, address: str, provider: Provider) -
     one = mirrored(tmp_path, address, 0.1)
 
     async def ask() -> None:
-        watch = Watch()
-        async with door(one, watch=watch) as (client, engine, _):
+        watch = Monitor()
+        async with gateway_client(one, watch=watch) as (client, engine, _):
             said = await client.post(PATH, json={"inputs": [f"{at} says broken" for at in range(200)]})
             assert Counter(one["reason"] for one in (await said.json())["answers"]) == {"before_switch": 200}
             await watch.mirror.settled()
@@ -96,8 +105,8 @@ def test_what_stays_here_is_answered_here_and_where_the_api_model_fails_the_reci
     reasons = Counter[str]()
 
     async def ask() -> None:
-        watch = Watch()
-        async with door(one, watch=watch) as (client, _, _made):
+        watch = Monitor()
+        async with gateway_client(one, watch=watch) as (client, _, _made):
             for text in ("mail ann@example.org", *["says lost"] * 30):
                 told = await (await client.post(PATH, json={"input": text})).json()
                 reasons[told["reason"]] += 1
@@ -119,7 +128,7 @@ def test_without_money_or_a_key_nothing_changes(tmp_path: Path, address: str, pr
     one = mirrored(tmp_path, address, 1.0, price)
 
     async def ask() -> None:
-        async with door(one) as (client, _, _made):
+        async with gateway_client(one) as (client, _, _made):
             told = await (await client.post(PATH, json={"input": "says lost"})).json()
             assert (told["answer"], told["reason"]) == ("lost", "no_budget")
 
@@ -132,16 +141,16 @@ def test_mirrored_inputs_beyond_the_room_are_left_out_and_counted(
 ) -> None:
     provider.answer = lambda prompt: "broken"
     one = mirrored(tmp_path, address, 1.0)
-    n = mirror.AT_ONCE + mirror.WAITING + 10
+    n = mirror.MAX_CONCURRENT + mirror.MAX_WAITING + 10
 
     async def ask() -> None:
-        watch = Watch()
-        async with door(one, watch=watch) as (client, engine, _):
+        watch = Monitor()
+        async with gateway_client(one, watch=watch) as (client, engine, _):
             said = await client.post(PATH, json={"inputs": [f"{at} says lost wait=30" for at in range(n)]})
             assert len((await said.json())["answers"]) == n
-            assert engine.most <= mirror.AT_ONCE
+            assert engine.most <= mirror.MAX_CONCURRENT
             text = await (await client.get("/metrics")).text()
-            assert f'insource_mirrored_total{{model="{NAME}",result="left_out"}} 10.0' in text
+            assert f'insource_mirrored_total{{model="{TASK_NAME}",result="left_out"}} 10.0' in text
             await watch.close()
 
     run(ask)
@@ -152,12 +161,12 @@ def test_drift_tells_agreement_and_with_feedback_the_accuracy_of_both(
 ) -> None:
     provider.answer = lambda prompt: "broken"
     place = place_of(tmp_path, profile(drawn(400, 1)))
-    asked = recipe(tmp_path, baselines=baseline(address), route="{mirror: 1.0}")
-    one = deployed(tmp_path, asked, routed(place))
+    asked = make_recipe(tmp_path, baselines=baseline_yaml(address), route="{mirror: 1.0}")
+    one = make_deployed_task(tmp_path, asked, routed(place))
 
     async def ask() -> None:
-        watch = Watch(place.parent)
-        async with door(one, watch=watch) as (client, _, _made):
+        watch = Monitor(place.parent)
+        async with gateway_client(one, watch=watch) as (client, _, _made):
             inputs = [f"says {'broken' if at < 30 else 'lost'} p={0.95 if at % 2 else 0.5}" for at in range(40)]
             answers: list[Any] = (await (await client.post(PATH, json={"inputs": inputs})).json())["answers"]
             await watch.mirror.settled()
@@ -166,7 +175,7 @@ def test_drift_tells_agreement_and_with_feedback_the_accuracy_of_both(
             await watch.close()
 
     run(ask)
-    assert drift.judged(place, VERSION, routed(place), 7) == 0
+    assert drift.report_drift(place, TASK_VERSION, routed(place), 7) == 0
     said = capsys.readouterr().out
     assert "mirror    30 of 40 mirrored answers the same, 75.0%" in said
     assert "mirror    30 of 38 of them right, 78.9%" in said and "38 of 38 of the API model right" in said
@@ -180,12 +189,12 @@ def test_feedback_of_today_on_what_was_mirrored_before_the_window_counts(
 ) -> None:
     provider.answer = lambda prompt: "broken"
     place = place_of(tmp_path, profile(drawn(400, 1)))
-    asked = recipe(tmp_path, baselines=baseline(address), route="{mirror: 1.0}")
-    one = deployed(tmp_path, asked, routed(place))
+    asked = make_recipe(tmp_path, baselines=baseline_yaml(address), route="{mirror: 1.0}")
+    one = make_deployed_task(tmp_path, asked, routed(place))
 
     async def ask() -> None:
-        watch = Watch(place.parent)
-        async with door(one, watch=watch) as (client, _, _made):
+        watch = Monitor(place.parent)
+        async with gateway_client(one, watch=watch) as (client, _, _made):
             inputs = {"inputs": ["says broken p=0.95"] * 40}
             answers: list[Any] = (await (await client.post(PATH, json=inputs)).json())["answers"]
             await watch.mirror.settled()
@@ -198,7 +207,7 @@ def test_feedback_of_today_on_what_was_mirrored_before_the_window_counts(
             await watch.close()
 
     run(ask)
-    assert drift.judged(place, VERSION, routed(place), 7) == 0
+    assert drift.report_drift(place, TASK_VERSION, routed(place), 7) == 0
     said = capsys.readouterr().out
     assert "mirrored answers the same" not in said, "they were mirrored before"
     assert "mirror    40 of 40 of them right" in said and "feedback: 40 of 40 kept answers right" in said
@@ -211,7 +220,7 @@ def test_while_vllm_is_started_nothing_is_answered_with_mirror_either(
     one = mirrored(tmp_path, address, 1.0)
 
     async def ask() -> None:
-        async with door(one) as (client, _, made):
+        async with gateway_client(one) as (client, _, made):
             made.engine = None
             said = await client.post(PATH, json={"input": "says lost"})
             assert said.status == 503 and said.headers["Retry-After"]
@@ -227,12 +236,12 @@ def test_drift_tells_agreement_before_there_is_a_comparison(
     one = mirrored(tmp_path, address, 1.0)
 
     async def ask() -> None:
-        watch = Watch(one.place.parent)
-        async with door(one, watch=watch) as (client, _, _made):
+        watch = Monitor(one.place.parent)
+        async with gateway_client(one, watch=watch) as (client, _, _made):
             assert (await client.post(PATH, json={"input": "says broken"})).status == 200
             await watch.mirror.settled()
 
     run(ask)
-    assert drift.judged(one.place, VERSION, routing.Routing(), 7) == 0
+    assert drift.report_drift(one.place, TASK_VERSION, routing.Routing(), 7) == 0
     said = capsys.readouterr().out
     assert "1 of 1 mirrored answers the same" in said and "no guarantee to lose" in said

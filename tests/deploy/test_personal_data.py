@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.answers import personal_data
-from tests.helpers.gateway.task_gateway import NAME, baseline, deployed, door, recipe
+from tests.helpers.gateway.task_gateway import TASK_NAME, baseline_yaml, gateway_client, make_deployed_task, make_recipe
 from tests.helpers.provider.faulty_provider import Provider
 
 PERSONAL = (
@@ -68,17 +68,17 @@ HARMLESS = (
 
 @pytest.mark.parametrize("text", PERSONAL)
 def test_personal_data_are_found_however_they_are_spelled(text: str) -> None:
-    assert personal_data.kinds(f"Hello, {text} is mine. Where is my parcel?")
+    assert personal_data.find_kinds(f"Hello, {text} is mine. Where is my parcel?")
 
 
 @pytest.mark.parametrize("text", HARMLESS)
 def test_ordinary_text_is_taken_for_what_it_is(text: str) -> None:
-    assert personal_data.kinds(text) == frozenset()
+    assert personal_data.find_kinds(text) == frozenset()
 
 
 @given(st.text(max_size=300))
 def test_any_text_can_be_read(text: str) -> None:
-    personal_data.kinds(text)
+    personal_data.find_kinds(text)
 
 
 def requests() -> list[tuple[dict[str, Any], dict[str, str], bool]]:
@@ -106,22 +106,22 @@ def test_of_a_thousand_mixed_requests_no_private_one_reaches_the_api(
 ) -> None:
     monkeypatch.setenv("API_KEY", "secret")
     provider.answer = lambda prompt: "broken"
-    one = deployed(tmp_path, recipe(tmp_path, baselines=baseline(address)))
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path, baselines=baseline_yaml(address)))
     sent = requests()
 
     async def ask() -> None:
-        async with door(one) as (client, _, _made):
+        async with gateway_client(one) as (client, _, _made):
             room = asyncio.Semaphore(32)
 
             async def send(at: int, body: dict[str, Any], headers: dict[str, str]) -> None:
                 text, more = body["text"], {key: body[key] for key in body if key != "text"}
-                chat = {"model": NAME, "messages": [{"role": "user", "content": text}], "max_tokens": 9} | more
+                chat = {"model": TASK_NAME, "messages": [{"role": "user", "content": text}], "max_tokens": 9} | more
                 paths: list[tuple[str, dict[str, Any]]] = [
-                    (f"/v1/tasks/{NAME}", {"input": text} | more),
+                    (f"/v1/tasks/{TASK_NAME}", {"input": text} | more),
                     ("/v1/chat/completions", chat),
                     ("/v1/messages", chat),
                     ("/v1/chat/completions", chat | {"stream": True}),
-                    (f"/v1/tasks/{NAME}", {"inputs": [text]} | more),
+                    (f"/v1/tasks/{TASK_NAME}", {"inputs": [text]} | more),
                 ]
                 path, asked = paths[at % len(paths)]
                 async with room:
@@ -144,13 +144,13 @@ def test_where_the_recipe_says_that_data_may_not_leave_nothing_does(
     tmp_path: Path, address: str, provider: Provider, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     monkeypatch.setenv("API_KEY", "secret")
-    may, may_not = (recipe(tmp_path, baselines=baseline(address), may_leave=one) for one in ("true", "false"))
+    may, may_not = (make_recipe(tmp_path, baselines=baseline_yaml(address), may_leave=one) for one in ("true", "false"))
     version, started_with = (may, may_not) if why == "recipe" else (may_not, may)
-    one = deployed(tmp_path, version, started_with=started_with)
+    one = make_deployed_task(tmp_path, version, started_with=started_with)
 
     async def ask() -> None:
-        async with door(one) as (client, _, _made):
-            told = await (await client.post(f"/v1/tasks/{NAME}", json={"input": "p=0.5"})).json()
+        async with gateway_client(one) as (client, _, _made):
+            told = await (await client.post(f"/v1/tasks/{TASK_NAME}", json={"input": "p=0.5"})).json()
             assert told["reason"] == "data_may_not_leave"
 
     asyncio.run(ask())
@@ -163,12 +163,12 @@ def test_personal_data_may_go_redacted_where_the_recipe_says_so(
     monkeypatch.setenv("API_KEY", "secret")
     provider.answer = lambda prompt: "broken"
     route = "{personal_data: may_leave}"
-    one = deployed(tmp_path, recipe(tmp_path, baselines=baseline(address), route=route))
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path, baselines=baseline_yaml(address), route=route))
 
     async def ask() -> None:
-        async with door(one) as (client, _, _made):
+        async with gateway_client(one) as (client, _, _made):
             text = "p=0.5 write to ann@example.org"
-            told = await (await client.post(f"/v1/tasks/{NAME}", json={"input": text})).json()
+            told = await (await client.post(f"/v1/tasks/{TASK_NAME}", json={"input": text})).json()
             assert told["answered_by"] == "api" and told["redacted"] == ["email"]
 
     asyncio.run(ask())

@@ -24,7 +24,7 @@ ASKED = {"model": "classifier", "messages": [{"role": "user", "content": "classi
 @asynccontextmanager
 async def door(
     api_key: str | None = None, limits: Limits | None = None, name: str = "classifier"
-) -> AsyncIterator[tuple[TestClient[Any, Any], proxy.Door, list[Any]]]:
+) -> AsyncIterator[tuple[TestClient[Any, Any], proxy.ProxyState, list[Any]]]:
     """A door with an engine behind it; yields a client, the door, and what the engine was asked."""
     asked: list[Any] = []
 
@@ -50,11 +50,11 @@ async def door(
 
     app = web.Application(client_max_size=2**30)
     app.router.add_route("*", "/{path:.*}", answer)
-    made = proxy.Door(api_key, limits)
+    made = proxy.ProxyState(api_key, limits)
     made.versions = {name: "v1", "extractor": "v7"}
     async with TestServer(app) as engine, ClientSession(str(engine.make_url("/"))) as session:
         made.engine = session
-        async with TestClient(TestServer(proxy.application(made))) as client:
+        async with TestClient(TestServer(proxy.build_application(made))) as client:
             yield client, made, asked
 
 
@@ -62,7 +62,7 @@ def run(what: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(what())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("path", proxy.ASKING)
+@pytest.mark.parametrize("path", proxy.FORWARDED_PATHS)
 def test_a_name_goes_in_as_its_version_and_comes_out_as_it_was(path: str) -> None:
     async def ask() -> None:
         async with door() as (client, _, asked):
@@ -145,7 +145,7 @@ def test_what_cannot_be_asked_is_told_as_the_sdks_read_it() -> None:
                 (b'{"model": 3}', 404),
                 (b'{"model": "classifier@v1"}', 404),
                 (b'{"model": "pocket/model"}', 404),
-                (b" " * (proxy.LARGEST_BODY_BYTES + 1), 413),
+                (b" " * (proxy.MAX_BODY_BYTES + 1), 413),
             ):
                 answer = await client.post("/v1/messages", data=io.BytesIO(body))
                 assert answer.status == status, body[:20]
@@ -229,7 +229,7 @@ def test_numbers_texts_and_what_is_no_json_pass_as_they_came() -> None:
 
 
 def test_a_line_of_a_stream_may_be_long_but_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forwarding, "LINE_BYTES", 2 * 2**20)
+    monkeypatch.setattr(forwarding, "MAX_LINE_BYTES", 2 * 2**20)
 
     async def ask() -> None:
         async with door(limits=Limits(body_kib=8192)) as (client, made, _asked):
@@ -344,10 +344,10 @@ def test_a_packed_body_is_not_taken_and_nothing_is_unpacked() -> None:
 
 
 @asynccontextmanager
-async def listened() -> AsyncIterator[tuple[int, proxy.Door, list[Any]]]:
+async def listened() -> AsyncIterator[tuple[int, proxy.ProxyState, list[Any]]]:
     """A door as it listens in the gateway."""
     async with door() as (_, made, asked):
-        runner = http_server.runner(made, None)
+        runner = http_server.build_runner(made, None)
         await runner.setup()
         assert runner.server is not None
         listener = await http_server.listen(runner.server, Address("127.0.0.1", 0))
@@ -385,7 +385,7 @@ def test_connections_that_are_silent_are_closed(sent: bytes, monkeypatch: pytest
 
 
 def test_connections_beyond_the_room_are_told_so_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "room", lambda descriptors: (3, 16))
+    monkeypatch.setattr(http_server, "compute_connection_limits", lambda descriptors: (3, 16))
 
     async def ask() -> None:
         async with listened() as (port, _, _asked):
@@ -405,13 +405,13 @@ def test_connections_beyond_the_room_are_told_so_and_closed(monkeypatch: pytest.
 
 def test_the_room_is_within_the_descriptors() -> None:
     for descriptors in (128, 200, 1024, 20_000, 2**20):
-        connections, backlog = http_server.room(descriptors)
+        connections, backlog = http_server.compute_connection_limits(descriptors)
         assert connections >= 1 and 2 * connections + backlog < descriptors
 
 
 def test_a_client_that_takes_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forwarding, "WRITE_SECONDS", 0.3)
-    monkeypatch.setattr(forwarding, "LEAST_BYTES_A_SECOND", 2**30)
+    monkeypatch.setattr(forwarding, "MIN_BYTES_PER_SECOND", 2**30)
 
     async def ask() -> None:
         async with door(limits=Limits(body_kib=2**15)) as (client, made, asked):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.answers.spending import Ledger, MonthlyPurse
-from insource.backends.pricing import Priced
-from insource.backends.types import Received, Request, Usage
+from deploy.answers.spending import Ledger, MonthlyBudget
+from insource.backends.pricing import TokenPrice
+from insource.backends.types import Completion, Request, Usage
 from insource.config.errors import StageError
 from tests.conftest import ROOT
 
@@ -102,9 +102,9 @@ def test_where_nothing_can_be_written_nothing_is_sent(tmp_path: Path) -> None:
 
 
 def test_texts_with_more_tokens_than_those_before_stay_within_the_cap(tmp_path: Path) -> None:
-    price = Priced(1_000_000.0, 0.0, None, None, None, "recipe", None)  # a dollar a token
+    price = TokenPrice(1_000_000.0, 0.0, None, None, None, "recipe", None)  # a dollar a token
     ledger = Ledger(tmp_path, 3000.0)
-    purse = MonthlyPurse(ledger, price)
+    purse = MonthlyBudget(ledger, price)
 
     def request(number: int, text: str) -> Request:
         return Request(str(number), [{"role": "user", "content": text}], 8)
@@ -113,7 +113,7 @@ def test_texts_with_more_tokens_than_those_before_stay_within_the_cap(tmp_path: 
         """Asks all at once, each of which has so many tokens; returns how many were made."""
         made = [one for one in requests if await purse.reserve(one)]
         for one in made:
-            purse.settle(one, Received("a", "m", Usage(tokens, 1), "stop"), unsure=False)
+            purse.settle(one, Completion("a", "m", Usage(tokens, 1), "stop"), unsure=False)
         await asyncio.gather(*purse._writing)
         return len(made)
 

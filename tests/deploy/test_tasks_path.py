@@ -13,15 +13,22 @@ import pytest
 
 from compare.scoring.confidence import Scale
 from deploy.answers import escalation
-from deploy.gateway.paths.router import Deployed
+from deploy.gateway.paths.router import Deployment
 from deploy.routing import Routing
 from insource.config.errors import RecipeError
 from insource.config.schema.serving_and_cost import Limits
 from insource.stats.calibration import Platt
-from tests.helpers.gateway.task_gateway import EXTRACTOR, NAME, baseline, deployed, door, recipe
+from tests.helpers.gateway.task_gateway import (
+    EXTRACTOR_TASK,
+    TASK_NAME,
+    baseline_yaml,
+    gateway_client,
+    make_deployed_task,
+    make_recipe,
+)
 from tests.helpers.provider.faulty_provider import Provider
 
-PATH = f"/v1/tasks/{NAME}"
+PATH = f"/v1/tasks/{TASK_NAME}"
 PRICED = ", price: {input_usd_per_million: 1000, output_usd_per_million: 0}, retries: 0"
 """Dear enough to use a budget up within a test."""
 
@@ -35,17 +42,19 @@ def api_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "secret")
 
 
-def hybrid(folder: Path, address: str, api: str = "chat", more: str = "", **told: str) -> Deployed:
+def hybrid(folder: Path, address: str, api: str = "chat", more: str = "", **told: str) -> Deployment:
     """A task with an API model that answers below a confidence of 0.9."""
-    return deployed(folder, recipe(folder, baselines=baseline(address, api, more), **told))
+    return make_deployed_task(folder, make_recipe(folder, baselines=baseline_yaml(address, api, more), **told))
 
 
 def test_an_input_is_answered_with_its_confidence_by_whom_and_why(tmp_path: Path) -> None:
     scale = Platt(1.0, -1.0)
-    one = deployed(tmp_path, recipe(tmp_path), Routing(Scale(scale, "answer", (), ()), None, "none was found"))
+    one = make_deployed_task(
+        tmp_path, make_recipe(tmp_path), Routing(Scale(scale, "answer", (), ()), None, "none was found")
+    )
 
     async def ask() -> None:
-        async with door(one) as (client, _, _made):
+        async with gateway_client(one) as (client, _, _made):
             said = await client.post(PATH, json={"input": "says lost p=0.8, ann@example.org"})
             assert said.status == 200 and said.headers["X-Insource-Version"] == "v1"
             told = await said.json()
@@ -53,7 +62,7 @@ def test_an_input_is_answered_with_its_confidence_by_whom_and_why(tmp_path: Path
             sure = scale.confidence(math.log(0.8))
             assert told.pop("confidence") == told.pop("local_confidence") == pytest.approx(sure)
             assert told == {
-                "task": NAME,
+                "task": TASK_NAME,
                 "version": "v1",
                 "answer": "lost",
                 "answered_by": "local",
@@ -67,7 +76,7 @@ def test_an_input_is_answered_with_its_confidence_by_whom_and_why(tmp_path: Path
 
 def test_inputs_are_texts_columns_or_messages_and_one_that_fails_fails_alone(tmp_path: Path) -> None:
     several = "{text: [subject, body], label: queue}"
-    one = deployed(tmp_path, recipe(tmp_path, columns=several))
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path, columns=several))
     inputs: list[Any] = [
         "says lost",
         {"subject": "says broken", "body": "today"},
@@ -80,7 +89,7 @@ def test_inputs_are_texts_columns_or_messages_and_one_that_fails_fails_alone(tmp
     ]
 
     async def ask() -> None:
-        async with door(one) as (client, engine, _):
+        async with gateway_client(one) as (client, engine, _):
             said = await client.post(PATH, json={"inputs": inputs})
             assert said.status == 200
             answers = (await said.json())["answers"]
@@ -97,10 +106,10 @@ def test_inputs_are_texts_columns_or_messages_and_one_that_fails_fails_alone(tmp
 
 
 def test_inputs_that_meet_a_model_that_is_started_again_are_told_to_come_back(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path))
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path))
 
     async def ask() -> None:
-        async with door(one, limits=Limits(sequences=4)) as (client, engine, made):
+        async with gateway_client(one, limits=Limits(sequences=4)) as (client, engine, made):
             asking = asyncio.create_task(client.post(PATH, json={"inputs": [f"{at} wait=0.2" for at in range(40)]}))
             while len(engine.asked) < 6:
                 await asyncio.sleep(0.01)
@@ -115,10 +124,10 @@ def test_inputs_that_meet_a_model_that_is_started_again_are_told_to_come_back(tm
 
 
 def test_as_many_inputs_are_on_their_way_as_the_limits_allow(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path))
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path))
 
     async def ask() -> None:
-        async with door(one, limits=Limits(sequences=4)) as (client, engine, made):
+        async with gateway_client(one, limits=Limits(sequences=4)) as (client, engine, made):
             said = await client.post(PATH, json={"inputs": [f"{at} wait=0.02" for at in range(256)]})
             assert len((await said.json())["answers"]) == 256
             assert engine.most == 4 and made.on_their_way["router@v1"] == 0
@@ -147,7 +156,7 @@ def test_wrong_requests_are_told(tmp_path: Path, body: Any, status: int, told: s
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
 
     async def ask() -> None:
-        async with door(deployed(tmp_path, recipe(tmp_path))) as (client, engine, _):
+        async with gateway_client(make_deployed_task(tmp_path, make_recipe(tmp_path))) as (client, engine, _):
             said = await client.post(PATH, data=io.BytesIO(data))
             assert said.status == status and told in (await said.json())["error"]["message"]
             assert engine.asked == []
@@ -157,7 +166,7 @@ def test_wrong_requests_are_told(tmp_path: Path, body: Any, status: int, told: s
 
 def test_without_a_key_or_for_another_task_there_is_no_answer(tmp_path: Path) -> None:
     async def ask() -> None:
-        async with door(deployed(tmp_path, recipe(tmp_path)), "secret") as (client, _, made):
+        async with gateway_client(make_deployed_task(tmp_path, make_recipe(tmp_path)), "secret") as (client, _, made):
             assert (await client.post(PATH, json={"input": "a"})).status == 401
             key = {"Authorization": "Bearer secret"}
             assert (await client.post("/v1/tasks/other", json={"input": "a"}, headers=key)).status == 404
@@ -172,7 +181,11 @@ def test_an_answer_that_does_not_fit_is_asked_for_once_more(tmp_path: Path) -> N
     free = "{structured_output: false}"
 
     async def ask() -> None:
-        async with door(deployed(tmp_path, recipe(tmp_path, serve=free))) as (client, engine, _):
+        async with gateway_client(make_deployed_task(tmp_path, make_recipe(tmp_path, serve=free))) as (
+            client,
+            engine,
+            _,
+        ):
             # Without the grammar it says something else; under the grammar a label.
             told = await (await client.post(PATH, json={"input": "freely nonsense says lost"})).json()
             assert told["answer"] == "lost" and len(engine.asked) == 2
@@ -194,7 +207,7 @@ def test_what_the_model_is_not_sure_of_is_asked_of_the_api_model(
     one = hybrid(tmp_path, address, api)
 
     async def ask() -> None:
-        async with door(one) as (client, _, _made):
+        async with gateway_client(one) as (client, _, _made):
             for text, expected in (
                 ("says lost p=0.95", ("lost", "local", "confident")),
                 ("says lost p=0.85", ("broken", "api", "below_threshold")),
@@ -218,7 +231,7 @@ def test_the_api_model_is_asked_as_the_comparison_asks_it_and_once_more_for_a_va
     one = hybrid(tmp_path, address)
 
     async def ask() -> None:
-        async with door(one) as (client, _, _made):
+        async with gateway_client(one) as (client, _, _made):
             told = await (await client.post(PATH, json={"input": "p=0.5"})).json()
             assert told["answer"] == "broken" and told["answered_by"] == "api"
             (_, _, first), (_, _, second) = provider.seen
@@ -235,10 +248,10 @@ def test_a_record_of_the_api_model_is_checked_by_the_tasks_schema(
     tmp_path: Path, address: str, provider: Provider
 ) -> None:
     provider.answer = lambda prompt: json.dumps({"number": "17", "day": None})
-    one = hybrid(tmp_path, address, task=EXTRACTOR, columns="{text: message}")
+    one = hybrid(tmp_path, address, task=EXTRACTOR_TASK, columns="{text: message}")
 
     async def ask() -> None:
-        async with door(one) as (client, _, _made):
+        async with gateway_client(one) as (client, _, _made):
             told = await (await client.post(PATH, json={"input": 'says {"number":"1"} p=0.5'})).json()
             assert told["answer"] == {"number": "17", "day": None} and told["answered_by"] == "api"
 
@@ -257,8 +270,8 @@ def test_while_the_api_model_is_down_every_request_has_an_answer_or_a_clear_erro
     provider.refuse = lambda prompt, before: (503, {}) if down == "503" else None
 
     async def ask() -> None:
-        async with door(one) as (client, _, _made):
-            for _ in range(escalation.FAILURES + 2):
+        async with gateway_client(one) as (client, _, _made):
+            for _ in range(escalation.MAX_FAILURES + 2):
                 said = await client.post(PATH, json={"input": "says lost p=0.5"})
                 told = await said.json()
                 if when == "local":
@@ -266,7 +279,7 @@ def test_while_the_api_model_is_down_every_request_has_an_answer_or_a_clear_erro
                 else:
                     assert said.status == 503 and int(said.headers["Retry-After"]) > 0
             # After so many failures in succession it is left alone.
-            assert len(provider.seen) == (0 if down == "gone" else escalation.FAILURES)
+            assert len(provider.seen) == (0 if down == "gone" else escalation.MAX_FAILURES)
             told = await (await client.post(PATH, json={"input": "says lost p=0.99"})).json()
             assert told["answered_by"] == "local" and not told["degraded"]
 
@@ -279,7 +292,7 @@ def test_a_parameter_that_the_provider_refuses_by_name_is_left_out_from_then_on(
     provider.picky, provider.answer = ("response_format",), lambda prompt: "broken"
 
     async def ask() -> None:
-        async with door(hybrid(tmp_path, address)) as (client, _, _made):
+        async with gateway_client(hybrid(tmp_path, address)) as (client, _, _made):
             for _ in range(2):
                 told = await (await client.post(PATH, json={"input": "p=0.5"})).json()
                 assert told["answered_by"] == "api"
@@ -294,11 +307,11 @@ def test_a_month_costs_no_more_than_the_recipe_says_across_restarts(
     provider.answer = lambda prompt: "broken"
     reasons = Counter[str]()
 
-    def made() -> Deployed:
+    def made() -> Deployment:
         return hybrid(tmp_path, address, more=PRICED, route="{usd_per_month: 1.0}")
 
     async def ask() -> None:
-        async with door(made()) as (client, _, _made):
+        async with gateway_client(made()) as (client, _, _made):
             for _ in range(6):
                 told = await (await client.post(PATH, json={"input": "says lost p=0.5"})).json()
                 assert (told["reason"] == "over_budget") == told["degraded"]
@@ -315,7 +328,7 @@ def test_without_a_budget_nothing_that_costs_is_asked(tmp_path: Path, address: s
     one = hybrid(tmp_path, address, more=PRICED)
 
     async def ask() -> None:
-        async with door(one) as (client, _, _made):
+        async with gateway_client(one) as (client, _, _made):
             told = await (await client.post(PATH, json={"input": "p=0.5"})).json()
             assert (told["reason"], told["degraded"]) == ("no_budget", False)
 
@@ -325,7 +338,7 @@ def test_without_a_budget_nothing_that_costs_is_asked(tmp_path: Path, address: s
 
 def test_an_engine_that_breaks_off_is_told_to_come_back_later(tmp_path: Path) -> None:
     async def ask() -> None:
-        async with door(deployed(tmp_path, recipe(tmp_path))) as (client, engine, _):
+        async with gateway_client(make_deployed_task(tmp_path, make_recipe(tmp_path))) as (client, engine, _):
             engine.down = True
             said = await client.post(PATH, json={"input": "a"})
             assert said.status == 503 and int(said.headers["Retry-After"]) > 0
@@ -346,6 +359,6 @@ def test_a_recipe_that_routes_to_what_cannot_be_asked_is_told(
     tmp_path: Path, baselines: str, route: str, told: str
 ) -> None:
     address, _, more = baselines.partition(", ")
-    made = baseline(address, more=f", {more}" if more else "") if address != "[]" else "[]"
+    made = baseline_yaml(address, more=f", {more}" if more else "") if address != "[]" else "[]"
     with pytest.raises(RecipeError, match=told):
-        recipe(tmp_path, baselines=made, route=route)
+        make_recipe(tmp_path, baselines=made, route=route)

@@ -14,22 +14,29 @@ import pytest
 from data_prep.readers import read, sources
 from data_prep.rows import columns, data_row
 from data_prep.rows.data_row import Row
-from data_prep.rows.row_filter import Filter
+from data_prep.rows.row_filter import RowFilter
 from deploy.answers import answer_ids
 from deploy.gateway.deployments import Deployments
 from deploy.gateway.paths import feedback
-from deploy.gateway.paths.router import Deployed
+from deploy.gateway.paths.router import Deployment
 from deploy.monitoring import traffic_record
-from deploy.monitoring.monitor import Watch
+from deploy.monitoring.monitor import Monitor
 from deploy.routing import Routing
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.config.schema.data import Source
-from insource.tracking.run import now
-from tests.helpers.gateway.task_gateway import EXTRACTOR, NAME, ROUTER, deployed, door, recipe
+from insource.tracking.run import utc_timestamp
+from tests.helpers.gateway.task_gateway import (
+    EXTRACTOR_TASK,
+    ROUTER_TASK,
+    TASK_NAME,
+    gateway_client,
+    make_deployed_task,
+    make_recipe,
+)
 
-PATH = f"/v1/tasks/{NAME}"
+PATH = f"/v1/tasks/{TASK_NAME}"
 ALL = "{record: {share: 1.0, days: 30}}"
 CALLER = """{kind: extraction, instruction: Read who calls., json_schema: {type: object, properties: {
   phone: {type: integer}, who: {type: string, maxLength: 40}}, required: [phone]}}"""
@@ -42,13 +49,13 @@ def run(what: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(what())  # type: ignore[arg-type]
 
 
-def answered(one: Deployed, *bodies: Any, path: str = PATH, **headers: str) -> list[Any]:
+def answered(one: Deployment, *bodies: Any, path: str = PATH, **headers: str) -> list[Any]:
     """What a gateway answers, which ends then."""
     found = []
 
     async def ask() -> None:
-        watch = Watch(one.place.parent)
-        async with door(one, watch=watch) as (client, _, _made):
+        watch = Monitor(one.place.parent)
+        async with gateway_client(one, watch=watch) as (client, _, _made):
             for body in bodies:
                 said = await client.post(path, json=body, headers=headers)
                 assert said.status == 200, await said.text()
@@ -59,29 +66,29 @@ def answered(one: Deployed, *bodies: Any, path: str = PATH, **headers: str) -> l
     return found
 
 
-def recorded(one: Deployed) -> list[dict[str, Any]]:
+def recorded(one: Deployment) -> list[dict[str, Any]]:
     paths = sorted(path for path in (one.place / traffic_record.FOLDER).glob("*.jsonl") if path.is_file())
     return [
         json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
     ]
 
 
-def prepared(one: Deployed, asked: Recipe) -> list[Row]:
+def prepared(one: Deployment, asked: Recipe) -> list[Row]:
     """The record as data preparation reads it."""
     source = Source(path=str(one.place / traffic_record.FOLDER))
     found = []
-    for file in sources.find(source):
+    for file in sources.find_files(source):
         for line in read.read(file, source, asked.data.columns.texts)[1]:
             columns.check_columns(file.name, "all", line.values, asked)
-            assert Filter(asked.data.where).takes(line.values)
-            row = data_row.row_of(line, asked)
+            assert RowFilter(asked.data.where).takes(line.values)
+            row = data_row.make_row(line, asked)
             assert isinstance(row, Row), row
             found.append(row)
     return found
 
 
 def test_nothing_is_recorded_unless_the_recipe_says_so(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path), Routing())
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path), Routing())
     answered(one, {"input": "says lost"})
     assert not (one.place / traffic_record.FOLDER).exists()
 
@@ -93,12 +100,17 @@ def test_nothing_is_recorded_unless_the_recipe_says_so(tmp_path: Path) -> None:
         (None, "{text: [subject, message], label: mail.queue}", "lost", "lost"),
         (None, "{messages: chat}", "lost", "lost"),
         (None, "{text: message, label: queue, id: ticket}", "lost", "lost"),
-        (EXTRACTOR, "{text: message}", '{"number":"17","day":null}', '{"number":"17","day":null}'),
-        (EXTRACTOR, "{text: message, target: record}", '{"number":"17","day":null}', '{"number":"17","day":null}'),
+        (EXTRACTOR_TASK, "{text: message}", '{"number":"17","day":null}', '{"number":"17","day":null}'),
+        (EXTRACTOR_TASK, "{text: message, target: record}", '{"number":"17","day":null}', '{"number":"17","day":null}'),
         (GENERATOR, "{text: message, target: summary}", "short", "short"),
         (GENERATOR, "{text: message, targets: summaries}", "short", "short"),
         (GENERATOR, "{text: message, targets: [first, second]}", "short", "short"),
-        (EXTRACTOR, "{text: message, targets: records}", '{"number":"17","day":null}', '{"number":"17","day":null}'),
+        (
+            EXTRACTOR_TASK,
+            "{text: message, targets: records}",
+            '{"number":"17","day":null}',
+            '{"number":"17","day":null}',
+        ),
         (None, "{text: message, label: queue}, split: {group: customer}", "lost", "lost"),
         (None, "{text: message, label: queue}, slices: {channel: {by: channel}}", "lost", "lost"),
         (None, "{text: message, label: queue}, where: {language: en, open: true, queue: [lost, late]}", "lost", "lost"),
@@ -110,8 +122,8 @@ def test_nothing_is_recorded_unless_the_recipe_says_so(tmp_path: Path) -> None:
 def test_what_is_recorded_is_read_by_data_preparation_as_the_recipes_own_rows(
     tmp_path: Path, task: str | None, columns: str, said: str, target: str
 ) -> None:
-    asked = recipe(tmp_path, serve=ALL, columns=columns, **({"task": task} if task else {}))
-    one = deployed(tmp_path, asked, Routing())
+    asked = make_recipe(tmp_path, serve=ALL, columns=columns, **({"task": task} if task else {}))
+    one = make_deployed_task(tmp_path, asked, Routing())
     text = f"mail ann@example.org or 4111 1111 1111 1111 says {said} p=0.95"
     # The engine reads up to a blank: extraction's JSON comes as a whole.
     answered(one, {"input": text})
@@ -124,7 +136,7 @@ def test_what_is_recorded_is_read_by_data_preparation_as_the_recipes_own_rows(
 
 
 def test_what_is_private_or_cannot_be_redacted_is_not_recorded(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
     answered(
         one,
         {"input": "a secret says lost", "private": True},
@@ -137,22 +149,22 @@ def test_what_is_private_or_cannot_be_redacted_is_not_recorded(tmp_path: Path) -
 
 
 def test_chats_are_recorded_too_whether_or_not_they_would_pass_unread(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
-    chat = {"model": NAME, "messages": [{"role": "user", "content": "says lost"}]}
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
+    chat = {"model": TASK_NAME, "messages": [{"role": "user", "content": "says lost"}]}
     (said,) = answered(one, chat, path="/v1/chat/completions")
     assert said["choices"][0]["message"]["content"] == "lost"
     assert [(line["message"], line["queue"]) for line in recorded(one)] == [("says lost", "lost")]
 
 
 def test_a_share_is_recorded(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path, serve="{record: {share: 0.2}}"), Routing())
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve="{record: {share: 0.2}}"), Routing())
     answered(one, {"inputs": [f"{at} says lost" for at in range(256)]})
     assert 20 <= len(recorded(one)) <= 90
 
 
 def test_feedback_puts_a_row_with_the_right_answer_in_the_place_of_the_recorded_one(tmp_path: Path) -> None:
-    asked = recipe(tmp_path, serve=ALL)
-    one = deployed(tmp_path, asked, Routing())
+    asked = make_recipe(tmp_path, serve=ALL)
+    one = make_deployed_task(tmp_path, asked, Routing())
     first, second = answered(one, {"input": "one says lost"}, {"input": "two says lost"})
     for right in ("broken", "late", "broken", "broken"):  # what is said last counts
         answered(one, {"id": first["id"], "answer": right}, path=feedback.PATH)
@@ -171,34 +183,34 @@ def test_feedback_puts_a_row_with_the_right_answer_in_the_place_of_the_recorded_
 
 
 def test_rows_that_persons_labelled_are_told_from_the_models_own_as_the_docs_say(tmp_path: Path) -> None:
-    asked = recipe(
+    asked = make_recipe(
         tmp_path, serve=ALL, columns="{text: message, label: queue}, where: {labelled_by: [feedback, person]}"
     )
-    one = deployed(tmp_path, asked, Routing())
+    one = make_deployed_task(tmp_path, asked, Routing())
     first, _ = answered(one, {"input": "one says lost"}, {"input": "two says lost"})
     answered(one, {"id": first["id"], "answer": "broken"}, path=feedback.PATH)
     own = tmp_path / "tickets.csv"
     own.write_text("message,queue,labelled_by\nthree,late,person\n", encoding="utf-8")
     source = Source(paths=[str(own), str(one.place / traffic_record.FOLDER)])
-    lines = [line.values for file in sources.find(source) for line in read.read(file, source, ["message"])[1]]
-    taken = [(line["message"], line["queue"]) for line in lines if Filter(asked.data.where).takes(line)]
+    lines = [line.values for file in sources.find_files(source) for line in read.read(file, source, ["message"])[1]]
+    taken = [(line["message"], line["queue"]) for line in lines if RowFilter(asked.data.where).takes(line)]
     assert taken == [("three", "late"), ("one says lost", "broken")] and len(lines) == 3
 
 
 def test_feedback_from_several_gateways_at_once_leaves_one_row(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
     (said,) = answered(one, {"input": "one says lost"})
     told = one.ids.open(said["id"])
     assert told is not None
     with ThreadPoolExecutor(8) as threads:
         for right in ("broken", "late") * 20:
-            threads.submit(traffic_record.correct, one.task, one.place, told.day, {told.name: right})
+            threads.submit(traffic_record.correct_rows, one.task, one.place, told.day, {told.name: right})
     (line,) = recorded(one)
     assert line["labelled_by"] == "feedback" and line["queue"] in ("broken", "late")
 
 
 def test_a_row_that_a_killed_gateway_left_behind_feedback_goes_with_the_next(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
     (said,) = answered(one, {"input": "one says lost"})
     (path,) = (one.place / traffic_record.FOLDER).glob("*.jsonl")
     before = path.read_bytes()
@@ -209,17 +221,17 @@ def test_a_row_that_a_killed_gateway_left_behind_feedback_goes_with_the_next(tmp
 
 
 def test_feedback_on_a_row_that_was_recorded_under_other_columns_counts_and_leaves_the_row(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
     (said,) = answered(one, {"input": "one says lost"})
     for others in ("{text: body, label: queue}", "{text: message, label: topic}", "{messages: chat}"):
-        other = deployed(tmp_path, recipe(tmp_path, serve=ALL, columns=others), Routing())
+        other = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL, columns=others), Routing())
         (told,) = answered(other, {"id": said["id"], "answer": "broken"}, path=feedback.PATH)
         assert told == {"recorded": 1, "right": False}
     assert [(line["queue"], line["labelled_by"]) for line in recorded(one)] == [("lost", "local")]
 
 
 def test_old_rows_are_removed(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
     folder = one.place / traffic_record.FOLDER
     folder.mkdir(parents=True)
     days = [f"{datetime.now(UTC) - timedelta(days=ago):%Y-%m-%d}" for ago in (31, 29)]
@@ -239,7 +251,7 @@ def test_old_rows_are_removed(tmp_path: Path) -> None:
         (None, "{text: message, label: queue, id: time}", "data.columns.id"),
         (None, "{text: message, label: queue}, split: {group: confidence}", "data.split.group"),
         (None, "{text: message, label: queue}, split: {time: labelled_by}", "data.split.time"),
-        (EXTRACTOR.replace("day", "time"), "{text: message}", "task.json_schema.properties.time"),
+        (EXTRACTOR_TASK.replace("day", "time"), "{text: message}", "task.json_schema.properties.time"),
     ],
 )
 def test_a_column_of_the_recipe_that_the_record_has_for_itself_is_refused_at_start(
@@ -247,16 +259,18 @@ def test_a_column_of_the_recipe_that_the_record_has_for_itself_is_refused_at_sta
 ) -> None:
     more = {"task": task} if task else {}
     with pytest.raises(RecipeError, match=f"^{key}: given .*rename it, or record nothing"):
-        traffic_record.check(recipe(tmp_path, serve=ALL, columns=columns, **more))
-    traffic_record.check(recipe(tmp_path, columns=columns, **more))  # nothing is recorded
+        traffic_record.check_recordable(make_recipe(tmp_path, serve=ALL, columns=columns, **more))
+    traffic_record.check_recordable(make_recipe(tmp_path, columns=columns, **more))  # nothing is recorded
 
 
 def test_names_that_do_not_collide_are_taken(tmp_path: Path) -> None:
     columns = "{text: message, label: queue, id: id}, split: {time: time}, where: {labelled_by: feedback}"
-    traffic_record.check(recipe(tmp_path, serve=ALL, columns=columns))
-    traffic_record.check(recipe(tmp_path, serve=ALL, columns="{messages: chat}"))
-    traffic_record.check(
-        recipe(tmp_path, serve=ALL, task=EXTRACTOR.replace("day", "time"), columns="{text: message, target: record}")
+    traffic_record.check_recordable(make_recipe(tmp_path, serve=ALL, columns=columns))
+    traffic_record.check_recordable(make_recipe(tmp_path, serve=ALL, columns="{messages: chat}"))
+    traffic_record.check_recordable(
+        make_recipe(
+            tmp_path, serve=ALL, task=EXTRACTOR_TASK.replace("day", "time"), columns="{text: message, target: record}"
+        )
     )
 
 
@@ -264,7 +278,9 @@ def test_names_that_do_not_collide_are_taken(tmp_path: Path) -> None:
     "said", ['{"phone":4111111111111111,"who":null} ', '{"phone":1,"who":"ann（at）example（dot）org"} ']
 )
 def test_an_answer_with_personal_data_that_is_not_replaced_is_not_recorded(tmp_path: Path, said: str) -> None:
-    one = deployed(tmp_path, recipe(tmp_path, serve=ALL, task=CALLER, columns="{text: message}"), Routing())
+    one = make_deployed_task(
+        tmp_path, make_recipe(tmp_path, serve=ALL, task=CALLER, columns="{text: message}"), Routing()
+    )
     answered(one, {"input": f"nothing special says {said}"}, {"input": 'nothing special says {"phone":17,"who":null} '})
     assert [line["phone"] for line in recorded(one)] == [17]
 
@@ -274,7 +290,9 @@ def test_an_answer_with_personal_data_that_is_not_replaced_is_not_recorded(tmp_p
     [{"phone": 4155552671}, {"phone": 1, "who": "ann (at) example dot org"}, {"phone": 1, "who": "ann@example.org"}],
 )
 def test_feedback_with_personal_data_counts_and_is_not_recorded(tmp_path: Path, right: dict[str, Any]) -> None:
-    one = deployed(tmp_path, recipe(tmp_path, serve=ALL, task=CALLER, columns="{text: message}"), Routing())
+    one = make_deployed_task(
+        tmp_path, make_recipe(tmp_path, serve=ALL, task=CALLER, columns="{text: message}"), Routing()
+    )
     (said,) = answered(one, {"input": 'mail ann@example.org or bob@example.org says {"phone":1,"who":null} '})
     (told,) = answered(one, {"id": said["id"], "answer": right}, path=feedback.PATH)
     assert told == {"recorded": 1, "right": False}
@@ -285,10 +303,10 @@ def test_feedback_with_personal_data_counts_and_is_not_recorded(tmp_path: Path, 
 
 def test_the_record_of_a_recipe_that_is_shipped_is_read_with_it(tmp_path: Path) -> None:
     asked = load("classifier", ["serve.record.share=1"], "cpu").recipe
-    one = deployed(tmp_path, asked, Routing())
+    one = make_deployed_task(tmp_path, asked, Routing())
     answered(one, {"input": "one says lost"}, {"input": "two says late"})
     source = Source(path=str(one.place / traffic_record.FOLDER))
-    (file,) = sources.find(source)
+    (file,) = sources.find_files(source)
     for line in read.read(file, source, asked.data.columns.texts)[1]:
         columns.check_columns(file.name, "all", line.values, asked)
     assert len({line["customer_id"] for line in recorded(one)}) == 2, "nobody knows whether they are of one customer"
@@ -297,20 +315,20 @@ def test_the_record_of_a_recipe_that_is_shipped_is_read_with_it(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("task", "columns", "key"),
     [
-        (EXTRACTOR, "{text: message, tags: marks}", "data.columns.tags"),
-        (EXTRACTOR, "{text: message, slots: {column: marks, value: said}}", "data.columns.slots.column"),
+        (EXTRACTOR_TASK, "{text: message, tags: marks}", "data.columns.tags"),
+        (EXTRACTOR_TASK, "{text: message, slots: {column: marks, value: said}}", "data.columns.slots.column"),
         ("{kind: preference, instruction: Answer the message.}", "{text: message}", "task.kind"),
-        (ROUTER, "{text: message, label: queue}, where: {language: [en, de]}", "data.where.language"),
+        (ROUTER_TASK, "{text: message, label: queue}, where: {language: [en, de]}", "data.where.language"),
     ],
 )
 def test_a_form_that_the_record_cannot_have_is_refused_at_start(
     tmp_path: Path, task: str, columns: str, key: str
 ) -> None:
     with pytest.raises(RecipeError, match=f"^{key}: given .*which the record cannot"):
-        traffic_record.check(recipe(tmp_path, serve=ALL, task=task, columns=columns))
+        traffic_record.check_recordable(make_recipe(tmp_path, serve=ALL, task=task, columns=columns))
 
 
-def aged(one: Deployed, ago: int) -> Path:
+def aged(one: Deployment, ago: int) -> Path:
     path = one.place / traffic_record.FOLDER / f"{datetime.now(UTC) - timedelta(days=ago):%Y-%m-%d}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{}\n", encoding="utf-8")
@@ -318,12 +336,12 @@ def aged(one: Deployed, ago: int) -> Path:
 
 
 def test_old_rows_are_removed_where_nothing_is_recorded_any_more(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path, serve="{record: {share: 0, days: 30}}"), Routing())
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve="{record: {share: 0, days: 30}}"), Routing())
     old, young = aged(one, 31), aged(one, 29)
 
     async def serve() -> None:
-        watch = Watch(one.place.parent)
-        async with door(one, watch=watch) as (_, _, made):
+        watch = Monitor(one.place.parent)
+        async with gateway_client(one, watch=watch) as (_, _, made):
             Deployments(made, {}).put(one.place, "v1", one)
             await watch.write()
 
@@ -334,16 +352,18 @@ def test_old_rows_are_removed_where_nothing_is_recorded_any_more(tmp_path: Path)
 def test_what_cannot_be_removed_or_written_is_told_once_and_recording_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
     (one.place / traffic_record.FOLDER / "2020-01-01.jsonl").mkdir(parents=True)
     answered(one, {"input": "one says lost"})
     assert [line["message"] for line in recorded(one)] == ["one says lost"]
 
     async def write() -> None:
-        watch = Watch(one.place.parent)
+        watch = Monitor(one.place.parent)
         for value in (object(), "lost"):  # no task gives the first
             watch.traffic.add(
-                traffic_record.Answer(one.task, one.place, "a" * 16, "two", value, "local", "", None, now())
+                traffic_record.RecordedAnswer(
+                    one.task, one.place, "a" * 16, "two", value, "local", "", None, utc_timestamp()
+                )
             )
             await watch.traffic.write()
 
@@ -356,7 +376,7 @@ def test_what_cannot_be_removed_or_written_is_told_once_and_recording_goes_on(
 def test_the_record_and_the_key_of_ids_are_read_by_their_user_alone_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        one = deployed(tmp_path, recipe(tmp_path, serve=ALL), Routing())
+        one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=ALL), Routing())
         answered(one, {"input": "says lost"})
     finally:
         os.umask(before)
@@ -365,16 +385,20 @@ def test_the_record_and_the_key_of_ids_are_read_by_their_user_alone_whatever_the
 
 
 def test_half_a_character_is_no_right_answer_and_no_row(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path, serve=ALL, task=GENERATOR, columns="{text: message}"), Routing())
+    one = make_deployed_task(
+        tmp_path, make_recipe(tmp_path, serve=ALL, task=GENERATOR, columns="{text: message}"), Routing()
+    )
 
     async def say() -> None:
-        async with door(one) as (client, _, _made):
+        async with gateway_client(one) as (client, _, _made):
             name = (await (await client.post(PATH, json={"input": "says short"})).json())["id"]
             body = b'{"id": "%s", "answer": "half \\ud83d"}' % name.encode()
             said = await client.post(feedback.PATH, data=body)
             assert said.status == 400 and "half a character" in await said.text()
 
     run(say)
-    half = traffic_record.Answer(one.task, one.place, "a" * 16, "two", "half \ud83d", "local", "", None, now())
-    assert traffic_record.row_of(half) is None
+    half = traffic_record.RecordedAnswer(
+        one.task, one.place, "a" * 16, "two", "half \ud83d", "local", "", None, utc_timestamp()
+    )
+    assert traffic_record.build_row(half) is None
     assert one.ids.digest("half \ud83d") != one.ids.digest("half")

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from compare.decision.answer_profile import Profile
+from compare.decision.answer_profile import AnswerProfile
 from deploy import drift
 from deploy.monitoring import traffic_profiles, traffic_record
-from deploy.monitoring.monitor import Watch
+from deploy.monitoring.monitor import Monitor
 from deploy.routing import Routing
 from insource.system import atomic_files
-from tests.helpers.gateway.task_gateway import NAME, deployed, door, recipe
+from tests.helpers.gateway.task_gateway import TASK_NAME, gateway_client, make_deployed_task, make_recipe
 
-PATH = f"/v1/tasks/{NAME}"
+PATH = f"/v1/tasks/{TASK_NAME}"
 RECORDED = "{record: {share: 1.0}}"
 
 
@@ -25,7 +25,7 @@ def run(what: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(what())  # type: ignore[arg-type]
 
 
-class Faulty(traffic_record.Traffic):
+class Faulty(traffic_record.TrafficRecord):
     """A writer with a fault."""
 
     calls = 0
@@ -39,14 +39,14 @@ class Faulty(traffic_record.Traffic):
 def test_a_fault_of_one_writer_is_said_once_and_the_other_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploy.monitoring.monitor.EVERY_SECONDS", 0.01)
-    one = deployed(tmp_path, recipe(tmp_path), Routing())
+    monkeypatch.setattr("deploy.monitoring.monitor.WRITE_INTERVAL_SECONDS", 0.01)
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path), Routing())
 
     async def say() -> None:
-        watch = Watch(one.place.parent)
+        watch = Monitor(one.place.parent)
         watch.traffic = faulty = Faulty()
         running = asyncio.create_task(watch.run())
-        async with door(one, watch=watch) as (client, _, _made):
+        async with gateway_client(one, watch=watch) as (client, _, _made):
             assert (await client.post(PATH, json={"input": "says lost"})).status == 200
             while faulty.calls < 3 and not running.done():
                 await asyncio.sleep(0.01)
@@ -55,18 +55,18 @@ def test_a_fault_of_one_writer_is_said_once_and_the_other_goes_on(
         await running
 
     run(say)
-    assert traffic_profiles.read(one.place, one.task.deployment, "2000-01-01").profile.rows == 1
+    assert traffic_profiles.read_profile(one.place, one.task.deployment, "2000-01-01").profile.rows == 1
     said = capsys.readouterr()
     assert (said.out + said.err).count("not written: ValueError: a fault") == 1
 
 
 def test_what_is_being_written_when_the_gateway_stops_is_waited_for(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path, serve=RECORDED), Routing())
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path, serve=RECORDED), Routing())
     folder = one.place / traffic_record.FOLDER
 
     async def say() -> None:
-        watch = Watch(one.place.parent)
-        async with door(one, watch=watch) as (client, _, _made):
+        watch = Monitor(one.place.parent)
+        async with gateway_client(one, watch=watch) as (client, _, _made):
             assert (await client.post(PATH, json={"input": "says lost"})).status == 200
             await watch.write()
             (path,) = folder.glob("*.jsonl")
@@ -88,10 +88,10 @@ def test_what_is_being_written_when_the_gateway_stops_is_waited_for(tmp_path: Pa
 
 
 def test_sets_of_labels_without_end_are_counted_up_to_a_limit_and_then_not_tested(tmp_path: Path) -> None:
-    one = deployed(tmp_path, recipe(tmp_path), Routing())
+    one = make_deployed_task(tmp_path, make_recipe(tmp_path), Routing())
 
     async def say() -> None:
-        watch = Watch(one.place.parent)
+        watch = Monitor(one.place.parent)
         seen = watch.observed.of(one.task)
         for at in range(3_000):
             seen.add(0.95, json.dumps([f"label {at}"]), 30)
@@ -100,27 +100,27 @@ def test_sets_of_labels_without_end_are_counted_up_to_a_limit_and_then_not_teste
         await watch.close()
 
     run(say)
-    seen = traffic_profiles.read(one.place, one.task.deployment, "2000-01-01")
-    assert len(seen.profile.answers) == traffic_profiles.MOST_SETS == 2_000
+    seen = traffic_profiles.read_profile(one.place, one.task.deployment, "2000-01-01")
+    assert len(seen.profile.answers) == traffic_profiles.MAX_LABEL_SETS == 2_000
     assert (seen.profile.rows, seen.others, seen.profile.answers['["label 7"]']) == (3_001, 1_000, 2)
     assert seen.profile.confidences == {950: 3_001}
-    before = Profile(400, Counter({950: 400}), Counter({'["label 1"]': 400}))
-    confidence, labels = drift.of_traffic(before, seen)
+    before = AnswerProfile(400, Counter({950: 400}), Counter({'["label 1"]': 400}))
+    confidence, labels = drift.compare_traffic(before, seen)
     assert confidence.p_value == 1 and labels.p_value is None and "1,000 answers" in labels.told
 
 
 def test_many_labels_of_one_answer_each_are_all_counted() -> None:
-    seen = traffic_profiles.Seen()
+    seen = traffic_profiles.TrafficProfile()
     for at in range(3_000):
         seen.add(0.95, f"label {at}", 3_000)
     assert len(seen.profile.answers) == 3_000 and seen.others == 0
 
 
 def test_files_that_do_not_say_what_they_leave_out_are_left_out(tmp_path: Path) -> None:
-    place = tmp_path / NAME
+    place = tmp_path / TASK_NAME
     (place / traffic_profiles.FOLDER).mkdir(parents=True)
     before = {"version": "v1", "rows": 60, "confidences": {"950": 60}, "answers": {"lost": 60}, "reasons": {}}
     for process, more in (("a", {}), ("b", {"unread": 3, "others": 0})):
         atomic_files.write_json(place / traffic_profiles.FOLDER / f"2026-11-29.{process}.json", {"d": before | more})
-    seen = traffic_profiles.read(place, "d", "2026-11-29")
+    seen = traffic_profiles.read_profile(place, "d", "2026-11-29")
     assert (seen.profile.rows, seen.unread) == (60, 3)

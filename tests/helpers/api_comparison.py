@@ -13,24 +13,24 @@ import pytest
 
 from compare import eval_dataset, stage
 from compare.systems import catalog
-from compare.systems.responses import Place
+from compare.systems.responses import ComparisonContext
 from insource.backends.wire import anthropic_messages, openai_chat
 from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.config.schema.compare import Compare
 from insource.system import atomic_files
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from insource.tasks.rendering.chat_template import Rendering
 from insource.tracking import run
 from train.export import adapter
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
-SUMMARY = "The parcel is late; the customer wants it sent again."
+SUMMARY_TEXT = "The parcel is late; the customer wants it sent again."
 
 
-def place(
+def make_comparison(
     folder: Path, recipe: Recipe, tokenizer: Any, rows: Rows, labels: Sequence[str] = (), **compare: Any
-) -> Place:
+) -> ComparisonContext:
     """Returns a comparison of these rows by split; the words change `compare:`."""
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
@@ -40,17 +40,17 @@ def place(
     here = run.create(folder / "runs" / "mine", told, "digest", {}, data)
     (here.folder / "adapter").mkdir()
     given = recipe.task.labels if isinstance(recipe.task.labels, dict) else dict.fromkeys(labels, "")
-    spec = KINDS[recipe.task.variant].specify(recipe.task, given)
+    spec = TASKS[recipe.task.variant].make_spec(recipe.task, given)
     atomic_files.write_json(
-        here.folder / "adapter" / "prompt.json", adapter.prompt(recipe, Rendering(tokenizer), spec, 16)
+        here.folder / "adapter" / "prompt.json", adapter.build_prompt_spec(recipe, Rendering(tokenizer), spec, 16)
     )
-    return Place(here, "mine", told, eval_dataset.of(here))
+    return ComparisonContext(here, "mine", told, eval_dataset.load_test_dataset(here))
 
 
-def at_the_sdks_own_address(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def redirect_sdks(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     """Lets recipes that name no base_url reach a provider on loopback, with keys that are there."""
-    monkeypatch.setattr(openai_chat, "ADDRESS", f"{address}/v1")
-    monkeypatch.setattr(anthropic_messages, "ADDRESS", address)
+    monkeypatch.setattr(openai_chat, "DEFAULT_BASE_URL", f"{address}/v1")
+    monkeypatch.setattr(anthropic_messages, "DEFAULT_BASE_URL", address)
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
         monkeypatch.setenv(name, "secret")
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
@@ -58,22 +58,24 @@ def at_the_sdks_own_address(monkeypatch: pytest.MonkeyPatch, address: str) -> No
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-def target(recipe: Recipe, at: int = 0) -> Any:
+def make_target(recipe: Recipe, at: int = 0) -> Any:
     """A target that a row of the recipe could have; of a classification, its first labels in turn from number 0 on."""
     task = recipe.task
     if task.kind == "classification":
         return list(task.labels)[at] if isinstance(task.labels, dict) else ("late", "lost")[at]
     if task.kind == "generation":
-        return SUMMARY
+        return SUMMARY_TEXT
     fields = (task.json_schema or {})["properties"]
     needed = (task.json_schema or {}).get("required", ())
     return {name: (one.get("enum", ["x"])[0] if name in needed else None) for name, one in fields.items()}
 
 
-def made(name: str, folder: Path, tokenizer: Any, *words: str, labels: int = 1, **compare: Any) -> Place:
+def make_shipped_comparison(
+    name: str, folder: Path, tokenizer: Any, *words: str, labels: int = 1, **compare: Any
+) -> ComparisonContext:
     """Returns a comparison by a shipped recipe, with rows of so many labels; the words are those of a command."""
     recipe = load(name, words, "gpu").recipe
-    wanted = [target(recipe, at) for at in range(labels)]
+    wanted = [make_target(recipe, at) for at in range(labels)]
     rows = {
         split: [
             {"id": f"{split}{at}", "input": {"text": f"{split} {at}"}, "target": wanted[at % labels]}
@@ -81,12 +83,12 @@ def made(name: str, folder: Path, tokenizer: Any, *words: str, labels: int = 1, 
         ]
         for split, count in (("train", 6), ("validation", 8), ("calibration", 4), ("test", 10))
     }
-    return place(folder, recipe, tokenizer, rows, ("late", "lost"), **compare)
+    return make_comparison(folder, recipe, tokenizer, rows, ("late", "lost"), **compare)
 
 
-def right_answers(here: Place) -> Callable[[str], str]:
+def correct_answers(here: ComparisonContext) -> Callable[[str], str]:
     """What answers every row of a comparison right, as text that ends a prompt."""
-    every = [*here.material.train, *eval_dataset.of_validation(here.here).test, *here.material.test]
+    every = [*here.material.train, *eval_dataset.load_validation_dataset(here.here).test, *here.material.test]
     known = {row["input"]["text"]: row["target"] for row in [*every, *here.material.calibration]}
 
     def answer(prompt: str) -> str:
@@ -96,11 +98,11 @@ def right_answers(here: Place) -> Callable[[str], str]:
     return answer
 
 
-def closed(here: Place) -> list[catalog.System]:
-    return catalog.closed(here.recipe)
+def api_system(here: ComparisonContext) -> list[catalog.System]:
+    return catalog.api_systems(here.recipe)
 
 
-def two_labels(folder: Path, tokenizer: Any, **compare: Any) -> Place:
+def make_two_label_comparison(folder: Path, tokenizer: Any, **compare: Any) -> ComparisonContext:
     recipe = load("classifier", (), "gpu").recipe
     labels = ("billing_dispute", "refund_status")
     rows = {
@@ -110,13 +112,13 @@ def two_labels(folder: Path, tokenizer: Any, **compare: Any) -> Place:
         ]
         for split, count in (("train", 20), ("validation", 8), ("calibration", 4), ("test", 60))
     }
-    return place(folder, recipe, tokenizer, rows, **compare)
+    return make_comparison(folder, recipe, tokenizer, rows, **compare)
 
 
-def compared(here: Place, running: list[catalog.System]) -> dict[str, Any]:
+def run_comparison(here: ComparisonContext, running: list[catalog.System]) -> dict[str, Any]:
     """The comparison as `make compare` makes it, where a linear model stands in the place of the tuned one."""
     data = here.here.folder / "data"
     atomic_files.write_json(data / "data.json", {"sha256": {"test.jsonl": atomic_files.sha256(data / "test.jsonl")}})
-    run.start(here.here, "compare", {})
+    run.start_stage(here.here, "compare", {})
     tuned = catalog.System("tuned", "linear", "tuned (here a linear model)")
-    return stage.compared(here.here, "mine", here.recipe, [tuned, *running], [])
+    return stage.run_comparison(here.here, "mine", here.recipe, [tuned, *running], [])

@@ -14,12 +14,12 @@ from typing import Any
 
 from insource.backends import client as asking
 from insource.backends import collection
-from insource.backends.collection import Collected, Question
-from insource.backends.types import Backend, Choices, Constraint, Request, Usage, Wire
+from insource.backends.collection import CollectResult, RowRequest
+from insource.backends.types import ApiFormat, Backend, ChoiceQuestion, Constraint, Request, Usage
 from tests.conftest import ROOT
 
 IDENTITY = ["openai", "a provider on loopback"]
-ENUM: dict[str, Any] = {"type": "string", "enum": ["late", "lost", "broken"]}
+LABEL_SCHEMA: dict[str, Any] = {"type": "string", "enum": ["late", "lost", "broken"]}
 
 
 @dataclass(frozen=True)
@@ -40,60 +40,64 @@ class Price:
         return sum(self.most_usd(asked, written) for asked, written in charged)
 
 
-def questions(rows: int, max_tokens: int = 16, instruction: str = "row", repeat: int = 0) -> list[Question]:
-    return [question(f"T{at:06}", f"{instruction} {at}", max_tokens, repeat) for at in range(rows)]
+def make_requests(rows: int, max_tokens: int = 16, instruction: str = "row", repeat: int = 0) -> list[RowRequest]:
+    return [make_request(f"T{at:06}", f"{instruction} {at}", max_tokens, repeat) for at in range(rows)]
 
 
-def question(row: str, prompt: str, max_tokens: int = 16, repeat: int = 0) -> Question:
+def make_request(row: str, prompt: str, max_tokens: int = 16, repeat: int = 0) -> RowRequest:
     messages = [{"role": "system", "content": "Say what happened."}, {"role": "user", "content": prompt}]
-    return Question(row, repeat, Request(row, messages, max_tokens, Constraint(None, ENUM)))
+    return RowRequest(row, repeat, Request(row, messages, max_tokens, Constraint(None, LABEL_SCHEMA)))
 
 
 MODELS = {"anthropic": "claude-haiku-5-5", "systemone": "jev-1.14.0"}
-DECIDE: tuple[Wire, ...] = ("decisions", "systemone")
+DECISION_WIRES: tuple[ApiFormat, ...] = ("decisions", "systemone")
 
 
-def backend(address: str, wire: Wire = "openai", **changes: Any) -> Backend:
+def make_endpoint(address: str, wire: ApiFormat = "openai", **changes: Any) -> Backend:
     base_url = address if wire == "anthropic" else f"{address}/v1"
     model = MODELS.get(wire, "gpt-6-luna")
     usual = Backend(wire, model, base_url, api_key="secret", timeout_seconds=2.0, retries=8, concurrency=16)
     return replace(usual, temperature=None, closed=True, **changes)
 
 
-def decisions(asked: list[Question]) -> list[Question]:
+def as_decisions(asked: list[RowRequest]) -> list[RowRequest]:
     """The same questions for an endpoint that decides."""
-    labels = tuple((label, "") for label in ENUM["enum"])
+    labels = tuple((label, "") for label in LABEL_SCHEMA["enum"])
     return [
-        replace(one, request=replace(one.request, choices=Choices("Say what happened.", labels,
+        replace(one, request=replace(one.request, choices=ChoiceQuestion("Say what happened.", labels,
                                                                   str(one.request.messages[-1]["content"]))))
         for one in asked
     ]  # fmt: skip
 
 
-def collect(address: str, journal: Path, asked: list[Question], wire: Wire = "openai", **changes: Any) -> Collected:
+def collect(
+    address: str, journal: Path, asked: list[RowRequest], wire: ApiFormat = "openai", **changes: Any
+) -> CollectResult:
     settings: dict[str, Any] = {"budget": None, "price": Price(), "poll_seconds": 0.02, **changes}
-    asked = decisions(asked) if wire in DECIDE else asked
-    who = settings.pop("backend", None) or backend(address, wire)
+    asked = as_decisions(asked) if wire in DECISION_WIRES else asked
+    who = settings.pop("backend", None) or make_endpoint(address, wire)
     return collection.collect(who, settings.pop("identity", IDENTITY), asked, journal, **settings)
 
 
-def outputs(found: Collected) -> dict[tuple[str, int], str | None]:
+def outputs_by_row(found: CollectResult) -> dict[tuple[str, int], str | None]:
     return {key: one.output for key, one in found.answers.items()}
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
+def read_journal_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a journal that may be written at this moment."""
     whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n") if path.exists() else ("", "", "")
     return [json.loads(line) for line in whole.split("\n") if line]
 
 
-def pending(path: Path) -> dict[str, Any] | None:
+def read_pending_batch(path: Path) -> dict[str, Any] | None:
     """What stands in the file of the batch that is on its way."""
     file = path.with_suffix(".batch.json")
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
-def killed(address: str, journal: Path, wire: Wire, mode: str, rows: int, when: Callable[[], bool]) -> None:
+def collect_and_kill(
+    address: str, journal: Path, wire: ApiFormat, mode: str, rows: int, when: Callable[[], bool]
+) -> None:
     """Collects in a process of its own, which is killed as soon as `when` says so."""
     words = [address, str(journal), wire, mode, str(rows)]
     process = subprocess.Popen([sys.executable, "-m", "tests.helpers.api_requests", *words], cwd=ROOT)
@@ -111,7 +115,7 @@ def killed(address: str, journal: Path, wire: Wire, mode: str, rows: int, when: 
 
 
 if __name__ == "__main__":
-    asking.FIRST_WAIT_SECONDS = 0.01
+    asking.BACKOFF_BASE_SECONDS = 0.01
     address, journal, wire, mode, rows = sys.argv[1:]
-    patient = backend(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)  # type: ignore[arg-type]
-    collect(address, Path(journal), questions(int(rows)), wire, mode=mode, backend=patient)  # type: ignore[arg-type]
+    patient = make_endpoint(address, wire, timeout_seconds=60.0 if mode == "batch" else 5.0)  # type: ignore[arg-type]
+    collect(address, Path(journal), make_requests(int(rows)), wire, mode=mode, backend=patient)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ USER = "<|user|>\n"
 
 
 @dataclass(frozen=True)
-class Kind:
+class TemplateKind:
     """A kind of template: what it writes before an answer that it asks for, before one that it has, and behind that."""
 
     model: str
@@ -38,38 +38,40 @@ class Kind:
 
 
 # Learnt as the template has it.
-PLAIN = Kind("Qwen2.5")
-HYBRID = Kind(
+PLAIN = TemplateKind("Qwen2.5")
+HYBRID = TemplateKind(
     "Qwen3 hybrid",
     asked="<|assistant|>\n" + NO_THINKING + EMPTY_THOUGHT + "{% endif %}",
     answered="<|assistant|>\n" + EMPTY_THOUGHT,
 )
-THINKS_UNLESS_TOLD = Kind(
+THINKS_BY_DEFAULT = TemplateKind(
     "Qwen3.5 4B",
     asked="<|assistant|>\n" + NO_THINKING + EMPTY_THOUGHT + "{% else %}<think>\n{% endif %}",
     answered="<|assistant|>\n" + EMPTY_THOUGHT,
 )
-OTHER_SWITCH = Kind("Granite 3.3", asked="<|assistant|>\n{% if thinking %}<think>\n{% endif %}")
-DISAGREES_WHEN_OFF = Kind("MiniCPM 5", asked="<|assistant|>\n" + NO_THINKING + EMPTY_THOUGHT + "{% endif %}")
-STOP_OF_CONFIG = Kind("Gemma 3", end="<end_of_turn>\n", eos="<eos>", stops=("<eos>", "<end_of_turn>"))
-TODAY = Kind("Llama 3.2", first="Today: {{ strftime_now('%d %b %Y') }}\n")
+OTHER_SWITCH = TemplateKind("Granite 3.3", asked="<|assistant|>\n{% if thinking %}<think>\n{% endif %}")
+DISAGREES_WHEN_OFF = TemplateKind("MiniCPM 5", asked="<|assistant|>\n" + NO_THINKING + EMPTY_THOUGHT + "{% endif %}")
+STOP_OF_CONFIG = TemplateKind("Gemma 3", end="<end_of_turn>\n", eos="<eos>", stops=("<eos>", "<end_of_turn>"))
+DATE_IN_PROMPT = TemplateKind("Llama 3.2", first="Today: {{ strftime_now('%d %b %Y') }}\n")
 # Learnt with an own suffix.
-SPACE_BEFORE = Kind("Mistral v0.3", asked="<|assistant|>", answered="<|assistant|> ", end="<|end|>")
-EMPTY_CHANNEL = Kind("Gemma 4 31B", asked="<|assistant|>\n<|channel>thought\n<channel|>")
-EMPTY_THOUGHT_IN_ANSWER = Kind("Kimi K2 Thinking", answered="<|assistant|>\n<think></think>")
-LATER_STOP = Kind("Command R7B", end="<|end_response|><|end|>")
-NO_END = Kind("GLM 4.5", user=USER + "{{ m.content }}", end="", eos="<eos>", stops=("<eos>", "<|user|>"))
+SPACE_BEFORE = TemplateKind("Mistral v0.3", asked="<|assistant|>", answered="<|assistant|> ", end="<|end|>")
+EMPTY_CHANNEL = TemplateKind("Gemma 4 31B", asked="<|assistant|>\n<|channel>thought\n<channel|>")
+EMPTY_THOUGHT_IN_ANSWER = TemplateKind("Kimi K2 Thinking", answered="<|assistant|>\n<think></think>")
+STOP_AFTER_END = TemplateKind("Command R7B", end="<|end_response|><|end|>")
+NO_END = TemplateKind("GLM 4.5", user=USER + "{{ m.content }}", end="", eos="<eos>", stops=("<eos>", "<|user|>"))
 # Refused.
-ALWAYS_THINKS = Kind(
+ALWAYS_THINKS = TemplateKind(
     "Qwen3 Thinking-2507", asked="<|assistant|>\n<think>\n", answered="<|assistant|>\n" + EMPTY_THOUGHT
 )
-THINKS_AND_ANSWERS = Kind("Nemotron Nano v2", asked="<|assistant|>\n<think>\n", answered="<|assistant|>\n<think>\n")
-CHANNEL = Kind("gpt-oss", asked="<|assistant|>", answered="<|assistant|><|channel|>final<|message|>")
-NO_STOP = Kind("a base model", user="{{ m.content }}\n", asked="", answered="", end="\n")
-FOREIGN_STOP = Kind("Gemma 3 without a generation config", end="<end_of_turn>\n", eos="<eos>")
+THINKS_AND_ANSWERS = TemplateKind(
+    "Nemotron Nano v2", asked="<|assistant|>\n<think>\n", answered="<|assistant|>\n<think>\n"
+)
+CHANNEL = TemplateKind("gpt-oss", asked="<|assistant|>", answered="<|assistant|><|channel|>final<|message|>")
+NO_STOP = TemplateKind("a base model", user="{{ m.content }}\n", asked="", answered="", end="\n")
+FOREIGN_STOP = TemplateKind("Gemma 3 without a generation config", end="<end_of_turn>\n", eos="<eos>")
 
 
-def base(folder: Path, kind: Kind, weights: bool = False) -> Path:
+def write_base(folder: Path, kind: TemplateKind, weights: bool = False) -> Path:
     """Returns a base with this template: the pocket model's tokenizer with the tokens that it needs.
 
     `weights`: with the pocket model's weights too, and rows of new embeddings.

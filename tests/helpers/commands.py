@@ -14,44 +14,44 @@ import pytest
 
 from tests.conftest import ROOT, made_once
 
-TRAINED = ("train.max_steps=2", "train.save_steps=2")
+TRAIN_SETTINGS = ("train.max_steps=2", "train.save_steps=2")
 # A server that a neighbour slows takes longer than the 30 s that it takes alone.
-PATIENCE_SECONDS = 400
+TIMEOUT_SECONDS = 400
 
 
-def exported(factory: pytest.TempPathFactory, recipe: Path, into: str) -> Path:
+def exported_runs(factory: pytest.TempPathFactory, recipe: Path, into: str) -> Path:
     """Returns a folder of runs of its own with one trained, merged and quantized: a copy of one that all share."""
 
     def make(folder: Path) -> None:
-        for words in (("train", *TRAINED), ("train.export",)):
-            answer = call(folder, words[0], recipe, *words[1:])
+        for words in (("train", *TRAIN_SETTINGS), ("train.export",)):
+            answer = run_command(folder, words[0], recipe, *words[1:])
             assert answer.returncode == 0, answer.stderr
 
     shared = made_once(factory, "exported", make)
     return shutil.copytree(shared, factory.mktemp(into) / "runs", symlinks=True)
 
 
-def call(runs: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_command(runs: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs `python -m <words>` on the CPU to its end."""
     asked = [sys.executable, "-m", *map(str, words), "--hardware", "cpu"]
     return subprocess.run(
         asked,
         cwd=ROOT,
-        env=settings(runs) | environment,
+        env=command_env(runs) | environment,
         capture_output=True,
         text=True,
-        timeout=4 * PATIENCE_SECONDS,
+        timeout=4 * TIMEOUT_SECONDS,
         check=False,
     )
 
 
 @contextmanager
-def staying(runs: Path, log: Path, *words: object, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def background_command(runs: Path, log: Path, *words: object, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """Runs `python -m <words>` on the CPU until the block ends, what it says going to a file."""
     asked = [sys.executable, "-m", *map(str, words), "--hardware", "cpu"]
     with log.open("wb") as out:
         process = subprocess.Popen(
-            asked, cwd=ROOT, env=settings(runs) | environment, stdout=out, stderr=out, start_new_session=True
+            asked, cwd=ROOT, env=command_env(runs) | environment, stdout=out, stderr=out, start_new_session=True
         )
     try:
         yield process
@@ -67,7 +67,7 @@ def staying(runs: Path, log: Path, *words: object, **environment: str) -> Iterat
 
 def wait_for(log: Path, said: str, process: subprocess.Popen[bytes], times: int = 1) -> str:
     """Waits until a process has said something so often. Returns its whole log."""
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + TIMEOUT_SECONDS
     while True:
         text = log.read_text(encoding="utf-8", errors="replace")
         if text.count(said) >= times:
@@ -77,14 +77,14 @@ def wait_for(log: Path, said: str, process: subprocess.Popen[bytes], times: int 
         time.sleep(0.2)
 
 
-def settings(runs: Path) -> dict[str, str]:
+def command_env(runs: Path) -> dict[str, str]:
     """Returns the environment of a command."""
     told = {"RUNS": str(runs), "HF_HUB_OFFLINE": "1", "REGISTRY": str(runs.parent / "registry")}
     # Tests run side by side, and every vLLM would bind its threads to the first core.
     return {**os.environ, **told, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
-def below(pid: int) -> list[int]:
+def child_pids(pid: int) -> list[int]:
     """Returns the processes that descend from one."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -98,7 +98,7 @@ def below(pid: int) -> list[int]:
     return found[1:]
 
 
-def running(pids: list[int]) -> list[int]:
+def running_pids(pids: list[int]) -> list[int]:
     """Returns those processes that still run; one that has ended and was not asked for does not."""
     found = []
     for pid in pids:

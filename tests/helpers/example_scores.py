@@ -13,36 +13,43 @@ from insource.config.schema import serving_and_cost
 
 Json = dict[str, Any]
 
-HACK = "</script><script>document.title='hacked'</script>"
-IMAGE = "<img src=x onerror=\"document.title='hacked'\">"
-LINES = "first | second\n# `code` <b>bold</b> [link](javascript:alert) @team \u2028 https://example.org \ud800 \0"
-WEIRD = f"local:model {IMAGE}"
-TUNED, CLOSED, SECOND, LINEAR = "tuned", "openai:example-large", WEIRD, "tfidf"
-N = 3080
+SCRIPT_TAG = "</script><script>document.title='hacked'</script>"
+IMAGE_TAG = "<img src=x onerror=\"document.title='hacked'\">"
+MARKDOWN_LINES = (
+    "first | second\n# `code` <b>bold</b> [link](javascript:alert) @team \u2028 https://example.org \ud800 \0"
+)
+MARKUP_MODEL_NAME = f"local:model {IMAGE_TAG}"
+TUNED_MODEL, API_MODEL, SECOND_MODEL, LINEAR_MODEL = "tuned", "openai:example-large", MARKUP_MODEL_NAME, "tfidf"
+N_ROWS = 3080
 
 
-def scores(labels: int = 9, measured: bool = True, planned: bool = True, linear: float = 0.905) -> Json:
+def make_scores(labels: int = 9, measured: bool = True, planned: bool = True, linear: float = 0.905) -> Json:
     """Returns what scores.json would hold. The last label is hostile; `linear` is the linear model's accuracy."""
     names = _labels(labels)
     right = {"tuned": 0.912, "int8": 0.909, "base": 0.412, "base:3-shot": 0.683, "tfidf": linear}
-    right |= {CLOSED: 0.921, SECOND: 0.874, "what we pay for today": 0.902}
+    right |= {API_MODEL: 0.921, SECOND_MODEL: 0.874, "what we pay for today": 0.902}
     systems = {name: _system(name, share, names) for name, share in right.items()}
-    systems[SECOND] |= {"stand_in": True, "complete": False, "answered": 2100, "why_incomplete": "the budget was spent"}
-    given = ownership.Cost(
+    systems[SECOND_MODEL] |= {
+        "stand_in": True,
+        "complete": False,
+        "answered": 2100,
+        "why_incomplete": "the budget was spent",
+    }
+    given = ownership.CostComparison(
         serving_and_cost.Cost(gpu_usd_per_hour=0.8),
-        ownership.Owned(
+        ownership.SelfHostedMeasurement(
             requests_per_second=20.0 if measured else None,
             hardware="1x NVIDIA L4",
             on_gpu=True,
             training_seconds=1800,
             tokens_per_request=240,
-            why_not=None if measured else f"no server was started {HACK}",
+            why_not=None if measured else f"no server was started {SCRIPT_TAG}",
             right=0.912,
         ),
         [
-            ownership.Closed(CLOSED, 0.0004, 0.0002, 0.00031),
-            ownership.Closed(SECOND, None, why_not="nobody here knows its price"),
-            ownership.Closed("what we pay for today", 0.0000131),
+            ownership.ApiCost(API_MODEL, 0.0004, 0.0002, 0.00031),
+            ownership.ApiCost(SECOND_MODEL, None, why_not="nobody here knows its price"),
+            ownership.ApiCost("what we pay for today", 0.0000131),
         ],
     )
     return {
@@ -56,25 +63,27 @@ def scores(labels: int = 9, measured: bool = True, planned: bool = True, linear:
             "parts": "labels",
             "metrics": ["accuracy", "macro_f1"],
             "n_train": 7842,
-            "n_test": N,
+            "n_test": N_ROWS,
             "clusters": None,
         },
         "base": {"name": "Qwen/Qwen3-4B-Instruct-2507", "pocket": False, "quantization": "nf4"},
         "hardware": "1x NVIDIA L4",
         "plan": _plan() if planned else None,
         "systems": systems,
-        "not_run": [{"name": "late", "title": f"anthropic:late {HACK}", "why": "no key: ANTHROPIC_API_KEY is not set"}],
+        "not_run": [
+            {"name": "late", "title": f"anthropic:late {SCRIPT_TAG}", "why": "no key: ANTHROPIC_API_KEY is not set"}
+        ],
         "comparisons": _comparisons(systems, planned),
-        "agreement": {f"{TUNED} | {CLOSED}": 0.884, f"{TUNED} | {LINEAR}": 0.871},
-        "confusion": {name: _confusion(systems[name], names) for name in (TUNED, CLOSED, LINEAR)},
+        "agreement": {f"{TUNED_MODEL} | {API_MODEL}": 0.884, f"{TUNED_MODEL} | {LINEAR_MODEL}": 0.871},
+        "confusion": {name: _confusion(systems[name], names) for name in (TUNED_MODEL, API_MODEL, LINEAR_MODEL)},
         "cost": given.json(),
-        "routing": _routing(right["tuned"], right[CLOSED]),
+        "routing": _routing(right["tuned"], right[API_MODEL]),
         "verdict": _verdict(),
         "integrity": _integrity(),
     }
 
 
-def disagreements(count: int = 57) -> list[Json]:
+def make_disagreements(count: int = 57) -> list[Json]:
     """Returns rows in which the tuned and the closed model differ; every third is right in the tuned one alone."""
     names = _labels(9)
     found = []
@@ -84,15 +93,15 @@ def disagreements(count: int = 57) -> list[Json]:
         found.append(
             {
                 "id": f"test-{number:04d}",
-                "input": f"Message {number}: my card has not come.\n{HACK if number % 5 == 0 else ''}",
+                "input": f"Message {number}: my card has not come.\n{SCRIPT_TAG if number % 5 == 0 else ''}",
                 "target": target,
-                "answers": {TUNED: target if who == 0 else other, CLOSED: target if who == 1 else HACK},
-                "right": {TUNED: who == 0, CLOSED: who == 1},
+                "answers": {TUNED_MODEL: target if who == 0 else other, API_MODEL: target if who == 1 else SCRIPT_TAG},
+                "right": {TUNED_MODEL: who == 0, API_MODEL: who == 1},
                 "confidence": 0.5 + number / 200,
             }
         )
-    found[0]["input"] = LINES + "x" * 3000
-    found[1]["answers"][CLOSED] = ""
+    found[0]["input"] = MARKDOWN_LINES + "x" * 3000
+    found[1]["answers"][API_MODEL] = ""
     found[2]["confidence"] = None
     return found
 
@@ -100,7 +109,7 @@ def disagreements(count: int = 57) -> list[Json]:
 def _labels(count: int) -> list[str]:
     plain = ("card_arrival", "refund_not_showing_up", "lost_or_stolen_card", "exchange_rate", "top_up_failed", "pin")
     names = [*plain, "a & b", *(f"another_rather_long_label_{number}" for number in range(max(count - 8, 0)))][:count]
-    return [*names[: count - 1], f"label {HACK} | `x`"]
+    return [*names[: count - 1], f"label {SCRIPT_TAG} | `x`"]
 
 
 def _system(name: str, share: float, labels: list[str]) -> Json:
@@ -108,31 +117,33 @@ def _system(name: str, share: float, labels: list[str]) -> Json:
     kinds["what we pay for today"] = "file"
     kind = kinds.get(name, "closed")
     served, sure = kind in ("tuned", "base"), kind in ("tuned", "linear")
-    price = {CLOSED: 0.4, "what we pay for today": 0.0131}.get(name)
+    price = {API_MODEL: 0.4, "what we pay for today": 0.0131}.get(name)
     speed = {"tuned": 0.08, "base": 0.09, "linear": 0.0004}.get(kind, 0.7)
     return {
         "kind": kind,
         "title": {"tuned": "tuned (adapter)", "tfidf": "TF-IDF + logistic regression"}.get(name, name),
         "stand_in": False,
-        "model_ids": [f"example-large-2026-08-01 {HACK}"] if kind == "closed" else ["Qwen/Qwen3-4B-Instruct-2507"],
+        "model_ids": [f"example-large-2026-08-01 {SCRIPT_TAG}"]
+        if kind == "closed"
+        else ["Qwen/Qwen3-4B-Instruct-2507"],
         "shots": 3 if name == "base:3-shot" else 0,
-        "role": {TUNED: "primary system", CLOSED: "primary baseline"}.get(name, "exploratory"),
-        "n": N,
-        "answered": N,
+        "role": {TUNED_MODEL: "primary system", API_MODEL: "primary baseline"}.get(name, "exploratory"),
+        "n": N_ROWS,
+        "answered": N_ROWS,
         "complete": True,
         "why_incomplete": None,
         "n_train": 7842 if kind in ("tuned", "linear") else None,
-        "metrics": {"accuracy": _figure(share, N), "macro_f1": _figure(share - 0.012, N)},
+        "metrics": {"accuracy": _figure(share, N_ROWS), "macro_f1": _figure(share - 0.012, N_ROWS)},
         "slices": {"channel": {value: _slice(share + off, n) for value, (off, n) in _channels().items()}},
         "per_part": {label: _part(share, at) for at, label in enumerate(labels)},
         "validity": {"parse": min(share + 0.08, 1), "schema": share + 0.06, "label": share + 0.05, "right": share},
-        "invalid": {"not_json": 31, f"odd {HACK}": 2} if kind == "closed" else {},
+        "invalid": {"not_json": 31, f"odd {SCRIPT_TAG}": 2} if kind == "closed" else {},
         "errors": {"timeout": 3} if kind == "closed" else {},
         "calibration": _calibration(share) if sure else None,
         "latency": None
         if kind == "file"
         else {
-            "n": N,
+            "n": N_ROWS,
             "p50_seconds": speed,
             "p95_seconds": 2.4 * speed,
             "p99_seconds": 5.1 * speed,
@@ -150,13 +161,13 @@ def _system(name: str, share: float, labels: list[str]) -> Json:
         "tokens": {"input": 612_000, "output": 24_000, "reasoning": None, "cached": 0 if kind == "closed" else None},
         "retries": 12 if kind == "closed" else 0,
         "reused": 40 if kind == "closed" else 0,
-        "price": _price() if name == CLOSED else None,
-        "cost_usd": None if price is None else price * N / 1000,
+        "price": _price() if name == API_MODEL else None,
+        "cost_usd": None if price is None else price * N_ROWS / 1000,
         "cost_usd_per_1k": 3.584 if kind == "tuned" else price,
         "cost_usd_per_1k_right": 3.93 if kind == "tuned" else price and price / share,
         "cost_usd_per_1k_batch": price and price / 2,
         "repeats": {"rows": 50, "same": 0.94} if kind == "closed" else None,
-        "shutdown_date": "2027-01-31" if name == CLOSED else None,
+        "shutdown_date": "2027-01-31" if name == API_MODEL else None,
     }
 
 
@@ -166,7 +177,7 @@ def _figure(share: float, n: int) -> Json:
 
 
 def _channels() -> dict[str, tuple[float, int]]:
-    return {"e-mail": (0.01, 2000), "chat": (-0.02, 1000), f"phone {HACK}": (-0.06, 80)}
+    return {"e-mail": (0.01, 2000), "chat": (-0.02, 1000), f"phone {SCRIPT_TAG}": (-0.06, 80)}
 
 
 def _slice(share: float, n: int) -> Json:
@@ -185,7 +196,7 @@ def _calibration(share: float) -> Json:
         accuracy = min(max(confidence - 0.02 + 0.01 * (at % 3), 0), 1) * share / 0.912
         bins.append({"low": confidence - 0.02, "high": confidence + 0.02, "n": 308, "confidence": confidence})
         bins[-1] |= {"accuracy": accuracy, "ci_low": max(accuracy - 0.05, 0), "ci_high": min(accuracy + 0.05, 1)}
-    return {"n": N, "ece": 0.021, "bins": bins, "fitted_on": "988 calibration rows"}
+    return {"n": N_ROWS, "ece": 0.021, "bins": bins, "fitted_on": "988 calibration rows"}
 
 
 def _price() -> Json:
@@ -202,8 +213,8 @@ def _price() -> Json:
 
 def _plan() -> Json:
     return {
-        "system": TUNED,
-        "baseline": CLOSED,
+        "system": TUNED_MODEL,
+        "baseline": API_MODEL,
         "metric": "accuracy",
         "margin": 0.02,
         "alpha": 0.05,
@@ -218,18 +229,25 @@ def _comparisons(systems: Json, planned: bool) -> list[Json]:
     found = []
     for metric in ("accuracy", "macro_f1"):
         for name, one in systems.items():
-            if name == TUNED:
+            if name == TUNED_MODEL:
                 continue
-            delta = systems[TUNED]["metrics"][metric]["value"] - one["metrics"][metric]["value"]
-            half, chief = 0.009, planned and name == CLOSED and metric == "accuracy"
+            delta = systems[TUNED_MODEL]["metrics"][metric]["value"] - one["metrics"][metric]["value"]
+            half, chief = 0.009, planned and name == API_MODEL and metric == "accuracy"
             low, high = delta - half, delta + half
             judged = (
                 "superior" if low > 0 else "worse" if high < -0.02 else "non-inferior" if low > -0.02 else "undecided"
             )
-            found.append({"a": TUNED, "b": name, "metric": metric, "delta": delta, "ci_low": low, "ci_high": high})
+            found.append(
+                {"a": TUNED_MODEL, "b": name, "metric": metric, "delta": delta, "ci_low": low, "ci_high": high}
+            )
             found[-1] |= {"p_value": 0.0412 if chief else 0.0001, "p_adjusted": 0.0824 if chief else 0.0007}
             found[-1] |= {"test": "exact McNemar" if metric == "accuracy" else "paired permutation", "alpha": 0.05}
-            found[-1] |= {"margin": 0.02, "n": N, "discordant": 357 if metric == "accuracy" else None, "mde": 0.0171}
+            found[-1] |= {
+                "margin": 0.02,
+                "n": N_ROWS,
+                "discordant": 357 if metric == "accuracy" else None,
+                "mde": 0.0171,
+            }
             found[-1] |= {"family": "primary" if chief else "exploratory", "judged": judged}
             found[-1]["rows_to_decide"] = 9120 if judged == "undecided" else None
     return found
@@ -253,9 +271,12 @@ def _verdict() -> Json:
         "headline": "The owned model is as good as openai:example-large, and pays from 8,961,001 requests a month.",
         "reasons": [
             _reason(
-                "quality", f"The owned model is as good, within 2 points {HACK}.", "open", "−0.9 points (−1.8 to 0.0)"
+                "quality",
+                f"The owned model is as good, within 2 points {SCRIPT_TAG}.",
+                "open",
+                "−0.9 points (−1.8 to 0.0)",
             ),
-            _reason("privacy", f"The data may leave the building {HACK}.", "neutral", "yes"),
+            _reason("privacy", f"The data may leave the building {SCRIPT_TAG}.", "neutral", "yes"),
             _reason(
                 "cost", "The recipe's volume is below the break-even.", "closed", "1,000,000 of 8,961,001 requests"
             ),
@@ -269,7 +290,13 @@ def _verdict() -> Json:
 
 
 def _reason(about: str, says: str, voice: str, figure: str) -> Json:
-    return {"about": about, "says": says, "for": voice, "figure": figure, "question": criteria.ASKED.get(about)}
+    return {
+        "about": about,
+        "says": says,
+        "for": voice,
+        "figure": figure,
+        "question": criteria.QUESTION_TEXTS.get(about),
+    }
 
 
 def _routing(owned: float, closed: float) -> Json:
@@ -279,7 +306,7 @@ def _routing(owned: float, closed: float) -> Json:
         right = 0.995 - (0.995 - owned) * kept**2
         whole = kept * right + (1 - kept) * (closed - 0.02)
         curve.append({"threshold": 0.999 - 0.04 * at, "kept": kept, "right_of_kept": right, "right": whole})
-    policy = routing_policy.Policy(
+    policy = routing_policy.RoutingPolicy(
         threshold=0.8312,
         target_accuracy=0.95,
         confidence=0.95,
@@ -288,21 +315,21 @@ def _routing(owned: float, closed: float) -> Json:
         coverage=0.71,
         accuracy=0.968,
         p_value=0.031,
-        sequence=routing_policy.Tested(500, 98, 0.9712, 41),
+        sequence=routing_policy.TestedThresholds(500, 98, 0.9712, 41),
         score={"of": "answer", "slope": 1.4, "intercept": -0.3},
     )
     kept, whole = 0.7, 0.93
     at_random = {"value": kept * owned + (1 - kept) * closed, "ci_low": None, "ci_high": None}
     test = {
-        "rows": N,
-        "kept": _figure(kept, N),
+        "rows": N_ROWS,
+        "kept": _figure(kept, N_ROWS),
         "right_of_kept": _figure(0.9646, 2156),
         "difference_of_kept": None,
-        "baseline": CLOSED,
+        "baseline": API_MODEL,
         "ways": {
-            "owned": {"local": 1.0, "right": _figure(owned, N), "usd_per_1k": 3.584},
-            "closed": {"local": 0.0, "right": _figure(closed, N), "usd_per_1k": 0.4},
-            "routed": {"local": kept, "right": _figure(whole, N), "usd_per_1k": 3.71},
+            "owned": {"local": 1.0, "right": _figure(owned, N_ROWS), "usd_per_1k": 3.584},
+            "closed": {"local": 0.0, "right": _figure(closed, N_ROWS), "usd_per_1k": 0.4},
+            "routed": {"local": kept, "right": _figure(whole, N_ROWS), "usd_per_1k": 3.71},
             "random": {"local": kept, "right": at_random, "usd_per_1k": 3.704},
         },
         "curve": curve,
@@ -320,6 +347,6 @@ def _integrity() -> Json:
         "retries": 24,
         "versions": {"insource": "0.1.0", "openai": "3.52.0"},
         "git_commit": "c" * 40,
-        "fallbacks": [f"int8 was served on the CPU {HACK}"],
-        "incomplete": [f"{WEIRD}: 2,100 of 3,080 rows answered"],
+        "fallbacks": [f"int8 was served on the CPU {SCRIPT_TAG}"],
+        "incomplete": [f"{MARKUP_MODEL_NAME}: 2,100 of 3,080 rows answered"],
     }

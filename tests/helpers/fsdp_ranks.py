@@ -23,11 +23,11 @@ from insource.config.schema.data import Task
 from insource.tasks import classification
 from insource.tasks.rendering import chat_template
 from train.distributed import fsdp, world
-from train.evaluate.validation import Decoded
+from train.evaluate.validation import GenerationEvaluator
 from train.export import adapter
 from train.model import base
 
-SPEC = classification.specify(
+SPEC = classification.make_spec(
     Task(kind="classification", instruction="Say what the user wants."),
     {"find_bus": "Find a bus", "find_bus_stop": "Find where it stops", "get weather": "Weather", "other": ""},
 )
@@ -46,16 +46,16 @@ def recipe(*settings: str) -> Recipe:
     return made.model_copy(update={"accelerate": made.accelerate.model_copy(update={"distributed_type": "FSDP"})})
 
 
-def asked(tokenizer: Any) -> Decoded:
+def make_prompts(tokenizer: Any) -> GenerationEvaluator:
     """The rows that are answered."""
     rows = [{"id": str(at), "input": {"text": text}, "target": "other"} for at, text in enumerate(TEXTS)]
     prompts = chat_template.prompt_ids(tokenizer, [classification.messages(SPEC, row["input"]) for row in rows])
-    return Decoded(classification, SPEC, rows, prompts, tokenizer, 24)
+    return GenerationEvaluator(classification, SPEC, rows, prompts, tokenizer, 24)
 
 
-def spread(model: Any) -> None:
+def shard(model: Any) -> None:
     """Spreads a model as recipes/hardware/fsdp.yaml says."""
-    told = YAML(typ="safe").load((hardware.FOLDER / "fsdp.yaml").read_text(encoding="utf-8"))["accelerate"][
+    told = YAML(typ="safe").load((hardware.HARDWARE_DIR / "fsdp.yaml").read_text(encoding="utf-8"))["accelerate"][
         "fsdp_config"
     ]
     plugin = FullyShardedDataParallelPlugin(
@@ -68,14 +68,14 @@ def spread(model: Any) -> None:
         SimpleNamespace(
             state=SimpleNamespace(fsdp_plugin=plugin),
             mixed_precision="no",
-            is_main_process=world.first(),
+            is_main_process=world.is_main_process(),
             device=torch.device("cpu"),
         ),
         model,
     )
 
 
-def update(model: Any, prompts: list[list[int]]) -> float:
+def train_one_update(model: Any, prompts: list[list[int]]) -> float:
     """One update of the same row in all processes; returns its loss."""
     model.train()
     ids = torch.tensor([prompts[0]])
@@ -91,28 +91,28 @@ def update(model: Any, prompts: list[list[int]]) -> float:
 
 def main(folder: Path, quantization: str, begun: str) -> None:
     settings = recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={begun}")
-    tokenizer = chat_template.tokenizer_of(settings.model)
-    model, rows = base.base_model(settings), asked(tokenizer)
+    tokenizer = chat_template.load_tokenizer(settings.model)
+    model, rows = base.load_base_model(settings), make_prompts(tokenizer)
     untuned = rows.ask(model, "untuned")
-    model = base.with_adapter(model, settings.lora, 1)
-    spread(model)
+    model = base.add_adapter(model, settings.lora, 1)
+    shard(model)
     assert fsdp.is_sharded(model)
     unchanged = rows.ask(model, "spread")
-    first = update(model, rows.prompts)
+    first = train_one_update(model, rows.prompts)
     tuned = rows.ask(model, "tuned")
     kept = sum(one.to_local().numel() for one in model.parameters())
-    again = update(model, rows.prompts)
+    again = train_one_update(model, rows.prompts)
     tuned_again = rows.ask(model, "tuned")
-    state = fsdp.adapter_tensors(model)
-    if world.first():
+    state = fsdp.gather_adapter(model)
+    if world.is_main_process():
         folder.mkdir()
-        adapter._save(model, settings, folder, state)
+        adapter._save_weights(model, settings, folder, state)
         told = {"losses": [first, again], "local": kept, "whole": sum(one.numel() for one in model.parameters())}
         every = {"untuned": untuned, "unchanged": unchanged, "tuned": tuned, "tuned_again": tuned_again}
         for name, answers in every.items():
             told[name] = [(one.token_ids, one.log_probability) for one in answers]
         (folder / "told.json").write_text(json.dumps(told), encoding="utf-8")
-    world.wait()
+    world.barrier()
 
 
 if __name__ == "__main__":

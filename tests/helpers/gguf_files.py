@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 CONTROL, NORMAL = 3, 1
 
 
-def write(
+def write_gguf(
     folder: Path,
     path: Path,
     kind: str = "F32",

@@ -9,11 +9,11 @@ import jsonschema
 import xgrammar
 
 from insource.tasks import extraction
-from insource.tasks.parsed_answer import Parsed
+from insource.tasks.parsed_answer import ParsedAnswer
 
 
 @cache
-def compiled(grammar: str) -> Any:
+def compile_grammar(grammar: str) -> Any:
     """The grammar for a vocabulary of 256 bytes and a stop token."""
     vocabulary = [bytes([byte]) for byte in range(256)] + ["<stop>"]
     about = xgrammar.TokenizerInfo(vocabulary, xgrammar.VocabType.RAW, stop_token_ids=[256])
@@ -21,13 +21,13 @@ def compiled(grammar: str) -> Any:
 
 
 def matches(grammar: str, text: str) -> bool:
-    matcher = xgrammar.GrammarMatcher(compiled(grammar))
+    matcher = xgrammar.GrammarMatcher(compile_grammar(grammar))
     return all(matcher.accept_token(byte) for byte in text.encode()) and bool(matcher.accept_token(256))
 
 
-def written_at_random(grammar: str, rng: random.Random) -> str:
+def sample_text(grammar: str, rng: random.Random) -> str:
     """Returns a text that the grammar lets through, each byte drawn from those that it allows."""
-    matcher = xgrammar.GrammarMatcher(compiled(grammar))
+    matcher = xgrammar.GrammarMatcher(compile_grammar(grammar))
     allowed, written = xgrammar.allocate_token_bitmask(1, 257), bytearray()
     while not matcher.is_terminated():
         matcher.fill_next_token_bitmask(allowed)
@@ -40,9 +40,9 @@ def written_at_random(grammar: str, rng: random.Random) -> str:
 
 def check_spelling(spec: extraction.Spec, given: Any) -> None:
     """Asserts that the answer to a record is what the grammar takes, what is read back, and of the schema."""
-    canonical = extraction.record(spec, given)
-    answer = extraction.answer(spec, canonical)
+    canonical = extraction.canonical_record(spec, given)
+    answer = extraction.answer_text(spec, canonical)
     assert matches(extraction.grammar(spec), answer)
-    assert extraction.parse(spec, answer) == Parsed(canonical)
-    assert extraction.record(spec, canonical) == canonical
+    assert extraction.parse(spec, answer) == ParsedAnswer(canonical)
+    assert extraction.canonical_record(spec, canonical) == canonical
     jsonschema.validate(json.loads(answer), extraction.output_schema(spec))

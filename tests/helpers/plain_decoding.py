@@ -7,15 +7,17 @@ import pytest
 import torch
 import xgrammar
 
-from train.evaluate.constrained_decoding import Answer, compiled, decode
+from train.evaluate.constrained_decoding import DecodedAnswer, compile_grammar, decode_answers
 
 
-def answer(model: Any, tokenizer: Any, prompt: list[int], grammar: str | None, most: int) -> tuple[list[int], float]:
+def decode_plainly(
+    model: Any, tokenizer: Any, prompt: list[int], grammar: str | None, most: int
+) -> tuple[list[int], float]:
     """Returns the tokens of the answer and the log-probability of the path among what was allowed."""
     matcher = None
     if grammar:
         vocabulary_size = model.config.get_text_config().vocab_size
-        matcher = xgrammar.GrammarMatcher(compiled(tokenizer, vocabulary_size, grammar))
+        matcher = xgrammar.GrammarMatcher(compile_grammar(tokenizer, vocabulary_size, grammar))
     ids: list[int] = []
     log_probability = 0.0
     while len(ids) < most and not (matcher.is_terminated() if matcher else ids[-1:] == [tokenizer.eos_token_id]):
@@ -33,13 +35,13 @@ def answer(model: Any, tokenizer: Any, prompt: list[int], grammar: str | None, m
     return ids, log_probability
 
 
-def assert_as_reference(
+def assert_equals_plain_decoding(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], grammar: str | None, max_new_tokens: int = 64
-) -> list[Answer]:
+) -> list[DecodedAnswer]:
     """Checks the answers of `decode` against those of plain decoding, and returns them."""
-    found = decode(model, tokenizer, prompts, grammar, max_new_tokens=max_new_tokens)
+    found = decode_answers(model, tokenizer, prompts, grammar, max_new_tokens=max_new_tokens)
     for prompt, one in zip(prompts, found, strict=True):
-        ids, log_probability = answer(model, tokenizer, prompt, grammar, max_new_tokens)
+        ids, log_probability = decode_plainly(model, tokenizer, prompt, grammar, max_new_tokens)
         assert one.token_ids == ids
         assert one.log_probability == pytest.approx(log_probability, abs=1e-3)
         assert one.margin >= 0

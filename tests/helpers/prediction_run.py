@@ -13,18 +13,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from compare.decision.routing_policy import Policy
+from compare.decision.routing_policy import RoutingPolicy
 from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.system import atomic_files
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from insource.tracking import run
 from insource.tracking.run import Run
 from predict import __main__
 from tests.conftest import ROOT
 from tests.helpers.gateway import task_gateway
 from tests.helpers.gateway.stand_in_engine import PROMPT_IDS, REFERENCE
-from tests.helpers.gateway.task_gateway import LABELS, NAME
+from tests.helpers.gateway.task_gateway import LABELS, TASK_NAME
 
 # "module.function": killed as soon as that has returned the first time; "module.function+": the third time.
 COMMAND = """
@@ -34,7 +34,7 @@ from predict import __main__
 from predict.rows import inputs
 from insource.config import cli
 
-client.FIRST_WAIT_SECONDS = 0.01
+client.BACKOFF_BASE_SECONDS = 0.01
 inputs.SEGMENT_ROWS = int(os.environ["SEGMENT_ROWS"])
 if where := os.environ["DIE"]:
     left = 3 if where.endswith("+") else 1
@@ -50,12 +50,12 @@ if where := os.environ["DIE"]:
         return found
 
     setattr(module, name, dying)
-cli.run(__main__.main)
+cli.run_cli(__main__.main)
 """
 
 
 @dataclass(frozen=True)
-class Place:
+class PredictionRun:
     """A recipe, its run, and where predictions go."""
 
     folder: Path
@@ -102,7 +102,7 @@ class Place:
 
     def compared(self, threshold: float | None, form: str = "merged") -> None:
         """Leaves what a comparison leaves: routing.json with a scale that keeps probabilities as they are."""
-        told = Policy(
+        told = RoutingPolicy(
             threshold=threshold,
             target_accuracy=0.95,
             confidence=0.95,
@@ -113,20 +113,20 @@ class Place:
         atomic_files.write_json(self.here.folder / "routing.json", told.json())
         tuned = {"tuned": {"form": form}}
         atomic_files.write_json(self.here.folder / "scores.json", {"base": {"served_as": "trained"}, "systems": tuned})
-        sums = atomic_files.sha256(self.here.folder / "adapter" / atomic_files.SUMS)
-        run.start(self.here, "compare", {f"adapter/{atomic_files.SUMS}": sums})
-        run.end(self.here, "compare", "done", "compared")
+        sums = atomic_files.sha256(self.here.folder / "adapter" / atomic_files.CHECKSUMS)
+        run.start_stage(self.here, "compare", {f"adapter/{atomic_files.CHECKSUMS}": sums})
+        run.end_stage(self.here, "compare", "done", "compared")
 
 
-def made(folder: Path, tokenizer: Any = None, **changes: str) -> Place:
+def make_run(folder: Path, tokenizer: Any = None, **changes: str) -> PredictionRun:
     """A run of task_door's recipe with other values; with a tokenizer, its adapter has one."""
-    recipe: Recipe = task_gateway.recipe(folder, **changes)
-    path = folder / f"{NAME}.yaml"
-    data = folder / "runs" / NAME / ".data" / "1"
+    recipe: Recipe = task_gateway.make_recipe(folder, **changes)
+    path = folder / f"{TASK_NAME}.yaml"
+    data = folder / "runs" / TASK_NAME / ".data" / "1"
     data.mkdir(parents=True)
-    here = run.create(folder / "runs" / NAME, load(str(path), [], "cpu").recipe, "digest", {}, data)
-    module = KINDS[recipe.task.variant]
-    spec = module.specify(recipe.task, dict.fromkeys(LABELS, ""))
+    here = run.create(folder / "runs" / TASK_NAME, load(str(path), [], "cpu").recipe, "digest", {}, data)
+    module = TASKS[recipe.task.variant]
+    spec = module.make_spec(recipe.task, dict.fromkeys(LABELS, ""))
     prompt = {
         "task": {"kind": recipe.task.variant, **spec.__dict__},
         "messages": module.messages(spec, {"text": "{input}"}),
@@ -140,12 +140,12 @@ def made(folder: Path, tokenizer: Any = None, **changes: str) -> Place:
     atomic_files.write_json(adapter / "prompt.json", prompt)
     if tokenizer is not None:
         tokenizer.save_pretrained(adapter)
-    atomic_files.write_sums(adapter)
+    atomic_files.write_checksums(adapter)
     here.references.write_text(
         json.dumps({"id": "r1", "prompt_ids": [1, 2], "answer": REFERENCE, "margin": None}) + "\n", encoding="utf-8"
     )
-    run.point_latest(here)
-    return Place(folder, path, here)
+    run.set_latest(here)
+    return PredictionRun(folder, path, here)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -158,7 +158,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read_output(path: Path) -> list[dict[str, Any]]:
     """The rows of an output, whatever its format; of CSV all values are texts."""
     if path.suffix == ".csv":
         return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))

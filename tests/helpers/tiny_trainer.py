@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from train.loop import checkpoints
-from train.loop.callbacks import GoOn
+from train.loop.callbacks import RestoreTrainerState
 
 UPDATES = 12
 
@@ -28,14 +28,14 @@ class Model(torch.nn.Module):
         return {"loss": ((found - y) ** 2).mean(), "logits": found}
 
 
-class Whole(Trainer):
+class TinyTrainer(Trainer):
     """Trainer, saving as ours does; `values` are the validation metric after each evaluation."""
 
     values: Iterator[float] = iter(())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         checkpoints.save(
-            self, lambda: super(Whole, self)._save_checkpoint(model, trial), {"step": self.state.global_step}
+            self, lambda: super(TinyTrainer, self)._save_checkpoint(model, trial), {"step": self.state.global_step}
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -44,7 +44,7 @@ class Whole(Trainer):
         return metrics
 
 
-class At(TrainerCallback):
+class DoAfterUpdate(TrainerCallback):
     """Does something after an update."""
 
     def __init__(self, update: int, what: Callable[[], None]) -> None:
@@ -55,11 +55,13 @@ class At(TrainerCallback):
             self.what()
 
 
-def trainer(folder: Path, *, width: int = 4, callbacks: Sequence[TrainerCallback] = (), **given: Any) -> Whole:
+def make_trainer(
+    folder: Path, *, width: int = 4, callbacks: Sequence[TrainerCallback] = (), **given: Any
+) -> TinyTrainer:
     generator = torch.Generator().manual_seed(3)
     rows = [{"x": torch.randn(width, generator=generator), "y": torch.tensor(float(at))} for at in range(2 * UPDATES)]
     asked = {"save_steps": 3, "logging_steps": 2, "learning_rate": 0.1, **given}
-    made = Whole(
+    made = TinyTrainer(
         model=Model(width),
         args=TrainingArguments(
             output_dir=str(folder),
@@ -80,25 +82,27 @@ def trainer(folder: Path, *, width: int = 4, callbacks: Sequence[TrainerCallback
     return made
 
 
-def go_on(folder: Path, values: Sequence[float] = (), announce: Callable[[str], None] = print, **given: Any) -> Whole:
+def resume_training(
+    folder: Path, values: Sequence[float] = (), announce: Callable[[str], None] = print, **given: Any
+) -> TinyTrainer:
     """Returns a new trainer that has trained to the end from the newest whole checkpoint."""
-    newest = checkpoints.newest_whole(folder).newest
+    newest = checkpoints.find_latest_valid(folder).newest
     assert newest is not None
-    made = trainer(folder, **given)
+    made = make_trainer(folder, **given)
     made.values = iter(values)
     carried: list[dict[str, int]] = []
-    made.add_callback(GoOn(made, newest, carried.append, announce))
+    made.add_callback(RestoreTrainerState(made, newest, carried.append, announce))
     made.train(resume_from_checkpoint=str(newest))
     assert carried == [{"step": checkpoints.step(newest)}]
     return made
 
 
-def logged(made: Whole) -> list[tuple[int, float]]:
+def logged_metrics(made: TinyTrainer) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in made.state.log_history if "loss" in line]
 
 
 # Arguments of a trainer that evaluates, and knows which checkpoint is best.
-BEST = {
+SELECT_BEST = {
     "eval_strategy": "steps",
     "eval_steps": 3,
     "metric_for_best_model": "score",

@@ -20,17 +20,17 @@ SGD = ROOT.parent / "shared" / "data" / "sgd"
 
 
 @pytest.fixture(scope="module")
-def sgd() -> corpus.Sgd:
+def sgd() -> corpus.SgdCorpus:
     if not SGD.exists():
         pytest.skip("the Schema-Guided Dialogue corpus is not on this machine (../shared/data/sgd)")
-    return corpus.load(SGD)
+    return corpus.load_corpus(SGD)
 
 
-def test_no_label_and_no_phrase_of_what_it_is_scored_on_is_in_its_corpus(sgd: corpus.Sgd) -> None:
+def test_no_label_and_no_phrase_of_what_it_is_scored_on_is_in_its_corpus(sgd: corpus.SgdCorpus) -> None:
     packs = [
         pack
-        for mix in (corpus.LANGUAGE, corpus.TASKS)
-        for pack in itertools.islice(corpus.packs(sgd, random.Random(1), mix), 4000)
+        for mix in (corpus.LANGUAGE_MIX, corpus.TASK_MIX)
+        for pack in itertools.islice(corpus.generate_packs(sgd, random.Random(1), mix), 4000)
     ]
     text = "\n".join(pack.opening + "".join(part.read + part.answer for part in pack.parts) for pack in packs)
     labels = set(QUEUES)
@@ -81,21 +81,23 @@ def test_its_template_marks_who_speaks_and_where_the_answer_begins(tokenizer: An
     )
 
 
-def test_a_pack_shares_its_opening_and_each_part_ends_its_turn(sgd: corpus.Sgd) -> None:
-    for maker in corpus.TASKS:
+def test_a_pack_shares_its_opening_and_each_part_ends_its_turn(sgd: corpus.SgdCorpus) -> None:
+    for maker in corpus.TASK_MIX:
         pack = maker(sgd, random.Random(2))
         assert pack.parts
         assert all(part.answer.endswith(f"{corpus.END}\n") for part in pack.parts)
         if pack.opening:
             assert pack.opening.startswith(corpus.BEGIN + corpus.USER)
-            assert all(part.read.endswith(corpus.ANSWER) for part in pack.parts)
+            assert all(part.read.endswith(corpus.ANSWER_PREFIX) for part in pack.parts)
 
 
-def test_the_corpus_is_drawn_from_its_seed(sgd: corpus.Sgd) -> None:
-    first, second = (list(itertools.islice(corpus.packs(sgd, random.Random(3), corpus.TASKS), 20)) for _ in range(2))
+def test_the_corpus_is_drawn_from_its_seed(sgd: corpus.SgdCorpus) -> None:
+    first, second = (
+        list(itertools.islice(corpus.generate_packs(sgd, random.Random(3), corpus.TASK_MIX), 20)) for _ in range(2)
+    )
     assert first == second
 
 
 def test_the_corpus_is_named_where_it_is_missing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"schema\.json"):
-        corpus.load(tmp_path)
+        corpus.load_corpus(tmp_path)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from insource.tasks import classification, extraction, multilabel
 from predict.prediction import Prediction
 from predict.rows import output
-from predict.rows.column_types import MOST_FIELDS, ColumnTypes, of_answer
+from predict.rows.column_types import MAX_FIELDS, ColumnTypes, answer_type
 
 SCALARS = st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(-1e9, 1e9) | st.text(max_size=5)
 VALUES = st.recursive(
@@ -43,7 +43,7 @@ def same(given: Any, back: Any) -> bool:
 @given(ROWS, st.integers(1, 5))
 def test_every_value_comes_back_from_parquet(tmp_path_factory: Any, rows: list[dict[str, Any]], piece: int) -> None:
     path: Path = tmp_path_factory.getbasetemp() / "part.parquet"
-    layout = output.layout("parquet", types_of(rows, piece), of_answer(classification, None), ())
+    layout = output.make_layout("parquet", types_of(rows, piece), answer_type(classification, None), ())
     output.write_part(path, layout, [(row, Prediction("late", 0.5, "local")) for row in rows])
     back = pq.read_table(path).to_pylist()
     assert len(back) == len(rows)
@@ -52,7 +52,7 @@ def test_every_value_comes_back_from_parquet(tmp_path_factory: Any, rows: list[d
 
 
 def test_an_object_whose_keys_are_data_is_json() -> None:
-    rows = [{"by_id": {f"id{at}": at}} for at in range(MOST_FIELDS + 1)]
+    rows = [{"by_id": {f"id{at}": at}} for at in range(MAX_FIELDS + 1)]
     found = types_of(rows, 7)
     assert str(found.of("by_id")) == "string" and json.loads(found.value("by_id", {"a": 1})) == {"a": 1}
 
@@ -60,6 +60,6 @@ def test_an_object_whose_keys_are_data_is_json() -> None:
 def test_answers_are_typed_by_the_task() -> None:
     schema = {"type": "object", "properties": {"n": {"type": ["integer", "null"]}, "day": {"enum": ["mon", "tue"]}}}
     spec = extraction.Spec("Read it.", schema, {})
-    assert str(of_answer(classification, None)) == "string"
-    assert str(of_answer(multilabel, None)) == "list<item: string>"
-    assert str(of_answer(extraction, spec)) == "struct<n: int64, day: string>"
+    assert str(answer_type(classification, None)) == "string"
+    assert str(answer_type(multilabel, None)) == "list<item: string>"
+    assert str(answer_type(extraction, spec)) == "struct<n: int64, day: string>"

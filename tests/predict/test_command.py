@@ -15,57 +15,57 @@ from deploy.answers import label_tree
 from insource.backends import client as asking
 from insource.config.errors import RecipeError, StageError
 from insource.system import atomic_files
-from insource.tasks import spec_of
+from insource.tasks import load_task_spec
 from predict.rows import inputs, output
 from predict.rows.column_types import ColumnTypes
 from tests.helpers.gateway import task_gateway
-from tests.helpers.gateway.stand_in_engine import StandIn, running
-from tests.helpers.prediction_rows import TEXTS, known, rows_of
-from tests.helpers.prediction_run import Place, made, read, write_csv
+from tests.helpers.gateway.stand_in_engine import StandInEngine, run_stand_in
+from tests.helpers.prediction_rows import TEXTS, linear_predictions, make_rows
+from tests.helpers.prediction_run import PredictionRun, make_run, read_output, write_csv
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments are small, and waits short."""
     monkeypatch.setattr(inputs, "SEGMENT_ROWS", 50)
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return made(tmp_path)
+def place(tmp_path: Path) -> PredictionRun:
+    return make_run(tmp_path)
 
 
 @pytest.fixture
-def engine() -> StandIn:
-    return StandIn(lambda text: known().get(text, ("late", 0.6)))
+def engine() -> StandInEngine:
+    return StandInEngine(lambda text: linear_predictions().get(text, ("late", 0.6)))
 
 
 @pytest.fixture
-def address(engine: StandIn) -> Iterator[str]:
-    with running(engine) as address:
+def address(engine: StandInEngine) -> Iterator[str]:
+    with run_stand_in(engine) as address:
         yield address
 
 
 @pytest.mark.parametrize("output", ["rows.csv", "rows.jsonl", "rows.parquet"])
 def test_every_row_comes_out_in_its_place_with_its_columns_and_what_the_engine_says_of_it(
-    place: Place, engine: StandIn, address: str, output: str
+    place: PredictionRun, engine: StandInEngine, address: str, output: str
 ) -> None:
     given = [*TEXTS, *reversed(TEXTS[:60])]
-    found = read(place.predicted(write_csv(place.folder / "in.csv", rows_of(given)), output, address))
+    found = read_output(place.predicted(write_csv(place.folder / "in.csv", make_rows(given)), output, address))
     assert [row["message"] for row in found] == given
     assert [row["number"] for row in found] == [str(at) for at in range(300)]
-    assert [row["answer"] for row in found] == [known()[text][0] for text in given]
+    assert [row["answer"] for row in found] == [linear_predictions()[text][0] for text in given]
     for row in found:
-        assert float(row["confidence"]) == pytest.approx(known()[row["message"]][1])
+        assert float(row["confidence"]) == pytest.approx(linear_predictions()[row["message"]][1])
         assert row["answered_by"] == "local" and not row["refused"]
     assert list(found[0]) == ["number", "message", "answer", "confidence", "answered_by", "abstain", "refused"]
     assert engine.most <= 32 and not list(place.output(output).parent.glob(".*")), "nothing is left beside it"
     assert not list(place.here.folder.parent.glob(".predict/*"))
 
 
-def test_whatever_preparation_reads_goes_in_and_the_answers_are_the_same(place: Place, address: str) -> None:
-    rows = rows_of(TEXTS[:90])
+def test_whatever_preparation_reads_goes_in_and_the_answers_are_the_same(place: PredictionRun, address: str) -> None:
+    rows = make_rows(TEXTS[:90])
     folder = place.folder / "many" / "deep"
     folder.mkdir(parents=True)
     write_csv(place.folder / "many" / "1.csv", rows[:30])
@@ -73,18 +73,18 @@ def test_whatever_preparation_reads_goes_in_and_the_answers_are_the_same(place: 
     (place.folder / "many" / "2.jsonl.gz").write_bytes(packed)
     pq.write_table(pa.Table.from_pylist(rows[60:]), folder / "3.parquet")
     (place.folder / "many" / "notes.md").write_text("no data", encoding="utf-8")
-    whole = read(place.predicted(place.folder / "many", "whole.jsonl", address))
+    whole = read_output(place.predicted(place.folder / "many", "whole.jsonl", address))
     assert [row["message"] for row in whole] == TEXTS[:90]
-    assert [row["answer"] for row in whole] == [known()[text][0] for text in TEXTS[:90]]
+    assert [row["answer"] for row in whole] == [linear_predictions()[text][0] for text in TEXTS[:90]]
     assert [type(row["number"]) for row in whole[::30]] == [str, int, int], "values stay as their format has them"
-    typed = read(place.predicted(place.folder / "many" / "*.*", "glob.parquet", address))
+    typed = read_output(place.predicted(place.folder / "many" / "*.*", "glob.parquet", address))
     assert [row["number"] for row in typed] == [str(at) for at in range(60)], "numbers and texts are texts in a table"
-    one = read(place.predicted(folder / "3.parquet", "one.parquet", address))
+    one = read_output(place.predicted(folder / "3.parquet", "one.parquet", address))
     assert [row["number"] for row in one] == list(range(60, 90))
 
 
 def test_a_row_that_cannot_be_asked_says_why_and_the_others_are_answered(
-    place: Place, engine: StandIn, address: str
+    place: PredictionRun, engine: StandInEngine, address: str
 ) -> None:
     engine.answer = lambda text: ("pear" if "fruit" in text else "late", 0.9)
     engine.refuse = lambda text, before: {"too long": 400, "poison": 500}.get(text, 0)
@@ -95,7 +95,7 @@ def test_a_row_that_cannot_be_asked_says_why_and_the_others_are_answered(
     with pytest.raises(StageError, match="1 rows got no answer"):
         place.predicted(place.folder / "in.jsonl", "out.jsonl", address)
     assert not place.output("out.jsonl").exists()
-    found = read(place.predicted(place.folder / "in.jsonl", "out.jsonl", address))
+    found = read_output(place.predicted(place.folder / "in.jsonl", "out.jsonl", address))
     assert engine.answered["fine"] == 1 and engine.seen["poison"] == 12
     assert len(found) == len(lines)
     codes = [row["refused"] and row["refused"].partition(":")[0] for row in found]
@@ -117,30 +117,30 @@ def test_a_record_has_the_types_of_its_schema_and_json_in_a_table_of_texts(tmp_p
       paid: {type: boolean}, total: {type: number}, items: {type: array, maxItems: 3, items: {type: object,
       required: [sku], properties: {sku: {type: string, maxLength: 9}, pieces: {type: integer}}}}}}"""
     task = f"{{kind: extraction, instruction: Read the order as it stands., json_schema: {schema}}}"
-    place = made(tmp_path, task=task, columns="{text: message}")
+    place = make_run(tmp_path, task=task, columns="{text: message}")
     record = {"number": "A7", "paid": True, "total": 12.5, "items": [{"sku": "x", "pieces": 2}]}
-    engine = StandIn(lambda text: (json.dumps(record), 0.9))
-    rows = write_csv(tmp_path / "in.csv", rows_of(["order A7", "again A7"]))
-    with running(engine) as address:
+    engine = StandInEngine(lambda text: (json.dumps(record), 0.9))
+    rows = write_csv(tmp_path / "in.csv", make_rows(["order A7", "again A7"]))
+    with run_stand_in(engine) as address:
         typed = pq.read_table(place.predicted(rows, "out.parquet", address))
-        flat = read(place.predicted(rows, "out.csv", address))
+        flat = read_output(place.predicted(rows, "out.csv", address))
     assert typed.column("answer").to_pylist() == [record, record]
     assert typed.schema.field("answer").type.field("items").type.value_type.field("pieces").type == pa.int64()
     assert [json.loads(row["answer"]) for row in flat] == [record, record]
 
 
-def test_the_probability_of_every_label_on_request(tmp_path: Path, tokenizer: Any, engine: StandIn) -> None:
-    place = made(tmp_path, tokenizer)
-    rows = write_csv(tmp_path / "in.csv", rows_of(TEXTS[:5]))
-    with running(engine) as address:
-        found = read(place.predicted(rows, "out.parquet", address, "--probabilities"))
-        flat = read(place.predicted(rows, "out.csv", address, "--probabilities"))
-    module, spec = spec_of(atomic_files.read_json(place.here.folder / "adapter" / "prompt.json")["task"])
-    tokens = label_tree.Tokens(place.here.folder / "adapter", module, spec)
+def test_the_probability_of_every_label_on_request(tmp_path: Path, tokenizer: Any, engine: StandInEngine) -> None:
+    place = make_run(tmp_path, tokenizer)
+    rows = write_csv(tmp_path / "in.csv", make_rows(TEXTS[:5]))
+    with run_stand_in(engine) as address:
+        found = read_output(place.predicted(rows, "out.parquet", address, "--probabilities"))
+        flat = read_output(place.predicted(rows, "out.csv", address, "--probabilities"))
+    module, spec = load_task_spec(atomic_files.read_json(place.here.folder / "adapter" / "prompt.json")["task"])
+    tokens = label_tree.TaskTokens(place.here.folder / "adapter", module, spec)
     for row, text in zip(found, TEXTS, strict=False):
         ids, tree = tokens.of(text)
         told = {
-            at: {token: task_gateway.log_probability([*ids, *at], token) for token in choices}
+            at: {token: task_gateway.fake_log_probability([*ids, *at], token) for token in choices}
             for at, choices in tree.choices.items()
         }
         assert row["probabilities"] == pytest.approx(tree.probabilities(told))
@@ -148,58 +148,64 @@ def test_the_probability_of_every_label_on_request(tmp_path: Path, tokenizer: An
     assert json.loads(flat[0]["probabilities"]) == pytest.approx(found[0]["probabilities"])
 
 
-def test_what_the_recipe_redacts_reaches_neither_engine_nor_output(place: Place, engine: StandIn, address: str) -> None:
+def test_what_the_recipe_redacts_reaches_neither_engine_nor_output(
+    place: PredictionRun, engine: StandInEngine, address: str
+) -> None:
     mail = "ann.smith@example.org"
     rows = [{"id": mail, "message": f"write to {mail}", "note": f"from {mail}", "n": "7"}] * 2
     path = place.predicted(write_csv(place.folder / "in.csv", rows), "out.csv", address)
     assert mail not in path.read_text(encoding="utf-8") and engine.order == ["write to [EMAIL_1]"]
-    first, second = read(path)
+    first, second = read_output(path)
     assert first["id"] == second["id"] != mail, "the same value has the same pseudonym, by which rows join"
     assert first["message"] == "write to [EMAIL_1]" and first["n"] == "7"
 
 
 @pytest.mark.parametrize("output", ["out.csv", "out.jsonl", "out.parquet"])
-def test_what_the_recipe_redacts_is_in_no_name_of_a_column_and_no_key(place: Place, address: str, output: str) -> None:
+def test_what_the_recipe_redacts_is_in_no_name_of_a_column_and_no_key(
+    place: PredictionRun, address: str, output: str
+) -> None:
     ann, bob = "ann.smith@example.org", "bob@example.org"
     rows = [{"message": TEXTS[0], f"told {ann}": "yes", "by": {ann: {"to": {bob: 2}}, bob: 1}}] * 2
     (place.folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     path = place.predicted(place.folder / "in.jsonl", output, address)
     assert not [mail for mail in (ann, bob) if mail.encode() in path.read_bytes()]
-    first = read(path)[0]
+    first = read_output(path)[0]
     by = first["by"] if isinstance(first["by"], dict) else json.loads(first["by"])
     (inside,) = (value for value in by.values() if isinstance(value, dict))
     assert len(by) == 2 and len(first) == 8 and set(inside["to"]) < set(by), "one person, one pseudonym"
     assert ann not in path.with_name(f"{output}.about.json").read_text(encoding="utf-8")
 
 
-def test_where_a_column_has_one_of_our_names_ours_are_prefixed(place: Place, address: str) -> None:
+def test_where_a_column_has_one_of_our_names_ours_are_prefixed(place: PredictionRun, address: str) -> None:
     rows = [{"message": text, "answer": "of a person"} for text in TEXTS[:3]]
-    found = read(place.predicted(write_csv(place.folder / "in.csv", rows), "out.jsonl", address))
+    found = read_output(place.predicted(write_csv(place.folder / "in.csv", rows), "out.jsonl", address))
     assert [row["answer"] for row in found] == ["of a person"] * 3
-    assert [row["predicted_answer"] for row in found] == [known()[text][0] for text in TEXTS[:3]]
+    assert [row["predicted_answer"] for row in found] == [linear_predictions()[text][0] for text in TEXTS[:3]]
 
 
-def test_chats_are_asked_without_their_answer_and_one_row_keeps_its_messages(tmp_path: Path, engine: StandIn) -> None:
-    place = made(tmp_path, columns="{messages: talk}")
+def test_chats_are_asked_without_their_answer_and_one_row_keeps_its_messages(
+    tmp_path: Path, engine: StandInEngine
+) -> None:
+    place = make_run(tmp_path, columns="{messages: talk}")
     user, other = {"role": "user", "content": TEXTS[0]}, {"role": "assistant", "content": "late"}
     system = {"role": "system", "content": "Route it."}
     rows = [{"talk": [system, user]}, {"talk": [user, other]}, {"talk": [system]}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with running(engine) as address:
-        found = read(place.predicted(tmp_path / "in.jsonl", "out.parquet", address))
+    with run_stand_in(engine) as address:
+        found = read_output(place.predicted(tmp_path / "in.jsonl", "out.parquet", address))
     assert engine.order == [TEXTS[0]], "one question for both"
-    assert [row["answer"] for row in found] == [known()[TEXTS[0]][0]] * 2 + [None]
+    assert [row["answer"] for row in found] == [linear_predictions()[TEXTS[0]][0]] * 2 + [None]
     assert found[1]["talk"] == [user, other] and "no user turn" in found[2]["refused"]
 
 
 def test_called_again_it_asks_for_nothing_until_rows_or_wishes_change(
-    place: Place,
-    engine: StandIn,
+    place: PredictionRun,
+    engine: StandInEngine,
     address: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rows = write_csv(place.folder / "in.csv", rows_of(TEXTS[:80]))
+    rows = write_csv(place.folder / "in.csv", make_rows(TEXTS[:80]))
     path = place.predicted(rows, "out.csv", address)
     before = path.read_bytes()
     monkeypatch.chdir(place.folder)
@@ -208,28 +214,30 @@ def test_called_again_it_asks_for_nothing_until_rows_or_wishes_change(
     assert "unchanged" in capsys.readouterr().err
     place.predicted(rows, "out.csv", address, "--fresh")
     assert engine.answered.total() == 160 and path.read_bytes() == before
-    place.predicted(write_csv(rows, rows_of(TEXTS[:70])), "out.csv", address)
-    assert engine.answered.total() == 230 and len(read(path)) == 70
+    place.predicted(write_csv(rows, make_rows(TEXTS[:70])), "out.csv", address)
+    assert engine.answered.total() == 230 and len(read_output(path)) == 70
     path.write_text("a,b\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="FORCE=1"):
         place.predicted(rows, "out.csv", address)
     place.predicted(rows, "out.csv", address, "--force")
-    assert len(read(path)) == 70
+    assert len(read_output(path)) == 70
 
 
 def test_inputs_that_begin_alike_are_asked_together_and_never_more_at_once_than_the_recipe_says(
-    place: Place, engine: StandIn, address: str
+    place: PredictionRun, engine: StandInEngine, address: str
 ) -> None:
     mixed = [f"{'abc'[at % 3]} thread, part {at}" for at in range(50)]
-    rows = write_csv(place.folder / "in.csv", rows_of(mixed))
+    rows = write_csv(place.folder / "in.csv", make_rows(mixed))
     place.predicted(rows, "one.csv", address, "compare.concurrency=1")
     assert engine.order == sorted(mixed) and engine.most == 1
     place.predicted(rows, "four.csv", address, "compare.concurrency=4")
     assert engine.most <= 4
 
 
-def test_an_input_that_is_changed_while_it_is_read_gives_no_output(place: Place, engine: StandIn, address: str) -> None:
-    rows = write_csv(place.folder / "in.csv", rows_of(TEXTS))
+def test_an_input_that_is_changed_while_it_is_read_gives_no_output(
+    place: PredictionRun, engine: StandInEngine, address: str
+) -> None:
+    rows = write_csv(place.folder / "in.csv", make_rows(TEXTS))
     before = rows.read_text(encoding="utf-8")
 
     def change(text: str, times: int) -> int:
@@ -254,11 +262,11 @@ def test_an_input_that_is_changed_while_it_is_read_gives_no_output(place: Place,
     ],
 )
 def test_what_cannot_be_is_refused_in_words_before_anything_is_asked_or_written(
-    place: Place, engine: StandIn, address: str, changes: dict[str, str], words: list[str], match: str
+    place: PredictionRun, engine: StandInEngine, address: str, changes: dict[str, str], words: list[str], match: str
 ) -> None:
     folder = place.folder / "rows"
     folder.mkdir()
-    write_csv(folder / "in.csv", rows_of(TEXTS[:3]))
+    write_csv(folder / "in.csv", make_rows(TEXTS[:3]))
     rows = place.folder / changes["input"] if "input" in changes else folder
     with pytest.raises(RecipeError, match=match):
         place.predicted(rows, changes.get("output", "out.csv"), address, *words)
@@ -278,11 +286,11 @@ def test_what_cannot_be_is_refused_in_words_before_anything_is_asked_or_written(
     ],
 )
 def test_an_output_that_the_pattern_of_the_input_would_name_is_refused_at_once(
-    place: Place, address: str, pattern: str, output: str, is_part: bool
+    place: PredictionRun, address: str, pattern: str, output: str, is_part: bool
 ) -> None:
     folder = place.folder / "rows"
     folder.mkdir()
-    write_csv(folder / "in.csv", rows_of(TEXTS[:3]))
+    write_csv(folder / "in.csv", make_rows(TEXTS[:3]))
     path = place.folder / output
     if is_part:
         with pytest.raises(RecipeError, match="is a part of INPUT"):
@@ -290,26 +298,26 @@ def test_an_output_that_the_pattern_of_the_input_would_name_is_refused_at_once(
         assert not path.exists()
     else:
         place.predicted(place.folder / pattern, f"../{output}", address)
-        assert len(read(path)) == 3
+        assert len(read_output(path)) == 3
 
 
 def test_two_predictions_at_once_into_one_output_leave_one_of_them_whole(tmp_path: Path) -> None:
     texts = {"a" * 64: "first\n", "b" * 64: "second\n"}
     for digest, text in texts.items():
         (tmp_path / digest).write_text(text, encoding="utf-8")
-    layout, path = output.layout("jsonl", ColumnTypes(), pa.string(), []), tmp_path / "out.jsonl"
+    layout, path = output.make_layout("jsonl", ColumnTypes(), pa.string(), []), tmp_path / "out.jsonl"
     first, second = texts
 
     def meanwhile(whole: Path) -> None:
-        output.join(iter([tmp_path / second]), layout, path, second)
+        output.join_parts(iter([tmp_path / second]), layout, path, second)
         assert path.read_text(encoding="utf-8") == "second\n"
 
-    output.join(iter([tmp_path / first]), layout, path, first, meanwhile)
+    output.join_parts(iter([tmp_path / first]), layout, path, first, meanwhile)
     assert path.read_text(encoding="utf-8") == "first\n" and not list(tmp_path.glob(".*"))
 
 
 def test_data_that_may_not_leave_goes_to_no_other_machine(tmp_path: Path) -> None:
-    place = made(tmp_path, may_leave="false")
-    rows = write_csv(tmp_path / "in.csv", rows_of(TEXTS[:3]))
+    place = make_run(tmp_path, may_leave="false")
+    rows = write_csv(tmp_path / "in.csv", make_rows(TEXTS[:3]))
     with pytest.raises(RecipeError, match="data_may_leave is false"):
         place.predicted(rows, "out.csv", "http://gateway.example.org")

@@ -11,16 +11,16 @@ from aiohttp import ClientSession, web
 from deploy import registry
 from deploy.answers.escalation import Escalation
 from deploy.gateway import proxy
-from deploy.gateway.paths.router import Deployed
+from deploy.gateway.paths.router import Deployment
 from deploy.routing import Routing
 from insource.backends import client as asking
 from insource.config.errors import RecipeError, StageError
 from insource.system import atomic_files
 from predict import __main__
 from tests.helpers.gateway import stand_in_engine, task_gateway
-from tests.helpers.gateway.stand_in_engine import StandIn, by_hash
-from tests.helpers.gateway.task_gateway import NAME
-from tests.helpers.prediction_run import Place, made, read, write_csv
+from tests.helpers.gateway.stand_in_engine import StandInEngine, answer_by_hash
+from tests.helpers.gateway.task_gateway import TASK_NAME
+from tests.helpers.prediction_run import PredictionRun, make_run, read_output, write_csv
 from tests.helpers.provider.faulty_provider import Provider
 
 SURE = {"where is it": 0.97, "where is mine": 0.5, "reach me at ann@example.org": 0.6, "again ann@example.org": 0.99}
@@ -28,15 +28,17 @@ SURE = {"where is it": 0.97, "where is mine": 0.5, "reach me at ann@example.org"
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @contextmanager
-def door(deployed: Deployed, engine: StandIn, version: str, key: str | None = None) -> Iterator[tuple[str, proxy.Door]]:
+def door(
+    deployed: Deployment, engine: StandInEngine, version: str, key: str | None = None
+) -> Iterator[tuple[str, proxy.ProxyState]]:
     """The gateway's door in a thread of its own, with an engine behind it. Yields its address, and the door."""
-    made_door = proxy.Door(key, None, (NAME,))
-    made_door.versions, made_door.tasks = {NAME: version}, {NAME: deployed}
-    with stand_in_engine.running(engine) as behind:
+    made_door = proxy.ProxyState(key, None, (TASK_NAME,))
+    made_door.versions, made_door.tasks = {TASK_NAME: version}, {TASK_NAME: deployed}
+    with stand_in_engine.run_stand_in(engine) as behind:
 
         async def opened(app: web.Application) -> None:
             made_door.engine = ClientSession(behind)
@@ -47,21 +49,21 @@ def door(deployed: Deployed, engine: StandIn, version: str, key: str | None = No
             if isinstance(deployed.escalation, Escalation):
                 await deployed.escalation.close()
 
-        app = proxy.application(made_door)
+        app = proxy.build_application(made_door)
         app.on_startup.append(opened)
         app.on_cleanup.append(closed)
-        with stand_in_engine.serving(app) as address:
+        with stand_in_engine.serve_application(app) as address:
             yield address, made_door
 
 
-def words(place: Place, rows: Path, output: str, address: str, *more: str) -> list[str]:
+def words(place: PredictionRun, rows: Path, output: str, address: str, *more: str) -> list[str]:
     asked = [str(place.recipe), "--input", str(rows), "--output", str(place.output(output)), "--base-url", address]
     return [*asked, "--hardware", "cpu", "--runs", str(place.folder / "runs"), *more]
 
 
-def predicted(place: Place, rows: Path, output: str, address: str, *more: str) -> list[dict[str, Any]]:
+def predicted(place: PredictionRun, rows: Path, output: str, address: str, *more: str) -> list[dict[str, Any]]:
     assert __main__.main(words(place, rows, output, address, *more)) == 0
-    return read(place.output(output))
+    return read_output(place.output(output))
 
 
 def test_the_gateway_says_who_answered_and_what_it_is_not_sure_of_abstains(
@@ -70,11 +72,11 @@ def test_the_gateway_says_who_answered_and_what_it_is_not_sure_of_abstains(
     monkeypatch.setenv("API_KEY", "secret")
     monkeypatch.setenv("INSOURCE_API_KEY", "key-of-the-gateway")
     provider.answer = lambda text: "broken"
-    place = made(tmp_path, baselines=task_gateway.baseline(address), route="{usd_per_month: 5}")
+    place = make_run(tmp_path, baselines=task_gateway.baseline_yaml(address), route="{usd_per_month: 5}")
     place.compared(threshold=0.9)
-    version = registry.version_of(place.here.folder / "adapter")
-    deployed = task_gateway.deployed(tmp_path / "gateway", place.here.recipe(), Routing(None, 0.9, None))
-    engine = StandIn(lambda text: ("late", SURE.get(text.replace("[EMAIL_1]", "ann@example.org"), 0.99)))
+    version = registry.compute_version(place.here.folder / "adapter")
+    deployed = task_gateway.make_deployed_task(tmp_path / "gateway", place.here.recipe(), Routing(None, 0.9, None))
+    engine = StandInEngine(lambda text: ("late", SURE.get(text.replace("[EMAIL_1]", "ann@example.org"), 0.99)))
     rows = write_csv(tmp_path / "in.csv", [{"message": text} for text in (*SURE, " ")])
     with door(deployed, engine, version, "key-of-the-gateway") as (gateway, _):
         found = predicted(place, rows, "out.jsonl", f"{gateway}/v1")
@@ -90,19 +92,19 @@ def test_the_gateway_says_who_answered_and_what_it_is_not_sure_of_abstains(
 
 
 def test_answers_of_another_version_are_not_mixed_in(tmp_path: Path) -> None:
-    place = made(tmp_path)
+    place = make_run(tmp_path)
     place.compared(threshold=0.9)
-    deployed = task_gateway.deployed(tmp_path / "gateway", place.here.recipe(), Routing(None, None, "none"))
+    deployed = task_gateway.make_deployed_task(tmp_path / "gateway", place.here.recipe(), Routing(None, None, "none"))
     rows = write_csv(tmp_path / "in.csv", [{"message": f"parcel {at}"} for at in range(40)])
-    engine = StandIn(by_hash)
+    engine = StandInEngine(answer_by_hash)
     with door(deployed, engine, "another") as (gateway, made_door):
 
         def change(text: str, before: int) -> int:
-            made_door.versions[NAME] = "newer"
+            made_door.versions[TASK_NAME] = "newer"
             return 0
 
         found = predicted(place, rows, "out.csv", gateway)
-        assert [row["answer"] for row in found] == [by_hash(f"parcel {at}")[0] for at in range(40)]
+        assert [row["answer"] for row in found] == [answer_by_hash(f"parcel {at}")[0] for at in range(40)]
         assert {row["abstain"] for row in found} == {""}, "the threshold is of the run, which is not what is deployed"
         engine.refuse = change
         with pytest.raises(StageError, match="changed over from version another to newer"):
@@ -111,26 +113,26 @@ def test_answers_of_another_version_are_not_mixed_in(tmp_path: Path) -> None:
 
 
 def test_the_probabilities_of_a_gateway_are_those_of_its_decisions(tmp_path: Path, tokenizer: Any) -> None:
-    place = made(tmp_path)
-    deployed = task_gateway.deployed(tmp_path / "gateway", place.here.recipe(), Routing(None, None, "none"))
+    place = make_run(tmp_path)
+    deployed = task_gateway.make_deployed_task(tmp_path / "gateway", place.here.recipe(), Routing(None, None, "none"))
     tokenizer.save_pretrained(tmp_path / "gateway" / "run" / "adapter")
     rows = write_csv(tmp_path / "in.csv", [{"message": "where is it"}])
-    with door(deployed, StandIn(by_hash), "v1") as (gateway, _):
+    with door(deployed, StandInEngine(answer_by_hash), "v1") as (gateway, _):
         (found,) = predicted(place, rows, "out.parquet", gateway, "--probabilities")
     assert list(found["probabilities"]) == list(task_gateway.LABELS)
     assert sum(found["probabilities"].values()) == pytest.approx(1)
 
 
 def test_probabilities_of_another_version_than_the_answer_are_not_mixed_in(tmp_path: Path, tokenizer: Any) -> None:
-    place = made(tmp_path)
-    deployed = task_gateway.deployed(tmp_path / "gateway", place.here.recipe(), Routing(None, None, "none"))
+    place = make_run(tmp_path)
+    deployed = task_gateway.make_deployed_task(tmp_path / "gateway", place.here.recipe(), Routing(None, None, "none"))
     tokenizer.save_pretrained(tmp_path / "gateway" / "run" / "adapter")
     rows = write_csv(tmp_path / "in.csv", [{"message": "where is it"}])
-    engine = StandIn(by_hash)
+    engine = StandInEngine(answer_by_hash)
     with door(deployed, engine, "v1") as (gateway, made_door):
 
         def change(text: str, before: int) -> int:
-            made_door.versions[NAME] = "v2"
+            made_door.versions[TASK_NAME] = "v2"
             return 0
 
         engine.refuse = change
@@ -140,11 +142,11 @@ def test_probabilities_of_another_version_than_the_answer_are_not_mixed_in(tmp_p
 
 
 def test_what_is_no_gateway_or_wants_another_key_is_said_before_a_row_is_asked(tmp_path: Path) -> None:
-    place = made(tmp_path)
-    deployed = task_gateway.deployed(tmp_path / "gateway", place.here.recipe(), Routing(None, None, "none"))
+    place = make_run(tmp_path)
+    deployed = task_gateway.make_deployed_task(tmp_path / "gateway", place.here.recipe(), Routing(None, None, "none"))
     rows = write_csv(tmp_path / "in.csv", [{"message": "where is it"}])
-    engine = StandIn(by_hash)
-    with stand_in_engine.running(engine) as address, pytest.raises(RecipeError, match="no gateway of insource"):
+    engine = StandInEngine(answer_by_hash)
+    with stand_in_engine.run_stand_in(engine) as address, pytest.raises(RecipeError, match="no gateway of insource"):
         predicted(place, rows, "out.csv", address)
     with door(deployed, engine, "v1", "key") as (gateway, _), pytest.raises(StageError, match="INSOURCE_API_KEY"):
         predicted(place, rows, "out.csv", gateway)

@@ -19,16 +19,16 @@ from peft import LoraConfig, TaskType, get_peft_model
 from insource.config.errors import StageError
 from insource.config.load import POCKET
 from insource.system import atomic_files
-from insource.tasks import spec_of
+from insource.tasks import load_task_spec
 from insource.tasks.rendering import chat_template
 from predict import __main__, stage
 from predict.execution.journal import Journal
 from predict.prediction import Prediction
 from serve.vllm import launch_plan
-from serve.vllm.server_process import Address, free_port, healthy
+from serve.vllm.server_process import Address, free_port, is_healthy
 from tests.conftest import ROOT
-from tests.helpers.gateway.stand_in_engine import StandIn, by_hash, running
-from tests.helpers.prediction_run import Place, made, read, write_csv
+from tests.helpers.gateway.stand_in_engine import StandInEngine, answer_by_hash, run_stand_in
+from tests.helpers.prediction_run import PredictionRun, make_run, read_output, write_csv
 from train.export import adapter
 from train.model import base
 
@@ -37,27 +37,27 @@ TEXTS = [f"parcel {at} of {at * 7919 % 1000}" for at in range(230)]
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return made(tmp_path)
+def place(tmp_path: Path) -> PredictionRun:
+    return make_run(tmp_path)
 
 
 @pytest.fixture
-def engine() -> StandIn:
-    return StandIn(by_hash)
+def engine() -> StandInEngine:
+    return StandInEngine(answer_by_hash)
 
 
 @pytest.fixture
-def address(engine: StandIn) -> Iterator[str]:
-    with running(engine) as address:
+def address(engine: StandInEngine) -> Iterator[str]:
+    with run_stand_in(engine) as address:
         yield address
 
 
 @pytest.fixture
-def rows(place: Place) -> Path:
+def rows(place: PredictionRun) -> Path:
     return write_csv(place.folder / "in.csv", [{"number": at, "message": text} for at, text in enumerate(TEXTS)])
 
 
-def whole(place: Place, rows: Path, address: str, output: str) -> bytes:
+def whole(place: PredictionRun, rows: Path, address: str, output: str) -> bytes:
     """What a prediction writes that nobody kills."""
     process = place.process(SEGMENT, "", place.words(rows, f"whole-{output}", address))
     said, _ = process.communicate(timeout=300)
@@ -65,7 +65,7 @@ def whole(place: Place, rows: Path, address: str, output: str) -> bytes:
     return place.output(f"whole-{output}").read_bytes()
 
 
-def killed_when_held(place: Place, engine: StandIn, words: list[str], answers: int) -> None:
+def killed_when_held(place: PredictionRun, engine: StandInEngine, words: list[str], answers: int) -> None:
     """Kills a prediction once the engine has given so many answers, and all of them are on disk."""
     engine.hold_after = engine.passed + answers
     process = place.process(SEGMENT, "", words)
@@ -81,7 +81,7 @@ def killed_when_held(place: Place, engine: StandIn, words: list[str], answers: i
 @pytest.mark.parametrize("output", ["out.csv", "out.parquet"])
 @pytest.mark.parametrize("answers", [7, 100, 229])
 def test_killed_while_it_asks_it_goes_on_without_asking_again(
-    place: Place, engine: StandIn, address: str, rows: Path, answers: int, output: str
+    place: PredictionRun, engine: StandInEngine, address: str, rows: Path, answers: int, output: str
 ) -> None:
     words = place.words(rows, output, address)
     killed_when_held(place, engine, words, answers)
@@ -102,11 +102,11 @@ def test_killed_while_it_asks_it_goes_on_without_asking_again(
         "predict.rows.output.write_part",
         "predict.rows.output.write_part+",
         "predict.rows.output._flush",
-        "predict.rows.output.join",
+        "predict.rows.output.join_parts",
     ],
 )
 def test_killed_while_it_writes_it_goes_on_and_asks_for_nothing(
-    place: Place, engine: StandIn, address: str, rows: Path, where: str
+    place: PredictionRun, engine: StandInEngine, address: str, rows: Path, where: str
 ) -> None:
     words = place.words(rows, "out.csv", address)
     process = place.process(SEGMENT, where, words)
@@ -119,10 +119,10 @@ def test_killed_while_it_writes_it_goes_on_and_asks_for_nothing(
     # What had arrived, and was not on disk yet, is asked again, and nothing else.
     assert engine.answered.total() - before == len(TEXTS) - on_disk
     assert place.output("out.csv").read_bytes() == whole(place, rows, address, "out.csv")
-    assert [row["message"] for row in read(place.output("out.csv"))] == TEXTS
+    assert [row["message"] for row in read_output(place.output("out.csv"))] == TEXTS
 
 
-def test_two_at_once_are_refused(place: Place, engine: StandIn, address: str, rows: Path) -> None:
+def test_two_at_once_are_refused(place: PredictionRun, engine: StandInEngine, address: str, rows: Path) -> None:
     engine.hold_after = 10
     first = place.process(SEGMENT, "", place.words(rows, "out.csv", address))
     while place.rows_on_disk() < 10:
@@ -135,26 +135,26 @@ def test_two_at_once_are_refused(place: Place, engine: StandIn, address: str, ro
     assert second.returncode == 1 and "another process predicts these rows" in said
 
 
-def test_a_mistake_in_the_call_ends_with_2_and_in_words(place: Place, address: str) -> None:
+def test_a_mistake_in_the_call_ends_with_2_and_in_words(place: PredictionRun, address: str) -> None:
     process = place.process(SEGMENT, "", place.words("no-such.csv", "out.csv", address))
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 2 and "error: INPUT: there is no file no-such.csv" in said
     assert "Traceback" not in said
 
 
-def test_the_variables_of_make_say_the_same(place: Place, address: str, rows: Path) -> None:
+def test_the_variables_of_make_say_the_same(place: PredictionRun, address: str, rows: Path) -> None:
     told = {"INPUT": str(rows), "OUTPUT": str(place.output("out.csv")), "ENGINE": "vllm", "BASE_URL": address}
     told |= {"RUNS": str(place.folder / "runs"), "HARDWARE": "cpu", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "predict", str(place.recipe)]
     subprocess.run(command, cwd=ROOT, env={**os.environ, **told}, check=True, capture_output=True)
-    assert len(read(place.output("out.csv"))) == len(TEXTS)
+    assert len(read_output(place.output("out.csv"))) == len(TEXTS)
     rule = ["make", "-n", "predict", f"INPUT={rows}", "OUTPUT=out.csv", f"RECIPE={place.recipe}"]
     shown = subprocess.run(rule, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert f"-m predict {place.recipe}" in shown
 
 
 def test_an_output_by_the_form_that_was_fallen_back_to_is_there_without_a_start(
-    place: Place, rows: Path, capsys: pytest.CaptureFixture[str]
+    place: PredictionRun, rows: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The merged model comes first, and can be planned; whether vLLM starts with it is not tried."""
     servable_forms(place)
@@ -162,10 +162,10 @@ def test_an_output_by_the_form_that_was_fallen_back_to_is_there_without_a_start(
     words += ["--hardware", "cpu", "--runs", str(place.folder / "runs")]
     told = {"recipe": str(place.recipe), "set": [], "hardware": "cpu", "runs": str(place.folder / "runs"), "run": None}
     told |= {"input": str(rows), "output": str(place.output("out.jsonl")), "engine": None, "base_url": None}
-    job = stage.job_of(Namespace(**told, probabilities=False, fresh=False, force=False))
-    forms = launch_plan.candidates(job.here, job.here.recipe(), job.recipe.serve)
+    job = stage.build_job(Namespace(**told, probabilities=False, fresh=False, force=False))
+    forms = launch_plan.rank_variants(job.here, job.here.recipe(), job.recipe.serve)
     assert forms == ["merged", "adapter"]
-    first, second = (stage.work_of(job, job.served(form)) for form in forms)
+    first, second = (stage.plan_execution(job, job.served(form)) for form in forms)
     assert first.digest != second.digest
     place.output("").mkdir()
     path = place.output("out.jsonl")
@@ -177,28 +177,28 @@ def test_an_output_by_the_form_that_was_fallen_back_to_is_there_without_a_start(
     assert "unchanged" in said and "starting" not in said
 
 
-def servable_forms(place: Place) -> None:
+def servable_forms(place: PredictionRun) -> None:
     """Gives a run an untrained adapter on the pocket model, and that model in the place of a merged one."""
     recipe, folder = place.here.recipe(), place.here.folder / "adapter"
-    rendering, told = chat_template.rendering_of(recipe.model), atomic_files.read_json(folder / "prompt.json")
-    _, spec = spec_of(told["task"])
+    rendering, told = chat_template.load_rendering(recipe.model), atomic_files.read_json(folder / "prompt.json")
+    _, spec = load_task_spec(told["task"])
     config = LoraConfig(r=4, target_modules="all-linear", task_type=TaskType.CAUSAL_LM)
-    get_peft_model(base.base_model(recipe), config).save_pretrained(folder, save_embedding_layers=False)
+    get_peft_model(base.load_base_model(recipe), config).save_pretrained(folder, save_embedding_layers=False)
     rendering.tokenizer.save_pretrained(folder)
-    adapter.generation_config(rendering.tokenizer).save_pretrained(folder)
+    adapter.build_generation_config(rendering.tokenizer).save_pretrained(folder)
     atomic_files.write_json(
-        folder / "prompt.json", {**adapter.prompt(recipe, rendering, spec, 64), "task": told["task"]}
+        folder / "prompt.json", {**adapter.build_prompt_spec(recipe, rendering, spec, 64), "task": told["task"]}
     )
-    (folder / atomic_files.SUMS).unlink()
-    atomic_files.write_sums(folder)
+    (folder / atomic_files.CHECKSUMS).unlink()
+    atomic_files.write_checksums(folder)
     merged = shutil.copytree(POCKET, place.here.folder / "merged")
     for name in ("prompt.json", "chat_template.jinja", "generation_config.json"):
         shutil.copy(folder / name, merged / name)
     atomic_files.write_json(
-        merged / "export.json", {"adapter": atomic_files.sha256(folder / atomic_files.SUMS), "base": "published"}
+        merged / "export.json", {"adapter": atomic_files.sha256(folder / atomic_files.CHECKSUMS), "base": "published"}
     )
-    (merged / atomic_files.SUMS).unlink(missing_ok=True)
-    atomic_files.write_sums(merged)
+    (merged / atomic_files.CHECKSUMS).unlink(missing_ok=True)
+    atomic_files.write_checksums(merged)
 
 
 def test_the_base_url_of_the_shell_is_no_gateway(tmp_path: Path) -> None:
@@ -272,12 +272,12 @@ def test_a_disk_that_is_full_leaves_a_journal_that_can_be_read(tmp_path: Path) -
 
 
 @pytest.mark.slow(minutes=8)
-def test_memory_does_not_grow_with_the_rows(place: Place) -> None:
+def test_memory_does_not_grow_with_the_rows(place: PredictionRun) -> None:
     port = free_port()
     engine = subprocess.Popen([sys.executable, "-m", "tests.helpers.gateway.stand_in_engine", str(port)], cwd=ROOT)
     try:
         end = time.monotonic() + 120
-        while not healthy(Address("127.0.0.1", port)):
+        while not is_healthy(Address("127.0.0.1", port)):
             assert engine.poll() is None and time.monotonic() < end
             time.sleep(0.1)
         peaks = {n: peak_bytes(place, f"http://127.0.0.1:{port}", n) for n in (20_000, 200_000)}
@@ -285,10 +285,10 @@ def test_memory_does_not_grow_with_the_rows(place: Place) -> None:
         engine.terminate()
         engine.wait()
     assert peaks[200_000] - peaks[20_000] < 48 * 2**20, peaks
-    found = read(place.output("200000.jsonl"))
+    found = read_output(place.output("200000.jsonl"))
     assert len(found) == 200_000
     assert all(row["number"] == str(at) for at, row in enumerate(found))
-    assert all(row["answer"] == by_hash(row["message"])[0] for row in found[::997])
+    assert all(row["answer"] == answer_by_hash(row["message"])[0] for row in found[::997])
 
 
 PEAK = """
@@ -301,7 +301,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
 """
 
 
-def peak_bytes(place: Place, address: str, n: int) -> int:
+def peak_bytes(place: PredictionRun, address: str, n: int) -> int:
     """The most memory that a prediction of so many rows takes, with text of 100 MB in all for 200,000 of them."""
     filling = "the parcel has not come and nobody can say where it is " * 8 + "now"
     path = place.folder / f"{n}.csv"

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from insource.backends import response_cache
-from insource.backends.client import ask
-from insource.backends.types import Backend, Request, Wire
+from insource.backends.client import complete_all
+from insource.backends.types import ApiFormat, Backend, Request
 from insource.config.errors import RecipeError, StageError
 from insource.config.load import load
 from tests.conftest import Command
@@ -62,10 +62,10 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     ],
 )
 def test_a_proxy_gets_what_may_leave_and_is_encrypted(
-    wire: Wire, url: str, direct: bool, through: bool, proxy: list[str]
+    wire: ApiFormat, url: str, direct: bool, through: bool, proxy: list[str]
 ) -> None:
     one = Backend(wire, "m", base_url=url, api_key="key", retries=0, direct=direct, timeout_seconds=10)
-    (reply,) = ask(one, ASKED)
+    (reply,) = complete_all(one, ASKED)
     assert reply.received is None
     assert [line.split()[0] for line in proxy] == (["CONNECT"] if through else [])
 
@@ -119,7 +119,7 @@ def test_a_umask_that_is_none_is_told(small_recipe: Path, python: Command) -> No
 
 def test_answers_that_do_not_fit_on_the_disk_are_told_in_words(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
-    with response_cache.opened(path) as one:
+    with response_cache.open_cache(path) as one:
         one.append([answered("a", "x")])
     if (child := os.fork()) == 0:
         code = 1
@@ -127,21 +127,21 @@ def test_answers_that_do_not_fit_on_the_disk_are_told_in_words(tmp_path: Path) -
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             most = path.stat().st_size + 100
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-            with response_cache.opened(path) as one:
+            with response_cache.open_cache(path) as one:
                 one.append([answered("b", "y" * 500)])
         except StageError as error:
             code = 0 if "cannot be written" in str(error) else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    with response_cache.opened(path) as one:
+    with response_cache.open_cache(path) as one:
         assert [row.key for row in one.rows.values()] == ["a"]
         one.append([answered("c", "z")])
-    assert [row.key for row in response_cache.read(path)] == ["a", "c"]
+    assert [row.key for row in response_cache.read_responses(path)] == ["a", "c"]
 
 
-def answered(key: str, output: str) -> response_cache.Answered:
-    return response_cache.Answered(
+def answered(key: str, output: str) -> response_cache.CachedResponse:
+    return response_cache.CachedResponse(
         key=key,
         id=key,
         repeat=0,

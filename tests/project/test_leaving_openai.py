@@ -30,7 +30,7 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> Provider:
     known = {text(at): QUEUES[(at + (at % 7 == 0)) % 3] for at in range(150)}
     found = Provider(answer=lambda prompt: known.get(prompt, QUEUES[0]))
     found.files["file-abc123"] = "".join(json.dumps(row) + "\n" for row in rows[:110]).encode()
-    plain = faulty_provider.application
+    plain = faulty_provider.make_application
 
     async def told(request: web.Request) -> web.Response:
         return web.json_response(jobs)
@@ -40,7 +40,7 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> Provider:
         app.add_routes([web.get("/v1/fine_tuning/jobs", told)])
         return app
 
-    monkeypatch.setattr(faulty_provider, "application", with_jobs)
+    monkeypatch.setattr(faulty_provider, "make_application", with_jobs)
     return found
 
 
@@ -51,7 +51,7 @@ class Reader:
         self.folder, self.address = folder, address
         self.runs, self.recipe = folder / "runs", folder / "mytickets.yaml"
         own = {"OPENAI_API_KEY": "secret", "BASE_URL": f"{address}/v1", "HARDWARE": "cpu", "INSOURCE_API_KEY": "secret"}
-        self.environment = {**commands.settings(self.runs), **own}
+        self.environment = {**commands.command_env(self.runs), **own}
         put(folder / "heldout.jsonl", tickets(150)[110:])
 
     def words(self, line: str) -> list[str]:
@@ -77,7 +77,7 @@ class Reader:
             env=self.environment | given,
             capture_output=True,
             text=True,
-            timeout=4 * commands.PATIENCE_SECONDS,
+            timeout=4 * commands.TIMEOUT_SECONDS,
             check=False,
         )
 

@@ -54,7 +54,7 @@ def test_the_locks_hold_every_dependency_by_hash_and_no_address() -> None:
 def test_the_lock_of_the_calibration_environment_is_whole_and_hashed() -> None:
     text = gptq.LOCK.read_text(encoding="utf-8")
     asked = (ROOT / "requirements" / "calibrate.in").read_text(encoding="utf-8").split()
-    found = venvs.pins(text)
+    found = venvs.split_lock(text)
     assert all(any(pin.startswith(f"{name} ") for pin in found) for name in asked)
     assert len(found) > 30 and all("--hash=sha256:" in pin for pin in found) and "://" not in text
 
@@ -76,15 +76,15 @@ def test_an_environment_takes_what_its_lock_has_the_hash_of_and_nothing_else(
     lock.write_text(f"absent==2.0 \\\n    --hash=sha256:{sha256}\ntiny==1.0 \\\n    --hash=sha256:{sha256}\n")
     if not right:
         with pytest.raises(StageError, match="pip install ended with 1"):
-            venvs.python_of_lock(folder, lock, ("absent",))
-        assert not (folder / venvs.STAMP).exists()
+            venvs.ensure_venv_from_lock(folder, lock, ("absent",))
+        assert not (folder / venvs.STAMP_FILE).exists()
         return
-    python = venvs.python_of_lock(folder, lock, ("absent",))
+    python = venvs.ensure_venv_from_lock(folder, lock, ("absent",))
     told = subprocess.run([python, "-c", "import tiny; print(tiny.VALUE)"], capture_output=True, text=True, check=True)
     assert told.stdout == "7\n"
-    made = (folder / venvs.STAMP).stat().st_mtime_ns
-    assert venvs.python_of_lock(folder, lock, ("absent",)) == python
-    assert (folder / venvs.STAMP).stat().st_mtime_ns == made
+    made = (folder / venvs.STAMP_FILE).stat().st_mtime_ns
+    assert venvs.ensure_venv_from_lock(folder, lock, ("absent",)) == python
+    assert (folder / venvs.STAMP_FILE).stat().st_mtime_ns == made
 
 
 def test_what_pips_install_side_by_side_is_the_whole_lock() -> None:

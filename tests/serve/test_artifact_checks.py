@@ -22,8 +22,8 @@ from insource.tasks.rendering import chat_template
 from insource.tracking.run import Run
 from serve import artifact_checks
 from serve.vllm import launch_plan
-from serve.vllm.launch_plan import Served
-from serve.vllm.server_process import Address, Plan, command, settings
+from serve.vllm.launch_plan import ServedModel
+from serve.vllm.server_process import Address, LaunchPlan, vllm_command, vllm_environment
 from train.export import adapter
 from train.model import base
 
@@ -35,13 +35,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter folder as training writes it, untrained."""
     folder = tmp_path_factory.mktemp("trained") / "adapter"
     recipe = load("classifier", ["model.quantization=none"], "cpu").recipe
-    rendering = chat_template.rendering_of(recipe.model)
+    rendering = chat_template.load_rendering(recipe.model)
     config = LoraConfig(r=4, target_modules="all-linear", task_type=TaskType.CAUSAL_LM)
-    get_peft_model(base.base_model(recipe), config).save_pretrained(folder, save_embedding_layers=False)
+    get_peft_model(base.load_base_model(recipe), config).save_pretrained(folder, save_embedding_layers=False)
     rendering.tokenizer.save_pretrained(folder)
-    adapter.generation_config(rendering.tokenizer).save_pretrained(folder)
-    atomic_files.write_json(folder / "prompt.json", adapter.prompt(recipe, rendering, SPEC, 64))
-    atomic_files.write_sums(folder)
+    adapter.build_generation_config(rendering.tokenizer).save_pretrained(folder)
+    atomic_files.write_json(folder / "prompt.json", adapter.build_prompt_spec(recipe, rendering, SPEC, 64))
+    atomic_files.write_checksums(folder)
     return folder
 
 
@@ -53,13 +53,13 @@ def folder(trained: Path, tmp_path: Path) -> Path:
 def problems(folder: Path, base: Path = POCKET) -> str:
     prompt = folder / "prompt.json"
     hashes = atomic_files.read_json(prompt)["base"]["sha256"] if prompt.exists() else {}
-    return "\n".join(artifact_checks.of_adapter(folder, base, hashes))
+    return "\n".join(artifact_checks.check_adapter(folder, base, hashes))
 
 
 def resummed(folder: Path) -> None:
     """As if all had been written like this, so that not the hashes tell."""
-    (folder / atomic_files.SUMS).unlink()
-    atomic_files.write_sums(folder)
+    (folder / atomic_files.CHECKSUMS).unlink()
+    atomic_files.write_checksums(folder)
 
 
 def test_what_training_wrote_may_be_served(folder: Path) -> None:
@@ -122,14 +122,14 @@ def test_a_truncated_shard_of_a_merged_model(tmp_path: Path, folder: Path) -> No
     half = len(tensors) // 2
     for number, names in enumerate((list(tensors)[:half], list(tensors)[half:]), 1):
         save_file({name: tensors[name] for name in names}, merged / f"model-{number:05}-of-00002.safetensors")
-    atomic_files.write_sums(merged)
-    assert artifact_checks.of_model(merged) == []
+    atomic_files.write_checksums(merged)
+    assert artifact_checks.check_model(merged) == []
     shard = merged / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1000])
-    (told,) = artifact_checks.of_model(merged)
+    (told,) = artifact_checks.check_model(merged)
     assert shard.name in told and "cut short" in told and "make export" in told
     shard.unlink()
-    (told,) = artifact_checks.of_model(merged)
+    (told,) = artifact_checks.check_model(merged)
     assert f"{shard.name} is missing" in told
 
 
@@ -162,7 +162,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 def test_weights_take_more_memory_than_there_is() -> None:
-    asked = Plan(str(POCKET), "pocket", Serve(cpu_cache_gib=2.0), use_cpu=True)
+    asked = LaunchPlan(str(POCKET), "pocket", Serve(cpu_cache_gib=2.0), use_cpu=True)
     assert launch_plan.memory_problem(asked, 4 * 2**30) is None
     told = launch_plan.memory_problem(asked, 2**30)
     assert told is not None and "not enough memory" in told and "serve.cpu_cache_gib" in told
@@ -174,39 +174,39 @@ def test_int8_is_computed_in_what_the_kernel_for_this_cpu_takes(
 ) -> None:
     monkeypatch.setattr(environment, "cpu_has_amx", lambda: amx)
     folders = ("run/merged", "run/quantized/int8")
-    assert [Plan(one, "small", Serve(), use_cpu=True).dtype for one in folders] == dtypes
-    assert Plan("run/quantized/int8", "small", Serve(dtype="float16"), use_cpu=True).dtype == "float16"
+    assert [LaunchPlan(one, "small", Serve(), use_cpu=True).dtype for one in folders] == dtypes
+    assert LaunchPlan("run/quantized/int8", "small", Serve(dtype="float16"), use_cpu=True).dtype == "float16"
 
 
 def test_an_open_address_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(launch_plan.API_KEY, raising=False)
-    assert launch_plan.key_for(Address("127.0.0.1", 8000)) is None
-    with pytest.raises(RecipeError, match=launch_plan.API_KEY):
-        launch_plan.key_for(Address("0.0.0.0", 8000))  # noqa: S104
-    monkeypatch.setenv(launch_plan.API_KEY, "secret")
-    assert launch_plan.key_for(Address("0.0.0.0", 8000)) == "secret"  # noqa: S104
+    monkeypatch.delenv(launch_plan.API_KEY_VARIABLE, raising=False)
+    assert launch_plan.require_api_key(Address("127.0.0.1", 8000)) is None
+    with pytest.raises(RecipeError, match=launch_plan.API_KEY_VARIABLE):
+        launch_plan.require_api_key(Address("0.0.0.0", 8000))  # noqa: S104
+    monkeypatch.setenv(launch_plan.API_KEY_VARIABLE, "secret")
+    assert launch_plan.require_api_key(Address("0.0.0.0", 8000)) == "secret"  # noqa: S104
 
 
 def test_the_command_serves_adapters_and_hides_the_key(folder: Path) -> None:
-    asked = Plan("base", "base", Serve(), True, adapters={"classifier": folder}, max_lora_rank=8)
-    words = command(asked, Address("127.0.0.1", 8000))
+    asked = LaunchPlan("base", "base", Serve(), True, adapters={"classifier": folder}, max_lora_rank=8)
+    words = vllm_command(asked, Address("127.0.0.1", 8000))
     shown: Callable[[str], Any] = lambda name: words[words.index(name) + 1]  # noqa: E731
     assert (shown("--dtype"), shown("--max-lora-rank"), shown("--load-format")) == ("float32", "8", "safetensors")
     assert shown("--lora-modules") == f"classifier={folder}"
     assert shown("--allowed-media-domains") == "none.invalid"
     assert json.loads(shown("--override-generation-config")) == {"temperature": 0.0}
-    assert settings(asked, "secret")["VLLM_API_KEY"] == "secret" and "secret" not in " ".join(words)
-    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in settings(asked, None)
+    assert vllm_environment(asked, "secret")["VLLM_API_KEY"] == "secret" and "secret" not in " ".join(words)
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in vllm_environment(asked, None)
 
 
-def planned(folder: Path, name: str = "smol", base: str = "/models/smol") -> tuple[Served, Plan]:
+def planned(folder: Path, name: str = "smol", base: str = "/models/smol") -> tuple[ServedModel, LaunchPlan]:
     """What serves an adapter folder whose base bears a name."""
     prompt = atomic_files.read_json(folder / "prompt.json")
     atomic_files.write_json(folder / "prompt.json", prompt | {"base": prompt["base"] | {"name": base}})
     resummed(folder)
     recipe = load("classifier", ["model.quantization=none"], "cpu").recipe
-    served = Served(name, Run(folder.parent), recipe, "adapter")
-    return served, launch_plan.of([served], recipe.serve)
+    served = ServedModel(name, Run(folder.parent), recipe, "adapter")
+    return served, launch_plan.plan_launch([served], recipe.serve)
 
 
 def test_a_base_that_is_named_like_a_recipe_gets_another_name(folder: Path) -> None:
@@ -219,31 +219,31 @@ def test_a_base_that_is_named_like_a_recipe_gets_another_name(folder: Path) -> N
 
 def test_vllm_gets_template_tokenizer_and_stop_of_the_training(folder: Path) -> None:
     _, made = planned(folder)
-    words = command(made, Address("127.0.0.1", 1))
+    words = vllm_command(made, Address("127.0.0.1", 1))
     following = dict(pairwise(words))
     assert following["--chat-template"] == str(folder / "chat_template.jinja")
     assert following["--tokenizer"] == following["--generation-config"] == str(folder)
     assert following["--tokenizer-mode"] == "hf"
     # Of an earlier version of this project, without a generation config.
     (folder / "generation_config.json").unlink()
-    assert dict(pairwise(command(made, Address("127.0.0.1", 1))))["--generation-config"] == "vllm"
+    assert dict(pairwise(vllm_command(made, Address("127.0.0.1", 1))))["--generation-config"] == "vllm"
 
 
 def test_a_version_with_another_template_or_stop_is_not_loaded_beside(folder: Path, tmp_path: Path) -> None:
     served, running = planned(folder)
-    assert gateway.not_beside(running, served) is None
+    assert gateway.find_incompatibility(running, served) is None
     other = shutil.copytree(folder, tmp_path / "later" / "adapter")
     later = replace(served, run=Run(other.parent))
     prompt = atomic_files.read_json(other / "prompt.json")
     atomic_files.write_json(other / "prompt.json", prompt | {"stop": "<|user|>"})
     resummed(other)
-    assert "another stop token" in str(gateway.not_beside(running, later))
+    assert "another stop token" in str(gateway.find_incompatibility(running, later))
     template = other / "chat_template.jinja"
     template.write_text(template.read_text(encoding="utf-8") + "{# later #}", encoding="utf-8")
     sha256 = atomic_files.sha256(template)
     atomic_files.write_json(other / "prompt.json", prompt | {"chat_template_sha256": sha256})
     resummed(other)
-    assert "its chat template is another" in str(gateway.not_beside(running, later))
+    assert "its chat template is another" in str(gateway.find_incompatibility(running, later))
 
 
 def test_a_base_folder_that_is_gone_is_told(folder: Path, tmp_path: Path) -> None:
@@ -251,4 +251,4 @@ def test_a_base_folder_that_is_gone_is_told(folder: Path, tmp_path: Path) -> Non
     there, _ = planned(folder)
     gone = there.recipe.with_model(base=str(tmp_path / "gone"), quantization="none")
     with pytest.raises(RecipeError, match="there is no such folder"):
-        launch_plan.base_of(replace(there, recipe=gone), Serve())
+        launch_plan.locate_base(replace(there, recipe=gone), Serve())

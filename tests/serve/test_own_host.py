@@ -8,8 +8,8 @@ import pytest
 
 from insource.config.schema.serving_and_cost import Serve
 from serve.vllm import server_process
-from serve.vllm.host_check import OwnHost
-from serve.vllm.server_process import Address, Plan
+from serve.vllm.host_check import HostCheck
+from serve.vllm.server_process import Address, LaunchPlan
 
 
 def answered(kind: str = "http", **headers: str) -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ def answered(kind: str = "http", **headers: str) -> list[dict[str, Any]]:
         return {"type": "http.request"}
 
     given = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    asyncio.run(OwnHost(app)({"type": kind, "headers": given}, receive, send))
+    asyncio.run(HostCheck(app)({"type": kind, "headers": given}, receive, send))
     return sent
 
 
@@ -55,8 +55,8 @@ def test_a_socket_of_a_web_page_is_closed_and_what_has_no_headers_passes() -> No
 
 
 def test_it_stands_before_what_needs_no_key_and_listens_on_a_port() -> None:
-    plan = Plan("base", "base", Serve(), use_cpu=True)
+    plan = LaunchPlan("base", "base", Serve(), use_cpu=True)
     port, socket = Address("127.0.0.1", 8000), Address(socket=Path("vllm.sock"))
-    assert server_process.OWN_HOST in server_process.command(plan, port)
-    assert server_process.OWN_HOST not in server_process.command(plan, port, with_key=True)
-    assert server_process.OWN_HOST not in server_process.command(plan, socket)
+    assert server_process.HOST_CHECK in server_process.vllm_command(plan, port)
+    assert server_process.HOST_CHECK not in server_process.vllm_command(plan, port, with_key=True)
+    assert server_process.HOST_CHECK not in server_process.vllm_command(plan, socket)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from insource.backends.types import Received, Usage
+from insource.backends.types import Completion, Usage
 from insource.config.load import load
 from insource.config.schema.serving_and_cost import Parity
 from insource.stats import metric_stats, paired
 from insource.tracking.run import Run
 from serve.parity import check, report_text
-from serve.parity.check import Flip, Found, Probe, Same, ScoreDifference
+from serve.parity.check import Mismatch, ParityProbe, ParityResult, SameWeightsAgreement, ScoreDifference
 from serve.vllm import launch_plan, server_process
 
 PARITY = Parity()
@@ -20,22 +20,24 @@ PARITY = Parity()
 
 def lost(value: float, trained: float, low: float, high: float) -> ScoreDifference:
     """A difference of accuracy on 500 rows, with an interval that is given."""
-    seen = paired.of(metric_stats.of_scores([1.0] * 500), metric_stats.of_scores([1.0] * 500))
+    seen = paired.compute_paired_difference(
+        metric_stats.mean_metric([1.0] * 500), metric_stats.mean_metric([1.0] * 500)
+    )
     return ScoreDifference("accuracy", value, trained, replace(seen, delta=value - trained, low=low, high=high))
 
 
-def found(**changes: Any) -> Found:
-    flip = Flip("T000017", "refund_status", "billing_dispute", 0.02)
+def found(**changes: Any) -> ParityResult:
+    flip = Mismatch("T000017", "refund_status", "billing_dispute", 0.02)
     what: dict[str, Any] = {
         "which": "adapter",
         "n": 500,
         "prompt_ids_equal": 1.0,
         "first_other_prompt": None,
-        "same": Same(500, 0.998, [flip]),
+        "same": SameWeightsAgreement(500, 0.998, [flip]),
         "other": lost(0.862, 0.864, -0.008, 0.004),
         "valid": {"grammar": (1.0, 500), "none": (0.97, 100)},
     }
-    return Found(**(what | changes))
+    return ParityResult(**(what | changes))
 
 
 def test_all_floors_hold() -> None:
@@ -49,46 +51,48 @@ def test_one_prompt_that_is_read_otherwise_is_too_many() -> None:
 
 
 def test_the_same_weights_must_agree() -> None:
-    flips = [Flip(f"T{n}", "a", "b", 3.0) for n in range(6)]
-    (told,) = found(same=Same(500, 0.988, flips)).failures(PARITY)
+    flips = [Mismatch(f"T{n}", "a", "b", 3.0) for n in range(6)]
+    (told,) = found(same=SameWeightsAgreement(500, 0.988, flips)).failures(PARITY)
     assert "98.8% of 500" in told and "99.0%" in told and "first row T0: 'b' where transformers answers 'a'" in told
-    assert found(same=Same(500, 0.988, flips)).failures(Parity(same_weights=0.98)) == []
+    assert found(same=SameWeightsAgreement(500, 0.988, flips)).failures(Parity(same_weights=0.98)) == []
 
 
 def test_rows_within_rounding_are_told_apart_and_not_held_against_what_is_served() -> None:
-    close = [Flip(f"T{n}", "a", "b", 0.1) for n in range(40)]
-    assert found(same=Same(500, 1.0, [], close)).failures(PARITY) == []
-    (told,) = found(same=Same(500, 0.98, [Flip("T99", "a", "b", 2.0)] * 10, close)).failures(PARITY)
+    close = [Mismatch(f"T{n}", "a", "b", 0.1) for n in range(40)]
+    assert found(same=SameWeightsAgreement(500, 1.0, [], close)).failures(PARITY) == []
+    (told,) = found(same=SameWeightsAgreement(500, 0.98, [Mismatch("T99", "a", "b", 2.0)] * 10, close)).failures(PARITY)
     assert "98.0% of 500" in told and "(40 more differ within rounding)" in told and "first row T99" in told
     report = {"start_seconds": {"adapter": 31.4}, "repeated": []}
-    assert "| 100.0% of 500, and 40 within rounding |" in report_text.markdown(
-        "classifier", report, [found(same=Same(500, 1.0, [], close))], PARITY
+    assert "| 100.0% of 500, and 40 within rounding |" in report_text.parity_markdown(
+        "classifier", report, [found(same=SameWeightsAgreement(500, 1.0, [], close))], PARITY
     )
 
 
 def test_what_counts_as_rounding_follows_the_type_that_is_computed_in(tmp_path: Path) -> None:
     def of(hardware: str, dtype: str = "auto") -> float:
         recipe = load("classifier", [f"serve.dtype={dtype}"], hardware).recipe
-        return launch_plan.rounding(launch_plan.Served("classifier", Run(tmp_path), recipe, "adapter"), recipe.serve)
+        return launch_plan.rounding_tolerance(
+            launch_plan.ServedModel("classifier", Run(tmp_path), recipe, "adapter"), recipe.serve
+        )
 
     assert of("cpu") == 0.0
     assert of("cpu", "bfloat16") == of("gpu") == of("gpu", "float32") == 0.25
     assert 0 < of("cpu", "float16") < 0.05
-    received = [Received(text, "classifier", Usage(1, 1), "stop") for text in ("a", "b", "b", "b", *"a" * 16)]
+    received = [Completion(text, "classifier", Usage(1, 1), "stop") for text in ("a", "b", "b", "b", *"a" * 16)]
     margins = [3.0, 3.0, 0.1, None, *[3.0] * 16]
     trained = [{"id": f"T{at}", "answer": "a", "margin": margin} for at, margin in enumerate(margins)]
     for rounding, flips, close in ((0.25, ["T1", "T3"], ["T2"]), (0.0, ["T1", "T2", "T3"], [])):
-        probed = Probe(None, {}, [], trained, True, rounding)  # type: ignore[arg-type]
-        same = check._same(probed, received)
+        probed = ParityProbe(None, {}, [], trained, True, rounding)  # type: ignore[arg-type]
+        same = check._compare_answers(probed, received)
         assert ([one.id for one in same.flips], [one.id for one in same.close]) == (flips, close)
         assert same.agreement == 1 - len(flips) / 20
 
 
 def test_rounding_does_not_excuse_a_model_that_answers_otherwise_everywhere() -> None:
     # Every long answer has a token with a small margin.
-    received = [Received("", "classifier", Usage(1, 1), "stop") for _ in range(500)]
+    received = [Completion("", "classifier", Usage(1, 1), "stop") for _ in range(500)]
     trained = [{"id": f"T{at}", "answer": "a", "margin": 0.1} for at in range(500)]
-    same = check._same(Probe(None, {}, [], trained, True, 0.25), received)  # type: ignore[arg-type]
+    same = check._compare_answers(ParityProbe(None, {}, [], trained, True, 0.25), received)  # type: ignore[arg-type]
     assert same.agreement == 0 and len(same.flips) == 500 and not same.close
 
 
@@ -111,7 +115,9 @@ def test_the_table_names_what_differs_and_how_close_it_was() -> None:
         "start_seconds": {"adapter": 31.4, "quantized/int8": 28.0},
         "repeated": [{"which": "adapter", "concurrency": 64, "n": 500, "differ": 2}],
     }
-    text = report_text.markdown("classifier", report, [found(), found(which="quantized/int8", same=None)], PARITY)
+    text = report_text.parity_markdown(
+        "classifier", report, [found(), found(which="quantized/int8", same=None)], PARITY
+    )
     assert "| adapter | 100.0% | 99.8% of 500 | 86.2% | -0.2% (-0.8% to +0.4%) | non-inferior | 31 s |" in text
     assert "row T000017: 'billing_dispute', in transformers 'refund_status'" in text and "1.02 times" in text
     assert "64 at a time: 2 of 500 answers differ" in text
@@ -129,24 +135,26 @@ INFO 11-21 10:00:00 [api_server.py:12] vLLM API server version 0.32.0
 
 
 def test_the_servers_own_words_are_its_errors_without_tracebacks() -> None:
-    said = server_process.own_words(LOG)
+    said = server_process.extract_errors(LOG)
     assert said == [
         "ValueError: No available memory for the cache blocks.",
         "RuntimeError: Engine core initialization failed.",
     ]
-    assert "up to 0.95" in server_process.hint("\n".join(said)) and server_process.hint("ok") == ""
+    assert (
+        "up to 0.95" in server_process.known_error_hint("\n".join(said)) and server_process.known_error_hint("ok") == ""
+    )
     taken = (
         "ValueError: Free memory on device cuda:0 (20.9/23.6 GiB) on startup is less than desired GPU memory "
         "utilization (0.9, 21.24 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
     )
-    assert "a lower serve.gpu_memory_utilization" in server_process.hint(taken) and "0.95" not in server_process.hint(
+    assert "a lower serve.gpu_memory_utilization" in server_process.known_error_hint(
         taken
-    )
+    ) and "0.95" not in server_process.known_error_hint(taken)
     beyond = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
-    assert "a lower serve.gpu_memory_utilization" in server_process.hint(beyond)
+    assert "a lower serve.gpu_memory_utilization" in server_process.known_error_hint(beyond)
     pydantic = "pydantic_core.ValidationError: 1 validation error for ModelConfig\n  Value error, too long [type=v]\n"
-    assert server_process.own_words(pydantic)[0].endswith("for ModelConfig Value error, too long [type=v]")
-    assert server_process.own_words("one\n\ntwo\n") == ["one", "two"]
+    assert server_process.extract_errors(pydantic)[0].endswith("for ModelConfig Value error, too long [type=v]")
+    assert server_process.extract_errors("one\n\ntwo\n") == ["one", "two"]
 
 
 def test_a_port_that_is_taken_is_told_with_one_that_is_free() -> None:
@@ -159,7 +167,7 @@ def test_a_port_that_is_taken_is_told_with_one_that_is_free() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(RecipeError, match=rf"127\.0\.0\.1:{port} cannot be listened at: .* SET=serve\.port=\d+"):
-            server_process.check_free("127.0.0.1", port)
-    server_process.check_free("127.0.0.1", port)
+            server_process.check_port_free("127.0.0.1", port)
+    server_process.check_port_free("127.0.0.1", port)
     with pytest.raises(RecipeError, match="cannot be listened at"):
-        server_process.check_free("192.0.2.1", 8000)
+        server_process.check_port_free("192.0.2.1", 8000)

@@ -11,19 +11,21 @@ from insource.config.errors import StageError
 from insource.config.schema.serving_and_cost import Serve
 from serve import server
 from serve.vllm import server_process
-from serve.vllm.server_process import Address, Engine, Plan
+from serve.vllm.server_process import Address, LaunchPlan, VllmProcess
 from tests.helpers.gateway import stand_in_vllm
 
 
 def test_a_failed_start_is_tried_again_and_counts_as_a_death(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(server_process, "MODULE", "tests.helpers.gateway.stand_in_vllm")
-    monkeypatch.setattr(server, "_WATCH_SECONDS", 0.05)
-    monkeypatch.setenv(stand_in_vllm.FOLDER, str(tmp_path))
-    vllm = Engine(Plan("model", "model", Serve(), use_cpu=True), Address(socket=tmp_path / "s.sock"), tmp_path / "log")
-    with server.stopped_at_the_end(vllm):
-        server.started(vllm)
+    monkeypatch.setattr(server_process, "VLLM_MODULE", "tests.helpers.gateway.stand_in_vllm")
+    monkeypatch.setattr(server, "_POLL_SECONDS", 0.05)
+    monkeypatch.setenv(stand_in_vllm.FOLDER_VARIABLE, str(tmp_path))
+    vllm = VllmProcess(
+        LaunchPlan("model", "model", Serve(), use_cpu=True), Address(socket=tmp_path / "s.sock"), tmp_path / "log"
+    )
+    with server.stop_on_exit(vllm):
+        server.start_and_wait(vllm)
         (tmp_path / "no_start").touch()
         killed = [vllm.pid]
         os.kill(vllm.pid, signal.SIGKILL)
@@ -31,13 +33,13 @@ def test_a_failed_start_is_tried_again_and_counts_as_a_death(
         def kill_again() -> None:
             """Twice more, each time that it is up: with the failed start that is too often."""
             while len(killed) < 3:
-                if vllm.alive() and vllm.pid not in killed and server_process.healthy(vllm.address):
+                if vllm.alive() and vllm.pid not in killed and server_process.is_healthy(vllm.address):
                     killed.append(vllm.pid)
                     os.kill(vllm.pid, signal.SIGKILL)
                 threading.Event().wait(0.05)
 
         threading.Thread(target=kill_again, daemon=True).start()
         with pytest.raises(StageError, match="has failed 4 times"):
-            server.watch(vllm, [], None)
+            server.restart_loop(vllm, [], None)
     said = capfd.readouterr().err
     assert "did not start again" in said and "not enough memory" in said

@@ -19,12 +19,12 @@ OTHER = {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"}
 def test_served_answers_are_the_trained_ones_under_other_arithmetic(small_recipe: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     stages = (
-        ("train", *commands.TRAINED),
+        ("train", *commands.TRAIN_SETTINGS),
         ("train.export", "export.quantize=none"),
         ("serve.parity", "export.quantize=none"),
     )
     for stage, *words in stages:
-        answer = commands.call(runs, stage, small_recipe, *words, **OTHER)
+        answer = commands.run_command(runs, stage, small_recipe, *words, **OTHER)
         assert answer.returncode == 0, answer.stderr
         assert "gemm_4bit_forward" not in answer.stderr
     report = atomic_files.read_json(Run((runs / "small" / "latest").resolve()).folder / "parity.json")

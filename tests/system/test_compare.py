@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from insource.system import atomic_files
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from insource.tracking import dashboard, wandb_comparison
 from insource.tracking.run import Run
 from serve.vllm import client, launch_plan, server_process
-from serve.vllm.launch_plan import Served
-from serve.vllm.server_process import Address, Engine
+from serve.vllm.launch_plan import ServedModel
+from serve.vllm.server_process import Address, VllmProcess
 from tests.helpers import commands
 from train import worker
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with one trained, and merged beside it."""
-    folder = commands.exported(tmp_path_factory, small_recipe, "compare")
+    folder = commands.exported_runs(tmp_path_factory, small_recipe, "compare")
     shutil.rmtree(run_in(folder).folder / "quantized")
     return folder
 
@@ -37,13 +37,13 @@ def run_in(runs: Path) -> Run:
 def stand_in(runs: Path) -> Iterator[str]:
     """The untuned base behind both wires, as a provider would be: the address of the server."""
     here = run_in(runs)
-    served = Served("small", here, here.recipe(), "adapter")
+    served = ServedModel("small", here, here.recipe(), "adapter")
     address = Address("127.0.0.1", server_process.free_port())
-    vllm = Engine(launch_plan.of_base(served, here.recipe().serve), address, runs.parent / "stand-in.log")
+    vllm = VllmProcess(launch_plan.plan_base_launch(served, here.recipe().serve), address, runs.parent / "stand-in.log")
     vllm.start()
     try:
         vllm.wait_ready()
-        yield client.origin(address)
+        yield client.client_url(address)
     finally:
         vllm.stop()
 
@@ -76,7 +76,7 @@ def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
     runs: Path, small_recipe: Path, stand_in: str
 ) -> None:
     words = asked(runs, stand_in)
-    answer = commands.call(runs, "compare", small_recipe, *words, OPENAI_API_KEY="")
+    answer = commands.run_command(runs, "compare", small_recipe, *words, OPENAI_API_KEY="")
     assert answer.returncode == 0, answer.stderr
     here = run_in(runs)
     scores = atomic_files.read_json(here.folder / "scores.json")
@@ -120,13 +120,15 @@ def test_every_system_is_asked_scored_and_reported_and_nothing_twice(
     predicted = list(atomic_files.read_jsonl(here.folder / "predictions" / "tuned.jsonl"))
     assert len(predicted) == n and all(0 <= row["confidence"] <= 1 for row in predicted)
 
-    again = commands.call(runs, "compare", small_recipe, *words, OPENAI_API_KEY="", FRESH="1")
+    again = commands.run_command(runs, "compare", small_recipe, *words, OPENAI_API_KEY="", FRESH="1")
     assert again.returncode == 0, again.stderr
     assert "vllm      starting" not in again.stderr
     after = atomic_files.read_json(here.folder / "scores.json")
     assert metrics(after) == metrics(scores)
     assert len(list(atomic_files.read_jsonl(runs / "small" / "ledger.jsonl"))) == 1
-    changed = commands.call(runs, "compare", small_recipe, *words, "compare.primary.margin=0.2", OPENAI_API_KEY="")
+    changed = commands.run_command(
+        runs, "compare", small_recipe, *words, "compare.primary.margin=0.2", OPENAI_API_KEY=""
+    )
     assert changed.returncode == 0, changed.stderr
     explored = atomic_files.read_json(here.folder / "scores.json")
     assert not explored["plan"]["confirmatory"] and "margin was 0.02" in explored["plan"]["why_not"]
@@ -136,7 +138,7 @@ def test_a_form_that_cannot_be_served_gives_way_and_other_weights_are_compared(r
     # The merged model is made of the base that was trained on, and the recipe asks for the published one.
     words = ("serve.base=published", "compare.primary=null", "compare.base_shots=0", "compare.explore_rows=50")
     words += ("compare.tuned_shots=1",)
-    answer = commands.call(runs, "compare", small_recipe, *words)
+    answer = commands.run_command(runs, "compare", small_recipe, *words)
     assert answer.returncode == 0, answer.stderr
     here = run_in(runs)
     scores = atomic_files.read_json(here.folder / "scores.json")
@@ -162,22 +164,22 @@ def test_every_panel_of_the_dashboard_reads_a_field_that_there_is(runs: Path, sm
     here = run_in(runs)
     logged = {name for row in atomic_files.read_jsonl(here.folder / "metrics.jsonl") for name in row}
     scores, recipe = atomic_files.read_json(here.folder / "scores.json"), here.recipe()
-    trained = worker.headline(KINDS[recipe.task.variant], here.stage("train")["metrics"]["validation"])
-    there = logged | set(trained) | set(wandb_comparison.summary(scores))
-    for title, panels in dashboard.sections(recipe).items():
+    trained = worker.wandb_headline(TASKS[recipe.task.variant], here.stage("train")["metrics"]["validation"])
+    there = logged | set(trained) | set(wandb_comparison.build_summary(scores))
+    for title, panels in dashboard.build_sections(recipe).items():
         for panel in panels:
             assert set(panel.fields) <= there, (title, panel.title)
-    answer = commands.call(runs, "insource.tracking.dashboard", small_recipe, WANDB_API_KEY="", HOME=str(runs))
+    answer = commands.run_command(runs, "insource.tracking.dashboard", small_recipe, WANDB_API_KEY="", HOME=str(runs))
     assert answer.returncode == 0, answer.stderr
     assert "not logged in to W&B" in answer.stderr
     told = (runs / "small" / "dashboard.json").read_text(encoding="utf-8")
-    for panels in dashboard.sections(recipe).values():
+    for panels in dashboard.build_sections(recipe).values():
         assert all(field in told for panel in panels for field in panel.fields)
 
 
 def test_the_test_set_stays_shut_in_a_dry_run(runs: Path, small_recipe: Path) -> None:
     before = atomic_files.sha256(runs / "small" / "ledger.jsonl") if (runs / "small" / "ledger.jsonl").exists() else ""
-    answer = commands.call(runs, "compare", small_recipe, "--dry-run", "compare.budget_usd=1")
+    answer = commands.run_command(runs, "compare", small_recipe, "--dry-run", "compare.budget_usd=1")
     assert answer.returncode == 0, answer.stderr
     assert "would ask" in answer.stdout
     assert before == (atomic_files.sha256(runs / "small" / "ledger.jsonl") if before else "")
@@ -188,7 +190,7 @@ def test_a_test_set_that_was_touched_is_refused(runs: Path, small_recipe: Path) 
     kept = path.read_bytes()
     try:
         path.write_bytes(kept + kept.splitlines(keepends=True)[0])
-        answer = commands.call(runs, "compare", small_recipe)
+        answer = commands.run_command(runs, "compare", small_recipe)
     finally:
         path.write_bytes(kept)
     assert answer.returncode == 1 and "is not as `make data` wrote it" in answer.stderr

@@ -19,14 +19,14 @@ from insource.system import atomic_files, environment
 from insource.tracking.base_models import base_store
 from insource.tracking.run import Run
 from tests.conftest import ROOT
-from tests.helpers.commands import call, exported, settings
+from tests.helpers.commands import command_env, exported_runs, run_command
 from train.export import quantize
 
 
 @pytest.fixture(scope="module")
 def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with one trained, merged and quantized."""
-    return exported(tmp_path_factory, small_recipe, "export")
+    return exported_runs(tmp_path_factory, small_recipe, "export")
 
 
 @pytest.fixture
@@ -44,10 +44,10 @@ def test_all_that_a_server_needs_is_there_and_hashed(runs: Path) -> None:
     here = run_in(runs)
     for form in ("merged", "quantized/int8"):
         folder = here.folder / form
-        assert atomic_files.changed(folder) == []
+        assert atomic_files.find_changes(folder) == []
         there = {path.name for path in folder.iterdir()}
         assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "prompt.json",
-                "README.md", "export.json", atomic_files.SUMS} <= there  # fmt: skip
+                "README.md", "export.json", atomic_files.CHECKSUMS} <= there  # fmt: skip
         assert not [name for name in there if name.endswith((".bin", ".pt", ".pkl"))]
         assert (folder / "prompt.json").read_bytes() == (here.folder / "adapter" / "prompt.json").read_bytes()
     prompt = atomic_files.read_json(here.folder / "merged" / "prompt.json")
@@ -76,7 +76,7 @@ def test_the_merged_model_is_base_and_adapter(runs: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     here = run_in(runs)
-    trained = base_store.trained(atomic_files.read_json(here.folder / "adapter" / "prompt.json"))
+    trained = base_store.get_trained_record(atomic_files.read_json(here.folder / "adapter" / "prompt.json"))
     assert trained is not None and trained["quantization"] == "nf4"
     base = AutoModelForCausalLM.from_pretrained(base_store.find(here.folder, trained["digest"]), dtype=torch.float32)
     merged = AutoModelForCausalLM.from_pretrained(here.folder / "merged", dtype=torch.float32)
@@ -104,17 +104,17 @@ def test_references_are_the_answers_of_the_trained_weights(runs: Path) -> None:
 @pytest.mark.slow
 def test_called_again_it_writes_only_what_is_not_as_it_was(copied: Path, small_recipe: Path) -> None:
     here = run_in(copied)
-    answer = call(copied, "train.export", small_recipe)
+    answer = run_command(copied, "train.export", small_recipe)
     assert answer.returncode == 0 and answer.stderr.count("unchanged") == 2
     weights = here.folder / "merged" / "model.safetensors"
     before = atomic_files.sha256(weights)
     weights.write_bytes(weights.read_bytes()[:-100])
     (here.folder / "quantized" / "int8" / "SHA256SUMS").unlink()
-    answer = call(copied, "train.export", small_recipe)
+    answer = run_command(copied, "train.export", small_recipe)
     assert answer.returncode == 0, answer.stderr
     assert "unchanged" not in answer.stderr
     assert atomic_files.sha256(weights) == before
-    published = call(copied, "train.export", small_recipe, "serve.base=published", "export.quantize=none")
+    published = run_command(copied, "train.export", small_recipe, "serve.base=published", "export.quantize=none")
     assert published.returncode == 0, published.stderr
     assert atomic_files.sha256(weights) != before
     assert atomic_files.read_json(weights.parent / "export.json")["base"] == "published"
@@ -122,15 +122,15 @@ def test_called_again_it_writes_only_what_is_not_as_it_was(copied: Path, small_r
 
 @pytest.mark.slow
 def test_a_base_that_was_removed_is_written_again(copied: Path, small_recipe: Path) -> None:
-    (base,) = [path for path in (copied / base_store.BASES).iterdir() if path.is_dir()]
-    before = atomic_files.sums(base)
+    (base,) = [path for path in (copied / base_store.BASES_FOLDER).iterdir() if path.is_dir()]
+    before = atomic_files.read_checksums(base)
     shutil.rmtree(base)
     shutil.rmtree(run_in(copied).folder / "merged")
-    told = call(copied, "serve", small_recipe, "serve.model=adapter", "--dry-run")
+    told = run_command(copied, "serve", small_recipe, "serve.model=adapter", "--dry-run")
     assert told.returncode == 2 and "make export" in told.stderr
-    answer = call(copied, "train.export", small_recipe)
+    answer = run_command(copied, "train.export", small_recipe)
     assert answer.returncode == 0, answer.stderr
-    assert atomic_files.sums(base) == before
+    assert atomic_files.read_checksums(base) == before
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ def test_killed_at_any_moment_it_leaves_nothing_half_and_goes_on(copied: Path, s
         shutil.rmtree(here.folder / "merged", ignore_errors=True)
         asked = [sys.executable, "-m", "train.export", str(small_recipe), "--hardware", "cpu"]
         process = subprocess.Popen(
-            asked, cwd=ROOT, env=settings(copied), stderr=subprocess.DEVNULL, start_new_session=True
+            asked, cwd=ROOT, env=command_env(copied), stderr=subprocess.DEVNULL, start_new_session=True
         )
         while not list(here.folder.glob(".merged.*")) and process.poll() is None:
             time.sleep(0.02)
@@ -148,11 +148,11 @@ def test_killed_at_any_moment_it_leaves_nothing_half_and_goes_on(copied: Path, s
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not (here.folder / "merged").exists()
-    answer = call(copied, "train.export", small_recipe)
+    answer = run_command(copied, "train.export", small_recipe)
     assert answer.returncode == 0, answer.stderr
     assert (
-        atomic_files.changed(here.folder / "merged") == []
-        and atomic_files.changed(here.folder / "quantized" / "int8") == []
+        atomic_files.find_changes(here.folder / "merged") == []
+        and atomic_files.find_changes(here.folder / "quantized" / "int8") == []
     )
     assert not list(here.folder.glob(".merged.*"))
 
@@ -161,19 +161,19 @@ def test_killed_at_any_moment_it_leaves_nothing_half_and_goes_on(copied: Path, s
 def test_an_adapter_that_was_changed_is_not_exported(copied: Path, small_recipe: Path) -> None:
     here = run_in(copied)
     (here.folder / "adapter" / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
-    answer = call(copied, "train.export", small_recipe)
+    answer = run_command(copied, "train.export", small_recipe)
     assert answer.returncode == 1
     assert "chat_template.jinja was changed" in answer.stderr and "train again" in answer.stderr
 
 
 def test_no_run_is_told_with_what_would_do(small_recipe: Path, tmp_path: Path) -> None:
-    answer = call(tmp_path / "runs", "train.export", small_recipe)
+    answer = run_command(tmp_path / "runs", "train.export", small_recipe)
     assert answer.returncode == 2 and "no finished run" in answer.stderr and "make train RECIPE=small" in answer.stderr
 
 
 def test_what_the_hardware_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def schemes(*overrides: str) -> list[str]:
-        return quantize.schemes(load("classifier", overrides, "cpu").recipe)
+        return quantize.list_schemes(load("classifier", overrides, "cpu").recipe)
 
     assert schemes() == ["int8"] and schemes("export.quantize=none") == []
     monkeypatch.setattr(environment, "cpu_serves_w4a16", lambda: True)
@@ -188,7 +188,7 @@ def test_what_the_hardware_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_four_bit_weights_are_within_half_a_step_of_the_merged_ones(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-    quantize.data_free(POCKET, "W4A16", tmp_path / "w4a16", "5GB")
+    quantize.quantize_data_free(POCKET, "W4A16", tmp_path / "w4a16", "5GB")
     told = atomic_files.read_json(tmp_path / "w4a16" / "config.json")["quantization_config"]
     assert told["format"] == "pack-quantized" and told["config_groups"]["group_0"]["weights"]["num_bits"] == 4
     whole = AutoModelForCausalLM.from_pretrained(POCKET, dtype=torch.float32).state_dict()

@@ -25,8 +25,8 @@ IN_FLIGHT, SOME = 200, 20
 @pytest.fixture(scope="module")
 def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with two trained, from different seeds."""
-    folder = commands.exported(tmp_path_factory, small_recipe, "gateway")
-    answer = commands.call(folder, "train", small_recipe, *commands.TRAINED, "train.seed=2")
+    folder = commands.exported_runs(tmp_path_factory, small_recipe, "gateway")
+    answer = commands.run_command(folder, "train", small_recipe, *commands.TRAIN_SETTINGS, "train.seed=2")
     assert answer.returncode == 0, answer.stderr
     return folder
 
@@ -37,9 +37,9 @@ def trained(runs: Path) -> list[Run]:
 
 
 def deploy(runs: Path, recipe: Path, run: Run) -> str:
-    answer = commands.call(runs, "deploy", recipe, "--run", run.id, FORCE="1")
+    answer = commands.run_command(runs, "deploy", recipe, "--run", run.id, FORCE="1")
     assert answer.returncode == 0, answer.stderr
-    return registry.version_of(run.folder / "adapter")
+    return registry.compute_version(run.folder / "adapter")
 
 
 @pytest.mark.slow(minutes=5)
@@ -49,11 +49,13 @@ def test_a_version_is_deployed_and_rolled_back_under_load(runs: Path, small_reci
     port, log = server_process.free_port(), tmp_path / "gateway.log"
     place = runs.parent / "registry" / "small"
     secret = {"INSOURCE_API_KEY": "secret"}
-    with commands.staying(runs, log, "deploy.gateway", small_recipe, f"serve.port={port}", **secret) as process:
+    with commands.background_command(
+        runs, log, "deploy.gateway", small_recipe, f"serve.port={port}", **secret
+    ) as process:
         commands.wait_for(log, "ready     ", process)
         prompt = atomic_files.read_json(first.folder / "adapter" / "prompt.json")
         answers = asyncio.run(under_load(port, prompt, lambda: deploy(runs, small_recipe, second), log))
-        two = registry.current(place)
+        two = registry.current_version(place)
         assert two is not None and two != one
         assert {status for status, _, _ in answers} == {200}
         versions = Counter(version for _, version, _ in answers)
@@ -73,13 +75,13 @@ def test_a_version_is_deployed_and_rolled_back_under_load(runs: Path, small_reci
         said = commands.wait_for(log, "refused   small@", process, times=2)
         assert "vLLM reads other token ids for its prompts than were trained on, from token 4 of" in said
 
-        answer = commands.call(runs, "deploy", small_recipe, "--rollback", "--to", one)
+        answer = commands.run_command(runs, "deploy", small_recipe, "--rollback", "--to", one)
         assert answer.returncode == 0, answer.stderr
         commands.wait_for(log, f"current   small@{one}", process, times=2)
         answers = asyncio.run(asked(port, prompt, 8))
         assert {(status, version) for status, version, _ in answers} == {(200, one)}
 
-        for child in commands.below(process.pid):
+        for child in commands.child_pids(process.pid):
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         commands.wait_for(log, "vllm      died, ", process)
@@ -87,10 +89,10 @@ def test_a_version_is_deployed_and_rolled_back_under_load(runs: Path, small_reci
         assert set(refusals) == {(503, True)}
         assert (answer[0], answer[1]) == (200, one)
 
-        children = commands.below(process.pid)
+        children = commands.child_pids(process.pid)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-        assert commands.running(children) == []
+        assert commands.running_pids(children) == []
 
 
 def broken(adapter: Path) -> None:
@@ -103,8 +105,8 @@ def broken(adapter: Path) -> None:
     prompt = atomic_files.read_json(adapter / "prompt.json")
     prompt["references"]["sha256"] = atomic_files.sha256(path)
     atomic_files.write_json(adapter / "prompt.json", prompt)
-    (adapter / atomic_files.SUMS).unlink()
-    atomic_files.write_sums(adapter)
+    (adapter / atomic_files.CHECKSUMS).unlink()
+    atomic_files.write_checksums(adapter)
 
 
 def asked_otherwise(adapter: Path) -> None:
@@ -112,8 +114,8 @@ def asked_otherwise(adapter: Path) -> None:
     prompt = atomic_files.read_json(adapter / "prompt.json")
     prompt["prompt_ids"][3] += 1
     atomic_files.write_json(adapter / "prompt.json", prompt)
-    (adapter / atomic_files.SUMS).unlink()
-    atomic_files.write_sums(adapter)
+    (adapter / atomic_files.CHECKSUMS).unlink()
+    atomic_files.write_checksums(adapter)
 
 
 async def under_load(port: int, prompt: dict[str, Any], change: Any, log: Path) -> list[tuple[int, str, str]]:
@@ -148,7 +150,7 @@ async def patiently(port: int, prompt: dict[str, Any]) -> tuple[list[tuple[int, 
     """Asks until there is an answer. Returns the refusals, as (status, whether it says when to ask again), and it."""
     refusals = []
     async with session(port) as asking:
-        for _ in range(commands.PATIENCE_SECONDS):
+        for _ in range(commands.TIMEOUT_SECONDS):
             async with asking.get("/health") as health:
                 ready = health.status == 200
             async with asking.post("/v1/chat/completions", json=body(prompt, "message")) as answer:

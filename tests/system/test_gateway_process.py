@@ -15,14 +15,14 @@ import pytest
 from deploy import registry
 from insource.config.errors import RecipeError
 from tests.helpers import commands
-from tests.helpers.gateway.gateway_process import LOOPBACK, NAME, Place, until
+from tests.helpers.gateway.gateway_process import LOOPBACK_SETTING, NAME, GatewaySetup, wait_until
 
 ASKED: dict[str, Any] = {"model": NAME, "prompt": "x"}
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def place(tmp_path: Path) -> GatewaySetup:
+    return GatewaySetup(tmp_path)
 
 
 def version_of(answer: tuple[int, Any, dict[str, str]]) -> str:
@@ -31,9 +31,9 @@ def version_of(answer: tuple[int, Any, dict[str, str]]) -> str:
     return headers["X-Insource-Version"]
 
 
-def test_versions_that_cannot_be_served_are_told_once_and_the_old_one_goes_on(place: Place) -> None:
+def test_versions_that_cannot_be_served_are_told_once_and_the_old_one_goes_on(place: GatewaySetup) -> None:
     one = place.deploy("one")
-    with place.gateway(LOOPBACK) as gateway:
+    with place.gateway(LOOPBACK_SETTING) as gateway:
         assert version_of(gateway.answers()) == one
         newer = place.deploy("newer", recipe=lambda text: text.replace("\nserve:\n", "\nserve:\n  of_a_later_day: 5\n"))
         told = gateway.says(f"refused   {NAME}@{newer}: ")
@@ -52,17 +52,17 @@ def test_versions_that_cannot_be_served_are_told_once_and_the_old_one_goes_on(pl
         assert version_of(gateway.answers()) == two
 
 
-def test_where_the_current_version_cannot_be_served_the_one_before_answers(place: Place) -> None:
+def test_where_the_current_version_cannot_be_served_the_one_before_answers(place: GatewaySetup) -> None:
     one = place.deploy("one")
     two = place.deploy("two", answered="something else")
-    with place.gateway(LOOPBACK) as gateway:
+    with place.gateway(LOOPBACK_SETTING) as gateway:
         assert version_of(gateway.answers()) == one
         assert f"refused   {NAME}@{two}" in gateway.text()
 
 
-def test_an_engine_that_dies_is_started_again_and_a_failed_start_too(place: Place) -> None:
+def test_an_engine_that_dies_is_started_again_and_a_failed_start_too(place: GatewaySetup) -> None:
     one = place.deploy("one")
-    with place.gateway(LOOPBACK) as gateway:
+    with place.gateway(LOOPBACK_SETTING) as gateway:
         gateway.answers()
         place.will("no_start")
         status, said, headers = gateway.ask(ASKED | {"stand": {"end": True}})
@@ -73,9 +73,11 @@ def test_an_engine_that_dies_is_started_again_and_a_failed_start_too(place: Plac
 
 
 @pytest.mark.parametrize("when", ["end_at_load", "end_at_unload"])
-def test_an_engine_that_ends_at_a_change_over_is_started_again_and_the_change_is_made(place: Place, when: str) -> None:
+def test_an_engine_that_ends_at_a_change_over_is_started_again_and_the_change_is_made(
+    place: GatewaySetup, when: str
+) -> None:
     place.deploy("one")
-    with place.gateway(LOOPBACK) as gateway:
+    with place.gateway(LOOPBACK_SETTING) as gateway:
         gateway.answers()
         place.will(when)
         two = place.deploy("two")
@@ -87,9 +89,9 @@ def test_an_engine_that_ends_at_a_change_over_is_started_again_and_the_change_is
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at_a_load", [False, True])
-def test_an_engine_that_hangs_is_told_refuses_and_is_started_again(place: Place, at_a_load: bool) -> None:
+def test_an_engine_that_hangs_is_told_refuses_and_is_started_again(place: GatewaySetup, at_a_load: bool) -> None:
     place.deploy("one")
-    with place.gateway(LOOPBACK, "serve.hang_seconds=10") as gateway:
+    with place.gateway(LOOPBACK_SETTING, "serve.hang_seconds=10") as gateway:
         gateway.answers()
         stopped = gateway.engine()
         waiting: list[Any] = []
@@ -98,7 +100,7 @@ def test_an_engine_that_hangs_is_told_refuses_and_is_started_again(place: Place,
             place.deploy("two")
         asking = threading.Thread(target=lambda: waiting.append(gateway.ask(ASKED)))
         asking.start()
-        until(lambda: True if gateway.ask(path="/health")[0] == 503 else None, gateway)
+        wait_until(lambda: True if gateway.ask(path="/health")[0] == 503 else None, gateway)
         status, _, headers = gateway.ask(ASKED)
         assert status == 503 and int(headers["Retry-After"]) > 0
         gateway.says("vllm      hangs: ")
@@ -110,27 +112,27 @@ def test_an_engine_that_hangs_is_told_refuses_and_is_started_again(place: Place,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_it_while_vllm_starts(place: Place, number: signal.Signals) -> None:
+def test_a_signal_ends_it_while_vllm_starts(place: GatewaySetup, number: signal.Signals) -> None:
     place.deploy("one")
     place.will("slow_start")
-    with place.gateway(LOOPBACK) as gateway:
-        status, _, headers = until(lambda: found if (found := gateway.ask(ASKED))[0] else None, gateway)
+    with place.gateway(LOOPBACK_SETTING) as gateway:
+        status, _, headers = wait_until(lambda: found if (found := gateway.ask(ASKED))[0] else None, gateway)
         assert status == 503 and int(headers["Retry-After"]) > 0  # and never 404, which clients take as final
         assert gateway.ask(path="/health")[0] == 503
-        children = commands.below(gateway.process.pid)
+        children = commands.child_pids(gateway.process.pid)
         gateway.process.send_signal(number)
         assert gateway.process.wait(20) == 130
-        assert children and commands.running(children) == []
+        assert children and commands.running_pids(children) == []
 
 
-def test_answers_under_way_are_given_before_it_ends(place: Place) -> None:
+def test_answers_under_way_are_given_before_it_ends(place: GatewaySetup) -> None:
     place.deploy("one")
-    with place.gateway(LOOPBACK) as gateway:
+    with place.gateway(LOOPBACK_SETTING) as gateway:
         gateway.answers()
         answers: list[Any] = []
         asking = threading.Thread(target=lambda: answers.append(gateway.ask(ASKED | {"stand": {"wait": 1.5}})))
         asking.start()
-        until(lambda: True if gateway.ask(path="/v1/models")[0] == 200 and asking.is_alive() else None, gateway)
+        wait_until(lambda: True if gateway.ask(path="/v1/models")[0] == 200 and asking.is_alive() else None, gateway)
         threading.Event().wait(0.5)
         gateway.process.send_signal(signal.SIGTERM)
         assert gateway.process.wait(20) == 130
@@ -138,16 +140,18 @@ def test_answers_under_way_are_given_before_it_ends(place: Place) -> None:
         assert answers[0][0] == 200
 
 
-def test_what_nohup_had_ignored_stays_ignored(place: Place) -> None:
+def test_what_nohup_had_ignored_stays_ignored(place: GatewaySetup) -> None:
     place.deploy("one")
-    with place.gateway(LOOPBACK, before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None) as gateway:
+    with place.gateway(
+        LOOPBACK_SETTING, before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None
+    ) as gateway:
         gateway.answers()
         gateway.process.send_signal(signal.SIGHUP)
         threading.Event().wait(1)
         assert gateway.answers()[0] == 200
 
 
-def test_keys_are_changed_without_a_restart_and_stand_in_no_log(place: Place) -> None:
+def test_keys_are_changed_without_a_restart_and_stand_in_no_log(place: GatewaySetup) -> None:
     place.deploy("one")
     keys = place.folder / "keys"
     keys.write_text("team-a first-key-of-team-a  # old\nbatch batch-key-0123456789\n", encoding="utf-8")
@@ -172,7 +176,7 @@ def test_keys_are_changed_without_a_restart_and_stand_in_no_log(place: Place) ->
         assert "customer" not in access and "key-of" not in access + gateway.text()
 
 
-def test_keys_that_change_under_load_cut_no_answer_off(place: Place) -> None:
+def test_keys_that_change_under_load_cut_no_answer_off(place: GatewaySetup) -> None:
     place.deploy("one")
     keys = place.folder / "keys"
     stays, goes = "stays-0123456789abcdef", "goes-0123456789abcdef"
@@ -203,13 +207,13 @@ def test_keys_that_change_under_load_cut_no_answer_off(place: Place) -> None:
         assert "Traceback" not in gateway.text()
 
 
-def test_what_is_deployed_while_another_version_is_loaded_comes_after_it(place: Place) -> None:
+def test_what_is_deployed_while_another_version_is_loaded_comes_after_it(place: GatewaySetup) -> None:
     one = place.deploy("one")
-    with place.gateway(LOOPBACK) as gateway:
+    with place.gateway(LOOPBACK_SETTING) as gateway:
         assert version_of(gateway.answers()) == one
         place.will("slow_load")
         two = place.deploy("two")
-        until(lambda: True if not (place.behaviour / "slow_load").exists() else None, gateway)
+        wait_until(lambda: True if not (place.behaviour / "slow_load").exists() else None, gateway)
         three, broken = place.deploy("three"), place.deploy("broken", answered="something else")
         registry.roll_back(place.registry, two)
         registry.roll_back(place.registry, three)
@@ -222,20 +226,20 @@ def test_what_is_deployed_while_another_version_is_loaded_comes_after_it(place: 
         assert broken not in gateway.text().replace(f"refused   {NAME}@{broken}", "")
 
 
-def test_a_version_that_is_gone_before_it_is_loaded_is_told_and_the_old_one_goes_on(place: Place) -> None:
+def test_a_version_that_is_gone_before_it_is_loaded_is_told_and_the_old_one_goes_on(place: GatewaySetup) -> None:
     one = place.deploy("one")
-    with place.gateway(LOOPBACK) as gateway:
+    with place.gateway(LOOPBACK_SETTING) as gateway:
         gateway.answers()
         place.will("slow_load")
         place.deploy("two")
-        until(lambda: True if not (place.behaviour / "slow_load").exists() else None, gateway)
+        wait_until(lambda: True if not (place.behaviour / "slow_load").exists() else None, gateway)
         three = place.deploy("three")
         shutil.rmtree(place.registry / "versions" / three)
         assert f"{NAME}@{three}: version {three} below" in gateway.says(f"refused   {NAME}@{three}")
         assert version_of(gateway.answers()) != one
 
 
-def test_without_a_key_the_recipe_has_to_say_that_loopback_is_enough(place: Place) -> None:
+def test_without_a_key_the_recipe_has_to_say_that_loopback_is_enough(place: GatewaySetup) -> None:
     place.deploy("one")
     with place.gateway(INSOURCE_API_KEY="") as gateway:
         assert gateway.process.wait(60) == 2

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from compare.decision.routing_policy import Policy
+from compare.decision.routing_policy import RoutingPolicy
 from deploy import registry, routing
 from insource.config.load import load
 from insource.system import atomic_files
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from insource.tracking.run import Run, to_yaml
-from tests.helpers.gateway.gateway_process import LOOPBACK, NAME, Place
+from tests.helpers.gateway.gateway_process import LOOPBACK_SETTING, NAME, GatewaySetup
 from tests.helpers.provider.faulty_provider import Provider
 
 LABELS = {"delivery_delay": "", "refund_status": ""}
@@ -20,8 +20,8 @@ LABELS = {"delivery_delay": "", "refund_status": ""}
 
 def task() -> dict[str, Any]:
     recipe = load(NAME, [], "cpu").recipe
-    module = KINDS["classification"]
-    spec = module.specify(recipe.task, LABELS)
+    module = TASKS["classification"]
+    spec = module.make_spec(recipe.task, LABELS)
     told = {"kind": "classification", **spec.__dict__}
     return {"task": told, "grammar": module.grammar(spec), "output_schema": module.output_schema(spec)}
 
@@ -29,10 +29,12 @@ def task() -> dict[str, Any]:
 def policy(threshold: float | None) -> dict[str, Any]:
     """A routing.json."""
     why = None if threshold else "too few rows"
-    return Policy(threshold=threshold, target_accuracy=0.95, confidence=0.95, calibration_rows=500, why_none=why).json()
+    return RoutingPolicy(
+        threshold=threshold, target_accuracy=0.95, confidence=0.95, calibration_rows=500, why_none=why
+    ).json()
 
 
-def told(place: Place, threshold: float | None) -> dict[str, Any]:
+def told(place: GatewaySetup, threshold: float | None) -> dict[str, Any]:
     """What a deployment records."""
     folder = place.registry / routing.FOLDER
     folder.mkdir(exist_ok=True)
@@ -46,11 +48,11 @@ def test_a_threshold_comes_with_a_deployment_of_the_same_version(
     tmp_path: Path, provider: Provider, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider.answer = lambda prompt: "refund_status"
-    place = Place(tmp_path)
+    place = GatewaySetup(tmp_path)
     version = place.deploy("delivery_delay", task=task())
     run = Run(place.folder / "runs" / NAME / "run-delivery_delay")
     baseline = f'[{{provider: openai, model: gpt-6-luna, base_url: "{address}/v1", name: api, api_key_env: API_KEY}}]'
-    words = [LOOPBACK, f"compare.baselines={baseline}", "compare.primary=null"]
+    words = [LOOPBACK_SETTING, f"compare.baselines={baseline}", "compare.primary=null"]
     asked = {"input": "a text of a customer"}
     with place.gateway(*words, API_KEY="secret") as gateway:
         assert "deployed without a comparison" in gateway.says("ready     ")
@@ -72,15 +74,15 @@ def test_a_threshold_comes_with_a_deployment_of_the_same_version(
 
 
 def test_a_routing_file_that_was_changed_is_not_followed(tmp_path: Path) -> None:
-    place = Place(tmp_path)
+    place = GatewaySetup(tmp_path)
     version = place.deploy("delivery_delay", task=task())
     recorded = told(place, 0.5)
     registry.promote(place.registry, Run(place.folder / "runs" / NAME / "run-delivery_delay"), [], recorded)
-    history = registry.history(place.registry)
-    assert routing.of_history(place.registry, history, version).threshold == 0.5
+    history = registry.read_history(place.registry)
+    assert routing.load_routing(place.registry, history, version).threshold == 0.5
     (place.registry / routing.FOLDER / recorded["file"]).write_text('{"threshold": 0.0}', encoding="utf-8")
     with pytest.raises(Exception, match="not as it was deployed"):
-        routing.of_history(place.registry, history, version)
+        routing.load_routing(place.registry, history, version)
 
 
 @pytest.fixture
@@ -98,10 +100,10 @@ def compared(tmp_path: Path) -> Run:
     atomic_files.write_json(run.folder / "adapter" / "prompt.json", task())
     for path, told_of in (("reference.jsonl", lines), ("data/validation.jsonl", rows)):
         (run.folder / path).write_text("".join(json.dumps(one) + "\n" for one in told_of), encoding="utf-8")
-    atomic_files.write_sums(run.folder / "adapter")
+    atomic_files.write_checksums(run.folder / "adapter")
     atomic_files.write_json(run.folder / "routing.json", policy(0.9))
     atomic_files.write_json(run.folder / "scores.json", {"systems": {"tuned": {"form": "merged"}}})
-    inputs = {f"adapter/{atomic_files.SUMS}": atomic_files.sha256(run.folder / "adapter" / atomic_files.SUMS)}
+    inputs = {f"adapter/{atomic_files.CHECKSUMS}": atomic_files.sha256(run.folder / "adapter" / atomic_files.CHECKSUMS)}
     atomic_files.write_json(run.folder / "manifest.json", {"stages": {"compare": {"state": "done", "inputs": inputs}}})
     (run.folder / "recipe.yaml").write_text(to_yaml(load(NAME, [], "cpu").recipe), encoding="utf-8")
     return run
@@ -109,12 +111,12 @@ def compared(tmp_path: Path) -> Run:
 
 def test_a_deployment_records_scale_and_threshold_of_its_comparison(compared: Run, tmp_path: Path) -> None:
     place = tmp_path / "registry" / NAME
-    recorded = routing.of_run(place, compared)
+    recorded = routing.record_routing(place, compared)
     assert recorded["why_none"] is None and recorded["scale"]["of"] == "answer" and recorded["scale"]["slope"]
-    found = routing.of_history(place, [{"to": "v1", "routing": recorded}], "v1")
+    found = routing.load_routing(place, [{"to": "v1", "routing": recorded}], "v1")
     assert found.threshold == 0.9 and found.scale is not None and found.scale.platt is not None
     assert found.scale.platt.slope == recorded["scale"]["slope"]
-    assert routing.of_history(place, [{"to": "v0"}], "v1") == routing.Routing()
+    assert routing.load_routing(place, [{"to": "v0"}], "v1") == routing.Routing()
     route = load(NAME, [], "cpu").recipe.route
     assert found.keeps(route) and not found.keeps(route.model_copy(update={"target_accuracy": 0.99}))
 
@@ -127,7 +129,7 @@ def test_a_comparison_that_tells_nothing_of_the_adapter_keeps_everything_local(
     if what == "none":
         path.unlink()
     elif what == "of another adapter":
-        stage = {"state": "done", "inputs": {f"adapter/{atomic_files.SUMS}": "0" * 64}}
+        stage = {"state": "done", "inputs": {f"adapter/{atomic_files.CHECKSUMS}": "0" * 64}}
         atomic_files.write_json(compared.folder / "manifest.json", {"stages": {"compare": stage}})
     elif what == "of another form":
         atomic_files.write_json(compared.folder / "scores.json", {"systems": {"tuned": {"form": "quantized/int8"}}})
@@ -135,7 +137,7 @@ def test_a_comparison_that_tells_nothing_of_the_adapter_keeps_everything_local(
         atomic_files.write_json(path, {"threshold": 0.5, "why_none": None})
     else:
         atomic_files.write_json(path, policy(None))
-    recorded = routing.of_run(place, compared)
+    recorded = routing.record_routing(place, compared)
     assert recorded["why_none"] and recorded["scale"]
-    found = routing.of_history(place, [{"to": "v1", "routing": recorded}], "v1")
+    found = routing.load_routing(place, [{"to": "v1", "routing": recorded}], "v1")
     assert found.threshold is None and found.why_none and found.scale is not None

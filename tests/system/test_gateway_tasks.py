@@ -14,17 +14,17 @@ import openai
 import pytest
 from aiohttp import ClientSession
 
-from compare.decision.routing_policy import Policy
-from demo_data.support_tickets import tickets
+from compare.decision.routing_policy import RoutingPolicy
+from demo_data.support_tickets import generate_tickets
 from deploy import registry
 from deploy.answers import label_tree
 from insource.system import atomic_files
-from insource.tasks import spec_of
+from insource.tasks import load_task_spec
 from insource.tasks.text_keys import clean
 from insource.tracking.run import Run
 from serve.vllm import server_process
 from tests.helpers import commands
-from tests.helpers.provider.faulty_provider import Provider, running
+from tests.helpers.provider.faulty_provider import Provider, run_provider
 
 KEY = "key-of-the-gateway"
 ALWAYS_UNSURE = 2.0
@@ -54,25 +54,25 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    runs = commands.exported(tmp_path_factory, small_recipe, "gateway-tasks")
+    runs = commands.exported_runs(tmp_path_factory, small_recipe, "gateway-tasks")
     (manifest,) = (runs / "small").glob("2*/manifest.json")
     here, provider = Run(manifest.parent), Provider()
     prompt = atomic_files.read_json(here.folder / "adapter" / "prompt.json")
     provider.answer = lambda text: next(iter(prompt["task"]["labels"]))
     folder, scale = runs.parent / "registry" / "small", {"slope": 1.5, "intercept": -0.5}
     policy = runs / "routing.json"
-    told = Policy(threshold=ALWAYS_UNSURE, target_accuracy=0.95, confidence=0.95, calibration_rows=500)
+    told = RoutingPolicy(threshold=ALWAYS_UNSURE, target_accuracy=0.95, confidence=0.95, calibration_rows=500)
     atomic_files.write_json(policy, told.json())
     name = f"{atomic_files.sha256(policy)[:16]}.json"
     (folder / "routing").mkdir(parents=True)
     policy.rename(folder / "routing" / name)
     registry.promote(folder, here, ["by hand"], {"file": name, "scale": scale | {"of": "answer"}, "why_none": None})
     port, log = server_process.free_port(), runs.parent / "gateway.log"
-    with running(provider) as api:
+    with run_provider(provider) as api:
         baseline = f'[{{provider: openai, model: gpt-6-luna, base_url: "{api}/v1", name: api, api_key_env: API_KEY}}]'
         words = [f"serve.port={port}", f"compare.baselines={baseline}"]
         secrets = {"INSOURCE_API_KEY": KEY, "API_KEY": "secret"}
-        with commands.staying(runs, log, "deploy.gateway", small_recipe, *words, **secrets) as process:
+        with commands.background_command(runs, log, "deploy.gateway", small_recipe, *words, **secrets) as process:
             commands.wait_for(log, "ready     ", process)
             assert "routing   small: below a confidence of 2.0000 api answers" in log.read_text(encoding="utf-8")
             yield Place(
@@ -113,7 +113,7 @@ def test_a_client_that_knows_nothing_of_prompts_gets_what_the_tasks_own_prompt_g
 
 @pytest.mark.slow
 def test_confidence_is_that_of_the_decoded_path_on_the_deployed_scale(place: Place) -> None:
-    texts = [one.message for one in tickets(20, seed=9)]
+    texts = [one.message for one in generate_tickets(20, seed=9)]
 
     async def ask() -> None:
         async with ClientSession(place.address, headers={"Authorization": f"Bearer {KEY}"}) as asking:
@@ -173,13 +173,13 @@ def test_decisions_have_the_probability_of_every_label_as_constrained_steps_give
     told = {str(one.value): one.probability for one in answer.probabilities}
     assert list(told) == place.labels and sum(told.values()) == pytest.approx(1, abs=1e-9)
     assert answer.choice == max(told, key=told.__getitem__)
-    module, spec = spec_of(place.prompt["task"])
-    ids, tree = label_tree.Tokens(place.adapter, module, spec).of(text)
+    module, spec = load_task_spec(place.prompt["task"])
+    ids, tree = label_tree.TaskTokens(place.adapter, module, spec).of(text)
 
     async def ask() -> None:
         async with ClientSession(place.address, headers={"Authorization": f"Bearer {KEY}"}) as asking:
 
-            async def step(before: label_tree.Ids, token: int) -> float:
+            async def step(before: label_tree.TokenIds, token: int) -> float:
                 """The probability of a token where nothing but labels is allowed."""
                 allowed = list(tree.choices[before])
                 body = {"model": "small", "prompt": [*ids, *before], "max_tokens": 1, "logprobs": 0, "temperature": 0}

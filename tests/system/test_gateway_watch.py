@@ -9,13 +9,13 @@ from deploy import registry
 from insource.system import atomic_files
 from insource.tracking.run import Run
 from tests.conftest import ROOT
-from tests.helpers.gateway.gateway_process import DIRECT, LOOPBACK, NAME, Place
+from tests.helpers.gateway.gateway_process import LOOPBACK_SETTING, NAME, NO_PROXY_OPENER, GatewaySetup
 from tests.system.test_gateway_routing import task, told
 
 ASKED = {"inputs": ["a text of a customer"] * 60}
 
 
-def profiled(place: Place, before: dict[str, int]) -> dict[str, object]:
+def profiled(place: GatewaySetup, before: dict[str, int]) -> dict[str, object]:
     """What a deployment records of a comparison whose calibration rows were answered so."""
     recorded = told(place, 0.9)
     path = place.registry / "routing" / recorded["file"]
@@ -28,18 +28,18 @@ def profiled(place: Place, before: dict[str, int]) -> dict[str, object]:
     return recorded | {"file": name}
 
 
-def drift(place: Place) -> subprocess.CompletedProcess[str]:
+def drift(place: GatewaySetup) -> subprocess.CompletedProcess[str]:
     words = [NAME, "--hardware", "cpu", "--registry", str(place.registry.parent)]
     asked = [sys.executable, "-m", "deploy.drift", *words]
     return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_what_a_gateway_saw_is_there_after_its_end_and_make_drift_judges_it(tmp_path: Path) -> None:
-    place = Place(tmp_path)
+    place = GatewaySetup(tmp_path)
     version = place.deploy("delivery_delay", task=task())
     run = Run(place.folder / "runs" / NAME / "run-delivery_delay")
     registry.promote(place.registry, run, [], profiled(place, {"delivery_delay": 400}))
-    with place.gateway(LOOPBACK, "serve.record.share=1.0") as gateway:
+    with place.gateway(LOOPBACK_SETTING, "serve.record.share=1.0") as gateway:
         gateway.says("ready     ")
         assert gateway.ask(path="/healthz")[0] == gateway.ask(path="/readyz")[0] == 200
         status, said, _ = gateway.ask(ASKED, f"/v1/tasks/{NAME}")
@@ -48,7 +48,7 @@ def test_what_a_gateway_saw_is_there_after_its_end_and_make_drift_judges_it(tmp_
         status, answered, _ = gateway.ask({"id": name, "answer": "delivery_delay"}, "/v1/feedback")
         assert (status, answered) == (200, {"recorded": 1, "right": True})
         request = urllib.request.Request(f"http://127.0.0.1:{gateway.port}/metrics")
-        with DIRECT.open(request, timeout=60) as answer:
+        with NO_PROXY_OPENER.open(request, timeout=60) as answer:
             text = answer.read().decode()
         assert f'insource_labels_total{{label="delivery_delay",model="{NAME}"}} 60.0' in text
         assert f'insource_deployed{{model="{NAME}",version="{version}"}} 1.0' in text
@@ -66,7 +66,7 @@ def test_what_a_gateway_saw_is_there_after_its_end_and_make_drift_judges_it(tmp_
     assert none.returncode == 0 and "too little is known" in none.stdout, (
         "another routing.json, of which nothing is seen"
     )
-    with place.gateway(LOOPBACK) as gateway:
+    with place.gateway(LOOPBACK_SETTING) as gateway:
         gateway.says("ready     ")
         assert gateway.ask(ASKED, f"/v1/tasks/{NAME}")[0] == 200
         assert gateway.ask({"id": name, "answer": "delivery_delay"}, "/v1/feedback")[0] == 200, "of before"

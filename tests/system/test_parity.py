@@ -14,11 +14,11 @@ pytestmark = pytest.mark.slow(minutes=4)
 @pytest.fixture(scope="module")
 def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with one trained, merged and quantized."""
-    return commands.exported(tmp_path_factory, small_recipe, "parity")
+    return commands.exported_runs(tmp_path_factory, small_recipe, "parity")
 
 
 def test_the_parity_table_has_every_form_and_lets_the_adapter_be_deployed(runs: Path, small_recipe: Path) -> None:
-    answer = commands.call(runs, "serve.parity", small_recipe, "serve.parity.rows=24")
+    answer = commands.run_command(runs, "serve.parity", small_recipe, "serve.parity.rows=24")
     assert answer.returncode == 0, answer.stderr
     here = Run((runs / "small" / "latest").resolve())
     report = atomic_files.read_json(here.folder / "parity.json")
@@ -36,5 +36,5 @@ def test_the_parity_table_has_every_form_and_lets_the_adapter_be_deployed(runs: 
     # On a CPU the merged model is served, and the adapter is what is deployed.
     assert report["served"] == "merged" and stage["metrics"]["form_failures"]["adapter"] == []
     assert "| adapter | 100.0% |" in (here.folder / "parity.md").read_text(encoding="utf-8")
-    deployed = commands.call(runs, "deploy", small_recipe)
+    deployed = commands.run_command(runs, "deploy", small_recipe)
     assert deployed.returncode == 0, deployed.stderr

@@ -20,7 +20,7 @@ from bench import kills
 from insource.system import atomic_files
 from insource.tracking.run import Run
 from train.loop import checkpoints
-from train.loop.signals import ECHO_SECONDS
+from train.loop.signals import DUPLICATE_SIGNAL_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs folder of a training that nothing has disturbed."""
     runs = tmp_path_factory.mktemp("whole")
-    kills.finish(recipe, runs)
+    kills.run_training(recipe, runs)
     return runs
 
 
@@ -46,11 +46,11 @@ def runs(recipe: Path, whole: Path, tmp_path: Path) -> Path:
 
 
 def outcome(runs: Path) -> dict[str, Any]:
-    return kills.outcome(run_in(runs))
+    return kills.run_hashes(run_in(runs))
 
 
 def run_in(runs: Path) -> Path:
-    run = kills.run_of(runs)
+    run = kills.find_run(runs)
     assert run is not None
     return run
 
@@ -74,7 +74,7 @@ def in_training(runs: Path) -> Callable[[], bool]:
 def test_five_kills_in_one_life_change_nothing(recipe: Path, whole: Path, runs: Path) -> None:
     drawn = random.Random(7)
     for update in (2, 4, 6, 8, 10):
-        process = kills.start(recipe, runs)
+        process = kills.start_training(recipe, runs)
         # Every second time in the middle of writing a checkpoint, else some time after one has been written.
         if update % 4:
             path = f"*/*/checkpoints/checkpoint-{update}"
@@ -86,7 +86,7 @@ def test_five_kills_in_one_life_change_nothing(recipe: Path, whole: Path, runs: 
             assert kills.kill_when(process, lambda path=path: list(runs.glob(path)))  # type: ignore[misc]
         assert not (run_in(runs) / "adapter").exists()
         assert Run(run_in(runs)).stage("train")["state"] == "interrupted"
-    printed = kills.finish(recipe, runs)
+    printed = kills.run_training(recipe, runs)
     assert "going on with the unfinished run" in printed
     assert outcome(runs) == outcome(whole)
     assert train_stage(runs)["state"] == "done"
@@ -95,7 +95,7 @@ def test_five_kills_in_one_life_change_nothing(recipe: Path, whole: Path, runs: 
 def test_interrupted_then_damaged_then_on_a_full_disk_it_ends_in_the_same_bytes(
     recipe: Path, whole: Path, runs: Path
 ) -> None:
-    process = kills.start(recipe, runs)
+    process = kills.start_training(recipe, runs)
     wait_for(process, lambda: list(runs.glob("*/*/checkpoints/checkpoint-4")))
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
@@ -103,29 +103,31 @@ def test_interrupted_then_damaged_then_on_a_full_disk_it_ends_in_the_same_bytes(
     assert "Traceback" not in printed
     assert train_stage(runs)["state"] == "interrupted"
     folder = run_in(runs) / "checkpoints"
-    before, newest = checkpoints.in_order(folder)
-    assert before.name == "checkpoint-4" and checkpoints.damage(newest) is None
+    before, newest = checkpoints.list_checkpoints(folder)
+    assert before.name == "checkpoint-4" and checkpoints.find_corruption(newest) is None
 
     os.truncate(newest / "optimizer.pt", 1000)
     # Room for everything but the largest file of a checkpoint.
     most = (before / "optimizer.pt").stat().st_size - 1
-    process = kills.start(recipe, runs, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)))
+    process = kills.start_training(
+        recipe, runs, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    )
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 1, printed
     assert f"{newest.name} is damaged: optimizer.pt is cut short, 1,000 of" in printed
     assert "could not be written, the disk is full" in printed
     assert "Traceback" not in printed
     assert train_stage(runs)["state"] == "failed"
-    assert checkpoints.in_order(folder) == [before] and checkpoints.damage(before) is None
+    assert checkpoints.list_checkpoints(folder) == [before] and checkpoints.find_corruption(before) is None
     assert not list(folder.glob(".*"))
 
-    kills.finish(recipe, runs)
+    kills.run_training(recipe, runs)
     assert outcome(runs) == outcome(whole)
 
 
 def test_a_second_ctrl_c_ends_it_at_once(recipe: Path, runs: Path) -> None:
     # All rows, each alone, in one update: it takes long enough to be interrupted in.
-    process = kills.start(recipe, runs, "train.batch_size=2000", "train.packing=none", "train.max_steps=50")
+    process = kills.start_training(recipe, runs, "train.batch_size=2000", "train.packing=none", "train.max_steps=50")
     assert process.stdout is not None
     while not process.stdout.readline().startswith("learns"):
         assert process.poll() is None
@@ -133,22 +135,22 @@ def test_a_second_ctrl_c_ends_it_at_once(recipe: Path, runs: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     while "finishing the running update" not in (line := process.stdout.readline()):
         assert line, "it ended without a word of the first signal"
-    time.sleep(ECHO_SECONDS + 0.5)
+    time.sleep(DUPLICATE_SIGNAL_SECONDS + 0.5)
     assert process.poll() is None, process.communicate()[0]
     os.killpg(process.pid, signal.SIGINT)
     printed, _ = process.communicate(timeout=30)
     assert process.returncode == 130, printed
     assert train_stage(runs)["state"] == "interrupted"
-    assert checkpoints.newest_whole(run_in(runs) / "checkpoints") == checkpoints.Found(None)
+    assert checkpoints.find_latest_valid(run_in(runs) / "checkpoints") == checkpoints.CheckpointScan(None)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_update_and_rows(recipe: Path, runs: Path) -> None:
-    assert kills.kill_when(kills.start(recipe, runs), lambda: list(runs.glob("*/*/checkpoints/checkpoint-4")))
+    assert kills.kill_when(kills.start_training(recipe, runs), lambda: list(runs.glob("*/*/checkpoints/checkpoint-4")))
     folder = run_in(runs) / "checkpoints"
-    newest = checkpoints.newest_whole(folder).newest
+    newest = checkpoints.find_latest_valid(folder).newest
     assert newest is not None
     poison(newest)
-    process = kills.start(recipe, runs)
+    process = kills.start_training(recipe, runs)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 1, printed
     assert f"In update {checkpoints.step(newest) + 1} the loss is nan" in printed
@@ -156,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_update_and_rows(recipe: Path,
     named = next(line for line in printed.splitlines() if "Rows of the update" in line)
     assert len(rows := re.findall(r"tickets\.csv:\d+", named)) == 4 and set(rows) <= ids
     assert train_stage(runs)["state"] == "failed"
-    assert checkpoints.newest_whole(folder).newest == newest
+    assert checkpoints.find_latest_valid(folder).newest == newest
 
 
 def poison(path: Path) -> None:
@@ -165,4 +167,4 @@ def poison(path: Path) -> None:
     weights[sorted(weights)[0]].view(-1)[0] = torch.inf
     save_file(weights, path / "adapter_model.safetensors")
     (path / "checkpoint.json").unlink()
-    checkpoints.seal(path)
+    checkpoints.write_checksums(path)

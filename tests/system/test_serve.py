@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def runs(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with one trained, merged and quantized."""
-    return commands.exported(tmp_path_factory, small_recipe, "serve")
+    return commands.exported_runs(tmp_path_factory, small_recipe, "serve")
 
 
 def run_in(runs: Path) -> Run:
@@ -40,7 +40,7 @@ def test_it_serves_curl_and_both_sdks_and_comes_back_when_its_engine_dies(
     from openai import OpenAI
 
     port, log = server_process.free_port(), tmp_path / "serve.log"
-    with commands.staying(runs, log, "serve", small_recipe, f"serve.port={port}") as process:
+    with commands.background_command(runs, log, "serve", small_recipe, f"serve.port={port}") as process:
         said = commands.wait_for(log, "stop      Ctrl-C", process)
         assert "100.0% of" in said and "prompts read as trained" in said
         prompt = atomic_files.read_json(run_in(runs).folder / "adapter" / "prompt.json")
@@ -69,35 +69,35 @@ def test_it_serves_curl_and_both_sdks_and_comes_back_when_its_engine_dies(
             with pytest.raises(TimeoutError):
                 elsewhere.accept()
 
-        second = commands.call(runs, "serve", small_recipe, f"serve.port={port}")
+        second = commands.run_command(runs, "serve", small_recipe, f"serve.port={port}")
         assert second.returncode == 2 and f"127.0.0.1:{port} cannot be listened at" in second.stderr
         assert "is free: SET=serve.port=" in second.stderr
 
-        (server,) = [pid for pid in commands.below(process.pid) if "api_server" in command_of(pid)]
-        os.kill(next(pid for pid in commands.below(server) if "EngineCore" in name_of(pid)), signal.SIGKILL)
+        (server,) = [pid for pid in commands.child_pids(process.pid) if "api_server" in command_of(pid)]
+        os.kill(next(pid for pid in commands.child_pids(server) if "EngineCore" in name_of(pid)), signal.SIGKILL)
         said = commands.wait_for(log, "ready     again", process)
         assert "vllm      died" in said
         with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as openai:
             again = openai.chat.completions.create(model="small", messages=asked, extra_body=extra)
         assert again.choices[0].message.content == answered.choices[0].message.content
 
-        children = commands.below(process.pid)
+        children = commands.child_pids(process.pid)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-        assert commands.running(children) == []
+        assert commands.running_pids(children) == []
 
 
 @pytest.mark.slow(minutes=3)
 def test_a_server_that_hangs_is_told_and_started_again(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
     port, log = server_process.free_port(), tmp_path / "serve.log"
     settings = ("serve.hang_seconds=10", f"serve.port={port}", "serve.model=merged")
-    with commands.staying(runs, log, "serve", small_recipe, *settings) as process:
+    with commands.background_command(runs, log, "serve", small_recipe, *settings) as process:
         commands.wait_for(log, "stop      Ctrl-C", process)
-        (server,) = [pid for pid in commands.below(process.pid) if "api_server" in command_of(pid)]
+        (server,) = [pid for pid in commands.child_pids(process.pid) if "api_server" in command_of(pid)]
         time.sleep(8)  # idle for longer than until it is asked: no reason to start it again
         asked = {"model": "small", "prompt": "a", "max_tokens": 1}
         assert status_of(port, asked, "/v1/completions") == 200
-        os.kill(next(pid for pid in commands.below(server) if "EngineCore" in name_of(pid)), signal.SIGSTOP)
+        os.kill(next(pid for pid in commands.child_pids(server) if "EngineCore" in name_of(pid)), signal.SIGSTOP)
         said = commands.wait_for(log, "ready     again", process)
         assert "vllm      hangs: it was asked and has computed nothing for" in said and "vllm      died" not in said
         assert status_of(port, asked, "/v1/completions") == 200
@@ -105,17 +105,19 @@ def test_a_server_that_hangs_is_told_and_started_again(runs: Path, small_recipe:
 
 def test_a_server_whose_starter_is_killed_ends(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
     log = tmp_path / "serve.log"
-    with commands.staying(runs, log, "serve", small_recipe, f"serve.port={server_process.free_port()}") as process:
+    with commands.background_command(
+        runs, log, "serve", small_recipe, f"serve.port={server_process.free_port()}"
+    ) as process:
         commands.wait_for(log, "vllm      starting", process)
         time.sleep(8)
-        children = commands.below(process.pid)
+        children = commands.child_pids(process.pid)
         assert children
         process.kill()
         process.wait()
         end = time.monotonic() + 60
-        while commands.running(children) and time.monotonic() < end:
+        while commands.running_pids(children) and time.monotonic() < end:
             time.sleep(0.2)
-        assert commands.running(children) == []
+        assert commands.running_pids(children) == []
 
 
 def test_answers_that_are_not_the_trained_ones_close_the_gate(runs: Path, small_recipe: Path, tmp_path: Path) -> None:
@@ -138,9 +140,9 @@ def test_answers_that_are_not_the_trained_ones_close_the_gate(runs: Path, small_
         prompt = atomic_files.read_json(adapter / "prompt.json")
         prompt["references"]["sha256"] = atomic_files.sha256(here.references)
         atomic_files.write_json(adapter / "prompt.json", prompt)
-        (adapter / atomic_files.SUMS).unlink()
-        atomic_files.write_sums(adapter)
-        answer = commands.call(runs, "serve", small_recipe, f"serve.port={server_process.free_port()}")
+        (adapter / atomic_files.CHECKSUMS).unlink()
+        atomic_files.write_checksums(adapter)
+        answer = commands.run_command(runs, "serve", small_recipe, f"serve.port={server_process.free_port()}")
     finally:
         for path, data in kept.items():
             path.write_bytes(data)
@@ -155,7 +157,7 @@ def test_answers_that_are_not_the_trained_ones_close_the_gate(runs: Path, small_
 
 
 def test_what_kills_the_server_is_told_in_its_own_words(runs: Path, small_recipe: Path) -> None:
-    answer = commands.call(
+    answer = commands.run_command(
         runs,
         "serve",
         small_recipe,

@@ -30,14 +30,14 @@ def test_the_adapter_of_spread_layers_is_written_whole_and_answers_as_they_do(
     # Between validations each process holds half, and learns what one process learns.
     assert told["local"] < 0.6 * told["whole"]
     recipe = fsdp_ranks.recipe(f"model.quantization={quantization}", f"lora.init_lora_weights={begun}")
-    rows = fsdp_ranks.asked(chat_template.tokenizer_of(recipe.model))
-    model = base.with_adapter(base.base_model(recipe), recipe.lora, 1)
-    losses = [fsdp_ranks.update(model, rows.prompts) for _ in range(2)]
+    rows = fsdp_ranks.make_prompts(chat_template.load_tokenizer(recipe.model))
+    model = base.add_adapter(base.load_base_model(recipe), recipe.lora, 1)
+    losses = [fsdp_ranks.train_one_update(model, rows.prompts) for _ in range(2)]
     assert told["losses"] == pytest.approx(losses, rel=1e-4) and losses[1] != losses[0]
     assert [ids for ids, _ in told["unchanged"]] == [ids for ids, _ in told["untuned"]]
     assert told["tuned"] != told["tuned_again"] != told["untuned"]
 
-    model = PeftModel.from_pretrained(base.base_model(recipe), folder, autocast_adapter_dtype=False)
+    model = PeftModel.from_pretrained(base.load_base_model(recipe), folder, autocast_adapter_dtype=False)
     alone = rows.ask(model, "alone")
     for one, (token_ids, log_probability) in zip(alone, told["tuned_again"], strict=True):
         assert one.token_ids == token_ids

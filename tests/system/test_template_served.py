@@ -23,9 +23,9 @@ KIND = replace(
 
 @pytest.mark.slow(minutes=2)
 def test_what_is_pinned_stays_pinned_in_training_and_in_vllm(small_recipe: Path, tmp_path: Path) -> None:
-    base = kinds.base(tmp_path / "varies", KIND, weights=True)
+    base = kinds.write_base(tmp_path / "varies", KIND, weights=True)
     runs, setting = tmp_path / "runs", f"model.base={base}"
-    trained = commands.call(runs, "train", small_recipe, *commands.TRAINED, setting)
+    trained = commands.run_command(runs, "train", small_recipe, *commands.TRAIN_SETTINGS, setting)
     assert trained.returncode == 0, trained.stderr
     assert "pinned: enable_thinking false, date 2026-01-01 (model.template)" in trained.stderr
     assert "answers end in '<end_of_turn>', not in the tokenizer's EOS '<eos>'" in trained.stderr
@@ -37,7 +37,7 @@ def test_what_is_pinned_stays_pinned_in_training_and_in_vllm(small_recipe: Path,
     port, log = free_port(), tmp_path / "serve.log"
     # Serving compares the ids of all prompts, and all answers, with those of the training before it is ready.
     words = ("serve", small_recipe, setting, f"serve.port={port}", "serve.model=adapter")
-    with commands.staying(runs, log, *words) as process:
+    with commands.background_command(runs, log, *words) as process:
         said = commands.wait_for(log, "ready     http", process)
         assert "100.0% of" in said and "prompts read as trained" in said
         asked: dict[str, Any] = {"model": small_recipe.stem, "messages": prompt["messages"]}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from insource.config.errors import StageError
 from insource.system import atomic_files, disk_full
-from tests.helpers.tiny_trainer import BEST, UPDATES, At, Whole, go_on, trainer
+from tests.helpers.tiny_trainer import SELECT_BEST, UPDATES, DoAfterUpdate, TinyTrainer, make_trainer, resume_training
 from train.loop import checkpoints
 
 
@@ -24,14 +24,14 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> TinyTrainer:
     """A training that nothing has interrupted."""
-    made = trainer(tmp_path_factory.mktemp("whole"))
+    made = make_trainer(tmp_path_factory.mktemp("whole"))
     made.train()
     return made
 
 
-def test_a_checkpoint_names_the_hash_of_each_of_its_files_and_holds_no_path_of_the_machine(whole: Whole) -> None:
+def test_a_checkpoint_names_the_hash_of_each_of_its_files_and_holds_no_path_of_the_machine(whole: TinyTrainer) -> None:
     folder = Path(whole.args.output_dir)
     assert names(folder) == ["checkpoint-12", "checkpoint-9"]
     newest = folder / "checkpoint-12"
@@ -40,13 +40,13 @@ def test_a_checkpoint_names_the_hash_of_each_of_its_files_and_holds_no_path_of_t
     assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} < set(seal["files"])
     assert (seal["step"], seal["processes"]) == (12, 1)
     assert all(str(folder).encode() not in path.read_bytes() for path in newest.iterdir())
-    assert checkpoints.newest_whole(folder) == checkpoints.Found(newest)
+    assert checkpoints.find_latest_valid(folder) == checkpoints.CheckpointScan(newest)
 
 
 @pytest.fixture
 def best_is_3(tmp_path: Path) -> Path:
     """The checkpoints of three evaluations, of which the first went best."""
-    made = trainer(tmp_path / "begun", max_steps=9, **BEST)
+    made = make_trainer(tmp_path / "begun", max_steps=9, **SELECT_BEST)
     made.values = iter([0.9, 0.4, 0.5])
     made.train()
     assert names(tmp_path / "begun") == ["checkpoint-3", "checkpoint-6", "checkpoint-9"]
@@ -57,7 +57,7 @@ def best_is_3(tmp_path: Path) -> Path:
 def test_the_best_checkpoint_is_kept_and_found_again_where_the_runs_were_moved(best_is_3: Path, tmp_path: Path) -> None:
     moved = best_is_3.rename(tmp_path / "moved")
     told: list[str] = []
-    made = go_on(moved, [0.6], told.append, load_best_model_at_end=True, **BEST)
+    made = resume_training(moved, [0.6], told.append, load_best_model_at_end=True, **SELECT_BEST)
     assert made.state.best_model_checkpoint == str(moved / "checkpoint-3")
     made.save_model(str(tmp_path / "last"))
     weights = [atomic_files.sha256(path / "model.safetensors") for path in (tmp_path / "last", moved / "checkpoint-3")]
@@ -68,7 +68,7 @@ def test_the_best_checkpoint_is_kept_and_found_again_where_the_runs_were_moved(b
 def test_a_best_checkpoint_that_is_damaged_is_announced_and_another_one_becomes_best(best_is_3: Path) -> None:
     os.truncate(best_is_3 / "checkpoint-3" / "model.safetensors", 0)
     told: list[str] = []
-    made = go_on(best_is_3, [0.6], told.append, **BEST)
+    made = resume_training(best_is_3, [0.6], told.append, **SELECT_BEST)
     assert len(told) == 1 and "checkpoint-3" in told[0] and "model.safetensors is cut short, 0 of" in told[0]
     assert made.state.best_model_checkpoint == str(best_is_3 / "checkpoint-12")
 
@@ -97,32 +97,34 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(kind: str, whole: Whole, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    kind: str, whole: TinyTrainer, tmp_path: Path
+) -> None:
     shutil.copytree(whole.args.output_dir, tmp_path / "runs")
     act, told = DAMAGES[kind]
     act(tmp_path / "runs" / "checkpoint-12")
-    found = checkpoints.newest_whole(tmp_path / "runs")
+    found = checkpoints.find_latest_valid(tmp_path / "runs")
     assert found.newest == tmp_path / "runs" / "checkpoint-9"
     assert len(found.damaged) == 1
     assert "checkpoint-12 is damaged" in found.damaged[0] and told in found.damaged[0]
-    assert checkpoints.newest_whole(tmp_path / "runs") == checkpoints.Found(found.newest)
-    resumed = go_on(tmp_path / "runs")
+    assert checkpoints.find_latest_valid(tmp_path / "runs") == checkpoints.CheckpointScan(found.newest)
+    resumed = resume_training(tmp_path / "runs")
     assert torch.equal(resumed.model.line.weight, whole.model.line.weight)
-    assert checkpoints.newest_whole(tmp_path / "runs").newest == tmp_path / "runs" / "checkpoint-12"
+    assert checkpoints.find_latest_valid(tmp_path / "runs").newest == tmp_path / "runs" / "checkpoint-12"
 
 
-def test_where_all_are_damaged_training_begins_anew(whole: Whole, tmp_path: Path) -> None:
+def test_where_all_are_damaged_training_begins_anew(whole: TinyTrainer, tmp_path: Path) -> None:
     shutil.copytree(whole.args.output_dir, tmp_path / "runs")
     for path in (tmp_path / "runs").iterdir():
         (path / "optimizer.pt").unlink()
-    found = checkpoints.newest_whole(tmp_path / "runs")
+    found = checkpoints.find_latest_valid(tmp_path / "runs")
     assert found.newest is None and len(found.damaged) == 2
-    assert checkpoints.newest_whole(tmp_path / "nowhere") == checkpoints.Found(None)
+    assert checkpoints.find_latest_valid(tmp_path / "nowhere") == checkpoints.CheckpointScan(None)
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_whatever_byte_is_changed_or_cut_off_it_is_found(data: st.DataObject, whole: Whole) -> None:
+def test_whatever_byte_is_changed_or_cut_off_it_is_found(data: st.DataObject, whole: TinyTrainer) -> None:
     path = Path(whole.args.output_dir) / "checkpoint-9"
     file = path / data.draw(st.sampled_from([name for name in names(path) if name != "checkpoint.json"]))
     content = file.read_bytes()
@@ -130,17 +132,17 @@ def test_whatever_byte_is_changed_or_cut_off_it_is_found(data: st.DataObject, wh
     changed = bytes([content[at] ^ data.draw(st.integers(1, 255))])
     try:
         file.write_bytes(data.draw(st.sampled_from([content[:at], content[:at] + changed + content[at + 1 :]])))
-        assert file.name in str(checkpoints.damage(path))
+        assert file.name in str(checkpoints.find_corruption(path))
     finally:
         file.write_bytes(content)
-    assert checkpoints.damage(path) is None
+    assert checkpoints.find_corruption(path) is None
 
 
 TOUCHES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
 
 
 def test_a_kill_at_any_touch_of_the_disk_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    made = trainer(tmp_path, max_steps=6)
+    made = make_trainer(tmp_path, max_steps=6)
     made.train()
     killed, found = 0, set()
     while True:
@@ -154,7 +156,7 @@ def test_a_kill_at_any_touch_of_the_disk_leaves_a_whole_checkpoint(tmp_path: Pat
         if os.WIFEXITED(os.waitpid(child, 0)[1]):
             break
         killed += 1
-        newest = checkpoints.newest_whole(tmp_path)
+        newest = checkpoints.find_latest_valid(tmp_path)
         assert newest.newest is not None and newest.damaged == ()
         found.add(newest.newest.name)
         assert not list(tmp_path.glob(".*"))
@@ -190,24 +192,24 @@ def largest_file() -> Iterator[Callable[[int], None]]:
 def test_a_full_disk_is_told_in_words_and_leaves_the_checkpoints_before(
     most: int, largest_file: Callable[[int], None], tmp_path: Path
 ) -> None:
-    made = trainer(tmp_path, width=8_000, max_steps=9)  # 32 kB of weights, 64 kB of optimizer
-    made.add_callback(At(7, lambda: largest_file(most)))
+    made = make_trainer(tmp_path, width=8_000, max_steps=9)  # 32 kB of weights, 64 kB of optimizer
+    made.add_callback(DoAfterUpdate(7, lambda: largest_file(most)))
     with pytest.raises(StageError) as failed:
         made.train()
     largest_file(resource.RLIM_INFINITY)
     assert "checkpoint-9 could not be written, the disk is full" in str(failed.value)
     assert "bytes are free" in str(failed.value)
     assert names(tmp_path) == ["checkpoint-3", "checkpoint-6"]
-    assert checkpoints.newest_whole(tmp_path) == checkpoints.Found(tmp_path / "checkpoint-6")
-    assert go_on(tmp_path, width=8_000).state.global_step == UPDATES
+    assert checkpoints.find_latest_valid(tmp_path) == checkpoints.CheckpointScan(tmp_path / "checkpoint-6")
+    assert resume_training(tmp_path, width=8_000).state.global_step == UPDATES
 
 
 def test_no_space_is_told_from_other_errors() -> None:
-    with pytest.raises(StageError, match="No space left on device"), disk_full.told_when_full(Path("x")):
+    with pytest.raises(StageError, match="No space left on device"), disk_full.raise_on_full_disk(Path("x")):
         Path("/dev/full").write_text("full", encoding="utf-8")
-    with pytest.raises(StageError, match="the disk is full"), disk_full.told_when_full(Path("x")):
+    with pytest.raises(StageError, match="the disk is full"), disk_full.raise_on_full_disk(Path("x")):
         torch.save(torch.zeros(5), "/dev/full")
-    with pytest.raises(FileNotFoundError), disk_full.told_when_full(Path("x")):
+    with pytest.raises(FileNotFoundError), disk_full.raise_on_full_disk(Path("x")):
         Path("/nowhere/at/all").write_text("", encoding="utf-8")
-    with pytest.raises(RuntimeError, match="shape"), disk_full.told_when_full(Path("x")):
+    with pytest.raises(RuntimeError, match="shape"), disk_full.raise_on_full_disk(Path("x")):
         raise RuntimeError("wrong shape")

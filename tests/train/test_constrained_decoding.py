@@ -9,11 +9,11 @@ from insource.config.load import load
 from insource.config.schema.data import Task
 from insource.tasks import classification, extraction
 from insource.tasks.rendering import chat_template
-from tests.helpers.plain_decoding import assert_as_reference
-from train.evaluate.constrained_decoding import decode
+from tests.helpers.plain_decoding import assert_equals_plain_decoding
+from train.evaluate.constrained_decoding import decode_answers
 from train.model import base
 
-SPEC = classification.specify(
+SPEC = classification.make_spec(
     Task(kind="classification", instruction="Say what the user wants."),
     {
         "find_bus": "Find a bus",
@@ -32,7 +32,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return base.base_model(load("classifier", (), "cpu").recipe)
+    return base.load_base_model(load("classifier", (), "cpu").recipe)
 
 
 def prompts(tokenizer: Any) -> list[list[int]]:
@@ -49,66 +49,68 @@ def label_log_probability(model: Any, tokenizer: Any, prompt: list[int], label: 
 
 def test_only_labels_come_out_and_each_row_answers_as_it_would_alone(model: Any, tokenizer: Any) -> None:
     asked = prompts(tokenizer)
-    together = decode(model, tokenizer, asked, classification.grammar(SPEC))
+    together = decode_answers(model, tokenizer, asked, classification.grammar(SPEC))
     assert all(one.complete and one.text in SPEC.labels for one in together)
     for prompt, one in zip(asked, together, strict=True):
-        (alone,) = decode(model, tokenizer, [prompt], classification.grammar(SPEC))
+        (alone,) = decode_answers(model, tokenizer, [prompt], classification.grammar(SPEC))
         assert alone.token_ids == one.token_ids
         assert alone.log_probability == pytest.approx(one.log_probability, abs=1e-4)
 
 
 def test_the_probability_is_that_of_the_path_among_what_was_allowed(model: Any, tokenizer: Any) -> None:
     # With two labels of one distinct first token each, the path is that one choice.
-    spec = classification.specify(Task(kind="classification", instruction="Say what it is."), {"yes": "", "no": ""})
+    spec = classification.make_spec(Task(kind="classification", instruction="Say what it is."), {"yes": "", "no": ""})
     (prompt,) = chat_template.prompt_ids(tokenizer, [classification.messages(spec, {"text": "rain?"})])
-    (one,) = decode(model, tokenizer, [prompt], classification.grammar(spec))
+    (one,) = decode_answers(model, tokenizer, [prompt], classification.grammar(spec))
     assert 0 < torch.tensor(one.log_probability).exp() <= 1
     assert label_log_probability(model, tokenizer, prompt, one.text) <= one.log_probability + 1e-4
 
 
 def test_decoding_leaves_the_mode_as_it_was(model: Any, tokenizer: Any) -> None:
     model.train()
-    decode(model, tokenizer, prompts(tokenizer)[:1], classification.grammar(SPEC))
+    decode_answers(model, tokenizer, prompts(tokenizer)[:1], classification.grammar(SPEC))
     assert model.training
     model.eval()
 
 
 def test_an_answer_that_does_not_end_is_not_complete(model: Any, tokenizer: Any) -> None:
-    (one,) = decode(model, tokenizer, prompts(tokenizer)[:1], classification.grammar(SPEC), max_new_tokens=1)
+    (one,) = decode_answers(model, tokenizer, prompts(tokenizer)[:1], classification.grammar(SPEC), max_new_tokens=1)
     assert not one.complete
 
 
 def test_labels_are_those_of_plain_decoding(model: Any, tokenizer: Any) -> None:
     # The last opens otherwise, and shares no prefix.
     asked = [*prompts(tokenizer), prompts(tokenizer)[0][3:]]
-    assert_as_reference(model, tokenizer, asked, classification.grammar(SPEC))
+    assert_equals_plain_decoding(model, tokenizer, asked, classification.grammar(SPEC))
 
 
 def test_records_are_those_of_plain_decoding(model: Any, tokenizer: Any) -> None:
-    spec = extraction.specify(load("extractor", (), "cpu").recipe.task, {})
+    spec = extraction.make_spec(load("extractor", (), "cpu").recipe.task, {})
     asked = chat_template.prompt_ids(tokenizer, [extraction.messages(spec, {"text": text}) for text in TEXTS])
-    assert_as_reference(model, tokenizer, asked, extraction.grammar(spec), max_new_tokens=48)
+    assert_equals_plain_decoding(model, tokenizer, asked, extraction.grammar(spec), max_new_tokens=48)
 
 
 def test_free_text_is_that_of_plain_decoding(model: Any, tokenizer: Any) -> None:
-    assert_as_reference(model, tokenizer, prompts(tokenizer), None, max_new_tokens=12)
+    assert_equals_plain_decoding(model, tokenizer, prompts(tokenizer), None, max_new_tokens=12)
 
 
 def test_labels_that_part_within_a_character_are_those_of_plain_decoding(model: Any, tokenizer: Any) -> None:
     # Their certain beginning, the first byte of two, is no text.
     labels = dict.fromkeys(["é1", "ê1", "漢字", "漢子"], "")
-    spec = classification.specify(Task(kind="classification", instruction="Say what it is."), labels)
+    spec = classification.make_spec(Task(kind="classification", instruction="Say what it is."), labels)
     asked = chat_template.prompt_ids(tokenizer, [classification.messages(spec, {"text": text}) for text in TEXTS])
-    assert_as_reference(model, tokenizer, asked, classification.grammar(spec))
+    assert_equals_plain_decoding(model, tokenizer, asked, classification.grammar(spec))
 
 
 def test_an_answer_is_cut_where_plain_decoding_is(model: Any, tokenizer: Any) -> None:
     for most in (1, 2, 3, 5):
-        assert_as_reference(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC), max_new_tokens=most)
+        assert_equals_plain_decoding(
+            model, tokenizer, prompts(tokenizer), classification.grammar(SPEC), max_new_tokens=most
+        )
 
 
 def test_small_batches_answer_as_large_ones(model: Any, tokenizer: Any) -> None:
     asked = prompts(tokenizer) * 3
-    together = decode(model, tokenizer, asked, classification.grammar(SPEC))
-    apart = decode(model, tokenizer, asked, classification.grammar(SPEC), batch_rows=5)
+    together = decode_answers(model, tokenizer, asked, classification.grammar(SPEC))
+    apart = decode_answers(model, tokenizer, asked, classification.grammar(SPEC), batch_rows=5)
     assert [one.token_ids for one in together] == [one.token_ids for one in apart]

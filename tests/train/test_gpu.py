@@ -18,7 +18,7 @@ from tests.conftest import Command
 from train import launch
 from train.device import gpu
 from train.packing import attention
-from train.packing.attention import BLOCKS
+from train.packing.attention import SHARED_PREFIX
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ from train.packing.attention import BLOCKS
 def test_a_gpu_that_cannot_be_used_is_refused_with_its_reason(
     cuda: str | None, gpus: list[str], environment: dict[str, str], told: str
 ) -> None:
-    said = gpu.unusable("2.13.0", cuda, "570.86", gpus, environment)
+    said = gpu.explain_missing_gpu("2.13.0", cuda, "570.86", gpus, environment)
     assert told in said and said.endswith("HARDWARE=cpu computes on the CPU")
 
 
 def test_gpus_without_bfloat16_are_refused() -> None:
-    assert "Tesla T4 has compute capability 7.5" in str(gpu.too_old("Tesla T4", (7, 5)))
-    assert gpu.too_old("NVIDIA A100", (8, 0)) is None and gpu.too_old("NVIDIA B200", (10, 0)) is None
+    assert "Tesla T4 has compute capability 7.5" in str(gpu.explain_old_gpu("Tesla T4", (7, 5)))
+    assert gpu.explain_old_gpu("NVIDIA A100", (8, 0)) is None and gpu.explain_old_gpu("NVIDIA B200", (10, 0)) is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -71,48 +71,48 @@ def test_the_doctor_tells_of_driver_and_compiler_where_there_is_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor.gpu_software() == []
+    assert doctor.describe_gpu_software() == []
     smi = tmp_path / "nvidia-smi"
     smi.write_text(
         f"#!{shutil.which('sh', path='/bin:/usr/bin')}\ncase $1 in *driver*) echo 570.86.10;; *) echo L4;; esac\n"
     )
     smi.chmod(0o755)
-    told = dict(doctor.gpu_software())
+    told = dict(doctor.describe_gpu_software())
     assert "driver is 570.86.10" in told["driver"] and "580 or newer" in told["driver"]
     assert told["compiler"]
 
 
 def test_which_lock_a_machine_gets_follows_what_it_computes_on() -> None:
-    assert {name for name in hardware.names() if hardware.on_cpu(name)} == {"cpu", "cpu-smollm2", "multi-cpu"}
+    assert {name for name in hardware.list_names() if hardware.uses_cpu(name)} == {"cpu", "cpu-smollm2", "multi-cpu"}
 
 
 def test_flex_attention_is_taken_where_its_kernels_fit_and_given_up_where_they_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "_flex_refused", False)
+    monkeypatch.setattr(attention, "_flex_disabled", False)
     device = torch.device("cuda")
     # A100, H100; RTX 3090, 4090, 5090, A10 and L4.
-    for shared, taken in ((166_912, "flex_attention"), (232_448, "flex_attention"), (101_376, BLOCKS)):
+    for shared, taken in ((166_912, "flex_attention"), (232_448, "flex_attention"), (101_376, SHARED_PREFIX)):
         found = SimpleNamespace(shared_memory_per_block_optin=shared)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, found=found: found)
-        assert attention.quickest(device) == taken
+        assert attention.preferred_implementation(device) == taken
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(shared_memory_per_block_optin=232_448)
     )
-    assert not attention.gives_up_flex(torch.OutOfMemoryError("CUDA out of memory"))
-    assert attention.gives_up_flex(
+    assert not attention.disable_unsupported_flex(torch.OutOfMemoryError("CUDA out of memory"))
+    assert attention.disable_unsupported_flex(
         RuntimeError("InductorError: No valid triton configs. OutOfMemoryError: out of resource")
     )
-    assert attention.quickest(device) == BLOCKS
+    assert attention.preferred_implementation(device) == SHARED_PREFIX
     # Once: by blocks nothing of the kind can come, and a second error is another one.
-    assert not attention.gives_up_flex(RuntimeError("No valid triton configs"))
+    assert not attention.disable_unsupported_flex(RuntimeError("No valid triton configs"))
 
 
 def test_one_process_sees_one_gpu_and_a_person_is_told_of_the_idle_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(hardware, "gpus", lambda: ["NVIDIA H100"] * 8)
+    monkeypatch.setattr(hardware, "list_gpus", lambda: ["NVIDIA H100"] * 8)
     alone = load("classifier", [], "gpu")
-    assert "processes 1 on one GPU; 7 more are idle: HARDWARE=multi-gpu takes all" in launch.heading(alone)
+    assert "processes 1 on one GPU; 7 more are idle: HARDWARE=multi-gpu takes all" in launch.header_lines(alone)
     for loaded in (alone, load("classifier", ["accelerate.num_processes=1"], "multi-gpu")):
         settings = launch._worker_environment(loaded.recipe, 1)
         assert settings["CUDA_VISIBLE_DEVICES"] == "0"

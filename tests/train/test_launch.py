@@ -25,8 +25,8 @@ from train.distributed import rendezvous
 # Stands in for the worker: tells its id, counts the signals that reach it, and takes a second to end.
 STAND_IN = """\
 import os, pathlib, signal, sys, time
-from train.distributed.launcher import end_with_launcher
-end_with_launcher()
+from train.distributed.launcher import die_with_parent
+die_with_parent()
 folder, rank, got = pathlib.Path(sys.argv[1]), int(os.environ.get("RANK", 0)), []
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, _: got.append(signal.Signals(number).name))
@@ -140,18 +140,18 @@ def test_several_processes_end_with_a_launcher_that_is_killed(tmp_path: Path) ->
 
 
 def test_what_is_started_follows_the_hardware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "gpus", lambda: ["a GPU"] * 4)
-    alone = launch._program(tmp_path, recipe(), 2)
+    monkeypatch.setattr(hardware, "list_gpus", lambda: ["a GPU"] * 4)
+    alone = launch._worker_command(tmp_path, recipe(), 2)
     assert alone == [sys.executable, "-m", "train.worker", str(tmp_path)]
-    on_cpu = launch._program(tmp_path, recipe(machine="multi-cpu"), 1)
+    on_cpu = launch._worker_command(tmp_path, recipe(machine="multi-cpu"), 1)
     assert {"train.distributed.launcher", "torch.distributed.run", "--nproc-per-node=2", "--standalone"} <= set(on_cpu)
     node = ["accelerate.machine_rank=1", "accelerate.main_process_ip=10.0.0.1"]
-    on_gpus = launch._program(tmp_path, recipe(*node, machine="multi-node"), 1)
+    on_gpus = launch._worker_command(tmp_path, recipe(*node, machine="multi-node"), 1)
     assert "accelerate.commands.launch" in on_gpus
     config = YAML(typ="safe").load((tmp_path / "accelerate-1.yaml").read_text(encoding="utf-8"))
     assert (config["num_processes"], config["machine_rank"], config["main_process_ip"]) == (8, 1, "10.0.0.1")
     far = ["accelerate.distributed_type=MULTI_CPU", "accelerate.use_cpu=true", "train.optim=adamw_torch", *node]
-    elsewhere = launch._program(tmp_path, recipe(*far, machine="multi-node"), 1)
+    elsewhere = launch._worker_command(tmp_path, recipe(*far, machine="multi-node"), 1)
     assert {"--nnodes=2", "--node-rank=1", "--rdzv-endpoint=10.0.0.1:29500"} <= set(elsewhere)
 
 
@@ -162,8 +162,8 @@ def test_accelerate_reads_the_config_that_is_written(
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_multi_gpu_env
 
-    monkeypatch.setattr(hardware, "gpus", lambda: ["a GPU"] * 4)
-    asked = launch._program(tmp_path, recipe(machine=machine), 2)
+    monkeypatch.setattr(hardware, "list_gpus", lambda: ["a GPU"] * 4)
+    asked = launch._worker_command(tmp_path, recipe(machine=machine), 2)
     words = asked[asked.index("accelerate.commands.launch") + 1 :]
     told, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     settings = prepare_multi_gpu_env(told)
@@ -175,18 +175,18 @@ def test_accelerate_reads_the_config_that_is_written(
 
 
 def test_gpus_that_are_not_there_are_asked_for_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "gpus", list)
+    monkeypatch.setattr(hardware, "list_gpus", list)
     with pytest.raises(RecipeError, match="this machine shows none; take HARDWARE=cpu"):
-        launch._on_hand(recipe(machine="multi-gpu"))
-    monkeypatch.setattr(hardware, "gpus", lambda: ["a GPU"] * 2)
+        launch._check_gpus(recipe(machine="multi-gpu"))
+    monkeypatch.setattr(hardware, "list_gpus", lambda: ["a GPU"] * 2)
     with pytest.raises(RecipeError, match="4 processes on this machine, which shows 2 GPUs"):
-        launch._on_hand(recipe("accelerate.num_processes=4", machine="multi-gpu"))
+        launch._check_gpus(recipe("accelerate.num_processes=4", machine="multi-gpu"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert recipe(machine="multi-gpu").accelerate.num_processes == 1
 
 
 def test_a_recipe_that_asks_for_gpus_leaves_nothing_where_there_are_none(python: Command, tmp_path: Path) -> None:
-    if hardware.gpus():
+    if hardware.list_gpus():
         pytest.skip("this machine has GPUs")
     answer = python("train", "classifier", "--hardware", "multi-gpu")
     assert (answer.returncode, answer.stdout) == (2, "")
@@ -203,16 +203,16 @@ def of_machine(rank: int, *settings: str) -> Recipe:
 def test_the_other_machines_join_the_run_that_machine_0_launches_now_and_not_an_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendezvous, "BEAT_SECONDS", 0.05)
-    with rendezvous.announced(tmp_path, of_machine(0)) as announcement:
+    monkeypatch.setattr(rendezvous, "HEARTBEAT_SECONDS", 0.05)
+    with rendezvous.publish_launch(tmp_path, of_machine(0)) as announcement:
         announcement.launches(Run(tmp_path / "old"))
         time.sleep(0.1)
     found: list[Run | None] = []
-    joiner = threading.Thread(target=lambda: found.append(rendezvous.joined(tmp_path, of_machine(1), 20)))
+    joiner = threading.Thread(target=lambda: found.append(rendezvous.wait_for_run(tmp_path, of_machine(1), 20)))
     joiner.start()
     time.sleep(0.3)
     assert not found
-    with rendezvous.announced(tmp_path, of_machine(0)) as announcement:
+    with rendezvous.publish_launch(tmp_path, of_machine(0)) as announcement:
         time.sleep(0.3)  # it prepares data
         assert not found
         announcement.launches(Run(tmp_path / "new"))
@@ -221,13 +221,13 @@ def test_the_other_machines_join_the_run_that_machine_0_launches_now_and_not_an_
 
 
 def test_machines_that_do_not_agree_or_do_not_come_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendezvous, "BEAT_SECONDS", 0.05)
-    with rendezvous.announced(tmp_path, of_machine(0)) as announcement:
+    monkeypatch.setattr(rendezvous, "HEARTBEAT_SECONDS", 0.05)
+    with rendezvous.publish_launch(tmp_path, of_machine(0)) as announcement:
         with pytest.raises(StageError, match=r"train.seed: 17 there, 18 here"):
-            rendezvous.joined(tmp_path, of_machine(1, "train.seed=18"), 20)
+            rendezvous.wait_for_run(tmp_path, of_machine(1, "train.seed=18"), 20)
         announcement.launches(Run(tmp_path / "new"))
     with pytest.raises(StageError, match="of run new, is over"):
-        rendezvous.joined(tmp_path, of_machine(1), 0.2)
+        rendezvous.wait_for_run(tmp_path, of_machine(1), 0.2)
 
 
 @pytest.mark.parametrize(
@@ -237,17 +237,17 @@ def test_machines_that_do_not_agree_or_do_not_come_are_told(tmp_path: Path, monk
 def test_the_other_machines_leave_where_machine_0_launches_nothing(
     how: str, told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendezvous, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(rendezvous, "HEARTBEAT_SECONDS", 0.05)
     # An earlier launch left its file, as of the same recipe.
     monkeypatch.setattr(rendezvous, "LINGER_SECONDS", 0.0)
-    with rendezvous.announced(tmp_path, of_machine(0)) as announcement:
+    with rendezvous.publish_launch(tmp_path, of_machine(0)) as announcement:
         announcement.nothing("run 1 did this")
     monkeypatch.setattr(rendezvous, "LINGER_SECONDS", 3.0)
     ended: list[Run | str | None] = []
 
     def wait() -> None:
         try:
-            ended.append(rendezvous.joined(tmp_path, of_machine(1), 20))
+            ended.append(rendezvous.wait_for_run(tmp_path, of_machine(1), 20))
         except StageError as error:
             ended.append(str(error))
 
@@ -258,7 +258,7 @@ def test_the_other_machines_leave_where_machine_0_launches_nothing(
     errors = {"data": SystemExit(2), "refused": StageError("the disk is full"), "stopped": KeyboardInterrupt()}
 
     def lead() -> None:
-        with suppress(BaseException), rendezvous.announced(tmp_path, of_machine(0)) as announcement:
+        with suppress(BaseException), rendezvous.publish_launch(tmp_path, of_machine(0)) as announcement:
             time.sleep(0.2)
             if how != "unchanged":
                 raise errors[how]
@@ -279,11 +279,13 @@ def test_the_other_machines_leave_where_machine_0_launches_nothing(
 
 
 def test_the_scripts_for_clusters_are_whole() -> None:
-    checked = subprocess.run(["bash", "-n", hardware.FOLDER / "slurm.sh"], capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        ["bash", "-n", hardware.HARDWARE_DIR / "slurm.sh"], capture_output=True, text=True, check=False
+    )
     assert (checked.returncode, checked.stderr) == (0, "")
-    task = YAML(typ="safe").load((hardware.FOLDER / "skypilot.yaml").read_text(encoding="utf-8"))
+    task = YAML(typ="safe").load((hardware.HARDWARE_DIR / "skypilot.yaml").read_text(encoding="utf-8"))
     assert task["num_nodes"] == 2
     assert subprocess.run(["bash", "-n"], input=task["run"], text=True, check=False).returncode == 0
-    both = (hardware.FOLDER / "slurm.sh").read_text(encoding="utf-8") + task["run"]
+    both = (hardware.HARDWARE_DIR / "slurm.sh").read_text(encoding="utf-8") + task["run"]
     for key in ("num_machines", "machine_rank", "main_process_ip", "main_process_port"):
         assert both.count(f"accelerate.{key}=") == 2

@@ -29,7 +29,7 @@ def recipe(lora: str, quantization: str = "none") -> Recipe:
 
 
 def begun(settings: Recipe) -> Any:
-    return base.with_adapter(base.base_model(settings), settings.lora, seed=3)
+    return base.add_adapter(base.load_base_model(settings), settings.lora, seed=3)
 
 
 def train(model: Any, updates: int = 3) -> list[float]:
@@ -69,15 +69,15 @@ def error_of_weights(model: Any, original: Any) -> float:
 @pytest.mark.parametrize("variant", ["true", "gaussian", "orthogonal", "mica", "pissa", "pissa_niter_4", "olora"])
 def test_on_an_unquantized_base_every_beginning_leaves_the_model_as_it_is(variant: str) -> None:
     settings = recipe(SMALL % variant)
-    model = base.base_model(settings)
+    model = base.load_base_model(settings)
     before = logits(model)
-    after = logits(base.with_adapter(model, settings.lora, seed=3))
+    after = logits(base.add_adapter(model, settings.lora, seed=3))
     torch.testing.assert_close(after, before, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_what_begins_with_a_part_of_the_base_loses_less_by_quantization(quantization: str) -> None:
-    original = base.base_model(recipe(SMALL % "true"))
+    original = base.load_base_model(recipe(SMALL % "true"))
     errors = {
         variant: error_of_weights(begun(recipe(SMALL % variant, quantization)), original)
         for variant in ("true", "orthogonal", "pissa", "olora", "loftq")
@@ -89,7 +89,7 @@ def test_what_begins_with_a_part_of_the_base_loses_less_by_quantization(quantiza
 
 
 def test_more_rounds_of_loftq_lose_less() -> None:
-    original = base.base_model(recipe(SMALL % "true"))
+    original = base.load_base_model(recipe(SMALL % "true"))
     lora = "lora={r: 8, lora_alpha: 16, init_lora_weights: loftq, loftq_config: {loftq_iter: %d}}"
     once, often = (error_of_weights(begun(recipe(lora % rounds, "nf4")), original) for rounds in (1, 4))
     assert often < once
@@ -98,9 +98,9 @@ def test_more_rounds_of_loftq_lose_less() -> None:
 @pytest.mark.parametrize("variant", ["pissa", "loftq"])
 def test_a_beginning_takes_effect_after_forwards_and_is_the_same_again(variant: str) -> None:
     settings = recipe(SMALL % variant, "int8")
-    model = base.base_model(settings)
+    model = base.load_base_model(settings)
     untuned = logits(model)
-    after = logits(base.with_adapter(model, settings.lora, seed=3))
+    after = logits(base.add_adapter(model, settings.lora, seed=3))
     torch.testing.assert_close(logits(begun(settings)), after, atol=0, rtol=0)
     # The rest of the base alone would answer otherwise altogether.
     assert (after - untuned).square().mean() < 0.05 * untuned.square().mean()
@@ -122,8 +122,8 @@ def test_the_base_as_published_with_the_exported_adapter_answers_as_the_trained_
     train(model)
     trained = logits(model)
     assert (trained - untuned).abs().max() > 0.1
-    adapter._save(model, settings, tmp_path, None)
-    again = PeftModel.from_pretrained(base.base_model(settings), tmp_path)
+    adapter._save_weights(model, settings, tmp_path, None)
+    again = PeftModel.from_pretrained(base.load_base_model(settings), tmp_path)
     torch.testing.assert_close(logits(again), trained, atol=2e-3, rtol=0)
     config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["init_lora_weights"] is True
@@ -139,7 +139,7 @@ def test_on_nf4_the_exported_adapter_is_the_whole_change_that_training_made(vari
     before = [layer.get_delta_weight("default").clone() for layer in layers]
     losses = train(model)
     assert losses[-1] < losses[0]
-    tensors, config = lora_init.as_plain_adapter(model)
+    tensors, config = lora_init.to_standard_lora(model)
     names = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
     scaling = config.lora_alpha / config.r
     for layer, first, name in zip(layers, before, names, strict=True):
@@ -187,7 +187,7 @@ def test_experts_of_a_mixture_are_parameters_that_can_be_adapted() -> None:
         num_attention_heads=2, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2,
     )  # fmt: skip
     lora = "lora={r: 4, target_modules: [q_proj], target_parameters: [mlp.experts.gate_up_proj, mlp.experts.down_proj]}"
-    model = base.with_adapter(Qwen3MoeForCausalLM(config), recipe(lora).lora, seed=3)
+    model = base.add_adapter(Qwen3MoeForCausalLM(config), recipe(lora).lora, seed=3)
     assert sum("experts" in name for name, one in model.named_parameters() if one.requires_grad) == 4
     losses = train(model, 6)
     assert losses[-1] < losses[0]
@@ -232,7 +232,7 @@ def test_vllm_takes_what_the_recipe_says_that_it_takes(lora: str, served: bool, 
 
     settings = recipe(lora)
     assert (settings.lora.unservable is None) == served
-    adapter._save(begun(settings), settings, tmp_path, None)
+    adapter._save_weights(begun(settings), settings, tmp_path, None)
     helper = PEFTHelper.from_local_dir(str(tmp_path), 2048)
     limits = LoRAConfig(max_lora_rank=adapter.max_lora_rank(settings.lora))
     if served:

@@ -32,13 +32,11 @@ def gemma() -> Any:
 
 
 def adapted(model: Any, **lora: Any) -> list[str]:
-    return [
-        name for name, one in base.with_adapter(model, Lora(r=4, **lora), 1).named_parameters() if one.requires_grad
-    ]
+    return [name for name, one in base.add_adapter(model, Lora(r=4, **lora), 1).named_parameters() if one.requires_grad]
 
 
 def test_adapters_go_on_the_text_alone_and_each_gets_a_gradient(gemma: Any) -> None:
-    model = base.with_adapter(gemma, Lora(r=4), 1)
+    model = base.add_adapter(gemma, Lora(r=4), 1)
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
     assert len(trained) == 2 * 7 * TEXT["num_hidden_layers"]
     assert all(".language_model.layers." in name for name in trained)
@@ -64,14 +62,16 @@ def test_what_a_recipe_leaves_out_is_left_out_besides(gemma: Any, given: Any) ->
 
 def test_a_model_that_knows_text_alone_is_left_as_it_is(gemma: Any) -> None:
     alone = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**TEXT))
-    assert multimodal.others(alone) == [] and multimodal.excluded(alone, ["q_proj"]) == ["q_proj"]
-    assert multimodal.others(gemma) == ["model.vision_tower", "model.multi_modal_projector"]
+    assert multimodal.list_non_text_modules(alone) == [] and multimodal.build_exclude_modules(alone, ["q_proj"]) == [
+        "q_proj"
+    ]
+    assert multimodal.list_non_text_modules(gemma) == ["model.vision_tower", "model.multi_modal_projector"]
 
 
 def test_fsdp_finds_the_layers_that_the_model_names(gemma: Any) -> None:
     gemma._no_split_modules = [*gemma._no_split_modules, "SiglipTextEmbeddings"]
     with pytest.raises(ValueError, match="Could not find the transformer layer class"):
         FullyShardedDataParallelPlugin(auto_wrap_policy="TRANSFORMER_BASED_WRAP").set_auto_wrap_policy(gemma)
-    multimodal.name_own_layers(gemma)
+    multimodal.fix_no_split_modules(gemma)
     FullyShardedDataParallelPlugin(auto_wrap_policy="TRANSFORMER_BASED_WRAP").set_auto_wrap_policy(gemma)
     assert "Gemma3DecoderLayer" in gemma._no_split_modules

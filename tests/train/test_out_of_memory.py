@@ -18,7 +18,7 @@ from tests.helpers import commands
 from tests.train.test_constrained_decoding import SPEC, prompts
 from tests.train.test_trainer import recipe, rows, tiny, trained  # noqa: F401 - a fixture among them
 from train.device import out_of_memory
-from train.evaluate.constrained_decoding import decode
+from train.evaluate.constrained_decoding import decode_answers
 from train.export import adapter, merge
 from train.model import base
 from train.packing import attention
@@ -71,27 +71,27 @@ def short_of(model: Any, tokens: int, error: Callable[[], RuntimeError]) -> Iter
     ],
 )
 def test_what_means_too_little_memory(error: BaseException, short: bool) -> None:
-    assert out_of_memory.short(error) == short
+    assert out_of_memory.is_out_of_memory(error) == short
 
 
 @pytest.mark.parametrize("said", ["CUDA out of memory", "CUDA error: out of memory"])
 def test_decoding_halves_its_batches_and_answers_the_same(said: str, tokenizer: Any) -> None:
-    model = base.base_model(load("classifier", (), "cpu").recipe)
+    model = base.load_base_model(load("classifier", (), "cpu").recipe)
     asked = prompts(tokenizer) * 8
-    before = decode(model, tokenizer, asked, classification.grammar(SPEC))
+    before = decode_answers(model, tokenizer, asked, classification.grammar(SPEC))
     told: list[str] = []
     done: list[int] = []
     kind = torch.OutOfMemoryError if said.startswith("CUDA out") else RuntimeError
     with short_of(model, max(map(len, asked)), lambda: kind(said)):
-        after = decode(
+        after = decode_answers(
             model, tokenizer, asked, classification.grammar(SPEC), on_batch=done.append, announce=told.append
         )
     assert [one.token_ids for one in after] == [one.token_ids for one in before]
     assert told and all(one.endswith("from here on, the same answers") for one in told)
     assert done[-1] == len(asked) and done == sorted(done)
     with short_of(model, 1, lambda: kind(said)), pytest.raises((StageError, RuntimeError)) as ended:
-        decode(model, tokenizer, asked[:1], classification.grammar(SPEC))
-    assert out_of_memory.short(ended.value) or "decoding one row ran out of memory" in str(ended.value)
+        decode_answers(model, tokenizer, asked[:1], classification.grammar(SPEC))
+    assert out_of_memory.is_out_of_memory(ended.value) or "decoding one row ran out of memory" in str(ended.value)
 
 
 @pytest.mark.slow(minutes=1)
@@ -101,7 +101,7 @@ def test_a_training_on_a_small_card_ends_with_its_adapter_or_in_words(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(SIMULATED.format(tokens=tokens), encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    ended = commands.call(tmp_path / "runs", "train", small_recipe)
+    ended = commands.run_command(tmp_path / "runs", "train", small_recipe)
     (manifest,) = (tmp_path / "runs" / "small").glob("2*/manifest.json")
     stage = atomic_files.read_json(manifest)["stages"]["train"]
     if whole:
@@ -121,7 +121,7 @@ def test_training_attends_by_blocks_where_flex_attention_does_not_fit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "_flex_refused", False)
+    monkeypatch.setattr(attention, "_flex_disabled", False)
     told = recipe(tiny, "train.max_steps=2", "train.batch_size=4")
     _, whole = trained(told, tmp_path / "whole", rows(8))
     failed: list[int] = []
@@ -148,8 +148,8 @@ def test_a_base_that_the_gpu_cannot_hold_unquantized_is_merged_in_main_memory(
     run = runs.Run(tmp_path / "classifier" / "20260101T000000Z-0000")
     (run.folder / "adapter").mkdir(parents=True)
     atomic_files.write_json(run.folder / "manifest.json", {"digest": "", "stages": {"export": {"state": "running"}}})
-    adapter._save(
-        base.with_adapter(base.base_model(settings), settings.lora, 1), settings, run.folder / "adapter", None
+    adapter._save_weights(
+        base.add_adapter(base.load_base_model(settings), settings.lora, 1), settings, run.folder / "adapter", None
     )
     plain, asked = transformers.AutoModelForCausalLM.from_pretrained, []
 
@@ -160,7 +160,7 @@ def test_a_base_that_the_gpu_cannot_hold_unquantized_is_merged_in_main_memory(
         return plain(*args, **given)
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", on_small_card)
-    model = merge.merged(run, on_gpu, "published")
+    model = merge.merge_adapter(run, on_gpu, "published")
     assert len(asked) == 2 and asked[1] == {"": "cpu"} and not hasattr(model, "peft_config")
     assert "fallback  merged in main memory" in capsys.readouterr().err
     assert "merged in main memory" in run.stage("export")["fallbacks"][0]

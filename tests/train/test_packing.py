@@ -15,17 +15,18 @@ from insource.config.load import POCKET, load
 from train.loop import losses
 from train.model import architecture, base
 from train.packing import attention, collate, packing_plan, sampler
-from train.packing.attention import BLOCKS, Implementation
-from train.packing.packing_plan import Cost, Pack, Row, Shares
+from train.packing.attention import SHARED_PREFIX, Implementation
+from train.packing.packing_plan import Pack, PackCost, TokenizedRow, UpdateShards
 
 PREFIX = list(range(100, 160))
 # Ragged, and the last one's own prompt is a single token.
 SUFFIXES = ([7, 8, 9, 40], [11, 12], [13, 14, 15, 16, 17, 18, 41], [19], [20, 21, 22], [23] * 9, [24], [25, 26])
-ROWS = [Row(f"r{at}", PREFIX + own, ([50 + at, 60 + at, 2],), 1.0 + at % 2) for at, own in enumerate(SUFFIXES)]
+ROWS = [TokenizedRow(f"r{at}", PREFIX + own, ([50 + at, 60 + at, 2],), 1.0 + at % 2) for at, own in enumerate(SUFFIXES)]
 # One row that opens otherwise, so that nothing is shared by all.
-STRANGER = Row("stranger", [99, *PREFIX[1:], 7, 8], ([70, 71, 72, 2],))
+STRANGER = TokenizedRow("stranger", [99, *PREFIX[1:], 7, 8], ([70, 71, 72, 2],))
 PAIRS = [
-    Row(row.id, row.prompt_ids, (*row.completions, [80 + at, 2]), 1.0, (-3.0, -4.0 - at)) for at, row in enumerate(ROWS)
+    TokenizedRow(row.id, row.prompt_ids, (*row.completions, [80 + at, 2]), 1.0, (-3.0, -4.0 - at))
+    for at, row in enumerate(ROWS)
 ]
 TINY = {
     "vocab_size": 256,
@@ -48,13 +49,13 @@ CONFIGS = {
     "gemma3 of a short window": transformers.Gemma3TextConfig(**{**TINY, "num_hidden_layers": 6}, sliding_window=16),
     "mistral of a short window": transformers.MistralConfig(**TINY, sliding_window=16),
 }
-COST = Cost(100.0, 200.0)
+COST = PackCost(100.0, 200.0)
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packs of these few rows attend by several blocks, as packs of many rows do in training."""
-    monkeypatch.setattr(attention, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(attention, "MIN_BLOCKED_TOKENS", 1)
     monkeypatch.setattr(attention, "BLOCK_TOKENS", 16)
 
 
@@ -72,7 +73,7 @@ def adapted(path: Path, quantization: str = "none", checkpointing: bool = False)
     settings = load(
         "classifier", [f"model.base={path}", f"model.quantization={quantization}", "lora.r=4"], "cpu"
     ).recipe
-    model = base.with_adapter(base.base_model(settings), settings.lora, seed=3)
+    model = base.add_adapter(base.load_base_model(settings), settings.lora, seed=3)
     # LoRA starts with B at zero, where half of the gradients are zero: move it, so that they are compared too.
     torch.manual_seed(4)
     for name, parameter in model.named_parameters():
@@ -86,21 +87,21 @@ def adapted(path: Path, quantization: str = "none", checkpointing: bool = False)
 
 def gradients(
     model: Any,
-    kind: packing_plan.Kind,
+    kind: packing_plan.PackingMode,
     packs: Sequence[Pack],
     objective: str = "imitate",
-    by: Implementation = BLOCKS,
+    by: Implementation = SHARED_PREFIX,
 ) -> dict[str, Any]:
     model.zero_grad()
     for pack in packs:
-        batch = collate.of_pack(pack, kind, model.device, 0, by)
-        assert kind != "shared_prefix" or (batch.attention == by and (by != BLOCKS or batch.blocks))
-        with attention.attending(model.config, batch):
+        batch = collate.collate_pack(pack, kind, model.device, 0, by)
+        assert kind != "shared_prefix" or (batch.attention == by and (by != SHARED_PREFIX or batch.blocks))
+        with attention.pack_attention(model.config, batch):
             losses.OBJECTIVES[objective](model, batch, 0.1)[0].backward()
     return {name: one.grad.clone() for name, one in model.named_parameters() if one.requires_grad}
 
 
-def separate(model: Any, rows: Sequence[Row], objective: str = "imitate") -> dict[str, Any]:
+def separate(model: Any, rows: Sequence[TokenizedRow], objective: str = "imitate") -> dict[str, Any]:
     return gradients(model, "none", [Pack((row,), 0) for row in rows], objective)
 
 
@@ -110,10 +111,12 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
-def update(rows: Sequence[Row], kind: packing_plan.Kind, pack_tokens: int, processes: int) -> list[Pack]:
+def update(
+    rows: Sequence[TokenizedRow], kind: packing_plan.PackingMode, pack_tokens: int, processes: int
+) -> list[Pack]:
     """All packs of one update of all rows, over all processes."""
-    plan = packing_plan.plan(rows, kind, pack_tokens, len(rows) // processes, COST)
-    shares = Shares(rows, plan, [range(len(rows))], processes)
+    plan = packing_plan.build_packing_plan(rows, kind, pack_tokens, len(rows) // processes, COST)
+    shares = UpdateShards(rows, plan, [range(len(rows))], processes)
     return [pack for share in shares for pack in share.packs]
 
 
@@ -121,7 +124,7 @@ def update(rows: Sequence[Row], kind: packing_plan.Kind, pack_tokens: int, proce
 def test_what_differs_is_rounding_alone(name: str, folder: Path) -> None:
     model = adapted(folder / name).double()
     expected = separate(model, ROWS)
-    for by in (BLOCKS, "sdpa"):
+    for by in (SHARED_PREFIX, "sdpa"):
         found = gradients(model, "shared_prefix", [Pack(tuple(ROWS), len(PREFIX))], by=by)
         # The loss itself is computed in float32.
         assert all((found[one] - gradient).norm() <= 1e-6 * gradient.norm() for one, gradient in expected.items())
@@ -133,7 +136,7 @@ def test_what_differs_is_rounding_alone(name: str, folder: Path) -> None:
 def test_a_pack_has_the_gradients_of_separate_rows(
     name: str, quantization: str, checkpointing: bool, folder: Path
 ) -> None:
-    assert architecture.packing("shared_prefix", CONFIGS[name], 80) == ("shared_prefix", None)
+    assert architecture.supported_packing("shared_prefix", CONFIGS[name], 80) == ("shared_prefix", None)
     model = adapted(folder / name, quantization, checkpointing)
     pack, expected = Pack(tuple(ROWS), len(PREFIX)), separate(model, ROWS)
     assert_equal(gradients(model, "shared_prefix", [pack]), expected)
@@ -145,7 +148,12 @@ def test_a_pack_has_the_gradients_of_separate_rows(
 @pytest.mark.parametrize("rows", [ROWS, [*ROWS, STRANGER]], ids=["one prefix", "the last row has another"])
 @pytest.mark.parametrize("kind", ["shared_prefix", "bfd", "none"])
 def test_an_update_has_the_gradients_of_separate_rows(
-    kind: packing_plan.Kind, rows: list[Row], pack_tokens: int, least_packs: int, processes: int, folder: Path
+    kind: packing_plan.PackingMode,
+    rows: list[TokenizedRow],
+    pack_tokens: int,
+    least_packs: int,
+    processes: int,
+    folder: Path,
 ) -> None:
     model = adapted(folder / "llama")
     packs = update(rows, kind, pack_tokens, processes)
@@ -155,7 +163,7 @@ def test_an_update_has_the_gradients_of_separate_rows(
 
 @pytest.mark.parametrize("name", ["gemma3 of a short window", "mistral of a short window"])
 def test_a_window_shorter_than_a_row_falls_back_to_bfd_which_keeps_it(name: str, folder: Path) -> None:
-    kind, why = architecture.packing("shared_prefix", CONFIGS[name], 80)
+    kind, why = architecture.supported_packing("shared_prefix", CONFIGS[name], 80)
     assert kind == "bfd" and "a window of 16 tokens" in str(why)
     model = adapted(folder / name)
     assert_equal(gradients(model, "bfd", [Pack(tuple(ROWS), 0)]), separate(model, ROWS))
@@ -167,7 +175,7 @@ def test_a_window_shorter_than_a_row_falls_back_to_bfd_which_keeps_it(name: str,
 
 @pytest.mark.parametrize("kind", ["shared_prefix", "bfd", "none"])
 @pytest.mark.parametrize("prefix", [0, len(PREFIX)])
-def test_pairs_have_the_gradients_of_separate_pairs(kind: packing_plan.Kind, prefix: int, folder: Path) -> None:
+def test_pairs_have_the_gradients_of_separate_pairs(kind: packing_plan.PackingMode, prefix: int, folder: Path) -> None:
     model = adapted(folder / "qwen3")
     packs = [Pack(tuple(PAIRS), prefix if kind == "shared_prefix" else 0)]
     assert_equal(gradients(model, kind, packs, "prefer"), separate(model, PAIRS, "prefer"))
@@ -193,9 +201,9 @@ def test_models_whose_layers_carry_a_state_keep_their_rows_apart() -> None:
         transformers.Lfm2Config(layer_types=["conv", "full_attention"], num_hidden_layers=2),
     ):
         for asked in ("shared_prefix", "bfd"):
-            kind, why = architecture.packing(asked, config, 80)
+            kind, why = architecture.supported_packing(asked, config, 80)
             assert kind == "none" and config.model_type in str(why), config.model_type
-        assert architecture.packing("none", config, 80) == ("none", None)
+        assert architecture.supported_packing("none", config, 80) == ("none", None)
 
 
 def test_the_blocks_of_flex_attention_hold_what_the_dense_mask_shows() -> None:
@@ -211,10 +219,10 @@ def test_the_blocks_of_flex_attention_hold_what_the_dense_mask_shows() -> None:
 
 
 def test_a_pack_is_one_sequence_with_one_prefix() -> None:
-    batch = collate.of_pack(Pack(tuple(ROWS), len(PREFIX)), "shared_prefix", "cpu", 0)
+    batch = collate.collate_pack(Pack(tuple(ROWS), len(PREFIX)), "shared_prefix", "cpu", 0)
     own = sum(row.own_tokens(len(PREFIX)) for row in ROWS)
     assert batch.inputs["input_ids"].shape == (1, len(PREFIX) + own)
-    assert (batch.labels != collate.IGNORE).sum() == sum(row.answer_tokens for row in ROWS)
+    assert (batch.labels != collate.IGNORE_INDEX).sum() == sum(row.answer_tokens for row in ROWS)
     assert batch.inputs["position_ids"][0, 60:67].tolist() == list(range(60, 67))
     mask = batch.inputs["attention_mask"][0, 0]
     assert mask[60:67, :60].all()
@@ -222,8 +230,8 @@ def test_a_pack_is_one_sequence_with_one_prefix() -> None:
 
 
 def test_the_answers_of_a_pair_see_their_prompt_and_not_each_other() -> None:
-    pair = Row("p", [5, 6, 7, 8], ([10, 11, 2], [12, 2]))
-    batch = collate.of_pack(Pack((pair,), 2), "shared_prefix", "cpu", 0)
+    pair = TokenizedRow("p", [5, 6, 7, 8], ([10, 11, 2], [12, 2]))
+    batch = collate.collate_pack(Pack((pair,), 2), "shared_prefix", "cpu", 0)
     assert batch.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 10, 11, 2, 8, 12, 2]]
     assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 6, 3, 4, 5]]
     mask = batch.inputs["attention_mask"][0, 0]
@@ -241,14 +249,14 @@ rows_of_lengths = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 6)), min
     st.sampled_from(["shared_prefix", "bfd", "none"]),
 )
 def test_every_row_of_an_update_is_learnt_once_and_packs_fit_their_budget(
-    lengths: list[tuple[int, int]], shared: int, pack_tokens: int, processes: int, kind: packing_plan.Kind
+    lengths: list[tuple[int, int]], shared: int, pack_tokens: int, processes: int, kind: packing_plan.PackingMode
 ) -> None:
     rows = [
-        Row(f"r{at}", list(range(shared)) + [1000 + at] * own, ([1] * answer,))
+        TokenizedRow(f"r{at}", list(range(shared)) + [1000 + at] * own, ([1] * answer,))
         for at, (own, answer) in enumerate(lengths)
     ]
-    plan = packing_plan.plan(rows, kind, pack_tokens, len(rows), COST)
-    shares = list(Shares(rows, plan, [range(len(rows))], processes))
+    plan = packing_plan.build_packing_plan(rows, kind, pack_tokens, len(rows), COST)
+    shares = list(UpdateShards(rows, plan, [range(len(rows))], processes))
     assert len({len(share.packs) for share in shares}) == 1, "a process would wait for another"
     weighing = [row.id for share in shares for row in share.rows if row.weight]
     assert sorted(weighing) == sorted(row.id for row in rows)
@@ -260,9 +268,11 @@ def test_every_row_of_an_update_is_learnt_once_and_packs_fit_their_budget(
 
 
 def test_several_prompts_are_several_groups() -> None:
-    rows = [Row(f"{opening}{at}", [opening] * 50 + [200 + at], ([1],)) for opening in (7, 9) for at in range(20)]
-    rows.append(Row("loose", [11, 12, 13], ([1],)))
-    plan = packing_plan.plan(rows, "shared_prefix", 4096, 16, COST)
+    rows = [
+        TokenizedRow(f"{opening}{at}", [opening] * 50 + [200 + at], ([1],)) for opening in (7, 9) for at in range(20)
+    ]
+    rows.append(TokenizedRow("loose", [11, 12, 13], ([1],)))
+    plan = packing_plan.build_packing_plan(rows, "shared_prefix", 4096, 16, COST)
     assert sorted(plan.prefixes) == [0, 50, 50]
     assert len(set(plan.group_of[:20])) == len(set(plan.group_of[20:40])) == 1
     assert plan.group_of[0] != plan.group_of[20]
@@ -270,13 +280,13 @@ def test_several_prompts_are_several_groups() -> None:
 
 def test_prompts_that_share_most_and_go_on_in_a_few_ways_stay_one_group() -> None:
     # Twelve first words: packs of a twelfth of the rows would cost more prefixes than they save words.
-    rows = [Row(f"r{at}", [*PREFIX, 200 + at % 12, 230 + at % 7], ([1],)) for at in range(96)]
-    assert packing_plan.plan(rows, "shared_prefix", 4096, 16, COST).prefixes == (len(PREFIX),)
+    rows = [TokenizedRow(f"r{at}", [*PREFIX, 200 + at % 12, 230 + at % 7], ([1],)) for at in range(96)]
+    assert packing_plan.build_packing_plan(rows, "shared_prefix", 4096, 16, COST).prefixes == (len(PREFIX),)
 
 
 def test_texts_that_nest_a_thousand_deep_are_grouped_without_end() -> None:
-    rows = [Row(f"r{at}", [5] * at + [6], ([1],)) for at in range(1, 2000)]
-    plan = packing_plan.plan(rows, "shared_prefix", 4096, 16, COST)
+    rows = [TokenizedRow(f"r{at}", [5] * at + [6], ([1],)) for at in range(1, 2000)]
+    plan = packing_plan.build_packing_plan(rows, "shared_prefix", 4096, 16, COST)
     assert len(plan.group_of) == len(rows)
 
 
@@ -284,31 +294,31 @@ def test_texts_that_nest_a_thousand_deep_are_grouped_without_end() -> None:
 def test_every_epoch_shows_every_row_once_in_an_order_of_its_own(
     rows: int, batch_size: int, epochs: int, seed: int
 ) -> None:
-    updates = sampler.updates(rows, batch_size, epochs, -1, seed)
-    assert len(updates) == sampler.count(rows, batch_size, epochs, -1)
+    updates = sampler.batch_indices(rows, batch_size, epochs, -1, seed)
+    assert len(updates) == sampler.count_updates(rows, batch_size, epochs, -1)
     an_epoch = len(updates) // epochs
     shown = [list(chain(*updates[first : first + an_epoch])) for first in range(0, len(updates), an_epoch)]
     assert all(sorted(one) == list(range(rows)) for one in shown)
     assert rows < 8 or epochs < 2 or shown[0] != shown[1]
-    assert updates == sampler.updates(rows, batch_size, epochs, -1, seed)
+    assert updates == sampler.batch_indices(rows, batch_size, epochs, -1, seed)
 
 
 def test_balanced_sampling_shows_every_class_as_often() -> None:
     classes = ["often"] * 90 + ["seldom"] * 9 + ["once"]
-    shown = list(chain(*sampler.updates(100, 10, 1, -1, 3, classes)))
+    shown = list(chain(*sampler.batch_indices(100, 10, 1, -1, 3, classes)))
     counts = {name: sum(classes[at] == name for at in shown) for name in set(classes)}
     assert len(shown) == 100 and max(counts.values()) - min(counts.values()) <= 1
     assert {shown.count(at) for at in range(90, 99)} <= {3, 4}, "rows of a class are drawn unevenly"
 
 
 def test_balanced_weights_make_classes_count_the_same() -> None:
-    from train.packing.dataset import weighted
+    from train.packing.dataset import apply_class_weights
 
-    rows = [Row(str(at), [5], ([6, 2],)) for at in range(8)]
+    rows = [TokenizedRow(str(at), [5], ([6, 2],)) for at in range(8)]
     classes = ["a"] * 6 + ["b"] * 2
-    balanced = weighted(rows, classes, "balanced")
+    balanced = apply_class_weights(rows, classes, "balanced")
     assert sum(row.weight for row in balanced[:6]) == pytest.approx(sum(row.weight for row in balanced[6:]))
-    assert [row.weight for row in weighted(rows, classes, {"b": 3.0})] == [1.0] * 6 + [3.0] * 2
+    assert [row.weight for row in apply_class_weights(rows, classes, {"b": 3.0})] == [1.0] * 6 + [3.0] * 2
 
 
 def test_halving_a_pack_keeps_all_its_rows() -> None:
@@ -329,7 +339,7 @@ def test_the_masks_of_blocks_are_what_the_dense_mask_shows() -> None:
     unit = torch.tensor([0] * 9 + [1] * 6 + [2] * 8 + [3] * 5)
     branch = torch.tensor([0] * 9 + [0, 0, 1, 1, 2, 2] + [1] * 8 + [0, 1, 1, 2, 2])
     dense, start, shown = collate.dense_mask(unit, branch), 9, 0
-    for mask in collate.masks_of(unit, branch, 9, [14, 5]):
+    for mask in collate.dense_block_masks(unit, branch, 9, [14, 5]):
         end = start + mask.shape[2]
         columns = [*range(9), *range(start, end)]
         assert torch.equal(mask, dense[:, :, start:end, columns])
@@ -341,14 +351,14 @@ def test_the_masks_of_blocks_are_what_the_dense_mask_shows() -> None:
 def test_flex_attention_sees_what_the_dense_mask_shows(folder: Path) -> None:
     # Forward alone: FlexAttention has no backward pass on a CPU.
     model = adapted(folder / "qwen3").eval()
-    long = [Row(f"r{at}", [*PREFIX, *range(5, 5 + at % 50)], ([50, 2],)) for at in range(96)]
-    dense = collate.of_pack(Pack(tuple(long), len(PREFIX)), "shared_prefix", "cpu", 0)
-    blocks = collate.of_pack(Pack(tuple(long), len(PREFIX)), "shared_prefix", "cpu", 0, "flex_attention")
+    long = [TokenizedRow(f"r{at}", [*PREFIX, *range(5, 5 + at % 50)], ([50, 2],)) for at in range(96)]
+    dense = collate.collate_pack(Pack(tuple(long), len(PREFIX)), "shared_prefix", "cpu", 0)
+    blocks = collate.collate_pack(Pack(tuple(long), len(PREFIX)), "shared_prefix", "cpu", 0, "flex_attention")
     assert (dense.attention, blocks.attention) == ("sdpa", "flex_attention")
-    assert blocks.inputs["input_ids"].shape[1] % collate.FLEX_BLOCK == 0
+    assert blocks.inputs["input_ids"].shape[1] % collate.FLEX_BLOCK_SIZE == 0
     with torch.inference_mode():
         expected = losses.log_probabilities(model, dense)[0]
-        with attention.attending(model.config, blocks):
+        with attention.pack_attention(model.config, blocks):
             found = losses.log_probabilities(model, blocks)[0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -373,7 +383,7 @@ def test_flex_attention_has_the_gradients_of_the_dense_mask_through_checkpointin
     monkeypatch.setattr(Wrapped, "training", True, raising=False)
     model = adapted(folder / "qwen3", checkpointing=True)
     for count in (90, 100, 120):
-        rows = tuple(Row(f"r{at}", [*PREFIX, *range(5, 5 + at % 50)], ([50, 2],)) for at in range(count))
+        rows = tuple(TokenizedRow(f"r{at}", [*PREFIX, *range(5, 5 + at % 50)], ([50, 2],)) for at in range(count))
         dense, blocks = (
             gradients(model, "shared_prefix", [Pack(rows, len(PREFIX))], by=by) for by in ("sdpa", "flex_attention")
         )

@@ -15,22 +15,22 @@ from insource.config import hardware
 from insource.config.errors import RecipeError
 from insource.config.load import POCKET, load
 from insource.system import atomic_files
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from insource.tasks.rendering import chat_template
 from insource.tracking.base_models import base_store
 from insource.tracking.run import Run
 from train import worker
 from train.device import precision
-from train.evaluate.validation import Decoded
+from train.evaluate.validation import GenerationEvaluator
 from train.loop import losses
 from train.model import base
 from train.packing import attention, collate
-from train.packing.attention import BLOCKS
-from train.packing.packing_plan import Pack, Row
+from train.packing.attention import SHARED_PREFIX
+from train.packing.packing_plan import Pack, TokenizedRow
 
 PREFIX = list(range(100, 400))
 # Several blocks of a prefix, rows of several blocks, and rows of one token.
-ROWS = [Row(str(at), [*PREFIX, *range(500, 501 + 7 * at)], ([60 + at, 2],)) for at in range(24)]
+ROWS = [TokenizedRow(str(at), [*PREFIX, *range(500, 501 + 7 * at)], ([60 + at, 2],)) for at in range(24)]
 
 
 def recipe(*changes: str) -> Any:
@@ -40,7 +40,7 @@ def recipe(*changes: str) -> Any:
 @pytest.fixture(scope="module")
 def model() -> Any:
     asked = recipe()
-    made = base.with_adapter(base.base_model(asked), asked.lora, 1)
+    made = base.add_adapter(base.load_base_model(asked), asked.lora, 1)
     generator = torch.Generator().manual_seed(5)
     for name, parameter in made.named_parameters():
         if "lora_B" in name:
@@ -48,13 +48,15 @@ def model() -> Any:
     return made.train()
 
 
-def gradients(model: Any, rows: Sequence[Row], prefix: int, how: str) -> tuple[float, dict[str, torch.Tensor]]:
-    batch = collate.of_pack(Pack(tuple(rows), prefix), "shared_prefix" if prefix else "none", model.device, 0, BLOCKS)
+def gradients(model: Any, rows: Sequence[TokenizedRow], prefix: int, how: str) -> tuple[float, dict[str, torch.Tensor]]:
+    batch = collate.collate_pack(
+        Pack(tuple(rows), prefix), "shared_prefix" if prefix else "none", model.device, 0, SHARED_PREFIX
+    )
     assert not prefix or batch.blocks
     model.zero_grad()
-    with attention.attending(model.config, batch):
-        with precision.training(recipe(f"accelerate.mixed_precision={how}")):
-            loss, _ = losses.imitate(model, batch, 0.1)
+    with attention.pack_attention(model.config, batch):
+        with precision.training_autocast(recipe(f"accelerate.mixed_precision={how}")):
+            loss, _ = losses.supervised_loss(model, batch, 0.1)
         loss.backward()
     return loss.item(), {name: one.grad.clone() for name, one in model.named_parameters() if one.requires_grad}
 
@@ -81,12 +83,12 @@ def test_float32_is_left_alone(model: Any) -> None:
 
 
 def test_a_row_sees_no_other_row_in_bfloat16(model: Any) -> None:
-    other = [*ROWS[:-1], Row("other", [*PREFIX, *range(900, 1000)], ([70, 2],))]
+    other = [*ROWS[:-1], TokenizedRow("other", [*PREFIX, *range(900, 1000)], ([70, 2],))]
 
-    def logits(rows: Sequence[Row]) -> torch.Tensor:
-        batch = collate.of_pack(Pack(tuple(rows), len(PREFIX)), "shared_prefix", model.device, 0, BLOCKS)
-        bfloat16 = precision.training(recipe("accelerate.mixed_precision=bf16"))
-        with torch.no_grad(), attention.attending(model.config, batch), bfloat16:
+    def logits(rows: Sequence[TokenizedRow]) -> torch.Tensor:
+        batch = collate.collate_pack(Pack(tuple(rows), len(PREFIX)), "shared_prefix", model.device, 0, SHARED_PREFIX)
+        bfloat16 = precision.training_autocast(recipe("accelerate.mixed_precision=bf16"))
+        with torch.no_grad(), attention.pack_attention(model.config, batch), bfloat16:
             found: torch.Tensor = model(**batch.inputs).logits[0]
         return found
 
@@ -117,7 +119,7 @@ def test_killed_in_bfloat16_and_called_again_the_same_bytes_come_out(tmp_path: P
     small, asked = kills.write_recipe(tmp_path), ("accelerate.mixed_precision=bf16", "--hardware", "cpu")
 
     def trained(runs: Path) -> str:
-        process = kills.start(small, runs, *asked)
+        process = kills.start_training(small, runs, *asked)
         printed, _ = process.communicate(timeout=600)
         assert process.returncode == 0, printed
         return printed
@@ -126,10 +128,10 @@ def test_killed_in_bfloat16_and_called_again_the_same_bytes_come_out(tmp_path: P
     assert "multiplied in bfloat16" in trained(whole)
     for checkpoint in ("checkpoint-4", "checkpoint-8"):
         found = partial(lambda path: list(killed.glob(path)), f"*/*/checkpoints/{checkpoint}")
-        assert kills.kill_when(kills.start(small, killed, *asked), found)
+        assert kills.kill_when(kills.start_training(small, killed, *asked), found)
     assert "going on with the unfinished run" in trained(killed)
-    folders = [kills.run_of(runs) for runs in (whole, killed)]
-    assert folders[0] and folders[1] and kills.outcome(folders[0]) == kills.outcome(folders[1])
+    folders = [kills.find_run(runs) for runs in (whole, killed)]
+    assert folders[0] and folders[1] and kills.run_hashes(folders[0]) == kills.run_hashes(folders[1])
     weights = load_file(folders[1] / "adapter" / "adapter_model.safetensors")
     assert {one.dtype for one in weights.values()} == {torch.float32}
 
@@ -137,25 +139,29 @@ def test_killed_in_bfloat16_and_called_again_the_same_bytes_come_out(tmp_path: P
 @pytest.mark.slow
 def test_what_is_validated_is_float32_whatever_was_trained_in(tmp_path: Path) -> None:
     small, runs = kills.write_recipe(tmp_path), tmp_path / "runs"
-    process = kills.start(small, runs, "accelerate.mixed_precision=bf16", "--hardware", "cpu")
+    process = kills.start_training(small, runs, "accelerate.mixed_precision=bf16", "--hardware", "cpu")
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == 0, printed
-    folder = kills.run_of(runs)
+    folder = kills.find_run(runs)
     assert folder
     trained = Run(folder).recipe()
     told = atomic_files.read_json(folder / "adapter" / "prompt.json")
-    known = base_store.trained(told)
+    known = base_store.get_trained_record(told)
     assert known
-    held = base.base_model(trained.with_model(base=str(runs / base_store.BASES / known["digest"]), quantization="none"))
+    held = base.load_base_model(
+        trained.with_model(base=str(runs / base_store.BASES_FOLDER / known["digest"]), quantization="none")
+    )
     adapted = PeftModel.from_pretrained(held, folder / "adapter").eval()
-    task = KINDS[trained.task.variant]
+    task = TASKS[trained.task.variant]
     spec, tokenizer = (
-        task.specify(trained.task, worker.labels_of(Run(folder))),
-        chat_template.tokenizer_of(trained.model),
+        task.make_spec(trained.task, worker.read_labels(Run(folder))),
+        chat_template.load_tokenizer(trained.model),
     )
     rows = list(atomic_files.read_jsonl(folder / "data" / "validation.jsonl"))[:8]
     prompts = chat_template.prompt_ids(tokenizer, [task.messages(spec, row["input"]) for row in rows])
-    answers = Decoded(task, spec, rows, prompts, tokenizer, told["max_answer_tokens"], False).ask(adapted, "asked")
+    answers = GenerationEvaluator(task, spec, rows, prompts, tokenizer, told["max_answer_tokens"], False).ask(
+        adapted, "asked"
+    )
     for answer, line in zip(answers, atomic_files.read_jsonl(folder / "reference.jsonl"), strict=False):
         assert answer.token_ids == line["token_ids"]
         # Rounded to bfloat16 they would differ in the third digit.

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insource.system import atomic_files, progress_bar
-from insource.system.progress_bar import in_time
+from insource.system.progress_bar import format_duration
 from insource.tracking import metrics
-from train.loop.metrics_callback import Recorder, bar
+from train.loop.metrics_callback import MetricsCallback, show_progress
 from train.report import learning_curve, run_header
 
-FACTS = run_header.Facts(
+FACTS = run_header.HeaderInfo(
     base="pocket/model",
     quantization="nf4",
     multiplied="float32",
@@ -35,12 +35,12 @@ FACTS = run_header.Facts(
     epochs=3.0,
     rejected={"empty_text": 1},
     dropped={"conflict": 12, "duplicate": 51},
-    memory=run_header.Memory(6_500_000, 14_400_000, 189_500_000, 566, 880_000_000),
+    memory=run_header.MemoryEstimate(6_500_000, 14_400_000, 189_500_000, 566, 880_000_000),
 )
 
 
 def test_the_header_tells_what_is_trained_what_the_prefix_saves_and_what_was_left_out() -> None:
-    assert run_header.lines(FACTS) == [
+    assert run_header.header_lines(FACTS) == [
         "base      pocket/model, nf4, 5,300,000 parameters, multiplied in float32",
         "adapter   LoRA r=32: 900,000 trainable parameters (14.52%)",
         "rows      1,620 to train on, 302 to validate on, the longest of 187 tokens",
@@ -58,7 +58,7 @@ def test_the_header_of_a_run_that_goes_on_tells_the_time_that_is_left_at_its_own
     from dataclasses import replace
 
     facts = replace(FACTS, updates_done=206, examples_per_second=20.0, processes=2, weighting="classes drawn equally")
-    told = run_header.lines(replace(facts, packing="none", rejected={}, dropped={}))
+    told = run_header.header_lines(replace(facts, packing="none", rejected={}, dropped={}))
     assert "batch     16 examples an update over 2 processes" in told
     assert "weighting classes drawn equally" in told
     assert "packing   each row alone: 1,131 tokens an update" in told
@@ -99,8 +99,8 @@ def test_the_memory_of_a_pack_is_estimated_near_what_autograd_keeps(kind: str, c
     text = model.config.get_text_config()
     # The estimate has a layer in flight (two with checkpointing), the boolean mask and the logits besides what is kept.
     pack = {"pack_tokens": tokens, "answer_tokens": answers, "mask_pairs": tokens * tokens}
-    estimated = run_header.estimate(model, **pack, checkpointing=checkpointing).pack
-    layer = run_header.estimate(model, **pack, checkpointing=False).pack / 7
+    estimated = run_header.estimate_memory(model, **pack, checkpointing=checkpointing).pack
+    layer = run_header.estimate_memory(model, **pack, checkpointing=False).pack / 7
     expected = estimated - (2 if checkpointing else 1) * layer - answers * text.vocab_size * 12
     assert counted / 1.5 < expected < counted * 1.5
 
@@ -111,7 +111,7 @@ def test_four_bit_weights_are_counted_with_their_scales() -> None:
 
     def counted(quantization: str) -> tuple[int, int]:
         recipe = load("classifier", [f"model.quantization={quantization}"], "cpu").recipe
-        model = base.with_adapter(base.base_model(recipe), recipe.lora, 1)
+        model = base.add_adapter(base.load_base_model(recipe), recipe.lora, 1)
         text = model.config
         inner = text.hidden_size * (2 * text.hidden_size + 2 * text.hidden_size // 2 + 3 * text.intermediate_size)
         return run_header.weight_bytes(model), text.num_hidden_layers * inner
@@ -129,7 +129,7 @@ def test_a_log_file_gets_quarters_whatever_the_total(total: int, data: st.DataOb
     done = data.draw(st.integers(0, total - 1))
     steps = data.draw(st.lists(st.integers(done + 1, total), unique=True, max_size=50).map(sorted))
     told = io.StringIO()
-    with contextlib.redirect_stderr(told), bar("training", total, done) as advance:
+    with contextlib.redirect_stderr(told), show_progress("training", total, done) as advance:
         for completed in [*steps, total]:
             advance(completed, "loss 1.000")
     lines = told.getvalue().splitlines()
@@ -140,18 +140,18 @@ def test_a_log_file_gets_quarters_whatever_the_total(total: int, data: st.DataOb
 def test_a_log_file_is_told_the_time_left_as_soon_as_it_can_be_known(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress_bar, "LEAST_SECONDS_LEFT", 0)
-    with bar("training", 1000) as advance:
+    monkeypatch.setattr(progress_bar, "MIN_SECONDS_LEFT", 0)
+    with show_progress("training", 1000) as advance:
         for completed in range(1, 101):
             advance(completed)
-            with bar("validating", 3) as inner:
+            with show_progress("validating", 3) as inner:
                 inner(3)
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"training  5/1,000  \d+ s so far, about \d+ s left", line)
 
 
 def test_durations_are_told_as_one_says_them() -> None:
-    told = [in_time(seconds) for seconds in (0.4, 48, 119, 750, 12_000, 187_200)]
+    told = [format_duration(seconds) for seconds in (0.4, 48, 119, 750, 12_000, 187_200)]
     assert told == ["0 s", "48 s", "119 s", "12 min", "3 h 20 min", "2 d 4 h"]
 
 
@@ -170,7 +170,7 @@ def small_trainer(tmp_path: Path) -> Iterator[Any]:
             return {"loss": (self.weight * x).square().mean()}
 
     class Small(Trainer):  # type: ignore[misc]
-        recorder: Recorder
+        recorder: MetricsCallback
 
         def training_step(self, *given: Any, **named: Any) -> Any:
             loss = super().training_step(*given, **named)
@@ -183,7 +183,7 @@ def small_trainer(tmp_path: Path) -> Iterator[Any]:
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
             return found
 
-    def make(recorder: Recorder, **settings: Any) -> Any:
+    def make(recorder: MetricsCallback, **settings: Any) -> Any:
         arguments = TrainingArguments(
             output_dir=str(tmp_path / "checkpoints"),
             per_device_train_batch_size=1,
@@ -212,7 +212,7 @@ def test_a_training_records_every_interval_and_evaluation_and_its_last_updates(
     small_trainer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[tuple[int, str]] = []
-    recorder = Recorder(tmp_path / "metrics.jsonl", None, 7, lambda step, note="": seen.append((step, note)))
+    recorder = MetricsCallback(tmp_path / "metrics.jsonl", None, 7, lambda step, note="": seen.append((step, note)))
     small_trainer(recorder).train()
     rows = list(atomic_files.read_jsonl(tmp_path / "metrics.jsonl"))
     assert [(row["step"], "loss" in row) for row in rows] == [
@@ -234,7 +234,7 @@ def test_a_training_records_every_interval_and_evaluation_and_its_last_updates(
 def test_a_run_that_goes_on_records_what_an_uninterrupted_one_does(small_trainer: Any, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
 
-    class Keeps(Recorder):
+    class Keeps(MetricsCallback):
         """Keeps what a checkpoint would, at update 6: between two rows."""
 
         kept: dict[str, Any]
@@ -245,18 +245,20 @@ def test_a_run_that_goes_on_records_what_an_uninterrupted_one_does(small_trainer
                 self.kept = self.carried()
 
     def compared() -> list[Any]:
-        return [(row["step"], row["epoch"], row.get("rewards/accuracies")) for row in metrics.rows(path)]
+        return [(row["step"], row["epoch"], row.get("rewards/accuracies")) for row in metrics.read_rows(path)]
 
     first = Keeps(path, None, 7, lambda *_: None)
     small_trainer(first).train()
     uninterrupted = compared()
-    metrics.keep_up_to(path, 6)
-    second = Recorder(path, None, 7, lambda *_: None)
+    metrics.truncate_after(path, 6)
+    second = MetricsCallback(path, None, 7, lambda *_: None)
     second.carry(first.kept)
     assert second.interval.examples == 16
     small_trainer(second).train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-6"))
     assert compared() == uninterrupted
-    assert metrics.last(path, "validation/accuracy") == 0.5 and metrics.last(path, "nothing") is None
+    assert (
+        metrics.read_last_value(path, "validation/accuracy") == 0.5 and metrics.read_last_value(path, "nothing") is None
+    )
 
 
 def colours(path: Path) -> set[tuple[int, ...]]:
@@ -283,8 +285,8 @@ def test_the_picture_shows_whatever_was_recorded(logged: int, evaluations: int, 
     def rgb(colour: str) -> tuple[int, ...]:
         return tuple(bytes.fromhex(colour.removeprefix("#")))
 
-    assert rgb(learning_curve.GROUND) in shown
-    assert (rgb(learning_curve.KEPT) in shown) == (best is not None)
+    assert rgb(learning_curve.BACKGROUND) in shown
+    assert (rgb(learning_curve.BEST) in shown) == (best is not None)
     assert (rgb(learning_curve.VALIDATION[0]) in shown) == bool(evaluations)
     assert [one.name for one in tmp_path.iterdir() if one.name != path.name] == ["learning_curve.png"]
 
@@ -297,6 +299,6 @@ def test_there_is_no_picture_before_there_is_a_loss(tmp_path: Path) -> None:
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=300))
 def test_the_smooth_line_stays_within_what_it_smooths(values: list[float]) -> None:
     points = [(float(step), value) for step, value in enumerate(values)]
-    smooth = learning_curve.smoothed(points)
+    smooth = learning_curve.moving_average(points)
     assert [step for step, _ in smooth] == [step for step, _ in points]
     assert all(min(values) - 1e-9 <= value <= max(values) + 1e-9 for _, value in smooth)

@@ -14,14 +14,14 @@ from torch.utils._pytree import tree_leaves
 from insource.config.schema.data import Task
 from insource.tasks import classification
 from insource.tasks.rendering import chat_template
-from tests.helpers.plain_decoding import assert_as_reference
+from tests.helpers.plain_decoding import assert_equals_plain_decoding
 from train.evaluate import shared_cache
-from train.evaluate.constrained_decoding import decode
+from train.evaluate.constrained_decoding import decode_answers
 from train.evaluate.row_cache import Span
-from train.evaluate.shared_cache import Limits, SharedCache
-from train.packing.attention import BLOCKS
+from train.evaluate.shared_cache import PassLimits, SharedCache
+from train.packing.attention import SHARED_PREFIX
 
-SPEC = classification.specify(
+SPEC = classification.make_spec(
     Task(kind="classification", instruction="Say what the user wants."),
     {"find_bus": "Find a bus", "find_bus_stop": "Find where it stops", "get weather": "Weather", "other": ""},
 )
@@ -79,30 +79,30 @@ def ids_of(tokenizer: Any) -> dict[str, int]:
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes of few tokens that attend a few at a time, as long rows need them, and without."""
     if request.param == "in many":
-        monkeypatch.setattr(shared_cache, "CPU", Limits(pass_tokens=37, scores=4000))
-        monkeypatch.setattr(shared_cache, "PIECE_TOKENS", 11)
+        monkeypatch.setattr(shared_cache, "CPU_LIMITS", PassLimits(pass_tokens=37, scores=4000))
+        monkeypatch.setattr(shared_cache, "CHUNK_TOKENS", 11)
 
 
 @pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_kind_of_layer_answers_as_in_plain_decoding(name: str, tokenizer: Any) -> None:
     model = model_of(CONFIGS[name](**ids_of(tokenizer)))
-    assert_as_reference(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
-    assert_as_reference(model, tokenizer, prompts(tokenizer), None, max_new_tokens=4)
+    assert_equals_plain_decoding(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
+    assert_equals_plain_decoding(model, tokenizer, prompts(tokenizer), None, max_new_tokens=4)
 
 
 def test_a_head_that_has_an_adapter_answers_as_in_plain_decoding(tokenizer: Any) -> None:
     asked = peft.LoraConfig(target_modules=["lm_head", "q_proj"], init_lora_weights=False)
     model = peft.get_peft_model(model_of(CONFIGS["llama"](**ids_of(tokenizer))), asked).eval()
-    assert_as_reference(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
+    assert_equals_plain_decoding(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", BLOCKS])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", SHARED_PREFIX])
 def test_however_a_model_attends_otherwise_it_does_so_afterwards(attention: str, tokenizer: Any) -> None:
     model = model_of(CONFIGS["qwen3"](**ids_of(tokenizer)))
-    expected = decode(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
+    expected = decode_answers(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
     model.config._attn_implementation = attention
-    assert decode(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC)) == expected
+    assert decode_answers(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC)) == expected
     assert model.config._attn_implementation == attention
 
 
@@ -121,9 +121,9 @@ def test_a_model_that_cannot_share_a_prefix_computes_each_prompt_and_that_is_tol
     }[name]()
     model = model_of(config, "eager" if name == "bloom" else "sdpa")
     told: list[str] = []
-    found = decode(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC), announce=told.append)
+    found = decode_answers(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC), announce=told.append)
     assert len(told) == 1 and told[0].startswith(why)
-    assert found == assert_as_reference(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
+    assert found == assert_equals_plain_decoding(model, tokenizer, prompts(tokenizer), classification.grammar(SPEC))
 
 
 class Held(TorchDispatchMode):
@@ -165,7 +165,7 @@ def test_64_rows_behind_700_tokens_of_a_4b_model_fit_beside_its_weights_on_24_gb
         prefix = SharedCache(model, 1)
         prefix.logits([Span(0, 0, [1] * 700, 0)])
         cache = SharedCache(model, rows, prefix)
-        assert cache.limits == shared_cache.GPU
+        assert cache.limits == shared_cache.GPU_LIMITS
         cache.logits([Span(row, 0, [1] * own, 1) for row in range(rows)])
         for at in range(own, own + answer):
             logits = cache.logits([Span(row, at, [1], 1) for row in range(rows)])

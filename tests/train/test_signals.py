@@ -15,10 +15,17 @@ from transformers import EarlyStoppingCallback
 
 from insource.system import atomic_files
 from tests.conftest import ROOT
-from tests.helpers.tiny_trainer import BEST, At, Whole, go_on, logged, trainer
+from tests.helpers.tiny_trainer import (
+    SELECT_BEST,
+    DoAfterUpdate,
+    TinyTrainer,
+    logged_metrics,
+    make_trainer,
+    resume_training,
+)
 from train.loop import checkpoints
-from train.loop.callbacks import GoOn, StopWhenAsked
-from train.loop.signals import ECHO_SECONDS, SIGNALS, Wish, listening
+from train.loop.callbacks import GracefulStop, RestoreTrainerState
+from train.loop.signals import DUPLICATE_SIGNAL_SECONDS, SIGNALS, StopRequest, handle_signals
 
 
 def ended(name: str) -> None:
@@ -28,7 +35,7 @@ def ended(name: str) -> None:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_where_nothing_is_trained_a_signal_ends_at_once(number: signal.Signals) -> None:
     before = [signal.getsignal(one) for one in SIGNALS]
-    with pytest.raises(KeyboardInterrupt), listening(ended):
+    with pytest.raises(KeyboardInterrupt), handle_signals(ended):
         os.kill(os.getpid(), number)
     assert [signal.getsignal(one) for one in SIGNALS] == before
 
@@ -37,7 +44,7 @@ def test_where_nothing_is_trained_a_signal_ends_at_once(number: signal.Signals) 
 def test_while_training_a_signal_and_its_echoes_are_put_off(
     number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with listening(ended) as wish:
+    with handle_signals(ended) as wish:
         wish.training = True
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -48,7 +55,7 @@ def test_while_training_a_signal_and_its_echoes_are_put_off(
 
 
 def test_without_a_signal_training_goes_on_to_what_follows() -> None:
-    with listening(ended) as wish:
+    with handle_signals(ended) as wish:
         wish.training = True
         wish.heed()
         assert not wish.training
@@ -57,10 +64,10 @@ def test_without_a_signal_training_goes_on_to_what_follows() -> None:
 def test_a_second_signal_records_the_end_and_leaves_on_the_spot(tmp_path: Path) -> None:
     if (child := os.fork()) == 0:
         try:
-            with listening(lambda name: (tmp_path / "ended").write_text(name, encoding="utf-8") and None) as wish:
+            with handle_signals(lambda name: (tmp_path / "ended").write_text(name, encoding="utf-8") and None) as wish:
                 wish.training = True
                 os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(ECHO_SECONDS + 0.1)
+                time.sleep(DUPLICATE_SIGNAL_SECONDS + 0.1)
                 os.kill(os.getpid(), signal.SIGTERM)
                 (tmp_path / "went on").touch()
         finally:
@@ -71,39 +78,39 @@ def test_a_second_signal_records_the_end_and_leaves_on_the_spot(tmp_path: Path) 
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> TinyTrainer:
     """A training that nothing has interrupted."""
-    made = trainer(tmp_path_factory.mktemp("whole"))
+    made = make_trainer(tmp_path_factory.mktemp("whole"))
     made.train()
     return made
 
 
 @pytest.mark.parametrize("update", [1, 4, 6, 11])
 def test_a_training_that_was_asked_to_stop_ends_in_the_same_weights_and_the_same_log(
-    update: int, whole: Whole, tmp_path: Path
+    update: int, whole: TinyTrainer, tmp_path: Path
 ) -> None:
-    wish = Wish()
-    ask = At(update, lambda: setattr(wish, "signal_name", "SIGTERM"))
-    trainer(tmp_path, callbacks=[ask, StopWhenAsked(wish)]).train()
+    wish = StopRequest()
+    ask = DoAfterUpdate(update, lambda: setattr(wish, "signal_name", "SIGTERM"))
+    make_trainer(tmp_path, callbacks=[ask, GracefulStop(wish)]).train()
     with pytest.raises(KeyboardInterrupt):
         wish.heed()
-    assert checkpoints.newest_whole(tmp_path).newest == tmp_path / f"checkpoint-{update}"
-    resumed = go_on(tmp_path)
+    assert checkpoints.find_latest_valid(tmp_path).newest == tmp_path / f"checkpoint-{update}"
+    resumed = resume_training(tmp_path)
     assert torch.equal(resumed.model.line.weight, whole.model.line.weight)
     # Updates of a logged mean lie on both sides of the interruption.
-    assert logged(resumed) == logged(whole)
+    assert logged_metrics(resumed) == logged_metrics(whole)
     last = [made.state.log_history[-1]["train_loss"] for made in (resumed, whole)]
     assert last[0] == last[1]
 
 
 def test_early_stopping_counts_on_after_an_interruption(tmp_path: Path) -> None:
-    wish = Wish()
-    asked = {**BEST, "eval_steps": 1, "save_steps": 1, "restore_callback_states_from_checkpoint": True}
-    ask = At(3, lambda: setattr(wish, "signal_name", "SIGTERM"))
-    stopped = trainer(tmp_path, callbacks=[EarlyStoppingCallback(4), ask, StopWhenAsked(wish)], **asked)
+    wish = StopRequest()
+    asked = {**SELECT_BEST, "eval_steps": 1, "save_steps": 1, "restore_callback_states_from_checkpoint": True}
+    ask = DoAfterUpdate(3, lambda: setattr(wish, "signal_name", "SIGTERM"))
+    stopped = make_trainer(tmp_path, callbacks=[EarlyStoppingCallback(4), ask, GracefulStop(wish)], **asked)
     stopped.values = iter([0.9, 0.1, 0.1])
     stopped.train()
-    resumed = go_on(tmp_path, [0.1] * 9, callbacks=[EarlyStoppingCallback(4)], **asked)
+    resumed = resume_training(tmp_path, [0.1] * 9, callbacks=[EarlyStoppingCallback(4)], **asked)
     assert resumed.state.global_step == 5
     assert resumed.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
 
@@ -135,18 +142,18 @@ def test_two_processes_stop_after_the_same_update_and_go_on_as_if_they_had_not(t
 def one_of_two() -> None:
     """Trains, and trains again with a stop that only the second process is asked for; prints weights, stop, weights."""
     folder, second = Path(sys.argv[1]), os.environ["RANK"] == "1"
-    whole = trainer(folder / "whole")
+    whole = make_trainer(folder / "whole")
     whole.train()
-    wish = Wish()
-    ask = At(4, lambda: setattr(wish, "signal_name", "SIGTERM" if second else None))
-    stopped = trainer(folder / "stopped", callbacks=[ask, StopWhenAsked(wish)])
+    wish = StopRequest()
+    ask = DoAfterUpdate(4, lambda: setattr(wish, "signal_name", "SIGTERM" if second else None))
+    stopped = make_trainer(folder / "stopped", callbacks=[ask, GracefulStop(wish)])
     stopped.train()
     assert wish.signal_name == "SIGTERM"
-    resumed = trainer(folder / "stopped")
-    resumed.add_callback(GoOn(resumed, folder / "stopped" / "checkpoint-4", lambda carried: None, print))
+    resumed = make_trainer(folder / "stopped")
+    resumed.add_callback(RestoreTrainerState(resumed, folder / "stopped" / "checkpoint-4", lambda carried: None, print))
     resumed.train(resume_from_checkpoint=str(folder / "stopped" / "checkpoint-4"))
     print(hash_of(whole), stopped.state.global_step, hash_of(resumed))
 
 
-def hash_of(made: Whole) -> str:
+def hash_of(made: TinyTrainer) -> str:
     return hashlib.sha256(made.model.line.weight.detach().numpy().tobytes()).hexdigest()

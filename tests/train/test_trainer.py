@@ -19,18 +19,21 @@ from tests.conftest import ROOT
 from tests.train.test_packing import COST, PREFIX, TINY
 from train.evaluate import log_likelihood
 from train.loop import checkpoints, fit, losses
-from train.loop.metrics_callback import Recorder
+from train.loop.metrics_callback import MetricsCallback
 from train.loop.trainer import PackTrainer
 from train.model import base
 from train.packing import packing_plan, sampler
-from train.packing.collate import of_pack
-from train.packing.dataset import Lesson
-from train.packing.packing_plan import Cost, Pack, Row
+from train.packing.collate import collate_pack
+from train.packing.dataset import TrainingSet
+from train.packing.packing_plan import Pack, PackCost, TokenizedRow
 
 
-def rows(count: int) -> list[Row]:
+def rows(count: int) -> list[TokenizedRow]:
     """Rows behind one prefix whose answer depends on their text, ragged."""
-    return [Row(f"r{at}", [*PREFIX, *range(5, 6 + at % 7), 30 + at % 12], ([50 + at % 12, 2],)) for at in range(count)]
+    return [
+        TokenizedRow(f"r{at}", [*PREFIX, *range(5, 6 + at % 7), 30 + at % 12], ([50 + at % 12, 2],))
+        for at in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -52,24 +55,24 @@ def recipe(base_model: Path, *settings: str) -> Recipe:
 def trained(
     told: Recipe,
     folder: Path,
-    learnt: Sequence[Row],
-    kind: packing_plan.Kind = "shared_prefix",
+    learnt: Sequence[TokenizedRow],
+    kind: packing_plan.PackingMode = "shared_prefix",
     evaluator: Callable[[], dict[str, float]] = dict,
     announce: Callable[[str], None] = print,
-    cost: Cost = COST,
+    cost: PackCost = COST,
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Trains as fit.py does, without a run around it; returns the trainer and the rows of metrics.jsonl."""
-    model = base.with_adapter(base.base_model(told), told.lora, told.train.seed)
+    model = base.add_adapter(base.load_base_model(told), told.lora, told.train.seed)
     train = told.train
-    updates = sampler.updates(len(learnt), train.batch_size, train.num_train_epochs, train.max_steps, train.seed)
-    plan = packing_plan.plan(learnt, kind, train.pack_tokens, train.batch_size, cost)
-    lesson = Lesson(learnt, plan, updates, "prefer" if len(learnt[0].completions) > 1 else "imitate")
+    updates = sampler.batch_indices(len(learnt), train.batch_size, train.num_train_epochs, train.max_steps, train.seed)
+    plan = packing_plan.build_packing_plan(learnt, kind, train.pack_tokens, train.batch_size, cost)
+    lesson = TrainingSet(learnt, plan, updates, "prefer" if len(learnt[0].completions) > 1 else "imitate")
     folder.mkdir(parents=True, exist_ok=True)
-    recorder = Recorder(folder / "metrics.jsonl", None, 1, lambda completed, note="": None)
+    recorder = MetricsCallback(folder / "metrics.jsonl", None, 1, lambda completed, note="": None)
     tokenizer = transformers.AutoTokenizer.from_pretrained(POCKET)
-    trainer = fit.trainer_for(told, str(folder), model, tokenizer, lesson, evaluator, announce, recorder)
+    trainer = fit.build_trainer(told, str(folder), model, tokenizer, lesson, evaluator, announce, recorder)
     trainer.train()
-    return trainer, metrics.rows(folder / "metrics.jsonl")
+    return trainer, metrics.read_rows(folder / "metrics.jsonl")
 
 
 def losses_of(logged: Sequence[dict[str, Any]]) -> torch.Tensor:
@@ -140,11 +143,11 @@ def test_a_loss_that_is_no_number_stops_training_and_names_update_and_rows(tiny:
     learnt = rows(24)
     with pytest.raises(StageError, match=r"update (\d+) the loss is nan") as caught:
         trained(told, tmp_path / "run", learnt)
-    update = sampler.updates(24, 2, 1, 10, told.train.seed)
+    update = sampler.batch_indices(24, 2, 1, 10, told.train.seed)
     at = next(at for at, chosen in enumerate(update) if any(36 in learnt[one].prompt_ids for one in chosen))
     assert f"update {at + 1} " in str(caught.value)
     assert all(learnt[one].id in str(caught.value) for one in update[at])
-    whole = checkpoints.newest_whole(tmp_path / "run").newest
+    whole = checkpoints.find_latest_valid(tmp_path / "run").newest
     assert (checkpoints.step(whole) if whole else 0) == at
 
 
@@ -153,7 +156,7 @@ import resource, sys, torch
 from pathlib import Path
 from tests.train.test_trainer import recipe, rows, trained, weights
 from insource.config.load import POCKET
-from train.packing.packing_plan import Cost
+from train.packing.packing_plan import PackCost
 
 folder = Path(sys.argv[1])
 told = recipe(POCKET, "train.max_steps=2", "train.batch_size=128", "train.pack_tokens=8192", "train.save_steps=100")
@@ -164,7 +167,7 @@ if len(sys.argv) > 2:
     limit = pages * resource.getpagesize() + int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 # As if nothing cost more with its length: one pack an update.
-one_pack = Cost(1e9, 1e12)
+one_pack = PackCost(1e9, 1e12)
 trainer, _ = trained(told, folder / "run", long, announce=lambda told: print(f"announced: {told}"), cost=one_pack)
 torch.save(weights(trainer.model), folder / "weights.pt")
 """
@@ -193,7 +196,7 @@ import torch
 from train.device import malloc
 
 if sys.argv[1:]:
-    malloc.keep_freed()
+    malloc.disable_malloc_trim()
 def pass_():
     torch.ones(16 * 2**20).add_(1)  # 64 MiB, freed at once
 for _ in range(8):
@@ -223,7 +226,7 @@ def test_the_loss_of_pairs_is_that_of_trl(tiny: Path, tmp_path: Path) -> None:
         output_dir=str(tmp_path), beta=0.3, per_device_train_batch_size=4, use_cpu=True, report_to="none", bf16=False
     )
     told = recipe(POCKET)
-    model = base.with_adapter(base.base_model(told), told.lora, seed=3)
+    model = base.add_adapter(base.load_base_model(told), told.lora, seed=3)
     texts = [
         ("where is it", "on its way", "no idea"),
         ("cancel", "done, it is cancelled", "never"),
@@ -246,20 +249,20 @@ def test_the_loss_of_pairs_is_that_of_trl(tiny: Path, tmp_path: Path) -> None:
     batch = next(iter(theirs.get_train_dataloader()))
     expected = theirs.compute_loss(theirs.model, dict(batch))
 
-    def row(at: int, half: int) -> Row:
+    def row(at: int, half: int) -> TokenizedRow:
         """Chosen and rejected of a row as TRL tokenised them; they are the two halves of its batch."""
         ids, learnt = batch["input_ids"], batch["completion_mask"].bool()
         seen = batch["attention_mask"].bool()
         prompt = ids[at][seen[at] & ~learnt[at]].tolist()
-        return Row(str(at), prompt, tuple(ids[one][learnt[one]].tolist() for one in (at, at + half)))
+        return TokenizedRow(str(at), prompt, tuple(ids[one][learnt[one]].tolist() for one in (at, at + half)))
 
     pairs = [row(at, len(texts)) for at in range(len(texts))]
-    plan = packing_plan.plan(pairs, "shared_prefix", 4096, 4, COST)
+    plan = packing_plan.build_packing_plan(pairs, "shared_prefix", 4096, 4, COST)
     # A model that TRL has not touched, with the same adapter.
-    mine = base.with_adapter(base.base_model(told), told.lora, seed=3)
+    mine = base.add_adapter(base.load_base_model(told), told.lora, seed=3)
     mine.load_state_dict({name: one for name, one in model.state_dict().items() if ".ref." not in name})
     with mine.disable_adapter():
-        reference = log_likelihood.of_completions(mine, pairs, plan, pad_token_id=0)
+        reference = log_likelihood.compute_log_likelihoods(mine, pairs, plan, pad_token_id=0)
     pairs = [replace(one, reference=both) for one, both in zip(pairs, reference, strict=True)]
-    summed, _ = losses.prefer(mine, of_pack(Pack(tuple(pairs), 0), "shared_prefix", mine.device, 0), 0.3)
+    summed, _ = losses.dpo_loss(mine, collate_pack(Pack(tuple(pairs), 0), "shared_prefix", mine.device, 0), 0.3)
     torch.testing.assert_close(summed / len(pairs), expected, rtol=1e-4, atol=1e-5)

@@ -8,10 +8,10 @@ from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
 
 # bfloat16 in hardware, and what vLLM 0.32 serves it on (vllm/platforms/cuda.py).
-LEAST_CAPABILITY = (8, 0)
+MIN_CAPABILITY = (8, 0)
 
 
-def check(recipe: Recipe) -> None:
+def check_gpu(recipe: Recipe) -> None:
     """Raises RecipeError where the recipe computes on a GPU and this process has none that it can."""
     if recipe.accelerate.use_cpu:
         return
@@ -19,13 +19,15 @@ def check(recipe: Recipe) -> None:
 
     if not torch.cuda.is_available():
         raise RecipeError(
-            unusable(torch.__version__, torch.version.cuda, hardware.driver(), hardware.gpus(), os.environ)
+            explain_missing_gpu(
+                torch.__version__, torch.version.cuda, hardware.read_driver_version(), hardware.list_gpus(), os.environ
+            )
         )
-    if told := too_old(torch.cuda.get_device_name(), torch.cuda.get_device_capability()):
+    if told := explain_old_gpu(torch.cuda.get_device_name(), torch.cuda.get_device_capability()):
         raise RecipeError(told)
 
 
-def unusable(
+def explain_missing_gpu(
     version: str, cuda: str | None, driver: str | None, gpus: list[str], environment: Mapping[str, str]
 ) -> str:
     """Returns why PyTorch finds no GPU, as far as that can be known, and what would do."""
@@ -42,14 +44,14 @@ def unusable(
     else:
         why = (
             f"the driver ({driver or 'of unknown version'}) does not serve PyTorch {version}, which is built for CUDA "
-            f"{cuda}: update the driver (CUDA 13 needs {hardware.LEAST_DRIVER} or newer)"
+            f"{cuda}: update the driver (CUDA 13 needs {hardware.MIN_DRIVER_VERSION} or newer)"
         )
     return f"accelerate.use_cpu: false, and PyTorch can use no GPU here; {why}. HARDWARE=cpu computes on the CPU"
 
 
-def too_old(name: str, capability: tuple[int, int]) -> str | None:
+def explain_old_gpu(name: str, capability: tuple[int, int]) -> str | None:
     """Returns why a GPU is not trained on, None where it is."""
-    if capability >= LEAST_CAPABILITY:
+    if capability >= MIN_CAPABILITY:
         return None
     shown = ".".join(map(str, capability))
     return (

@@ -9,12 +9,12 @@ from contextlib import suppress
 
 # <malloc.h>
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-NEVER = -1
+DISABLED = -1
 
 
-def keep_freed() -> None:
+def disable_malloc_trim() -> None:
     """Has malloc keep, from here on, what this process frees; a C library without glibc's settings stays as it is."""
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, NEVER)
+        mallopt(M_TRIM_THRESHOLD, DISABLED)

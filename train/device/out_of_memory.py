@@ -12,7 +12,7 @@ recorded and told by worker.py.
 import gc
 from typing import Any
 
-_SAID = (
+_MESSAGES = (
     "can't allocate memory",
     "could not create a primitive",
     "CUDA error: out of memory",
@@ -22,17 +22,17 @@ _SAID = (
 )
 
 
-def short(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether an error means that memory did not suffice. Kernels that do not fit a GPU's multiprocessor, which
     Triton calls out of resource, are none of these."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(one in str(error) for one in _SAID)
+    return isinstance(error, RuntimeError) and any(one in str(error) for one in _MESSAGES)
 
 
-def in_words(error: BaseException) -> str:
+def describe_out_of_memory(error: BaseException) -> str:
     """Returns what a person is told of an error of too little memory that nothing could be halved for."""
     first = (str(error) or type(error).__name__).splitlines()[0]
     return (
@@ -43,7 +43,7 @@ def in_words(error: BaseException) -> str:
     )
 
 
-def release() -> None:
+def release_memory() -> None:
     """Gives back what nobody holds any more: reference cycles, such as a Trainer with its optimizer, and the blocks
     that CUDA's allocator keeps."""
     import torch

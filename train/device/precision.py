@@ -14,18 +14,18 @@ from typing import Any
 from insource.config.recipe import Recipe
 
 
-def is_bfloat16_on_cpu(recipe: Recipe) -> bool:
+def uses_cpu_bfloat16(recipe: Recipe) -> bool:
     """Returns whether this recipe trains in bfloat16 on a CPU."""
     return recipe.accelerate.use_cpu and recipe.accelerate.mixed_precision == "bf16"
 
 
-def multiplies_in(recipe: Recipe) -> str:
+def compute_dtype(recipe: Recipe) -> str:
     """Returns the type in which training multiplies matrices; on a GPU that of the base, whatever is mixed above."""
-    return "float32" if recipe.accelerate.use_cpu and not is_bfloat16_on_cpu(recipe) else "bfloat16"
+    return "float32" if recipe.accelerate.use_cpu and not uses_cpu_bfloat16(recipe) else "bfloat16"
 
 
-def training(recipe: Recipe) -> AbstractContextManager[Any]:
+def training_autocast(recipe: Recipe) -> AbstractContextManager[Any]:
     """Has the model compute as it does in training inside of the block. Backward passes belong outside of it."""
     import torch
 
-    return torch.autocast("cpu", dtype=torch.bfloat16) if is_bfloat16_on_cpu(recipe) else nullcontext()
+    return torch.autocast("cpu", dtype=torch.bfloat16) if uses_cpu_bfloat16(recipe) else nullcontext()

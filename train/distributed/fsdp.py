@@ -15,16 +15,16 @@ from typing import Any
 
 def is_sharded(model: Any) -> bool:
     """Returns whether FSDP2 has spread the model: Trainer does so when training begins, not before."""
-    return bool(_units(model))
+    return bool(_fsdp_modules(model))
 
 
 @contextmanager
-def whole(model: Any) -> Iterator[None]:
+def unshard(model: Any) -> Iterator[None]:
     """Has every process hold all weights inside of the block; nothing changes where the model is not spread.
 
     All processes enter and leave it together. They held the base whole before it was spread, so it fits.
     """
-    units = _units(model)
+    units = _fsdp_modules(model)
     if units:
         # As its first forward pass would do; a run that goes on behind its last update has none.
         units[0]._get_fsdp_state()._lazy_init()
@@ -43,7 +43,7 @@ def whole(model: Any) -> Iterator[None]:
             unit.reshard()
 
 
-def adapter_tensors(model: Any) -> dict[str, Any] | None:
+def gather_adapter(model: Any) -> dict[str, Any] | None:
     """Returns the trainable tensors in main memory, whole, by their names in the model: in the first process all, in
     the others none; None where the model is not spread. Called in all processes at once."""
     if not is_sharded(model):
@@ -54,7 +54,7 @@ def adapter_tensors(model: Any) -> dict[str, Any] | None:
     return dict(get_model_state_dict(model, options=options))
 
 
-def _units(model: Any) -> list[Any]:
+def _fsdp_modules(model: Any) -> list[Any]:
     from torch.distributed.fsdp import FSDPModule
 
     return [one for one in model.modules() if isinstance(one, FSDPModule)]

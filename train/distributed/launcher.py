@@ -20,26 +20,26 @@ from types import FrameType
 from insource.system import child_processes
 
 # The process that a process of a training ends with, by its id.
-LAUNCHER = "INSOURCE_LAUNCHER"
+PARENT_PID_ENV = "INSOURCE_LAUNCHER"
 
 
-def end_with_launcher() -> None:
+def die_with_parent() -> None:
     """Has the kernel end this process, at once, when the one that started it ends in whichever way, kill -9 included.
 
     Does nothing in a process that was not started by train/launch.py or by this module.
     """
-    if (launcher := os.environ.get(LAUNCHER)) is not None:
-        child_processes.end_with(int(launcher))
+    if (launcher := os.environ.get(PARENT_PID_ENV)) is not None:
+        child_processes.set_parent_death_signal(int(launcher))
 
 
 def main() -> int:
     """Returns the exit code of the process that failed first, 0 where none did; a killed one counts as 128 + signal."""
-    end_with_launcher()
-    os.environ[LAUNCHER] = str(os.getpid())
+    die_with_parent()
+    os.environ[PARENT_PID_ENV] = str(os.getpid())
     # Without this the launcher would put its own handlers in the place of these, and end everything after 30 seconds.
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _pass_on)
+        signal.signal(number, _forward_signal)
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     # What the launchers log of a failure stands in words in what the process itself printed.
@@ -53,7 +53,7 @@ def main() -> int:
     return 0
 
 
-def _pass_on(number: int, _: FrameType | None) -> None:
+def _forward_signal(number: int, _: FrameType | None) -> None:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it ended meanwhile
             # pid (name) state parent ...; the name may hold anything.

@@ -22,8 +22,8 @@ from insource.config.schema.train import Accelerate
 from insource.system import atomic_files
 from insource.tracking.run import Run
 
-NAME = ".launched.json"
-BEAT_SECONDS = 2.0
+LAUNCH_FILE = ".launched.json"
+HEARTBEAT_SECONDS = 2.0
 # How long others wait for machine 0 to say anything: a cluster may start it much later.
 WAIT_SECONDS = 1800.0
 # How long it is told that nothing was launched.
@@ -31,12 +31,12 @@ LINGER_SECONDS = 60.0
 PREPARING, RUNNING, UNCHANGED, OVER = "preparing", "running", "unchanged", "over"
 
 # What differs between the machines of a training, or between two launches of the same one.
-_OF_A_MACHINE = ("machine_rank", "main_process_ip", "main_process_port", "rdzv_backend")
+_NODE_SETTINGS = ("machine_rank", "main_process_ip", "main_process_port", "rdzv_backend")
 
 
-def alike(recipe: Recipe) -> Recipe:
+def without_node_settings(recipe: Recipe) -> Recipe:
     """Returns the recipe as all machines of a training have it, and the next launch of it."""
-    plain = {name: Accelerate.model_fields[name].default for name in _OF_A_MACHINE}
+    plain = {name: Accelerate.model_fields[name].default for name in _NODE_SETTINGS}
     return recipe.model_copy(update={"accelerate": recipe.accelerate.model_copy(update=plain)})
 
 
@@ -73,18 +73,18 @@ class Announcement:
 
 
 @contextmanager
-def announced(parent: Path, recipe: Recipe) -> Iterator[Announcement]:
+def publish_launch(parent: Path, recipe: Recipe) -> Iterator[Announcement]:
     """Tells the other machines from the beginning of the block what becomes of the launch below `parent`.
 
     Where nothing was launched, the end is told for LINGER_SECONDS more: others may come later, and take what no longer
     changes for a left-over of an earlier launch.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    told, over = Announcement(parent / NAME, _settings(recipe)), threading.Event()
+    told, over = Announcement(parent / LAUNCH_FILE, _shared_settings(recipe)), threading.Event()
 
     def tell() -> None:
         told.write()
-        while not over.wait(BEAT_SECONDS):
+        while not over.wait(HEARTBEAT_SECONDS):
             told.write()
 
     teller = threading.Thread(target=tell, daemon=True)
@@ -110,19 +110,19 @@ def announced(parent: Path, recipe: Recipe) -> Iterator[Announcement]:
         teller.join()
 
 
-def joined(parent: Path, recipe: Recipe, wait_seconds: float = WAIT_SECONDS) -> Run | None:
+def wait_for_run(parent: Path, recipe: Recipe, wait_seconds: float = WAIT_SECONDS) -> Run | None:
     """Returns the run that machine 0 has launched below `parent`, once there is one; None where it has nothing to
     launch.
 
     Raises StageError where machine 0 trains something else, ends without a run, or does not tell anything for that
     time.
     """
-    path, deadline = parent / NAME, time.monotonic() + wait_seconds
-    first = before = _read(path)
+    path, deadline = parent / LAUNCH_FILE, time.monotonic() + wait_seconds
+    first = before = _read_announcement(path)
     while time.monotonic() < deadline:
-        found = _read(path)
+        found = _read_announcement(path)
         if found is not None and found != first:
-            if differing := _differing(found["recipe"], _settings(recipe)):
+            if differing := _diff_settings(found["recipe"], _shared_settings(recipe)):
                 raise StageError(
                     "machine 0 trains something else:\n  "
                     + "\n  ".join(differing)
@@ -138,7 +138,7 @@ def joined(parent: Path, recipe: Recipe, wait_seconds: float = WAIT_SECONDS) -> 
             if found != before:  # it prepares data, however long that takes
                 deadline = time.monotonic() + wait_seconds
         before = found
-        time.sleep(BEAT_SECONDS / 4)
+        time.sleep(HEARTBEAT_SECONDS / 4)
     last = f"; the last launch there, of run {first['run']}, is over" if first else ""
     raise StageError(
         f"machine 0 launched no run below {parent} within {wait_seconds / 60:.0f} minutes{last}.\n"
@@ -146,21 +146,23 @@ def joined(parent: Path, recipe: Recipe, wait_seconds: float = WAIT_SECONDS) -> 
     )
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read_announcement(path: Path) -> dict[str, Any] | None:
     try:
         return atomic_files.read_json(path)  # type: ignore[no-any-return]
     except FileNotFoundError:
         return None
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def _shared_settings(recipe: Recipe) -> dict[str, Any]:
     """What all machines must agree on, by dotted key; no paths, which may differ."""
-    sections = alike(recipe).model_dump(mode="json", include={"task", "model", "lora", "train", "accelerate"})
+    sections = without_node_settings(recipe).model_dump(
+        mode="json", include={"task", "model", "lora", "train", "accelerate"}
+    )
     sections["model"].pop("base")
     return {f"{section}.{name}": value for section, keys in sections.items() for name, value in keys.items()}
 
 
-def _differing(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+def _diff_settings(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     names = sorted({*there, *here})
     return [
         f"{name}: {there.get(name)} there, {here.get(name)} here" for name in names if there.get(name) != here.get(name)

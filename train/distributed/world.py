@@ -9,7 +9,7 @@ from typing import Any
 TIMEOUT_SECONDS = 1800
 
 
-def count() -> int:
+def world_size() -> int:
     """Returns how many processes train together."""
     return int(_state().num_processes)
 
@@ -19,30 +19,30 @@ def rank() -> int:
     return int(_state().process_index)
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Returns whether this process is the one that writes and talks."""
     return rank() == 0
 
 
-def wait() -> None:
+def barrier() -> None:
     """Returns when all processes are here."""
     _state().wait_for_everyone()
 
 
-def dealt(items: Sequence[Any]) -> list[Any]:
+def shard(items: Sequence[Any]) -> list[Any]:
     """Returns the items that this process works on: every n-th."""
-    return list(items[rank() :: count()])
+    return list(items[rank() :: world_size()])
 
 
-def together(mine: Sequence[Any], total: int) -> list[Any]:
+def gather_in_order(mine: Sequence[Any], total: int) -> list[Any]:
     """Returns what all processes made of their `dealt` items, in the order of all `total` items, in every process."""
-    if count() == 1:
+    if world_size() == 1:
         return list(mine)
     from accelerate.utils import gather_object
 
     whole: list[Any] = [None] * total
     for process, part in enumerate(gather_object([list(mine)])):
-        whole[process :: count()] = part
+        whole[process :: world_size()] = part
     return whole
 
 

@@ -11,22 +11,22 @@ from functools import partial
 from typing import Any
 
 from insource.config.errors import StageError
-from insource.tasks.records.field_confidence import least_of_fields
+from insource.tasks.records.field_confidence import lowest_field_log_probability
 from train.device import out_of_memory
 from train.evaluate import decoding_memory, greedy
-from train.evaluate.greedy import Path
+from train.evaluate.greedy import RowState
 from train.evaluate.padded_cache import PaddedCache
-from train.evaluate.row_cache import OwnAttentionError, Rows, Span
+from train.evaluate.row_cache import RowCache, Span, UnsupportedAttentionError
 from train.evaluate.shared_cache import SharedCache
 from train.model import architecture
 from train.packing import prefix_groups
 
 # Fewer rows get no prefix of their own where there are many: a batch of them would take as many passes as a full one.
-LEAST_ROWS = 16
+MIN_GROUP_ROWS = 16
 
 
 @dataclass(frozen=True)
-class Answer:
+class DecodedAnswer:
     """One decoded answer. `log_probability` is that of the path taken: each step renormalised over what the constraint
     allowed there."""
 
@@ -42,17 +42,17 @@ class Answer:
     """Of the field of a record that the model was least sure of; None where the answer is none."""
 
 
-def decode(
+def decode_answers(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[list[int]],
     grammar: str | None,
     *,
-    batch_rows: int = decoding_memory.BATCH_ROWS,
+    batch_rows: int = decoding_memory.MAX_BATCH_ROWS,
     max_new_tokens: int = 64,
     on_batch: Callable[[int], None] = lambda rows: None,
     announce: Callable[[str], None] = lambda told: None,
-) -> list[Answer]:
+) -> list[DecodedAnswer]:
     """Returns one answer for each prompt (token ids), in the order of the prompts.
 
     `grammar` is EBNF, None for free text; `on_batch` is told how many rows are done after each batch, `announce` why
@@ -64,30 +64,30 @@ def decode(
 
     if not prompts:
         return []
-    constraint = compiled(tokenizer, model.config.get_text_config().vocab_size, grammar) if grammar else None
-    answers: dict[int, Answer] = {}
+    constraint = compile_grammar(tokenizer, model.config.get_text_config().vocab_size, grammar) if grammar else None
+    answers: dict[int, DecodedAnswer] = {}
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for group in _groups(model, tokenizer, prompts, announce):
+        for group in _group_prompts(model, tokenizer, prompts, announce):
             todo = group.places
             while todo:
-                places = todo[: _at_once(model, group, [len(prompts[at]) for at in todo], max_new_tokens, batch_rows)]
+                places = todo[: _fit_batch(model, group, [len(prompts[at]) for at in todo], max_new_tokens, batch_rows)]
                 paths = [
-                    Path(at, list(prompts[place][group.prefix :]), tokenizer.eos_token_id, max_new_tokens)
+                    RowState(at, list(prompts[place][group.prefix :]), tokenizer.eos_token_id, max_new_tokens)
                     for at, place in enumerate(places)
                 ]
-                if told := _short_of_memory(group, paths, constraint, tokenizer):
-                    batch_rows = _fewer(len(places), told, announce)
+                if told := _try_decode(group, paths, constraint, tokenizer):
+                    batch_rows = _halve_batch(len(places), told, announce)
                     continue
-                answers |= {place: _answer(tokenizer, path) for place, path in zip(places, paths, strict=True)}
+                answers |= {place: _make_answer(tokenizer, path) for place, path in zip(places, paths, strict=True)}
                 todo = todo[len(places) :]
                 on_batch(len(answers))
     model.train(was_training)
     return [answers[at] for at in range(len(prompts))]
 
 
-def compiled(tokenizer: Any, vocabulary_size: int, grammar: str) -> Any:
+def compile_grammar(tokenizer: Any, vocabulary_size: int, grammar: str) -> Any:
     """Returns an output constraint (EBNF) as xgrammar compiles it: it ends with the tokenizer's EOS."""
     import xgrammar
 
@@ -98,17 +98,17 @@ def compiled(tokenizer: Any, vocabulary_size: int, grammar: str) -> Any:
 
 
 @dataclass(frozen=True)
-class _Group:
+class _PrefixGroup:
     """Prompts that open alike, the shortest first."""
 
     places: list[int]
     prefix: int
     """Tokens that they share."""
-    cache: Callable[[int], Rows]
+    cache: Callable[[int], RowCache]
     """Returns a cache of so many rows behind them."""
 
 
-def _at_once(model: Any, group: _Group, lengths: Sequence[int], max_new_tokens: int, batch_rows: int) -> int:
+def _fit_batch(model: Any, group: _PrefixGroup, lengths: Sequence[int], max_new_tokens: int, batch_rows: int) -> int:
     """Returns how many of the rows that are left are decoded together."""
     free = out_of_memory.free_bytes(model.device)
     if free is None:
@@ -116,21 +116,21 @@ def _at_once(model: Any, group: _Group, lengths: Sequence[int], max_new_tokens: 
     tokens = [one - group.prefix + max_new_tokens for one in lengths]
     text = model.config.get_text_config()
     # The group's prefix is in memory already; counted once more, it stands for what its pass had.
-    return decoding_memory.rows_at_once(text, group.prefix, tokens, model.dtype.itemsize, free, batch_rows)
+    return decoding_memory.fit_batch_rows(text, group.prefix, tokens, model.dtype.itemsize, free, batch_rows)
 
 
-def _short_of_memory(group: _Group, paths: Sequence[Path], constraint: Any, tokenizer: Any) -> str | None:
+def _try_decode(group: _PrefixGroup, paths: Sequence[RowState], constraint: Any, tokenizer: Any) -> str | None:
     """Decodes a batch; returns what was said where memory did not suffice, None where it did."""
     try:
-        greedy.decode(group.cache(len(paths)), paths, constraint, tokenizer)
+        greedy.decode_batch(group.cache(len(paths)), paths, constraint, tokenizer)
     except RuntimeError as error:
-        if not out_of_memory.short(error):
+        if not out_of_memory.is_out_of_memory(error):
             raise
         return str(error).splitlines()[0]
     return None
 
 
-def _fewer(rows: int, told: str, announce: Callable[[str], None]) -> int:
+def _halve_batch(rows: int, told: str, announce: Callable[[str], None]) -> int:
     """Returns half as many rows, announced, once the batch that failed is freed. Raises StageError for one row."""
     if rows == 1:
         raise StageError(
@@ -138,22 +138,22 @@ def _fewer(rows: int, told: str, announce: Callable[[str], None]) -> int:
             "  Set train.max_length lower, which leaves out the longest rows, take model.quantization=nf4, or a "
             "smaller model.base."
         )
-    out_of_memory.release()
+    out_of_memory.release_memory()
     announce(f"out of memory with {rows} rows decoded at once: {rows // 2} from here on, the same answers")
     return rows // 2
 
 
-def _groups(
+def _group_prompts(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], announce: Callable[[str], None]
-) -> Iterator[_Group]:
+) -> Iterator[_PrefixGroup]:
     """Yields prompts that open alike, with a cache that holds what they open with."""
-    problem = _no_shared_prefix(model, prompts[0])
+    problem = _prefix_sharing_problem(model, prompts[0])
     if problem:
         announce(problem)
         order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
-        yield _Group(order, 0, lambda rows: PaddedCache(model, rows, tokenizer.pad_token_id))
+        yield _PrefixGroup(order, 0, lambda rows: PaddedCache(model, rows, tokenizer.pad_token_id))
         return
-    lengths, group_of = prefix_groups.groups(prompts, max(2, len(prompts) // LEAST_ROWS))
+    lengths, group_of = prefix_groups.group_by_prefix(prompts, max(2, len(prompts) // MIN_GROUP_ROWS))
     for group, length in enumerate(lengths):
         order = sorted(
             (at for at in range(len(prompts)) if group_of[at] == group), key=lambda at: (len(prompts[at]), at)
@@ -162,29 +162,29 @@ def _groups(
         if length:
             prefix = SharedCache(model, 1)
             prefix.logits([Span(0, 0, prompts[order[0]][:length], 0)])
-        yield _Group(order, length, partial(SharedCache, model, prefix=prefix))
+        yield _PrefixGroup(order, length, partial(SharedCache, model, prefix=prefix))
 
 
-def _no_shared_prefix(model: Any, prompt: Sequence[int]) -> str | None:
+def _prefix_sharing_problem(model: Any, prompt: Sequence[int]) -> str | None:
     """Returns why rows of this model cannot share a prefix, None where they can; reads a token to see it."""
     name = model.config.get_text_config().model_type
-    if architecture.recurrent(model.config):
+    if architecture.has_recurrent_layers(model.config):
         return f"{name} has layers that carry a state from token to token: validation computes each prompt by itself"
     try:
         SharedCache(model, 1).logits([Span(0, 0, prompt[:1], 0)])
-    except OwnAttentionError:
+    except UnsupportedAttentionError:
         return f"{name} attends in its own way: validation computes each prompt by itself"
     return None
 
 
-def _answer(tokenizer: Any, path: Path) -> Answer:
-    text = text_of(tokenizer, path.token_ids)
+def _make_answer(tokenizer: Any, path: RowState) -> DecodedAnswer:
+    text = decode_text(tokenizer, path.token_ids)
     # Sums over the tokens of a field need the text of each token; of what is no record, nobody asks.
-    tokens = [text_of(tokenizer, [token]) for token in path.token_ids] if text.lstrip().startswith("{") else []
-    least = least_of_fields(tokens, path.log_probabilities) if tokens else None
-    return Answer(text, path.token_ids, sum(path.log_probabilities), path.margin, path.ended, least)
+    tokens = [decode_text(tokenizer, [token]) for token in path.token_ids] if text.lstrip().startswith("{") else []
+    least = lowest_field_log_probability(tokens, path.log_probabilities) if tokens else None
+    return DecodedAnswer(text, path.token_ids, sum(path.log_probabilities), path.margin, path.ended, least)
 
 
-def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+def decode_text(tokenizer: Any, ids: Sequence[int]) -> str:
     """Returns the text of an answer's tokens, without the stop and other special tokens."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

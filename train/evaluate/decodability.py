@@ -15,14 +15,14 @@ from typing import Any
 from insource.config.errors import RecipeError
 from insource.tasks.rendering import chat_template
 from train.evaluate import constrained_decoding
-from train.packing.packing_plan import Row
+from train.packing.packing_plan import TokenizedRow
 
 
-def check(
+def check_answers_decodable(
     task: ModuleType,
     spec: Any,
     data: Sequence[Mapping[str, Any]],
-    rows: Sequence[Row],
+    rows: Sequence[TokenizedRow],
     tokenizer: Any,
     vocabulary_size: int,
 ) -> None:
@@ -40,13 +40,17 @@ def check(
             "and config.json are not of one model"
         )
     grammar = task.grammar(spec)
-    constraint = constrained_decoding.compiled(tokenizer, vocabulary_size, grammar) if grammar else None
+    constraint = constrained_decoding.compile_grammar(tokenizer, vocabulary_size, grammar) if grammar else None
     known: set[tuple[int, ...]] = set()
     for one, row in zip(data, rows, strict=True):
-        for answer, ids in zip(task.answers(spec, one["target"]), row.completions, strict=True):
+        for answer, ids in zip(task.training_answers(spec, one["target"]), row.completions, strict=True):
             if tuple(ids) in known:
                 continue
-            problem = _forbidden(constraint, tokenizer, ids) if constraint else _other_text(tokenizer, row, ids, answer)
+            problem = (
+                _find_forbidden_token(constraint, tokenizer, ids)
+                if constraint
+                else _find_text_difference(tokenizer, row, ids, answer)
+            )
             if problem:
                 raise RecipeError(
                     f"row {row.id} of train: what it learns, {tokenizer.decode(ids)!r}, can never be decoded: {problem}"
@@ -57,7 +61,7 @@ def check(
                 known.add(tuple(ids))
 
 
-def _forbidden(constraint: Any, tokenizer: Any, ids: Sequence[int]) -> str | None:
+def _find_forbidden_token(constraint: Any, tokenizer: Any, ids: Sequence[int]) -> str | None:
     """Returns which token the constraint does not let through, None where it takes all and ends with the last."""
     import xgrammar
 
@@ -68,15 +72,15 @@ def _forbidden(constraint: Any, tokenizer: Any, ids: Sequence[int]) -> str | Non
     return None if matcher.is_terminated() else f"it does not end in the stop token {tokenizer.eos_token!r}"
 
 
-def _other_text(tokenizer: Any, row: Row, ids: Sequence[int], answer: str) -> str | None:
+def _find_text_difference(tokenizer: Any, row: TokenizedRow, ids: Sequence[int], answer: str) -> str | None:
     """Returns how the decoded answer differs from the one of the data, None where it is the same."""
     if ids[-1:] != [tokenizer.eos_token_id]:
         return f"it does not end in the stop token {tokenizer.eos_token!r}"
     if tokenizer.eos_token_id in ids[:-1]:
         return f"the stop token {tokenizer.eos_token!r} stands within it"
-    text = chat_template.text_of(tokenizer, row.prompt_ids, ids[:-1])
+    text = chat_template.decode_completion(tokenizer, row.prompt_ids, ids[:-1])
     return (
         None
-        if text == answer == constrained_decoding.text_of(tokenizer, ids)
+        if text == answer == constrained_decoding.decode_text(tokenizer, ids)
         else f"the answer of the data is {answer!r}"
     )

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from train.evaluate.row_cache import Rows, Span
+from train.evaluate.row_cache import RowCache, Span
 
 # Of the vocabulary: where more of it is allowed, all logits are computed.
-FEW = 0.125
+MAX_COLUMN_FRACTION = 0.125
 
 
 @dataclass
-class Path:
+class RowState:
     """A row while it is decoded."""
 
     row: int
@@ -59,16 +59,16 @@ class Path:
 
 
 @dataclass
-class _Turn:
+class _PassInput:
     """What a path reads in one pass: its unread tokens and a draft; `masks` say what is allowed behind the unread
     tokens and behind each of the draft (None each for free text)."""
 
-    path: Path
+    path: RowState
     draft: list[int]
     masks: list[Any]
 
 
-def decode(rows: Rows, paths: Sequence[Path], constraint: Any, tokenizer: Any) -> None:
+def decode_batch(rows: RowCache, paths: Sequence[RowState], constraint: Any, tokenizer: Any) -> None:
     """Takes every path to its end, under a compiled constraint or None; the cache holds nothing of them yet."""
     import xgrammar
 
@@ -78,40 +78,42 @@ def decode(rows: Rows, paths: Sequence[Path], constraint: Any, tokenizer: Any) -
     drafts: dict[str, list[int]] = {}
     going = list(paths)
     while going:
-        turns = [_turn(path, constraint, tokenizer, drafts, rows.ragged) for path in going]
+        turns = [_prepare_pass(path, constraint, tokenizer, drafts, rows.ragged) for path in going]
         turns = [turn for turn in turns if not turn.path.done]
         if turns:
             rows.keep([turn.path.row for turn in turns])
-            _step(rows, turns, constraint)
+            _run_pass(rows, turns, constraint)
         going = [turn.path for turn in turns if not turn.path.done]
 
 
-def _turn(path: Path, constraint: Any, tokenizer: Any, drafts: dict[str, list[int]], ragged: bool) -> _Turn:
+def _prepare_pass(
+    path: RowState, constraint: Any, tokenizer: Any, drafts: dict[str, list[int]], ragged: bool
+) -> _PassInput:
     """Takes the tokens that are certain, and returns what the path asks the model next."""
     if constraint is None:
-        return _Turn(path, [], [None])
-    mask = _allowed(path, constraint)
-    while (token := _only(mask)) is not None and (ragged or token == path.stop):
+        return _PassInput(path, [], [None])
+    mask = _allowed_mask(path, constraint)
+    while (token := _single_token(mask)) is not None and (ragged or token == path.stop):
         path.go(token, 0.0, -math.inf)
         path.unread.append(token)
         if path.done:
-            return _Turn(path, [], [])
-        mask = _allowed(path, constraint)
+            return _PassInput(path, [], [])
+        mask = _allowed_mask(path, constraint)
     draft: list[int] = []
     masks = [mask]
-    for token in _draft(path, tokenizer, drafts) if ragged else []:
+    for token in _draft_tokens(path, tokenizer, drafts) if ragged else []:
         if len(path.token_ids) + len(draft) + 1 >= path.most or not path.matcher.accept_token(token):
             break
         draft.append(token)
-        masks.append(_allowed(path, constraint))
+        masks.append(_allowed_mask(path, constraint))
     path.matcher.rollback(len(draft))
-    if draft and _only(masks[-1]) == path.stop:
+    if draft and _single_token(masks[-1]) == path.stop:
         # Nothing is asked behind the last token.
         del draft[-1], masks[-1]
-    return _Turn(path, draft, masks)
+    return _PassInput(path, draft, masks)
 
 
-def _draft(path: Path, tokenizer: Any, known: dict[str, list[int]]) -> list[int]:
+def _draft_tokens(path: RowState, tokenizer: Any, known: dict[str, list[int]]) -> list[int]:
     """Returns tokens of the text that is certain to come next, as far as it is whole characters."""
     try:
         text = path.matcher.find_jump_forward_string()
@@ -122,7 +124,7 @@ def _draft(path: Path, tokenizer: Any, known: dict[str, list[int]]) -> list[int]
     return known[text]
 
 
-def _allowed(path: Path, constraint: Any) -> Any:
+def _allowed_mask(path: RowState, constraint: Any) -> Any:
     """Returns which tokens the constraint allows next, a bit each in words of 32."""
     import xgrammar
 
@@ -131,7 +133,7 @@ def _allowed(path: Path, constraint: Any) -> Any:
     return mask[0].numpy().view(np.uint32)
 
 
-def _only(mask: Any) -> int | None:
+def _single_token(mask: Any) -> int | None:
     """Returns the one token that is allowed, None where there are others."""
     (words,) = mask.nonzero()
     if len(words) != 1:
@@ -140,15 +142,15 @@ def _only(mask: Any) -> int | None:
     return 32 * int(words[0]) + word.bit_length() - 1 if word.bit_count() == 1 else None
 
 
-def _step(rows: Rows, turns: Sequence[_Turn], constraint: Any) -> None:
+def _run_pass(rows: RowCache, turns: Sequence[_PassInput], constraint: Any) -> None:
     """Asks the model once, and takes a token of each path, or as many as its draft is right for."""
     import torch
 
     masks = None if constraint is None else np.stack([mask for turn in turns for mask in turn.masks])
-    columns = None if masks is None else _columns(masks, constraint.tokenizer_info.vocab_size)
+    columns = None if masks is None else _allowed_columns(masks, constraint.tokenizer_info.vocab_size)
     spans = [Span(turn.path.row, turn.path.read, turn.path.unread + turn.draft, len(turn.draft) + 1) for turn in turns]
     indices = None if columns is None else torch.from_numpy(columns).to(rows.device)
-    logits = _constrained(rows.logits(spans, indices), masks, columns)
+    logits = _mask_logits(rows.logits(spans, indices), masks, columns)
     best = torch.log_softmax(logits, dim=-1).topk(2)
     tokens = best.indices[:, 0] if indices is None else indices[best.indices[:, 0]]
     found = iter(zip(tokens.tolist(), best.values.tolist(), strict=True))
@@ -164,16 +166,16 @@ def _step(rows: Rows, turns: Sequence[_Turn], constraint: Any) -> None:
             path.read += 1
 
 
-def _columns(masks: Any, vocabulary_size: int) -> Any:
+def _allowed_columns(masks: Any, vocabulary_size: int) -> Any:
     """Returns the ids of all tokens that any of the masks allows, None where these are many."""
     union = np.bitwise_or.reduce(masks, axis=0)
-    if np.bitwise_count(union).sum() > FEW * vocabulary_size:
+    if np.bitwise_count(union).sum() > MAX_COLUMN_FRACTION * vocabulary_size:
         return None
     found = np.unpackbits(union.view(np.uint8), bitorder="little")[:vocabulary_size].nonzero()[0]
     return found if len(found) > 1 else None
 
 
-def _constrained(logits: Any, masks: Any, columns: Any) -> Any:
+def _mask_logits(logits: Any, masks: Any, columns: Any) -> Any:
     """Returns the logits with what a mask forbids at minus infinity."""
     import torch
     import xgrammar

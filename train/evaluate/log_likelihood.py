@@ -6,16 +6,16 @@ from typing import Any
 from train.distributed import world
 from train.loop.losses import log_probabilities
 from train.packing import collate
-from train.packing.attention import attending, quickest
-from train.packing.packing_plan import Plan, Row, Shares
+from train.packing.attention import pack_attention, preferred_implementation
+from train.packing.packing_plan import PackingPlan, TokenizedRow, UpdateShards
 
 BATCH_ROWS = 16
 
 
-def of_completions(
+def compute_log_likelihoods(
     model: Any,
-    rows: Sequence[Row],
-    plan: Plan,
+    rows: Sequence[TokenizedRow],
+    plan: PackingPlan,
     pad_token_id: int,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[tuple[float, ...]]:
@@ -29,17 +29,19 @@ def of_completions(
     model.eval()
     numbers = range(len(rows))
     chunks = [numbers[first : first + BATCH_ROWS] for first in range(0, len(rows), BATCH_ROWS)]
-    shares = Shares(rows, plan, world.dealt(chunks), 1)
+    shares = UpdateShards(rows, plan, world.shard(chunks), 1)
     found: dict[str, tuple[float, ...]] = {}
     with torch.inference_mode():
         for at in range(len(shares)):
             for pack in shares[at].packs:
-                batch = collate.of_pack(pack, plan.kind, model.device, pad_token_id, quickest(model.device))
-                with attending(model.config, batch):
+                batch = collate.collate_pack(
+                    pack, plan.kind, model.device, pad_token_id, preferred_implementation(model.device)
+                )
+                with pack_attention(model.config, batch):
                     each, sequence, _ = log_probabilities(model, batch)
                 sums = each.new_zeros(2 * len(pack.rows)).index_add(0, sequence, each).view(-1, 2)
                 found |= {row.id: tuple(pair) for row, pair in zip(pack.rows, sums.tolist(), strict=True)}
             on_batch(len(found))
     model.train(was_training)
-    mine = [[found[rows[at].id] for at in chunk] for chunk in world.dealt(chunks)]
-    return [pair for chunk in world.together(mine, len(chunks)) for pair in chunk]
+    mine = [[found[rows[at].id] for at in chunk] for chunk in world.shard(chunks)]
+    return [pair for chunk in world.gather_in_order(mine, len(chunks)) for pair in chunk]

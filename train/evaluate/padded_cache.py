@@ -9,7 +9,7 @@ behind it leave into its state.
 from collections.abc import Sequence
 from typing import Any
 
-from train.evaluate.row_cache import ENDED, Span, only_columns
+from train.evaluate.row_cache import COMPACT_FRACTION, Span, restrict_logits
 
 
 class PaddedCache:
@@ -37,7 +37,7 @@ class PaddedCache:
         new = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps], device=device)
         self.seen = new if self.seen is None else torch.cat([self.seen, new], dim=1)
         positions = (self.seen.cumsum(dim=1) - 1).clamp(min=0)[:, -longest:]
-        with only_columns(self.model, columns):
+        with restrict_logits(self.model, columns):
             output = self.model(
                 input_ids=ids,
                 attention_mask=self.seen,
@@ -54,7 +54,7 @@ class PaddedCache:
         """See `Rows`; the cache is cut once a quarter of the rows has ended."""
         import torch
 
-        if len(rows) > (1 - ENDED) * len(self.rows) or self.cache is None:
+        if len(rows) > (1 - COMPACT_FRACTION) * len(self.rows) or self.cache is None:
             return
         wanted = set(rows)
         kept = torch.tensor([at for at, row in enumerate(self.rows) if row in wanted], device=self.device)

@@ -14,31 +14,31 @@ from pathlib import Path
 from typing import Any
 
 from insource.system import atomic_files
-from train.evaluate.constrained_decoding import Answer
+from train.evaluate.constrained_decoding import DecodedAnswer
 
-ROWS = 500
+REFERENCE_ROWS = 500
 
 
-def lines(
+def build_reference_rows(
     rows: Sequence[Mapping[str, Any]],
     prompts: Sequence[list[int]],
-    answers: Sequence[Answer],
+    answers: Sequence[DecodedAnswer],
 ) -> list[dict[str, Any]]:
     """Returns the lines of a reference.jsonl."""
     return [
-        {"id": row["id"], "prompt_ids": prompt_ids, **_told(answer)}
+        {"id": row["id"], "prompt_ids": prompt_ids, **_to_json(answer)}
         for row, prompt_ids, answer in zip(rows, prompts, answers, strict=True)
     ]
 
 
-def write(folder: Path, references: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def write_references(folder: Path, references: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Writes reference.jsonl into the folder of a run. Returns what others may know of it: {"rows", "sha256"}."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in references)
     atomic_files.write_text(folder / "reference.jsonl", text)
     return {"rows": len(references), "sha256": atomic_files.sha256(folder / "reference.jsonl")}
 
 
-def _told(answer: Answer) -> dict[str, Any]:
+def _to_json(answer: DecodedAnswer) -> dict[str, Any]:
     return {
         "answer": answer.text,
         "token_ids": answer.token_ids,

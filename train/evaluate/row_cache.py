@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 # A cache is made smaller when so large a part of its rows has ended.
-ENDED = 0.25
+COMPACT_FRACTION = 0.25
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Span:
     wanted: int
 
 
-class Rows(Protocol):
+class RowCache(Protocol):
     """Rows that a model reads token by token."""
 
     device: Any
@@ -40,12 +40,12 @@ class Rows(Protocol):
         """Forgets all other rows."""
 
 
-class OwnAttentionError(Exception):
+class UnsupportedAttentionError(Exception):
     """The model does not attend through transformers' attention interface in each of its layers."""
 
 
 @contextmanager
-def only_columns(model: Any, columns: Any) -> Iterator[None]:
+def restrict_logits(model: Any, columns: Any) -> Iterator[None]:
     """Has the model compute only these columns of its logits inside of the block, all where that is None.
 
     What a model does to its logits (a cap, a scale) it does to each by itself. A head that is no plain layer, as with

@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from train.evaluate.row_cache import ENDED, OwnAttentionError, Span, only_columns
+from train.evaluate.row_cache import COMPACT_FRACTION, Span, UnsupportedAttentionError, restrict_logits
 from train.model import architecture
 
-ATTENTION = "shared_cache"
+ATTENTION_NAME = "shared_cache"
 """The name under which transformers knows attention to this cache."""
 # Slots that lines are made longer by.
-GROWTH = 32
+GROWTH_SLOTS = 32
 # Tokens of a row that attend together. The next ones see the slots up to their own, so that little is masked.
-PIECE_TOKENS = 256
+CHUNK_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class Limits:
+class PassLimits:
     """What is computed at once, which bounds memory and on a CPU stays in its caches."""
 
     pass_tokens: int
@@ -34,7 +34,7 @@ class Limits:
     """Of attention: heads x tokens x what they see."""
 
 
-CPU, GPU = Limits(2048, 2**20), Limits(8192, 2**26)
+CPU_LIMITS, GPU_LIMITS = PassLimits(2048, 2**20), PassLimits(8192, 2**26)
 
 
 class SharedCache:
@@ -48,7 +48,7 @@ class SharedCache:
         """Slots in use."""
         self.prefix_tokens: int = prefix.tokens if prefix else 0
         self.lines = {row: row for row in range(rows)}
-        self.limits = CPU if model.device.type == "cpu" else GPU
+        self.limits = CPU_LIMITS if model.device.type == "cpu" else GPU_LIMITS
         self.held: dict[Any, tuple[Any, Any]] = {}
         """Keys and values of each attention module."""
 
@@ -74,7 +74,7 @@ class SharedCache:
         positions = [slot + self.prefix_tokens for slot in slots]
         now = _Pass(self, lines, slots)
         places = [at for at, yes in enumerate(wanted) if yes]
-        with _attending(self.model.config, now), only_columns(self.model, columns):
+        with _cache_attention(self.model.config, now), restrict_logits(self.model, columns):
             output = self.model(
                 input_ids=torch.tensor([ids], device=device),
                 position_ids=torch.tensor([positions], device=device),
@@ -82,14 +82,14 @@ class SharedCache:
                 logits_to_keep=torch.tensor(places, device=device) if places else 1,
             )
         if len(self.held) != self.model.config.get_text_config().num_hidden_layers:
-            raise OwnAttentionError
+            raise UnsupportedAttentionError
         return output.logits[0, : len(places)].float()
 
     def keep(self, rows: Sequence[int]) -> None:
         """See `Rows`; memory is freed once a quarter of the lines has ended."""
         import torch
 
-        if len(rows) > (1 - ENDED) * len(self.lines):
+        if len(rows) > (1 - COMPACT_FRACTION) * len(self.lines):
             return
         kept = torch.tensor([self.lines[row] for row in rows], device=self.device)
         for module, (keys, values) in self.held.items():  # one after the other, so that no two caches are held
@@ -100,16 +100,16 @@ class SharedCache:
         """Returns all keys and values [rows, heads, slots, width] of a module, these [heads, N, width] among them."""
         held = self.held.get(module)
         if held is None or held[0].shape[2] < self.tokens:
-            capacity = self.tokens if held is None else self.tokens + GROWTH
+            capacity = self.tokens if held is None else self.tokens + GROWTH_SLOTS
             old = held or tuple(one.new_zeros(len(self.lines), one.shape[0], 0, one.shape[2]) for one in (key, value))
-            held = (_longer(old[0], capacity), _longer(old[1], capacity))
+            held = (_grow(old[0], capacity), _grow(old[1], capacity))
             self.held[module] = held
         for tensor, new in zip(held, (key, value), strict=True):
             tensor[lines, :, slots] = new.transpose(0, 1)
         return held
 
 
-def _longer(held: Any, capacity: int) -> Any:
+def _grow(held: Any, capacity: int) -> Any:
     import torch
 
     # Zeros: what is masked has no weight, and no weight times garbage can be NaN.
@@ -167,7 +167,7 @@ class _Pass:
         lines, slots = self.lines, self.slots
         starts = [0]
         for at in range(1, len(lines)):
-            if lines[at] != lines[at - 1] or at - starts[-1] == PIECE_TOKENS:
+            if lines[at] != lines[at - 1] or at - starts[-1] == CHUNK_TOKENS:
                 starts.append(at)
         begin, width, seen = 0, 0, 0
         for first, end in zip(starts, [*starts[1:], len(lines)], strict=True):
@@ -206,7 +206,7 @@ class _Pass:
     def hidden(self, module: Any) -> list[tuple[Any, Any]]:
         """Returns the masks of all chunks in a layer."""
         prefix = self.cache.prefix_tokens
-        window = architecture.window_of(self.cache.model.config, module.layer_idx)
+        window = architecture.layer_window(self.cache.model.config, module.layer_idx)
         if window and prefix + max(self.slots) < window.tokens:
             window = None
         if window not in self.masks:
@@ -235,12 +235,12 @@ class _Pass:
                 asked = empty.index_copy_(0, chunk.places, asked)
             grid = asked.unflatten(1, (keys.shape[1], -1)).unflatten(0, chunk.slots.shape)
             own = tuple(one[chunk.lines, :, : chunk.seen].float() for one in (keys, values))
-            seen = _attended(grid, own, opening, hidden)
+            seen = _attend_chunk(grid, own, opening, hidden)
             found.append(seen if chunk.places is None else seen[chunk.places])
         return torch.cat(found)[None].to(query.dtype)
 
 
-def _attended(grid: Any, own: tuple[Any, ...], opening: tuple[Any, ...] | None, hidden: tuple[Any, Any]) -> Any:
+def _attend_chunk(grid: Any, own: tuple[Any, ...], opening: tuple[Any, ...] | None, hidden: tuple[Any, Any]) -> Any:
     """Returns the values that queries [lines, width, heads, groups, k] see, [lines x width, heads x groups, v].
 
     `own` are keys and values [lines, heads, slots, k or v], `opening` those of the prefix [heads, P, k or v], `hidden`
@@ -267,32 +267,32 @@ def _attended(grid: Any, own: tuple[Any, ...], opening: tuple[Any, ...] | None, 
     return seen.unflatten(2, (groups, width)).permute(0, 3, 1, 2, 4).reshape(lines * width, heads * groups, -1)
 
 
-_now: _Pass | None = None
+_current_pass: _Pass | None = None
 """The pass that is computed: transformers passes nothing about it to attention."""
 
 
 @contextmanager
-def _attending(config: Any, now: _Pass) -> Iterator[None]:
+def _cache_attention(config: Any, now: _Pass) -> Iterator[None]:
     """Has a model of this config attend to the cache of a pass inside of the block."""
-    global _now
+    global _current_pass
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     # As attention alone: transformers builds no mask for what it knows none of.
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, _attention_forward)
     text = config.get_text_config()
-    before = text._attn_implementation, _now
-    text._attn_implementation, _now = ATTENTION, now
+    before = text._attn_implementation, _current_pass
+    text._attn_implementation, _current_pass = ATTENTION_NAME, now
     try:
         yield
     finally:
-        text._attn_implementation, _now = before
+        text._attn_implementation, _current_pass = before
 
 
-def _attend(
+def _attention_forward(
     module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **given: Any
 ) -> tuple[Any, None]:
-    if _now is None:
-        raise RuntimeError(f"{ATTENTION} attends to the cache of a pass, and there is none")
+    if _current_pass is None:
+        raise RuntimeError(f"{ATTENTION_NAME} attends to the cache of a pass, and there is none")
     if given.get("position_bias") is not None:
-        raise OwnAttentionError
-    return _now.attend(module, query, key, value, scaling), None
+        raise UnsupportedAttentionError
+    return _current_pass.attend(module, query, key, value, scaling), None

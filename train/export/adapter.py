@@ -21,29 +21,29 @@ from insource.config.load import POCKET
 from insource.config.recipe import Recipe
 from insource.config.schema.lora import VLLM_RANKS, Lora
 from insource.system import atomic_files
-from insource.tasks import KINDS, in_words
+from insource.tasks import TASKS, metric_label
 from insource.tasks.rendering import chat_template
 from insource.tasks.rendering.chat_template import Rendering
 from insource.tracking import digests
 from insource.tracking.base_models import gguf_model
 from insource.tracking.run import Run
 from train.evaluate import reference_answers
-from train.evaluate.constrained_decoding import Answer
-from train.evaluate.validation import Decoded
+from train.evaluate.constrained_decoding import DecodedAnswer
+from train.evaluate.validation import GenerationEvaluator
 from train.model import lora_init
 
-INPUT = "{input}"
+INPUT_PLACEHOLDER = "{input}"
 
 
-def export(
+def write_adapter_folder(
     run: Run,
     recipe: Recipe,
     model: Any,
     tokenizer: Any,
     prompt: Mapping[str, Any],
     scores: Mapping[str, Any],
-    probed: Decoded,
-    answers: Sequence[Answer],
+    probed: GenerationEvaluator,
+    answers: Sequence[DecodedAnswer],
     state: dict[str, Any] | None = None,
 ) -> Path:
     """Returns the adapter folder of the run, written whole: weights, tokenizer, prompt and card; the reference answers
@@ -52,21 +52,23 @@ def export(
     `answers` are those of the trained weights to the rows of `probed`; `state`: the trained tensors where the model
     does not hold them whole (`sharded.adapter_tensors`).
     """
-    told = reference_answers.write(run.folder, reference_answers.lines(probed.rows, probed.prompts, answers))
-    with atomic_files.whole_folder(run.folder / "adapter") as folder:
-        _save(model, recipe, folder, state)
+    told = reference_answers.write_references(
+        run.folder, reference_answers.build_reference_rows(probed.rows, probed.prompts, answers)
+    )
+    with atomic_files.atomic_folder(run.folder / "adapter") as folder:
+        _save_weights(model, recipe, folder, state)
         tokenizer.save_pretrained(folder)
-        generation_config(tokenizer).save_pretrained(folder)
+        build_generation_config(tokenizer).save_pretrained(folder)
         atomic_files.write_json(folder / "prompt.json", {**prompt, "references": told})
-        atomic_files.write_text(folder / "README.md", card(run, recipe, scores, told))
+        atomic_files.write_text(folder / "README.md", model_card(run, recipe, scores, told))
         # A pickle has no place in what is deployed.
         for pickled in (*folder.glob("*.bin"), *folder.glob("*.pt")):
             pickled.unlink()
-        atomic_files.write_sums(folder)
+        atomic_files.write_checksums(folder)
     return run.folder / "adapter"
 
 
-def generation_config(tokenizer: Any) -> Any:
+def build_generation_config(tokenizer: Any) -> Any:
     """Returns a generation config that stops where training stopped, and nowhere else."""
     from transformers import GenerationConfig
 
@@ -78,36 +80,36 @@ def generation_config(tokenizer: Any) -> Any:
     )
 
 
-def _save(model: Any, recipe: Recipe, folder: Path, state: dict[str, Any] | None) -> None:
+def _save_weights(model: Any, recipe: Recipe, folder: Path, state: dict[str, Any] | None) -> None:
     """Writes adapter_model.safetensors and adapter_config.json, for the base as it was published."""
     from safetensors.torch import save_file
 
-    model.peft_config["default"].base_model_name_or_path = base_name(recipe)
+    model.peft_config["default"].base_model_name_or_path = base_display_name(recipe)
     if not recipe.lora.takes_from_base:
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False, state_dict=state)
         return
-    tensors, config = lora_init.as_plain_adapter(model, state)
+    tensors, config = lora_init.to_standard_lora(model, state)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
 
 
-def base_name(recipe: Recipe) -> str:
+def base_display_name(recipe: Recipe) -> str:
     """Returns the base as others can find it: the hub name, the name of a GGUF file, or `pocket/model` or `smollm2` in
     this project."""
-    known = {str(POCKET): "pocket/model", str(base_models.smollm2()): base_models.SMOLLM2}
-    gguf = gguf_model.about(recipe.model.base)
+    known = {str(POCKET): "pocket/model", str(base_models.smollm2_dir()): base_models.SMOLLM2}
+    gguf = gguf_model.read_gguf_info(recipe.model.base)
     return known.get(recipe.model.base) or (str(gguf["file"]) if gguf else recipe.model.base)
 
 
-def base_of(recipe: Recipe, commit: str | None, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def base_identity(recipe: Recipe, commit: str | None, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns which base the adapter belongs to: its name with its commit on the hub, or the hashes of its files; under
     "trained" the record of what quantization left of it (`bases.record`), None where it was trained on as published."""
     folder = Path(recipe.model.base)
-    found = digests.of_base(folder) if folder.is_dir() else None
-    return {"name": base_name(recipe), "commit": None if found else commit, "sha256": found, "trained": trained}
+    found = digests.hash_base_files(folder) if folder.is_dir() else None
+    return {"name": base_display_name(recipe), "commit": None if found else commit, "sha256": found, "trained": trained}
 
 
-def prompt(
+def build_prompt_spec(
     recipe: Recipe,
     rendering: Rendering,
     spec: Any,
@@ -118,8 +120,8 @@ def prompt(
     """Returns prompt.json: the messages with a place for the input and the ids that they are as they stand there, the
     task, the constraint and the limit of the answer, the template's hash and what is pinned in it, and the base
     (`commit`: of its repository on the hub; see `base_of`)."""
-    module, tokenizer = KINDS[recipe.task.variant], rendering.tokenizer
-    messages = module.messages(spec, {"text": INPUT})
+    module, tokenizer = TASKS[recipe.task.variant], rendering.tokenizer
+    messages = module.messages(spec, {"text": INPUT_PLACEHOLDER})
     return {
         "schema_version": 1,
         "task": {"kind": recipe.task.variant, **asdict(spec)},
@@ -131,26 +133,27 @@ def prompt(
         "max_answer_tokens": max_answer_tokens,
         "chat_template_sha256": chat_template.template_sha256(tokenizer),
         "template": {"pinned": rendering.pinned, "own_suffix": rendering.differs},
-        "base": base_of(recipe, commit, trained_base),
+        "base": base_identity(recipe, commit, trained_base),
     }
 
 
-def card(run: Run, recipe: Recipe, scores: Mapping[str, Any], told: Mapping[str, Any]) -> str:
+def model_card(run: Run, recipe: Recipe, scores: Mapping[str, Any], told: Mapping[str, Any]) -> str:
     """Returns the model card (README.md) of the adapter; `told` is what it says of the reference answers."""
-    module = KINDS[recipe.task.variant]
-    tuned, base = module.headline(scores["tuned"]), module.headline(scores["base"])
+    module = TASKS[recipe.task.variant]
+    tuned, base = module.main_metrics(scores["tuned"]), module.main_metrics(scores["base"])
     rows = "\n".join(
-        f"| {in_words(name)} | {value:.1%} | {format(base[name], '.1%') if name in base else '-'} |"
+        f"| {metric_label(name)} | {value:.1%} | {format(base[name], '.1%') if name in base else '-'} |"
         for name, value in tuned.items()
     )
-    worst = ", ".join(f"{name} ({f1:.0%})" for name, f1 in module.weakest(scores["tuned"])[:3])
+    worst = ", ".join(f"{name} ({f1:.0%})" for name, f1 in module.lowest_scoring(scores["tuned"])[:3])
+    dequantized = ", dequantized" if gguf_model.read_gguf_info(recipe.model.base) else ""
     pocket = (
         "\nThe base is insource's pocket model, which shows the pipeline and is no model for use.\n"
         if recipe.model.base == str(POCKET)
         else ""
     )
     return f"""---
-base_model: {base_name(recipe)}
+base_model: {base_display_name(recipe)}
 library_name: peft
 pipeline_tag: text-generation
 tags: [lora, insource, {recipe.task.kind}]
@@ -164,30 +167,29 @@ A LoRA adapter trained by insource, run `{run.id}`.
 |---|---|---|
 {rows}
 
-{asked(module)}, on rows that were not trained on.
-Weakest {module.PARTS} by {module.PARTS_BY}: {worst}.
+{evaluation_note(module)}, on rows that were not trained on.
+Weakest {module.BREAKDOWN_NAME} by {module.BREAKDOWN_METRIC}: {worst}.
 The sealed test set was not opened.
 
-- Base: {base_name(recipe)}{", dequantized" if gguf_model.about(recipe.model.base) else ""}, quantization while
-training:
+- Base: {base_display_name(recipe)}{dequantized}, quantization while training:
   {recipe.model.quantization}
-- LoRA: {method(recipe.lora)}
+- LoRA: {method_note(recipe.lora)}
 - Prompts: `prompt.json`, rendered by the chat template in this folder and nothing else.
-- Serving: {serving(run, recipe)}
+- Serving: {serving_note(run, recipe)}
 - Not in this folder, and not to be shared: `reference.jsonl`, {told["rows"]} validation rows as token ids, which
   anybody can decode, with the answers that a server is held to. It stays in the run and in the registry; its SHA-256
   is `{told["sha256"]}`.
 """
 
 
-def asked(module: ModuleType) -> str:
+def evaluation_note(module: ModuleType) -> str:
     """Returns how the model was asked for what the score counts, as the card tells it."""
     if module.OBJECTIVE == "prefer":
         return "Measured by how probable the model finds the chosen and the rejected answer"
-    return f"Decoded greedily{'' if module.FREE_TEXT else ' under the output constraint'}, as serving does"
+    return f"Decoded greedily{'' if module.IS_FREE_TEXT else ' under the output constraint'}, as serving does"
 
 
-def method(lora: Lora) -> str:
+def method_note(lora: Lora) -> str:
     """Returns how the adapter was trained, as the card tells it."""
     told = [f"r={lora.r}", f"alpha={lora.lora_alpha}", str(lora.target_modules)]
     told += ["rsLoRA"] if lora.use_rslora else []
@@ -199,11 +201,11 @@ def method(lora: Lora) -> str:
     return ", ".join(told)
 
 
-def serving(run: Run, recipe: Recipe) -> str:
+def serving_note(run: Run, recipe: Recipe) -> str:
     """Returns how the adapter is served, as the card tells it."""
     if why := recipe.lora.unservable:
         return f"merged into the base alone ({why})."
-    base = "<the base as a folder>" if gguf_model.about(recipe.model.base) else base_name(recipe)
+    base = "<the base as a folder>" if gguf_model.read_gguf_info(recipe.model.base) else base_display_name(recipe)
     return (
         f"`make serve RECIPE={run.recipe_name}` checks it and serves it. By hand, unchecked:\n"
         f"  `python -m vllm.entrypoints.openai.api_server --host 127.0.0.1 --model {base} --enable-lora\n"

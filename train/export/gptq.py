@@ -15,44 +15,46 @@ from typing import Any
 from insource.config.errors import StageError
 from insource.config.recipe import Recipe
 from insource.system import atomic_files, venvs
-from insource.tasks import spec_of
+from insource.tasks import load_task_spec
 from insource.tasks.rendering import chat_template
 from insource.tracking.run import Run
 
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "requirements" / "calibrate.txt"
 # They come built for CUDA and break `import transformers` next to a CPU build of torch.
-WITHOUT_ON_CPU = ("torchvision", "torchaudio")
+EXCLUDED_ON_CPU = ("torchvision", "torchaudio")
 
 
-def write(run: Run, recipe: Recipe, merged: Path, preset: str, group_size: int, folder: Path) -> None:
+def quantize_gptq(run: Run, recipe: Recipe, merged: Path, preset: str, group_size: int, folder: Path) -> None:
     """Writes the merged model quantized by a preset into a folder. Raises StageError where llm-compressor fails."""
-    without = WITHOUT_ON_CPU if recipe.accelerate.use_cpu else ()
-    python = venvs.python_of_lock(ROOT / ".venvs" / "llmcompressor", LOCK, without)
+    without = EXCLUDED_ON_CPU if recipe.accelerate.use_cpu else ()
+    python = venvs.ensure_venv_from_lock(ROOT / ".venvs" / "llmcompressor", LOCK, without)
     with tempfile.TemporaryDirectory() as name:
         rows = Path(name) / "rows.jsonl"
-        rows.write_text("".join(json.dumps({"input_ids": ids}) + "\n" for ids in token_ids(run, recipe, merged)))
+        rows.write_text(
+            "".join(json.dumps({"input_ids": ids}) + "\n" for ids in calibration_token_ids(run, recipe, merged))
+        )
         asked = [str(python), str(Path(__file__).with_name("gptq_program.py"))]
         asked += [str(merged), str(rows), preset, str(group_size), str(folder)]
         answer = subprocess.run(asked, capture_output=True, text=True, check=False)
     if answer.returncode:
         said = (answer.stderr.strip().splitlines() or ["nothing said"])[-1]
         raise StageError(f"llm-compressor ended with {answer.returncode}: {said[:500]}")
-    print(f"calibrate {len(rows_of(run, recipe))} rows of train", file=sys.stderr)
+    print(f"calibrate {len(sample_calibration_rows(run, recipe))} rows of train", file=sys.stderr)
 
 
-def token_ids(run: Run, recipe: Recipe, merged: Path) -> list[list[int]]:
+def calibration_token_ids(run: Run, recipe: Recipe, merged: Path) -> list[list[int]]:
     """Returns rows of train as token ids, prompt and answer."""
-    module, spec = spec_of(atomic_files.read_json(merged / "prompt.json")["task"])
-    tokenizer = chat_template.saved_tokenizer(str(merged))
-    rows = rows_of(run, recipe)
+    module, spec = load_task_spec(atomic_files.read_json(merged / "prompt.json")["task"])
+    tokenizer = chat_template.load_saved_tokenizer(str(merged))
+    rows = sample_calibration_rows(run, recipe)
     conversations = [module.messages(spec, row["input"]) for row in rows]
-    answers = [module.answers(spec, row["target"])[0] for row in rows]
-    examples = chat_template.examples(tokenizer, conversations, answers)
+    answers = [module.training_answers(spec, row["target"])[0] for row in rows]
+    examples = chat_template.render_examples(tokenizer, conversations, answers)
     return [one.prompt_ids + one.completion_ids for one in examples]
 
 
-def rows_of(run: Run, recipe: Recipe) -> list[dict[str, Any]]:
+def sample_calibration_rows(run: Run, recipe: Recipe) -> list[dict[str, Any]]:
     """Returns the rows of train that are calibrated on, in a seeded order."""
     rows = list(atomic_files.read_jsonl(run.folder / "data" / "train.jsonl"))
     return random.Random(recipe.train.seed).sample(rows, min(len(rows), recipe.export.calibration_rows))

@@ -29,62 +29,64 @@ from train.export import adapter
 from train.model import base, dequantize
 
 # What a folder of weights needs of the adapter's beside weights, for people and for servers.
-COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "prompt.json")
+COMPANION_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "prompt.json")
 
 
-def write(run: Run, recipe: Recipe, made_of: Mapping[str, Any]) -> Path:
+def write_merged(run: Run, recipe: Recipe, made_of: Mapping[str, Any]) -> Path:
     """Returns the folder of the merged model, complete."""
     target = run.folder / "merged"
     # The tokenizer of the training, whatever has become of the base's.
-    tokenizer = chat_template.saved_tokenizer(str(run.folder / "adapter"))
-    with atomic_files.whole_folder(target) as folder:
-        save(merged(run, recipe, made_of["base"]), folder, recipe, tokenizer)
+    tokenizer = chat_template.load_saved_tokenizer(str(run.folder / "adapter"))
+    with atomic_files.atomic_folder(target) as folder:
+        save_model(merge_adapter(run, recipe, made_of["base"]), folder, recipe, tokenizer)
         # It holds itself by reference cycles, and quantizing loads what was merged anew.
-        out_of_memory.release()
-        accompany(run, folder, made_of, card(run, recipe, made_of["base"]))
-        atomic_files.write_sums(folder)
+        out_of_memory.release_memory()
+        write_companion_files(run, folder, made_of, model_card(run, recipe, made_of["base"]))
+        atomic_files.write_checksums(folder)
     return target
 
 
-def onto(run: Run, recipe: Recipe) -> str:
+def select_merge_base(run: Run, recipe: Recipe) -> str:
     """Returns the base that a run is merged onto: the digest of the one that it was trained on, or "published"."""
-    trained = base_store.trained(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
+    trained = base_store.get_trained_record(atomic_files.read_json(run.folder / "adapter" / "prompt.json"))
     return str(trained["digest"]) if trained and recipe.serve.base == "trained" else "published"
 
 
-def merged(run: Run, recipe: Recipe, onto: str) -> Any:
+def merge_adapter(run: Run, recipe: Recipe, onto: str) -> Any:
     """Returns the base with the run's adapter merged into it, computed as training computes (float32 on a CPU).
 
     Raises StageError where the base that was trained on is gone and cannot be made again.
     """
     chosen = recipe.with_model(quantization="none")
     if onto != "published":
-        folder = dequantize.ensure(recipe, base_store.store(run.folder), onto, partial(runs.fallback, run, "export"))
+        folder = dequantize.ensure_base(
+            recipe, base_store.store_path(run.folder), onto, partial(runs.record_fallback, run, "export")
+        )
         if folder is None:
             raise StageError(
-                f"{base_store.store(run.folder) / onto}, the base that run {run.id} was trained on, is not there "
+                f"{base_store.store_path(run.folder) / onto}, the base that run {run.id} was trained on, is not there "
                 "and cannot "
                 "be written again; train again (FRESH=1), or take SET=serve.base=published"
             )
         chosen = recipe.with_model(base=str(folder), revision=None, quantization="none")
     try:
-        return _merged_onto(chosen, run.folder / "adapter")
+        return _merge_onto(chosen, run.folder / "adapter")
     except RuntimeError as error:
-        if recipe.accelerate.use_cpu or not out_of_memory.short(error):
+        if recipe.accelerate.use_cpu or not out_of_memory.is_out_of_memory(error):
             raise
         told = str(error).splitlines()[0]
     # Outside of the except block, where the failed model would still be held.
-    out_of_memory.release()
+    out_of_memory.release_memory()
     told = f"merged in main memory, the GPU has too little: {told}"
     print(f"fallback  {told}", file=sys.stderr, flush=True)
-    runs.fallback(run, "export", told)
-    return _merged_onto(chosen, run.folder / "adapter", in_main_memory=True)
+    runs.record_fallback(run, "export", told)
+    return _merge_onto(chosen, run.folder / "adapter", in_main_memory=True)
 
 
-def _merged_onto(chosen: Recipe, adapter_folder: Path, in_main_memory: bool = False) -> Any:
+def _merge_onto(chosen: Recipe, adapter_folder: Path, in_main_memory: bool = False) -> Any:
     from peft import PeftModel
 
-    model = base.base_model(chosen, in_main_memory=in_main_memory)
+    model = base.load_base_model(chosen, in_main_memory=in_main_memory)
     # By itself PEFT reads an adapter to the GPU, wherever its base is.
     adapted = PeftModel.from_pretrained(
         model, adapter_folder, autocast_adapter_dtype=False, torch_device=str(model.device)
@@ -92,28 +94,28 @@ def _merged_onto(chosen: Recipe, adapter_folder: Path, in_main_memory: bool = Fa
     return adapted.merge_and_unload(safe_merge=True)
 
 
-def save(model: Any, folder: Path, recipe: Recipe, tokenizer: Any) -> None:
+def save_model(model: Any, folder: Path, recipe: Recipe, tokenizer: Any) -> None:
     """Writes weights in shards, in the type that they were computed in, and a generation config that stops where
     training stopped."""
-    model.generation_config = adapter.generation_config(tokenizer)
+    model.generation_config = adapter.build_generation_config(tokenizer)
     model.save_pretrained(folder, max_shard_size=recipe.export.max_shard_size)
 
 
-def accompany(run: Run, folder: Path, made_of: Mapping[str, Any], text: str) -> None:
+def write_companion_files(run: Run, folder: Path, made_of: Mapping[str, Any], text: str) -> None:
     """Writes what stands beside weights: tokenizer, template and prompt of the training, card, what it is made of."""
-    for name in COMPANIONS:
+    for name in COMPANION_FILES:
         if (path := run.folder / "adapter" / name).is_file():
             shutil.copyfile(path, folder / name)
     atomic_files.write_text(folder / "README.md", text)
     atomic_files.write_json(folder / "export.json", made_of)
 
 
-def card(run: Run, recipe: Recipe, onto: str) -> str:
+def model_card(run: Run, recipe: Recipe, onto: str) -> str:
     """Returns the model card (README.md) of the merged model."""
     left = f"what {recipe.model.quantization} left of the base, which is what it was trained on"
     base_told = "the base as it was published" if onto == "published" else left
     return f"""---
-base_model: {adapter.base_name(recipe)}
+base_model: {adapter.base_display_name(recipe)}
 base_model_relation: merge
 pipeline_tag: text-generation
 tags: [insource, {recipe.task.kind}]

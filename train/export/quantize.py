@@ -22,22 +22,23 @@ from train.export import adapter, gptq, merge
 
 PRESETS: Mapping[str, str] = {"int8": "W8A8", "fp8": "FP8_DYNAMIC", "w4a16": "W4A16"}
 # The head decides between tokens and is small beside the rest.
-UNTOUCHED = ["lm_head"]
-GROUPS = (128, 64, 32)
-FP8_CAPABILITY = 8.9
+SKIPPED_LAYERS = ["lm_head"]
+GROUP_SIZES = (128, 64, 32)
+MIN_FP8_CAPABILITY = 8.9
 
 
-def schemes(recipe: Recipe) -> list[str]:
+def list_schemes(recipe: Recipe) -> list[str]:
     """Returns the schemes that the recipe asks for. Raises RecipeError for one that the hardware here cannot serve."""
-    asked, capability = recipe.export.quantize, _capability(recipe)
+    asked, capability = recipe.export.quantize, _compute_capability(recipe)
     if asked == "none":
         return []
     if asked == "auto":
-        return ["fp8" if capability is not None and capability >= FP8_CAPABILITY else "int8"]
-    if "fp8" in asked and (capability is None or capability < FP8_CAPABILITY):
+        return ["fp8" if capability is not None and capability >= MIN_FP8_CAPABILITY else "int8"]
+    if "fp8" in asked and (capability is None or capability < MIN_FP8_CAPABILITY):
         here = "this machine serves on a CPU" if capability is None else f"this GPU has {capability}"
         raise RecipeError(
-            f"export.quantize: fp8 needs a GPU of compute capability {FP8_CAPABILITY} or newer, and {here}; take int8"
+            f"export.quantize: fp8 needs a GPU of compute capability {MIN_FP8_CAPABILITY} or newer, and {here}; "
+            "take int8"
         )
     if "w4a16" in asked and recipe.accelerate.use_cpu and not environment.cpu_serves_w4a16():
         raise RecipeError(
@@ -46,31 +47,31 @@ def schemes(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(asked))
 
 
-def write(run: Run, recipe: Recipe, scheme: str, made_of: Mapping[str, Any]) -> Path:
+def write_quantized(run: Run, recipe: Recipe, scheme: str, made_of: Mapping[str, Any]) -> Path:
     """Returns the folder of the merged model quantized by a scheme, complete."""
     merged, target = run.folder / "merged", run.folder / "quantized" / scheme
     target.parent.mkdir(exist_ok=True)
-    with atomic_files.whole_folder(target) as folder:
+    with atomic_files.atomic_folder(target) as folder:
         if recipe.export.calibration_rows:
-            gptq.write(run, recipe, merged, PRESETS[scheme], group_size(_loaded(merged)), folder)
+            gptq.quantize_gptq(run, recipe, merged, PRESETS[scheme], choose_group_size(_load_merged(merged)), folder)
         else:
-            data_free(merged, PRESETS[scheme], folder, recipe.export.max_shard_size)
-        merge.accompany(run, folder, made_of, card(run, recipe, scheme))
-        atomic_files.write_sums(folder)
+            quantize_data_free(merged, PRESETS[scheme], folder, recipe.export.max_shard_size)
+        merge.write_companion_files(run, folder, made_of, model_card(run, recipe, scheme))
+        atomic_files.write_checksums(folder)
     return target
 
 
-def data_free(merged: Path, preset: str, folder: Path, max_shard_size: str) -> None:
+def quantize_data_free(merged: Path, preset: str, folder: Path, max_shard_size: str) -> None:
     """Writes the model quantized by a preset of compressed-tensors, its scales from the weights alone."""
     import torch
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config, preset_name_to_scheme
 
-    model = _loaded(merged)
+    model = _load_merged(merged)
     scheme = preset_name_to_scheme(preset, targets=["Linear"])
     if scheme.weights.group_size:
-        scheme.weights.group_size = group_size(model)
-    apply_quantization_config(model, QuantizationConfig(config_groups={"group_0": scheme}, ignore=UNTOUCHED))
+        scheme.weights.group_size = choose_group_size(model)
+    apply_quantization_config(model, QuantizationConfig(config_groups={"group_0": scheme}, ignore=SKIPPED_LAYERS))
     with torch.no_grad():
         for module in model.modules():
             if getattr(module, "quantization_scheme", None) is not None:
@@ -81,19 +82,19 @@ def data_free(merged: Path, preset: str, folder: Path, max_shard_size: str) -> N
     compressor.update_config(folder)
 
 
-def _loaded(merged: Path) -> Any:
+def _load_merged(merged: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16, use_safetensors=True)
 
 
-def group_size(model: Any) -> int:
+def choose_group_size(model: Any) -> int:
     """Returns the largest of vLLM's group sizes that divides the width of every layer."""
     from torch.nn import Linear
 
     widths = [layer.in_features for layer in model.modules() if isinstance(layer, Linear)]
-    return next(size for size in GROUPS if size == GROUPS[-1] or not any(width % size for width in widths))
+    return next(size for size in GROUP_SIZES if size == GROUP_SIZES[-1] or not any(width % size for width in widths))
 
 
 def _set_scale(module: Any) -> None:
@@ -108,12 +109,12 @@ def _set_scale(module: Any) -> None:
         module.weight_zero_point.data.copy_(zero_point)
 
 
-def card(run: Run, recipe: Recipe, scheme: str) -> str:
+def model_card(run: Run, recipe: Recipe, scheme: str) -> str:
     """Returns the model card (README.md) of a quantized model."""
     rows = recipe.export.calibration_rows
     how = f"fitted on {rows} rows of train by llm-compressor" if rows else "from the weights alone (compressed-tensors)"
     return f"""---
-base_model: {adapter.base_name(recipe)}
+base_model: {adapter.base_display_name(recipe)}
 base_model_relation: quantized
 pipeline_tag: text-generation
 tags: [insource, {recipe.task.kind}, {scheme}]
@@ -126,7 +127,7 @@ quantized. How it scores beside the others: parity.md of the run.
 """
 
 
-def _capability(recipe: Recipe) -> float | None:
+def _compute_capability(recipe: Recipe) -> float | None:
     """The compute capability of the GPU that serves here, None on a CPU."""
     if recipe.accelerate.use_cpu:
         return None

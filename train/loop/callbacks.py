@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from train.distributed import world
 from train.loop import checkpoints
-from train.loop.signals import Wish
+from train.loop.signals import StopRequest
 
 
 class SaveEvery(TrainerCallback):  # type: ignore[misc]
@@ -22,32 +22,32 @@ class SaveEvery(TrainerCallback):  # type: ignore[misc]
         control.should_save |= state.global_step % self.updates == 0
 
 
-class StopWhenAsked(TrainerCallback):  # type: ignore[misc]
+class GracefulStop(TrainerCallback):  # type: ignore[misc]
     """Saves and stops after the update in which a signal came, in all processes after the same one."""
 
-    def __init__(self, wish: Wish) -> None:
+    def __init__(self, wish: StopRequest) -> None:
         self.wish = wish
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.wish.training = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if asked_anywhere(self.wish.signal_name is not None, args.device):
+        if any_process_stopping(self.wish.signal_name is not None, args.device):
             control.should_save = control.should_training_stop = True
             # Of several processes the signal may have reached another one alone.
             self.wish.signal_name = self.wish.signal_name or "SIGTERM"
 
 
-def asked_anywhere(here: bool, device: Any) -> bool:
+def any_process_stopping(here: bool, device: Any) -> bool:
     """Returns whether any process was asked to stop, the same in all of them."""
-    if world.count() == 1:
+    if world.world_size() == 1:
         return here
     flag = torch.tensor(int(here), device=device)
     torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
     return bool(flag.item())
 
 
-class GoOn(TrainerCallback):  # type: ignore[misc]
+class RestoreTrainerState(TrainerCallback):  # type: ignore[misc]
     """Gives back what Trainer's own checkpoint leaves out: sums since the last log, and where the best checkpoint is.
 
     `carry` gets what was carried; `announce` a sentence where the best checkpoint cannot be used any more.
@@ -63,13 +63,13 @@ class GoOn(TrainerCallback):  # type: ignore[misc]
         self.trainer, self.checkpoint, self.carry, self.announce = trainer, checkpoint, carry, announce
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.carry(checkpoints.carry_on(self.trainer, self.checkpoint))
+        self.carry(checkpoints.restore_trainer_sums(self.trainer, self.checkpoint))
         if state.best_global_step is None:
             return
-        best = self.checkpoint.with_name(f"{checkpoints.NAME}{state.best_global_step}")
-        if wrong := checkpoints.damage(best):
+        best = self.checkpoint.with_name(f"{checkpoints.PREFIX}{state.best_global_step}")
+        if wrong := checkpoints.find_corruption(best):
             self.announce(
                 f"the best checkpoint so far, {best.name}, is damaged: {wrong}; the best of the next is taken"
             )
             state.best_global_step = state.best_metric = None
-        checkpoints.point_at_best(state, self.checkpoint.parent)
+        checkpoints.set_best_checkpoint(state, self.checkpoint.parent)

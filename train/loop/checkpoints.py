@@ -24,16 +24,16 @@ from insource.system import atomic_files, disk_full
 from train.distributed import world
 
 SCHEMA_VERSION = 1
-NAME = "checkpoint-"
-DAMAGED = "damaged-"
-SEAL = "checkpoint.json"
-KEPT = 2
+PREFIX = "checkpoint-"
+DAMAGED_PREFIX = "damaged-"
+CHECKSUM_FILE = "checkpoint.json"
+KEEP_LAST = 2
 """Newest checkpoints that are kept beside the best one."""
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckpointScan:
     """What there is to go on from."""
 
     newest: Path | None
@@ -42,7 +42,7 @@ class Found:
     """For each damaged one a sentence that names it and what is wrong with it."""
 
 
-def newest_whole(folder: Path) -> Found:
+def find_latest_valid(folder: Path) -> CheckpointScan:
     """Returns the newest checkpoint that is byte for byte as it was written, and what was found damaged.
 
     Damaged ones are renamed, so that they neither come up again nor stand in the way of their step's next checkpoint;
@@ -51,20 +51,20 @@ def newest_whole(folder: Path) -> Found:
     for left in folder.glob(".*"):
         shutil.rmtree(left, ignore_errors=True)
     told: list[str] = []
-    for path in reversed(in_order(folder)):
-        wrong = damage(path)
+    for path in reversed(list_checkpoints(folder)):
+        wrong = find_corruption(path)
         if wrong is None:
-            return Found(path, tuple(told))
-        aside = path.with_name(DAMAGED + path.name)
+            return CheckpointScan(path, tuple(told))
+        aside = path.with_name(DAMAGED_PREFIX + path.name)
         _remove(aside)
         path.rename(aside)
         told.append(f"{path.name} is damaged: {wrong}; it is now called {aside.name} and not used")
-    return Found(None, tuple(told))
+    return CheckpointScan(None, tuple(told))
 
 
-def in_order(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """Returns the checkpoints in a folder, oldest first, whole or not."""
-    return sorted((path for path in folder.glob(f"{NAME}*") if path.name[len(NAME) :].isdigit()), key=step)
+    return sorted((path for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()), key=step)
 
 
 def step(path: Path) -> int:
@@ -72,10 +72,10 @@ def step(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def damage(path: Path) -> str | None:
+def find_corruption(path: Path) -> str | None:
     """Returns what is wrong with a checkpoint, None where every file is as it was written."""
     try:
-        written = atomic_files.read_json(path / SEAL)["files"]
+        written = atomic_files.read_json(path / CHECKSUM_FILE)["files"]
         for name, was in written.items():
             if not (path / name).is_file():
                 return f"{name} is missing"
@@ -84,9 +84,9 @@ def damage(path: Path) -> str | None:
             if atomic_files.sha256(path / name) != was["sha256"]:
                 return f"{name} is not what was written, its hash differs"
     except FileNotFoundError:
-        return f"{SEAL} is missing"
+        return f"{CHECKSUM_FILE} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{SEAL} cannot be read"
+        return f"{CHECKSUM_FILE} cannot be read"
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
     return None
@@ -100,36 +100,38 @@ def save(trainer: Any, write: Callable[[], None], carried: Mapping[str, Any]) ->
     """
     args, state = trainer.args, trainer.state
     folder = Path(args.output_dir)
-    final, aside = folder / f"{NAME}{state.global_step}", folder / ".writing"
-    if world.first():
+    final, aside = folder / f"{PREFIX}{state.global_step}", folder / ".writing"
+    if world.is_main_process():
         shutil.rmtree(aside, ignore_errors=True)
-    world.wait()
+    world.barrier()
     args.output_dir = str(aside)
     try:
-        with disk_full.told_when_full(final):
+        with disk_full.raise_on_full_disk(final):
             write()
             written = aside / final.name
-            atomic_files.write_json(written / _carried(), {"trainer": _sums(trainer), "ours": dict(carried)})
-            world.wait()
-            if world.first():
+            atomic_files.write_json(
+                written / _extra_state_name(), {"trainer": _trainer_sums(trainer), "ours": dict(carried)}
+            )
+            world.barrier()
+            if world.is_main_process():
                 # By its name alone: the folder of runs may be moved, and this is where Trainer was pointed aside.
                 best = state.best_global_step
-                state.best_model_checkpoint = None if best is None else f"{NAME}{best}"
+                state.best_model_checkpoint = None if best is None else f"{PREFIX}{best}"
                 state.save_to_json(str(written / "trainer_state.json"))
-                seal(written)
+                write_checksums(written)
                 _remove(final)
                 written.rename(final)
-                _to_disk(folder)
+                _fsync(folder)
                 rotate(folder, state.best_global_step)
     finally:
         args.output_dir = str(folder)
-        if world.first():
+        if world.is_main_process():
             shutil.rmtree(aside, ignore_errors=True)
-    world.wait()
-    point_at_best(state, folder)
+    world.barrier()
+    set_best_checkpoint(state, folder)
 
 
-def seal(path: Path) -> None:
+def write_checksums(path: Path) -> None:
     """Flushes every file of a checkpoint to disk and writes down its hash.
 
     training_args.bin goes: a pickle that nothing reads, with paths of this machine.
@@ -138,38 +140,38 @@ def seal(path: Path) -> None:
     written: dict[str, Any] = {}
     for file in sorted(path.rglob("*")):
         if file.is_file():
-            _to_disk(file)
+            _fsync(file)
             written[file.relative_to(path).as_posix()] = {
                 "bytes": file.stat().st_size,
                 "sha256": atomic_files.sha256(file),
             }
-    about = {"schema_version": SCHEMA_VERSION, "step": step(path), "processes": world.count()}
+    about = {"schema_version": SCHEMA_VERSION, "step": step(path), "processes": world.world_size()}
     atomic_files.write_json(
-        path / SEAL, {**about, "versions": {name: version(name) for name in PACKAGES}, "files": written}
+        path / CHECKSUM_FILE, {**about, "versions": {name: version(name) for name in PACKAGES}, "files": written}
     )
     for inside in (path, *filter(Path.is_dir, path.rglob("*"))):
-        _to_disk(inside)
+        _fsync(inside)
 
 
 def rotate(folder: Path, best_step: int | None) -> None:
     """Removes all checkpoints but the newest two and the best, and damaged ones that are older than these."""
-    newest = in_order(folder)[-KEPT:]
-    kept = {path.name for path in newest} | {f"{NAME}{best_step}"}
-    for path in (*in_order(folder), *folder.glob(f"{DAMAGED}{NAME}*")):
+    newest = list_checkpoints(folder)[-KEEP_LAST:]
+    kept = {path.name for path in newest} | {f"{PREFIX}{best_step}"}
+    for path in (*list_checkpoints(folder), *folder.glob(f"{DAMAGED_PREFIX}{PREFIX}*")):
         if path.name not in kept and step(path) < step(newest[0]):
             _remove(path)
 
 
-def point_at_best(state: Any, folder: Path) -> None:
+def set_best_checkpoint(state: Any, folder: Path) -> None:
     """Names the best checkpoint in Trainer's state where it now stands."""
-    best = folder / f"{NAME}{state.best_global_step}"
+    best = folder / f"{PREFIX}{state.best_global_step}"
     state.best_model_checkpoint = str(best) if best.is_dir() else None
 
 
-def carry_on(trainer: Any, path: Path) -> dict[str, Any]:
+def restore_trainer_sums(trainer: Any, path: Path) -> dict[str, Any]:
     """Returns what `save` was given to carry, and gives Trainer its sums back: the next logged loss, and the mean over
     training, are as they would have been without the interruption."""
-    carried = atomic_files.read_json(path / _carried())
+    carried = atomic_files.read_json(path / _extra_state_name())
     sums = carried["trainer"]
     trainer._tr_loss += sums["since_logged"]
     trainer._total_loss_scalar = sums["total"]
@@ -178,11 +180,11 @@ def carry_on(trainer: Any, path: Path) -> dict[str, Any]:
     return carried["ours"]  # type: ignore[no-any-return]
 
 
-def _carried() -> str:
+def _extra_state_name() -> str:
     return f"carried_{world.rank()}.json"
 
 
-def _sums(trainer: Any) -> dict[str, Any]:
+def _trainer_sums(trainer: Any) -> dict[str, Any]:
     return {
         "since_logged": trainer._tr_loss.item(),
         "total": trainer._total_loss_scalar,
@@ -199,7 +201,7 @@ def _remove(path: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _to_disk(path: Path) -> None:
+def _fsync(path: Path) -> None:
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

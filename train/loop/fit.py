@@ -12,29 +12,37 @@ from insource.tracking.run import Run
 from train.device import malloc, precision
 from train.distributed import world
 from train.loop import checkpoints
-from train.loop.signals import Wish
+from train.loop.signals import StopRequest
 from train.packing import sampler
-from train.packing.dataset import Lesson
+from train.packing.dataset import TrainingSet
 
 # Keys of `train` that other parts read, or that mean something else to Trainer, whose batches are updates.
-OURS = {"batch_size", "packing", "pack_tokens", "max_length", "num_train_epochs", "max_steps", "save_total_limit"}
-OURS |= {"class_weight", "balanced_sampling", "beta", "loss_type", "early_stopping_patience"}
-OURS |= {"early_stopping_threshold", "eval_strategy", "eval_steps", "save_steps", "load_best_model_at_end"}
+NOT_FOR_TRAINER = {
+    "batch_size",
+    "packing",
+    "pack_tokens",
+    "max_length",
+    "num_train_epochs",
+    "max_steps",
+    "save_total_limit",
+}
+NOT_FOR_TRAINER |= {"class_weight", "balanced_sampling", "beta", "loss_type", "early_stopping_patience"}
+NOT_FOR_TRAINER |= {"early_stopping_threshold", "eval_strategy", "eval_steps", "save_steps", "load_best_model_at_end"}
 # Trainer's own ways of talking, which `progress.py` replaces.
-TALKERS = ("PrinterCallback", "ProgressCallback")
+CONSOLE_CALLBACKS = ("PrinterCallback", "ProgressCallback")
 
-Announce = Callable[[str], None]
+FallbackLogger = Callable[[str], None]
 
 
-def fit(
+def train_adapter(
     recipe: Recipe,
     run: Run,
     model: Any,
     tokenizer: Any,
-    lesson: Lesson,
+    lesson: TrainingSet,
     evaluator: Callable[[], dict[str, float]],
-    announce: Announce,
-    wish: Wish,
+    announce: FallbackLogger,
+    wish: StopRequest,
     wandb_run: Any,
 ) -> dict[str, Any]:
     """Trains the model in place; goes on from the last whole checkpoint of the run, if there is one.
@@ -43,26 +51,28 @@ def fit(
     is where signals say that training should stop. Returns final_loss, the mean over training, training_seconds, and
     best_step where the best checkpoint was taken. Raises KeyboardInterrupt where it was stopped, after saving.
     """
-    from train.loop.callbacks import GoOn, SaveEvery, StopWhenAsked
-    from train.loop.metrics_callback import Recorder, bar
+    from train.loop.callbacks import GracefulStop, RestoreTrainerState, SaveEvery
+    from train.loop.metrics_callback import MetricsCallback, show_progress
 
     if recipe.accelerate.use_cpu:
-        malloc.keep_freed()
+        malloc.disable_malloc_trim()
     folder, record = run.folder / "checkpoints", run.folder / "metrics.jsonl"
-    resume = _go_on_from(run, announce)
+    resume = _find_resume_checkpoint(run, announce)
     done = checkpoints.step(resume) if resume else 0
-    if world.first():
+    if world.is_main_process():
         if resume:
             print(f"resuming  from {resume.name}", file=sys.stderr, flush=True)
-        metrics.keep_up_to(record, done)
+        metrics.truncate_after(record, done)
     began = time.monotonic()
-    with bar("training", len(lesson.updates), done) as advance:
-        recorder = Recorder(record, wandb_run, sampler.an_epoch(len(lesson.rows), recipe.train.batch_size), advance)
-        trainer = trainer_for(recipe, str(folder), model, tokenizer, lesson, evaluator, announce, recorder)
-        trainer.add_callback(StopWhenAsked(wish))
+    with show_progress("training", len(lesson.updates), done) as advance:
+        recorder = MetricsCallback(
+            record, wandb_run, sampler.updates_per_epoch(len(lesson.rows), recipe.train.batch_size), advance
+        )
+        trainer = build_trainer(recipe, str(folder), model, tokenizer, lesson, evaluator, announce, recorder)
+        trainer.add_callback(GracefulStop(wish))
         trainer.add_callback(SaveEvery(recipe.train.save_steps))
         if resume:
-            trainer.add_callback(GoOn(trainer, resume, recorder.carry, announce))
+            trainer.add_callback(RestoreTrainerState(trainer, resume, recorder.carry, announce))
         result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     wish.heed()
     best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
@@ -73,29 +83,29 @@ def fit(
     }
 
 
-def _go_on_from(run: Run, announce: Announce) -> Any:
+def _find_resume_checkpoint(run: Run, announce: FallbackLogger) -> Any:
     """Returns the checkpoint to go on from, the same in all processes, or None."""
     from accelerate.utils import broadcast_object_list
 
     found: list[Any] = [None]
-    if world.first():
-        known = checkpoints.newest_whole(run.folder / "checkpoints")
+    if world.is_main_process():
+        known = checkpoints.find_latest_valid(run.folder / "checkpoints")
         for told in known.damaged:
             announce(told)
         found = [known.newest]
-    if world.count() > 1:
+    if world.world_size() > 1:
         broadcast_object_list(found)
     return found[0]
 
 
-def trainer_for(
+def build_trainer(
     recipe: Recipe,
     folder: str,
     model: Any,
     tokenizer: Any,
-    lesson: Lesson,
+    lesson: TrainingSet,
     evaluator: Callable[[], dict[str, float]],
-    announce: Announce,
+    announce: FallbackLogger,
     recorder: Any,
 ) -> Any:
     """Returns the trainer, checkpoints below `folder`."""
@@ -107,7 +117,9 @@ def trainer_for(
         model.enable_input_require_grads()
     trainer = PackTrainer(
         model=model,
-        args=arguments(recipe, folder, sampler.an_epoch(len(lesson.rows), recipe.train.batch_size)),
+        args=build_training_arguments(
+            recipe, folder, sampler.updates_per_epoch(len(lesson.rows), recipe.train.batch_size)
+        ),
         train_dataset=lesson.shares,
         # Trainer asks for one where it evaluates; the evaluator has its own rows.
         eval_dataset=lesson.shares,
@@ -117,18 +129,18 @@ def trainer_for(
         evaluator=evaluator,
         recorder=recorder,
         announce=announce,
-        computing=partial(precision.training, recipe),
+        computing=partial(precision.training_autocast, recipe),
     )
     trainer.add_callback(recorder)
     if recipe.train.early_stopping_patience is not None:
         patience, threshold = recipe.train.early_stopping_patience, recipe.train.early_stopping_threshold
         trainer.add_callback(EarlyStoppingCallback(patience, threshold))
     handler = trainer.callback_handler
-    handler.callbacks = [one for one in handler.callbacks if type(one).__name__ not in TALKERS]
+    handler.callbacks = [one for one in handler.callbacks if type(one).__name__ not in CONSOLE_CALLBACKS]
     return trainer
 
 
-def arguments(recipe: Recipe, folder: str, an_epoch: int) -> Any:
+def build_training_arguments(recipe: Recipe, folder: str, an_epoch: int) -> Any:
     """Returns transformers' TrainingArguments, checkpoints below `folder`; an epoch has so many updates."""
     from transformers import TrainingArguments
 
@@ -136,7 +148,9 @@ def arguments(recipe: Recipe, folder: str, an_epoch: int) -> Any:
     every = an_epoch if recipe.train.eval_strategy == "epoch" else recipe.train.eval_steps or recipe.train.save_steps
     evaluates = recipe.train.eval_strategy != "no"
     precision, on_cpu = recipe.accelerate.mixed_precision, recipe.accelerate.use_cpu
-    given = {name: value for name, value in recipe.train.model_dump(exclude=OURS).items() if value is not None}
+    given = {
+        name: value for name, value in recipe.train.model_dump(exclude=NOT_FOR_TRAINER).items() if value is not None
+    }
     return TrainingArguments(
         output_dir=folder,
         # An item of the data set is all that a process does of an update, and the items are all updates of all epochs.

@@ -7,9 +7,9 @@ of them cost a small model as much as the model itself, and with a vocabulary of
 from collections.abc import Callable
 from typing import Any
 
-from train.packing.collate import IGNORE, Batch
+from train.packing.collate import IGNORE_INDEX, Batch
 
-Figures = dict[str, tuple[Any, float]]
+MetricSums = dict[str, tuple[Any, float]]
 """{name: (sum, over how many)}; a sum may be a tensor."""
 
 
@@ -19,15 +19,15 @@ def log_probabilities(model: Any, batch: Batch) -> tuple[Any, Any, Any]:
     import torch
 
     targets, sequences = batch.labels[:, 1:], batch.sequences[:, 1:]
-    columns = (targets != IGNORE).any(dim=0).nonzero()[:, 0]
+    columns = (targets != IGNORE_INDEX).any(dim=0).nonzero()[:, 0]
     logits = model(**batch.inputs, use_cache=False, logits_to_keep=columns).logits
-    learnt = targets[:, columns] != IGNORE
+    learnt = targets[:, columns] != IGNORE_INDEX
     logits, wanted = logits[learnt].float(), targets[:, columns][learnt]
     found = -torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
     return found, sequences[:, columns][learnt], logits.detach().argmax(dim=-1) == wanted
 
 
-def imitate(model: Any, batch: Batch, beta: float) -> tuple[Any, Figures]:
+def supervised_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricSums]:
     """Returns the cross-entropy summed over answer tokens, each times its row's weight, and figures for the log."""
     import torch
 
@@ -36,7 +36,7 @@ def imitate(model: Any, batch: Batch, beta: float) -> tuple[Any, Figures]:
     return -(found * weights[sequence]).sum(), {"token_accuracy": (right.sum(), len(found))}
 
 
-def prefer(model: Any, batch: Batch, beta: float) -> tuple[Any, Figures]:
+def dpo_loss(model: Any, batch: Batch, beta: float) -> tuple[Any, MetricSums]:
     """Returns DPO's loss (arXiv:2305.18290, eq. 7; `loss_type: sigmoid` of TRL) summed over pairs, and figures for the
     log, each summed over pairs too."""
     import torch
@@ -57,4 +57,7 @@ def prefer(model: Any, batch: Batch, beta: float) -> tuple[Any, Figures]:
     return loss, {name: (values.detach().sum(), len(batch.rows)) for name, values in figures.items()}
 
 
-OBJECTIVES: dict[str, Callable[[Any, Batch, float], tuple[Any, Figures]]] = {"imitate": imitate, "prefer": prefer}
+OBJECTIVES: dict[str, Callable[[Any, Batch, float], tuple[Any, MetricSums]]] = {
+    "imitate": supervised_loss,
+    "prefer": dpo_loss,
+}

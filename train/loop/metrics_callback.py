@@ -21,17 +21,17 @@ from typing import Any
 from transformers import TrainerCallback
 
 from insource.system import progress_bar
-from insource.system.progress_bar import Advance, in_time
-from insource.tasks import in_words
+from insource.system.progress_bar import ProgressUpdate, format_duration
+from insource.tasks import metric_label
 from insource.tracking import metrics, wandb_logging
 from train.distributed import world
 
-FROM_TRAINER = ("loss", "learning_rate", "grad_norm")
+TRAINER_METRICS = ("loss", "learning_rate", "grad_norm")
 
 
-def bar(what: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
+def show_progress(what: str, total: int, done: int = 0) -> AbstractContextManager[ProgressUpdate]:
     """Returns the bar of `tracking.bars`; of several processes the first one shows it."""
-    return progress_bar.bar(what, total, done, shown=world.first())
+    return progress_bar.show_progress(what, total, done, shown=world.is_main_process())
 
 
 def peak_memory_bytes() -> int:
@@ -46,7 +46,7 @@ def peak_memory_bytes() -> int:
 
 
 @dataclass
-class Interval:
+class LoggingInterval:
     """What happened since the last logged row."""
 
     seconds: float = 0.0
@@ -72,16 +72,16 @@ class Interval:
         return {name: float(value) / self.over[name] for name, value in self.sums.items()}
 
 
-class Recorder(TrainerCallback):  # type: ignore[misc]
+class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     """Writes a row each logging interval and each evaluation to metrics.jsonl and W&B, and moves the progress bar.
 
     `updates_an_epoch` turns updates into epochs of the recipe: Trainer is given all of them as one. The first process
     alone writes; rates are right if it counts for all of them.
     """
 
-    def __init__(self, path: Path, wandb_run: Any, updates_an_epoch: float, advance: Advance) -> None:
+    def __init__(self, path: Path, wandb_run: Any, updates_an_epoch: float, advance: ProgressUpdate) -> None:
         self.path, self.wandb_run, self.updates_an_epoch, self.advance = path, wandb_run, updates_an_epoch, advance
-        self.interval = Interval()
+        self.interval = LoggingInterval()
         self.mark = time.monotonic()
         self.said = ""
 
@@ -108,17 +108,17 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def carry(self, carried: Mapping[str, Any]) -> None:
         """Goes on with the interval of a checkpoint, so that the next row is that of an uninterrupted run."""
-        self.interval = Interval(**carried)
+        self.interval = LoggingInterval(**carried)
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Writes one row, the same to both."""
         row = {"step": step, "epoch": round(step / self.updates_an_epoch, 4), **figures}
         metrics.append(self.path, row)
-        wandb_logging.log(self.wandb_run, row)
+        wandb_logging.log_row(self.wandb_run, row)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            wandb_logging.replay(self.wandb_run, self.path)
+            wandb_logging.replay_rows(self.wandb_run, self.path)
         self.mark = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -131,10 +131,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
             return
-        interval, self.interval = self.interval, Interval()
+        interval, self.interval = self.interval, LoggingInterval()
         if not state.is_world_process_zero:
             return
-        figures = {name: float(logs[name]) for name in FROM_TRAINER if name in logs} | interval.means()
+        figures = {name: float(logs[name]) for name in TRAINER_METRICS if name in logs} | interval.means()
         self.log(state.global_step, {**figures, **interval.rates(), "peak_memory_bytes": peak_memory_bytes()})
         self.said = f"loss {figures['loss']:.3f}"
         if examples := interval.rates().get("examples_per_second"):
@@ -154,8 +154,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         seconds = found.pop("seconds", seconds)
         row = {f"validation/{name}": value for name, value in found.items()} | {"validation/seconds": round(seconds, 2)}
         self.log(state.global_step, row)
-        shown = "  ".join(f"{in_words(name)} {value:.3f}" for name, value in found.items())
-        line = f"validated {state.global_step:,}/{state.max_steps:,}  {shown}  {in_time(seconds)}"
+        shown = "  ".join(f"{metric_label(name)} {value:.3f}" for name, value in found.items())
+        line = f"validated {state.global_step:,}/{state.max_steps:,}  {shown}  {format_duration(seconds)}"
         print(line, file=sys.stderr, flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

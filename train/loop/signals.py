@@ -16,11 +16,11 @@ from insource.config import cli
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A terminal sends Ctrl-C to every process of a group, and launchers send it on: within this time it is the same one.
-ECHO_SECONDS = 1.0
+DUPLICATE_SIGNAL_SECONDS = 1.0
 
 
 @dataclass
-class Wish:
+class StopRequest:
     """What the person has asked for while this runs."""
 
     signal_name: str | None = None
@@ -37,13 +37,13 @@ class Wish:
 
 
 @contextmanager
-def listening(ended: Callable[[str], None]) -> Iterator[Wish]:
+def handle_signals(ended: Callable[[str], None]) -> Iterator[StopRequest]:
     """Yields the wish that signals write to; the handlers from before are put back afterwards.
 
     The first signal raises KeyboardInterrupt where nothing is being trained. A later one calls `ended` with its name,
     which records the end, and leaves with exit code 130 on the spot. Only the main thread may call this.
     """
-    wish = Wish()
+    wish = StopRequest()
 
     def on_signal(number: int, _: FrameType | None) -> None:
         name, now = signal.Signals(number).name, time.monotonic()
@@ -53,7 +53,7 @@ def listening(ended: Callable[[str], None]) -> Iterator[Wish]:
                 raise KeyboardInterrupt(name)
             # print would fail where the signal came in the middle of another print.
             os.write(2, f"{name}: finishing the running update, then saving; once more ends it at once\n".encode())
-        elif now - wish.asked_at > ECHO_SECONDS:
+        elif now - wish.asked_at > DUPLICATE_SIGNAL_SECONDS:
             try:
                 ended(name)
             finally:

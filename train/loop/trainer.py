@@ -15,12 +15,12 @@ from transformers import Trainer
 from insource.config.errors import StageError
 from train.device import out_of_memory
 from train.loop import checkpoints
-from train.loop.losses import OBJECTIVES, Figures
-from train.loop.metrics_callback import Recorder
+from train.loop.losses import OBJECTIVES, MetricSums
+from train.loop.metrics_callback import MetricsCallback
 from train.packing import collate
-from train.packing.attention import attending, gives_up_flex, quickest
-from train.packing.dataset import Lesson
-from train.packing.packing_plan import Pack, Share
+from train.packing.attention import disable_unsupported_flex, pack_attention, preferred_implementation
+from train.packing.dataset import TrainingSet
+from train.packing.packing_plan import Pack, UpdateShard
 
 
 class PackTrainer(Trainer):  # type: ignore[misc]
@@ -34,23 +34,23 @@ class PackTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        lesson: Lesson,
+        lesson: TrainingSet,
         beta: float,
         evaluator: Callable[[], dict[str, float]],
-        recorder: Recorder,
+        recorder: MetricsCallback,
         announce: Callable[[str], None],
         computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
         **given: Any,
     ) -> None:
-        super().__init__(data_collator=_only, **given)
+        super().__init__(data_collator=_single_item, **given)
         self.lesson, self.loss_of, self.beta = lesson, OBJECTIVES[lesson.objective], beta
         self.evaluator, self.recorder, self.announce = evaluator, recorder, announce
         self.computing = computing
         self.most_rows: int | None = None
         """Rows that a pack may hold since memory did not suffice for more."""
-        self.share: Share | None = None
+        self.share: UpdateShard | None = None
 
-    def training_step(self, model: Any, inputs: Share, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: UpdateShard, num_items_in_batch: Any = None) -> torch.Tensor:
         """Returns the loss of the update (this process's part of it times the number of processes, so that the mean
         over processes is the loss), gradients in place. Raises StageError where it is not finite."""
         model.train()
@@ -61,11 +61,11 @@ class PackTrainer(Trainer):  # type: ignore[misc]
                 loss, figures = self._forward_and_backward(model, packs, inputs.normalizer)
                 break
             except RuntimeError as error:
-                if gives_up_flex(error):
+                if disable_unsupported_flex(error):
                     model.zero_grad()
                     self.announce("FlexAttention's kernels do not fit this GPU: long packs attend by blocks of rows")
                     continue
-                if not out_of_memory.short(error):
+                if not out_of_memory.is_out_of_memory(error):
                     raise
                 told = str(error).splitlines()[0]
             # Outside of the except block, where the failed graph would still be held.
@@ -78,16 +78,18 @@ class PackTrainer(Trainer):  # type: ignore[misc]
             self.recorder.note({name: total}, over)
         return loss
 
-    def _forward_and_backward(self, model: Any, packs: list[Pack], normalizer: float) -> tuple[torch.Tensor, Figures]:
+    def _forward_and_backward(
+        self, model: Any, packs: list[Pack], normalizer: float
+    ) -> tuple[torch.Tensor, MetricSums]:
         # Gradients are averaged over processes, and each one's part is divided by the whole update's normalizer.
         scale = self.accelerator.num_processes / normalizer
-        loss, figures = torch.zeros((), device=self.accelerator.device), Figures()
+        loss, figures = torch.zeros((), device=self.accelerator.device), MetricSums()
         for at, pack in enumerate(packs):
             last = at == len(packs) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 batch = self._batch(pack)
                 # Backward too: checkpointing computes layers again there.
-                with attending(self.model.config, batch):
+                with pack_attention(self.model.config, batch):
                     with self.compute_loss_context_manager(), self.computing():
                         summed, more = self.loss_of(model, batch, self.beta)
                     self.accelerator.backward(summed * scale)
@@ -99,7 +101,7 @@ class PackTrainer(Trainer):  # type: ignore[misc]
 
     def _batch(self, pack: Pack) -> collate.Batch:
         device, pad = self.accelerator.device, self.processing_class.pad_token_id
-        return collate.of_pack(pack, self.lesson.plan.kind, device, pad, quickest(device))
+        return collate.collate_pack(pack, self.lesson.plan.kind, device, pad, preferred_implementation(device))
 
     def _small_enough(self, pack: Pack) -> list[Pack]:
         if self.most_rows is None or len(pack.rows) <= self.most_rows:
@@ -159,6 +161,6 @@ class PackTrainer(Trainer):  # type: ignore[misc]
         """The count is the share's own."""
 
 
-def _only(items: list[Share]) -> Share:
+def _single_item(items: list[UpdateShard]) -> UpdateShard:
     (share,) = items
     return share

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from train.packing.attention import BLOCK_TOKENS
-from train.packing.packing_plan import Cost, Kind
+from train.packing.packing_plan import PackCost, PackingMode
 
 # Kinds of layers (transformers' `layer_types`) that attend, and so can be told by a mask what to look at.
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 # What says how far a layer looks back.
-WINDOWS = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}
+WINDOW_SIZE_KEYS = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}
 
 
 def layer_types(config: Any) -> set[str]:
@@ -23,15 +23,15 @@ def layer_types(config: Any) -> set[str]:
     return {SLIDING} if sliding else {FULL}
 
 
-def recurrent(config: Any) -> bool:
+def has_recurrent_layers(config: Any) -> bool:
     """Returns whether a layer carries a state from token to token, so that rows of one sequence would mix in it."""
-    return bool(layer_types(config) - {FULL, *WINDOWS})
+    return bool(layer_types(config) - {FULL, *WINDOW_SIZE_KEYS})
 
 
 def window_tokens(config: Any) -> int | None:
     """Returns how far the layers look back that attend in a window, or None where all look at everything."""
     text = config.get_text_config()
-    found = [getattr(text, WINDOWS[kind]) for kind in layer_types(config) & set(WINDOWS)]
+    found = [getattr(text, WINDOW_SIZE_KEYS[kind]) for kind in layer_types(config) & set(WINDOW_SIZE_KEYS)]
     return min(found) if found else None
 
 
@@ -47,16 +47,16 @@ class Window:
         return positions // self.tokens * self.tokens if self.kind == CHUNKED else positions - self.tokens + 1
 
 
-def window_of(config: Any, layer: int) -> Window | None:
+def layer_window(config: Any, layer: int) -> Window | None:
     """Returns the window of a layer that attends, or None where it looks at everything."""
     text = config.get_text_config()
     named = getattr(text, "layer_types", None)
     kind = named[layer] if named else next(iter(layer_types(config)))
-    tokens = getattr(text, WINDOWS[kind], None) if kind in WINDOWS else None
+    tokens = getattr(text, WINDOW_SIZE_KEYS[kind], None) if kind in WINDOW_SIZE_KEYS else None
     return Window(kind, tokens) if tokens else None
 
 
-def packing(asked: Kind, config: Any, longest_row: int) -> tuple[Kind, str | None]:
+def supported_packing(asked: PackingMode, config: Any, longest_row: int) -> tuple[PackingMode, str | None]:
     """Returns the packing that this model can be trained with, and why it is another than the one asked for (None: it
     is not). `longest_row` is the most tokens of a prompt with its answer.
 
@@ -64,8 +64,8 @@ def packing(asked: Kind, config: Any, longest_row: int) -> tuple[Kind, str | Non
     recurrent layer knows no mask: its rows stay separate, since bfd would carry the state of one into the next.
     """
     name = config.get_text_config().model_type
-    if asked != "none" and recurrent(config):
-        others = ", ".join(sorted(layer_types(config) - {FULL, *WINDOWS}))
+    if asked != "none" and has_recurrent_layers(config):
+        others = ", ".join(sorted(layer_types(config) - {FULL, *WINDOW_SIZE_KEYS}))
         return "none", f"{name} has layers of kind {others}, which carry a state from row to row and know no mask"
     window = window_tokens(config)
     if asked == "shared_prefix" and window is not None and window < longest_row:
@@ -76,11 +76,11 @@ def packing(asked: Kind, config: Any, longest_row: int) -> tuple[Kind, str | Non
     return asked, None
 
 
-def cost(config: Any, on_gpu: bool) -> Cost:
+def pack_cost(config: Any, on_gpu: bool) -> PackCost:
     """Returns what a pack costs on this model, see `Cost`.
 
     A pass costs what 50 to 150 tokens do on a CPU (measured, 5 and 30 million parameters, float32 and NF4); on a GPU
     a pass of less than about 1,000 tokens leaves it idle (estimated, not measured).
     """
     width = config.get_text_config().hidden_size
-    return Cost(1000.0, 3.4 * width) if on_gpu else Cost(100.0, 3.4 * width, BLOCK_TOKENS)
+    return PackCost(1000.0, 3.4 * width) if on_gpu else PackCost(100.0, 3.4 * width, BLOCK_TOKENS)

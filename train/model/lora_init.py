@@ -16,15 +16,15 @@ from typing import Any
 from insource.config.errors import RecipeError
 from insource.config.schema.lora import Lora
 
-NAME = "default"
+ADAPTER_NAME = "default"
 
 
-def begun_on_weights(lora: Lora) -> bool:
+def needs_base_weights(lora: Lora) -> bool:
     """Returns whether the adapter begins otherwise than with random numbers that any layer will do for."""
     return lora.init_lora_weights not in (True, "gaussian")
 
 
-def begin(model: Any, lora: Lora) -> None:
+def init_from_base_weights(model: Any, lora: Lora) -> None:
     """Begins the adapter of a quantized PeftModel on the weights before quantization, in place.
 
     Reads the base once more, unquantized, into main memory. Raises RecipeError where it was published quantized.
@@ -32,9 +32,9 @@ def begin(model: Any, lora: Lora) -> None:
     import torch
     from peft.tuners.lora import LoraLayer
 
-    original = _unquantized(model)
+    original = _load_unquantized(model)
     for name, layer in model.get_base_model().named_modules():
-        if not isinstance(layer, LoraLayer) or NAME not in layer.lora_A:
+        if not isinstance(layer, LoraLayer) or ADAPTER_NAME not in layer.lora_A:
             continue
         weight = original.get_submodule(name).weight.detach()
         if not weight.is_floating_point():
@@ -42,22 +42,22 @@ def begin(model: Any, lora: Lora) -> None:
                 f"lora.init_lora_weights: {lora.init_lora_weights} begins on the weights before quantization, and "
                 f"{model.config._name_or_path} was published quantized; set true"
             )
-        device = layer.lora_A[NAME].weight.device
+        device = layer.lora_A[ADAPTER_NAME].weight.device
         with torch.no_grad():
-            _begin_layer(layer, weight.to(device, torch.float32), lora)
+            _init_layer(layer, weight.to(device, torch.float32), lora)
 
 
-def _begin_layer(layer: Any, weight: Any, lora: Lora) -> None:
+def _init_layer(layer: Any, weight: Any, lora: Lora) -> None:
     if lora.init_lora_weights == "loftq":
-        lora_a, lora_b = _loftq(layer, weight, lora.loftq_config.loftq_iter if lora.loftq_config else 1)
+        lora_a, lora_b = _loftq_initialization(layer, weight, lora.loftq_config.loftq_iter if lora.loftq_config else 1)
     else:
-        lora_a, lora_b, rest = _as_peft_begins(layer, weight, lora)
+        lora_a, lora_b, rest = _peft_initialization(layer, weight, lora)
         if lora.takes_from_base:
-            _put(layer.get_base_layer(), rest)
-    layer.lora_A[NAME].weight.data, layer.lora_B[NAME].weight.data = lora_a, lora_b
+            _set_weight(layer.get_base_layer(), rest)
+    layer.lora_A[ADAPTER_NAME].weight.data, layer.lora_B[ADAPTER_NAME].weight.data = lora_a, lora_b
 
 
-def _as_peft_begins(layer: Any, weight: Any, lora: Lora) -> tuple[Any, Any, Any]:
+def _peft_initialization(layer: Any, weight: Any, lora: Lora) -> tuple[Any, Any, Any]:
     """Returns A, B and the rest of a weight as PEFT makes them of an unquantized layer."""
     import torch
     from peft import LoraConfig, inject_adapter_in_model
@@ -66,17 +66,21 @@ def _as_peft_begins(layer: Any, weight: Any, lora: Lora) -> tuple[Any, Any, Any]
     alone.weight.data = weight.clone()
     holder = torch.nn.ModuleDict({"layer": alone})
     config = LoraConfig(
-        r=layer.r[NAME],
-        lora_alpha=layer.lora_alpha[NAME],
+        r=layer.r[ADAPTER_NAME],
+        lora_alpha=layer.lora_alpha[ADAPTER_NAME],
         use_rslora=lora.use_rslora,
         init_lora_weights=lora.init_lora_weights,
         target_modules=["layer"],
     )
     begun = inject_adapter_in_model(config, holder)["layer"]
-    return begun.lora_A[NAME].weight.data, begun.lora_B[NAME].weight.data, begun.get_base_layer().weight.data
+    return (
+        begun.lora_A[ADAPTER_NAME].weight.data,
+        begun.lora_B[ADAPTER_NAME].weight.data,
+        begun.get_base_layer().weight.data,
+    )
 
 
-def _loftq(layer: Any, weight: Any, rounds: int) -> tuple[Any, Any]:
+def _loftq_initialization(layer: Any, weight: Any, rounds: int) -> tuple[Any, Any]:
     """Returns A and B that make up best for what quantization takes of a weight, and leaves the base quantized.
 
     LoftQ, arXiv:2310.08659, algorithm 1. PEFT's own needs a GPU, and leaves out the scaling s of the adapter.
@@ -84,10 +88,10 @@ def _loftq(layer: Any, weight: Any, rounds: int) -> tuple[Any, Any]:
     import torch
     from peft.utils.integrations import dequantize_module_weight
 
-    base, rank, scaling = layer.get_base_layer(), layer.r[NAME], layer.scaling[NAME]
+    base, rank, scaling = layer.get_base_layer(), layer.r[ADAPTER_NAME], layer.scaling[ADAPTER_NAME]
     taken = torch.zeros_like(weight)
     for _ in range(rounds):
-        _put(base, weight - taken)
+        _set_weight(base, weight - taken)
         lost = weight - dequantize_module_weight(base).to(torch.float32)
         left, sizes, right = torch.linalg.svd(lost, full_matrices=False)
         root = (sizes[:rank] / scaling).sqrt()
@@ -96,7 +100,7 @@ def _loftq(layer: Any, weight: Any, rounds: int) -> tuple[Any, Any]:
     return lora_a.contiguous(), lora_b.contiguous()
 
 
-def _put(base: Any, weight: Any) -> None:
+def _set_weight(base: Any, weight: Any) -> None:
     """Puts a weight into a layer, quantized as the one before was."""
     old, kind = base.weight, type(base.weight)
     if kind.__name__ == "Int8Params":
@@ -118,7 +122,7 @@ def _put(base: Any, weight: Any) -> None:
     base.weight = new.to(weight.device)
 
 
-def _unquantized(model: Any) -> Any:
+def _load_unquantized(model: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     config = model.config
@@ -131,14 +135,14 @@ def _unquantized(model: Any) -> Any:
     )
 
 
-def remember_beginning(model: Any) -> None:
+def store_initial_weights(model: Any) -> None:
     """Keeps A0 and B0 with the model, in main memory: a resumed run begins alike before it reads its checkpoint."""
     from peft import get_peft_model_state_dict
 
     model.beginning = {name: one.detach().cpu().clone() for name, one in get_peft_model_state_dict(model).items()}
 
 
-def as_plain_adapter(model: Any, state: dict[str, Any] | None = None) -> tuple[dict[str, Any], Any]:
+def to_standard_lora(model: Any, state: dict[str, Any] | None = None) -> tuple[dict[str, Any], Any]:
     """Returns tensors and LoraConfig of the plain adapter of twice the rank that a trained model of `beginning` equals,
     on the base as it was published (PEFT's path_initial_model_for_weight_conversion does the same). `state`: the
     model's trained tensors, where it does not hold them whole (FSDP)."""
@@ -150,7 +154,7 @@ def as_plain_adapter(model: Any, state: dict[str, Any] | None = None) -> tuple[d
         first = model.beginning[name].to(trained)
         stacked = torch.cat([trained, first]) if "lora_A" in name else torch.cat([trained, -first], dim=1)
         tensors[name] = stacked.detach().cpu().contiguous()
-    config = copy.deepcopy(model.peft_config[NAME])
+    config = copy.deepcopy(model.peft_config[ADAPTER_NAME])
     # The scaling stays: alpha / r, or with rsLoRA alpha / sqrt(r).
     more = math.sqrt(2) if config.use_rslora else 2
     config.r, config.lora_alpha = 2 * config.r, more * config.lora_alpha

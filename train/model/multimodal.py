@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 
-def others(model: Any) -> list[str]:
+def list_non_text_modules(model: Any) -> list[str]:
     """Returns the names of modules beside the text's own and its head, [] where a model knows text alone."""
     if model.config.get_text_config() is model.config:
         return []
@@ -25,9 +25,9 @@ def others(model: Any) -> list[str]:
     return found
 
 
-def excluded(model: Any, given: str | list[str] | None) -> str | list[str] | None:
+def build_exclude_modules(model: Any, given: str | list[str] | None) -> str | list[str] | None:
     """Returns PEFT's exclude_modules: what the recipe gives, and on a model that knows more than text all else too."""
-    towers = others(model)
+    towers = list_non_text_modules(model)
     if not towers:
         return given
     found = [rf"(.*\.)?({'|'.join(map(re.escape, towers))})(\..*)?"]
@@ -38,7 +38,7 @@ def excluded(model: Any, given: str | list[str] | None) -> str | list[str] | Non
     return "|".join(f"(?:{one})" for one in found)
 
 
-def name_own_layers(model: Any) -> None:
+def fix_no_split_modules(model: Any) -> None:
     """Has the model name the layers that it has and no others, in place: some name layers of towers that theirs are
     not made of, and FSDP spreads a model by these names."""
     there = {type(one).__name__ for one in model.modules()}

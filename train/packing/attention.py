@@ -23,44 +23,44 @@ if TYPE_CHECKING:
     from train.packing.collate import Batch
 
 Implementation = Literal["sdpa", "flex_attention", "shared_prefix"]
-BLOCKS: Implementation = "shared_prefix"
+SHARED_PREFIX: Implementation = "shared_prefix"
 """The name under which transformers knows attention by blocks of rows."""
 # Below, a dense mask is as quick. Larger blocks look at more in vain, smaller ones keep no core busy.
-LEAST_TOKENS = 512
+MIN_BLOCKED_TOKENS = 512
 BLOCK_TOKENS = 320
 # Of a prefix whose blocks are multiplied as matrices: a block looks at all before it and at itself.
-PRODUCT_TOKENS = 112
+PREFIX_BLOCK_TOKENS = 112
 
 
 # Shared memory of FlexAttention's kernels for heads 256 wide, with the tiles that PyTorch 2.13 takes on every 8.x:
 # 153,600 bytes, and 100,352 at 128 (compiled by Triton 3.7.1). A100 has 166,912, H100 232,448; RTX 30 to 50, A10 and L4
 # have 101,376, which is too near to what is needed.
 FLEX_SHARED_BYTES = 160_000
-_flex_refused = False
+_flex_disabled = False
 
 
-def quickest(device: Any) -> Implementation:
+def preferred_implementation(device: Any) -> Implementation:
     """Returns what computes long packs on a device: FlexAttention on GPUs that its kernels fit, else blocks."""
-    if device.type != "cuda" or _flex_refused:
-        return BLOCKS
+    if device.type != "cuda" or _flex_disabled:
+        return SHARED_PREFIX
     import torch
 
     # CUDA's builds of PyTorch have it; where one has not, nothing tells that the kernels fit.
     shared = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
-    return "flex_attention" if shared >= FLEX_SHARED_BYTES else BLOCKS
+    return "flex_attention" if shared >= FLEX_SHARED_BYTES else SHARED_PREFIX
 
 
-def gives_up_flex(error: RuntimeError) -> bool:
+def disable_unsupported_flex(error: RuntimeError) -> bool:
     """Returns whether an error means that FlexAttention's kernels do not fit this GPU; packs attend by blocks then."""
-    global _flex_refused
-    if _flex_refused or not any(told in str(error) for told in ("No valid triton configs", "out of resource")):
+    global _flex_disabled
+    if _flex_disabled or not any(told in str(error) for told in ("No valid triton configs", "out of resource")):
         return False
-    _flex_refused = True
+    _flex_disabled = True
     return True
 
 
 @dataclass(frozen=True)
-class Blocks:
+class AttentionBlocks:
     """The tokens of a pack, cut between rows."""
 
     prefix: int
@@ -89,7 +89,7 @@ class Blocks:
 
 def block_lengths(prefix: int, row_tokens: Sequence[int]) -> list[int] | None:
     """Returns how many tokens blocks of whole rows of these lengths have, None where a dense mask is as quick."""
-    if prefix + sum(row_tokens) < LEAST_TOKENS:
+    if prefix + sum(row_tokens) < MIN_BLOCKED_TOKENS:
         return None
     found = [0]
     for tokens in row_tokens:
@@ -99,33 +99,35 @@ def block_lengths(prefix: int, row_tokens: Sequence[int]) -> list[int] | None:
     return found
 
 
-_blocks: Blocks | None = None
+_current_blocks: AttentionBlocks | None = None
 """Of the pack that is computed now: transformers passes a mask to attention, and nothing about it."""
 
 
 @contextmanager
-def attending(config: Any, batch: "Batch") -> Iterator[None]:
+def pack_attention(config: Any, batch: "Batch") -> Iterator[None]:
     """Has a model of this config attend as a batch needs it inside of the block, in its backward pass too."""
-    global _blocks
+    global _current_blocks
     text = config.get_text_config()
-    before = text._attn_implementation, _blocks
-    if batch.attention == BLOCKS:
-        _register()
-    text._attn_implementation, _blocks = batch.attention, batch.blocks
+    before = text._attn_implementation, _current_blocks
+    if batch.attention == SHARED_PREFIX:
+        _register_attention()
+    text._attn_implementation, _current_blocks = batch.attention, batch.blocks
     try:
         yield
     finally:
-        text._attn_implementation, _blocks = before
+        text._attn_implementation, _current_blocks = before
 
 
-def _register() -> None:
+def _register_attention() -> None:
     # As attention alone: transformers builds no mask for what it knows none of.
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    ALL_ATTENTION_FUNCTIONS.register(BLOCKS, by_blocks)
+    ALL_ATTENTION_FUNCTIONS.register(SHARED_PREFIX, block_attention_forward)
 
 
-def by_blocks(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **given: Any) -> tuple[Any, None]:
+def block_attention_forward(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **given: Any
+) -> tuple[Any, None]:
     """Returns what SDPA returns for the pack's mask; query, key and value are [1, heads, T, width].
 
     Raises RuntimeError outside of `attending`, where nothing says what is seen.
@@ -133,22 +135,24 @@ def by_blocks(module: Any, query: Any, key: Any, value: Any, attention_mask: Any
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
 
-    if _blocks is None:
-        raise RuntimeError(f"{BLOCKS} attends to the blocks of a pack, and there is none")
+    if _current_blocks is None:
+        raise RuntimeError(f"{SHARED_PREFIX} attends to the blocks of a pack, and there is none")
     if torch.is_autocast_enabled("cpu") and query.device.type == "cpu" and not given.get("dropout"):
-        return _by_products(query, key, value, _blocks, given.get("scaling") or query.shape[-1] ** -0.5), None
+        return _autocast_block_attention(
+            query, key, value, _current_blocks, given.get("scaling") or query.shape[-1] ** -0.5
+        ), None
     # Split once: the gradient of a slice is as long as the pack, and there are as many as blocks.
-    queries, keys, values = (one.split(_blocks.tokens, dim=2) for one in (query, key, value))
+    queries, keys, values = (one.split(_current_blocks.tokens, dim=2) for one in (query, key, value))
     found = []
-    if _blocks.prefix:
+    if _current_blocks.prefix:
         found.append(sdpa(module, queries[0], keys[0], values[0], None, **given)[0])  # without a mask it is causal
-    for rows, key_rows, value_rows, mask in zip(queries[1:], keys[1:], values[1:], _blocks.masks, strict=True):
+    for rows, key_rows, value_rows, mask in zip(queries[1:], keys[1:], values[1:], _current_blocks.masks, strict=True):
         seen = (torch.cat([keys[0], key_rows], dim=2), torch.cat([values[0], value_rows], dim=2))
         found.append(sdpa(module, rows, *seen, mask, **given)[0])
     return torch.cat(found, dim=1), None
 
 
-def _by_products(query: Any, key: Any, value: Any, blocks: Blocks, scaling: float) -> Any:
+def _autocast_block_attention(query: Any, key: Any, value: Any, blocks: AttentionBlocks, scaling: float) -> Any:
     """Returns attention [1, T, heads, width] in the type that autocast multiplies in, block by block.
 
     Scores and probabilities of a block are held in that type, as transformers' own eager attention does; the softmax
@@ -160,7 +164,7 @@ def _by_products(query: Any, key: Any, value: Any, blocks: Blocks, scaling: floa
         dtype, (heads, tokens, width), groups = torch.get_autocast_dtype("cpu"), query.shape[1:], key.shape[1]
         query, key, value = (query * scaling).to(dtype)[0], key.to(dtype)[0], value.to(dtype)[0]
         found, shared = [], blocks.prefix
-        lengths = [min(PRODUCT_TOKENS, shared - first) for first in range(0, shared, PRODUCT_TOKENS)]
+        lengths = [min(PREFIX_BLOCK_TOKENS, shared - first) for first in range(0, shared, PREFIX_BLOCK_TOKENS)]
         queries = query.split([*lengths, *blocks.tokens[1:]], dim=1)
         keys, values = (one.split([shared, tokens - shared], dim=1) for one in (key, value))
 
@@ -172,7 +176,7 @@ def _by_products(query: Any, key: Any, value: Any, blocks: Blocks, scaling: floa
         first = 0
         for rows in queries[: len(lengths)]:
             first += rows.shape[1]
-            mask = _causal(rows.shape[1], first, heads // groups, dtype)
+            mask = _causal_bias(rows.shape[1], first, heads // groups, dtype)
             found.append(attended(rows, keys[0][:, :first], values[0][:, :first], mask))
         own = (one[1].split(blocks.tokens[1:], dim=1) for one in (keys, values))
         masks = blocks.added(heads // groups, dtype)
@@ -183,7 +187,7 @@ def _by_products(query: Any, key: Any, value: Any, blocks: Blocks, scaling: floa
 
 
 @cache
-def _causal(tokens: int, seen: int, repeated: int, dtype: Any) -> Any:
+def _causal_bias(tokens: int, seen: int, repeated: int, dtype: Any) -> Any:
     """Returns what is added to the scores of a prefix's tokens [repeated * tokens, seen], the last of those it sees."""
     import torch
 

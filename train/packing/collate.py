@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from train.packing.attention import BLOCKS, Blocks, Implementation, block_lengths
-from train.packing.packing_plan import Kind, Pack, Row
+from train.packing.attention import SHARED_PREFIX, AttentionBlocks, Implementation, block_lengths
+from train.packing.packing_plan import Pack, PackingMode, TokenizedRow
 
-IGNORE = -100
+IGNORE_INDEX = -100
 # From so many tokens on a GPU computes only the blocks of a mask that hold something (FlexAttention); below, a dense
 # mask is quicker.
-FLEX_TOKENS = 2048
-FLEX_BLOCK = 128
+MIN_FLEX_TOKENS = 2048
+FLEX_BLOCK_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -34,31 +34,35 @@ class Batch:
     """[B, T], IGNORE where nothing is learnt."""
     sequences: Any
     """[B, T], the number of the answer that a label belongs to, in the order of rows and their completions."""
-    rows: tuple[Row, ...]
+    rows: tuple[TokenizedRow, ...]
     attention: Implementation = "sdpa"
     """The implementation that takes its mask, as transformers names it."""
-    blocks: Blocks | None = None
+    blocks: AttentionBlocks | None = None
     """For attention by blocks of rows."""
 
 
-def of_pack(pack: Pack, kind: Kind, device: Any, pad_token_id: int, attention: Implementation = "sdpa") -> Batch:
+def collate_pack(
+    pack: Pack, kind: PackingMode, device: Any, pad_token_id: int, attention: Implementation = "sdpa"
+) -> Batch:
     """Returns the tensors of a pack: one sequence [1, T], or for packing `none` separate rows padded on the right.
 
     `attention` is what a pack with a mask is computed by where it is long enough for that to be quicker.
     """
     if kind == "none":
-        return _padded(pack, device, pad_token_id)
-    return _positional(pack, device) if kind == "bfd" else _masked(pack, device, attention, pad_token_id)
+        return _collate_padded(pack, device, pad_token_id)
+    return (
+        _collate_bfd(pack, device) if kind == "bfd" else _collate_shared_prefix(pack, device, attention, pad_token_id)
+    )
 
 
-def _positional(pack: Pack, device: Any) -> Batch:
+def _collate_bfd(pack: Pack, device: Any) -> Batch:
     """Returns separate rows as one sequence without a mask: positions that start again tell transformers to build the
     mask of each layer itself, sliding windows and all."""
     import torch
 
-    lines = [_line(row, index) for row, index in _answers(pack)]
+    lines = [_tokens_and_labels(row, index) for row, index in _row_completions(pack)]
     positions = [at for ids, _ in lines for at in range(len(ids))]
-    return _tensors(
+    return _make_batch(
         device,
         [[token for ids, _ in lines for token in ids]],
         [[label for _, labels in lines for label in labels]],
@@ -68,20 +72,20 @@ def _positional(pack: Pack, device: Any) -> Batch:
     )
 
 
-def _answers(pack: Pack) -> list[tuple[Row, int]]:
+def _row_completions(pack: Pack) -> list[tuple[TokenizedRow, int]]:
     return [(row, index) for row in pack.rows for index in range(len(row.completions))]
 
 
-def _line(row: Row, index: int) -> tuple[list[int], list[int]]:
+def _tokens_and_labels(row: TokenizedRow, index: int) -> tuple[list[int], list[int]]:
     """Returns ids and labels of one answer of a row behind its whole prompt."""
     answer = row.completions[index]
-    return row.prompt_ids + answer, [IGNORE] * len(row.prompt_ids) + answer
+    return row.prompt_ids + answer, [IGNORE_INDEX] * len(row.prompt_ids) + answer
 
 
-def _padded(pack: Pack, device: Any, pad: int) -> Batch:
+def _collate_padded(pack: Pack, device: Any, pad: int) -> Batch:
     import torch
 
-    lines = [_line(row, index) for row, index in _answers(pack)]
+    lines = [_tokens_and_labels(row, index) for row, index in _row_completions(pack)]
     longest = max(len(ids) for ids, _ in lines)
 
     def padded(values: list[int], fill: int) -> list[int]:
@@ -89,31 +93,31 @@ def _padded(pack: Pack, device: Any, pad: int) -> Batch:
 
     # By position, not by id: where pad and stop are one token, the stop token must still be learnt.
     seen = torch.tensor([padded([1] * len(ids), 0) for ids, _ in lines], device=device)
-    return _tensors(
+    return _make_batch(
         device,
         [padded(ids, pad) for ids, _ in lines],
-        [padded(labels, IGNORE) for _, labels in lines],
+        [padded(labels, IGNORE_INDEX) for _, labels in lines],
         [[number] * longest for number in range(len(lines))],
         pack.rows,
         {"attention_mask": seen},
     )
 
 
-def _masked(pack: Pack, device: Any, attention: Implementation, pad: int) -> Batch:
+def _collate_shared_prefix(pack: Pack, device: Any, attention: Implementation, pad: int) -> Batch:
     import torch
 
     prefix = pack.prefix
-    ids, labels, positions = list(pack.rows[0].prompt_ids[:prefix]), [IGNORE] * prefix, list(range(prefix))
+    ids, labels, positions = list(pack.rows[0].prompt_ids[:prefix]), [IGNORE_INDEX] * prefix, list(range(prefix))
     units, branches, sequences = [0] * prefix, [0] * prefix, [0] * prefix
     answers = 0
     for number, row in enumerate(pack.rows, start=1):
         own = row.prompt_ids[prefix:]
         # A pair's prompt is its trunk; the last prompt token is what the first answer token is predicted from.
         trunk = [] if len(row.completions) == 1 else own[:-1]
-        pieces = [(trunk, [IGNORE] * len(trunk), 0, prefix)] if trunk else []
+        pieces = [(trunk, [IGNORE_INDEX] * len(trunk), 0, prefix)] if trunk else []
         for branch, answer in enumerate(row.completions, start=1):
             piece = own[len(trunk) :] + answer
-            pieces.append((piece, [IGNORE] * (len(piece) - len(answer)) + answer, branch, prefix + len(trunk)))
+            pieces.append((piece, [IGNORE_INDEX] * (len(piece) - len(answer)) + answer, branch, prefix + len(trunk)))
         for piece, learnt, branch, start in pieces:
             ids += piece
             labels += learnt
@@ -122,24 +126,30 @@ def _masked(pack: Pack, device: Any, attention: Implementation, pad: int) -> Bat
             branches += [branch] * len(piece)
             sequences += [answers + max(0, branch - 1)] * len(piece)
         answers += len(row.completions)
-    flex = attention == "flex_attention" and len(ids) >= FLEX_TOKENS
-    blocks = block_lengths(prefix, [row.own_tokens(prefix) for row in pack.rows]) if attention == BLOCKS else None
+    flex = attention == "flex_attention" and len(ids) >= MIN_FLEX_TOKENS
+    blocks = (
+        block_lengths(prefix, [row.own_tokens(prefix) for row in pack.rows]) if attention == SHARED_PREFIX else None
+    )
     if flex:
         # Lengths in few sizes, or every pack would be compiled anew. What is filled in is a row that nobody sees.
-        fill = -len(ids) % FLEX_BLOCK
-        ids, labels = ids + [pad] * fill, labels + [IGNORE] * fill
+        fill = -len(ids) % FLEX_BLOCK_SIZE
+        ids, labels = ids + [pad] * fill, labels + [IGNORE_INDEX] * fill
         positions, sequences = positions + [0] * fill, sequences + [0] * fill
         units, branches = units + [-1] * fill, branches + [0] * fill
     unit_of, branch_of = torch.tensor(units, device=device), torch.tensor(branches, device=device)
     told = {"position_ids": torch.tensor([positions], device=device)}
-    made = _tensors(device, [ids], [labels], [sequences], pack.rows, told)
+    made = _make_batch(device, [ids], [labels], [sequences], pack.rows, told)
     if blocks:
-        return replace(made, attention=BLOCKS, blocks=Blocks(prefix, masks_of(unit_of, branch_of, prefix, blocks)))
+        return replace(
+            made,
+            attention=SHARED_PREFIX,
+            blocks=AttentionBlocks(prefix, dense_block_masks(unit_of, branch_of, prefix, blocks)),
+        )
     made.inputs["attention_mask"] = block_mask(unit_of, branch_of) if flex else dense_mask(unit_of, branch_of)
     return replace(made, attention="flex_attention") if flex else made
 
 
-def masks_of(unit: Any, branch: Any, prefix: int, lengths: Sequence[int]) -> tuple[Any, ...]:
+def dense_block_masks(unit: Any, branch: Any, prefix: int, lengths: Sequence[int]) -> tuple[Any, ...]:
     """Returns the rows of the dense mask that belong to blocks of these lengths behind the prefix, each [1, 1, B,
     prefix + B]: the columns of other blocks, which it does not see, are left out."""
     import torch
@@ -165,15 +175,15 @@ def block_mask(unit: Any, branch: Any) -> Any:
         return (query >= key) & ((unit[key] == 0) | ((unit[query] == unit[key]) & same_branch))
 
     tokens = unit.numel()
-    return create_block_mask(visible, 1, None, tokens, tokens, device=str(unit.device), BLOCK_SIZE=FLEX_BLOCK)
+    return create_block_mask(visible, 1, None, tokens, tokens, device=str(unit.device), BLOCK_SIZE=FLEX_BLOCK_SIZE)
 
 
-def _tensors(
+def _make_batch(
     device: Any,
     ids: list[list[int]],
     labels: list[list[int]],
     sequences: list[list[int]],
-    rows: tuple[Row, ...],
+    rows: tuple[TokenizedRow, ...],
     more: dict[str, Any],
 ) -> Batch:
     import torch

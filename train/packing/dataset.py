@@ -11,40 +11,44 @@ from insource.tasks.rendering import chat_template
 from train.distributed import world
 from train.model import architecture
 from train.packing import packing_plan, sampler
-from train.packing.packing_plan import Plan, Row, Shares
+from train.packing.packing_plan import PackingPlan, TokenizedRow, UpdateShards
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSet:
     """What is learnt, and in which order."""
 
-    rows: Sequence[Row]
-    plan: Plan
+    rows: Sequence[TokenizedRow]
+    plan: PackingPlan
     updates: Sequence[Sequence[int]]
     """For each optimizer update the numbers of its rows."""
     objective: str
     """imitate | prefer, see losses.py."""
 
     @property
-    def shares(self) -> Shares:
-        return Shares(self.rows, self.plan, self.updates, world.count())
+    def shares(self) -> UpdateShards:
+        return UpdateShards(self.rows, self.plan, self.updates, world.world_size())
 
 
-def learnt(task: ModuleType, spec: Any, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> list[Row]:
+def tokenize_rows(task: ModuleType, spec: Any, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> list[TokenizedRow]:
     """Returns the rows as token ids: prompt and answer, or for a preference task prompt, chosen and rejected answer.
 
     Raises RecipeError where the template renders answered conversations otherwise than open ones.
     """
     conversations = [task.messages(spec, row["input"]) for row in rows]
-    answers = [task.answers(spec, row["target"]) for row in rows]
-    rendered = [chat_template.examples(tokenizer, conversations, list(one)) for one in zip(*answers, strict=True)]
+    answers = [task.training_answers(spec, row["target"]) for row in rows]
+    rendered = [
+        chat_template.render_examples(tokenizer, conversations, list(one)) for one in zip(*answers, strict=True)
+    ]
     return [
-        Row(row["id"], branches[0].prompt_ids, tuple(one.completion_ids for one in branches))
+        TokenizedRow(row["id"], branches[0].prompt_ids, tuple(one.completion_ids for one in branches))
         for row, branches in zip(rows, zip(*rendered, strict=True), strict=True)
     ]
 
 
-def weighted(rows: Sequence[Row], classes: Sequence[str], class_weight: str | Mapping[str, float]) -> list[Row]:
+def apply_class_weights(
+    rows: Sequence[TokenizedRow], classes: Sequence[str], class_weight: str | Mapping[str, float]
+) -> list[TokenizedRow]:
     """Returns the rows with the weights of their classes; "balanced" gives n / (number of classes * rows of the class),
     as scikit-learn does.
 
@@ -63,22 +67,26 @@ def weighted(rows: Sequence[Row], classes: Sequence[str], class_weight: str | Ma
     return [replace(row, weight=float(weights[one])) for row, one in zip(rows, classes, strict=True)]
 
 
-def planned(recipe: Recipe, rows: Sequence[Row], config: Any, announce: Callable[[str], None]) -> Plan:
+def plan_packing(
+    recipe: Recipe, rows: Sequence[TokenizedRow], config: Any, announce: Callable[[str], None]
+) -> PackingPlan:
     """Returns how rows are packed for a model of this config; another packing than the recipe's is announced."""
-    kind, why = architecture.packing(recipe.train.packing, config, max(row.longest for row in rows))
+    kind, why = architecture.supported_packing(recipe.train.packing, config, max(row.longest for row in rows))
     if why:
         announce(f"train.packing: {kind}, not {recipe.train.packing}: {why}")
-    share = max(1, recipe.train.batch_size // world.count())
-    cost = architecture.cost(config, on_gpu=not recipe.accelerate.use_cpu)
-    return packing_plan.plan(rows, kind, recipe.train.pack_tokens, share, cost)
+    share = max(1, recipe.train.batch_size // world.world_size())
+    cost = architecture.pack_cost(config, on_gpu=not recipe.accelerate.use_cpu)
+    return packing_plan.build_packing_plan(rows, kind, recipe.train.pack_tokens, share, cost)
 
 
-def ordered(recipe: Recipe, rows: Sequence[Row], classes: Sequence[str], plan: Plan, objective: str) -> Lesson:
+def build_training_set(
+    recipe: Recipe, rows: Sequence[TokenizedRow], classes: Sequence[str], plan: PackingPlan, objective: str
+) -> TrainingSet:
     """Returns the rows, weighted as the recipe says, in the order of their updates; `classes` are their targets."""
     train = recipe.train
     if train.class_weight is not None:
-        rows = weighted(rows, classes, train.class_weight)
-    updates = sampler.updates(
+        rows = apply_class_weights(rows, classes, train.class_weight)
+    updates = sampler.batch_indices(
         len(rows),
         train.batch_size,
         train.num_train_epochs,
@@ -86,4 +94,4 @@ def ordered(recipe: Recipe, rows: Sequence[Row], classes: Sequence[str], plan: P
         train.seed,
         classes if train.balanced_sampling else None,
     )
-    return Lesson(rows, plan, updates, objective)
+    return TrainingSet(rows, plan, updates, objective)

@@ -15,13 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from train.packing.prefix_groups import groups
+from train.packing.prefix_groups import group_by_prefix
 
-Kind = Literal["shared_prefix", "bfd", "none"]
+PackingMode = Literal["shared_prefix", "bfd", "none"]
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenizedRow:
     """What is learnt from one data row: its answer, or for preference tuning the chosen and the rejected one."""
 
     id: str
@@ -58,7 +58,7 @@ class Row:
 class Pack:
     """Rows that are computed together, behind the first `prefix` tokens of their prompts."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TokenizedRow, ...]
     prefix: int
 
     @property
@@ -73,7 +73,7 @@ class Pack:
 
 
 @dataclass(frozen=True)
-class Share:
+class UpdateShard:
     """What one process does of one optimizer update."""
 
     packs: tuple[Pack, ...]
@@ -86,12 +86,12 @@ class Share:
     """Tokens that its rows would cost one by one."""
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TokenizedRow]:
         return [row for pack in self.packs for row in pack.rows]
 
 
 @dataclass(frozen=True)
-class Cost:
+class PackCost:
     """What a pack of T tokens costs, in the time of one token: `pass_tokens` + T + pairs / `quadratic_tokens`.
 
     The first is what every forward and backward pass costs before it does anything, dequantizing weights above all;
@@ -118,56 +118,58 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackingPlan:
     """How rows become packs."""
 
-    kind: Kind
+    kind: PackingMode
     prefixes: tuple[int, ...]
     """Tokens that the rows of each group share; 0 for a group that shares nothing."""
     group_of: tuple[int, ...]
     """The group of each row."""
     pack_tokens: int
-    cost: Cost
+    cost: PackCost
 
 
-def plan(rows: Sequence[Row], kind: Kind, pack_tokens: int, batch_size: int, cost: Cost) -> Plan:
+def build_packing_plan(
+    rows: Sequence[TokenizedRow], kind: PackingMode, pack_tokens: int, batch_size: int, cost: PackCost
+) -> PackingPlan:
     """Returns the plan for these rows; the prefixes are found on the token ids."""
     if kind != "shared_prefix":
-        return Plan(kind, (0,), (0,) * len(rows), pack_tokens, cost)
-    prefixes, group_of = groups([row.prompt_ids for row in rows], batch_size)
-    return Plan(kind, prefixes, group_of, pack_tokens, cost)
+        return PackingPlan(kind, (0,), (0,) * len(rows), pack_tokens, cost)
+    prefixes, group_of = group_by_prefix([row.prompt_ids for row in rows], batch_size)
+    return PackingPlan(kind, prefixes, group_of, pack_tokens, cost)
 
 
-def same_for(plan_of_train: Plan, rows: Sequence[Row], batch_size: int) -> Plan:
+def plan_for_rows(plan_of_train: PackingPlan, rows: Sequence[TokenizedRow], batch_size: int) -> PackingPlan:
     """Returns a plan of the same kind for other rows."""
-    return plan(rows, plan_of_train.kind, plan_of_train.pack_tokens, batch_size, plan_of_train.cost)
+    return build_packing_plan(rows, plan_of_train.kind, plan_of_train.pack_tokens, batch_size, plan_of_train.cost)
 
 
 @dataclass(frozen=True)
-class Shares:
+class UpdateShards:
     """All shares of all updates, update by update and process by process, each made when it is asked for.
 
     All processes of an update have equally many packs, because a process that waits for another one's forward pass
     (FSDP) must find it: what is missing is a pack of weight 0.
     """
 
-    rows: Sequence[Row]
-    plan: Plan
+    rows: Sequence[TokenizedRow]
+    plan: PackingPlan
     updates: Sequence[Sequence[int]]
     processes: int
 
     def __len__(self) -> int:
         return len(self.updates) * self.processes
 
-    def __getitem__(self, at: int) -> Share:
+    def __getitem__(self, at: int) -> UpdateShard:
         update, process = divmod(at, self.processes)
         chosen = [self.rows[one] for one in self.updates[update]]
         dealt = self._dealt(update)
         missing = max(map(len, dealt)) - len(dealt[process])
         silent = Pack((replace(min(chosen, key=lambda row: row.separate_tokens), weight=0.0),), 0)
-        return Share(
+        return UpdateShard(
             (*dealt[process], *[silent] * missing),
-            sum(map(_weight, chosen)),
+            sum(map(_normalizer_weight, chosen)),
             len(chosen),
             sum(pack.tokens for packs in dealt for pack in packs),
             sum(row.separate_tokens for row in chosen),
@@ -176,24 +178,27 @@ class Shares:
     def _dealt(self, update: int) -> list[list[Pack]]:
         """Returns the packs of each process: each gets of every group, and of every length."""
         order = sorted(self.updates[update], key=lambda one: (self.plan.group_of[one], self.rows[one].own_tokens(0)))
-        return [list(_packs(self.rows, self.plan, order[first :: self.processes])) for first in range(self.processes)]
+        return [
+            list(_iterate_packs(self.rows, self.plan, order[first :: self.processes]))
+            for first in range(self.processes)
+        ]
 
 
-def _weight(row: Row) -> float:
+def _normalizer_weight(row: TokenizedRow) -> float:
     """Returns what a row adds to the normalizer: its answer tokens, or one for a pair, times its weight."""
     return row.weight * (row.answer_tokens if len(row.completions) == 1 else 1)
 
 
-def _packs(rows: Sequence[Row], plan: Plan, chosen: Sequence[int]) -> Iterator[Pack]:
+def _iterate_packs(rows: Sequence[TokenizedRow], plan: PackingPlan, chosen: Sequence[int]) -> Iterator[Pack]:
     for group, prefix in enumerate(plan.prefixes):
         mine = [rows[at] for at in chosen if plan.group_of[at] == group]
         if mine and plan.kind == "none":
-            yield from _padded(mine, plan)
+            yield from _padded_batches(mine, plan)
         elif mine:
-            yield from (Pack(tuple(one), prefix) for one in _spread(mine, prefix, plan))
+            yield from (Pack(tuple(one), prefix) for one in _balance_packs(mine, prefix, plan))
 
 
-def _spread(rows: list[Row], prefix: int, plan: Plan) -> list[list[Row]]:
+def _balance_packs(rows: list[TokenizedRow], prefix: int, plan: PackingPlan) -> list[list[TokenizedRow]]:
     """Returns the rows in as many packs as cost least, evenly filled: the longest first, each to the emptiest."""
     lengths = [row.own_tokens(prefix) for row in rows]
     total = sum(lengths)
@@ -211,9 +216,9 @@ def _spread(rows: list[Row], prefix: int, plan: Plan) -> list[list[Row]]:
     return [[rows[at] for at in sorted(one)] for one in filled if one]
 
 
-def _padded(rows: list[Row], plan: Plan) -> Iterator[Pack]:
+def _padded_batches(rows: list[TokenizedRow], plan: PackingPlan) -> Iterator[Pack]:
     """Yields batches of separate rows that hold, padded to the longest, at most `pack_tokens`."""
-    batch: list[Row] = []
+    batch: list[TokenizedRow] = []
     for row in sorted(rows, key=lambda one: one.separate_tokens):
         # A pair is two rows of the batch.
         if batch and (len(batch) + 1) * row.separate_tokens > plan.pack_tokens:
@@ -224,7 +229,7 @@ def _padded(rows: list[Row], plan: Plan) -> Iterator[Pack]:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class PackingStats:
     """What a plan computes in the mean of its updates, over all processes."""
 
     separate: float
@@ -239,14 +244,14 @@ class Tokens:
     """Pairs of tokens that its mask speaks of; 0 for packing without a mask of ours."""
 
 
-def tokens_of(shares: Shares, at_most: int = 200) -> Tokens:
+def compute_packing_stats(shares: UpdateShards, at_most: int = 200) -> PackingStats:
     """Returns the means over the first updates of what is computed and of what separate rows would have cost."""
     updates = min(at_most, len(shares.updates))
     found = [shares[at] for at in range(updates * shares.processes)]
     packs = [pack for share in found for pack in share.packs]
     firsts = found[:: shares.processes]
     longest, plan = max(packs, key=lambda pack: pack.tokens), shares.plan
-    return Tokens(
+    return PackingStats(
         sum(share.separate_tokens for share in firsts) / updates,
         sum(share.computed_tokens for share in firsts) / updates,
         len(packs) / updates,

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 # Prompts that people write differ in a few places; texts that were made to nest would go deeper than Python does.
-MOST_BRANCHINGS = 32
+MAX_DEPTH = 32
 
-Found = list[tuple[int, int, int]]
+PrefixGroups = list[tuple[int, int, int]]
 
 
-def groups(prompts: Sequence[list[int]], batch_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def group_by_prefix(prompts: Sequence[list[int]], batch_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the prefix length of each group, and for each prompt the number of its group.
 
     A prefix leaves at least the last token to every prompt. Groups are numbered from the one of the most rows; rows
@@ -26,7 +26,7 @@ def groups(prompts: Sequence[list[int]], batch_size: int) -> tuple[tuple[int, ..
     order = sorted(range(len(prompts)), key=lambda at: prompts[at])
     ordered = [prompts[at] for at in order]
     rate = batch_size / max(1, len(ordered))
-    found = _best(ordered, _neighbours(ordered), 0, len(ordered), rate, MOST_BRANCHINGS)[1]
+    found = _best_partition(ordered, _shared_lengths(ordered), 0, len(ordered), rate, MAX_DEPTH)[1]
     by_prefix: dict[tuple[int, int], list[int]] = {}
     for first, end, prefix in found:
         # Loose rows are one group; equal prefixes of other openings are not.
@@ -39,7 +39,7 @@ def groups(prompts: Sequence[list[int]], batch_size: int) -> tuple[tuple[int, ..
     return tuple(prefix for (prefix, _), _ in members), tuple(group_of)
 
 
-def _neighbours(ordered: Sequence[list[int]]) -> list[int]:
+def _shared_lengths(ordered: Sequence[list[int]]) -> list[int]:
     """Returns how many leading ids each prompt shares with the one before it, the last of either left out."""
     shared = [0] * len(ordered)
     for at in range(1, len(ordered)):
@@ -52,9 +52,9 @@ def _neighbours(ordered: Sequence[list[int]]) -> list[int]:
     return shared
 
 
-def _best(
+def _best_partition(
     ordered: Sequence[list[int]], shared: Sequence[int], first: int, end: int, rate: float, branchings: int
-) -> tuple[float, Found]:
+) -> tuple[float, PrefixGroups]:
     """Returns what the rows first..end save at best, and the groups that save it as (first, end, prefix).
 
     `rate` is how many rows of an update there are for each row of the data; `branchings` how often more to divide.
@@ -66,11 +66,11 @@ def _best(
     # Parts of less than a row in two updates never meet in a pack.
     if rows * rate < 1:
         return 0.0, [(first, end, 0)]
-    apart, parts = 0.0, Found()
+    apart, parts = 0.0, PrefixGroups()
     cuts = [first, *(at for at in range(first + 1, end) if shared[at] == prefix), end]
     if branchings and len(cuts) < rows + 1:
         for begin, stop in pairwise(cuts):
-            saved, found = _best(ordered, shared, begin, stop, rate, branchings - 1)
+            saved, found = _best_partition(ordered, shared, begin, stop, rate, branchings - 1)
             apart += saved
             parts += found
     if apart > together:

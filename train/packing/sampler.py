@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 
 
-def updates(
+def batch_indices(
     rows: int,
     batch_size: int,
     epochs: float,
@@ -24,31 +24,31 @@ def updates(
     Given `classes`, the class of each row, every epoch draws as many rows of each class, rows of a small one
     several times (balanced sampling); an epoch is as long as without.
     """
-    wanted = count(rows, batch_size, epochs, max_steps)
+    wanted = count_updates(rows, batch_size, epochs, max_steps)
     found: list[list[int]] = []
     epoch = 0
     while len(found) < wanted:
         drawn = random.Random(f"{seed} {epoch}")
-        order = list(range(rows)) if classes is None else _balanced(classes, drawn)
+        order = list(range(rows)) if classes is None else _draw_balanced(classes, drawn)
         drawn.shuffle(order)
         found += [order[first : first + batch_size] for first in range(0, rows, batch_size)]
         epoch += 1
     return found[:wanted]
 
 
-def count(rows: int, batch_size: int, epochs: float, max_steps: int) -> int:
+def count_updates(rows: int, batch_size: int, epochs: float, max_steps: int) -> int:
     """Returns how many updates that makes."""
     if max_steps > 0:
         return max_steps
-    return math.ceil(an_epoch(rows, batch_size) * epochs)
+    return math.ceil(updates_per_epoch(rows, batch_size) * epochs)
 
 
-def an_epoch(rows: int, batch_size: int) -> int:
+def updates_per_epoch(rows: int, batch_size: int) -> int:
     """Returns how many updates see every row once."""
     return math.ceil(rows / batch_size)
 
 
-def _balanced(classes: Sequence[str], drawn: random.Random) -> list[int]:
+def _draw_balanced(classes: Sequence[str], drawn: random.Random) -> list[int]:
     """Returns as many row numbers as there are rows, the classes as often as each other to within one."""
     members: dict[str, list[int]] = {}
     for at, one in enumerate(classes):

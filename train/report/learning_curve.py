@@ -15,22 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from insource.tasks import in_words
+from insource.tasks import metric_label
 from insource.tracking import metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GROUND, INK, QUIET, LINES = "#fbfaf8", "#22211f", "#74716b", "#e4e1db"
-LOSS, KEPT, RATE = "#2f6fb5", "#2c8a5b", "#9a968e"
+BACKGROUND, TEXT, MUTED, GRID = "#fbfaf8", "#22211f", "#74716b", "#e4e1db"
+LOSS, BEST, LEARNING_RATE = "#2f6fb5", "#2c8a5b", "#9a968e"
 # Told apart by lightness as well as by hue; no more than that many metrics are drawn.
 VALIDATION = ("#c4501b", "#7b55a8", "#8a6d00")
 # Metrics of preference tuning that belong beside the validation's: shares, measured while training.
-SHARES_OF_TRAINING = ("rewards/accuracies",)
-SMOOTH_FROM = 40
+TRAINING_FRACTIONS = ("rewards/accuracies",)
+MIN_POINTS_TO_SMOOTH = 40
 LINE_INCHES = 0.17
-EPOCHS_NAMED = 8
+MAX_EPOCH_LABELS = 8
 Points = list[tuple[float, float]]
 
 
@@ -57,7 +57,7 @@ def draw(metrics_path: Path, out: Path, title: str, best_step: int | None) -> No
     with warnings.catch_warnings():
         # A title in letters that the font does not have is drawn with boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = _figure(curve, title, best_step)
+        figure = _draw_figure(curve, title, best_step)
         aside = out.with_name(f".{out.name}")
         figure.savefig(aside, format=out.suffix.lstrip("."), dpi=160)
     aside.replace(out)
@@ -65,13 +65,13 @@ def draw(metrics_path: Path, out: Path, title: str, best_step: int | None) -> No
 
 def read(metrics_path: Path) -> Curve:
     """Returns what there is to draw in a metrics.jsonl."""
-    rows = metrics.rows(metrics_path)
+    rows = metrics.read_rows(metrics_path)
 
     def points(name: str) -> Points:
         return [(row["step"], row[name]) for row in rows if name in row]
 
     names = dict.fromkeys(name for row in rows for name in row if name.startswith("validation/"))
-    found = {name: points(name) for name in (*names, *SHARES_OF_TRAINING)}
+    found = {name: points(name) for name in (*names, *TRAINING_FRACTIONS)}
     shares = {name: one for name, one in found.items() if one and name not in ("validation/loss", "validation/seconds")}
     shares = {name: one for name, one in shares.items() if all(0 <= value <= 1 for _, value in one)}
     by_epoch = [row["step"] / row["epoch"] for row in rows if row.get("epoch")]
@@ -84,61 +84,61 @@ def read(metrics_path: Path) -> Curve:
     )
 
 
-def _figure(curve: Curve, title: str, best_step: int | None) -> "Figure":
+def _draw_figure(curve: Curve, title: str, best_step: int | None) -> "Figure":
     from matplotlib.figure import Figure
 
     heights = [2.9, *([1.8] if curve.shares else []), 0.5]
     edge = 1.9 + sum(heights)
-    figure = Figure(figsize=(9, edge), facecolor=GROUND)
+    figure = Figure(figsize=(9, edge), facecolor=BACKGROUND)
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights, hspace=0.2, left=0.08, right=0.84,
                                top=1 - 1.0 / edge, bottom=0.5 / edge)  # fmt: skip
     panels = [figure.add_subplot(grid[at]) for at in range(len(heights))]
     last = max(points[-1][0] for points in (curve.loss, *curve.shares.values()))
     for panel in panels:
-        _style(panel, last, best_step, labelled=panel is panels[-1])
-    _epochs(panels, curve, last)
-    _loss(panels[0], curve)
+        _style_panel(panel, last, best_step, labelled=panel is panels[-1])
+    _draw_epochs(panels, curve, last)
+    _draw_loss(panels[0], curve)
     if curve.shares:
-        _shares(panels[1], curve.shares, best_step)
-    _learning_rate(panels[-1], curve.learning_rate)
-    panels[-1].set_xlabel("update", color=QUIET, fontsize=9, labelpad=2)
+        _draw_fractions(panels[1], curve.shares, best_step)
+    _draw_learning_rate(panels[-1], curve.learning_rate)
+    panels[-1].set_xlabel("update", color=MUTED, fontsize=9, labelpad=2)
     if best_step is not None:
         side = "right" if best_step > 0.85 * last else "center"
         panels[0].annotate(f"kept: update {best_step:,}", (best_step, 1), xycoords=("data", "axes fraction"),
-                           xytext=(0, 3), textcoords="offset points", color=KEPT, fontsize=9, fontweight="bold",
+                           xytext=(0, 3), textcoords="offset points", color=BEST, fontsize=9, fontweight="bold",
                            ha=side, va="bottom")  # fmt: skip
     text: dict[str, Any] = {"x": 0.08, "ha": "left", "va": "top", "parse_math": False}
-    figure.text(y=1 - 0.2 / edge, s=title, color=INK, fontsize=13.5, fontweight="bold", **text)
-    figure.text(y=1 - 0.5 / edge, s=_in_words(curve, best_step), color=QUIET, fontsize=9.5, **text)
+    figure.text(y=1 - 0.2 / edge, s=title, color=TEXT, fontsize=13.5, fontweight="bold", **text)
+    figure.text(y=1 - 0.5 / edge, s=_format_subtitle(curve, best_step), color=MUTED, fontsize=9.5, **text)
     return figure
 
 
-def _style(panel: "Axes", last: float, best_step: int | None, labelled: bool) -> None:
-    panel.set_facecolor(GROUND)
+def _style_panel(panel: "Axes", last: float, best_step: int | None, labelled: bool) -> None:
+    panel.set_facecolor(BACKGROUND)
     panel.set_xlim(0, last * 1.01)
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     for side in ("top", "right", "left"):
         panel.spines[side].set_visible(False)
-    panel.spines["bottom"].set_color(LINES)
-    panel.tick_params(colors=QUIET, labelsize=8.5, length=0, labelbottom=labelled)
-    panel.grid(axis="y", color=LINES, linewidth=0.7)
+    panel.spines["bottom"].set_color(GRID)
+    panel.tick_params(colors=MUTED, labelsize=8.5, length=0, labelbottom=labelled)
+    panel.grid(axis="y", color=GRID, linewidth=0.7)
     panel.set_axisbelow(True)
     if best_step is not None:
-        panel.axvline(best_step, color=KEPT, linewidth=1.1, zorder=1)
+        panel.axvline(best_step, color=BEST, linewidth=1.1, zorder=1)
 
 
-def _epochs(panels: "Sequence[Axes]", curve: Curve, last: float) -> None:
+def _draw_epochs(panels: "Sequence[Axes]", curve: Curve, last: float) -> None:
     epochs = int(last / curve.updates_an_epoch) if curve.updates_an_epoch else 0
-    for epoch in range(1, epochs + 1 if epochs <= EPOCHS_NAMED else 0):
+    for epoch in range(1, epochs + 1 if epochs <= MAX_EPOCH_LABELS else 0):
         at = epoch * (curve.updates_an_epoch or 0)
         for panel in panels:
-            panel.axvline(at, color=LINES, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-        panels[0].annotate(f"epoch {epoch} ", (at, 0.97), xycoords=("data", "axes fraction"), color=QUIET, fontsize=8,
+            panel.axvline(at, color=GRID, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        panels[0].annotate(f"epoch {epoch} ", (at, 0.97), xycoords=("data", "axes fraction"), color=MUTED, fontsize=8,
                            ha="right", va="top")  # fmt: skip
 
 
-def _loss(panel: "Axes", curve: Curve) -> None:
-    smooth = smoothed(curve.loss) if len(curve.loss) >= SMOOTH_FROM else None
+def _draw_loss(panel: "Axes", curve: Curve) -> None:
+    smooth = moving_average(curve.loss) if len(curve.loss) >= MIN_POINTS_TO_SMOOTH else None
     panel.plot(
         *zip(*curve.loss, strict=True), color=LOSS, linewidth=0.8 if smooth else 1.8, alpha=0.35 if smooth else 1
     )
@@ -151,49 +151,49 @@ def _loss(panel: "Axes", curve: Curve) -> None:
         )
         ends.append(("validation", curve.validation_loss[-1][1], VALIDATION[0]))
     panel.set_ylim(bottom=0)
-    panel.yaxis.set_major_locator(_few_ticks())
-    _named(panel, ends)
-    panel.set_title("loss", loc="left", color=QUIET, fontsize=9, pad=3)
+    panel.yaxis.set_major_locator(_tick_locator())
+    _label_lines(panel, ends)
+    panel.set_title("loss", loc="left", color=MUTED, fontsize=9, pad=3)
 
 
-def _shares(panel: "Axes", shares: Mapping[str, Points], best_step: int | None) -> None:
+def _draw_fractions(panel: "Axes", shares: Mapping[str, Points], best_step: int | None) -> None:
     ends = []
     for (name, points), color in zip(shares.items(), VALIDATION, strict=False):
         panel.plot(*zip(*points, strict=True), color=color, linewidth=1.6, marker="o" if len(points) < 60 else None,
-                   markersize=4.5, markeredgecolor=GROUND, markeredgewidth=0.8)  # fmt: skip
-        ends.append((_called(name), points[-1][1], color))
+                   markersize=4.5, markeredgecolor=BACKGROUND, markeredgewidth=0.8)  # fmt: skip
+        ends.append((_display_name(name), points[-1][1], color))
     for at in (point for point in next(iter(shares.values())) if point[0] == best_step):
-        panel.plot(*at, marker="o", markersize=10, markerfacecolor="none", markeredgecolor=KEPT, markeredgewidth=1.8,
+        panel.plot(*at, marker="o", markersize=10, markerfacecolor="none", markeredgecolor=BEST, markeredgewidth=1.8,
                    clip_on=False)  # fmt: skip
     low = min(value for points in shares.values() for _, value in points)
     high = max(value for points in shares.values() for _, value in points)
     margin = max(0.02, (high - low) * 0.15)
     panel.set_ylim(max(0, low - margin), min(1.005, high + margin))
     panel.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
-    panel.yaxis.set_major_locator(_few_ticks())
-    title = "validation" if set(shares) - set(SHARES_OF_TRAINING) else "training"
-    panel.set_title(title, loc="left", color=QUIET, fontsize=9, pad=3)
-    _named(panel, ends)
+    panel.yaxis.set_major_locator(_tick_locator())
+    title = "validation" if set(shares) - set(TRAINING_FRACTIONS) else "training"
+    panel.set_title(title, loc="left", color=MUTED, fontsize=9, pad=3)
+    _label_lines(panel, ends)
 
 
-def _learning_rate(panel: "Axes", points: Points) -> None:
+def _draw_learning_rate(panel: "Axes", points: Points) -> None:
     if points:
         steps, rates = zip(*points, strict=True)
-        panel.fill_between(steps, rates, color=RATE, alpha=0.25, linewidth=0)
-        panel.plot(steps, rates, color=RATE, linewidth=1)
+        panel.fill_between(steps, rates, color=LEARNING_RATE, alpha=0.25, linewidth=0)
+        panel.plot(steps, rates, color=LEARNING_RATE, linewidth=1)
         highest = max(rates)
         panel.set_ylim(0, highest * 1.15 or 1)
         panel.set_yticks([highest], [f"{highest:.1e}".replace("e-0", "e-")])
-        _named(panel, [("learning rate", highest / 2, QUIET)])
+        _label_lines(panel, [("learning rate", highest / 2, MUTED)])
 
 
-def _few_ticks() -> Any:
+def _tick_locator() -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10])
 
 
-def _named(panel: "Axes", ends: Sequence[tuple[str, float, str]]) -> None:
+def _label_lines(panel: "Axes", ends: Sequence[tuple[str, float, str]]) -> None:
     """Writes each line's name and colour behind its last value, none over another. Wants the panel's limits set."""
     low, high = panel.get_ylim()
     gap = LINE_INCHES / (panel.get_position().height * panel.get_figure(root=True).get_figheight())  # type: ignore[union-attr]
@@ -204,23 +204,23 @@ def _named(panel: "Axes", ends: Sequence[tuple[str, float, str]]) -> None:
                        color=color, fontsize=9, va="center", annotation_clip=False)  # fmt: skip
 
 
-def _called(name: str) -> str:
-    return "pairs right, training" if name in SHARES_OF_TRAINING else in_words(name.removeprefix("validation/"))
+def _display_name(name: str) -> str:
+    return "pairs right, training" if name in TRAINING_FRACTIONS else metric_label(name.removeprefix("validation/"))
 
 
-def _in_words(curve: Curve, best_step: int | None) -> str:
+def _format_subtitle(curve: Curve, best_step: int | None) -> str:
     """The line under the title: where the loss ended, and what validation found of the kept weights."""
     step, loss = curve.loss[-1]
     found = [
-        f"{_called(name)} {next((value for at, value in points if at == best_step), points[-1][1]):.1%}"
+        f"{_display_name(name)} {next((value for at, value in points if at == best_step), points[-1][1]):.1%}"
         for name, points in curve.shares.items()
-        if name not in SHARES_OF_TRAINING
+        if name not in TRAINING_FRACTIONS
     ]
     kept = f"   ·   at update {best_step:,}: " if best_step is not None else "   ·   "
     return f"loss {loss:.3f} after {step:,} updates" + (kept + ", ".join(found) if found else "")
 
 
-def smoothed(points: Points) -> Points:
+def moving_average(points: Points) -> Points:
     """Returns each point as the mean of its neighbours, a twentieth of all to both sides. Towards the ends fewer, and
     nearly alike on both sides, so that a falling line is not held up."""
     reach, least = len(points) // 20, len(points) // 80

@@ -8,10 +8,10 @@ from typing import Any
 
 from insource.config.errors import RecipeError
 from insource.config.recipe import Recipe
-from train.packing.packing_plan import Row
+from train.packing.packing_plan import TokenizedRow
 
 
-def check(rows: Sequence[Row], tokenizer: Any, recipe: Recipe, config: Any) -> None:
+def check_training_rows(rows: Sequence[TokenizedRow], tokenizer: Any, recipe: Recipe, config: Any) -> None:
     """Returns nothing where training can begin; `config` is the base model's.
 
     Raises RecipeError naming the row and the key to change.
@@ -40,7 +40,7 @@ def check(rows: Sequence[Row], tokenizer: Any, recipe: Recipe, config: Any) -> N
             )
 
 
-def sample(row: Row, tokenizer: Any) -> list[str]:
+def sample_lines(row: TokenizedRow, tokenizer: Any) -> list[str]:
     """Returns one row as the model sees it: the end of what it reads, what it learns, and what it learns to avoid."""
     told = [f"reads     ...{tokenizer.decode(row.prompt_ids[-30:])!r}"]
     names = ("learns", "not")

@@ -19,22 +19,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from insource.system.progress_bar import FIRST_UNITS, in_time
+from insource.system.progress_bar import MIN_UNITS_FOR_ETA, format_duration
 from train.evaluate import decoding_memory
-from train.evaluate.decoding_memory import Decoding
-from train.evaluate.shared_cache import CPU, GPU
+from train.evaluate.decoding_memory import DecodingWorkload
+from train.evaluate.shared_cache import CPU_LIMITS, GPU_LIMITS
 
 # Bytes of state that an optimizer keeps a trainable parameter, by train.optim; paged ones may keep theirs elsewhere.
-MOMENT_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}
-FLOAT32 = 4
+OPTIMIZER_STATE_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}
+FLOAT32_BYTES = 4
 # On a CPU, measured with the pocket model: code that the first update loads, and the part of a pack that the C library
 # does not give back once it is freed.
 FIRST_UPDATE_BYTES = 150_000_000
-KEPT_OF_PACK = 3
+CPU_RETAINED_DIVISOR = 3
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """An estimate of the most that a process holds, in bytes."""
 
     weights: int
@@ -62,7 +62,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Facts:
+class HeaderInfo:
     """What the header tells, as plain values."""
 
     base: str
@@ -95,13 +95,13 @@ class Facts:
     dropped: Mapping[str, int] = field(default_factory=dict)
     weighting: str | None = None
     """Such as `classes are drawn equally often`."""
-    memory: Memory | None = None
+    memory: MemoryEstimate | None = None
     updates_done: int = 0
     examples_per_second: float | None = None
     """Of this run before it was interrupted (metrics.last)."""
 
 
-def lines(facts: Facts) -> list[str]:
+def header_lines(facts: HeaderInfo) -> list[str]:
     """Returns the header, a line a thing."""
     share = facts.trainable / (facts.parameters + facts.trainable)
     told = {
@@ -111,20 +111,20 @@ def lines(facts: Facts) -> list[str]:
         "adapter": f"{facts.adapter}: {facts.trainable:,} trainable parameters ({share:.2%})",
         "rows": f"{facts.train_rows:,} to train on, {facts.validation_rows:,} to validate on, "
         f"the longest of {facts.longest_row_tokens:,} tokens",
-        "left out": _left_out(facts),
+        "left out": _format_left_out(facts),
         "weighting": facts.weighting,
-        "batch": f"{_several(facts.batch_size, 'example')} an update"
+        "batch": f"{_plural(facts.batch_size, 'example')} an update"
         + (f" over {facts.processes} processes" if facts.processes > 1 else ""),
-        "packing": _packing(facts),
-        "updates": f"{facts.updates:,} in {_several(facts.epochs, 'epoch')}"
+        "packing": _format_packing(facts),
+        "updates": f"{facts.updates:,} in {_plural(facts.epochs, 'epoch')}"
         + (f", {facts.updates_done:,} of them done" if facts.updates_done else ""),
-        "memory": _memory(facts.memory),
-        "time": _time(facts),
+        "memory": _format_memory(facts.memory),
+        "time": _format_time(facts),
     }
     return [f"{name:<9} {what}" for name, what in told.items() if what]
 
 
-def _left_out(facts: Facts) -> str | None:
+def _format_left_out(facts: HeaderInfo) -> str | None:
     parts = [
         f"{sum(counts.values()):,} {what} ({', '.join(f'{count:,} {why}' for why, count in counts.items())})"
         for what, counts in (("rejected", facts.rejected), ("dropped", facts.dropped))
@@ -133,26 +133,28 @@ def _left_out(facts: Facts) -> str | None:
     return ", ".join(parts) + "; data/data.html tells which" if parts else None
 
 
-def _packing(facts: Facts) -> str:
+def _format_packing(facts: HeaderInfo) -> str:
     computed, separate = facts.tokens_an_update, facts.separate_tokens_an_update
     if facts.packing == "none":
         return f"each row alone: {computed:,.0f} tokens an update"
-    packs = f"in {_several(facts.packs_an_update, 'pack')}"
+    packs = f"in {_plural(facts.packs_an_update, 'pack')}"
     if separate / computed < 1.05:
         return f"{facts.packing}: {computed:,.0f} tokens an update, {packs}"
     fewer = f"{separate / computed:.1f} times fewer"
     return f"{facts.packing}: {computed:,.0f} tokens an update instead of {separate:,.0f} ({fewer}), {packs}"
 
 
-def _memory(memory: Memory | None) -> str | None:
+def _format_memory(memory: MemoryEstimate | None) -> str | None:
     if memory is None:
         return None
-    parts = [f"weights {_bytes(memory.weights)}", f"adapter {_bytes(memory.adapter)}"]
-    parts.append(f"a pack of {memory.pack_tokens:,} tokens {_bytes(memory.pack)}")
-    parts += [f"or decoding {_several(memory.rows, 'row')} at once {_bytes(memory.decoding)}"] if memory.rows else []
-    parts += [f"the process itself {_bytes(memory.process)}"] if memory.process else []
-    of = f" of the {_bytes(memory.device)} of its GPU" if memory.device is not None else ""
-    told = f"about {_bytes(memory.total)} a process (estimate){of}: {', '.join(parts)}"
+    parts = [f"weights {_format_bytes(memory.weights)}", f"adapter {_format_bytes(memory.adapter)}"]
+    parts.append(f"a pack of {memory.pack_tokens:,} tokens {_format_bytes(memory.pack)}")
+    parts += (
+        [f"or decoding {_plural(memory.rows, 'row')} at once {_format_bytes(memory.decoding)}"] if memory.rows else []
+    )
+    parts += [f"the process itself {_format_bytes(memory.process)}"] if memory.process else []
+    of = f" of the {_format_bytes(memory.device)} of its GPU" if memory.device is not None else ""
+    told = f"about {_format_bytes(memory.total)} a process (estimate){of}: {', '.join(parts)}"
     if memory.fits:
         return told
     return (
@@ -161,23 +163,26 @@ def _memory(memory: Memory | None) -> str | None:
     )
 
 
-def _time(facts: Facts) -> str:
+def _format_time(facts: HeaderInfo) -> str:
     left = facts.updates - facts.updates_done
     if not facts.examples_per_second:
-        return f"told after {FIRST_UNITS} updates"
+        return f"told after {MIN_UNITS_FOR_ETA} updates"
     rate = f"at the {facts.examples_per_second:.3g} examples/s of before"
-    return f"about {in_time(left * facts.batch_size / facts.examples_per_second)} for the {left:,} updates left, {rate}"
+    return (
+        f"about {format_duration(left * facts.batch_size / facts.examples_per_second)} for the {left:,} updates "
+        f"left, {rate}"
+    )
 
 
-def _several(count: float, what: str) -> str:
+def _plural(count: float, what: str) -> str:
     return f"{count:.3g} {what}" + ("" if count == 1 else "s") if count < 1000 else f"{count:,.0f} {what}s"
 
 
-def _bytes(count: int) -> str:
+def _format_bytes(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.0f} MB"
 
 
-def estimate(
+def estimate_memory(
     model: Any,
     *,
     pack_tokens: int,
@@ -188,9 +193,9 @@ def estimate(
     compute_bytes: int = 4,
     autocast: bool = False,
     shards: int = 1,
-    decoded: Decoding | None = None,
+    decoded: DecodingWorkload | None = None,
     device: int | None = None,
-) -> Memory:
+) -> MemoryEstimate:
     """Returns what training this model (base and adapter) with packs of so many tokens will hold at most.
 
     `pack_tokens` and `answer_tokens` are those of the longest pack, its padding included; `mask_pairs` is of how many
@@ -200,21 +205,21 @@ def estimate(
     a process has on its GPU. What a GPU's allocator wastes is not in it, nor what FlexAttention saves.
     """
     trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
-    adapter = trainable * (2 * FLOAT32 + MOMENT_BYTES.get(optim, 2 * FLOAT32))
+    adapter = trainable * (2 * FLOAT32_BYTES + OPTIMIZER_STATE_BYTES.get(optim, 2 * FLOAT32_BYTES))
     held = weight_bytes(model)
     text = model.config.get_text_config()
     kept_pairs = mask_pairs * (text.num_attention_heads if autocast else 1)
     pack = _pack_bytes(text, pack_tokens, answer_tokens, kept_pairs, checkpointing, compute_bytes)
     pack += held // 2 // (text.num_hidden_layers if checkpointing else 1) if autocast else 0
     process = _process_bytes(model, held, pack)
-    found = Memory(held // shards, adapter // shards, pack, pack_tokens, process, device=device)
+    found = MemoryEstimate(held // shards, adapter // shards, pack, pack_tokens, process, device=device)
     if decoded is None:
         return found
     more = decoded.dequantized + held - found.weights
     free = None if device is None else device - found.weights - found.adapter - more
-    limits = CPU if model.device.type == "cpu" else GPU
+    limits = CPU_LIMITS if model.device.type == "cpu" else GPU_LIMITS
     # Decoding computes in the type of the weights, whatever training multiplies in.
-    rows, peak = decoding_memory.peak_bytes(text, decoded, int(model.dtype.itemsize), limits, free)
+    rows, peak = decoding_memory.estimate_decoding_peak(text, decoded, int(model.dtype.itemsize), limits, free)
     return replace(found, rows=rows, decoding=peak + more)
 
 
@@ -250,11 +255,11 @@ def _pack_bytes(text: Any, tokens: int, answer_tokens: int, mask: int, checkpoin
     intermediate = text.intermediate_size
     if experts := getattr(text, "num_experts_per_tok", None):
         intermediate = experts * getattr(text, "moe_intermediate_size", intermediate)
-    layer = tokens * (4 * compute_bytes * (hidden + attention + intermediate) + 2 * FLOAT32 * hidden)
+    layer = tokens * (4 * compute_bytes * (hidden + attention + intermediate) + 2 * FLOAT32_BYTES * hidden)
     layer += mask * compute_bytes
     kept = layers * tokens * hidden * compute_bytes + layer if checkpointing else layers * layer
-    casts = 4 if compute_bytes < FLOAT32 else 3
-    logits = answer_tokens * text.vocab_size * (compute_bytes + casts * FLOAT32)
+    casts = 4 if compute_bytes < FLOAT32_BYTES else 3
+    logits = answer_tokens * text.vocab_size * (compute_bytes + casts * FLOAT32_BYTES)
     return int(kept + layer + mask + logits)
 
 
@@ -265,4 +270,4 @@ def _process_bytes(model: Any, weights: int, pack: int) -> int:
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     trainable = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
     now: int = max(0, pages * os.sysconf("SC_PAGE_SIZE") - weights - trainable)
-    return now + FIRST_UPDATE_BYTES + pack // KEPT_OF_PACK
+    return now + FIRST_UPDATE_BYTES + pack // CPU_RETAINED_DIVISOR

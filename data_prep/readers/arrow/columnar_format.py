@@ -20,57 +20,61 @@ import pyarrow.parquet as pq
 
 from data_prep.readers import limits
 from data_prep.readers.arrow import cell_sizes, feature_decoders, parquet_footer
-from data_prep.readers.encoding import has_half, refusing
-from data_prep.readers.source_row import About, BadRowError, Digits, SourceFile, SourceRow
+from data_prep.readers.encoding import as_recipe_errors, has_lone_surrogate
+from data_prep.readers.source_row import BadRowError, Digits, FileInfo, SourceFile, SourceRow
 from insource.config.errors import RecipeError, StageError
 from insource.config.schema.data import Source
 
 BATCH_ROWS = 500
 # What Arrow raises over a file that is damaged: in its footer at once, in a page when the page is read.
-DAMAGED = (pa.ArrowException, OSError, ValueError, IndexError, KeyError, OverflowError)
-NO_VALUE = (pa.ArrowException, ValueError, KeyError, OverflowError)
+READ_ERRORS = (pa.ArrowException, OSError, ValueError, IndexError, KeyError, OverflowError)
+CONVERSION_ERRORS = (pa.ArrowException, ValueError, KeyError, OverflowError)
 
 
-def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+def read(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[FileInfo, Iterator[SourceRow]]:
     """Returns what was found out about the table, and its rows, as data_prep.read.read does."""
-    with refusing(file.name):
+    with as_recipe_errors(file.name):
         if file.kind == "parquet" and file.path.stat().st_size == 0:
             raise RecipeError(f"{file.name}: the file is empty")
     try:
-        return _parquet(file, source, columns) if file.kind == "parquet" else _dataset(file, source, columns)
-    except DAMAGED as error:
-        raise _unreadable(file, error) from None
+        return _read_parquet(file, source, columns) if file.kind == "parquet" else _read_dataset(file, source, columns)
+    except READ_ERRORS as error:
+        raise _unreadable_error(file, error) from None
 
 
-def splits(source: Source) -> list[str]:
+def list_hub_splits(source: Source) -> list[str]:
     """Returns the names of the splits of a hub data set. Raises StageError where the hub does not give it."""
-    return list(_from_hub(source.hub or "", source.config, source.revision))
+    return list(_load_from_hub(source.hub or "", source.config, source.revision))
 
 
-def _parquet(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+def _read_parquet(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[FileInfo, Iterator[SourceRow]]:
     with pq.ParquetFile(file.path) as opened:
         schema, metadata = opened.schema_arrow, opened.metadata
-    about, wanted = _about(file, schema, columns)
-    declared, read, most = parquet_footer.of(file.path), {*wanted}, limits.of(source)
-    if spared := cell_sizes.too_large(declared, read.difference(columns), file.path.stat().st_size, most):
+    about, wanted = _inspect_schema(file, schema, columns)
+    declared, read, most = parquet_footer.read_footer(file.path), {*wanted}, limits.make_limits(source)
+    if spared := cell_sizes.find_oversized_columns(declared, read.difference(columns), file.path.stat().st_size, most):
         wanted, read = [name for name in wanted if name not in spared], read - spared
         about["columns_not_read"] = [*about.get("columns_not_read", []), *sorted(spared)]
-    cell_sizes.check_declared(file, declared, read, most)
-    meant = _meanings(feature_decoders.of_schema(schema), wanted, about)
-    table = pq.ParquetFile(file.path, metadata=metadata, read_dictionary=cell_sizes.by_dictionary(declared, read))
-    rows = cell_sizes.batch_rows(declared, schema, read, BATCH_ROWS, most)
-    return about, _rows(file, _batches(table, rows, wanted), meant, most)
+    cell_sizes.check_declared_sizes(file, declared, read, most)
+    meant = _make_decoders(feature_decoders.read_features(schema), wanted, about)
+    table = pq.ParquetFile(
+        file.path, metadata=metadata, read_dictionary=cell_sizes.find_dictionary_columns(declared, read)
+    )
+    rows = cell_sizes.choose_batch_rows(declared, schema, read, BATCH_ROWS, most)
+    return about, _read_rows(file, _read_batches(table, rows, wanted), meant, most)
 
 
-def _meanings(description: dict[str, Any], wanted: list[str], about: About) -> dict[str, feature_decoders.Meaning]:
+def _make_decoders(
+    description: dict[str, Any], wanted: list[str], about: FileInfo
+) -> dict[str, feature_decoders.Decoder]:
     """What the columns to be read mean, and which of them are numbers that stand for names, told in `about`."""
     read = {name: one for name, one in description.items() if name in wanted}
-    if names := feature_decoders.class_labels(read):
+    if names := feature_decoders.find_class_labels(read):
         about["class_labels"] = names
-    return feature_decoders.meanings(read)
+    return feature_decoders.make_decoders(read)
 
 
-def _batches(table: Any, rows: int, wanted: list[str]) -> Iterator[Any]:
+def _read_batches(table: Any, rows: int, wanted: list[str]) -> Iterator[Any]:
     """The batches of a Parquet file, none over two row groups: each has a dictionary of its own, and Arrow joins them
     inside of no list or object."""
     with table:
@@ -78,20 +82,20 @@ def _batches(table: Any, rows: int, wanted: list[str]) -> Iterator[Any]:
             yield from table.iter_batches(batch_size=rows, row_groups=[group], columns=wanted)
 
 
-def _dataset(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[About, Iterator[SourceRow]]:
+def _read_dataset(file: SourceFile, source: Source, columns: Collection[str]) -> tuple[FileInfo, Iterator[SourceRow]]:
     if file.kind == "hub":
         split = file.name.removeprefix(f"{source.hub}/")
-        data = _from_hub(source.hub or "", source.config, source.revision)[split]
+        data = _load_from_hub(source.hub or "", source.config, source.revision)[split]
     else:
-        data = _datasets().load_from_disk(str(file.path), keep_in_memory=False)
-    about, wanted = _about(file, data.features.arrow_schema, columns)
-    meant = _meanings(data.features.to_dict(), wanted, about)
+        data = _import_datasets().load_from_disk(str(file.path), keep_in_memory=False)
+    about, wanted = _inspect_schema(file, data.features.arrow_schema, columns)
+    meant = _make_decoders(data.features.to_dict(), wanted, about)
     tables = data.select_columns(wanted).with_format("arrow").iter(BATCH_ROWS)
     batches = (batch for table in tables for batch in table.to_batches())
-    return about, _rows(file, batches, meant, limits.of(source))
+    return about, _read_rows(file, batches, meant, limits.make_limits(source))
 
 
-def _datasets() -> Any:
+def _import_datasets() -> Any:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     import datasets
 
@@ -99,9 +103,9 @@ def _datasets() -> Any:
 
 
 @cache
-def _from_hub(name: str, config: str | None, revision: str | None) -> Any:
+def _load_from_hub(name: str, config: str | None, revision: str | None) -> Any:
     """The splits of a hub data set, from the cache of this user or the hub."""
-    datasets = _datasets()
+    datasets = _import_datasets()
     try:
         return datasets.load_dataset(name, name=config, revision=revision, streaming=False)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -113,14 +117,14 @@ def _from_hub(name: str, config: str | None, revision: str | None) -> Any:
         ) from None
 
 
-def _about(file: SourceFile, schema: Any, columns: Collection[str]) -> tuple[About, list[str]]:
+def _inspect_schema(file: SourceFile, schema: Any, columns: Collection[str]) -> tuple[FileInfo, list[str]]:
     """What a schema says, and the columns to read: all but bytes that the recipe has no use for."""
     names = list(schema.names)
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise RecipeError(f"{file.name}: column {', '.join(map(repr, twice))} stands there twice; rename one")
     unread = [field.name for field in schema if field.name not in columns and _holds_bytes(field.type)]
-    about: About = {"kind": file.kind, "columns": names} | ({"columns_not_read": unread} if unread else {})
+    about: FileInfo = {"kind": file.kind, "columns": names} | ({"columns_not_read": unread} if unread else {})
     return about, [name for name in names if name not in unread]
 
 
@@ -129,60 +133,60 @@ def _holds_bytes(kind: Any) -> bool:
     return "binary" in str(kind) and (not inside or any(map(_holds_bytes, inside)))
 
 
-def _rows(
-    file: SourceFile, batches: Iterator[Any], meant: dict[str, feature_decoders.Meaning], most: limits.Limits
+def _read_rows(
+    file: SourceFile, batches: Iterator[Any], meant: dict[str, feature_decoders.Decoder], most: limits.Limits
 ) -> Iterator[SourceRow]:
     number = 0
     try:
-        for batch in cell_sizes.pieces(file, batches, most):
-            for values in _values(batch):
+        for batch in cell_sizes.split_batches(file, batches, most):
+            for values in _to_python_rows(batch):
                 number += 1
                 try:
-                    row = _row(values, meant)
+                    row = _decode_row(values, meant)
                 except BadRowError as error:
                     yield SourceRow(file.name, number, {}, str(error))
                 else:
                     yield SourceRow(file.name, number, row)
-    except DAMAGED as error:
-        raise _unreadable(file, error, f":{number + 1}") from None
+    except READ_ERRORS as error:
+        raise _unreadable_error(file, error, f":{number + 1}") from None
 
 
-def _values(batch: Any) -> list[dict[str, Any] | BadRowError]:
+def _to_python_rows(batch: Any) -> list[dict[str, Any] | BadRowError]:
     """The rows of a batch; one that Python has no value for does not take the others along."""
     try:
         return list(batch.to_pylist())
-    except NO_VALUE:
-        return [_one(batch.slice(number, 1)) for number in range(batch.num_rows)]
+    except CONVERSION_ERRORS:
+        return [_to_python_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
 
 
-def _one(row: Any) -> dict[str, Any] | BadRowError:
+def _to_python_row(row: Any) -> dict[str, Any] | BadRowError:
     values = {}
     for name in row.schema.names:
         try:
             values[name] = row.column(name).to_pylist()[0]
-        except NO_VALUE as error:
+        except CONVERSION_ERRORS as error:
             return BadRowError(f"column {name!r} holds what is no value of its type ({error})")
     return values
 
 
-def _row(values: dict[str, Any] | BadRowError, meant: dict[str, feature_decoders.Meaning]) -> dict[str, Any]:
+def _decode_row(values: dict[str, Any] | BadRowError, meant: dict[str, feature_decoders.Decoder]) -> dict[str, Any]:
     if isinstance(values, BadRowError):
         raise values
     row = {}
     for name, value in values.items():
         try:
-            row[name] = as_json(meant[name](value) if name in meant else value)
+            row[name] = to_json_value(meant[name](value) if name in meant else value)
         except BadRowError as error:
             raise BadRowError(f"column {name!r} holds {error}") from None
     return row
 
 
-def as_json(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """Returns a value of a table as JSON has it. Raises BadRowError for what JSON has not: bytes, infinity."""
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):
-        if has_half(value):
+        if has_lone_surrogate(value):
             raise BadRowError("half of a surrogate pair")
         return value
     if isinstance(value, float):
@@ -191,18 +195,18 @@ def as_json(value: Any) -> Any:
             raise BadRowError("infinity")
         return None if math.isnan(value) else value
     if isinstance(value, dict):
-        return {str(name): as_json(inside) for name, inside in value.items()}
+        return {str(name): to_json_value(inside) for name, inside in value.items()}
     if isinstance(value, list | tuple):
-        return [as_json(inside) for inside in value]
+        return [to_json_value(inside) for inside in value]
     if isinstance(value, timedelta):
         return f"PT{Decimal(value // timedelta(microseconds=1)) / 1_000_000:f}S"
-    for kind, text in AS_TEXT.items():
+    for kind, text in TEXT_CONVERTERS.items():
         if isinstance(value, kind):
             return text(value)
     raise BadRowError("bytes, no text" if isinstance(value, bytes) else f"a {type(value).__name__}")
 
 
-AS_TEXT: dict[type, Callable[[Any], str]] = {
+TEXT_CONVERTERS: dict[type, Callable[[Any], str]] = {
     datetime: lambda value: str(value.isoformat()),
     date: lambda value: str(value.isoformat()),
     time: lambda value: str(value.isoformat()),
@@ -211,7 +215,7 @@ AS_TEXT: dict[type, Callable[[Any], str]] = {
 }
 
 
-def _unreadable(file: SourceFile, error: Exception, place: str = "") -> RecipeError:
+def _unreadable_error(file: SourceFile, error: Exception, place: str = "") -> RecipeError:
     what = "Parquet" if file.kind == "parquet" else "a data set that `datasets` saved"
     told = (str(error) or type(error).__name__).splitlines()[0]
     return RecipeError(f"{file.name}{place}: not {what}, or a damaged one ({told}); write it anew")

@@ -13,10 +13,10 @@ from typing import Any
 
 from data_prep.readers.source_row import BadRowError
 
-Meaning = Callable[[Any], Any]
+Decoder = Callable[[Any], Any]
 
 
-def of_schema(schema: Any) -> dict[str, Any]:
+def read_features(schema: Any) -> dict[str, Any]:
     """Returns the description in the metadata of an Arrow schema, columns of Arrow's own type JSON among it."""
     found: dict[str, Any] = {
         field.name: {"_type": "Json"} for field in schema if str(field.type).startswith("extension<arrow.json")
@@ -28,44 +28,44 @@ def of_schema(schema: Any) -> dict[str, Any]:
         return found
 
 
-def meanings(description: Mapping[str, Any]) -> dict[str, Meaning]:
+def make_decoders(description: Mapping[str, Any]) -> dict[str, Decoder]:
     """Returns {column: what turns its stored value into the one that is meant}, without those stored as meant."""
-    found = {name: _meaning(feature) for name, feature in description.items()}
+    found = {name: _make_decoder(feature) for name, feature in description.items()}
     return {name: meaning for name, meaning in found.items() if meaning is not None}
 
 
-def class_labels(description: Mapping[str, Any]) -> list[str]:
+def find_class_labels(description: Mapping[str, Any]) -> list[str]:
     """Returns the columns whose numbers stand for names."""
     return sorted(
         name for name, one in description.items() if isinstance(one, dict) and one.get("_type") == "ClassLabel"
     )
 
 
-def _meaning(feature: Any) -> Meaning | None:
+def _make_decoder(feature: Any) -> Decoder | None:
     if isinstance(feature, list):  # how older versions write a list
         feature = {"_type": "List", "feature": feature[0] if feature else {}}
     if not isinstance(feature, dict):
         return None
     kind = feature.get("_type")
     if kind == "ClassLabel" and feature.get("names"):
-        return _named(list(feature["names"]))
+        return _class_label_decoder(list(feature["names"]))
     if kind == "Json":
-        return _read
+        return _decode_json
     if kind in ("List", "LargeList", "Sequence"):
         described = feature.get("feature")
         if kind == "Sequence" and isinstance(described, dict) and not isinstance(described.get("_type"), str):
             # Versions before 4 store a sequence of objects as columns: {"name": [...], "kind": [...]}.
-            columns = {name: _each(one) for name, one in meanings(described).items()}
-            return _columns_or_objects(columns, _parts(meanings(described))) if columns else None
-        inside = _meaning(described)
-        return None if inside is None else _each(inside)
+            columns = {name: _list_decoder(one) for name, one in make_decoders(described).items()}
+            return _sequence_decoder(columns, _struct_decoder(make_decoders(described))) if columns else None
+        inside = _make_decoder(described)
+        return None if inside is None else _list_decoder(inside)
     if kind is None or isinstance(kind, dict):
-        parts = meanings(feature)
-        return _parts(parts) if parts else None
+        parts = make_decoders(feature)
+        return _struct_decoder(parts) if parts else None
     return None
 
 
-def _named(names: list[str]) -> Meaning:
+def _class_label_decoder(names: list[str]) -> Decoder:
     def of(value: Any) -> Any:
         if value is None or value == -1:  # how `datasets` writes that a row has no label
             return None
@@ -76,7 +76,7 @@ def _named(names: list[str]) -> Meaning:
     return of
 
 
-def _read(value: Any) -> Any:
+def _decode_json(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
@@ -85,16 +85,16 @@ def _read(value: Any) -> Any:
         raise BadRowError("text that is no JSON, in a column of JSON") from None
 
 
-def _each(inside: Meaning) -> Meaning:
+def _list_decoder(inside: Decoder) -> Decoder:
     return lambda value: [inside(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _columns_or_objects(columns: Mapping[str, Meaning], one: Meaning) -> Meaning:
-    of_columns, of_objects = _parts(columns), _each(one)
+def _sequence_decoder(columns: Mapping[str, Decoder], one: Decoder) -> Decoder:
+    of_columns, of_objects = _struct_decoder(columns), _list_decoder(one)
     return lambda value: of_columns(value) if isinstance(value, dict) else of_objects(value)
 
 
-def _parts(parts: Mapping[str, Meaning]) -> Meaning:
+def _struct_decoder(parts: Mapping[str, Decoder]) -> Decoder:
     def of(value: Any) -> Any:
         if not isinstance(value, dict):
             return value

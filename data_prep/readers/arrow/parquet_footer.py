@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[3]
+PROJECT_ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
-class Part:
+class ColumnChunk:
     """A column of a row group, as it is stored: of lists and objects, one for each value inside."""
 
     path: str
@@ -45,10 +45,10 @@ class Footer:
     """What a footer declares."""
 
     rows: int
-    parts: list[Part]
+    parts: list[ColumnChunk]
 
 
-class _Reader:
+class _FooterProcess:
     """The process that reads footers, started when it is needed and again where one has ended it."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class _Reader:
             self.end()
             asked = [sys.executable, "-m", "data_prep.readers.arrow.parquet_footer"]
             pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            self._process = subprocess.Popen(asked, cwd=ROOT, **pipes)
+            self._process = subprocess.Popen(asked, cwd=PROJECT_ROOT, **pipes)
             atexit.register(self.end)
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
@@ -82,19 +82,19 @@ class _Reader:
             process.communicate()
 
 
-_READER = _Reader()
+_FOOTER_PROCESS = _FooterProcess()
 
 
-def of(path: Path) -> Footer:
+def read_footer(path: Path) -> Footer:
     """Returns what the footer of a Parquet file declares. Raises ValueError where it is damaged."""
-    told = _READER.ask(path)
+    told = _FOOTER_PROCESS.ask(path)
     if told is None:
         raise ValueError("its footer is damaged")
-    parts = [Part(**{**one, "encodings": frozenset(one["encodings"])}) for one in told["parts"]]
+    parts = [ColumnChunk(**{**one, "encodings": frozenset(one["encodings"])}) for one in told["parts"]]
     return Footer(told["rows"], parts)
 
 
-def declared(path: str) -> dict[str, Any]:
+def parse_footer(path: str) -> dict[str, Any]:
     """Returns what a footer declares, as JSON. May end the process."""
     import pyarrow.parquet as pq
 
@@ -122,7 +122,7 @@ def declared(path: str) -> dict[str, Any]:
 def main() -> None:
     for line in sys.stdin:
         try:
-            told = declared(json.loads(line))
+            told = parse_footer(json.loads(line))
         except Exception:  # noqa: BLE001 (whatever it is, the reader of the file tells it)
             told = None
         print(json.dumps(told), flush=True)

@@ -12,23 +12,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.answers.request_errors import invalid
+from deploy.answers.request_errors import invalid_request
 from deploy.answers.task import Task
-from deploy.gateway.paths.router import Prepared
+from deploy.gateway.paths.router import PreparedInput
 from insource.backends.wire import openai_chat
-from insource.tasks.chat_messages import Messages, asked, messages_of
+from insource.tasks.chat_messages import Messages, parse_messages, split_prompt
 from insource.tasks.source_record import UnusableRowError
 
-COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/messages"
-PATHS = (COMPLETIONS, MESSAGES)
-RAW = ":raw"
+COMPLETIONS_PATH, MESSAGES_PATH = "/v1/chat/completions", "/v1/messages"
+CHAT_PATHS = (COMPLETIONS_PATH, MESSAGES_PATH)
+RAW_SUFFIX = ":raw"
 """Behind a model's name: its requests pass as they are."""
 PRIVATE_HEADER = "X-Insource-Private"
-KEPT = ("stream", "stream_options", "logprobs", "top_logprobs", "user", "seed")
+FORWARDED_PARAMETERS = ("stream", "stream_options", "logprobs", "top_logprobs", "user", "seed")
 
 
 @dataclass(frozen=True)
-class Chat:
+class ChatRequest:
     """A chat request that holds a task's input."""
 
     text: str
@@ -38,68 +38,70 @@ class Chat:
     """Whether a stream of OpenAI's wire ends in the tokens that were used."""
 
 
-def of(body: Mapping[str, Any], task: Task, private: bool) -> Chat | None:
+def parse_chat(body: Mapping[str, Any], task: Task, private: bool) -> ChatRequest | None:
     """Returns a chat request as an input of the task, None where it holds the task's own prompt and passes as it is.
 
     `private`: whether its headers say so. Raises RefusedError where it asks for something else than the task's answer.
     """
     try:
-        messages = messages_of(body.get("messages"), "messages")
-        if holds_prompt(messages, task):
+        messages = parse_messages(body.get("messages"), "messages")
+        if contains_prompt(messages, task):
             return None
-        text = asked(messages)[1]
+        text = split_prompt(messages)[1]
     except UnusableRowError as error:
         told = error.detail.replace("column 'messages'", "messages")
-        raise invalid(f"{told}; {task.name}{RAW} passes a request as it is") from None
-    _check(body, task)
+        raise invalid_request(f"{told}; {task.name}{RAW_SUFFIX} passes a request as it is") from None
+    _check_parameters(body, task)
     options = body.get("stream_options") or {}
     with_usage = bool(options.get("include_usage")) if isinstance(options, dict) else False
-    return Chat(text, private or is_private(body.get("private")), bool(body.get("stream")), with_usage)
+    return ChatRequest(text, private or parse_private(body.get("private")), bool(body.get("stream")), with_usage)
 
 
-def holds_prompt(messages: Messages, task: Task) -> bool:
+def contains_prompt(messages: Messages, task: Task) -> bool:
     """Returns whether a message has the task's prompt in it: instruction, and labels or fields."""
     return any(task.head in one["content"].replace("\r\n", "\n") for one in messages)
 
 
-def is_private(value: Any) -> bool:
+def parse_private(value: Any) -> bool:
     """Returns what `private` says. Raises RefusedError where it is neither true nor false."""
     if value is None or isinstance(value, bool):
         return bool(value)
     if isinstance(value, str) and value.strip().lower() in ("1", "true", "0", "false", ""):
         return value.strip().lower() in ("1", "true")
-    raise invalid(f"private is {str(value)[:40]!r}, allowed: true or false")
+    raise invalid_request(f"private is {str(value)[:40]!r}, allowed: true or false")
 
 
-def asks_privacy(headers: Any) -> bool:
+def has_private_header(headers: Any) -> bool:
     """Returns whether any of the headers of that name says that an input is private. Raises RefusedError likewise."""
     # All of them are read: one that says neither is refused, wherever it stands.
-    told = [is_private(one) for one in headers.getall(PRIVATE_HEADER, [])]
+    told = [parse_private(one) for one in headers.getall(PRIVATE_HEADER, [])]
     return any(told)
 
 
-def passed(body: Mapping[str, Any], task: Task, given: Prepared, path: str, most_tokens: int | None) -> dict[str, Any]:
+def build_forwarded_body(
+    body: Mapping[str, Any], task: Task, given: PreparedInput, path: str, most_tokens: int | None
+) -> dict[str, Any]:
     """Returns the request that vLLM gets in the place of a client's, on the same wire."""
     request = task.request(given.given, most_tokens)
-    sent = openai_chat.body(task.backend(), request)
+    sent = openai_chat.build_body(task.backend(), request)
     del sent["logprobs"]
-    if path == MESSAGES:
+    if path == MESSAGES_PATH:
         sent["max_tokens"] = sent.pop("max_completion_tokens")
         return {**sent, "stream": bool(body.get("stream"))}
-    return {**sent, **{name: body[name] for name in KEPT if name in body}}
+    return {**sent, **{name: body[name] for name in FORWARDED_PARAMETERS if name in body}}
 
 
-def _check(body: Mapping[str, Any], task: Task) -> None:
+def _check_parameters(body: Mapping[str, Any], task: Task) -> None:
     """Raises RefusedError where a request asks for what a task does not give."""
-    instead = f"leave it out, or ask {task.name}{RAW}"
+    instead = f"leave it out, or ask {task.name}{RAW_SUFFIX}"
     for name in ("tools", "functions"):
         if body.get(name):
-            raise invalid(f"{name}: the task {task.name} calls none; {instead}")
+            raise invalid_request(f"{name}: the task {task.name} calls none; {instead}")
     if body.get("n") not in (None, 1):
-        raise invalid(f"n: the task {task.name} has one answer; {instead}")
+        raise invalid_request(f"n: the task {task.name} has one answer; {instead}")
     config = body.get("output_config")
     wanted = body.get("response_format") or (config.get("format") if isinstance(config, dict) else None)
     kind = wanted.get("type") if isinstance(wanted, dict) else wanted
     schema = task.material.prompt["output_schema"] or {}
     if kind not in (None, "text") and schema.get("type") != "object":
-        raise invalid(f"response_format: the task {task.name} answers with no JSON object; {instead}")
+        raise invalid_request(f"response_format: the task {task.name} answers with no JSON object; {instead}")

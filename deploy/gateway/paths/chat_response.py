@@ -9,10 +9,10 @@ from typing import Any
 from aiohttp import web
 
 from deploy.gateway.paths import forwarding
-from deploy.gateway.paths.chat_request import COMPLETIONS, Chat
+from deploy.gateway.paths.chat_request import COMPLETIONS_PATH, ChatRequest
 from deploy.gateway.paths.router import Outcome
 
-BY_HEADER, REASON_HEADER, CONFIDENCE_HEADER, ID_HEADER = (
+ANSWERED_BY_HEADER, REASON_HEADER, CONFIDENCE_HEADER, ID_HEADER = (
     "X-Insource-Answered-By",
     "X-Insource-Reason",
     "X-Insource-Confidence",
@@ -20,46 +20,50 @@ BY_HEADER, REASON_HEADER, CONFIDENCE_HEADER, ID_HEADER = (
 )
 
 
-async def respond(
-    request: web.Request, path: str, chat: Chat, outcome: Outcome, model: str, version: str
+async def send_outcome(
+    request: web.Request, path: str, chat: ChatRequest, outcome: Outcome, model: str, version: str
 ) -> web.StreamResponse:
     """Sends an answer on the wire of the path that was asked. Returns what was sent."""
-    headers = {forwarding.VERSION_HEADER: version, BY_HEADER: outcome.answered_by, REASON_HEADER: outcome.reason}
+    headers = {
+        forwarding.VERSION_HEADER: version,
+        ANSWERED_BY_HEADER: outcome.answered_by,
+        REASON_HEADER: outcome.reason,
+    }
     headers[ID_HEADER] = outcome.id
     if outcome.confidence is not None:
         headers[CONFIDENCE_HEADER] = f"{outcome.confidence:.6f}"
     if not chat.stream:
-        told = completion(outcome, model) if path == COMPLETIONS else message(outcome, model)
-        return await forwarding.told(request, told, headers)
-    told_in_parts = completion_events if path == COMPLETIONS else message_events
-    return await forwarding.streamed(request, told_in_parts(outcome, model, chat.with_usage), headers)
+        told = build_completion(outcome, model) if path == COMPLETIONS_PATH else build_message(outcome, model)
+        return await forwarding.send_json(request, told, headers)
+    told_in_parts = build_completion_events if path == COMPLETIONS_PATH else build_message_events
+    return await forwarding.send_events(request, told_in_parts(outcome, model, chat.with_usage), headers)
 
 
-def completion(outcome: Outcome, model: str) -> dict[str, Any]:
+def build_completion(outcome: Outcome, model: str) -> dict[str, Any]:
     """Returns a chat completion; what the task says of the answer stands under `insource`."""
     said = {"role": "assistant", "content": outcome.text, "refusal": None}
     choice = {"index": 0, "message": said, "logprobs": None, "finish_reason": "stop"}
-    head = _completion_head("chat.completion", model)
-    return {**head, "choices": [choice], "usage": _usage(outcome), "insource": outcome.json()}
+    head = _build_completion_head("chat.completion", model)
+    return {**head, "choices": [choice], "usage": _build_usage(outcome), "insource": outcome.json()}
 
 
-def completion_events(outcome: Outcome, model: str, with_usage: bool) -> bytes:
+def build_completion_events(outcome: Outcome, model: str, with_usage: bool) -> bytes:
     """Returns a chat completion as a stream of chunks."""
-    head = _completion_head("chat.completion.chunk", model)
+    head = _build_completion_head("chat.completion.chunk", model)
 
     def chunk(delta: Mapping[str, Any], reason: str | None = None) -> dict[str, Any]:
         return {**head, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]}
 
     parts = [chunk({"role": "assistant", "content": ""}), chunk({"content": outcome.text}), chunk({}, "stop")]
-    parts += [{**head, "choices": [], "usage": _usage(outcome)}] if with_usage else []
+    parts += [{**head, "choices": [], "usage": _build_usage(outcome)}] if with_usage else []
     return b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in parts) + b"data: [DONE]\n\n"
 
 
-def message(outcome: Outcome, model: str) -> dict[str, Any]:
+def build_message(outcome: Outcome, model: str) -> dict[str, Any]:
     """Returns a message of Anthropic's wire."""
     read, written = outcome.usage
     return {
-        **_message_head(model),
+        **_build_message_head(model),
         "content": [{"type": "text", "text": outcome.text}],
         "stop_reason": "end_turn",
         "usage": {"input_tokens": read, "output_tokens": written},
@@ -67,10 +71,10 @@ def message(outcome: Outcome, model: str) -> dict[str, Any]:
     }
 
 
-def message_events(outcome: Outcome, model: str, with_usage: bool) -> bytes:
+def build_message_events(outcome: Outcome, model: str, with_usage: bool) -> bytes:
     """Returns a message of Anthropic's wire as a stream of events, which always tells its usage."""
     read, written = outcome.usage
-    begun = {**_message_head(model), "content": [], "stop_reason": None}
+    begun = {**_build_message_head(model), "content": [], "stop_reason": None}
     parts: list[dict[str, Any]] = [
         {"type": "message_start", "message": begun | {"usage": {"input_tokens": read, "output_tokens": 0}}},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
@@ -86,15 +90,15 @@ def message_events(outcome: Outcome, model: str, with_usage: bool) -> bytes:
     return b"".join(f"event: {one['type']}\ndata: {json.dumps(one)}\n\n".encode() for one in parts)
 
 
-def _completion_head(kind: str, model: str) -> dict[str, Any]:
+def _build_completion_head(kind: str, model: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": model}
 
 
-def _message_head(model: str) -> dict[str, Any]:
+def _build_message_head(model: str) -> dict[str, Any]:
     name = f"msg_{secrets.token_hex(12)}"
     return {"id": name, "type": "message", "role": "assistant", "model": model, "stop_sequence": None}
 
 
-def _usage(outcome: Outcome) -> dict[str, int]:
+def _build_usage(outcome: Outcome) -> dict[str, int]:
     read, written = outcome.usage
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

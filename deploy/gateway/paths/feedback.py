@@ -19,31 +19,31 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from deploy.answers.answer_ids import Answered
-from deploy.answers.request_errors import RefusedError, invalid
+from deploy.answers.answer_ids import AnswerRecord
+from deploy.answers.request_errors import RequestError, invalid_request
 from deploy.answers.task import Task
 from deploy.gateway.paths import json_body
-from deploy.gateway.paths.router import Deployed
+from deploy.gateway.paths.router import Deployment
 from deploy.monitoring import traffic_record
-from deploy.monitoring.monitor import Watch
+from deploy.monitoring.monitor import Monitor
 from insource.config.errors import StageError
 from insource.system import shared_jsonl
-from insource.system.daemon_thread import in_thread
-from insource.tracking.run import now
+from insource.system.daemon_thread import run_in_thread
+from insource.tracking.run import utc_timestamp
 
 PATH = "/v1/feedback"
 FOLDER = "feedback"
-MOST = 256
+MAX_ITEMS = 256
 _KEYS = ("id", "answer")
-_WHAT = "feedback"
+_DESCRIPTION = "feedback"
 
 
 @dataclass(frozen=True)
-class Given:
+class Feedback:
     """A right answer that was given for an answer."""
 
-    deployed: Deployed
-    answered: Answered
+    deployed: Deployment
+    answered: AnswerRecord
     digest: str
     """Of the right answer."""
     value: Any
@@ -55,91 +55,95 @@ class Given:
         return self.digest == self.answered.digest
 
 
-async def answers(body: bytes, tasks: Mapping[str, Deployed], watch: Watch) -> dict[str, Any]:
+async def record_feedback(body: bytes, tasks: Mapping[str, Deployment], watch: Monitor) -> dict[str, Any]:
     """Returns what was recorded. Raises RefusedError where a request, or its only piece of feedback, is wrong."""
-    asked = await json_body.read(body)
+    asked = await json_body.read_object(body)
     several = "feedback" in asked
     pieces = asked["feedback"] if several else [asked]
     if several and (len(asked) > 1 or not isinstance(pieces, list) or not pieces):
-        raise invalid("a request has an id and an answer, or feedback: a list of them")
-    if len(pieces) > MOST:
-        raise RefusedError(413, "request_too_large", f"{len(pieces):,} pieces of feedback were sent, {MOST} may be")
-    found = [_checked(one, tasks) for one in pieces]
-    if not several and isinstance(found[0], RefusedError):
+        raise invalid_request("a request has an id and an answer, or feedback: a list of them")
+    if len(pieces) > MAX_ITEMS:
+        raise RequestError(
+            413, "request_too_large", f"{len(pieces):,} pieces of feedback were sent, {MAX_ITEMS} may be"
+        )
+    found = [_validate(one, tasks) for one in pieces]
+    if not several and isinstance(found[0], RequestError):
         raise found[0]
-    given = [one for one in found if isinstance(one, Given)]
+    given = [one for one in found if isinstance(one, Feedback)]
     try:
-        await in_thread(_record, given)
+        await run_in_thread(_write, given)
     except StageError as error:
-        raise RefusedError(503, "overloaded_error", str(error), retry_seconds=60) from None
+        raise RequestError(503, "overloaded_error", str(error), retry_seconds=60) from None
     for one in given:
         watch.fed_back(one.deployed.task, one.answered, one.right)
     if not several:
         return {"recorded": 1, "right": given[0].right}
-    told = [{"error": one.json()} if isinstance(one, RefusedError) else {"right": one.right} for one in found]
+    told = [{"error": one.json()} if isinstance(one, RequestError) else {"right": one.right} for one in found]
     return {"recorded": len(given), "results": told}
 
 
-def _checked(piece: Any, tasks: Mapping[str, Deployed]) -> Given | RefusedError:
+def _validate(piece: Any, tasks: Mapping[str, Deployment]) -> Feedback | RequestError:
     if not isinstance(piece, dict) or set(piece) != set(_KEYS):
-        return invalid("feedback is an object with id and answer")
+        return invalid_request("feedback is an object with id and answer")
     told = piece["id"]
     if not isinstance(told, str) or not told.isascii():
-        return invalid("id is a text: the id of an answer (`id`, or the header X-Insource-Answer-Id)")
+        return invalid_request("id is a text: the id of an answer (`id`, or the header X-Insource-Answer-Id)")
     opened = ((one, one.ids.open(told)) for one in tasks.values())
     deployed, answered = next(((one, found) for one, found in opened if found is not None), (None, None))
     if deployed is None or answered is None:
-        return RefusedError(404, "not_found_error", f"{told[:24]!r} is the id of no answer of this gateway")
+        return RequestError(404, "not_found_error", f"{told[:24]!r} is the id of no answer of this gateway")
     try:
-        _check_characters(piece["answer"])
-        value = right_answer(deployed.task, piece["answer"])
-    except RefusedError as error:
+        _check_encodable(piece["answer"])
+        value = parse_right_answer(deployed.task, piece["answer"])
+    except RequestError as error:
         return error
-    return Given(deployed, answered, deployed.ids.digest(deployed.task.identity(value)), value)
+    return Feedback(deployed, answered, deployed.ids.digest(deployed.task.identity(value)), value)
 
 
-def _check_characters(value: Any) -> None:
+def _check_encodable(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise invalid("answer holds half a character (a surrogate, such as \\ud83d, without its other half)") from None
+        raise invalid_request(
+            "answer holds half a character (a surrogate, such as \\ud83d, without its other half)"
+        ) from None
 
 
-def right_answer(task: Task, value: Any) -> Any:
+def parse_right_answer(task: Task, value: Any) -> Any:
     """Returns a right answer that a client gives, as the task has it: a label, a list of labels, a record, a text, or
     its JSON. Raises RefusedError where the task has no such answer."""
     module, spec = task.material.module, task.material.spec
     if module.OBJECTIVE == "prefer":
-        raise invalid(f"{task.name} is of kind preference, whose answers are neither right nor wrong")
+        raise invalid_request(f"{task.name} is of kind preference, whose answers are neither right nor wrong")
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if isinstance(value, dict):
         columns = task.recipe.data.columns
-        text = module.given_answers(spec, task.recipe.data.normalize_labels, columns.label_separator)(value)
+        text = module.make_answer_reader(spec, task.recipe.data.normalize_labels, columns.label_separator)(value)
     parsed = module.parse(spec, text)
     if parsed.problem is not None:
-        raise invalid(f"answer is no answer of {task.name}: {parsed.problem}")
+        raise invalid_request(f"answer is no answer of {task.name}: {parsed.problem}")
     return parsed.value
 
 
-def _record(given: list[Given]) -> None:
+def _write(given: list[Feedback]) -> None:
     """Writes feedback down. Raises StageError where that fails."""
     places = {one.deployed.place for one in given}
     for place in sorted(places):
-        at = now()
-        with shared_jsonl.opened(place / FOLDER / f"{at[:7]}.jsonl", _WHAT) as file:
+        at = utc_timestamp()
+        with shared_jsonl.open_locked(place / FOLDER / f"{at[:7]}.jsonl", _DESCRIPTION) as file:
             mine = [one for one in given if one.deployed.place == place]
             for number, one in enumerate(mine, 1):
-                shared_jsonl.append(file, _line(one, at), _WHAT, flush=number == len(mine))
-    recorded: dict[tuple[Path, int], dict[str, Given]] = {}
+                shared_jsonl.append_line(file, _to_line(one, at), _DESCRIPTION, flush=number == len(mine))
+    recorded: dict[tuple[Path, int], dict[str, Feedback]] = {}
     for one in given:
         if one.answered.recorded:
             recorded.setdefault((one.deployed.place, one.answered.day), {})[one.answered.name] = one
     for (place, day), ones in recorded.items():
         right = {name: one.value for name, one in ones.items()}
-        traffic_record.correct(next(iter(ones.values())).deployed.task, place, day, right)
+        traffic_record.correct_rows(next(iter(ones.values())).deployed.task, place, day, right)
 
 
-def _line(one: Given, at: str) -> dict[str, object]:
+def _to_line(one: Feedback, at: str) -> dict[str, object]:
     told = one.answered
     return {
         "at": at,
@@ -154,16 +158,16 @@ def _line(one: Given, at: str) -> dict[str, object]:
     }
 
 
-def read(place: Path, deployment: str, since: datetime) -> list[Mapping[str, Any]]:
+def read_feedback(place: Path, deployment: str, since: datetime) -> list[Mapping[str, Any]]:
     """Returns the feedback below registry/<name> on answers of a deployment that came from then on, of each answer the
     last."""
     last: dict[str, Mapping[str, Any]] = {}
-    for line in _lines(place):
+    for line in _read_folder(place):
         if line["deployment"] == deployment and datetime.fromisoformat(line["at"]) >= since:
             last[line["answer"]] = line
     return list(last.values())
 
 
-def _lines(place: Path) -> Iterator[Mapping[str, Any]]:
+def _read_folder(place: Path) -> Iterator[Mapping[str, Any]]:
     for path in sorted((place / FOLDER).glob("*.jsonl")):
-        yield from (line for line in shared_jsonl.read(path) if isinstance(line, dict) and "deployment" in line)
+        yield from (line for line in shared_jsonl.read_lines(path) if isinstance(line, dict) and "deployment" in line)

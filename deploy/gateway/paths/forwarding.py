@@ -17,29 +17,29 @@ from aiohttp import ClientError, ClientResponse, ClientSession, web
 from deploy.gateway.paths import model_names
 
 VERSION_HEADER = "X-Insource-Version"
-ANSWER_BYTES = 32 * 2**20
-LINE_BYTES = 8 * 2**20
-WRITE_SECONDS, LEAST_BYTES_A_SECOND = 30.0, 64 * 2**10
-_PIECE_BYTES = 64 * 2**10
+MAX_ANSWER_BYTES = 32 * 2**20
+MAX_LINE_BYTES = 8 * 2**20
+WRITE_SECONDS, MIN_BYTES_PER_SECOND = 30.0, 64 * 2**10
+_CHUNK_BYTES = 64 * 2**10
 # Everything else is the door's own: keys, cookies, packing, and what belongs to one connection.
-_TO_VLLM = ("accept", "anthropic-version", "anthropic-beta", "x-request-id", "traceparent", "tracestate")
-_TO_CLIENTS = ("content-type", "cache-control", "retry-after", "x-request-id")
+_REQUEST_HEADERS = ("accept", "anthropic-version", "anthropic-beta", "x-request-id", "traceparent", "tracestate")
+_RESPONSE_HEADERS = ("content-type", "cache-control", "retry-after", "x-request-id")
 
 
-USED = web.ResponseKey("used", tuple)
+USED_TOKENS = web.ResponseKey("used", tuple)
 """Of an answer of vLLM that came as a whole: tokens that were read and written, as it tells them."""
 
 
-class BrokeOffError(Exception):
+class ConnectionLostError(Exception):
     """vLLM did not answer."""
 
 
-class TooLargeError(Exception):
+class AnswerTooLargeError(Exception):
     """The answer is larger than is kept."""
 
 
 @dataclass(frozen=True)
-class Names:
+class ModelNames:
     """The model as vLLM knows it, as the client does, and its version."""
 
     inside: str
@@ -52,8 +52,8 @@ class Names:
         return self.inside.removesuffix(f"@{self.version}")
 
 
-async def on(
-    engine: ClientSession, request: web.Request, body: bytes, of: Names, heard: Callable[[], None]
+async def forward(
+    engine: ClientSession, request: web.Request, body: bytes, of: ModelNames, heard: Callable[[], None]
 ) -> web.StreamResponse:
     """Sends a request to vLLM and its answer back; `heard` is called whenever vLLM sends something.
 
@@ -62,47 +62,47 @@ async def on(
     """
     answer: web.StreamResponse | None = None
     try:
-        async with engine.post(request.path, data=BytesIO(body), headers=_headers(request.headers)) as found:
-            told = heard if found.status < 500 else _nothing  # the wire of vLLM outlives what computes behind it
+        async with engine.post(request.path, data=BytesIO(body), headers=_build_headers(request.headers)) as found:
+            told = heard if found.status < 500 else _ignore  # the wire of vLLM outlives what computes behind it
             told()
             if _is_stream(found):
-                answer = _answer(found, of)
-                await _sent_by_line(request, answer, _heard(found, told), of)
+                answer = _build_response(found, of)
+                await _send_by_line(request, answer, _iter_chunks(found, told), of)
             else:
-                said = model_names.put_back(await _whole(found, told), of.inside, of.outside)
-                answer = _answer(found, of)
-                answer[USED] = model_names.used(said)
-                await _sent_whole(request, answer, said)
+                said = model_names.restore_name(await _read_answer(found, told), of.inside, of.outside)
+                answer = _build_response(found, of)
+                answer[USED_TOKENS] = model_names.read_usage(said)
+                await _send_whole(request, answer, said)
             return answer
     except (ClientError, RuntimeError) as error:  # RuntimeError: the session ended with its vLLM
         if answer is not None:
             # Half an answer is out: the connection breaks off, which the client sees.
             raise ConnectionResetError(f"vLLM broke off: {type(error).__name__}") from None
-        raise BrokeOffError(f"the model broke off: {type(error).__name__}") from None
+        raise ConnectionLostError(f"the model broke off: {type(error).__name__}") from None
     except model_names.LineTooLongError as error:
         raise ConnectionResetError(f"a line of vLLM's stream has {error}") from None
 
 
-async def told(request: web.Request, said: Any, headers: Mapping[str, str]) -> web.StreamResponse:
+async def send_json(request: web.Request, said: Any, headers: Mapping[str, str]) -> web.StreamResponse:
     """Sends a JSON answer of the gateway's own, within the time that one of vLLM's has. Raises ConnectionResetError
     where the client takes nothing."""
     answer = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8", **headers})
-    await _sent_whole(request, answer, json.dumps(said).encode())
+    await _send_whole(request, answer, json.dumps(said).encode())
     return answer
 
 
-async def streamed(request: web.Request, said: bytes, headers: Mapping[str, str]) -> web.StreamResponse:
+async def send_events(request: web.Request, said: bytes, headers: Mapping[str, str]) -> web.StreamResponse:
     """Sends events that are known as a whole, within the same time. Raises ConnectionResetError likewise."""
     answer = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **headers})
     await answer.prepare(request)
-    async with _taken(request, WRITE_SECONDS + len(said) / LEAST_BYTES_A_SECOND):
+    async with _write_timeout(request, WRITE_SECONDS + len(said) / MIN_BYTES_PER_SECOND):
         await answer.write(said)
         await answer.write_eof()
     return answer
 
 
-def _headers(given: Mapping[str, str]) -> dict[str, str]:
-    kept = {name: given[name] for name in _TO_VLLM if name in given}
+def _build_headers(given: Mapping[str, str]) -> dict[str, str]:
+    kept = {name: given[name] for name in _REQUEST_HEADERS if name in given}
     return kept | {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 
 
@@ -110,48 +110,50 @@ def _is_stream(found: ClientResponse) -> bool:
     return found.headers.get("Content-Type", "").startswith("text/event-stream")
 
 
-def _answer(found: ClientResponse, of: Names) -> web.StreamResponse:
-    kept = {name: found.headers[name] for name in _TO_CLIENTS if name in found.headers}
+def _build_response(found: ClientResponse, of: ModelNames) -> web.StreamResponse:
+    kept = {name: found.headers[name] for name in _RESPONSE_HEADERS if name in found.headers}
     return web.StreamResponse(status=found.status, headers=kept | {VERSION_HEADER: of.version})
 
 
-async def _heard(found: ClientResponse, heard: Callable[[], None]) -> AsyncIterator[bytes]:
+async def _iter_chunks(found: ClientResponse, heard: Callable[[], None]) -> AsyncIterator[bytes]:
     async for chunk in found.content.iter_any():
         heard()
         yield chunk
 
 
-async def _whole(found: ClientResponse, heard: Callable[[], None]) -> bytes:
+async def _read_answer(found: ClientResponse, heard: Callable[[], None]) -> bytes:
     said = bytearray()
-    async for chunk in _heard(found, heard):
+    async for chunk in _iter_chunks(found, heard):
         said += chunk
-        if len(said) > ANSWER_BYTES:
-            raise TooLargeError(f"the answer has more than {ANSWER_BYTES // 2**20} MiB; ask for less, or for a stream")
+        if len(said) > MAX_ANSWER_BYTES:
+            raise AnswerTooLargeError(
+                f"the answer has more than {MAX_ANSWER_BYTES // 2**20} MiB; ask for less, or for a stream"
+            )
     return bytes(said)
 
 
-async def _sent_by_line(
-    request: web.Request, answer: web.StreamResponse, chunks: AsyncIterator[bytes], of: Names
+async def _send_by_line(
+    request: web.Request, answer: web.StreamResponse, chunks: AsyncIterator[bytes], of: ModelNames
 ) -> None:
     await answer.prepare(request)
-    async for part in model_names.stream_put_back(chunks, of.inside, of.outside, LINE_BYTES):
-        async with _taken(request, WRITE_SECONDS):
+    async for part in model_names.restore_name_in_stream(chunks, of.inside, of.outside, MAX_LINE_BYTES):
+        async with _write_timeout(request, WRITE_SECONDS):
             await answer.write(part)
-    async with _taken(request, WRITE_SECONDS):
+    async with _write_timeout(request, WRITE_SECONDS):
         await answer.write_eof()
 
 
-async def _sent_whole(request: web.Request, answer: web.StreamResponse, said: bytes) -> None:
+async def _send_whole(request: web.Request, answer: web.StreamResponse, said: bytes) -> None:
     answer.content_length = len(said)
     await answer.prepare(request)
-    async with _taken(request, WRITE_SECONDS + len(said) / LEAST_BYTES_A_SECOND):
-        for start in range(0, len(said), _PIECE_BYTES):
-            await answer.write(said[start : start + _PIECE_BYTES])
+    async with _write_timeout(request, WRITE_SECONDS + len(said) / MIN_BYTES_PER_SECOND):
+        for start in range(0, len(said), _CHUNK_BYTES):
+            await answer.write(said[start : start + _CHUNK_BYTES])
         await answer.write_eof()
 
 
 @asynccontextmanager
-async def _taken(request: web.Request, seconds: float) -> AsyncIterator[None]:
+async def _write_timeout(request: web.Request, seconds: float) -> AsyncIterator[None]:
     """Lets the block write to the client for so long. Raises ConnectionResetError where it takes longer."""
     try:
         async with asyncio.timeout(seconds):
@@ -162,5 +164,5 @@ async def _taken(request: web.Request, seconds: float) -> AsyncIterator[None]:
         raise ConnectionResetError("the client takes nothing") from None
 
 
-def _nothing() -> None:
+def _ignore() -> None:
     pass

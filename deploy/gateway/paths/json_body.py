@@ -4,34 +4,34 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from deploy.answers.request_errors import invalid
-from insource.system.daemon_thread import in_thread
+from deploy.answers.request_errors import invalid_request
+from insource.system.daemon_thread import run_in_thread
 
-ASIDE_BYTES = 32 * 2**10
+THREAD_MIN_BYTES = 32 * 2**10
 """Larger bodies are read in a thread, so that others do not wait."""
 
 
-async def read(body: bytes) -> dict[str, Any]:
+async def read_object(body: bytes) -> dict[str, Any]:
     """Returns the object that a body is. Raises RefusedError saying what is wrong with it."""
-    return await in_thread(strict, body) if len(body) > ASIDE_BYTES else strict(body)
+    return await run_in_thread(parse_object, body) if len(body) > THREAD_MIN_BYTES else parse_object(body)
 
 
-def strict(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes) -> dict[str, Any]:
     """Returns the object that a body is. Raises RefusedError saying what is wrong with it."""
     try:
-        found = json.loads(body.decode(), object_pairs_hook=_without_twins, parse_constant=_refuse)
+        found = json.loads(body.decode(), object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
     except UnicodeDecodeError as error:
-        raise invalid(f"the body is not UTF-8: byte {error.start}") from None
+        raise invalid_request(f"the body is not UTF-8: byte {error.start}") from None
     except RecursionError:
-        raise invalid("the body is nested too deeply") from None
+        raise invalid_request("the body is nested too deeply") from None
     except ValueError as error:
-        raise invalid(f"the body is no JSON object: {error}") from None
+        raise invalid_request(f"the body is no JSON object: {error}") from None
     if not isinstance(found, dict):
-        raise invalid("the body is no JSON object")
+        raise invalid_request("the body is no JSON object")
     return found
 
 
-def _without_twins(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
@@ -40,5 +40,5 @@ def _without_twins(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refuse(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")

@@ -14,24 +14,24 @@ import msgspec
 
 Fields = Mapping[str, msgspec.Raw]
 
-_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
-_SEVERAL = re.compile(rb'\s*\[\s*["\[]')
+_FIELDS_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ITEMS_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
+_MULTIPLE_PROMPTS = re.compile(rb'\s*\[\s*["\[]')
 
 
 class LineTooLongError(Exception):
     """A line of a stream is longer than allowed."""
 
 
-def fields(body: bytes) -> Fields:
+def parse_fields(body: bytes) -> Fields:
     """Returns the top level of a JSON object, its values as they stand. Raises ValueError where it is none."""
     try:
-        return _FIELDS.decode(body)
+        return _FIELDS_DECODER.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(str(error)) from None
 
 
-def value(told: Fields, key: str) -> Any:
+def read_value(told: Fields, key: str) -> Any:
     """Returns a value that may be a text or a number, None where there is none or it is something else.
 
     Raises ValueError for a text that is none, such as half a surrogate.
@@ -45,55 +45,57 @@ def value(told: Fields, key: str) -> Any:
         raise ValueError(str(error)) from None
 
 
-def number(told: Fields, key: str) -> float | None:
+def read_number(told: Fields, key: str) -> float | None:
     """Returns a number as vLLM reads it, which takes "3" and 3.0 for 3; None where there is none."""
     try:
-        return float(value(told, key))
+        return float(read_value(told, key))
     except (TypeError, ValueError):
         return None
 
 
-def used(answer: bytes) -> tuple[int, int]:
+def read_usage(answer: bytes) -> tuple[int, int]:
     """Returns how many tokens an answer read and wrote, on OpenAI's or Anthropic's wire; 0 where it does not say."""
     try:
-        usage = fields(bytes(fields(answer)["usage"]))
+        usage = parse_fields(bytes(parse_fields(answer)["usage"]))
     except (ValueError, KeyError):
         return 0, 0
     read, written = (
-        number(usage, openai) or number(usage, anthropic) or 0.0
+        read_number(usage, openai) or read_number(usage, anthropic) or 0.0
         for openai, anthropic in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
     )
     return int(read), int(written)
 
 
-def prompts(told: Fields) -> int:
+def count_prompts(told: Fields) -> int:
     """Returns how many prompts a request has: a list of texts or of lists are several, a list of numbers is one."""
     raw = bytes(told.get("prompt", b""))
-    return len(_ITEMS.decode(raw)) if _SEVERAL.match(raw) else 1
+    return len(_ITEMS_DECODER.decode(raw)) if _MULTIPLE_PROMPTS.match(raw) else 1
 
 
-def put(told: Fields, **values: Any) -> bytes:
+def replace_values(told: Fields, **values: Any) -> bytes:
     """Returns an object as JSON with some of its values replaced."""
     return msgspec.json.encode({**told, **{key: msgspec.Raw(msgspec.json.encode(one)) for key, one in values.items()}})
 
 
-def put_back(answer: bytes, inside: str, outside: str) -> bytes:
+def restore_name(answer: bytes, inside: str, outside: str) -> bytes:
     """Returns an answer with the name of the model as the client gave it: the key `model` of the answer itself, or of
     the message that Anthropic's wire begins a stream with. What is not JSON comes back as it is."""
     try:
-        told = fields(answer)
-        if _model(told) == inside:
-            return put(told, model=outside)
-        if value(told, "type") == "message_start" and "message" in told:
-            message = fields(bytes(told["message"]))
-            if _model(message) == inside:
-                return put(told, message=msgspec.Raw(put(message, model=outside)))
+        told = parse_fields(answer)
+        if _read_model(told) == inside:
+            return replace_values(told, model=outside)
+        if read_value(told, "type") == "message_start" and "message" in told:
+            message = parse_fields(bytes(told["message"]))
+            if _read_model(message) == inside:
+                return replace_values(told, message=msgspec.Raw(replace_values(message, model=outside)))
     except ValueError:
         return answer
     return answer
 
 
-async def stream_put_back(chunks: AsyncIterator[bytes], inside: str, outside: str, most: int) -> AsyncIterator[bytes]:
+async def restore_name_in_stream(
+    chunks: AsyncIterator[bytes], inside: str, outside: str, most: int
+) -> AsyncIterator[bytes]:
     """Yields the whole lines of a stream of events as they come, with the name put back.
 
     Raises LineTooLongError for a line of more than `most` bytes.
@@ -104,22 +106,22 @@ async def stream_put_back(chunks: AsyncIterator[bytes], inside: str, outside: st
         if whole:
             lines = [bytes(rest) + whole[0], *whole[1:]]
             rest = bytearray(last)
-            yield b"".join(_line(line, inside, outside) + b"\n" for line in lines)
+            yield b"".join(_restore_line(line, inside, outside) + b"\n" for line in lines)
         else:
             rest += last
         if len(rest) > most:
             raise LineTooLongError(f"more than {most:,} bytes")
     if rest:
-        yield _line(bytes(rest), inside, outside)
+        yield _restore_line(bytes(rest), inside, outside)
 
 
-def _line(line: bytes, inside: str, outside: str) -> bytes:
+def _restore_line(line: bytes, inside: str, outside: str) -> bytes:
     if not line.startswith(b"data:"):
         return line
     told = line[len(b"data:") :].strip()
-    found = put_back(told, inside, outside)
+    found = restore_name(told, inside, outside)
     return line if found is told else b"data: " + found
 
 
-def _model(told: Fields) -> Any:
-    return value(told, "model")
+def _read_model(told: Fields) -> Any:
+    return read_value(told, "model")

@@ -19,27 +19,27 @@ from pathlib import Path
 from typing import Any
 
 from deploy.answers import local_model, personal_data
-from deploy.answers.answer_ids import Answered, AnswerIds
-from deploy.answers.escalation import OVER_BUDGET, REFUSED, Escalation, Kept
-from deploy.answers.local_model import LOCAL, Engine, Judged
-from deploy.answers.request_errors import RefusedError
+from deploy.answers.answer_ids import AnswerIds, AnswerRecord
+from deploy.answers.escalation import OVER_BUDGET, REFUSED, Escalation, NoEscalation
+from deploy.answers.local_model import LOCAL, EngineConnection, ScoredAnswer
+from deploy.answers.request_errors import RequestError
 from deploy.answers.task import Task
-from deploy.monitoring.monitor import Watch
-from insource.system.daemon_thread import in_thread
+from deploy.monitoring.monitor import Monitor
+from insource.system.daemon_thread import run_in_thread
 from insource.tasks.pii.inputs import Input
 
 CONFIDENT, BEFORE_SWITCH = "confident", "before_switch"
 """The reasons for answers that the threshold keeps, and for those of the API model while route.mirror is set."""
-ASIDE_CHARACTERS = 2048
+THREAD_MIN_CHARACTERS = 2048
 """Longer inputs are prepared in a thread, so that others do not wait."""
 
 
 @dataclass(frozen=True)
-class Deployed:
+class Deployment:
     """A deployed version of a task, and what answers beside it."""
 
     task: Task
-    escalation: Escalation | Kept
+    escalation: Escalation | NoEscalation
     place: Path
     """registry/<name>, where feedback and what was observed are kept."""
     ids: AnswerIds = field(default_factory=AnswerIds)
@@ -48,7 +48,7 @@ class Deployed:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedInput:
     """An input as it is asked, and why it stays on this machine."""
 
     given: Input
@@ -97,37 +97,37 @@ class Outcome:
         }
 
 
-async def prepared(deployed: Deployed, raw: str, private: bool, watch: Watch) -> Prepared:
+async def prepare_input(deployed: Deployment, raw: str, private: bool, watch: Monitor) -> PreparedInput:
     """Returns an input as it is asked. Raises RefusedError where preparation would reject it."""
-    if len(raw) > ASIDE_CHARACTERS:
-        found = await in_thread(_prepared, deployed, raw, private)
+    if len(raw) > THREAD_MIN_CHARACTERS:
+        found = await run_in_thread(_prepare, deployed, raw, private)
     else:
-        found = _prepared(deployed, raw, private)
+        found = _prepare(deployed, raw, private)
     return replace(found, recorded=watch.traffic.chosen(deployed.task, private))
 
 
-def _prepared(deployed: Deployed, raw: str, private: bool) -> Prepared:
+def _prepare(deployed: Deployment, raw: str, private: bool) -> PreparedInput:
     task = deployed.task
     given = task.prepared(raw)
     if private:
-        return Prepared(given, "private")
-    if isinstance(deployed.escalation, Kept):
-        return Prepared(given, deployed.escalation.reason)
-    found = task.recipe.route.personal_data == "local" and personal_data.kinds(raw)
-    return Prepared(given, "personal_data" if found else None)
+        return PreparedInput(given, "private")
+    if isinstance(deployed.escalation, NoEscalation):
+        return PreparedInput(given, deployed.escalation.reason)
+    found = task.recipe.route.personal_data == "local" and personal_data.find_kinds(raw)
+    return PreparedInput(given, "personal_data" if found else None)
 
 
-async def answered(
-    engine: Engine, deployed: Deployed, asked: Prepared, most_tokens: int | None, watch: Watch
+async def answer_input(
+    engine: EngineConnection, deployed: Deployment, asked: PreparedInput, most_tokens: int | None, watch: Monitor
 ) -> Outcome:
     """Returns the valid answer to an input. Raises RefusedError where there is none. Either is noted by `watch`."""
     try:
-        outcome = await _answered(engine, deployed, asked, most_tokens, watch)
-    except RefusedError as error:
+        outcome = await _answer(engine, deployed, asked, most_tokens, watch)
+    except RequestError as error:
         watch.refused(deployed.task, error.status)
         raise
     task, mirrored = deployed.task, outcome.reason == BEFORE_SWITCH and watch.mirror.chosen(deployed.task)
-    told = Answered(
+    told = AnswerRecord(
         task.deployment,
         deployed.ids.digest(task.identity(outcome.value)),
         local=outcome.answered_by == LOCAL,
@@ -145,52 +145,57 @@ async def answered(
     return replace(outcome, id=sealed)
 
 
-async def _answered(
-    engine: Engine, deployed: Deployed, asked: Prepared, most_tokens: int | None, watch: Watch
+async def _answer(
+    engine: EngineConnection, deployed: Deployment, asked: PreparedInput, most_tokens: int | None, watch: Monitor
 ) -> Outcome:
     task, escalation = deployed.task, deployed.escalation
     if task.recipe.route.mirror and not asked.kept and isinstance(escalation, Escalation):
-        return await _before_switch(engine, task, escalation, asked, most_tokens, watch)
-    own = await local_model.ask(engine, task, asked.given, most_tokens)
+        return await _answer_before_switch(engine, task, escalation, asked, most_tokens, watch)
+    own = await local_model.query_model(engine, task, asked.given, most_tokens)
     watch.judged(task, LOCAL, own, sample=not task.recipe.route.mirror)
     valid, threshold = own.parsed.problem is None, task.routing.threshold
-    if asked.kept or isinstance(escalation, Kept) or threshold is None:
-        return _own(task, asked, own, asked.kept or "no_threshold")
+    if asked.kept or isinstance(escalation, NoEscalation) or threshold is None:
+        return _local_outcome(task, asked, own, asked.kept or "no_threshold")
     if valid and own.confidence is not None and own.confidence >= threshold:
-        return _own(task, asked, own, CONFIDENT)
-    theirs = await _theirs(task, escalation, asked, watch)
-    if isinstance(theirs, Judged):
+        return _local_outcome(task, asked, own, CONFIDENT)
+    theirs = await _query_api(task, escalation, asked, watch)
+    if isinstance(theirs, ScoredAnswer):
         reason = "below_threshold" if valid else "own_answer_invalid"
-        return _outcome(task, asked, theirs, own, escalation.name, reason)
+        return _build_outcome(task, asked, theirs, own, escalation.name, reason)
     if task.recipe.route.when_api_fails == "error":
-        raise _no_answer(escalation, theirs, "the deployed model is not sure enough")
-    return _own(task, asked, own, theirs, degraded=True)
+        raise _build_api_error(escalation, theirs, "the deployed model is not sure enough")
+    return _local_outcome(task, asked, own, theirs, degraded=True)
 
 
-async def _before_switch(
-    engine: Engine, task: Task, escalation: Escalation, asked: Prepared, most_tokens: int | None, watch: Watch
+async def _answer_before_switch(
+    engine: EngineConnection,
+    task: Task,
+    escalation: Escalation,
+    asked: PreparedInput,
+    most_tokens: int | None,
+    watch: Monitor,
 ) -> Outcome:
     """The API model's answer, whatever the deployed model would say; that is asked where the API model fails."""
-    theirs = await _theirs(task, escalation, asked, watch)
-    if isinstance(theirs, Judged):
-        return _outcome(task, asked, theirs, None, escalation.name, BEFORE_SWITCH)
+    theirs = await _query_api(task, escalation, asked, watch)
+    if isinstance(theirs, ScoredAnswer):
+        return _build_outcome(task, asked, theirs, None, escalation.name, BEFORE_SWITCH)
     if task.recipe.route.when_api_fails == "error":
-        raise _no_answer(escalation, theirs, "the switch has not come (route.mirror)")
-    own = await local_model.ask(engine, task, asked.given, most_tokens)
+        raise _build_api_error(escalation, theirs, "the switch has not come (route.mirror)")
+    own = await local_model.query_model(engine, task, asked.given, most_tokens)
     watch.judged(task, LOCAL, own, sample=False)
-    return _own(task, asked, own, theirs, degraded=True)
+    return _local_outcome(task, asked, own, theirs, degraded=True)
 
 
-async def _theirs(task: Task, escalation: Escalation, asked: Prepared, watch: Watch) -> Judged | str:
+async def _query_api(task: Task, escalation: Escalation, asked: PreparedInput, watch: Monitor) -> ScoredAnswer | str:
     theirs = await escalation.ask(asked.given)
-    if isinstance(theirs, Judged):
+    if isinstance(theirs, ScoredAnswer):
         watch.judged(task, escalation.name, theirs)
     else:
         watch.failed(task, escalation.name, theirs)
     return theirs
 
 
-def _no_answer(escalation: Escalation, theirs: str, why_asked: str) -> RefusedError:
+def _build_api_error(escalation: Escalation, theirs: str, why_asked: str) -> RequestError:
     """What is told where nothing but the API model may answer and it does not, `theirs` saying why."""
     whys = {
         OVER_BUDGET: "this month's route.usd_per_month is used up",
@@ -199,20 +204,26 @@ def _no_answer(escalation: Escalation, theirs: str, why_asked: str) -> RefusedEr
     why = whys.get(theirs, f"{escalation.name} does not answer")
     told = f"{why_asked}, and {why} ({theirs}; route.when_api_fails: error)"
     if theirs == OVER_BUDGET:
-        return RefusedError(429, "rate_limit_error", told, retry_seconds=3600)
-    return RefusedError(503, "overloaded_error", told, retry_seconds=10)
+        return RequestError(429, "rate_limit_error", told, retry_seconds=3600)
+    return RequestError(503, "overloaded_error", told, retry_seconds=10)
 
 
-def _own(task: Task, asked: Prepared, own: Judged, reason: str, degraded: bool = False) -> Outcome:
+def _local_outcome(task: Task, asked: PreparedInput, own: ScoredAnswer, reason: str, degraded: bool = False) -> Outcome:
     """The deployed version's answer. Raises RefusedError where it does not fit the task's schema."""
     if own.parsed.problem is not None:
         told = f"the model's answer does not fit the task's schema: {own.parsed.problem}"
-        raise RefusedError(422, "invalid_answer_error", told)
-    return _outcome(task, asked, own, own, LOCAL, reason, degraded)
+        raise RequestError(422, "invalid_answer_error", told)
+    return _build_outcome(task, asked, own, own, LOCAL, reason, degraded)
 
 
-def _outcome(
-    task: Task, asked: Prepared, taken: Judged, own: Judged | None, by: str, reason: str, degraded: bool = False
+def _build_outcome(
+    task: Task,
+    asked: PreparedInput,
+    taken: ScoredAnswer,
+    own: ScoredAnswer | None,
+    by: str,
+    reason: str,
+    degraded: bool = False,
 ) -> Outcome:
     given, counted = asked.given, (own or taken).answer
     return Outcome(

@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from insource.backends import api_errors
-from insource.backends.client import Failed, refused, unreadable
-from insource.backends.types import Backend, Received, Request
-from insource.backends.wire.anthropic_messages import body, received
+from insource.backends.client import AttemptFailure, failure_from_malformed_response, failure_from_status
+from insource.backends.types import Backend, Completion, Request
+from insource.backends.wire.anthropic_messages import build_body, parse_completion
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 # Our clock may differ from theirs, and creating may be tried for a while. A batch of others that is taken for ours
 # costs a look at its results, and one of ours that is not found is paid for again.
-CLOCKS_DIFFER, TRIED_FOR = timedelta(hours=1), timedelta(minutes=15)
+CLOCK_SKEW, CREATION_WINDOW = timedelta(hours=1), timedelta(minutes=15)
 # What each error of a batch would be as the answer to a live request; any other may have gone another day.
-_STATUS = {
+_HTTP_STATUS = {
     "invalid_request_error": 400,
     "authentication_error": 401,
     "billing_error": 402,
@@ -36,12 +36,12 @@ _STATUS = {
 
 async def create(client: "AsyncAnthropic", backend: Backend, name: str, requests: Sequence[Request]) -> str:
     """Returns the id of a new batch. It cannot bear a name."""
-    asked: list[Any] = [{"custom_id": request.id, "params": body(backend, request)} for request in requests]
+    asked: list[Any] = [{"custom_id": request.id, "params": build_body(backend, request)} for request in requests]
     batch = await client.messages.batches.create(requests=asked)
     return batch.id
 
 
-async def found(
+async def find(
     client: "AsyncAnthropic", name: str, began: datetime, ids: Sequence[str], strangers: Collection[str]
 ) -> str | None:
     """Returns the id of the oldest batch of as many requests that was made since `began`, None where there is none.
@@ -51,52 +51,54 @@ async def found(
     """
     oldest = None
     async for batch in client.messages.batches.list(limit=100):
-        if batch.created_at < began - CLOCKS_DIFFER:
+        if batch.created_at < began - CLOCK_SKEW:
             break
-        in_time = batch.created_at < began + TRIED_FOR + CLOCKS_DIFFER
-        if batch.id not in strangers and in_time and _total(batch) == len(ids):
+        in_time = batch.created_at < began + CREATION_WINDOW + CLOCK_SKEW
+        if batch.id not in strangers and in_time and _count_requests(batch) == len(ids):
             oldest = batch.id
     return oldest
 
 
-async def look(client: "AsyncAnthropic", batch_id: str) -> tuple[str, str]:
+async def poll(client: "AsyncAnthropic", batch_id: str) -> tuple[str, str]:
     """Returns how far a batch is, and that in words."""
     batch = await client.messages.batches.retrieve(batch_id)
     counts = batch.request_counts
-    told = f"{batch.processing_status}, {_total(batch) - counts.processing:,} of {_total(batch):,} done"
+    told = (
+        f"{batch.processing_status}, {_count_requests(batch) - counts.processing:,} of {_count_requests(batch):,} done"
+    )
     if batch.processing_status != "ended":
         return "running", told
     return "cancelled" if counts.canceled else "ended", told
 
 
-async def results(
+async def fetch_results(
     client: "AsyncAnthropic", backend: Backend, batch_id: str, asked: Request
-) -> dict[str, Received | Failed]:
+) -> dict[str, Completion | AttemptFailure]:
     """Returns what became of each request, by its custom id. Read whole: a stream of lines that breaks off would end
     like one that is complete."""
     path = f"/v1/messages/batches/{batch_id}/results"
     found = await client.get(path, cast_to=bytes, options={"headers": {"Accept": "application/binary"}})
     # Not splitlines, which takes more for the end of a line than JSON does.
     rows = [json.loads(line) for line in found.decode().split("\n") if line.strip()]
-    return {row["custom_id"]: _outcome(row["result"], backend, asked) for row in rows}
+    return {row["custom_id"]: _parse_result(row["result"], backend, asked) for row in rows}
 
 
-def _outcome(result: dict[str, Any], backend: Backend, asked: Request) -> Received | Failed:
+def _parse_result(result: dict[str, Any], backend: Backend, asked: Request) -> Completion | AttemptFailure:
     from anthropic.types import Message
 
     try:
         if result["type"] == "succeeded":
-            return received(Message.construct(**result["message"]), backend, asked)
+            return parse_completion(Message.construct(**result["message"]), backend, asked)
         if result["type"] != "errored":
-            return Failed(f"{result['type']} in its batch", again=False, another_day=True)
-        refusal = api_errors.read(result["error"])
-        if status := _STATUS.get(refusal.code):
-            return refused(status, refusal)
-        return Failed(f"{refusal.code}: {refusal.message}", again=False, another_day=True)
+            return AttemptFailure(f"{result['type']} in its batch", again=False, another_day=True)
+        refusal = api_errors.parse_api_error(result["error"])
+        if status := _HTTP_STATUS.get(refusal.code):
+            return failure_from_status(status, refusal)
+        return AttemptFailure(f"{refusal.code}: {refusal.message}", again=False, another_day=True)
     except (ValueError, LookupError, AttributeError, TypeError) as problem:
-        return unreadable(problem)
+        return failure_from_malformed_response(problem)
 
 
-def _total(batch: "MessageBatch") -> int:
+def _count_requests(batch: "MessageBatch") -> int:
     counts = batch.request_counts
     return counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired

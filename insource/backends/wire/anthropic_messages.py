@@ -5,10 +5,10 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from insource.backends.types import NO_KEY, Backend, Heard, Received, Request, Usage
+from insource.backends.types import DUMMY_API_KEY, Backend, Completion, Request, ResponseHook, Usage
 from insource.backends.wire import model_families
-from insource.backends.wire.json_schema import fitting, unwrapped, wrapped
-from insource.backends.wire.sdk_environment import without
+from insource.backends.wire.json_schema import restrict_keywords, unwrap_answer, wrap_in_object
+from insource.backends.wire.sdk_environment import hide_variables
 from insource.config.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
     Client = AsyncAnthropic | AsyncAnthropicBedrock | AsyncAnthropicVertex
 
-_FINISHED = {
+_FINISH_REASONS = {
     "end_turn": "stop",
     "stop_sequence": "stop",
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
 }
-ADDRESS = "https://api.anthropic.com"
+DEFAULT_BASE_URL = "https://api.anthropic.com"
 # What a request can do without, by the names that a refusal gives it.
-OPTIONAL = {
+OPTIONAL_PARAMETERS = {
     "temperature": ("temperature",),
     "effort": ("output_config.effort", "effort"),
     "thinking": ("thinking",),
@@ -34,7 +34,7 @@ OPTIONAL = {
 _GOOGLE_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 
-def client(backend: Backend, heard: Heard | None = None) -> "Client":
+def make_client(backend: Backend, heard: ResponseHook | None = None) -> "Client":
     """Returns the SDK's client; retries are ours (ask.py), so that each attempt is seen. `heard` gets the status and
     the headers of every response.
 
@@ -51,25 +51,25 @@ def client(backend: Backend, heard: Heard | None = None) -> "Client":
 
     http = DefaultAsyncHttpxClient(**backend.transport, event_hooks={"response": [hear]})
     settings: dict[str, Any] = {"timeout": backend.timeout_seconds, "max_retries": 0, "http_client": http}
-    settings["base_url"] = backend.base_url or (None if backend.cloud else ADDRESS)
-    with without(own_address=backend.base_url is None):
+    settings["base_url"] = backend.base_url or (None if backend.cloud else DEFAULT_BASE_URL)
+    with hide_variables(own_address=backend.base_url is None):
         try:
             if backend.cloud == "bedrock":
-                return AsyncAnthropicBedrock(**_on_bedrock(backend), **settings)
+                return AsyncAnthropicBedrock(**_find_bedrock_credentials(backend), **settings)
             if backend.cloud == "vertex":
-                return AsyncAnthropicVertex(**_on_vertex(backend), **settings)
+                return AsyncAnthropicVertex(**_find_vertex_credentials(backend), **settings)
         except ValueError as error:
             raise RecipeError(f"model {backend.model} on {backend.cloud} cannot be asked: {error}") from None
         return AsyncAnthropic(api_key=backend.api_key, **settings)
 
 
-def _on_bedrock(backend: Backend) -> dict[str, Any]:
+def _find_bedrock_credentials(backend: Backend) -> dict[str, Any]:
     """Returns the key where there is one; else looks for credentials, which the SDK would do at the first request."""
-    if backend.api_key != NO_KEY:
+    if backend.api_key != DUMMY_API_KEY:
         return {"api_key": backend.api_key}
     if os.environ.get("AWS_BEARER_TOKEN_BEDROCK"):
         return {}
-    session = _extra("boto3", backend)
+    session = _import_cloud_library("boto3", backend)
     try:
         if session.Session().get_credentials() is not None:
             return {}
@@ -79,12 +79,12 @@ def _on_bedrock(backend: Backend) -> dict[str, Any]:
     raise RecipeError(f"model {backend.model} on bedrock cannot be asked without credentials: {why}")
 
 
-def _on_vertex(backend: Backend) -> dict[str, Any]:
+def _find_vertex_credentials(backend: Backend) -> dict[str, Any]:
     """Returns project and credentials: the SDK wants the project before it looks for credentials, which know it."""
     project, found = os.environ.get("ANTHROPIC_VERTEX_PROJECT_ID"), None
     settings: dict[str, Any] = {"access_token": backend.api_key}
-    if backend.api_key == NO_KEY:
-        auth = _extra("google.auth", backend)
+    if backend.api_key == DUMMY_API_KEY:
+        auth = _import_cloud_library("google.auth", backend)
         try:
             credentials, found = auth.default(scopes=[_GOOGLE_SCOPE])
         except import_module("google.auth.exceptions").GoogleAuthError as error:
@@ -95,7 +95,7 @@ def _on_vertex(backend: Backend) -> dict[str, Any]:
     return {**settings, "project_id": project or found}
 
 
-def _extra(library: str, backend: Backend) -> Any:
+def _import_cloud_library(library: str, backend: Backend) -> Any:
     """Returns a module of a library that only this cloud needs."""
     try:
         return import_module(library)
@@ -107,7 +107,7 @@ def _extra(library: str, backend: Backend) -> Any:
         ) from None
 
 
-def body(backend: Backend, request: Request) -> dict[str, Any]:
+def build_body(backend: Backend, request: Request) -> dict[str, Any]:
     """Returns the request as it is sent; the constraint goes as a JSON Schema, which is all that this wire has. Effort
     none turns thinking off."""
     system = "\n\n".join(message["content"] for message in request.messages if message["role"] == "system")
@@ -122,32 +122,32 @@ def body(backend: Backend, request: Request) -> dict[str, Any]:
         asked["temperature"] = backend.temperature
     if backend.effort == "none" and "thinking" not in backend.left_out:
         asked["thinking"] = {"type": "disabled"}
-    if output := _output_config(backend, request):
+    if output := _build_output_config(backend, request):
         asked["output_config"] = output
     return asked
 
 
-def _output_config(backend: Backend, request: Request) -> dict[str, Any]:
+def _build_output_config(backend: Backend, request: Request) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if backend.effort not in (None, "none") and "effort" not in backend.left_out:
         found["effort"] = backend.effort
     constrained = backend.structured == "json_schema" and request.constraint.json_schema is not None
     if constrained and "format" not in backend.left_out:
-        keywords = model_families.schema_keywords(backend)
-        schema = fitting(wrapped(request.constraint.json_schema or {}), keywords, one_type=True)
+        keywords = model_families.find_schema_keywords(backend)
+        schema = restrict_keywords(wrap_in_object(request.constraint.json_schema or {}), keywords, one_type=True)
         found["format"] = {"type": "json_schema", "schema": schema}
     return found
 
 
-async def send(client: "Client", backend: Backend, request: Request) -> Received:
+async def send(client: "Client", backend: Backend, request: Request) -> Completion:
     """Returns the answer of one attempt. Raises the SDK's errors, and ValueError where the answer is none."""
     from anthropic.types import Message
 
-    message = await client.post("/v1/messages", cast_to=Message, body=body(backend, request))
-    return received(message, backend, request)
+    message = await client.post("/v1/messages", cast_to=Message, body=build_body(backend, request))
+    return parse_completion(message, backend, request)
 
 
-async def shutdown_date(client: "Client", backend: Backend) -> str | None:
+async def fetch_shutdown_date(client: "Client", backend: Backend) -> str | None:
     """Returns the day when the model will be shut down, None where none is announced. Raises the SDK's errors."""
     from anthropic import AsyncAnthropic
 
@@ -156,26 +156,26 @@ async def shutdown_date(client: "Client", backend: Backend) -> str | None:
     return retires.date().isoformat() if retires else None
 
 
-def received(message: "Message", backend: Backend, request: Request) -> Received:
+def parse_completion(message: "Message", backend: Backend, request: Request) -> Completion:
     """Returns what a message says. Raises ValueError, AttributeError or TypeError where it is none."""
     text, usage = "".join(block.text for block in message.content if block.type == "text"), message.usage
     if backend.structured == "json_schema" and request.constraint.json_schema is not None:
-        text = unwrapped(request.constraint.json_schema, text)
+        text = unwrap_answer(request.constraint.json_schema, text)
     # input_tokens leaves out what was read from, or written to, the cache.
     cached = usage.cache_read_input_tokens or 0
-    return Received(
+    return Completion(
         output=text,
         model_id=message.model,
         usage=Usage(
             input_tokens=usage.input_tokens + cached + (usage.cache_creation_input_tokens or 0),
             output_tokens=usage.output_tokens,
-            reasoning_tokens=_thinking_tokens(usage),
+            reasoning_tokens=_get_thinking_tokens(usage),
             cached_tokens=usage.cache_read_input_tokens,
         ),
-        finish_reason=_FINISHED.get(message.stop_reason or "", message.stop_reason or "unknown"),
+        finish_reason=_FINISH_REASONS.get(message.stop_reason or "", message.stop_reason or "unknown"),
     )
 
 
-def _thinking_tokens(usage: Any) -> int | None:
+def _get_thinking_tokens(usage: Any) -> int | None:
     details = usage.output_tokens_details
     return details.thinking_tokens if details else None

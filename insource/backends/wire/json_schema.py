@@ -11,9 +11,9 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-ANSWER = "answer"
-ABOUT = ("description", "title")
-IN_WORDS = {
+ANSWER_KEY = "answer"
+ANNOTATION_KEYWORDS = ("description", "title")
+KEYWORD_DESCRIPTIONS = {
     "maxLength": "at most {} characters",
     "minLength": "at least {} characters",
     "maxItems": "at most {} entries",
@@ -24,19 +24,19 @@ IN_WORDS = {
 }
 
 
-def wrapped(schema: Mapping[str, Any]) -> dict[str, Any]:
+def wrap_in_object(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a schema with an object at the top: itself, or one with the single key `answer`."""
     if schema.get("type") == "object":
         return dict(schema)
     return {
         "type": "object",
-        "properties": {ANSWER: dict(schema)},
-        "required": [ANSWER],
+        "properties": {ANSWER_KEY: dict(schema)},
+        "required": [ANSWER_KEY],
         "additionalProperties": False,
     }
 
 
-def unwrapped(schema: Mapping[str, Any], text: str) -> str:
+def unwrap_answer(schema: Mapping[str, Any], text: str) -> str:
     """Returns an answer as the task reads it; text that does not hold the one key stays as it is, and will be wrong."""
     if schema.get("type") == "object":
         return text
@@ -44,13 +44,15 @@ def unwrapped(schema: Mapping[str, Any], text: str) -> str:
         found = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    answer = found.get(ANSWER) if isinstance(found, dict) and len(found) == 1 else None
+    answer = found.get(ANSWER_KEY) if isinstance(found, dict) and len(found) == 1 else None
     if isinstance(answer, list) and schema.get("type") == "array":
         return json.dumps(answer, ensure_ascii=False)
     return answer if isinstance(answer, str) else text
 
 
-def fitting(schema: Mapping[str, Any], keywords: Collection[str] | None, one_type: bool = False) -> dict[str, Any]:
+def restrict_keywords(
+    schema: Mapping[str, Any], keywords: Collection[str] | None, one_type: bool = False
+) -> dict[str, Any]:
     """Returns a schema in the keywords that a provider takes (None: in all), the others as words of the description.
 
     `one_type`: a list of types becomes anyOf, and an enum has no type beside it, as Anthropic's own helper writes it
@@ -61,30 +63,30 @@ def fitting(schema: Mapping[str, Any], keywords: Collection[str] | None, one_typ
     kept, moved = dict[str, Any](), list[str]()
     for key, value in schema.items():
         if key in ("properties", "$defs"):
-            kept[key] = {name: fitting(one, keywords, one_type) for name, one in value.items()}
+            kept[key] = {name: restrict_keywords(one, keywords, one_type) for name, one in value.items()}
         elif key in ("items", "additionalProperties") and isinstance(value, Mapping):
-            kept[key] = fitting(value, keywords, one_type)
+            kept[key] = restrict_keywords(value, keywords, one_type)
         elif key in ("anyOf", "allOf") and key in keywords:
-            kept[key] = [fitting(one, keywords, one_type) for one in value]
-        elif key in keywords or key in ABOUT:
+            kept[key] = [restrict_keywords(one, keywords, one_type) for one in value]
+        elif key in keywords or key in ANNOTATION_KEYWORDS:
             kept[key] = value
         else:
-            moved.append(IN_WORDS.get(key, key + ": {}").format(value))
+            moved.append(KEYWORD_DESCRIPTIONS.get(key, key + ": {}").format(value))
     if "properties" in kept and "required" in keywords:
         # Strict modes want every key; one that may be left out may be null too.
         kept["required"] = list(kept["properties"])
     if moved:
         about = ", ".join(moved)
         kept["description"] = f"{kept['description']} ({about})" if kept.get("description") else about
-    return _one_type(kept) if one_type else kept
+    return _split_type_union(kept) if one_type else kept
 
 
-def _one_type(schema: dict[str, Any]) -> dict[str, Any]:
+def _split_type_union(schema: dict[str, Any]) -> dict[str, Any]:
     kinds = schema.get("type")
     if "enum" in schema or "const" in schema:
         schema.pop("type", None)
     elif isinstance(kinds, list):
-        about = {key: schema.pop(key) for key in ABOUT if key in schema}
+        about = {key: schema.pop(key) for key in ANNOTATION_KEYWORDS if key in schema}
         of_a_kind = {key: value for key, value in schema.items() if key != "type"}
         null = [{"type": "null"}] if "null" in kinds else []
         return {"anyOf": [*({"type": one, **of_a_kind} for one in kinds if one != "null"), *null], **about}

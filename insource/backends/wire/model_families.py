@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from insource.backends.types import Backend, Wire
+from insource.backends.types import ApiFormat, Backend
 
 CHECKED_WITH = {"openai": "3.54.0", "anthropic": "2.12.0", "genai-prices": "0.2.3"}
 CHECKED_ON = "2026-11-29"
 
 # JSON Schema keywords that a provider's structured output takes. A description and a title are always taken.
-_STRUCTURE = {
+_STRUCTURE_KEYWORDS = {
     "type",
     "properties",
     "required",
@@ -34,18 +34,18 @@ _STRUCTURE = {
     "$defs",
 }
 OPENAI_KEYWORDS = frozenset(
-    _STRUCTURE
+    _STRUCTURE_KEYWORDS
     | {"pattern", "format", "multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
     | {"minItems", "maxItems"}
 )
-ANTHROPIC_KEYWORDS = frozenset(_STRUCTURE | {"allOf", "format"})
-CAREFUL_KEYWORDS = frozenset(_STRUCTURE)
+ANTHROPIC_KEYS = frozenset(_STRUCTURE_KEYWORDS | {"allOf", "format"})
+MINIMAL_KEYWORDS = frozenset(_STRUCTURE_KEYWORDS)
 
 # Output tokens that are left for thinking, by effort, beside those for the answer. No provider publishes how much a
 # model thinks: these are limits, and what is not used costs nothing.
-ROOM_FOR_THINKING = {"minimal": 1024, "low": 4096, "medium": 8192, "high": 16384, "xhigh": 32768, "max": 65536}
+THINKING_TOKENS = {"minimal": 1024, "low": 4096, "medium": 8192, "high": 16384, "xhigh": 32768, "max": 65536}
 # Thinking cannot be turned off, or it is not known whether the model thinks.
-ROOM_UNKNOWN = 8192
+DEFAULT_THINKING_TOKENS = 8192
 
 Sampling = Literal["yes", "without_reasoning", "no", "unknown"]
 
@@ -88,17 +88,17 @@ class Family:
     def room_for_thinking(self, effort: str | None) -> int:
         """Returns the output tokens to leave for thinking."""
         if self.name == UNKNOWN.name and effort is None:
-            return ROOM_UNKNOWN
+            return DEFAULT_THINKING_TOKENS
         asked = effort or self.default_effort
-        return 0 if asked in (None, "none") else ROOM_FOR_THINKING.get(str(asked), ROOM_UNKNOWN)
+        return 0 if asked in (None, "none") else THINKING_TOKENS.get(str(asked), DEFAULT_THINKING_TOKENS)
 
 
 _OPENAI_DOCS = "OpenAI deployment checklist and reasoning guide, developers.openai.com/api/docs"
 _CLAUDE_DOCS = "Claude API version 2026-10-21 and model pages, platform.claude.com/docs"
-_CLAUDE = r"(?:^|[./])claude-"
+_CLAUDE_PATTERN = r"(?:^|[./])claude-"
 
 UNKNOWN = Family(
-    "unknown", r"", "unknown", (), None, CAREFUL_KEYWORDS, True, "no", False,
+    "unknown", r"", "unknown", (), None, MINIMAL_KEYWORDS, True, "no", False,
     "nobody's: the least is sent, and the first request tells what is refused",
 )  # fmt: skip
 
@@ -120,18 +120,18 @@ OPENAI = (
 
 _EFFORTS = ("low", "medium", "high", "xhigh", "max")
 ANTHROPIC = (
-    Family("claude 5.5 that always thinks", _CLAUDE + r"(opus-5-5|(fable|mythos)-)", "no", _EFFORTS, "medium",
-           ANTHROPIC_KEYWORDS, True, "no", True, f"{_CLAUDE_DOCS}: thinking disabled is refused"),
-    Family("claude haiku 5.5", _CLAUDE + r"haiku-5-5", "no", ("none", *_EFFORTS), "medium", ANTHROPIC_KEYWORDS, True,
-           "no", True, f"{_CLAUDE_DOCS}: thinking is adaptive by default, at effort medium, and counts against "
+    Family("claude 5.5 that always thinks", _CLAUDE_PATTERN + r"(opus-5-5|(fable|mythos)-)", "no", _EFFORTS, "medium",
+           ANTHROPIC_KEYS, True, "no", True, f"{_CLAUDE_DOCS}: thinking disabled is refused"),
+    Family("claude haiku 5.5", _CLAUDE_PATTERN + r"haiku-5-5", "no", ("none", *_EFFORTS), "medium", ANTHROPIC_KEYS,
+           True, "no", True, f"{_CLAUDE_DOCS}: thinking is adaptive by default, at effort medium, and counts against "
            "max_tokens; sampling parameters are refused under any version"),
-    Family("claude 5 and sonnet 5.5", _CLAUDE + r"(haiku|sonnet|opus)-5", "no", ("none", *_EFFORTS), "high",
-           ANTHROPIC_KEYWORDS, True, "no", True,
+    Family("claude 5 and sonnet 5.5", _CLAUDE_PATTERN + r"(haiku|sonnet|opus)-5", "no", ("none", *_EFFORTS), "high",
+           ANTHROPIC_KEYS, True, "no", True,
            f"{_CLAUDE_DOCS}: as haiku 5.5, at effort high (sonnet 5.5 model page)"),
-    Family("claude 4.7 and 4.8", _CLAUDE + r"opus-4-[78]", "no", _EFFORTS, "high", ANTHROPIC_KEYWORDS, True, "no",
+    Family("claude 4.7 and 4.8", _CLAUDE_PATTERN + r"opus-4-[78]", "no", _EFFORTS, "high", ANTHROPIC_KEYS, True, "no",
            True, f"{_CLAUDE_DOCS}: sampling parameters are refused under any version; thinking cannot be disabled"),
-    Family("claude 4.5 and 4.6", _CLAUDE + r"\w+-4-[56]", "no", ("none", "low", "medium", "high"), None,
-           ANTHROPIC_KEYWORDS, True, "no", True,
+    Family("claude 4.5 and 4.6", _CLAUDE_PATTERN + r"\w+-4-[56]", "no", ("none", "low", "medium", "high"), None,
+           ANTHROPIC_KEYS, True, "no", True,
            f"{_CLAUDE_DOCS}: under version 2026-10-21, which SDK 2.x sends, sampling parameters are refused for every "
            "model; these do not think unless asked"),
 )  # fmt: skip
@@ -148,7 +148,7 @@ SYSTEMONE = (
            "fewer than 2 leave nothing to choose", choices=(2, 255)),
 )  # fmt: skip
 
-TABLE: Mapping[Wire, tuple[Family, ...]] = {
+FAMILIES: Mapping[ApiFormat, tuple[Family, ...]] = {
     "openai": OPENAI,
     "anthropic": ANTHROPIC,
     "decisions": DECISIONS,
@@ -156,19 +156,19 @@ TABLE: Mapping[Wire, tuple[Family, ...]] = {
 }
 
 
-def of(wire: Wire, model: str) -> Family:
+def find_family(wire: ApiFormat, model: str) -> Family:
     """Returns the family of a model, UNKNOWN where the table has none. A fine-tune (ft:gpt-4o-mini-2024-07-18:org::id)
     takes what its base takes."""
-    name = base_of_fine_tune(model) or model
-    return next((one for one in TABLE.get(wire, ()) if re.search(one.models, name)), UNKNOWN)
+    name = parse_fine_tune_base(model) or model
+    return next((one for one in FAMILIES.get(wire, ()) if re.search(one.models, name)), UNKNOWN)
 
 
-def base_of_fine_tune(model: str) -> str | None:
+def parse_fine_tune_base(model: str) -> str | None:
     """Returns the model that one of OpenAI's fine-tunes was made from, None where it is none."""
     return model.split(":")[1] if model.startswith("ft:") else None
 
 
-def schema_keywords(backend: Backend) -> frozenset[str] | None:
+def find_schema_keywords(backend: Backend) -> frozenset[str] | None:
     """Returns the JSON Schema keywords that a model takes; None: all, as servers of our own do."""
-    family = of(backend.wire, backend.model)
+    family = find_family(backend.wire, backend.model)
     return family.schema_keywords if backend.closed or family is not UNKNOWN else None

@@ -13,17 +13,17 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from insource.backends import api_errors
-from insource.backends.client import Failed, refused, unreadable
-from insource.backends.types import Backend, Received, Request
-from insource.backends.wire.openai_chat import body, received
+from insource.backends.client import AttemptFailure, failure_from_malformed_response, failure_from_status
+from insource.backends.types import Backend, Completion, Request
+from insource.backends.wire.openai_chat import build_body, parse_completion
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-NAMED = "insource"
+NAME_KEY = "insource"
 # Our clock may be ahead of theirs.
-CLOCKS_DIFFER = timedelta(hours=1)
-_STATES = {"completed": "ended", "expired": "ended", "cancelled": "cancelled", "failed": "failed"}
+CLOCK_SKEW = timedelta(hours=1)
+_BATCH_STATES = {"completed": "ended", "expired": "ended", "cancelled": "cancelled", "failed": "failed"}
 
 
 async def create(client: "AsyncOpenAI", backend: Backend, name: str, requests: Sequence[Request]) -> str:
@@ -34,7 +34,7 @@ async def create(client: "AsyncOpenAI", backend: Backend, name: str, requests: S
                 "custom_id": request.id,
                 "method": "POST",
                 "url": "/v1/chat/completions",
-                "body": body(backend, request),
+                "body": build_body(backend, request),
             },
             ensure_ascii=False,
         )
@@ -42,40 +42,40 @@ async def create(client: "AsyncOpenAI", backend: Backend, name: str, requests: S
     ]
     file = await client.files.create(file=(f"{name}.jsonl", "\n".join(lines).encode() + b"\n"), purpose="batch")
     batch = await client.batches.create(
-        completion_window="24h", endpoint="/v1/chat/completions", input_file_id=file.id, metadata={NAMED: name}
+        completion_window="24h", endpoint="/v1/chat/completions", input_file_id=file.id, metadata={NAME_KEY: name}
     )
     return batch.id
 
 
-async def found(
+async def find(
     client: "AsyncOpenAI", name: str, began: datetime, ids: Sequence[str], strangers: Collection[str]
 ) -> str | None:
     """Returns the id of the batch that bears the name in its metadata, None where there is none: certain, but for a
     batch made so shortly before that the provider does not list it yet."""
     async for batch in client.batches.list(limit=100):
-        if batch.id not in strangers and (batch.metadata or {}).get(NAMED) == name:
+        if batch.id not in strangers and (batch.metadata or {}).get(NAME_KEY) == name:
             return batch.id
-        if batch.created_at < (began - CLOCKS_DIFFER).timestamp():
+        if batch.created_at < (began - CLOCK_SKEW).timestamp():
             break
     return None
 
 
-async def look(client: "AsyncOpenAI", batch_id: str) -> tuple[str, str]:
+async def poll(client: "AsyncOpenAI", batch_id: str) -> tuple[str, str]:
     """Returns how far a batch is, and that in words."""
     batch = await client.batches.retrieve(batch_id)
     counts = batch.request_counts
     told = f"{batch.status}, {counts.completed + counts.failed:,} of {counts.total:,} done" if counts else batch.status
     if batch.errors and batch.errors.data:
         told += "; " + "; ".join(one.message or one.code or "an error without a name" for one in batch.errors.data[:3])
-    return _STATES.get(batch.status, "running"), told
+    return _BATCH_STATES.get(batch.status, "running"), told
 
 
-async def results(
+async def fetch_results(
     client: "AsyncOpenAI", backend: Backend, batch_id: str, asked: Request
-) -> dict[str, Received | Failed]:
+) -> dict[str, Completion | AttemptFailure]:
     """Returns what became of each request, by its custom id."""
     batch = await client.batches.retrieve(batch_id)
-    outcomes: dict[str, Received | Failed] = {}
+    outcomes: dict[str, Completion | AttemptFailure] = {}
     for file_id in (batch.error_file_id, batch.output_file_id):
         if file_id is None:
             continue
@@ -84,20 +84,20 @@ async def results(
         for line in content.content.decode().split("\n"):
             if line.strip():
                 row = json.loads(line)
-                outcomes[row["custom_id"]] = _outcome(row, backend, asked)
+                outcomes[row["custom_id"]] = _parse_result(row, backend, asked)
     return outcomes
 
 
-def _outcome(row: dict[str, Any], backend: Backend, asked: Request) -> Received | Failed:
+def _parse_result(row: dict[str, Any], backend: Backend, asked: Request) -> Completion | AttemptFailure:
     from openai.types.chat import ChatCompletion
 
     try:
         response, error = row.get("response"), row.get("error")
         if not response:
             told = f"{error['code']}: {error['message']}" if error else "neither an answer nor an error"
-            return Failed(told, again=False, another_day=True)
+            return AttemptFailure(told, again=False, another_day=True)
         if response["status_code"] != 200:
-            return refused(response["status_code"], api_errors.read(response["body"]))
-        return received(ChatCompletion.construct(**response["body"]), backend, asked)
+            return failure_from_status(response["status_code"], api_errors.parse_api_error(response["body"]))
+        return parse_completion(ChatCompletion.construct(**response["body"]), backend, asked)
     except (ValueError, LookupError, AttributeError, TypeError) as problem:
-        return unreadable(problem)
+        return failure_from_malformed_response(problem)

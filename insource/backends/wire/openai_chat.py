@@ -2,21 +2,21 @@
 
 from typing import TYPE_CHECKING, Any
 
-from insource.backends.types import NO_KEY, Backend, Heard, Received, Request, Usage
+from insource.backends.types import DUMMY_API_KEY, Backend, Completion, Request, ResponseHook, Usage
 from insource.backends.wire import model_families
-from insource.backends.wire.json_schema import fitting, unwrapped, wrapped
-from insource.backends.wire.sdk_environment import without
+from insource.backends.wire.json_schema import restrict_keywords, unwrap_answer, wrap_in_object
+from insource.backends.wire.sdk_environment import hide_variables
 from insource.config.errors import RecipeError
-from insource.config.hosts import host_of, is_loopback
-from insource.tasks.records.field_confidence import least_of_fields
+from insource.config.hosts import is_loopback, parse_host
+from insource.tasks.records.field_confidence import lowest_field_log_probability
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletion
 
-ADDRESS = "https://api.openai.com/v1"
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
 # What a request can do without, by the name that a refusal gives it.
-OPTIONAL = {
+OPTIONAL_PARAMETERS = {
     "temperature": ("temperature",),
     "reasoning_effort": ("reasoning_effort", "reasoning.effort"),
     "logprobs": ("logprobs",),
@@ -24,7 +24,7 @@ OPTIONAL = {
 }
 
 
-def client(backend: Backend, heard: Heard | None = None) -> "AsyncOpenAI":
+def make_client(backend: Backend, heard: ResponseHook | None = None) -> "AsyncOpenAI":
     """Returns the SDK's client; retries are ours (ask.py), so that each attempt is seen. `heard` gets the status and
     the headers of every response.
 
@@ -41,18 +41,20 @@ def client(backend: Backend, heard: Heard | None = None) -> "AsyncOpenAI":
     http = DefaultAsyncHttpxClient(**backend.transport, event_hooks={"response": [hear]})
     settings: dict[str, Any] = {"timeout": backend.timeout_seconds, "max_retries": 0, "http_client": http}
     if backend.cloud != "azure":
-        with without(own_address=backend.base_url is None):
-            return AsyncOpenAI(api_key=backend.api_key, base_url=backend.base_url or ADDRESS, **settings)
+        with hide_variables(own_address=backend.base_url is None):
+            return AsyncOpenAI(api_key=backend.api_key, base_url=backend.base_url or DEFAULT_BASE_URL, **settings)
     # Without a key the SDK takes Azure's own from the environment, which a stand-in on this machine must not get.
-    key = None if backend.api_key == NO_KEY and not is_loopback(host_of(backend.base_url)) else backend.api_key
+    key = (
+        None if backend.api_key == DUMMY_API_KEY and not is_loopback(parse_host(backend.base_url)) else backend.api_key
+    )
     try:
-        with without(own_address=False):
+        with hide_variables(own_address=False):
             return AsyncAzureOpenAI(azure_endpoint=backend.base_url or "", api_key=key, **settings)
     except (OpenAIError, ValueError) as error:
         raise RecipeError(f"model {backend.model} on Azure cannot be asked: {error}") from None
 
 
-def body(backend: Backend, request: Request) -> dict[str, Any]:
+def build_body(backend: Backend, request: Request) -> dict[str, Any]:
     """Returns the request as it is sent: of the optional parameters those that the recipe sets, and none that the
     provider refused."""
     asked: dict[str, Any] = {
@@ -70,36 +72,40 @@ def body(backend: Backend, request: Request) -> dict[str, Any]:
     if backend.structured == "grammar" and constraint.grammar is not None:
         asked["structured_outputs"] = {"grammar": constraint.grammar}
     if backend.structured == "json_schema" and constraint.json_schema is not None:
-        keywords = model_families.schema_keywords(backend)
-        schema = {"name": "answer", "strict": True, "schema": fitting(wrapped(constraint.json_schema), keywords)}
+        keywords = model_families.find_schema_keywords(backend)
+        schema = {
+            "name": "answer",
+            "strict": True,
+            "schema": restrict_keywords(wrap_in_object(constraint.json_schema), keywords),
+        }
         asked["response_format"] = {"type": "json_schema", "json_schema": schema}
     return {name: value for name, value in asked.items() if name not in backend.left_out}
 
 
-async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Received:
+async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Completion:
     """Returns the answer of one attempt. Raises the SDK's errors, and ValueError where the answer is none."""
     from openai.types.chat import ChatCompletion
 
-    completion = await client.post("/chat/completions", cast_to=ChatCompletion, body=body(backend, request))
-    return received(completion, backend, request)
+    completion = await client.post("/chat/completions", cast_to=ChatCompletion, body=build_body(backend, request))
+    return parse_completion(completion, backend, request)
 
 
-async def shutdown_date(client: "AsyncOpenAI", backend: Backend) -> str | None:
+async def fetch_shutdown_date(client: "AsyncOpenAI", backend: Backend) -> str | None:
     """Returns the day when the model will be shut down, None where none is announced. Raises the SDK's errors."""
     return (await client.models.retrieve(backend.model)).shutdown_date
 
 
-def received(completion: "ChatCompletion", backend: Backend, request: Request) -> Received:
+def parse_completion(completion: "ChatCompletion", backend: Backend, request: Request) -> Completion:
     """Returns what a completion says. Raises ValueError, AttributeError or TypeError where it is none."""
     if not completion.choices:
         raise ValueError("the answer holds no choice")
     choice, usage = completion.choices[0], completion.usage
     text = choice.message.content or ""
     if backend.structured == "json_schema" and request.constraint.json_schema is not None:
-        text = unwrapped(request.constraint.json_schema, text)
+        text = unwrap_answer(request.constraint.json_schema, text)
     found = choice.logprobs.content if choice.logprobs else None
     prompt, written = (usage.prompt_tokens_details, usage.completion_tokens_details) if usage else (None, None)
-    return Received(
+    return Completion(
         output=text,
         model_id=completion.model,
         usage=Usage(
@@ -110,7 +116,7 @@ def received(completion: "ChatCompletion", backend: Backend, request: Request) -
         ),
         finish_reason="refusal" if choice.message.refusal else str(choice.finish_reason),
         log_probability=sum(one.logprob for one in found) if found else None,
-        field_log_probability=least_of_fields([one.token for one in found], [one.logprob for one in found])
+        field_log_probability=lowest_field_log_probability([one.token for one in found], [one.logprob for one in found])
         if found
         else None,
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # As openai 3.54 (lib/_client_auth.py) and anthropic 2.12 (_client.py, lib/bedrock, lib/vertex, lib/_env.py) read them.
-IGNORED = (
+IGNORED_VARIABLES = (
     "OPENAI_BASE_URL",
     "OPENAI_CUSTOM_HEADERS",
     "OPENAI_ADMIN_KEY",
@@ -20,14 +20,14 @@ IGNORED = (
     "ANTHROPIC_CUSTOM_HEADERS",
     "ANTHROPIC_AUTH_TOKEN",
 )
-OF_THE_ACCOUNT = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
+ACCOUNT_VARIABLES = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 
 
 @contextmanager
-def without(own_address: bool) -> Iterator[None]:
+def hide_variables(own_address: bool) -> Iterator[None]:
     """Takes these variables away while a client is made, which is when the SDKs read them. `own_address`: whether it
     asks the provider's own address."""
-    names = IGNORED if own_address else (*IGNORED, *OF_THE_ACCOUNT)
+    names = IGNORED_VARIABLES if own_address else (*IGNORED_VARIABLES, *ACCOUNT_VARIABLES)
     kept = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield

@@ -12,46 +12,46 @@ request goes through the openai SDK's client, for its transport, its key header 
 
 from typing import TYPE_CHECKING, Any
 
-from insource.backends.types import Backend, Heard, Received, Request, Usage
+from insource.backends.types import Backend, Completion, Request, ResponseHook, Usage
 from insource.backends.wire import openai_chat
-from insource.backends.wire.openai_decisions import choices_of, decided
+from insource.backends.wire.openai_decisions import build_choice_completion, require_choice_question
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-OPTIONAL: dict[str, tuple[str, ...]] = {}
-QUESTION = "label"
+OPTIONAL_PARAMETERS: dict[str, tuple[str, ...]] = {}
+QUESTION_KEY = "label"
 
 
-def client(backend: Backend, heard: Heard | None = None) -> "AsyncOpenAI":
+def make_client(backend: Backend, heard: ResponseHook | None = None) -> "AsyncOpenAI":
     """Returns the SDK's client; as on the wire of chat completions."""
-    return openai_chat.client(backend, heard)
+    return openai_chat.make_client(backend, heard)
 
 
-def body(backend: Backend, request: Request) -> dict[str, Any]:
+def build_body(backend: Backend, request: Request) -> dict[str, Any]:
     """Returns the request as it is sent. Raises RecipeError for more labels than the endpoint takes."""
-    asked = choices_of(backend, request)
+    asked = require_choice_question(backend, request)
     criteria = {label: about or None for label, about in asked.labels}
     question = {"type": "choice", "instructions": asked.instruction, "criteria": criteria}
-    return {"model": backend.model, "state": asked.text, "questions": {QUESTION: question}}
+    return {"model": backend.model, "state": asked.text, "questions": {QUESTION_KEY: question}}
 
 
-async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Received:
+async def send(client: "AsyncOpenAI", backend: Backend, request: Request) -> Completion:
     """Returns the answer of one attempt. Raises the SDK's errors, and ValueError where the answer is none."""
-    found = await client.post("/systemone", cast_to=object, body=body(backend, request))
-    return received(found, backend, request)
+    found = await client.post("/systemone", cast_to=object, body=build_body(backend, request))
+    return parse_completion(found, backend, request)
 
 
-async def shutdown_date(client: "AsyncOpenAI", backend: Backend) -> str | None:
+async def fetch_shutdown_date(client: "AsyncOpenAI", backend: Backend) -> str | None:
     """Returns None: the wire has no field for it."""
     return None
 
 
-def received(found: Any, backend: Backend, request: Request) -> Received:
+def parse_completion(found: Any, backend: Backend, request: Request) -> Completion:
     """Returns what an answer says. Raises ValueError, LookupError, AttributeError or TypeError where it is none."""
-    answer, told = found["answers"][QUESTION], found.get("usage") or {}
+    answer, told = found["answers"][QUESTION_KEY], found.get("usage") or {}
     if answer["type"] != "choice":
         raise ValueError(f"an answer of type {answer['type']} to a question of type choice")
     usage = Usage(told.get("input_tokens"), told.get("output_tokens"))
     probabilities = {str(label): float(value) for label, value in answer["probabilities"].items()}
-    return decided(str(answer["choice"]), probabilities, str(found["model"]), usage, request)
+    return build_choice_completion(str(answer["choice"]), probabilities, str(found["model"]), usage, request)

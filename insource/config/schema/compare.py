@@ -18,13 +18,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from insource.config.hosts import host_of, is_loopback
-from insource.config.schema.section import Count, Name, NotNegative, OpenShare, Positive, Section
+from insource.config.hosts import is_loopback, parse_host
+from insource.config.schema.section import Count, Name, NonNegative, OpenFraction, Positive, Section
 
 # Systems that every comparison has; a baseline may bear none of these names.
-TUNED, BASE, LINEAR, ENCODER = "tuned", "base", "tfidf", "encoder"
-BUILT_IN = (TUNED, BASE, LINEAR, ENCODER)
-KEYS = {
+TUNED, UNTUNED_BASE, LINEAR, ENCODER = "tuned", "base", "tfidf", "encoder"
+BUILT_IN_SYSTEMS = (TUNED, UNTUNED_BASE, LINEAR, ENCODER)
+PROVIDER_KEY_ENV = {
     "openai": "OPENAI_API_KEY",
     "anthropic": "ANTHROPIC_API_KEY",
     "azure": "AZURE_OPENAI_API_KEY",
@@ -33,12 +33,12 @@ KEYS = {
     "file": None,
 }
 """The environment variable with a provider's key; None: its SDK finds the credentials by itself, or needs none."""
-SYSTEMONE_KEY = "TYPESAFE_API_KEY"
-HOSTS = {
+SYSTEMONE_KEY_ENV = "TYPESAFE_API_KEY"
+KEY_HOSTS = {
     "OPENAI_API_KEY": ("api.openai.com",),
     "ANTHROPIC_API_KEY": ("api.anthropic.com",),
     "AZURE_OPENAI_API_KEY": ("azure.com", "azure.us", "azure.cn"),
-    SYSTEMONE_KEY: ("typesafe.ai",),
+    SYSTEMONE_KEY_ENV: ("typesafe.ai",),
 }
 """The hosts that get a provider's key by default, with the hosts below them. No other does."""
 
@@ -54,17 +54,17 @@ class Primary(Section):
     metric: Name = "accuracy"
     """By default the first of the kind: accuracy, micro_f1 (several labels a row), exact_match (extraction), rouge_l,
     preference_accuracy."""
-    margin: OpenShare = 0.02
+    margin: OpenFraction = 0.02
     """How much worse counts as just as good."""
-    alpha: OpenShare = 0.05
+    alpha: OpenFraction = 0.05
 
 
 class Price(Section):
     """What a provider takes, for models that the price list does not know or that one pays otherwise for."""
 
-    input_usd_per_million: NotNegative
-    output_usd_per_million: NotNegative
-    cached_input_usd_per_million: NotNegative | None = None
+    input_usd_per_million: NonNegative
+    output_usd_per_million: NonNegative
+    cached_input_usd_per_million: NonNegative | None = None
     batch_discount: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the price that a batch saves."""
     date: Name | None = None
@@ -76,7 +76,7 @@ class Price(Section):
         return given.isoformat() if isinstance(given, date) else given
 
 
-INPUT = "{input}"
+INPUT_PLACEHOLDER = "{input}"
 """What stands in a message in the place of the row's text."""
 
 
@@ -115,7 +115,7 @@ class Baseline(Section):
     once in the last one for the text of the row."""
     structured_output: bool = True
     """Whether it is held to the output schema by what the provider has for that."""
-    temperature: NotNegative | None = None
+    temperature: NonNegative | None = None
     """null: not sent. Most closed models of 2026 refuse any sampling parameter
     (insource/backends/wire/model_families.py)."""
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
@@ -146,7 +146,7 @@ class Baseline(Section):
             self._what_messages_take(self.messages)
         if self.mode == "batch" and self.provider not in ("openai", "anthropic"):
             raise ValueError(f"provider {self.provider} has no batches here; set mode: live")
-        if self.called in BUILT_IN:
+        if self.called in BUILT_IN_SYSTEMS:
             raise ValueError(f"name {self.called} belongs to a system that every comparison has; choose another")
         return self
 
@@ -170,13 +170,13 @@ class Baseline(Section):
             raise ValueError("messages are for a model that is asked by chat; leave them out")
         if self.instruction is not None or self.shots:
             raise ValueError("messages are the whole prompt; leave out instruction and shots")
-        if messages[-1].content.count(INPUT) != 1 or messages[-1].role != "user":
-            raise ValueError(f"messages: the last one must be of role user, and hold {INPUT} once")
+        if messages[-1].content.count(INPUT_PLACEHOLDER) != 1 or messages[-1].role != "user":
+            raise ValueError(f"messages: the last one must be of role user, and hold {INPUT_PLACEHOLDER} once")
 
     def asked(self, text: str) -> list[dict[str, str]]:
         """Returns its own messages with the text of a row in its place. Needs `messages`."""
         told: list[dict[str, str]] = [{"role": one.role, "content": one.content} for one in self.messages or ()]
-        told[-1]["content"] = told[-1]["content"].replace(INPUT, text)
+        told[-1]["content"] = told[-1]["content"].replace(INPUT_PLACEHOLDER, text)
         return told
 
     @property
@@ -193,7 +193,7 @@ class Baseline(Section):
     @property
     def host(self) -> str | None:
         """Returns the host of base_url, None where the provider's SDK knows the address."""
-        return host_of(self.base_url)
+        return parse_host(self.base_url)
 
     @property
     def loopback(self) -> bool:
@@ -215,12 +215,12 @@ class Baseline(Section):
         key = self._usual_key
         if self.api_key_env or self.loopback or key is None or self.host is None:
             return None
-        own = any(self.host == host or self.host.endswith(f".{host}") for host in HOSTS[key])
+        own = any(self.host == host or self.host.endswith(f".{host}") for host in KEY_HOSTS[key])
         return None if own and str(self.base_url).startswith("https://") else key
 
     @property
     def _usual_key(self) -> str | None:
-        return SYSTEMONE_KEY if self.api == "systemone" else KEYS[self.provider]
+        return SYSTEMONE_KEY_ENV if self.api == "systemone" else PROVIDER_KEY_ENV[self.provider]
 
 
 class Compare(Section):
@@ -228,7 +228,7 @@ class Compare(Section):
 
     primary: Primary | None = None
     baselines: list[Baseline] = []
-    budget_usd: NotNegative = 0
+    budget_usd: NonNegative = 0
     """The most that all baselines together may cost. 0: nothing that costs is asked."""
     forms: Literal["served", "all"] | list[Annotated[str, Field(pattern=r"^(adapter|merged|quantized/\w+)$")]] = "all"
     """Which exported forms are compared beside the one that is served (`tuned`)."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from insource.config.schema import json_schema_subset, task_labels
-from insource.config.schema.section import Count, Name, OpenShare, Section, Share
+from insource.config.schema.section import Count, Fraction, Name, OpenFraction, Section
 from insource.config.schema.source import SPLITS as SPLITS
 from insource.config.schema.source import Columns, Source
 from insource.config.schema.source import Slots as Slots
@@ -35,13 +35,13 @@ class Task(Section):
     @field_validator("labels", mode="before")
     @classmethod
     def _labels_as_text(cls, labels: Any) -> Any:
-        return task_labels.as_text(labels)
+        return task_labels.labels_to_text(labels)
 
     @field_validator("labels")
     @classmethod
     def _can_be_answered(cls, labels: Any) -> Any:
         if labels != "auto":
-            task_labels.check(labels)
+            task_labels.check_labels(labels)
         return labels
 
     @field_validator("json_schema")
@@ -49,8 +49,8 @@ class Task(Section):
     def _can_be_held_to(cls, json_schema: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
         if json_schema is None:
             return None
-        json_schema_subset.check(json_schema)
-        return json_schema_subset.with_whole_limits(json_schema)  # type: ignore[no-any-return]
+        json_schema_subset.check_schema(json_schema)
+        return json_schema_subset.limits_to_int(json_schema)  # type: ignore[no-any-return]
 
     @field_validator("normalizers")
     @classmethod
@@ -89,8 +89,8 @@ class Task(Section):
 class Split(Section):
     """How rows are split where the source does not say; the rest is train."""
 
-    test: OpenShare = 0.2
-    validation: OpenShare = 0.1
+    test: OpenFraction = 0.2
+    validation: OpenFraction = 0.1
     calibration: Annotated[float, Field(ge=0, lt=1)] = 0.1
     stratify: Name | None = "label"
     """Keep the shares of this within each split: `label`, or null for no stratification."""
@@ -134,7 +134,7 @@ class Formats(Section):
     @classmethod
     def _say_which_day(cls, dates: dict[str, str]) -> dict[str, str]:
         for column, form in dates.items():
-            if not _names_a_day(form):
+            if not _has_full_date(form):
                 raise ValueError(
                     f"{column}: {form!r} is no format of a date: it needs year, month and day, such as %d.%m.%Y"
                 )
@@ -147,7 +147,7 @@ class Formats(Section):
         return self
 
 
-def _names_a_day(form: str) -> bool:
+def _has_full_date(form: str) -> bool:
     """Whether a date can be read back from what this strptime format writes."""
     day = datetime(2026, 11, 25, 13, 14, 15, tzinfo=UTC)
     try:
@@ -208,7 +208,7 @@ class Data(Section):
     """What becomes of train rows of more than train.max_length tokens; no row is ever cut."""
     num_proc: Literal["auto"] | Count = "auto"
     """Processes to prepare with; auto: one a core. The bytes written are the same."""
-    max_rejected: Share = 0.01
+    max_rejected: Fraction = 0.01
     """Above this share of unusable rows, preparation fails."""
     slices: dict[Name, NotInTrain | By] = {}
     """Parts of the test set that are reported apart."""

@@ -13,16 +13,16 @@ counts.
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-SCALARS = ("string", "number", "integer", "boolean")
-ABOUT = ("title", "description")
-LIMITS = ("maxLength", "maxItems")
-OBJECT = (*ABOUT, "type", "properties", "required", "additionalProperties")
-AT_TOP = (*OBJECT, "$schema")
+SCALAR_TYPES = ("string", "number", "integer", "boolean")
+ANNOTATION_KEYS = ("title", "description")
+LIMIT_KEYS = ("maxLength", "maxItems")
+OBJECT_KEYS = (*ANNOTATION_KEYS, "type", "properties", "required", "additionalProperties")
+ROOT_KEYS = (*OBJECT_KEYS, "$schema")
 # Objects within objects, the record counted.
-DEEPEST = 4
+MAX_DEPTH = 4
 
 
-def check(json_schema: Mapping[str, Any]) -> None:
+def check_schema(json_schema: Mapping[str, Any]) -> None:
     """Returns nothing where answers can be held to this schema. Raises ValueError saying what in it cannot be."""
     from jsonschema import Draft202012Validator, SchemaError
 
@@ -31,46 +31,46 @@ def check(json_schema: Mapping[str, Any]) -> None:
     except SchemaError as error:
         where = ".".join(str(part) for part in error.absolute_path) or "this"
         raise ValueError(f"{where} is not JSON Schema: {error.message}") from None
-    _only(json_schema, AT_TOP, "at the top")
+    _check_keywords(json_schema, ROOT_KEYS, "at the top")
     if json_schema.get("type") != "object":
         raise ValueError("needs type: object and properties, the fields of the answer")
     _check_object(json_schema, "", 1)
-    found = paths(json_schema)
+    found = list_paths(json_schema)
     if twice := sorted({path for path in found if found.count(path) > 1}):
         raise ValueError(f"properties: {', '.join(map(repr, twice))} names two fields, one of them inside an object")
 
 
-def paths(json_schema: Mapping[str, Any]) -> list[str]:
+def list_paths(json_schema: Mapping[str, Any]) -> list[str]:
     """Returns the paths of all values of a record, those in objects as supplier.name and line_items.price."""
-    return [path for path, _ in values(json_schema)]
+    return [path for path, _ in iterate_values(json_schema)]
 
 
-def values(json_schema: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+def iterate_values(json_schema: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
     """Yields (path, type) of each value of a record; of a list of values, the type of its entries."""
     for name, field in json_schema["properties"].items():
         inside = field.get("items", field)
         if "properties" in inside:
-            yield from values(inside, f"{above}{name}.")
+            yield from iterate_values(inside, f"{above}{name}.")
         else:
-            yield above + name, "string" if "enum" in inside else _kinds(inside)[0]
+            yield above + name, "string" if "enum" in inside else _list_types(inside)[0]
 
 
-def with_whole_limits(json_schema: Any) -> Any:
+def limits_to_int(json_schema: Any) -> Any:
     """Returns the schema with maxLength and maxItems as whole numbers: JSON Schema takes 30.0 for 30, a grammar does
     not."""
     if isinstance(json_schema, list):
-        return [with_whole_limits(one) for one in json_schema]
+        return [limits_to_int(one) for one in json_schema]
     if not isinstance(json_schema, dict):
         return json_schema
     return {
-        key: int(one) if key in LIMITS and isinstance(one, float) else with_whole_limits(one)
+        key: int(one) if key in LIMIT_KEYS and isinstance(one, float) else limits_to_int(one)
         for key, one in json_schema.items()
     }
 
 
 def check_normalizers(normalizers: Collection[str], json_schema: Mapping[str, Any]) -> None:
     """Returns nothing where all fields that are evened out exist. Raises ValueError naming those that do not."""
-    fields = paths(json_schema)
+    fields = list_paths(json_schema)
     if unknown := [name for name in normalizers if name not in fields]:
         raise ValueError(f"there is no field {', '.join(map(repr, unknown))}; there are {', '.join(fields)}")
 
@@ -78,8 +78,8 @@ def check_normalizers(normalizers: Collection[str], json_schema: Mapping[str, An
 def _check_object(given: Mapping[str, Any], at: str, depth: int) -> None:
     """Checks an object and what is in it; `at` is "" for the record itself."""
     where = f"{at}: " if at else ""
-    if depth > DEEPEST:
-        raise ValueError(f"{where}objects more than {DEEPEST} deep; flatten them")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{where}objects more than {MAX_DEPTH} deep; flatten them")
     fields = given.get("properties")
     if not fields:
         raise ValueError(f"{where}needs type: object and properties, the fields of the answer")
@@ -96,21 +96,21 @@ def _check_object(given: Mapping[str, Any], at: str, depth: int) -> None:
 def _check_field(field: Any, at: str, depth: int) -> None:
     if not isinstance(field, Mapping):
         raise ValueError(f"{at}: not supported: {field!r} instead of a type; give type or enum")
-    kinds = _kinds(field)
+    kinds = _list_types(field)
     if kinds == ["object"]:
-        _only(field, OBJECT, at)
+        _check_keywords(field, OBJECT_KEYS, at)
         _check_object(field, at, depth + 1)
     elif kinds == ["array"]:
-        _only(field, (*ABOUT, "type", "items", "maxItems", "ordered"), at)
+        _check_keywords(field, (*ANNOTATION_KEYS, "type", "items", "maxItems", "ordered"), at)
         if not isinstance(field.get("ordered", False), bool):
             raise ValueError(f"{at}.ordered: given {field['ordered']!r}, allowed: true or false")
         if not field.get("maxItems"):
             raise ValueError(f"{at}: an array needs maxItems of at least 1, so that every answer ends")
         items = field.get("items")
-        if not isinstance(items, Mapping) or nullable(items):
-            raise ValueError(f"{at}.items: needs one type of {', '.join(SCALARS)}, object, or enum, without null")
-        if _kinds(items) == ["object"]:
-            _only(items, OBJECT, f"{at}.items")
+        if not isinstance(items, Mapping) or is_nullable(items):
+            raise ValueError(f"{at}.items: needs one type of {', '.join(SCALAR_TYPES)}, object, or enum, without null")
+        if _list_types(items) == ["object"]:
+            _check_keywords(items, OBJECT_KEYS, f"{at}.items")
             _check_object(items, f"{at}.items", depth + 1)
         else:
             _check_scalar(items, f"{at}.items")
@@ -119,18 +119,20 @@ def _check_field(field: Any, at: str, depth: int) -> None:
 
 
 def _check_scalar(field: Mapping[str, Any], at: str) -> None:
-    kinds = _kinds(field)
+    kinds = _list_types(field)
     if "enum" in field:
-        _only(field, (*ABOUT, "type", "enum"), at)
+        _check_keywords(field, (*ANNOTATION_KEYS, "type", "enum"), at)
         _check_choices(field["enum"], kinds, at)
         return
     if not kinds:
-        unknown = [key for key in field if key not in ABOUT]
+        unknown = [key for key in field if key not in ANNOTATION_KEYS]
         raise ValueError(f"{at}: not supported: {', '.join(unknown)}" if unknown else f"{at}: needs type or enum")
-    if len(kinds) > 1 or kinds[0] not in SCALARS:
-        allowed = f"one of {', '.join(SCALARS)}, array, object, or a list of one of these and 'null'"
+    if len(kinds) > 1 or kinds[0] not in SCALAR_TYPES:
+        allowed = f"one of {', '.join(SCALAR_TYPES)}, array, object, or a list of one of these and 'null'"
         raise ValueError(f"{at}: not supported: type {field['type']!r}; give {allowed}")
-    _only(field, (*ABOUT, "type", "maxLength") if kinds == ["string"] else (*ABOUT, "type"), at)
+    _check_keywords(
+        field, (*ANNOTATION_KEYS, "type", "maxLength") if kinds == ["string"] else (*ANNOTATION_KEYS, "type"), at
+    )
     if kinds == ["string"] and not field.get("maxLength"):
         raise ValueError(f"{at}: a string needs maxLength of at least 1 (or enum), so that every answer ends")
 
@@ -143,18 +145,18 @@ def _check_choices(choices: list[Any], kinds: list[str], at: str) -> None:
         raise ValueError(f"{at}: enum needs texts that differ")
 
 
-def _kinds(field: Mapping[str, Any]) -> list[str]:
+def _list_types(field: Mapping[str, Any]) -> list[str]:
     """The types that a field may have, null aside: it says whether the field may be missing, which any field may."""
     given = field.get("type", [])
     kinds = [given] if isinstance(given, str) else list(given)
     return [kind for kind in kinds if kind != "null"] or kinds
 
 
-def nullable(field: Mapping[str, Any]) -> bool:
+def is_nullable(field: Mapping[str, Any]) -> bool:
     """Returns whether a field says by itself that it may be null."""
     return "null" in field.get("type", ()) or None in field.get("enum", ())
 
 
-def _only(given: Mapping[str, Any], allowed: Collection[str], at: str) -> None:
+def _check_keywords(given: Mapping[str, Any], allowed: Collection[str], at: str) -> None:
     if unknown := [key for key in given if key not in allowed]:
         raise ValueError(f"{at}: not supported: {', '.join(unknown)}; allowed here: {', '.join(allowed)}")

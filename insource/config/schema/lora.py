@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from insource.config.schema.section import ClashError, Count, Name, Positive, Section
+from insource.config.schema.section import ConflictError, Count, Name, Positive, Section
 
 # What vLLM 0.32 takes for --max-lora-rank.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -22,25 +22,25 @@ Initialisation = (
     | Annotated[str, Field(pattern=r"^pissa_niter_\d+$")]
 )
 
-_UNSERVED = "vLLM serves no such adapter, and merging cannot take it in; leave it out"
-_OTHER_METHOD = "its settings belong to a method that is not built in; leave it out"
-NOT_TAKEN = {
+_NOT_SERVED_REASON = "vLLM serves no such adapter, and merging cannot take it in; leave it out"
+_OTHER_METHOD_REASON = "its settings belong to a method that is not built in; leave it out"
+UNSUPPORTED_KEYS = {
     "bias": "vLLM serves no adapter that trains biases; leave it out, LoRA itself needs none",
     "lora_bias": "vLLM serves no adapter that trains biases; leave it out, LoRA itself needs none",
     "modules_to_save": "whole modules in an adapter are refused by vLLM; name them in target_modules",
     "trainable_token_indices": "vLLM serves no adapter that changes embeddings; leave it out",
-    "alora_invocation_tokens": _UNSERVED,
-    "layer_replication": _UNSERVED,
-    "use_bdlora": _UNSERVED,
+    "alora_invocation_tokens": _NOT_SERVED_REASON,
+    "layer_replication": _NOT_SERVED_REASON,
+    "use_bdlora": _NOT_SERVED_REASON,
     "use_qalora": "it needs a GPTQ base; take model.quantization: nf4 or int8",
     "qalora_group_size": "it needs a GPTQ base; take model.quantization: nf4 or int8",
     "eva_config": "EVA reads activations of the data before training, which is not built; take pissa or olora",
     "corda_config": "CorDA reads activations of the data before training, which is not built; take pissa or olora",
     "lora_ga_config": "LoRA-GA reads gradients of the data before training, which is not built; take pissa or olora",
-    "velora_config": _OTHER_METHOD,
-    "monteclora_config": _OTHER_METHOD,
-    "arrow_config": _OTHER_METHOD,
-    "kasa_config": _OTHER_METHOD,
+    "velora_config": _OTHER_METHOD_REASON,
+    "monteclora_config": _OTHER_METHOD_REASON,
+    "arrow_config": _OTHER_METHOD_REASON,
+    "kasa_config": _OTHER_METHOD_REASON,
     "megatron_config": "models are transformers', not Megatron's; leave it out",
     "megatron_core": "models are transformers', not Megatron's; leave it out",
     "fan_in_fan_out": "PEFT finds it out from the layer; leave it out",
@@ -54,10 +54,10 @@ NOT_TAKEN = {
     "auto_mapping": "PEFT writes it; leave it out",
     "peft_version": "PEFT writes it; leave it out",
 }
-_NO_INITIALISATION = {
-    "eva": NOT_TAKEN["eva_config"],
-    "corda": NOT_TAKEN["corda_config"],
-    "lora_ga": NOT_TAKEN["lora_ga_config"],
+_UNSUPPORTED_INITIALISATION = {
+    "eva": UNSUPPORTED_KEYS["eva_config"],
+    "corda": UNSUPPORTED_KEYS["corda_config"],
+    "lora_ga": UNSUPPORTED_KEYS["lora_ga_config"],
     False: "an adapter that changes the model before it is trained helps only to debug; take true",
 }
 
@@ -101,8 +101,8 @@ class Lora(Section):
     @field_validator("init_lora_weights", mode="before")
     @classmethod
     def _can_begin(cls, value: Any) -> Any:
-        if isinstance(value, str | bool) and value in _NO_INITIALISATION:
-            raise ValueError(f"given {value!r}: {_NO_INITIALISATION[value]}")
+        if isinstance(value, str | bool) and value in _UNSUPPORTED_INITIALISATION:
+            raise ValueError(f"given {value!r}: {_UNSUPPORTED_INITIALISATION[value]}")
         return value
 
     @property
@@ -146,5 +146,5 @@ class Lora(Section):
         if self.target_parameters and (self.use_dora or initial not in (True, "gaussian")):
             found.append((("target_parameters",), "goes with init_lora_weights true or gaussian, without use_dora"))
         if found:
-            raise ClashError(found)
+            raise ConflictError(found)
         return self

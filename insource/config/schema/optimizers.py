@@ -25,27 +25,27 @@ Optimizer = Literal[
 ]  # fmt: skip
 
 # What a value must be, in words, and the test of it.
-_NUMBER = ("a number of at least 0", lambda value: isinstance(value, int | float) and value >= 0)
-_SHARE = ("a number from 0 to 1", lambda value: isinstance(value, int | float) and 0 <= value <= 1)
-_WHOLE = ("a whole number of at least 1", lambda value: isinstance(value, int) and value >= 1)
-_CURVE = ("linear, cosine or 1-sqrt", lambda value: value in ("linear", "cosine", "1-sqrt"))
+_NON_NEGATIVE = ("a number of at least 0", lambda value: isinstance(value, int | float) and value >= 0)
+_FRACTION = ("a number from 0 to 1", lambda value: isinstance(value, int | float) and 0 <= value <= 1)
+_POSITIVE_INTEGER = ("a whole number of at least 1", lambda value: isinstance(value, int) and value >= 1)
+_DECAY_CURVE = ("linear, cosine or 1-sqrt", lambda value: value in ("linear", "cosine", "1-sqrt"))
 
-_MIN_LR = {"min_lr": _NUMBER, "min_lr_rate": _SHARE, "num_cycles": _NUMBER}
+_MIN_LR = {"min_lr": _NON_NEGATIVE, "min_lr_rate": _FRACTION, "num_cycles": _NON_NEGATIVE}
 SCHEDULE_KWARGS: dict[str, dict[str, tuple[str, Any]]] = {
     **{name: {} for name in get_args(Schedule)},
-    "cosine": {"num_cycles": _NUMBER},
-    "cosine_with_restarts": {"num_cycles": _WHOLE},
-    "polynomial": {"lr_end": _NUMBER, "power": _NUMBER},
-    "inverse_sqrt": {"timescale": _WHOLE},
+    "cosine": {"num_cycles": _NON_NEGATIVE},
+    "cosine_with_restarts": {"num_cycles": _POSITIVE_INTEGER},
+    "polynomial": {"lr_end": _NON_NEGATIVE, "power": _NON_NEGATIVE},
+    "inverse_sqrt": {"timescale": _POSITIVE_INTEGER},
     "cosine_with_min_lr": _MIN_LR,
-    "cosine_warmup_with_min_lr": {**_MIN_LR, "warmup_lr_rate": _SHARE},
+    "cosine_warmup_with_min_lr": {**_MIN_LR, "warmup_lr_rate": _FRACTION},
     "warmup_stable_decay": {
-        "num_decay_steps": _WHOLE,
-        "num_stable_steps": _WHOLE,
-        "warmup_type": _CURVE,
-        "decay_type": _CURVE,
-        "min_lr_ratio": _SHARE,
-        "num_cycles": _NUMBER,
+        "num_decay_steps": _POSITIVE_INTEGER,
+        "num_stable_steps": _POSITIVE_INTEGER,
+        "warmup_type": _DECAY_CURVE,
+        "decay_type": _DECAY_CURVE,
+        "min_lr_ratio": _FRACTION,
+        "num_cycles": _NON_NEGATIVE,
     },
 }
 
@@ -60,15 +60,15 @@ OPTIM_ARGS: dict[str, tuple[str, ...]] = {
     },
 }
 
-Found = Iterator[tuple[tuple[str, ...], str]]
+Mistakes = Iterator[tuple[tuple[str, ...], str]]
 
 
-def of_bitsandbytes(optim: str) -> bool:
+def uses_bitsandbytes(optim: str) -> bool:
     """Returns whether bitsandbytes computes this optimizer."""
     return any(part in optim for part in ("8bit", "32bit", "bnb", "ademamix"))
 
 
-def schedule_mistakes(kind: str, given: Mapping[str, Any], learning_rate: float) -> Found:
+def find_schedule_mistakes(kind: str, given: Mapping[str, Any], learning_rate: float) -> Mistakes:
     """Yields (key, what would do) for what a schedule does not take, or misses."""
     known = SCHEDULE_KWARGS[kind]
     for name, value in given.items():
@@ -90,7 +90,7 @@ def schedule_mistakes(kind: str, given: Mapping[str, Any], learning_rate: float)
             yield (name,), f"given {end}, allowed: below learning_rate ({learning_rate})"
 
 
-def optim_mistakes(optim: str, given: str) -> Found:
+def find_optim_mistakes(optim: str, given: str) -> Mistakes:
     """Yields (key, what would do) for what an optimizer does not read of `name=value,name=value`."""
     known = OPTIM_ARGS.get(optim, ())
     for pair in given.replace(" ", "").split(","):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from insource.config.schema.section import Count, Name, NotNegative, OpenShare, Positive, Section, Share
+from insource.config.schema.section import Count, Fraction, Name, NonNegative, OpenFraction, Positive, Section
 
 
 class Export(Section):
@@ -26,9 +26,9 @@ class Parity(Section):
     """Validation rows that `make parity` asks for, as far as there are so many."""
     start_rows: Count = 500
     """The same, each time that the server is started."""
-    same_weights: Share = 0.99
+    same_weights: Fraction = 0.99
     """Share of equal answers of the same weights (adapter, merged) in transformers and in vLLM."""
-    score_drop: Share = 0.01
+    score_drop: Fraction = 0.01
     """Score that other weights (quantized, or on the published base) may lose against the trained ones."""
 
 
@@ -50,7 +50,7 @@ class Limits(Section):
 class Record(Section):
     """Which inputs of tasks the gateway writes down, redacted, as rows that data preparation reads."""
 
-    share: Share = 0
+    share: Fraction = 0
     """Of the inputs, chosen by chance; 0: none."""
     days: Count = 90
     """How long a row is kept."""
@@ -98,23 +98,23 @@ class Serve(Section):
 class Cost(Section):
     """What owning costs."""
 
-    gpu_usd_per_hour: NotNegative = 2.0
+    gpu_usd_per_hour: NonNegative = 2.0
     """Of one GPU, rented or written off, power and room included."""
-    cpu_usd_per_hour: NotNegative | None = None
+    cpu_usd_per_hour: NonNegative | None = None
     """Of a machine without a GPU; without it, what was measured on a CPU has no cost."""
     utilization: Annotated[float, Field(gt=0, le=1)] = 0.4
     """How busy machines are over the month: they are bought for the peak, and idle at night."""
-    engineer_usd_per_month: NotNegative = 12000
-    engineer_share: Share = 0.25
+    engineer_usd_per_month: NonNegative = 12000
+    engineer_share: Fraction = 0.25
     """Share of an engineer that running a model of one's own takes."""
     monthly_requests: Count = 1_000_000
-    retrainings_per_month: NotNegative = 1.0
+    retrainings_per_month: NonNegative = 1.0
 
 
 class Decide(Section):
     """What the verdict asks of you."""
 
-    prompt_changes_per_month: NotNegative = 1
+    prompt_changes_per_month: NonNegative = 1
     structured_output: Literal["required", "useful", "no"] = "required"
     operations_owner: bool = True
 
@@ -122,14 +122,14 @@ class Decide(Section):
 class Route(Section):
     """When the owned model may answer alone: `target_accuracy`, or `not_worse_than` with `margin`."""
 
-    target_accuracy: OpenShare | None = 0.95
+    target_accuracy: OpenFraction | None = 0.95
     """Share of its answers that must be right where it answers alone; null with `not_worse_than`."""
-    confidence: OpenShare = 0.95
+    confidence: OpenFraction = 0.95
     """How sure that must be: the threshold misses the target with a probability of 1 - confidence at most."""
     not_worse_than: Name | None = None
     """A baseline (its name in the report). Where the owned model answers alone, it may be right less often than this
     one by less than `margin`. The baseline is asked the calibration rows for this, within compare.budget_usd."""
-    margin: OpenShare | None = None
+    margin: OpenFraction | None = None
     """By default 0.02, with `not_worse_than`."""
     baseline: Name | None = None
     """The API model that the gateway asks below the threshold: one of compare.baselines, by its name. By default the
@@ -139,10 +139,10 @@ class Route(Section):
     when_api_fails: Literal["local", "error"] = "local"
     """What is answered below the threshold while the API model does not answer, or there is no money left for it:
     local: the deployed model's answer, marked as degraded."""
-    usd_per_month: NotNegative = 0
+    usd_per_month: NonNegative = 0
     """The most that the gateway may spend on API calls in a calendar month (UTC), over all processes that share the
     registry. 0: nothing that costs is asked."""
-    mirror: Share = 0
+    mirror: Fraction = 0
     """Before the switch: above 0, the API model answers every request that may leave, and this share of them is also
     answered by the deployed model, aside, for `make drift`. No threshold is needed. 0: local first."""
     api_seconds: Positive = 20.0

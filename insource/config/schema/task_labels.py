@@ -9,25 +9,25 @@ from collections.abc import Collection
 from typing import Any
 
 
-def as_text(labels: Any) -> Any:
+def labels_to_text(labels: Any) -> Any:
     """Returns the labels with numbers and truth values as the text that a source has of them; all else as it is."""
     if isinstance(labels, list):
-        return [_text(label) for label in labels]
+        return [_label_to_text(label) for label in labels]
     if isinstance(labels, dict):
-        return {_text(label): about for label, about in labels.items()}
+        return {_label_to_text(label): about for label, about in labels.items()}
     return labels
 
 
-def check(labels: Collection[str]) -> None:
+def check_labels(labels: Collection[str]) -> None:
     """Returns nothing where each label can be answered as it is listed. Raises ValueError naming those that cannot."""
-    from insource.tasks.labels import clean_label, shown, unclean  # late: tasks import this package
+    from insource.tasks.labels import clean_label, display_label, find_unclean  # late: tasks import this package
 
-    if found := unclean(labels):
-        told = ", ".join(f"{shown(label)} (write {clean_label(label)!r})" for label in found[:5])
+    if found := find_unclean(labels):
+        told = ", ".join(f"{display_label(label)} (write {clean_label(label)!r})" for label in found[:5])
         raise ValueError(f"labels with white space at an edge, or with invisible characters: {told}")
 
 
-def _text(label: Any) -> Any:
+def _label_to_text(label: Any) -> Any:
     if isinstance(label, bool):
         return "true" if label else "false"
     if isinstance(label, int | float):

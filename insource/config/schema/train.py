@@ -12,19 +12,21 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from insource.config import hardware
-from insource.config.schema.optimizers import Optimizer, Schedule, optim_mistakes, schedule_mistakes
-from insource.config.schema.section import ClashError, Count, Name, NotNegative, Positive, Section
+from insource.config.schema.optimizers import Optimizer, Schedule, find_optim_mistakes, find_schedule_mistakes
+from insource.config.schema.section import ConflictError, Count, Name, NonNegative, Positive, Section
 
-_BATCHES = "set batch_size, the examples of an optimizer update over all processes; how they are cut is found out"
-_PRECISION = "set accelerate.mixed_precision: bf16 or fp16"
-_CLASSES = "set class_weight or balanced_sampling"
-_KINDS = "only answers are learnt from, always; leave it out"
-NOT_TAKEN = {
-    "per_device_train_batch_size": _BATCHES,
-    "gradient_accumulation_steps": _BATCHES,
+_BATCH_SIZE_HINT = (
+    "set batch_size, the examples of an optimizer update over all processes; how they are cut is found out"
+)
+_PRECISION_HINT = "set accelerate.mixed_precision: bf16 or fp16"
+_CLASS_WEIGHT_HINT = "set class_weight or balanced_sampling"
+_ANSWERS_ONLY_REASON = "only answers are learnt from, always; leave it out"
+UNSUPPORTED_KEYS = {
+    "per_device_train_batch_size": _BATCH_SIZE_HINT,
+    "gradient_accumulation_steps": _BATCH_SIZE_HINT,
     "auto_find_batch_size": "packs are halved where memory does not suffice, and the batch stays; leave it out",
-    "bf16": _PRECISION,
-    "fp16": _PRECISION,
+    "bf16": _PRECISION_HINT,
+    "fp16": _PRECISION_HINT,
     "use_cpu": "set accelerate.use_cpu, or HARDWARE=cpu",
     "report_to": "set tracking.wandb.mode",
     "output_dir": "set RUNS=<folder>",
@@ -35,9 +37,9 @@ NOT_TAKEN = {
     "greater_is_better": "higher is better for every metric of a task; leave it out",
     "save_strategy": "checkpoints come every save_steps; leave it out",
     "logging_strategy": "lines come every logging_steps; leave it out",
-    "assistant_only_loss": _KINDS,
-    "completion_only_loss": _KINDS,
-    "label_smoothing_factor": f"it would teach wrong answers to a task that has right ones; {_CLASSES}",
+    "assistant_only_loss": _ANSWERS_ONLY_REASON,
+    "completion_only_loss": _ANSWERS_ONLY_REASON,
+    "label_smoothing_factor": f"it would teach wrong answers to a task that has right ones; {_CLASS_WEIGHT_HINT}",
     "ref_model": "the reference is the base without its adapter; leave it out",
     "precompute_ref_log_probs": "they always are; leave it out",
     "torch_compile": "packs differ in length and would be compiled anew; leave it out",
@@ -91,13 +93,13 @@ class Train(Section):
     lr_scheduler_type: Schedule = "cosine"
     lr_scheduler_kwargs: dict[str, JsonValue] = {}
     """What the schedule takes, such as {min_lr_rate: 0.1} of cosine_with_min_lr."""
-    warmup_steps: NotNegative | Annotated[int, Field(ge=0)] = 0.05
+    warmup_steps: NonNegative | Annotated[int, Field(ge=0)] = 0.05
     """Updates, or below 1 a share of all updates."""
-    weight_decay: NotNegative = 0.0
+    weight_decay: NonNegative = 0.0
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: Positive = 1e-8
-    max_grad_norm: NotNegative = 1.0
+    max_grad_norm: NonNegative = 1.0
     """Longer gradients are shortened to this; 0: never."""
     optim: Optimizer = "adamw_torch"
     """8bit ones keep their state in a byte a number, paged ones move it out of GPU memory where that is short."""
@@ -121,7 +123,7 @@ class Train(Section):
     """Whether the best checkpoint is taken in place of the last; early stopping does so in any case."""
     early_stopping_patience: Count | None = None
     """Validations without a better figure after which training stops."""
-    early_stopping_threshold: NotNegative = 0.0
+    early_stopping_threshold: NonNegative = 0.0
     """By how much a figure must be better to count, as a share: 0.01 is one point."""
     beta: Positive = 0.1
     """preference: how far the model may leave its base; lower: farther (trl.DPOConfig)."""
@@ -150,14 +152,14 @@ class Train(Section):
         if self.packing != "none" and self.pack_tokens < self.max_length:
             told = f"pack_tokens ({self.pack_tokens}) is less than max_length ({self.max_length}): a row would not fit"
             found.append((("pack_tokens",), told))
-        kwargs = schedule_mistakes(self.lr_scheduler_type, self.lr_scheduler_kwargs, self.learning_rate)
+        kwargs = find_schedule_mistakes(self.lr_scheduler_type, self.lr_scheduler_kwargs, self.learning_rate)
         found += [(("lr_scheduler_kwargs", *key), told) for key, told in kwargs]
         if self.optim_args is not None:
-            found += [(("optim_args", *key), told) for key, told in optim_mistakes(self.optim, self.optim_args)]
+            found += [(("optim_args", *key), told) for key, told in find_optim_mistakes(self.optim, self.optim_args)]
         if self.balanced_sampling and self.class_weight == "balanced":
             found.append((("balanced_sampling",), "evens out the classes as class_weight: balanced does; keep one"))
         if found := found + self._of_validation():
-            raise ClashError(found)
+            raise ConflictError(found)
         return self
 
     def _of_validation(self) -> list[tuple[tuple[str, ...], str]]:
@@ -217,16 +219,16 @@ class Accelerate(Section):
         settled = dict(given)
         if given.get("num_processes") == "auto":
             machines = given.get("num_machines", 1)
-            settled["num_processes"] = max(1, hardware.gpu_count()) * (machines if isinstance(machines, int) else 1)
+            settled["num_processes"] = max(1, hardware.count_gpus()) * (machines if isinstance(machines, int) else 1)
         if given.get("mixed_precision") == "auto":
-            multiplied = hardware.cpu_has_bfloat16() if given.get("use_cpu") else hardware.gpu_count() > 0
+            multiplied = hardware.cpu_has_bfloat16() if given.get("use_cpu") else hardware.count_gpus() > 0
             settled["mixed_precision"] = "bf16" if multiplied else "no"
         return settled
 
     @model_validator(mode="after")
     def _fp16_needs_a_gpu(self) -> Self:
         if self.use_cpu and self.mixed_precision == "fp16":
-            raise ClashError([(("mixed_precision",), "fp16 is for GPUs; with use_cpu: true take auto, bf16 or no")])
+            raise ConflictError([(("mixed_precision",), "fp16 is for GPUs; with use_cpu: true take auto, bf16 or no")])
         return self
 
     @model_validator(mode="after")
@@ -247,7 +249,7 @@ class Accelerate(Section):
         elif self.machine_rank:
             found.append((("machine_rank",), f"given {self.machine_rank}, and num_machines is 1; set num_machines"))
         if found:
-            raise ClashError(found)
+            raise ConflictError(found)
         return self
 
     def _of_machines(self) -> list[tuple[tuple[str, ...], str]]:

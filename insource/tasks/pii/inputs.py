@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from insource.tasks.pii import redaction
 from insource.tasks.source_record import UnusableRowError, check_characters
-from insource.tasks.text_keys import UNSEEN, clean
+from insource.tasks.text_keys import INVISIBLE, clean
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Input:
     """{placeholder: value} of what was replaced."""
 
 
-def prepared(raw: str, kinds: Collection[str]) -> Input:
+def prepare_input(raw: str, kinds: Collection[str]) -> Input:
     """Returns an input clean, with personal data of these kinds replaced. Raises UnusableRowError where it is empty, or
     holds characters that nothing can store."""
     text = clean(raw)
-    if not (text if text.isascii() else UNSEEN.sub("", text).strip()):
+    if not (text if text.isascii() else INVISIBLE.sub("", text).strip()):
         raise UnusableRowError("no_text", "the text is empty" + (", but for invisible characters" if text else ""))
     check_characters("text", text)
-    found = frozenset(one.kind for one in redaction.find(text))
+    found = frozenset(one.kind for one in redaction.find_pii(text))
     if not (kinds and found):
         return Input(text, found)
     redacted = redaction.redact(text, kinds)

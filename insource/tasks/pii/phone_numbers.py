@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 _PHONE_RUN = re.compile(r"[0-9](?:[ ()./-]{0,4}[0-9]){6,}")
-_JOINT = r"(?:[ ]?-[ ]?|[./ ]|[ ]?\(|\)[ ]?-?[ ]?|\)[ ]?\()"
+_SEPARATOR = r"(?:[ ]?-[ ]?|[./ ]|[ ]?\(|\)[ ]?-?[ ]?|\)[ ]?\()"
 _GAP = r"(?:[ ]?-[ ]?|[/ ])"
 # How numbers are grouped where they do not begin with 0: 3-3-4 in North America, 3-2-2-2 in Spain, 3-4-4 in China, ...
 _GROUPS = "|".join(
@@ -17,12 +17,12 @@ _GROUPS = "|".join(
 _PHONE = re.compile(
     rf"""(?<![0-9A-Za-z_])(?<![0-9][-.,()+])(?:
     (?P<plus>  # country code 1 has ten digits after it: what follows them is something else
-        \(\+[1-9][0-9]{{0,3}}\)[ -]?[0-9](?:{_JOINT}?[0-9]){{4,12}}
-        |\+\(?(?:1(?:{_JOINT}?[0-9]){{6,10}}|[2-9](?:{_JOINT}?[0-9]){{6,14}})
+        \(\+[1-9][0-9]{{0,3}}\)[ -]?[0-9](?:{_SEPARATOR}?[0-9]){{4,12}}
+        |\+\(?(?:1(?:{_SEPARATOR}?[0-9]){{6,10}}|[2-9](?:{_SEPARATOR}?[0-9]){{6,14}})
     )|(?P<national>
-        00{_JOINT}?[1-9](?:{_JOINT}?[0-9]){{6,14}}
-        |0[1-9](?:[0-9]{{7,9}}|(?=[0-9]{{0,4}}{_JOINT}[0-9])(?:(?:{_JOINT}(?=[0-9]{{2}}))?[0-9]){{6,10}})
-        |\((?!(?:19|20)[0-9]{{2}}\))(?:0[0-9]{{0,4}}|[1-9][0-9]{{1,4}})\)[ ]?-?[ ]?[0-9](?:{_JOINT}?[0-9]){{4,8}}
+        00{_SEPARATOR}?[1-9](?:{_SEPARATOR}?[0-9]){{6,14}}
+        |0[1-9](?:[0-9]{{7,9}}|(?=[0-9]{{0,4}}{_SEPARATOR}[0-9])(?:(?:{_SEPARATOR}(?=[0-9]{{2}}))?[0-9]){{6,10}})
+        |\((?!(?:19|20)[0-9]{{2}}\))(?:0[0-9]{{0,4}}|[1-9][0-9]{{1,4}})\)[ ]?-?[ ]?[0-9](?:{_SEPARATOR}?[0-9]){{4,8}}
         |(?<![€$£¥₹])(?<![€$£¥₹][ ])(?:{_GROUPS}
             |(?:1[-. ])?[0-9]{{3}}\.[0-9]{{3}}\.[0-9]{{4}}
             |[0-9]{{3}}{_GAP}[0-9]{{3}}{_GAP}(?!000)[0-9]{{3}}
@@ -30,7 +30,7 @@ _PHONE = re.compile(
             |[2-9](?![0-9]00-..00)[0-9]{{2}}-[0-9]{{4}}
             |(?!1|19|20|..00[ -]..00)[0-9]{{4}}[ -](?!19|20)[0-9]{{4}}
         )(?![ ]?[€$£¥₹%])
-    )|(?P<labelled>[0-9](?:{_JOINT}?[0-9]){{6,14}})
+    )|(?P<labelled>[0-9](?:{_SEPARATOR}?[0-9]){{6,14}})
     )(?![0-9@])(?!(?!(?:[xX]|ext)[. ]?[0-9])[A-Za-z_])(?![-.,:][0-9]|-[A-Za-z])""",
     re.VERBOSE,
 )
@@ -57,7 +57,7 @@ _NO_PHONE = re.compile(
 )
 
 
-def find(text: str) -> list[tuple[int, int]]:
+def find_phone_numbers(text: str) -> list[tuple[int, int]]:
     """Returns where phone numbers stand. Digits and separators (space, hyphen, dot, slash, brackets) make one if
 
     1. "+" or "00" comes first and 7 to 15 digits follow, or
@@ -68,26 +68,26 @@ def find(text: str) -> list[tuple[int, int]]:
     Not if they are part of a code (ORD-415-555-2671), a date, a time, an amount, an IPv4 address or a version, and,
     but for 1 with a plus and 4, not after a word such as order, invoice, id.
     """
-    spans = list(_in(text))
+    spans = list(_find_spans(text))
     # Only now, because few texts come so far: without what looks like a phone number and is none.
-    return list(_in(_NO_PHONE.sub(lambda match: "\0" * len(match[0]), text))) if spans else []
+    return list(_find_spans(_NO_PHONE.sub(lambda match: "\0" * len(match[0]), text))) if spans else []
 
 
-def _in(text: str) -> Iterator[tuple[int, int]]:
+def _find_spans(text: str) -> Iterator[tuple[int, int]]:
     for run in _PHONE_RUN.finditer(text):
-        at, label = max(0, run.start() - 2), _label(text, run.start())
+        at, label = max(0, run.start() - 2), _classify_label(text, run.start())
         number = (run[0].isdigit() and run[0][0] != "0") or (label == "other" and " " not in run[0])
         if number and label != "phone" and "+" not in text[at : run.start()]:
             continue  # an order number, most of the time
         while (match := _PHONE.search(text, at, run.end() + 6)) and match.start() < run.end():
-            at, label = match.start(), _label(text, match.start())
+            at, label = match.start(), _classify_label(text, match.start())
             code = text[at - 1 : at] == "-" and text[at - 2 : at - 1].isalnum()
             if match["plus"] or label == "phone" or (match["national"] and not label and not code):
                 yield match.span()
             at = match.end() if match["plus"] or match["national"] or label == "phone" else at + 1
 
 
-def _label(text: str, start: int) -> str:
+def _classify_label(text: str, start: int) -> str:
     """Returns what the words before a number say that it is: "phone", "other" (an order, an id), or ""."""
     # The first word of a window that does not begin with the text may be the end of one: the "tel" of hotel.
     words = _LABEL_WORDS.findall(text, max(0, start - 32), start)[start > 32 :]

@@ -24,15 +24,15 @@ from hashlib import blake2b
 
 from insource.tasks.pii import phone_numbers
 
-KINDS = ("email", "phone", "card", "iban", "secret")
+PII_KINDS = ("email", "phone", "card", "iban", "secret")
 
 Span = tuple[int, int]
 
 _PLACEHOLDER = re.compile(r"\[(EMAIL|PHONE|CARD|IBAN|SECRET)(?:_([0-9]{1,9})|:[0-9a-f]{12})\]")
 # Stands for what is found already. No pattern below matches it, so that a text and its redacted form are read alike.
-_WALL = "\0"
+_BLANK = "\0"
 # Bytes of UTF-8 that a text may have without anything to look for: no digit in any script, no sign of a key or address.
-_ORDINARY = bytes(set(range(0xD9)) - set(b"0123456789@_-:"))
+_IRRELEVANT_BYTES = bytes(set(range(0xD9)) - set(b"0123456789@_-:"))
 _SEVEN_DIGITS = re.compile(r"(?:\d\D*+){7}")
 _SECRET_WORDS = ("key", "token", "pass", "pwd", "secret", "bearer", "akia", "asia", "aiza", "eyj")
 _SECRET_SIGNS = (*_SECRET_WORDS, "_", "sk-", "://", "xox", "glpat")
@@ -55,9 +55,9 @@ class Redacted:
     values: dict[str, str] = field(repr=False)
 
 
-def find(text: str) -> list[Finding]:
+def find_pii(text: str) -> list[Finding]:
     """Returns what is found of any kind, ordered by start, never overlapping."""
-    return _find(text, KINDS)
+    return _find_kinds(text, PII_KINDS)
 
 
 def redact(text: str, kinds: Collection[str]) -> Redacted:
@@ -66,8 +66,8 @@ def redact(text: str, kinds: Collection[str]) -> Redacted:
     The same value gets the same number, whatever its case or separators. Numbers follow the order of appearance and
     begin above those of the placeholders that the text has already, so a redacted text stays as it is.
     """
-    taken = dict.fromkeys(KINDS, 0)
-    found = _find(text, kinds)
+    taken = dict.fromkeys(PII_KINDS, 0)
+    found = _find_kinds(text, kinds)
     for kind, number in _PLACEHOLDER.findall(text) if found else ():
         taken[kind.lower()] = max(taken[kind.lower()], int(number or 0))
     placeholders: dict[tuple[str, str], str] = {}
@@ -75,62 +75,62 @@ def redact(text: str, kinds: Collection[str]) -> Redacted:
     names = []
     for one in found:
         value = text[one.start : one.end]
-        known = one.kind, _canonical(one.kind, value)
+        known = one.kind, _canonical_value(one.kind, value)
         if known not in placeholders:
             taken[one.kind] += 1
             placeholders[known] = f"[{one.kind.upper()}_{taken[one.kind]}]"
             values[placeholders[known]] = value
         names.append(placeholders[known])
-    return Redacted(_replaced(text, ((one.start, one.end) for one in found), names), values)
+    return Redacted(_replace_spans(text, ((one.start, one.end) for one in found), names), values)
 
 
-def apply(values: Mapping[str, str], text: str) -> str:
+def redact_values(values: Mapping[str, str], text: str) -> str:
     """Returns the text with each of the values (see Redacted) as its placeholder, the longest first.
 
     A value is known again in another case (email, iban) and with other separators (phone, card, iban), because a
     target seldom repeats an input to the letter. It is not looked for inside a longer word or number.
     """
-    plain = _folded(text)
-    squeezed = _squeezed(plain)
-    there = [name for name, value in values.items() if _squeezed(_folded(value)) in squeezed]
+    plain = _to_ascii(text)
+    squeezed = _without_separators(plain)
+    there = [name for name, value in values.items() if _without_separators(_to_ascii(value)) in squeezed]
     if not there:
         return text
     there.sort(key=lambda name: -len(values[name]))
-    pattern = re.compile("|".join(f"({_anyhow(name, values[name])})" for name in there))
+    pattern = re.compile("|".join(f"({_value_pattern(name, values[name])})" for name in there))
     found = [(match.span(), there[(match.lastindex or 1) - 1]) for match in pattern.finditer(plain)]
-    return _replaced(text, [span for span, _ in found], [name for _, name in found])
+    return _replace_spans(text, [span for span, _ in found], [name for _, name in found])
 
 
-def pseudonym(text: str, kinds: Collection[str]) -> str:
+def pseudonymize(text: str, kinds: Collection[str]) -> str:
     """Returns the text, such as a row id or a group, with what is found of these kinds as [EMAIL:<12 hex digits>].
 
     The same value gets the same digits in every run, so that rows of one customer stay together. This is a pseudonym
     and no anonymisation: who has a list of addresses or numbers can hash them and compare.
     """
-    found = _find(text, kinds) if kinds else []
+    found = _find_kinds(text, kinds) if kinds else []
     names = []
     for one in found:
-        value = f"{one.kind}:{_canonical(one.kind, text[one.start : one.end])}"
+        value = f"{one.kind}:{_canonical_value(one.kind, text[one.start : one.end])}"
         digest = blake2b(value.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
         names.append(f"[{one.kind.upper()}:{digest}]")
-    return _replaced(text, ((one.start, one.end) for one in found), names)
+    return _replace_spans(text, ((one.start, one.end) for one in found), names)
 
 
-def _find(text: str, kinds: Collection[str]) -> list[Finding]:
+def _find_kinds(text: str, kinds: Collection[str]) -> list[Finding]:
     """Finds all kinds and returns those asked for: a piece of an IBAN is no card because nobody asked for IBANs.
 
     Secrets alone are left out of the search if not asked for, because they may well contain what is asked for.
     """
-    kept = text.encode("utf-8", "replace").translate(None, _ORDINARY)
+    kept = text.encode("utf-8", "replace").translate(None, _IRRELEVANT_BYTES)
     number = kept.translate(None, b"@_-:")
     digits = len(number) >= 7 and (number.isdigit() or _SEVEN_DIGITS.search(text) is not None)
     words = _SECRET_SIGNS if len(number) < len(kept) else _SECRET_WORDS
     signs = "secret" in kinds and any(map(text.lower().__contains__, words))
     if not (digits or signs or b"@" in kept or "＠" in text):
         return []
-    seen = _folded(text)
+    seen = _to_ascii(text)
     if "[" in seen:
-        seen = _walled(seen, [match.span() for match in _PLACEHOLDER.finditer(seen)])
+        seen = _blank_out(seen, [match.span() for match in _PLACEHOLDER.finditer(seen)])
     wanted = {"secret": signs, "email": "@" in seen, "iban": digits, "card": len(number) >= 13, "phone": digits}
     found: list[Finding] = []
     # From the first kind again after each finding: what it hid must not come to light in the redacted text alone.
@@ -140,32 +140,32 @@ def _find(text: str, kinds: Collection[str]) -> list[Finding]:
             spans = list(finder(seen)) if wanted[kind] else []
             found += (Finding(kind, start, end) for start, end in spans)
             if spans:
-                seen = _walled(seen, spans)
+                seen = _blank_out(seen, spans)
                 break
     return sorted((one for one in found if one.kind in kinds), key=lambda one: one.start)
 
 
 # Characters that stand for an ASCII one: digits of other scripts, spaces, dashes, full-width forms.
-_FOREIGN = re.compile(r"[^\D0-9]|[\u00a0\u2000-\u200a\u202f\u205f\u3000\u2010-\u2015\u2212\uff01-\uff5e]")
+_NON_ASCII_FORMS = re.compile(r"[^\D0-9]|[\u00a0\u2000-\u200a\u202f\u205f\u3000\u2010-\u2015\u2212\uff01-\uff5e]")
 
 
-def _folded(text: str) -> str:
+def _to_ascii(text: str) -> str:
     """Returns the text with ASCII digits, spaces, hyphens and signs, each character in its place."""
-    return text if text.isascii() else _FOREIGN.sub(_ascii, text)
+    return text if text.isascii() else _NON_ASCII_FORMS.sub(_ascii_character, text)
 
 
-def _ascii(match: re.Match[str]) -> str:
+def _ascii_character(match: re.Match[str]) -> str:
     char = str(unicodedata.decimal(match[0], "")) or unicodedata.normalize("NFKC", match[0])
     return char if char.isascii() else "-"
 
 
-def _squeezed(text: str) -> str:
+def _without_separators(text: str) -> str:
     return re.sub(r"[\s()+./-]", "", text).upper()
 
 
-def _canonical(kind: str, value: str) -> str:
+def _canonical_value(kind: str, value: str) -> str:
     """Returns what two spellings of one value share."""
-    value = _folded(value)
+    value = _to_ascii(value)
     if kind == "email":
         return value.casefold()
     if kind == "secret":
@@ -173,9 +173,9 @@ def _canonical(kind: str, value: str) -> str:
     return re.sub(r"^00(?=[1-9])", "+", re.sub(r"[^0-9A-Z+]", "", value.upper()))
 
 
-def _anyhow(placeholder: str, value: str) -> str:
+def _value_pattern(placeholder: str, value: str) -> str:
     """Returns the pattern of a value as a target may spell it."""
-    value = _folded(value)
+    value = _to_ascii(value)
     if placeholder.startswith("[SECRET"):
         return re.escape(value)
     if placeholder.startswith("[EMAIL"):
@@ -184,11 +184,11 @@ def _anyhow(placeholder: str, value: str) -> str:
     return rf"(?<![0-9A-Za-z])(?i:[+(]{{0,2}}{characters})(?![0-9A-Za-z])"
 
 
-def _walled(text: str, spans: list[Span]) -> str:
-    return _replaced(text, spans, [_WALL * (end - start) for start, end in spans])
+def _blank_out(text: str, spans: list[Span]) -> str:
+    return _replace_spans(text, spans, [_BLANK * (end - start) for start, end in spans])
 
 
-def _replaced(text: str, spans: Iterable[Span], replacements: Iterable[str]) -> str:
+def _replace_spans(text: str, spans: Iterable[Span], replacements: Iterable[str]) -> str:
     pieces, at = [], 0
     for (start, end), replacement in zip(spans, replacements, strict=True):
         pieces += [text[at:start], replacement]
@@ -207,13 +207,13 @@ _EMAIL = re.compile(rf"(?<![{_LETTER}.%+'-])[.%+'-]*+({_ADDRESS}(?:[.%+'-]*+{_AD
 _IBAN_HEAD = re.compile(r"[0-9](?<=[A-Za-z]{2}[0-9])(?<![0-9A-Za-z_][A-Za-z]{2}[0-9])[0-9]")
 
 
-def _ibans(text: str) -> Iterator[Span]:
+def _find_ibans(text: str) -> Iterator[Span]:
     at = 0
     while head := _IBAN_HEAD.search(text, at):
         from stdnum import iban
 
         at, start = head.end(), head.start() - 2
-        rest = _iban_rest(text[start : start + 2].upper()).match(text, at)
+        rest = _iban_pattern(text[start : start + 2].upper()).match(text, at)
         # Without the checks of single countries: an account number with a slip in it is still somebody's.
         if rest and iban.is_valid(text[start : rest.end()], check_country=False):
             at = rest.end()
@@ -222,7 +222,7 @@ def _ibans(text: str) -> Iterator[Span]:
 
 
 @cache
-def _iban_rest(country: str) -> re.Pattern[str]:
+def _iban_pattern(country: str) -> re.Pattern[str]:
     """Returns the pattern of an IBAN after country and check digits; it matches nothing for a country without."""
     from stdnum import numdb
 
@@ -240,7 +240,7 @@ _CARD_SHAPES = (
 )
 
 
-def _cards(text: str) -> Iterator[Span]:
+def _find_cards(text: str) -> Iterator[Span]:
     at = 0
     for start in _CARD_START.finditer(text):
         from stdnum import luhn
@@ -263,7 +263,7 @@ _KEY_FORMATS = re.compile(
     r"|eyJ[0-9A-Za-z_-]{8,999}+\.[0-9A-Za-z_-]{8,}(?:\.[0-9A-Za-z_-]*)?)"  # JSON Web Token
 )
 _LOGIN = re.compile(r"://[^\s/@:\0]+:([^\s/@\0]+)@")
-_NAMED = re.compile(
+_NAMED_SECRET = re.compile(
     r"(?:(pass ?(?:word|wort|phrase|code)|passwd|pwd)|secret(?:[ _-]?key)?|api[ _-]?key|access[ _-]?key|token)"
     r"[\"']?(?:\s{0,3}(?:[:=]|=>|:=)\s{0,3}|\s{1,3}is:?\s{1,3})[\"'`]?([^\s\0\"'`<>]+)"
     r"|(?<![a-z])bearer\s{1,3}([^\s\0\"'`<>]+)",
@@ -272,12 +272,12 @@ _NAMED = re.compile(
 _REFERENCE = re.compile(r"\$?\{|\$[A-Za-z_]\w*$|%[(A-Z]|\w+://|[\w.]+\(")
 
 
-def _secrets(text: str) -> list[Span]:
+def _find_secrets(text: str) -> list[Span]:
     spans = [match.span() for match in _KEY_FORMATS.finditer(text)]
-    text = _walled(text, spans)
+    text = _blank_out(text, spans)
     logins = [match.span(1) for match in _LOGIN.finditer(text)]
-    text = _walled(text, logins)
-    for match in _NAMED.finditer(text):
+    text = _blank_out(text, logins)
+    for match in _NAMED_SECRET.finditer(text):
         group = 2 if match[2] else 3
         value = match[group].rstrip(".,;:!?)]}")
         if _looks_secret(value, password=bool(match[1])):
@@ -300,9 +300,9 @@ def _looks_secret(value: str, password: bool) -> bool:
 
 # Where two kinds claim the same characters, the one named first has them.
 _FINDERS: dict[str, Callable[[str], Iterable[Span]]] = {
-    "secret": _secrets,
+    "secret": _find_secrets,
     "email": lambda text: [match.span(1) for match in _EMAIL.finditer(text)],
-    "iban": _ibans,
-    "card": _cards,
-    "phone": phone_numbers.find,
+    "iban": _find_ibans,
+    "card": _find_cards,
+    "phone": phone_numbers.find_phone_numbers,
 }

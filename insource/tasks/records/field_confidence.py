@@ -14,17 +14,17 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-SPACE = re.compile(r"\s*")
+WHITESPACE = re.compile(r"\s*")
 DECODER = json.JSONDecoder()
 
 
-def least_of_fields(tokens: Sequence[str], log_probabilities: Sequence[float]) -> float | None:
+def lowest_field_log_probability(tokens: Sequence[str], log_probabilities: Sequence[float]) -> float | None:
     """Returns the smallest sum of log-probabilities over the tokens of one field; None where the text is no JSON object
     with a field.
 
     The texts of tokens may differ from the answer where a character is split into several: that is within a string.
     """
-    ends = value_ends("".join(tokens))
+    ends = find_value_ends("".join(tokens))
     if not ends:
         return None
     sums = [0.0] * len(ends)
@@ -34,21 +34,21 @@ def least_of_fields(tokens: Sequence[str], log_probabilities: Sequence[float]) -
     return min(sums)
 
 
-def value_ends(text: str) -> list[int]:
+def find_value_ends(text: str) -> list[int]:
     """Returns where the value of each field of a JSON object ends; none where the text is no JSON object."""
     ends: list[int] = []
-    at = _skipped(text, 0)
+    at = _skip_whitespace(text, 0)
     try:
         if text[at] != "{":
             return []
         while text[at] != "}":
-            _, at = DECODER.raw_decode(text, _skipped(text, at + 1))
-            at = _skipped(text, at)
+            _, at = DECODER.raw_decode(text, _skip_whitespace(text, at + 1))
+            at = _skip_whitespace(text, at)
             if text[at] != ":":
                 return []
-            _, at = DECODER.raw_decode(text, _skipped(text, at + 1))
+            _, at = DECODER.raw_decode(text, _skip_whitespace(text, at + 1))
             ends.append(at)
-            at = _skipped(text, at)
+            at = _skip_whitespace(text, at)
             if text[at] not in ",}":
                 return []
     except (ValueError, IndexError, RecursionError):
@@ -56,6 +56,6 @@ def value_ends(text: str) -> list[int]:
     return ends
 
 
-def _skipped(text: str, at: int) -> int:
-    found = SPACE.match(text, at)
+def _skip_whitespace(text: str, at: int) -> int:
+    found = WHITESPACE.match(text, at)
     return found.end() if found else at

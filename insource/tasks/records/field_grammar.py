@@ -9,13 +9,13 @@ where nothing stands before it in its object (first) and once for where somethin
 
 from collections.abc import Mapping
 
-from insource.config.schema.json_schema_subset import nullable
-from insource.tasks.records.json_fields import Field, json_text, kind_of
+from insource.config.schema.json_schema_subset import is_nullable
+from insource.tasks.records.json_fields import FieldSchema, canonical_json, field_type
 
 # Written here and not by xgrammar's JSON Schema converter (0.2): in a string with maxLength that one knows no escape,
 # so that no value with a quote or a line break could be answered, and lets raw control characters through, which are no
 # JSON; its numbers need not end. Here a character has one spelling, that of json.dumps.
-RULES = {
+GRAMMAR_RULES = {
     "char": r'[ !#-\[\]-\uD7FF\uE000-\U0010FFFF] | "\\" (["\\bfnrt] | "u00" [01] [0-9a-f])',
     "integer": '"-"? ("0" | [1-9] [0-9]{0,17})',
     "number": 'integer fraction? | "-"? [1-9] fraction? "e" [+-] [0-9]{2}',
@@ -24,25 +24,27 @@ RULES = {
 }
 
 
-def of_record(fields: Mapping[str, Field], absent: str) -> str:
+def record_grammar(fields: Mapping[str, FieldSchema], absent: str) -> str:
     """Returns the grammar of a record. `absent` is what stands for a field that the document does not have: null, or
     omit for nothing."""
-    lines = _object("root", fields, absent, may_be_empty=True)
-    return "\n".join([*lines, *(f"{name} ::= {written}" for name, written in RULES.items())])
+    lines = _object_rules("root", fields, absent, may_be_empty=True)
+    return "\n".join([*lines, *(f"{name} ::= {written}" for name, written in GRAMMAR_RULES.items())])
 
 
-def literal(text: str) -> str:
+def quote_literal(text: str) -> str:
     """Returns a text without line breaks as a literal of the grammar."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
-def _object(name: str, fields: Mapping[str, Field], absent: str, may_be_empty: bool) -> list[str]:
+def _object_rules(name: str, fields: Mapping[str, FieldSchema], absent: str, may_be_empty: bool) -> list[str]:
     """The rule of an object, and those of its fields."""
-    keys = [literal(f"{json_text(field)}: ") for field in fields]
+    keys = [quote_literal(f"{canonical_json(field)}: ") for field in fields]
     rules = [f"{name}_{at}" for at in range(len(keys))]
-    inside = [line for rule, field in zip(rules, fields.values(), strict=True) for line in _rules(rule, field, absent)]
-    may_lack = [absent == "omit" and nullable(field) for field in fields.values()]
+    inside = [
+        line for rule, field in zip(rules, fields.values(), strict=True) for line in _field_rules(rule, field, absent)
+    ]
+    may_lack = [absent == "omit" and is_nullable(field) for field in fields.values()]
     if not any(may_lack):
         parts = ' ", " '.join(f"{key} {rule}" for key, rule in zip(keys, rules, strict=True))
         return [f'{name} ::= "{{" {parts} "}}"', *inside]
@@ -59,20 +61,23 @@ def _object(name: str, fields: Mapping[str, Field], absent: str, may_be_empty: b
     return [*lines, f'{more}_{last} ::= "}}"', *inside]
 
 
-def _rules(name: str, field: Field, absent: str) -> list[str]:
+def _field_rules(name: str, field: FieldSchema, absent: str) -> list[str]:
     """The rule of a field, and those of what is in it. A field that is left out where it is null is never null."""
-    kind, may_be_null = kind_of(field), nullable(field)
+    kind, may_be_null = field_type(field), is_nullable(field)
     null = ' | "null"' if may_be_null and absent == "null" else ""
     if kind == "object":
         own = f"{name}_object"
-        return [f"{name} ::= {own}{null}", *_object(own, field["properties"], absent, may_be_empty=not may_be_null)]
+        return [
+            f"{name} ::= {own}{null}",
+            *_object_rules(own, field["properties"], absent, may_be_empty=not may_be_null),
+        ]
     if kind != "array":
-        return [f"{name} ::= {_scalar(field)}{null}"]
+        return [f"{name} ::= {_scalar_rule(field)}{null}"]
     item, items = f"{name}_item", field["items"]
     of_items = (
-        _object(item, items["properties"], absent, may_be_empty=False)
-        if kind_of(items) == "object"
-        else [f"{item} ::= {_scalar(items)}"]
+        _object_rules(item, items["properties"], absent, may_be_empty=False)
+        if field_type(items) == "object"
+        else [f"{item} ::= {_scalar_rule(items)}"]
     )
     entries = f'{item} (", " {item}){{0,{field["maxItems"] - 1}}}'
     # No entries is null where the field may be null: one spelling for nothing.
@@ -80,8 +85,8 @@ def _rules(name: str, field: Field, absent: str) -> list[str]:
     return [f"{name} ::= {written}{null}", *of_items]
 
 
-def _scalar(field: Field) -> str:
+def _scalar_rule(field: FieldSchema) -> str:
     if "enum" in field:
-        return " | ".join(literal(json_text(one)) for one in field["enum"] if one is not None)
-    kind = kind_of(field)
+        return " | ".join(quote_literal(canonical_json(one)) for one in field["enum"] if one is not None)
+    kind = field_type(field)
     return rf'"\"" char{{1,{field["maxLength"]}}} "\""' if kind == "string" else kind

@@ -13,19 +13,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from insource.config.schema.json_schema_subset import nullable
-from insource.tasks.source_record import rows_of_columns
+from insource.config.schema.json_schema_subset import is_nullable
+from insource.tasks.source_record import columns_to_rows
 from insource.tasks.text_keys import clean
 
-Field = Mapping[str, Any]
+FieldSchema = Mapping[str, Any]
 
-LARGEST_INTEGER = 10**18 - 1
-SMALLEST, LARGEST = 1e-99, 1e100
-TRUTHS = {
+MAX_INTEGER = 10**18 - 1
+MIN_NUMBER, MAX_NUMBER = 1e-99, 1e100
+BOOLEAN_WORDS = {
     **dict.fromkeys(("true", "yes", "y", "t", "1", "1.0"), True),
     **dict.fromkeys(("false", "no", "n", "f", "0", "0.0"), False),
 }
-TYPES = {
+TYPE_LABELS = {
     "string": "text",
     "number": "a number",
     "integer": "a whole number",
@@ -38,152 +38,159 @@ class UnknownKeyError(ValueError):
     """An object has a key that its schema does not have."""
 
 
-def effective(field: Field, may_lack: bool) -> dict[str, Any]:
+def resolve_field(field: FieldSchema, may_lack: bool) -> dict[str, Any]:
     """Returns the field's schema with null among its types where it may lack, and choices as clean as its values."""
     found = dict(field)
-    kind = "string" if "enum" in field else kind_of(field)
+    kind = "string" if "enum" in field else field_type(field)
     found["type"] = [kind, "null"] if may_lack else kind
     if "enum" in field:
         found["enum"] = [*dict.fromkeys(clean(one) for one in field["enum"] if one is not None), *[None] * may_lack]
     if "items" in field:
-        found["items"] = effective(field["items"], may_lack=False)
+        found["items"] = resolve_field(field["items"], may_lack=False)
     if "properties" in field:
-        found |= of_object(field)
+        found |= resolve_object(field)
     return found
 
 
-def of_object(given: Field) -> dict[str, Any]:
+def resolve_object(given: FieldSchema) -> dict[str, Any]:
     """Returns what makes an object of a given schema canonical: its fields, all required, null where one may lack."""
     required = given.get("required", ())
     fields = {
-        name: effective(field, nullable(field) or name not in required) for name, field in given["properties"].items()
+        name: resolve_field(field, is_nullable(field) or name not in required)
+        for name, field in given["properties"].items()
     }
     return {"properties": fields, "required": list(fields), "additionalProperties": False}
 
 
-def optional(schema: Field) -> dict[str, Any]:
+def allow_omission(schema: FieldSchema) -> dict[str, Any]:
     """Returns the schema of an object of which fields that may be null may be left out as well."""
     found = dict(schema)
     if "items" in schema:
-        found["items"] = optional(schema["items"])
+        found["items"] = allow_omission(schema["items"])
     if "properties" in schema:
-        found["properties"] = {name: optional(field) for name, field in schema["properties"].items()}
-        found["required"] = [name for name, field in schema["properties"].items() if not nullable(field)]
+        found["properties"] = {name: allow_omission(field) for name, field in schema["properties"].items()}
+        found["required"] = [name for name, field in schema["properties"].items() if not is_nullable(field)]
     return found
 
 
-def given_only(value: Any) -> Any:
+def drop_nulls(value: Any) -> Any:
     """Returns a value without the fields that are null, in objects at any depth."""
     if isinstance(value, dict):
-        return {name: given_only(one) for name, one in value.items() if one is not None}
-    return [given_only(one) for one in value] if isinstance(value, list) else value
+        return {name: drop_nulls(one) for name, one in value.items() if one is not None}
+    return [drop_nulls(one) for one in value] if isinstance(value, list) else value
 
 
-def with_null(field: Field, value: Any) -> Any:
+def fill_nulls(field: FieldSchema, value: Any) -> Any:
     """Returns a value with null for the fields that may be null and were left out, in objects at any depth."""
     if isinstance(value, list) and "items" in field:
-        return [with_null(field["items"], one) for one in value]
+        return [fill_nulls(field["items"], one) for one in value]
     if not isinstance(value, dict) or "properties" not in field:
         return value
-    lacking = {name: None for name, one in field["properties"].items() if nullable(one) and name not in value}
-    known = {name: with_null(field["properties"].get(name, {}), one) for name, one in value.items()}
+    lacking = {name: None for name, one in field["properties"].items() if is_nullable(one) and name not in value}
+    known = {name: fill_nulls(field["properties"].get(name, {}), one) for name, one in value.items()}
     return known | lacking
 
 
-def standard(schema: Any) -> Any:
+def strip_extensions(schema: Any) -> Any:
     """Returns a schema as others know JSON Schema: without `ordered`, which says how this project compares a list."""
     if isinstance(schema, list):
-        return [standard(one) for one in schema]
+        return [strip_extensions(one) for one in schema]
     if not isinstance(schema, Mapping):
         return schema
     # A field may bear that name; it is an object then.
-    return {key: standard(one) for key, one in schema.items() if key != "ordered" or not isinstance(one, bool)}
+    return {key: strip_extensions(one) for key, one in schema.items() if key != "ordered" or not isinstance(one, bool)}
 
 
-def kind_of(field: Field) -> str:
+def field_type(field: FieldSchema) -> str:
     """Returns the field's type, null aside."""
     kinds = [field["type"]] if isinstance(field["type"], str) else field["type"]
     return next(str(kind) for kind in kinds if kind != "null")
 
 
-def lines(fields: Mapping[str, Field], absent: str = "null", indent: str = "") -> list[str]:
+def describe_fields(fields: Mapping[str, FieldSchema], absent: str = "null", indent: str = "") -> list[str]:
     """Returns the lines that describe fields in the prompt, those of objects below them. `absent` is what stands for a
     field that the document does not have: null, or omit for nothing."""
     found = []
     for name, field in fields.items():
         about = f": {field['description']}" if "description" in field else ""
-        found.append(f"{indent}- {name} ({in_words(field, absent)}){about}")
+        found.append(f"{indent}- {name} ({describe_field(field, absent)}){about}")
         inside = field.get("items", field).get("properties", {})
-        found += lines(inside, absent, indent + "  ")
+        found += describe_fields(inside, absent, indent + "  ")
     return found
 
 
-def in_words(field: Field, absent: str = "null") -> str:
+def describe_field(field: FieldSchema, absent: str = "null") -> str:
     """Returns what the field may hold, as the prompt says it."""
     if "enum" in field:
-        words = "one of " + ", ".join(json_text(one) for one in field["enum"] if one is not None)
-    elif kind_of(field) == "array":
+        words = "one of " + ", ".join(canonical_json(one) for one in field["enum"] if one is not None)
+    elif field_type(field) == "array":
         kind = "an ordered list" if field.get("ordered") else "a list"
-        words = f"{kind} of at most {field['maxItems']}, each {in_words(field['items'])}"
+        words = f"{kind} of at most {field['maxItems']}, each {describe_field(field['items'])}"
     else:
-        words = TYPES[kind_of(field)]
+        words = TYPE_LABELS[field_type(field)]
         words += f" of at most {field['maxLength']} characters" if "maxLength" in field else ""
-    return words + ((", or left out" if absent == "omit" else ", or null") if nullable(field) else "")
+    return words + ((", or left out" if absent == "omit" else ", or null") if is_nullable(field) else "")
 
 
-def canonical(field: Field, value: Any) -> Any:
+def canonicalize(field: FieldSchema, value: Any) -> Any:
     """Returns the value as records hold it: clean text, text of a table as the field's type, null for nothing.
 
     What fits no better way stays as it is, for `check` to tell.
     """
-    kind = kind_of(field)
+    kind = field_type(field)
     if kind == "boolean" and is_number(value):
-        value = TRUTHS.get(str(value), value)
+        value = BOOLEAN_WORDS.get(str(value), value)
     if isinstance(value, str):
         value = clean(value)
-        value = _read(value, kind) if value and kind != "string" else value
+        value = _parse_cell(value, kind) if value and kind != "string" else value
     if isinstance(value, dict) and kind == "array" and "properties" in field["items"]:
-        rows = rows_of_columns(value)
+        rows = columns_to_rows(value)
         value = value if rows is None else rows
     if isinstance(value, list) and kind == "array":
-        value = [one for one in (canonical(field["items"], given) for given in value) if not _is_nothing(one)]
+        value = [one for one in (canonicalize(field["items"], given) for given in value) if not _is_blank(one)]
     if isinstance(value, dict) and kind == "object":
-        known = {name: canonical(one, value.get(name)) for name, one in field["properties"].items()}
+        known = {name: canonicalize(one, value.get(name)) for name, one in field["properties"].items()}
         value = known | {name: one for name, one in value.items() if name not in known}
-    if isinstance(value, float) and value.is_integer() and (kind == "integer" or (kind == "number" and _exact(value))):
+    if (
+        isinstance(value, float)
+        and value.is_integer()
+        and (kind == "integer" or (kind == "number" and _is_exact(value)))
+    ):
         value = int(value)
-    if is_number(value) and isinstance(value, int) and kind == "number" and not _exact(value):
-        value = float(value) if abs(value) < LARGEST else math.inf
-    return None if (value == [] or _is_nothing(value)) and nullable(field) else value
+    if is_number(value) and isinstance(value, int) and kind == "number" and not _is_exact(value):
+        value = float(value) if abs(value) < MAX_NUMBER else math.inf
+    return None if (value == [] or _is_blank(value)) and is_nullable(field) else value
 
 
-def check(field: Field, value: Any) -> None:
+def check_value(field: FieldSchema, value: Any) -> None:
     """Returns nothing where a value fits its field. Raises ValueError saying what was given and what would do."""
-    if value is None and nullable(field):
+    if value is None and is_nullable(field):
         return
     if value is None:
         raise ValueError("is missing, and it is required")
-    kind = kind_of(field)
-    if not IS_KIND[kind](value) or ("enum" in field and value not in field["enum"]):
-        raise ValueError(f"given {_short(value)}, allowed: {in_words(field)}{_hint(kind, value)}")
+    kind = field_type(field)
+    if not TYPE_CHECKS[kind](value) or ("enum" in field and value not in field["enum"]):
+        raise ValueError(f"given {_abbreviate(value)}, allowed: {describe_field(field)}{_format_hint(kind, value)}")
     if kind == "string" and len(value) > field.get("maxLength", math.inf):
-        raise ValueError(f"given {len(value)} characters, allowed: {field['maxLength']} (maxLength): {_short(value)}")
-    if kind == "number" and value and not SMALLEST <= abs(value) <= LARGEST:
-        raise ValueError(f"given {_short(value)}, which is too large or too small a number")
-    if kind == "integer" and abs(value) > LARGEST_INTEGER:
-        raise ValueError(f"given {_short(value)}, which is too large a number")
+        raise ValueError(
+            f"given {len(value)} characters, allowed: {field['maxLength']} (maxLength): {_abbreviate(value)}"
+        )
+    if kind == "number" and value and not MIN_NUMBER <= abs(value) <= MAX_NUMBER:
+        raise ValueError(f"given {_abbreviate(value)}, which is too large or too small a number")
+    if kind == "integer" and abs(value) > MAX_INTEGER:
+        raise ValueError(f"given {_abbreviate(value)}, which is too large a number")
     if kind == "array":
         if len(value) > field["maxItems"]:
             raise ValueError(f"given {len(value)} entries, allowed: {field['maxItems']} (maxItems)")
         for at, one in enumerate(value, start=1):
-            _check_inside(field["items"], one, f"entry {at}" if "properties" in field["items"] else "")
+            _check_nested(field["items"], one, f"entry {at}" if "properties" in field["items"] else "")
     if kind == "object":
         check_keys(field["properties"], value)
         for name, one in field["properties"].items():
-            _check_inside(one, value[name], name)
+            _check_nested(one, value[name], name)
 
 
-def check_keys(fields: Mapping[str, Field], value: Mapping[str, Any]) -> None:
+def check_keys(fields: Mapping[str, FieldSchema], value: Mapping[str, Any]) -> None:
     """Returns nothing where an object has each of these fields and no other key. Raises UnknownKeyError naming the keys
     that it should not have, and ValueError naming those that it lacks."""
     if unknown := [name for name in value if name not in fields]:
@@ -192,19 +199,19 @@ def check_keys(fields: Mapping[str, Field], value: Mapping[str, Any]) -> None:
         raise ValueError(f"{', '.join(missing)} is missing")
 
 
-def _check_inside(field: Field, value: Any, where: str) -> None:
+def _check_nested(field: FieldSchema, value: Any, where: str) -> None:
     try:
-        check(field, value)
+        check_value(field, value)
     except ValueError as error:
         raise type(error)(f"{where}: {error}" if where else str(error)) from None
 
 
-def blank_as_null(value: Any) -> Any:
+def blank_to_null(value: Any) -> Any:
     """Returns a value with null for blank texts, in objects at any depth."""
     if isinstance(value, dict):
-        return {name: blank_as_null(one) for name, one in value.items()}
+        return {name: blank_to_null(one) for name, one in value.items()}
     if isinstance(value, list):
-        return [blank_as_null(one) for one in value]
+        return [blank_to_null(one) for one in value]
     return None if value == "" else value
 
 
@@ -213,27 +220,27 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def json_text(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """Returns a value as JSON, in the one spelling that answers have."""
     return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
 
 
-def _read(text: str, kind: str) -> Any:
+def _parse_cell(text: str, kind: str) -> Any:
     """Text of a table as the type it stands for; the text itself where it stands for none."""
     if kind == "boolean":
-        return TRUTHS.get(text.casefold(), text)
+        return BOOLEAN_WORDS.get(text.casefold(), text)
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
 
 
-def _hint(kind: str, value: Any) -> str:
+def _format_hint(kind: str, value: Any) -> str:
     digits = isinstance(value, str) and any("0" <= one <= "9" for one in value)
     return "; data.formats tells how numbers are written" if digits and kind in ("number", "integer") else ""
 
 
-def _exact(value: float) -> bool:
+def _is_exact(value: float) -> bool:
     return abs(value) < 1e15
 
 
@@ -254,25 +261,25 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return is_number(value) and (isinstance(value, int) or value.is_integer())
 
 
-def _is_nothing(value: Any) -> bool:
+def _is_blank(value: Any) -> bool:
     """Whether a value says nothing: a blank text, or an object of nothing else."""
     return value == "" or (isinstance(value, dict) and all(one in (None, "") for one in value.values()))
 
 
-IS_KIND = {
+TYPE_CHECKS = {
     "string": _is_text,
     "boolean": _is_boolean,
     "array": _is_list,
     "number": is_number,
-    "integer": _is_whole,
+    "integer": _is_integer,
     "object": _is_object,
 }
 
 
-def _short(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -28,7 +28,7 @@ _MONTH = (
 )
 _DAY = r"(?P<day>[0-9]{1,2})(?:st|nd|rd|th)?"
 _YEAR = r"(?P<year>[0-9]{4}|[0-9]{2})"
-_NAMED = tuple(
+_NAMED_DATES = tuple(
     re.compile(rf"(?:[a-z]+,? )?{form}", re.IGNORECASE)
     for form in (
         rf"{_DAY}[ .,/-]*{_MONTH}[ .,/-]*{_YEAR}",
@@ -36,9 +36,9 @@ _NAMED = tuple(
         rf"(?P<year>[0-9]{{4}})[ .,/-]*{_MONTH}[ .,/-]*{_DAY}",
     )
 )
-_ISO = re.compile(r"([0-9]{4})([-/. ]?)([0-9]{1,2})\2([0-9]{1,2})")
-_NUMERIC = re.compile(r"([0-9]{1,2}) ?[-/. ] ?([0-9]{1,2}) ?[-/. ] ?([0-9]{4}|[0-9]{2})")
-_RUN = re.compile(r"([0-9]{2})([0-9]{2})([0-9]{4})")
+_ISO_DATE = re.compile(r"([0-9]{4})([-/. ]?)([0-9]{1,2})\2([0-9]{1,2})")
+_NUMERIC_DATE = re.compile(r"([0-9]{1,2}) ?[-/. ] ?([0-9]{1,2}) ?[-/. ] ?([0-9]{4}|[0-9]{2})")
+_DIGIT_RUN = re.compile(r"([0-9]{2})([0-9]{2})([0-9]{4})")
 _TIME = re.compile(r"[ T][0-9]{1,2}[:.][0-9]{2}.*$", re.IGNORECASE)
 
 # A currency is a sign or at most four letters, before or behind; which one it is, is not compared.
@@ -70,45 +70,45 @@ def normalize(value: Any, normalizers: Collection[str]) -> Any:
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int | float):
-        return _written(Decimal(str(value))) if "amount" in normalizers else value
+        return _format_amount(Decimal(str(value))) if "amount" in normalizers else value
     if not isinstance(value, str) or not normalizers:
         return value
-    return _normalized(value, frozenset(normalizers))
+    return _normalize_text(value, frozenset(normalizers))
 
 
 @lru_cache(maxsize=65536)
-def _normalized(value: str, normalizers: frozenset[str]) -> str:
+def _normalize_text(value: str, normalizers: frozenset[str]) -> str:
     """A text as `normalize` returns it. Records are compared value by value, entries of lists each with each."""
-    text = _fold(value)
-    read = _date(text, "date_dmy" in normalizers) if {"date_dmy", "date_mdy"} & {*normalizers} else None
+    text = _fold_spaces(value)
+    read = _normalize_date(text, "date_dmy" in normalizers) if {"date_dmy", "date_mdy"} & {*normalizers} else None
     if read is None and "amount" in normalizers:
-        read = _amount(text)
+        read = _normalize_amount(text)
     if read is not None:
         return read
-    folded = _fold(text.casefold()) if "case" in normalizers else text
+    folded = _fold_spaces(text.casefold()) if "case" in normalizers else text
     if "punctuation" in normalizers:
         # A text of punctuation alone is its own value: "?" is not "!".
-        folded = _fold("".join(" " if unicodedata.category(one)[0] in "PS" else one for one in folded)) or folded
+        folded = _fold_spaces("".join(" " if unicodedata.category(one)[0] in "PS" else one for one in folded)) or folded
     # Without its punctuation, a text may be a date after all.
-    return folded if folded == text else _normalized(folded, normalizers)
+    return folded if folded == text else _normalize_text(folded, normalizers)
 
 
-def number_of(text: str, decimal: str) -> int | float | None:
+def parse_number(text: str, decimal: str) -> int | float | None:
     """Returns the number that a text writes with `decimal` ("." or ",") before its decimals; None where it is none.
 
     The other sign, spaces and apostrophes may group its thousands, and nothing else: with a comma before the decimals,
     1.5 and 0.123 are no numbers.
     """
-    read = amount_of(text, decimal)
+    read = parse_amount(text, decimal)
     if read is not None:
         return None if read[1] else read[0]
     return float(text.replace(",", ".")) if _SCIENTIFIC[decimal].fullmatch(text.strip()) else None
 
 
-def amount_of(text: str, decimal: str) -> tuple[int | float, str] | None:
+def parse_amount(text: str, decimal: str) -> tuple[int | float, str] | None:
     """Returns (number, currency as it is written or "") of an amount of money, whose number is written as number_of
     says; None where it is none."""
-    found = _AMOUNT.fullmatch(_NO_CENTS.sub("", _fold(text)))
+    found = _AMOUNT.fullmatch(_NO_CENTS.sub("", _fold_spaces(text)))
     if found is None or (found["open"] is None) != (found["close"] is None):
         return None
     currencies = [one.strip() for one in (found["before"], found["after"]) if one.strip()]
@@ -120,18 +120,18 @@ def amount_of(text: str, decimal: str) -> tuple[int | float, str] | None:
     return -size if signs or found["open"] else size, "".join(currencies)
 
 
-def _fold(text: str) -> str:
+def _fold_spaces(text: str) -> str:
     return " ".join(text.split())
 
 
-def _amount(text: str) -> str | None:
+def _normalize_amount(text: str) -> str | None:
     found = _AMOUNT.fullmatch(text)
     if found is None or (found["open"] is None) != (found["close"] is None):
         return None
     plain, signs = _plain_number(re.sub("[ ’]", "'", found["digits"])), _signs(found)
     if plain is None or len(signs) > 1:
         return None
-    return _written(-Decimal(plain) if signs or found["open"] else Decimal(plain))
+    return _format_amount(-Decimal(plain) if signs or found["open"] else Decimal(plain))
 
 
 def _signs(amount: re.Match[str]) -> str:
@@ -154,7 +154,7 @@ def _plain_number(digits: str) -> str | None:
     return f"{re.sub(r'[^0-9]', '', whole) or '0'}.{fraction or '0'}"
 
 
-def _written(amount: Decimal) -> str:
+def _format_amount(amount: Decimal) -> str:
     """The amount with two decimals, or all it has; never with three, which would read as thousands."""
     text = f"{amount:f}"
     whole, _, fraction = text.partition(".")
@@ -163,24 +163,24 @@ def _written(amount: Decimal) -> str:
     return number.removeprefix("-") if not amount else number
 
 
-def _date(text: str, day_first: bool) -> str | None:
-    text = _fold(_TIME.sub("", text.strip("()[] ")))
-    for form in _NAMED:
+def _normalize_date(text: str, day_first: bool) -> str | None:
+    text = _fold_spaces(_TIME.sub("", text.strip("()[] ")))
+    for form in _NAMED_DATES:
         if found := form.fullmatch(text):
             month = _MONTHS.index(found["name"][:3].lower()) + 1
-            return _iso(found["year"], month, int(found["day"]))
-    if found := _ISO.fullmatch(text):
+            return _iso_date(found["year"], month, int(found["day"]))
+    if found := _ISO_DATE.fullmatch(text):
         year, separator, month_text, day_text = found.groups()
-        if (separator or len(text) == 8) and (read := _iso(year, int(month_text), int(day_text))):
+        if (separator or len(text) == 8) and (read := _iso_date(year, int(month_text), int(day_text))):
             return read
-    if found := _NUMERIC.fullmatch(text) or _RUN.fullmatch(text):
+    if found := _NUMERIC_DATE.fullmatch(text) or _DIGIT_RUN.fullmatch(text):
         first, second = int(found[1]), int(found[2])
         day, month = (first, second) if (day_first or first > 12) and second <= 12 else (second, first)
-        return _iso(found[3], month, day)
+        return _iso_date(found[3], month, day)
     return None
 
 
-def _iso(year: str, month: int, day: int) -> str | None:
+def _iso_date(year: str, month: int, day: int) -> str | None:
     # Two digits are a year from 1969 to 2068, as strptime reads them.
     full = int(year) if len(year) == 4 else int(year) + (1900 if int(year) >= 69 else 2000)
     if not 1900 <= full < 2100:

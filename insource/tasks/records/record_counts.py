@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from insource.stats import metric_stats
-from insource.tasks.records.json_fields import Field, json_text, kind_of
+from insource.tasks.records.json_fields import FieldSchema, canonical_json, field_type
 from insource.tasks.records.normalizers import normalize
 
 Normalizers = Mapping[str, Sequence[str]]
@@ -45,8 +45,8 @@ class Counts:
         return sum(count["right"] for count in self.values.values())
 
 
-def of_record(
-    fields: Mapping[str, Field],
+def count_record(
+    fields: Mapping[str, FieldSchema],
     wanted: Mapping[str, Any],
     said: Mapping[str, Any],
     normalizers: Normalizers,
@@ -56,29 +56,29 @@ def of_record(
     dot at its end."""
     found = Counts()
     for name, one in fields.items():
-        found.add(_of_field(one, above + name, wanted.get(name), said.get(name), normalizers))
+        found.add(_count_field(one, above + name, wanted.get(name), said.get(name), normalizers))
     return found
 
 
-def paths(fields: Mapping[str, Field], above: str = "") -> list[str]:
+def list_value_paths(fields: Mapping[str, FieldSchema], above: str = "") -> list[str]:
     """Returns the paths of all values, in the order of the schema."""
     found = []
     for name, one in fields.items():
-        inside = _fields_of(one)
-        found += paths(inside, f"{above}{name}.") if inside else [above + name]
+        inside = _nested_fields(one)
+        found += list_value_paths(inside, f"{above}{name}.") if inside else [above + name]
     return found
 
 
-def lists(fields: Mapping[str, Field], above: str = "") -> list[str]:
+def list_object_arrays(fields: Mapping[str, FieldSchema], above: str = "") -> list[str]:
     """Returns the paths of the lists of objects, in the order of the schema."""
     found = []
     for name, one in fields.items():
-        found += [above + name] if _fields_of(one) and kind_of(one) == "array" else []
-        found += lists(_fields_of(one), f"{above}{name}.")
+        found += [above + name] if _nested_fields(one) and field_type(one) == "array" else []
+        found += list_object_arrays(_nested_fields(one), f"{above}{name}.")
     return found
 
 
-def figures(rows: Sequence[Mapping[str, Counter[str]]], names: Sequence[str]) -> dict[str, dict[str, float]]:
+def summarize_counts(rows: Sequence[Mapping[str, Counter[str]]], names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Returns {path: {"precision", "recall", "f1", "n"}} over rows, without paths that neither side has."""
     counts = {name: sum((row[name] for row in rows if name in row), Counter[str]()) for name in names}
     return {
@@ -88,38 +88,38 @@ def figures(rows: Sequence[Mapping[str, Counter[str]]], names: Sequence[str]) ->
     }
 
 
-def compared(one: Field, path: str, value: Any, normalizers: Normalizers) -> Any:
+def comparison_value(one: FieldSchema, path: str, value: Any, normalizers: Normalizers) -> Any:
     """Returns a value as it is compared: None for nothing, a list that is not `ordered` in an order of its own.
 
     A record has the path "".
     """
     if isinstance(value, dict):
         above = f"{path}." if path else ""
-        inside = _fields_of(one)
-        return {name: compared(inside[name], above + name, value[name], normalizers) for name in inside}
-    if isinstance(value, list) and _fields_of(one):
-        entries = [compared(one["items"], path, entry, normalizers) for entry in value]
-        return (entries if one.get("ordered") else sorted(entries, key=json_text)) or None
+        inside = _nested_fields(one)
+        return {name: comparison_value(inside[name], above + name, value[name], normalizers) for name in inside}
+    if isinstance(value, list) and _nested_fields(one):
+        entries = [comparison_value(one["items"], path, entry, normalizers) for entry in value]
+        return (entries if one.get("ordered") else sorted(entries, key=canonical_json)) or None
     if isinstance(value, list):
         entries = [normalize(entry, normalizers.get(path, ())) for entry in value]
         return (entries if one.get("ordered") else sorted(entries)) or None
     return normalize(value, normalizers.get(path, ()))
 
 
-def _of_field(one: Field, path: str, wanted: Any, said: Any, normalizers: Normalizers) -> Counts:
-    inside = _fields_of(one)
-    if inside and kind_of(one) == "array":
-        return _of_objects(one, path, wanted or [], said or [], normalizers)
+def _count_field(one: FieldSchema, path: str, wanted: Any, said: Any, normalizers: Normalizers) -> Counts:
+    inside = _nested_fields(one)
+    if inside and field_type(one) == "array":
+        return _count_objects(one, path, wanted or [], said or [], normalizers)
     if inside:
-        return of_record(inside, wanted or {}, said or {}, normalizers, f"{path}.")
-    wanted, said = compared(one, path, wanted, normalizers), compared(one, path, said, normalizers)
+        return count_record(inside, wanted or {}, said or {}, normalizers, f"{path}.")
+    wanted, said = comparison_value(one, path, wanted, normalizers), comparison_value(one, path, said, normalizers)
     right = wanted is not None and wanted == said
     count = Counter(n=int(wanted is not None), said=int(said is not None), right=int(right))
     return Counts({path: count}, {}, wanted == said)
 
 
-def _of_objects(
-    field: Field, path: str, wanted: Sequence[Any], said: Sequence[Any], normalizers: Normalizers
+def _count_objects(
+    field: FieldSchema, path: str, wanted: Sequence[Any], said: Sequence[Any], normalizers: Normalizers
 ) -> Counts:
     """The counts of two lists of objects, so assigned that most values are right, and then most objects; of `ordered`
     ones the first is held against the first, and so on."""
@@ -127,7 +127,7 @@ def _of_objects(
     from scipy.optimize import linear_sum_assignment
 
     def of(one: Mapping[str, Any], other: Mapping[str, Any]) -> Counts:
-        return of_record(_fields_of(field), one, other, normalizers, f"{path}.")
+        return count_record(_nested_fields(field), one, other, normalizers, f"{path}.")
 
     pairs: dict[tuple[int, int], Counts] = {}
     if field.get("ordered") or wanted == said:
@@ -155,7 +155,7 @@ def _of_objects(
     return found
 
 
-def _fields_of(one: Field) -> Mapping[str, Field]:
+def _nested_fields(one: FieldSchema) -> Mapping[str, FieldSchema]:
     """The fields of an object, or of the objects of a list; none of other fields."""
-    found: Mapping[str, Field] = one.get("items", one).get("properties", {})
+    found: Mapping[str, FieldSchema] = one.get("items", one).get("properties", {})
     return found

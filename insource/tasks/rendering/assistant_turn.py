@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 
 from insource.config.errors import RecipeError
 
-QUESTION, ANSWER, NEXT = "Where is my parcel?", "It is late.", "And my refund?"
+PROBE_QUESTION, PROBE_ANSWER, PROBE_FOLLOW_UP = "Where is my parcel?", "It is late.", "And my refund?"
 
 # What stands around a thought, as templates write it: <think> </think>, [THINK] [/THINK], <|START_THINKING|>
 # <|END_THINKING|>, <|channel>thought <channel|>, <seed:think> </seed:think>, </think:opensource>.
@@ -32,7 +32,7 @@ _OPEN = re.compile(
     re.IGNORECASE,
 )
 # Models that answer at once, by a part of the name of a model that does not.
-_SIBLINGS = {
+_ALTERNATIVES = {
     "thinking-2507": "the Instruct-2507 model of the same size",
     "deepseek": "DeepSeek-V3.1",
     "nemotron": "Nemotron-3-Nano",
@@ -57,34 +57,34 @@ class Turn:
     """Whether the answered conversation goes on where the open prompt ends, with the answer."""
 
 
-def of(tokenizer: Any) -> Turn:
+def read_turn(tokenizer: Any) -> Turn:
     """Returns how the tokenizer's chat template writes an answer.
 
     Raises RecipeError where the model answers otherwise than at once, or the template takes no plain conversation.
     """
     name = tokenizer.name_or_path
-    ask = [{"role": "user", "content": QUESTION}]
-    answered = [*ask, {"role": "assistant", "content": ANSWER}]
+    ask = [{"role": "user", "content": PROBE_QUESTION}]
+    answered = [*ask, {"role": "assistant", "content": PROBE_ANSWER}]
     try:
         opened = str(tokenizer.apply_chat_template(ask, tokenize=False, add_generation_prompt=True))
         whole = str(tokenizer.apply_chat_template(answered, tokenize=False))
     except (TemplateError, TypeError, ValueError) as error:
         raise RecipeError(f"model.base: the chat template of {name} renders no plain conversation: {error}") from None
-    if QUESTION not in opened or QUESTION not in whole or ANSWER not in whole:
+    if PROBE_QUESTION not in opened or PROBE_QUESTION not in whole or PROBE_ANSWER not in whole:
         raise RecipeError(f"model.base: the chat template of {name} leaves the message or its answer out")
-    before, _, end = whole.rpartition(ANSWER)
+    before, _, end = whole.rpartition(PROBE_ANSWER)
     turn = Turn(
-        generation_prompt=opened.rpartition(QUESTION)[2],
-        lead=before.rpartition(QUESTION)[2],
+        generation_prompt=opened.rpartition(PROBE_QUESTION)[2],
+        lead=before.rpartition(PROBE_QUESTION)[2],
         end=end,
-        next_message=_next_message(tokenizer, answered),
-        continues=whole.startswith(opened + ANSWER),
+        next_message=_render_next_message(tokenizer, answered),
+        continues=whole.startswith(opened + PROBE_ANSWER),
     )
-    _refuse(turn, name)
+    _check_answers_at_once(turn, name)
     return turn
 
 
-def stop_of(turn: Turn, tokenizer: Any, stops: Sequence[str]) -> str | None:
+def find_stop(turn: Turn, tokenizer: Any, stops: Sequence[str]) -> str | None:
     """Returns which of the tokens that may end an answer the template ends one with, None where it writes none.
 
     Where nothing ends a last answer (GLM), the token that begins the following message does.
@@ -96,42 +96,44 @@ def stop_of(turn: Turn, tokenizer: Any, stops: Sequence[str]) -> str | None:
     return None
 
 
-def _next_message(tokenizer: Any, answered: list[dict[str, str]]) -> str:
+def _render_next_message(tokenizer: Any, answered: list[dict[str, str]]) -> str:
     try:
-        longer = tokenizer.apply_chat_template([*answered, {"role": "user", "content": NEXT}], tokenize=False)
+        longer = tokenizer.apply_chat_template(
+            [*answered, {"role": "user", "content": PROBE_FOLLOW_UP}], tokenize=False
+        )
     except (TemplateError, TypeError, ValueError):
         return ""
-    return str(longer).rpartition(ANSWER)[2].partition(NEXT)[0]
+    return str(longer).rpartition(PROBE_ANSWER)[2].partition(PROBE_FOLLOW_UP)[0]
 
 
-def _refuse(turn: Turn, name: str) -> None:
+def _check_answers_at_once(turn: Turn, name: str) -> None:
     """Raises RecipeError where more than white space and empty thoughts separates an answer from the open prompt."""
     prompt = turn.generation_prompt
-    if _thinks(prompt):
+    if _has_open_thought(prompt):
         raise RecipeError(
             f"model.base: {name} always thinks before it answers: its open prompt ends in {prompt[-40:]!r}. "
-            f"Models are trained and decoded here to answer at once; {_sibling(name)} without a thinking mode"
+            f"Models are trained and decoded here to answer at once; {_suggest_model(name)} without a thinking mode"
         )
-    if not turn.continues and _outside_thoughts(prompt) != _outside_thoughts(turn.lead):
+    if not turn.continues and _strip_thoughts(prompt) != _strip_thoughts(turn.lead):
         raise RecipeError(
             f"model.base: {name} does not answer right behind its open prompt: its chat template ends that in "
             f"{prompt[-40:]!r}, and begins an answer with {turn.lead[-60:]!r} (a channel, or a thought). "
-            f"Models are trained and decoded here to answer at once; {_sibling(name)} without channels"
+            f"Models are trained and decoded here to answer at once; {_suggest_model(name)} without channels"
         )
 
 
-def _thinks(generation_prompt: str) -> bool:
+def _has_open_thought(generation_prompt: str) -> bool:
     """Returns whether a thought is begun and not ended."""
     opened, closed = ([one.start() for one in marks.finditer(generation_prompt)] for marks in (_OPEN, _CLOSE))
     return max(opened, default=-1) > max(closed, default=-1)
 
 
-def _outside_thoughts(text: str) -> str:
+def _strip_thoughts(text: str) -> str:
     """Returns a text without white space and without the marks of empty thoughts."""
     return re.sub(r"\s+", "", _CLOSE.sub("", _OPEN.sub("", text)))
 
 
-def _sibling(name: str) -> str:
+def _suggest_model(name: str) -> str:
     lower = name.lower()
-    found = next((model for part, model in _SIBLINGS.items() if part in lower), "Qwen3-4B-Instruct-2507")
+    found = next((model for part, model in _ALTERNATIVES.items() if part in lower), "Qwen3-4B-Instruct-2507")
     return f"take {found}, or another model"

@@ -14,18 +14,18 @@ from insource.config import base_models
 from insource.config.errors import RecipeError
 from insource.config.schema.train import Model
 
-DEFAULT = "default"
+DEFAULT_TEMPLATE = "default"
 GENERATION_CONFIG = "generation_config.json"
 
 
-def tokenizer_of(model: Model) -> Any:
+def load_base_tokenizer(model: Model) -> Any:
     """Returns the tokenizer of a base model, with one chat template.
 
     Raises RecipeError where it is not there, or renders no conversations.
     """
-    refuse_gguf(model)
-    tokenizer = load(model.base, model)
-    tokenizer.chat_template = _one_template(model, tokenizer.chat_template)
+    check_not_gguf(model)
+    tokenizer = load_auto_tokenizer(model.base, model)
+    tokenizer.chat_template = _select_template(model, tokenizer.chat_template)
     if not tokenizer.chat_template:
         raise RecipeError(
             f"model.base: the tokenizer of {model.base} has no chat template; "
@@ -34,7 +34,7 @@ def tokenizer_of(model: Model) -> Any:
     return tokenizer
 
 
-def load(path: str, model: Model) -> Any:
+def load_auto_tokenizer(path: str, model: Model) -> Any:
     """Returns the tokenizer in a folder or a repository, as it is there. Raises RecipeError where there is none.
 
     A Mistral repository may hold tekken.json beside tokenizer.json: transformers 5 would then take mistral-common's
@@ -45,18 +45,18 @@ def load(path: str, model: Model) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, revision=model.revision, mistral_format=False)
     except (OSError, ValueError, ImportError) as error:
-        raise RecipeError(_no_tokenizer(model, error)) from None
+        raise RecipeError(_no_tokenizer_message(model, error)) from None
 
 
-def stops(model: Model, tokenizer: Any) -> list[str]:
+def list_stop_tokens(model: Model, tokenizer: Any) -> list[str]:
     """Returns the tokens that may end an answer: the tokenizer's EOS, then those of the base's generation config."""
-    listed = _generation_config(model).get("eos_token_id")
+    listed = _read_generation_config(model).get("eos_token_id")
     ids = [listed] if isinstance(listed, int) else list(listed or [])
     found = [tokenizer.eos_token, *(tokenizer.convert_ids_to_tokens(one) for one in ids if one < len(tokenizer))]
     return list(dict.fromkeys(one for one in found if one))
 
 
-def not_found(model: Model, error: Exception) -> str:
+def base_not_found_message(model: Model, error: Exception) -> str:
     """Returns what to tell when a base model, or its tokenizer, cannot be loaded."""
     reason = str(error).strip().partition("\n")[0]
     if Path(model.base).is_dir():
@@ -67,11 +67,11 @@ def not_found(model: Model, error: Exception) -> str:
     )
 
 
-def refuse_gguf(model: Model) -> None:
+def check_not_gguf(model: Model) -> None:
     """Raises RecipeError where the folder of a base has its weights as GGUF and not as safetensors: a recipe names the
     file, which is dequantized before (insource/tracking/base_models/gguf_model.py)."""
     folder = Path(model.base)
-    ggufs = base_models.ggufs_alone(folder) if folder.is_dir() else []
+    ggufs = base_models.find_gguf_weights(folder) if folder.is_dir() else []
     if ggufs:
         raise RecipeError(
             f"model.base: {folder} has its weights as GGUF ({', '.join(path.name for path in ggufs[:3])}); name the "
@@ -79,24 +79,24 @@ def refuse_gguf(model: Model) -> None:
         )
 
 
-def _one_template(model: Model, template: Any) -> Any:
+def _select_template(model: Model, template: Any) -> Any:
     """Returns the template that serves conversations without tools, of a tokenizer with several named ones."""
     if not isinstance(template, dict):
         return template
-    if DEFAULT in template:
-        return template[DEFAULT]
+    if DEFAULT_TEMPLATE in template:
+        return template[DEFAULT_TEMPLATE]
     raise RecipeError(
-        f"model.base: the tokenizer of {model.base} has several chat templates and none is named {DEFAULT!r}: "
+        f"model.base: the tokenizer of {model.base} has several chat templates and none is named {DEFAULT_TEMPLATE!r}: "
         f"{', '.join(sorted(template))}. Copy the base to a folder and save the one that you mean as "
         "chat_template.jinja there"
     )
 
 
-def _no_tokenizer(model: Model, error: Exception) -> str:
-    names = _names(model)
+def _no_tokenizer_message(model: Model, error: Exception) -> str:
+    names = _list_files(model)
     if names is None:
-        return not_found(model, error)
-    if ggufs := sorted(name for name in names if name.endswith(base_models.GGUF)):
+        return base_not_found_message(model, error)
+    if ggufs := sorted(name for name in names if name.endswith(base_models.GGUF_SUFFIX)):
         return (
             f"model.base: {model.base} has its weights as GGUF; fetch one file (`hf download {model.base} {ggufs[0]}`) "
             "and give its path, or take the repository that it was made of"
@@ -106,10 +106,10 @@ def _no_tokenizer(model: Model, error: Exception) -> str:
             f"model.base: {model.base} has no tokenizer (no tokenizer.json); copy tokenizer.json, "
             "tokenizer_config.json and chat_template.jinja of the published model there"
         )
-    return not_found(model, error)
+    return base_not_found_message(model, error)
 
 
-def _names(model: Model) -> set[str] | None:
+def _list_files(model: Model) -> set[str] | None:
     """Returns the names of the files of a base, None where it is neither a folder nor a repository in reach."""
     if (folder := Path(model.base)).is_dir():
         return {path.name for path in folder.iterdir()}
@@ -121,16 +121,16 @@ def _names(model: Model) -> set[str] | None:
         return None
 
 
-def _generation_config(model: Model) -> dict[str, Any]:
+def _read_generation_config(model: Model) -> dict[str, Any]:
     """Returns what generation_config.json of a base says; config.json where there is none, as vLLM does."""
     for name in (GENERATION_CONFIG, "config.json"):
-        if path := _file(model, name):
+        if path := _find_file(model, name):
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return found
     return {}
 
 
-def _file(model: Model, name: str) -> Path | None:
+def _find_file(model: Model, name: str) -> Path | None:
     """Returns a small file of a base, fetched from the hub where needed; None where there is none."""
     if (folder := Path(model.base)).is_dir():
         return folder / name if (folder / name).is_file() else None
@@ -142,4 +142,4 @@ def _file(model: Model, name: str) -> Path | None:
     except EntryNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise RecipeError(not_found(model, error)) from None
+        raise RecipeError(base_not_found_message(model, error)) from None

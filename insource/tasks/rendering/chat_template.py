@@ -14,7 +14,7 @@ from insource.config.errors import RecipeError
 from insource.config.schema.train import Model
 from insource.tasks.rendering import assistant_turn, base_tokenizer, pinned_template
 from insource.tasks.rendering.assistant_turn import Turn
-from insource.tasks.rendering.pinned_template import Pinned
+from insource.tasks.rendering.pinned_template import PinnedTemplate
 
 Messages = list[dict[str, str]]
 # Tokens before a completion that decide how its first token is written as text.
@@ -22,8 +22,8 @@ CONTEXT_TOKENS = 8
 
 # An answer may take more tokens than any in train, and by other tokens than the tokenizer's own; what ends sooner
 # costs nothing.
-ANSWER_ROOM = 1.5
-LEAST_ANSWER_TOKENS = 64
+ANSWER_LENGTH_FACTOR = 1.5
+MIN_ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,23 @@ class Rendering:
         return lines + ([f"stop      {self.stop_found}"] if self.stop_found else [])
 
 
-def tokenizer_of(model: Model) -> Any:
+def load_tokenizer(model: Model) -> Any:
     """Returns the tokenizer of a base model as training and serving use it, see `rendering_of`."""
-    return rendering_of(model).tokenizer
+    return load_rendering(model).tokenizer
 
 
-def rendering_of(model: Model) -> Rendering:
+def load_rendering(model: Model) -> Rendering:
     """Returns the rendering of a base: template pinned, stop found, by the recipe's model.template and model.stop.
 
     Raises RecipeError where there is no tokenizer, or the base cannot be taught to answer at once.
     """
-    tokenizer = base_tokenizer.tokenizer_of(model)
-    taken: list[tuple[Pinned, Turn]] = []
+    tokenizer = base_tokenizer.load_base_tokenizer(model)
+    taken: list[tuple[PinnedTemplate, Turn]] = []
     refused: list[RecipeError] = []
-    for pinned in pinned_template.variants(tokenizer.chat_template, model.template, model.base):
+    for pinned in pinned_template.pin_template(tokenizer.chat_template, model.template, model.base):
         tokenizer.chat_template = pinned.template
         try:
-            taken.append((pinned, assistant_turn.of(tokenizer)))
+            taken.append((pinned, assistant_turn.read_turn(tokenizer)))
         except RecipeError as error:
             refused.append(error)
     if not taken:
@@ -79,28 +79,28 @@ def rendering_of(model: Model) -> Rendering:
     # Of several ways the first one in which open and answered prompts agree.
     pinned, turn = next((one for one in taken if one[1].continues), taken[0])
     tokenizer.chat_template = pinned.template
-    return _rendering(model, tokenizer, pinned, turn)
+    return _make_rendering(model, tokenizer, pinned, turn)
 
 
-def saved_tokenizer(folder: str) -> Any:
+def load_saved_tokenizer(folder: str) -> Any:
     """Returns the tokenizer that training saved with an adapter or a model, pinned as it was there."""
-    return base_tokenizer.load(folder, Model(base=folder))
+    return base_tokenizer.load_auto_tokenizer(folder, Model(base=folder))
 
 
 def prompt_ids(tokenizer: Any, conversations: Sequence[Messages]) -> list[list[int]]:
     """Returns the ids of each conversation up to where the model answers."""
-    return _encode(tokenizer, _opened(tokenizer, conversations))
+    return _encode(tokenizer, _render_prompts(tokenizer, conversations))
 
 
-def examples(tokenizer: Any, conversations: Sequence[Messages], answers: Sequence[str]) -> list[Example]:
+def render_examples(tokenizer: Any, conversations: Sequence[Messages], answers: Sequence[str]) -> list[Example]:
     """Returns the ids of each conversation with its answer and the stop token (the tokenizer's EOS).
 
     An answer that the template writes right behind the open prompt is learnt as the template has it. Another one is
     learnt as it is served and decoded: the open prompt, the answer, the stop. So is an answer that spells a special
     token: it is learnt as the text that it is. Raises RecipeError where the model does not answer at once.
     """
-    assistant_turn.of(tokenizer)
-    opened = _opened(tokenizer, conversations)
+    assistant_turn.read_turn(tokenizer)
+    opened = _render_prompts(tokenizer, conversations)
     answered = [
         [*messages, {"role": "assistant", "content": text}]
         for messages, text in zip(conversations, answers, strict=True)
@@ -116,15 +116,15 @@ def examples(tokenizer: Any, conversations: Sequence[Messages], answers: Sequenc
             completion = ids[len(prompt) : ids.index(stop, len(prompt)) + 1]
             # Labels come again and again, behind the same tokens.
             key = (*prompt[-CONTEXT_TOKENS:], *completion)
-            written[key] = written[key] if key in written else text_of(tokenizer, prompt, completion[:-1])
+            written[key] = written[key] if key in written else decode_completion(tokenizer, prompt, completion[:-1])
             if written[key] == answer:
                 found.append(Example(prompt, completion))
                 continue
-        found.append(Example(prompt, [*_answer_ids(tokenizer, open_text, prompt, answer, plain), stop]))
+        found.append(Example(prompt, [*_encode_answer(tokenizer, open_text, prompt, answer, plain), stop]))
     return found
 
 
-def text_of(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+def decode_completion(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
     """Returns the text of tokens as a server writes it behind a prompt: a space that begins it is a part of it."""
     before = list(prompt_ids[-CONTEXT_TOKENS:])
     context, both = (
@@ -136,10 +136,10 @@ def text_of(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> st
 
 def max_answer_tokens(longest: int) -> int:
     """Returns how many tokens an answer may have, where the longest that is learnt has so many, its stop token too."""
-    return max(LEAST_ANSWER_TOKENS, math.ceil(ANSWER_ROOM * longest))
+    return max(MIN_ANSWER_TOKENS, math.ceil(ANSWER_LENGTH_FACTOR * longest))
 
 
-def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     """Returns how many tokens each text is by itself."""
     if tokenizer.is_fast:
         return [len(one) for one in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
@@ -163,11 +163,11 @@ def shared_prefix_length(sequences: Sequence[list[int]]) -> int:
     return length
 
 
-def _rendering(model: Model, tokenizer: Any, pinned: Pinned, turn: Turn) -> Rendering:
+def _make_rendering(model: Model, tokenizer: Any, pinned: PinnedTemplate, turn: Turn) -> Rendering:
     """Returns the rendering with the stop found; the stop becomes the tokenizer's EOS. Raises RecipeError."""
-    stops = base_tokenizer.stops(model, tokenizer)
-    found = assistant_turn.stop_of(turn, tokenizer, stops)
-    stop = found if model.stop == "auto" else _stop_of_recipe(model, tokenizer, stops)
+    stops = base_tokenizer.list_stop_tokens(model, tokenizer)
+    found = assistant_turn.find_stop(turn, tokenizer, stops)
+    stop = found if model.stop == "auto" else _check_configured_stop(model, tokenizer, stops)
     if stop is None:
         raise RecipeError(
             f"model.stop: the chat template of {model.base} ends an answer with {turn.end[:40]!r}, and none of its "
@@ -192,7 +192,7 @@ def _rendering(model: Model, tokenizer: Any, pinned: Pinned, turn: Turn) -> Rend
     return Rendering(tokenizer, dict(pinned.values), differs, how)
 
 
-def _stop_of_recipe(model: Model, tokenizer: Any, stops: Sequence[str]) -> str:
+def _check_configured_stop(model: Model, tokenizer: Any, stops: Sequence[str]) -> str:
     if model.stop in stops or tokenizer.get_vocab().get(model.stop) in _special_ids(tokenizer):
         return model.stop
     raise RecipeError(
@@ -205,7 +205,7 @@ def _special_ids(tokenizer: Any) -> set[int]:
     return {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-def _opened(tokenizer: Any, conversations: Sequence[Messages]) -> list[str]:
+def _render_prompts(tokenizer: Any, conversations: Sequence[Messages]) -> list[str]:
     texts = tokenizer.apply_chat_template(list(conversations), tokenize=False, add_generation_prompt=True)
     return [str(one) for one in texts]
 
@@ -215,7 +215,7 @@ def _encode(tokenizer: Any, texts: Sequence[str], split_special_tokens: bool = F
     return tokenizer(list(texts), add_special_tokens=False, **splitting)["input_ids"]  # type: ignore[no-any-return]
 
 
-def _answer_ids(tokenizer: Any, opened: str, prompt: list[int], answer: str, plain: bool) -> list[int]:
+def _encode_answer(tokenizer: Any, opened: str, prompt: list[int], answer: str, plain: bool) -> list[int]:
     """Returns the ids of an answer right behind an open prompt, such that they are that text there and no other.
 
     Some tokenizers (SentencePiece) write a space before a text that stands alone; behind a line break they do not.
@@ -229,4 +229,4 @@ def _answer_ids(tokenizer: Any, opened: str, prompt: list[int], answer: str, pla
         (whole,) = _encode(tokenizer, [opened + answer])
         if whole[: len(prompt)] == prompt:
             ways.insert(0, whole[len(prompt) :])
-    return next((ids for ids in ways if text_of(tokenizer, prompt, ids) == answer), ways[0])
+    return next((ids for ids in ways if decode_completion(tokenizer, prompt, ids) == answer), ways[0])

@@ -20,15 +20,15 @@ from insource.config.errors import RecipeError
 from insource.config.schema.train import Template
 
 # Names by which templates ask whether the model is to think first.
-SWITCHES = ("enable_thinking", "thinking")
-CLOCK = "strftime_now"
+THINKING_SWITCHES = ("enable_thinking", "thinking")
+CLOCK_FUNCTION = "strftime_now"
 UNSET = "not set"
 # The date of a template that prints today's, where the recipe gives none: a constant, so that training is repeatable.
-DATE = date(2026, 1, 1)
+DEFAULT_DATE = date(2026, 1, 1)
 
 
 @dataclass(frozen=True)
-class Pinned:
+class PinnedTemplate:
     """A template and what is pinned in it."""
 
     template: str
@@ -36,29 +36,29 @@ class Pinned:
     """Such as {"enable_thinking": False, "date": "2026-01-01"}; empty for a template that asks for neither."""
 
 
-def variants(template: str, settings: Template, name: str) -> Iterator[Pinned]:
+def pin_template(template: str, settings: Template, name: str) -> Iterator[PinnedTemplate]:
     """Yields the template pinned as the recipe says; for `auto` with the switch off, then with it not set.
 
     Raises RecipeError, naming the base `name`, where it is no template, or its date cannot be pinned.
     """
-    tree = _parsed(template, name)
+    tree = _parse_template(template, name)
     read = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
     clock, dated = "", {}
-    if CLOCK in read:
-        day = DATE if settings.date == "auto" else date.fromisoformat(settings.date)
-        clock, dated = _clock(tree, day, name), {"date": day.isoformat()}
-    switches = [one for one in SWITCHES if one in read]
+    if CLOCK_FUNCTION in read:
+        day = DEFAULT_DATE if settings.date == "auto" else date.fromisoformat(settings.date)
+        clock, dated = _clock_macro(tree, day, name), {"date": day.isoformat()}
+    switches = [one for one in THINKING_SWITCHES if one in read]
     choices = (False, UNSET) if settings.enable_thinking == "auto" else (settings.enable_thinking,)
     for choice in choices if switches else ():
         # No client can set what is pinned as not set: an attribute that an empty mapping lacks is undefined.
         value = "{}.unset" if choice == UNSET else str(choice).lower()
         prologue = "".join(f"{{% set {one} = {value} %}}\n" for one in switches)
-        yield Pinned(prologue + clock + template, {**dict.fromkeys(switches, choice), **dated})
+        yield PinnedTemplate(prologue + clock + template, {**dict.fromkeys(switches, choice), **dated})
     if not switches:
-        yield Pinned(clock + template, dated)
+        yield PinnedTemplate(clock + template, dated)
 
 
-def _parsed(template: str, name: str) -> nodes.Template:
+def _parse_template(template: str, name: str) -> nodes.Template:
     # The environment is that in which transformers and vLLM render: its extensions and its trimming of line breaks.
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -69,11 +69,11 @@ def _parsed(template: str, name: str) -> nodes.Template:
     return tree
 
 
-def _clock(tree: nodes.Template, day: date, name: str) -> str:
+def _clock_macro(tree: nodes.Template, day: date, name: str) -> str:
     """Returns a macro that prints a constant day in the formats that occur."""
     shown: dict[str, str] = {}
     for call in tree.find_all(nodes.Call):
-        if not isinstance(call.node, nodes.Name) or call.node.name != CLOCK:
+        if not isinstance(call.node, nodes.Name) or call.node.name != CLOCK_FUNCTION:
             continue
         given: list[Any] = [*call.args, *(one.value for one in call.kwargs)]
         if len(given) != 1 or not isinstance(given[0], nodes.Const):
@@ -82,4 +82,4 @@ def _clock(tree: nodes.Template, day: date, name: str) -> str:
                 "cannot be pinned; write a constant date into chat_template.jinja in a copy of the base"
             )
         shown[str(given[0].value)] = day.strftime(str(given[0].value))
-    return f"{{% macro {CLOCK}(format) %}}{{{{ {json.dumps(shown)}[format] }}}}{{% endmacro %}}\n"
+    return f"{{% macro {CLOCK_FUNCTION}(format) %}}{{{{ {json.dumps(shown)}[format] }}}}{{% endmacro %}}\n"

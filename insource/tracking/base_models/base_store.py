@@ -18,35 +18,35 @@ from typing import Any
 
 from insource.system import atomic_files
 
-BASES = ".bases"
-ABOUT = "base.json"
+BASES_FOLDER = ".bases"
+METADATA_FILE = "base.json"
 # What is left free on a disk beside the weights.
-SPARE_BYTES = 2**30
+RESERVED_DISK_BYTES = 2**30
 
 
-def store(folder: Path) -> Path:
+def store_path(folder: Path) -> Path:
     """Returns the folder of bases that belongs to a run folder, or to a deployed version: the nearest one above it.
 
     runs/classifier/<run id> -> runs/.bases; registry/classifier/versions/<version> -> registry/.bases
     """
     above = folder.parents[2] if folder.parent.name == "versions" else folder.parents[1]
-    return above / BASES
+    return above / BASES_FOLDER
 
 
 def find(folder: Path, digest: str) -> Path | None:
     """Returns the base of that digest for a run or a deployed version, None where it is not there as a whole."""
-    path = store(folder) / digest
-    return path if (path / atomic_files.SUMS).is_file() else None
+    path = store_path(folder) / digest
+    return path if (path / atomic_files.CHECKSUMS).is_file() else None
 
 
-def record(path: Path, digest: str) -> dict[str, Any]:
+def read_record(path: Path, digest: str) -> dict[str, Any]:
     """Returns what prompt.json says of a base: {"digest", "quantization", "dtype", "sha256": {file: hash}}."""
-    about = atomic_files.read_json(path / ABOUT)
-    hashes = {name: sha256 for name, sha256 in atomic_files.sums(path).items() if name != ABOUT}
+    about = atomic_files.read_json(path / METADATA_FILE)
+    hashes = {name: sha256 for name, sha256 in atomic_files.read_checksums(path).items() if name != METADATA_FILE}
     return {"digest": digest, "quantization": about["quantization"], "dtype": about["dtype"], "sha256": hashes}
 
 
-def trained(prompt: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def get_trained_record(prompt: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Returns the record of the base that an adapter was trained on, from its prompt.json; None where that is the
     published base, or where its weights could not be kept."""
     found: Mapping[str, Any] | None = prompt.get("base", {}).get("trained")
@@ -54,7 +54,7 @@ def trained(prompt: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def lock_base(path: Path) -> Iterator[None]:
     """Holds one base for this process, so that runs that need it together write it once; waits for another holder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w", encoding="utf-8") as file:
@@ -62,14 +62,14 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def copy(source: Path, target: Path) -> Path:
+def copy_base(source: Path, target: Path) -> Path:
     """Returns a base in another store, complete; hard links where the disk is the same. Does nothing where it is there.
 
     Raises OSError where the disk is full; nothing half-written stays.
     """
-    with locked(target):
-        if not (target / atomic_files.SUMS).is_file():
-            with atomic_files.whole_folder(target) as folder:
+    with lock_base(target):
+        if not (target / atomic_files.CHECKSUMS).is_file():
+            with atomic_files.atomic_folder(target) as folder:
                 for path in source.iterdir():
                     _link_or_copy(path, folder / path.name)
     return target
@@ -82,10 +82,10 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def no_room(path: Path, size_bytes: int) -> str | None:
+def disk_space_problem(path: Path, size_bytes: int) -> str | None:
     """Returns why so many bytes of weights cannot be written at a path, None where they can."""
     path.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path).free
-    if size_bytes + SPARE_BYTES <= free:
+    if size_bytes + RESERVED_DISK_BYTES <= free:
         return None
     return f"it takes {size_bytes / 1e9:,.1f} GB on disk, and {free / 1e9:,.1f} GB are free below {path}"

@@ -17,13 +17,13 @@ from typing import Any
 from insource.config.errors import RecipeError
 
 # Factors by which Llama 3.1 and later stretch positions, as a tensor; the model itself has none of the kind.
-ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS_TENSOR = "rope_freqs.weight"
 # Architectures whose scaled positions transformers reads.
-READS_SCALING = ("gpt-oss",)
+ROPE_SCALING_ARCHITECTURES = ("gpt-oss",)
 
 
 @dataclass(frozen=True)
-class Header:
+class GgufHeader:
     """A GGUF file without its weights."""
 
     name: str
@@ -64,7 +64,7 @@ class Header:
         return None if found is None else int(found)
 
 
-def read(path: Path) -> Header:
+def read_header(path: Path) -> GgufHeader:
     """Returns the header of a GGUF file. Raises RecipeError where it is damaged, cut off or of another kind."""
     from gguf import GGUFReader, GGUFValueType
 
@@ -76,13 +76,13 @@ def read(path: Path) -> Header:
         types = Counter[str]()
         for tensor in reader.tensors:
             types[tensor.tensor_type.name] += int(tensor.n_elements)
-        factors = next((tensor.data.copy() for tensor in reader.tensors if tensor.name == ROPE_FACTORS), None)
+        factors = next((tensor.data.copy() for tensor in reader.tensors if tensor.name == ROPE_FACTORS_TENSOR), None)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, struct.error) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise refused(path.name, f"is damaged or cut off ({reason}; {size:,} bytes); fetch it again") from None
+        raise make_gguf_error(path.name, f"is damaged or cut off ({reason}; {size:,} bytes); fetch it again") from None
     if not values.get("general.architecture") or not reader.tensors:
-        raise refused(path.name, f"holds no model ({size:,} bytes); fetch it again")
-    return Header(
+        raise make_gguf_error(path.name, f"holds no model ({size:,} bytes); fetch it again")
+    return GgufHeader(
         path.name,
         str(values["general.architecture"]),
         values,
@@ -94,30 +94,30 @@ def read(path: Path) -> Header:
     )
 
 
-def check(header: Header) -> None:
+def check_header(header: GgufHeader) -> None:
     """Raises RecipeError where the file cannot be trained on as it is."""
-    for problem in (_parts, _tokenizer, _scaled_positions):
+    for problem in (_find_split_problem, _find_tokenizer_problem, _find_rope_problem):
         if told := problem(header):
-            raise refused(header.name, told)
+            raise make_gguf_error(header.name, told)
 
 
-def check_config(header: Header, config: Any) -> None:
+def check_config(header: GgufHeader, config: Any) -> None:
     """Raises RecipeError where the configuration that was made of the file leaves out a window that it has."""
     window, context = header.value("attention.sliding_window"), header.value("context_length")
     text = config.get_text_config()
     if window and context and window < context and getattr(text, "sliding_window", None) != window:
         told = f"has layers that look back {window:,} tokens, which transformers does not read from GGUF of this kind"
-        raise refused(header.name, f"{told} ({header.architecture}); take the published model")
+        raise make_gguf_error(header.name, f"{told} ({header.architecture}); take the published model")
 
 
-def _parts(header: Header) -> str | None:
+def _find_split_problem(header: GgufHeader) -> str | None:
     count = int(header.values.get("split.count", 0))
     if count < 2:
         return None
     return f"is one of {count} parts; join them first (llama-gguf-split --merge <first part> <whole>.gguf)"
 
 
-def _tokenizer(header: Header) -> str | None:
+def _find_tokenizer_problem(header: GgufHeader) -> str | None:
     if not header.has_tokens or header.values.get("tokenizer.ggml.model") in (None, "none", "no_vocab"):
         return "has no tokenizer (tokenizer.ggml.tokens); take a file that was made with its vocabulary"
     if not header.values.get("tokenizer.chat_template"):
@@ -125,14 +125,14 @@ def _tokenizer(header: Header) -> str | None:
     return None
 
 
-def _scaled_positions(header: Header) -> str | None:
+def _find_rope_problem(header: GgufHeader) -> str | None:
     kind, factor = header.value("rope.scaling.type"), header.value("rope.scaling.factor")
-    if header.architecture in READS_SCALING or (kind in (None, "none") and factor in (None, 0.0, 1.0)):
+    if header.architecture in ROPE_SCALING_ARCHITECTURES or (kind in (None, "none") and factor in (None, 0.0, 1.0)):
         return None
     told = f"scales its positions (rope.scaling: {kind}, factor {factor}), which transformers does not read from GGUF"
     return f"{told}; take the published model, a folder or a name on the hub"
 
 
-def refused(name: str, told: str) -> RecipeError:
+def make_gguf_error(name: str, told: str) -> RecipeError:
     """Returns the error that a GGUF file is refused with."""
     return RecipeError(f"model.base: {name} {told}")

@@ -27,12 +27,12 @@ from insource.tracking.base_models import base_store
 
 ROOT = Path(__file__).parents[3]
 # Raised when the same file would be written as another folder.
-VERSION = 1
+FORMAT_VERSION = 1
 # In base.json of what quantization left of a base: by how much it moved the weights.
-MOVED = "moved"
+MOVED_KEY = "moved"
 
 
-def on_disk(recipe: Recipe, runs: Path) -> Recipe:
+def ensure_model_folder(recipe: Recipe, runs: Path) -> Recipe:
     """Returns the recipe with a folder as its base where that is a GGUF file, else the recipe as it is.
 
     Writes the folder where it is missing or was changed; the first process does, others wait. Raises RecipeError where
@@ -42,22 +42,26 @@ def on_disk(recipe: Recipe, runs: Path) -> Recipe:
         return recipe
     path, dtype = Path(recipe.model.base), "float32" if recipe.accelerate.use_cpu else "bfloat16"
     sha256 = atomic_files.sha256(path)
-    folder = runs / base_store.BASES / atomic_files.digest([VERSION, sha256, dtype, metadata.version("transformers")])
-    with base_store.locked(folder):
-        if not (folder / atomic_files.SUMS).is_file() or atomic_files.changed(folder):
+    folder = (
+        runs
+        / base_store.BASES_FOLDER
+        / atomic_files.digest([FORMAT_VERSION, sha256, dtype, metadata.version("transformers")])
+    )
+    with base_store.lock_base(folder):
+        if not (folder / atomic_files.CHECKSUMS).is_file() or atomic_files.find_changes(folder):
             gigabytes = path.stat().st_size / 1e9
             print(
                 f"base      dequantizing {path.name} ({gigabytes:,.2f} GB) into {os.path.relpath(folder)}",
                 file=sys.stderr,
                 flush=True,
             )
-            with atomic_files.whole_folder(folder) as aside:
-                write(path, aside, dtype, sha256)
-                atomic_files.write_sums(aside)
+            with atomic_files.atomic_folder(folder) as aside:
+                write_model_folder(path, aside, dtype, sha256)
+                atomic_files.write_checksums(aside)
     return recipe.with_model(base=str(folder), revision=None)
 
 
-def write(path: Path, folder: Path, dtype: str, sha256: str) -> None:
+def write_model_folder(path: Path, folder: Path, dtype: str, sha256: str) -> None:
     """Writes a GGUF file as a model into an empty folder, with base.json. Raises RecipeError and StageError."""
     asked = [
         sys.executable,
@@ -75,47 +79,49 @@ def write(path: Path, folder: Path, dtype: str, sha256: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=child_processes.ending_with_me(signal.SIGKILL),
+        preexec_fn=child_processes.make_parent_death_preexec(signal.SIGKILL),
     )
     code, said = answer.returncode, (answer.stderr.strip() or "nothing said").splitlines()[-1]
-    if code == cli.WRONG and said.startswith("error: "):
+    if code == cli.USAGE_ERROR and said.startswith("error: "):
         raise RecipeError(said.removeprefix("error: "))
     if code == cli.FAILED and said.startswith("failed: "):
         raise StageError(said.removeprefix("failed: "))
     if code:
         raise StageError(f"model.base: {path.name} cannot be written as a folder (exit code {code}): {said[:500]}")
     held = json.loads(answer.stdout.splitlines()[-1])
-    about = {"version": VERSION, "gguf": {"file": path.name, "sha256": sha256, **held}, "dtype": dtype}
-    atomic_files.write_json(folder / base_store.ABOUT, about | {"transformers": metadata.version("transformers")})
+    about = {"version": FORMAT_VERSION, "gguf": {"file": path.name, "sha256": sha256, **held}, "dtype": dtype}
+    atomic_files.write_json(
+        folder / base_store.METADATA_FILE, about | {"transformers": metadata.version("transformers")}
+    )
 
 
-def about(base: str) -> Mapping[str, Any] | None:
+def read_gguf_info(base: str) -> Mapping[str, Any] | None:
     """Returns what base.json says of the GGUF file that a base was made of, None for any other base."""
-    path = Path(base) / base_store.ABOUT
+    path = Path(base) / base_store.METADATA_FILE
     found: Mapping[str, Any] | None = atomic_files.read_json(path).get("gguf") if path.is_file() else None
     return found
 
 
-def notes(base: str) -> list[str]:
+def read_notes(base: str) -> list[str]:
     """Returns what is otherwise with a base that was a GGUF file than with the published model."""
-    return list((about(base) or {}).get("notes", []))
+    return list((read_gguf_info(base) or {}).get("notes", []))
 
 
-def told(base: str, quantization: str, trained: Path | None) -> str | None:
+def describe_weight_loss(base: str, quantization: str, trained: Path | None) -> str | None:
     """Returns what was lost of the weights before training: by the GGUF file, and by NF4 or int8 on top of it, whose
     folder is `trained`; None for a base that was no GGUF file."""
-    if (gguf := about(base)) is None:
+    if (gguf := read_gguf_info(base)) is None:
         return None
     first = f"GGUF {gguf['main_type']} ({gguf['bits']:.1f} bits a weight), dequantized"
     if quantization == "none":
         return f"{first}; nothing is lost on top of that"
-    moved = atomic_files.read_json(trained / base_store.ABOUT).get(MOVED) if trained else None
+    moved = atomic_files.read_json(trained / base_store.METADATA_FILE).get(MOVED_KEY) if trained else None
     if moved is None:
         return f"{first}; {quantization} on top of that loses again, how much was not measured"
     return f"{first}; {quantization} on top of that moved the weights that it changed by {moved:.1%}"
 
 
-def moved(before: Path, after: Path) -> float:
+def measure_weight_change(before: Path, after: Path) -> float:
     """Returns by how much quantization moved the weights that it changed: the norm of all differences over the norm of
     the weights, read from the safetensors of two folders tensor by tensor. 0 where nothing changed."""
     from safetensors import safe_open

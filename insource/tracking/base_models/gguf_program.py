@@ -15,23 +15,23 @@ from insource.config import cli
 from insource.config.errors import StageError
 from insource.system import environment
 from insource.tracking.base_models import base_store, gguf_header
-from insource.tracking.base_models.gguf_header import ROPE_FACTORS, Header, refused
+from insource.tracking.base_models.gguf_header import ROPE_FACTORS_TENSOR, GgufHeader, make_gguf_error
 
-LINK = "model.gguf"
+LINK_NAME = "model.gguf"
 # What the tokenizer must read alike once it is saved: letters, digits, white space, marks, and what templates write.
-PROBE = "Where's my parcel no. 12,345.67?\n\n\tStraße  naïve 注文 🙂 don't {\"a\": [1, 2]} "
+PROBE_TEXT = "Where's my parcel no. 12,345.67?\n\n\tStraße  naïve 注文 🙂 don't {\"a\": [1, 2]} "
 # Llama 3.1 and later, as published; the factor differs from model to model.
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-TOLERANCE = 1e-3
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+ROPE_TOLERANCE = 1e-3
 # Vocabularies (tokenizer.ggml.pre) that GPT-2's way to split texts is right for. Those of the second line split digits
 # one by one before, which comes to the same, since no token of theirs has two.
-SPLIT_AS_GPT2 = ("gpt-2",)
-DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell")
+GPT2_PRETOKENIZERS = ("gpt-2",)
+DIGIT_SPLITTING_PRETOKENIZERS = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 # Types of tokens that are matched whole in a text (tokenizer.ggml.token_type).
-CONTROL, USER_DEFINED = 3, 4
+CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4
 
 
-def write(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
+def write_model(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
     """Writes weights, configuration, generation config and tokenizer into an empty folder. Returns what the file holds.
 
     Raises RecipeError where the file cannot be taken, before its weights are read unless only they show it, and
@@ -40,27 +40,27 @@ def write(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig, GgufConfig
 
-    header = gguf_header.read(path)
-    gguf_header.check(header)
+    header = gguf_header.read_header(path)
+    gguf_header.check_header(header)
     with tempfile.TemporaryDirectory() as aside:
         # By a name of its own: transformers goes by the ending, and files in caches have none.
-        (Path(aside) / LINK).symlink_to(path.absolute())
-        config = _config(header, aside)
-        tokenizer = _tokenizer(header, aside)
-        _check_room(header, folder, torch.finfo(getattr(torch, dtype)).bits // 8)
+        (Path(aside) / LINK_NAME).symlink_to(path.absolute())
+        config = _load_config(header, aside)
+        tokenizer = _load_tokenizer(header, aside)
+        _check_space(header, folder, torch.finfo(getattr(torch, dtype)).bits // 8)
         try:
             # Without GgufConfig the weights may stay in GGUF's blocks, which cannot be saved.
             model, found = AutoModelForCausalLM.from_pretrained(
                 aside,
-                gguf_file=LINK,
+                gguf_file=LINK_NAME,
                 config=config,
                 dtype=getattr(torch, dtype),
                 quantization_config=GgufConfig(dequantize=True),
                 output_loading_info=True,
             )
         except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
-            raise refused(header.name, f"cannot be read: {_first_line(error)}") from None
-        _check_whole(header, model, found)
+            raise make_gguf_error(header.name, f"cannot be read: {_first_line(error)}") from None
+        _check_weights(header, model, found)
     stops = [one for one in (header.token_id("eos"), header.token_id("eot")) if one is not None]
     model.generation_config = GenerationConfig(
         bos_token_id=header.token_id("bos"),
@@ -68,9 +68,9 @@ def write(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
         pad_token_id=header.token_id("padding"),
     )
     model.save_pretrained(folder, max_shard_size="5GB")
-    _save(header, tokenizer, folder, model.get_input_embeddings().weight.shape[0])
+    _save_tokenizer(header, tokenizer, folder, model.get_input_embeddings().weight.shape[0])
     return {
-        "notes": _notes(header),
+        "notes": _collect_notes(header),
         "architecture": header.architecture,
         "parameters": header.parameters,
         "types": dict(header.types),
@@ -79,25 +79,25 @@ def write(path: Path, folder: Path, dtype: str) -> dict[str, Any]:
     }
 
 
-def _config(header: Header, aside: str) -> Any:
+def _load_config(header: GgufHeader, aside: str) -> Any:
     """Returns the model's configuration, with what transformers passes over. Raises RecipeError."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(aside, gguf_file=LINK)
+        config = AutoConfig.from_pretrained(aside, gguf_file=LINK_NAME)
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise refused(
+        raise make_gguf_error(
             header.name, f"is of architecture {header.architecture!r}, which cannot be read: {_first_line(error)}"
         ) from None
     gguf_header.check_config(header, config)
     for name, special in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         setattr(config, f"{name}_token_id", header.token_id(special))
     if header.rope_factors is not None:
-        _stretch(header, config)
+        _set_rope_scaling(header, config)
     return config
 
 
-def _stretch(header: Header, config: Any) -> None:
+def _set_rope_scaling(header: GgufHeader, config: Any) -> None:
     """Gives the configuration the scaled positions that the file has as a tensor, in place. Raises RecipeError where
     they are not those of Llama 3."""
     import numpy as np
@@ -105,24 +105,24 @@ def _stretch(header: Header, config: Any) -> None:
 
     factors = np.asarray(header.rope_factors, dtype=np.float64).ravel()
     theta = config.rope_parameters["rope_theta"]
-    config.rope_parameters = {"rope_type": "llama3", "rope_theta": theta, "factor": float(factors.max()), **LLAMA3}
+    config.rope_parameters = {"rope_type": "llama3", "rope_theta": theta, "factor": float(factors.max()), **LLAMA3_ROPE}
     scaled = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].double().numpy()
     plain = theta ** -(np.arange(len(scaled)) / len(scaled))
-    if len(factors) != len(scaled) or not np.allclose(plain / scaled, factors, rtol=TOLERANCE):
-        told = f"scales its positions otherwise than Llama 3 does ({ROPE_FACTORS})"
-        raise refused(header.name, f"{told}, which is not known here; take the published model")
+    if len(factors) != len(scaled) or not np.allclose(plain / scaled, factors, rtol=ROPE_TOLERANCE):
+        told = f"scales its positions otherwise than Llama 3 does ({ROPE_FACTORS_TENSOR})"
+        raise make_gguf_error(header.name, f"{told}, which is not known here; take the published model")
 
 
-def _check_room(header: Header, folder: Path, bytes_each: int) -> None:
+def _check_space(header: GgufHeader, folder: Path, bytes_each: int) -> None:
     size = header.parameters * bytes_each
-    if problem := base_store.no_room(folder.parent, size):
+    if problem := base_store.disk_space_problem(folder.parent, size):
         raise StageError(f"model.base: {header.name} cannot be written as a folder: {problem}")
     if size > (free := environment.available_memory_bytes()):
         told = f"it takes {size / 1e9:,.1f} GB of memory once dequantized, and {free / 1e9:,.1f} GB are free"
         raise StageError(f"model.base: {header.name} cannot be written as a folder: {told}")
 
 
-def _check_whole(header: Header, model: Any, found: Any) -> None:
+def _check_weights(header: GgufHeader, model: Any, found: Any) -> None:
     """Raises RecipeError where a weight of the model is not in the file or of another shape, or one of the file not in
     the model."""
     import torch
@@ -135,14 +135,14 @@ def _check_whole(header: Header, model: Any, found: Any) -> None:
     wrong = sorted(other | set(found["missing_keys"]) | {str(one[0]) for one in found["mismatched_keys"]})
     if wrong:
         told = f"has {len(wrong)} weights otherwise than its architecture {header.architecture}, or not at all"
-        raise refused(header.name, f"{told}, such as {wrong[0]}; take the published model")
-    left = sorted({*found["unexpected_keys"], *_unread(header, model)} - {ROPE_FACTORS})
+        raise make_gguf_error(header.name, f"{told}, such as {wrong[0]}; take the published model")
+    left = sorted({*found["unexpected_keys"], *_find_unread_tensors(header, model)} - {ROPE_FACTORS_TENSOR})
     if left:
         told = f"has {len(left)} tensors that transformers does not read, such as {left[0]}"
-        raise refused(header.name, f"{told}: the model would be another one; take the published model")
+        raise make_gguf_error(header.name, f"{told}: the model would be another one; take the published model")
 
 
-def _unread(header: Header, model: Any) -> set[str]:
+def _find_unread_tensors(header: GgufHeader, model: Any) -> set[str]:
     """Returns the tensors that the older one of transformers' two readers passes over; the newer one tells itself."""
     from transformers.integrations.gguf import is_gguf_arch_supported
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
@@ -155,7 +155,7 @@ def _unread(header: Header, model: Any) -> set[str]:
     return {name for name in header.tensors if name not in known and name.removesuffix(".weight") not in known}
 
 
-def _tokenizer(header: Header, aside: str) -> Any:
+def _load_tokenizer(header: GgufHeader, aside: str) -> Any:
     """Returns the tokenizer, with the file's tokens and no others: transformers adds <|endoftext|> to a byte-level
     vocabulary that has none, such as Llama 3's, and that token has no row in the embeddings. Raises RecipeError where
     it cuts what the chat template writes as one token."""
@@ -164,29 +164,29 @@ def _tokenizer(header: Header, aside: str) -> Any:
     from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
 
     try:
-        architecture, about, special = get_gguf_tokenizer(str(Path(aside) / LINK))
+        architecture, about, special = get_gguf_tokenizer(str(Path(aside) / LINK_NAME))
         written = json.loads(convert_gguf_tokenizer(architecture, about)[0].to_str())
         written["added_tokens"] = [one for one in written["added_tokens"] if one["id"] < len(about["tokens"])]
         backend = Tokenizer.from_str(json.dumps(written))
         given = {name: value for name, value in special.items() if value is not None}
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **given)
     except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
-        raise refused(header.name, f"has a tokenizer that cannot be read: {_first_line(error)}") from None
-    kinds = about.get("token_type") or [CONTROL] * len(about["tokens"])
+        raise make_gguf_error(header.name, f"has a tokenizer that cannot be read: {_first_line(error)}") from None
+    kinds = about.get("token_type") or [CONTROL_TOKEN] * len(about["tokens"])
     for number, (token, kind) in enumerate(zip(about["tokens"], kinds, strict=False)):
-        whole = kind in (CONTROL, USER_DEFINED) and token in tokenizer.chat_template
+        whole = kind in (CONTROL_TOKEN, USER_DEFINED_TOKEN) and token in tokenizer.chat_template
         if whole and tokenizer(token, add_special_tokens=False)["input_ids"] != [number]:
             told = f"has a tokenizer that transformers does not read right: it cuts {token!r} into pieces"
-            raise refused(header.name, f"{told}; take the published model")
+            raise make_gguf_error(header.name, f"{told}; take the published model")
     return tokenizer
 
 
-def _notes(header: Header) -> list[str]:
+def _collect_notes(header: GgufHeader) -> list[str]:
     """Returns what may be otherwise than in the published model, though nothing stands against training on it."""
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     pre = header.values.get("tokenizer.ggml.pre")
-    known = (*SPLIT_AS_GPT2, *DIGITS_APART, *GGUF_PRE_TOKENIZER_SPLITS)
+    known = (*GPT2_PRETOKENIZERS, *DIGIT_SPLITTING_PRETOKENIZERS, *GGUF_PRE_TOKENIZER_SPLITS)
     if header.values["tokenizer.ggml.model"] != "gpt2" or pre in known:
         return []
     return [
@@ -195,17 +195,17 @@ def _notes(header: Header) -> list[str]:
     ]
 
 
-def _save(header: Header, tokenizer: Any, folder: Path, rows: int) -> None:
+def _save_tokenizer(header: GgufHeader, tokenizer: Any, folder: Path, rows: int) -> None:
     """Writes the tokenizer. Raises RecipeError where it is not read again as it was, or has more tokens than there are
     rows of embeddings."""
     from transformers import AutoTokenizer
 
     tokenizer.save_pretrained(folder)
     again = AutoTokenizer.from_pretrained(folder, mistral_format=False)
-    probe = PROBE + " ".join(str(token) for token in tokenizer.all_special_tokens)
+    probe = PROBE_TEXT + " ".join(str(token) for token in tokenizer.all_special_tokens)
     ids, same = (one(probe, add_special_tokens=False)["input_ids"] for one in (tokenizer, again))
     if ids != same or len(again) > rows:
-        raise refused(
+        raise make_gguf_error(
             header.name, "has a tokenizer that reads texts otherwise once it is saved; take the published model"
         )
 
@@ -216,9 +216,9 @@ def _first_line(error: Exception) -> str:
 
 def main() -> int:
     path, folder, dtype = sys.argv[1:]
-    print(json.dumps(write(Path(path), Path(folder), dtype)))
-    return cli.DONE
+    print(json.dumps(write_model(Path(path), Path(folder), dtype)))
+    return cli.OK
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_cli(main)

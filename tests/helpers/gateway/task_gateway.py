@@ -21,21 +21,21 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from deploy.answers import answer_ids, escalation, task
 from deploy.gateway import proxy
-from deploy.gateway.paths.router import Deployed
-from deploy.monitoring.monitor import Watch
+from deploy.gateway.paths.router import Deployment
+from deploy.monitoring.monitor import Monitor
 from deploy.routing import Routing
 from insource.config.load import load
 from insource.config.recipe import Recipe
 from insource.config.schema.serving_and_cost import Limits
 from insource.system import atomic_files
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from insource.tracking.run import Run
-from serve.vllm.launch_plan import Served
-from tests.helpers.provider.provider_answers import number
+from serve.vllm.launch_plan import ServedModel
+from tests.helpers.provider.provider_answers import stable_number
 
-NAME, VERSION = "router", "v1"
+TASK_NAME, TASK_VERSION = "router", "v1"
 LABELS = ("late", "lost", "broken")
-RECIPE = """\
+RECIPE_TEMPLATE = """\
 task: {task}
 data: {{source: {{path: rows.csv}}, columns: {columns}}}
 model: {{base: pocket}}
@@ -44,15 +44,15 @@ compare: {{baselines: {baselines}}}
 route: {route}
 serve: {serve}
 """
-ROUTER = "{kind: classification, instruction: Route the message to one queue., labels: [late, lost, broken]}"
-EXTRACTOR = """{kind: extraction, instruction: Read the order number and the day., json_schema: {type: object,
+ROUTER_TASK = "{kind: classification, instruction: Route the message to one queue., labels: [late, lost, broken]}"
+EXTRACTOR_TASK = """{kind: extraction, instruction: Read the order number and the day., json_schema: {type: object,
   properties: {number: {type: string, maxLength: 20}, day: {type: string, maxLength: 10}}, required: [number]}}"""
 
 
-def recipe(folder: Path, **told: str) -> Recipe:
+def make_recipe(folder: Path, **told: str) -> Recipe:
     """A recipe with other values in the places of RECIPE."""
     given = {
-        "task": ROUTER,
+        "task": ROUTER_TASK,
         "columns": "{text: message, label: queue}",
         "may_leave": "true",
         "baselines": "[]",
@@ -60,12 +60,12 @@ def recipe(folder: Path, **told: str) -> Recipe:
         "serve": "{}",
     }
     (folder / "rows.csv").write_text("message,queue\n", encoding="utf-8")
-    path = folder / f"{NAME}.yaml"
-    path.write_text(RECIPE.format(**given | told), encoding="utf-8")
+    path = folder / f"{TASK_NAME}.yaml"
+    path.write_text(RECIPE_TEMPLATE.format(**given | told), encoding="utf-8")
     return load(str(path), [], "cpu").recipe
 
 
-def baseline(address: str, api: str = "chat", more: str = "") -> str:
+def baseline_yaml(address: str, api: str = "chat", more: str = "") -> str:
     """A baseline that the provider of the tests plays."""
     wires = {"chat": "openai", "messages": "anthropic", "decisions": "openai", "systemone": "openai"}
     model = {"messages": "claude-haiku-5-5"}.get(api, "gpt-6-luna")
@@ -76,12 +76,12 @@ def baseline(address: str, api: str = "chat", more: str = "") -> str:
     )
 
 
-def deployed(
+def make_deployed_task(
     folder: Path, asked: Recipe, routing: Routing | None = None, started_with: Recipe | None = None
-) -> Deployed:
+) -> Deployment:
     """The task of a recipe as a version that is deployed, behind a gateway that was started with it, or another one."""
-    module, labels = KINDS[asked.task.variant], dict.fromkeys(LABELS, "")
-    spec = module.specify(asked.task, labels)
+    module, labels = TASKS[asked.task.variant], dict.fromkeys(LABELS, "")
+    spec = module.make_spec(asked.task, labels)
     prompt = {
         "task": {"kind": asked.task.variant, **spec.__dict__},
         "messages": module.messages(spec, {"text": "{input}"}),
@@ -92,26 +92,26 @@ def deployed(
     adapter = folder / "run" / "adapter"
     adapter.mkdir(parents=True, exist_ok=True)
     atomic_files.write_json(adapter / "prompt.json", prompt)
-    served = Served(NAME, Run(folder / "run"), asked, "adapter")
-    found = task.of_version(served, VERSION, started_with or asked, routing or Routing(None, 0.9, None))
+    served = ServedModel(TASK_NAME, Run(folder / "run"), asked, "adapter")
+    found = task.build_task(served, TASK_VERSION, started_with or asked, routing or Routing(None, 0.9, None))
     assert found is not None
-    place = folder / "registry" / NAME
-    return Deployed(found, escalation.of(found, place), place, answer_ids.of_registry(place))
+    place = folder / "registry" / TASK_NAME
+    return Deployment(found, escalation.build_escalation(found, place), place, answer_ids.load_answer_ids(place))
 
 
-def log_probability(ids: list[int], token: int) -> float:
+def fake_log_probability(ids: list[int], token: int) -> float:
     """Of a token behind others, in the place of a model: any number that depends on both."""
-    return -(number(f"{ids} {token}") % 1000) / 100
+    return -(stable_number(f"{ids} {token}") % 1000) / 100
 
 
-def scored(body: dict[str, Any]) -> dict[str, Any]:
+def score_tokens(body: dict[str, Any]) -> dict[str, Any]:
     """What vLLM says of the tokens in `logprob_token_ids`."""
-    top = {f"token_id:{one}": log_probability(body["prompt"], one) for one in body["logprob_token_ids"]}
+    top = {f"token_id:{one}": fake_log_probability(body["prompt"], one) for one in body["logprob_token_ids"]}
     return {"model": body["model"], "choices": [{"text": "", "logprobs": {"top_logprobs": [top]}}]}
 
 
 @dataclass
-class Engine:
+class FakeEngine:
     """What stands in the place of vLLM, and what it was asked."""
 
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -135,7 +135,7 @@ class Engine:
 
     async def _answered(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if request.path == "/v1/completions":
-            return web.json_response(scored(body))
+            return web.json_response(score_tokens(body))
         text = body["messages"][-1]["content"].rpartition("Input:\n")[2]
         if found := re.search(r"wait=([\d.]+)", text):
             await asyncio.sleep(float(found[1]))
@@ -180,18 +180,18 @@ class Engine:
 
 
 @asynccontextmanager
-async def door(
-    task_of: Deployed, api_key: str | None = None, limits: Limits | None = None, watch: Watch | None = None
-) -> AsyncIterator[tuple[TestClient[Any, Any], Engine, proxy.Door]]:
+async def gateway_client(
+    task_of: Deployment, api_key: str | None = None, limits: Limits | None = None, watch: Monitor | None = None
+) -> AsyncIterator[tuple[TestClient[Any, Any], FakeEngine, proxy.ProxyState]]:
     """Yields a client of the door, the engine behind it, and the door."""
-    engine = Engine()
+    engine = FakeEngine()
     app = web.Application(client_max_size=2**30)
     app.router.add_route("*", "/{path:.*}", engine.answer)
-    made = proxy.Door(api_key, limits, (NAME,), watch)
-    made.versions, made.tasks = {NAME: VERSION}, {NAME: task_of}
+    made = proxy.ProxyState(api_key, limits, (TASK_NAME,), watch)
+    made.versions, made.tasks = {TASK_NAME: TASK_VERSION}, {TASK_NAME: task_of}
     async with TestServer(app) as server, ClientSession(str(server.make_url("/"))) as session:
         made.engine = session
-        async with TestClient(TestServer(proxy.application(made))) as client:
+        async with TestClient(TestServer(proxy.build_application(made))) as client:
             yield client, engine, made
         if isinstance(task_of.escalation, escalation.Escalation):
             await task_of.escalation.close()

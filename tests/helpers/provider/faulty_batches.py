@@ -7,15 +7,15 @@ from typing import Any
 from aiohttp import web
 
 from tests.helpers.provider import provider_rules
-from tests.helpers.provider.faulty_provider import FILTERED, SIGNED, Batch, Provider, error
-from tests.helpers.provider.provider_answers import Json, completion, message, prompt_of
-from tests.helpers.provider.provider_checks import Refused
+from tests.helpers.provider.faulty_provider import AUTH_HEADERS, CONTENT_FILTER_ERROR, Batch, Provider, error_response
+from tests.helpers.provider.provider_answers import Json, make_completion, make_message, read_prompt
+from tests.helpers.provider.provider_checks import Refusal
 
-REVOKED = Refused(401, "The API key was revoked.")
+KEY_REVOKED = Refusal(401, "The API key was revoked.")
 
 
 @web.middleware
-async def faults(request: web.Request, handler: Any) -> web.StreamResponse:
+async def batch_faults(request: web.Request, handler: Any) -> web.StreamResponse:
     """Lets requests of batches meet with faults, a share of them: refused, or done and the answer lost on its way."""
     provider = request.app[PROVIDER]
     if not ("/batches" in request.path or "/files" in request.path):
@@ -28,9 +28,9 @@ async def faults(request: web.Request, handler: Any) -> web.StreamResponse:
         return await handler(request)  # type: ignore[no-any-return]
     provider.met_in_batches[kind] += 1
     if kind == "429":
-        return web.json_response(error("slow down"), status=429, headers={"Retry-After": "0.02"})
+        return web.json_response(error_response("slow down"), status=429, headers={"Retry-After": "0.02"})
     if kind == "500":
-        return web.json_response(error("internal"), status=500)
+        return web.json_response(error_response("internal"), status=500)
     done = await handler(request)
     if kind == "text":
         return web.Response(text="<html>Bad gateway</html>", content_type="text/html")
@@ -80,15 +80,15 @@ def openai_results(provider: Provider, batch: Batch) -> tuple[str, str]:
         row: Json = {"id": f"r{at}", "custom_id": custom_id, "response": None, "error": None}
         if provider.unanswered(at):
             failed.append({**row, "error": {"code": f"batch_{provider.end_state}", "message": "too late"}})
-        elif broken := provider.strictly("chat", SIGNED, body):
+        elif broken := provider.strictly("chat", AUTH_HEADERS, body):
             failed.append({**row, "response": {"status_code": broken.status, "body": broken.body("chat")}})
-        elif provider.batch_refuse(prompt_of(body)):
-            failed.append({**row, "response": {"status_code": 400, "body": error(*FILTERED)}})
+        elif provider.batch_refuse(read_prompt(body)):
+            failed.append({**row, "response": {"status_code": 400, "body": error_response(*CONTENT_FILTER_ERROR)}})
         elif provider.batch_revoked(batch, at):
-            failed.append({**row, "response": {"status_code": 401, "body": REVOKED.body("chat")}})
+            failed.append({**row, "response": {"status_code": 401, "body": KEY_REVOKED.body("chat")}})
         else:
-            provider.answered_in_batches.add((batch.id, prompt_of(body)))
-            told = completion(body, provider.answer(prompt_of(body)))
+            provider.answered_in_batches.add((batch.id, read_prompt(body)))
+            told = make_completion(body, provider.answer(read_prompt(body)))
             answered.append({**row, "response": {"status_code": 200, "request_id": "q", "body": told}})
     names = (f"{batch.id}-out", f"{batch.id}-errors")
     for name, rows in zip(names, (answered, failed), strict=True):
@@ -133,7 +133,7 @@ def openai_routes(provider: Provider) -> list[web.RouteDef]:
         lines = provider.files[asked["input_file_id"]].decode().split("\n")
         rows = [json.loads(line) for line in lines if line]
         size = len(provider.files[asked["input_file_id"]])
-        if broken := provider_rules.openai_batch(asked, rows, size):
+        if broken := provider_rules.openai_batch_problem(asked, rows, size):
             return web.json_response(broken.body("chat"), status=broken.status)
         requests = [(row["custom_id"], row["body"]) for row in rows]
         name = f"batch_{len(provider.batches)}"
@@ -161,7 +161,7 @@ def openai_routes(provider: Provider) -> list[web.RouteDef]:
 def anthropic_routes(provider: Provider) -> list[web.RouteDef]:
     async def create(request: web.Request) -> web.Response:
         asked = (await request.json())["requests"]
-        if broken := provider_rules.anthropic_batch(asked):
+        if broken := provider_rules.anthropic_batch_problem(asked):
             return web.json_response(broken.body("messages"), status=broken.status)
         requests = [(one["custom_id"], one["params"]) for one in asked]
         batch = Batch(f"msgbatch_{len(provider.batches)}", requests, datetime.now(UTC))
@@ -178,18 +178,18 @@ def anthropic_routes(provider: Provider) -> list[web.RouteDef]:
     async def results(request: web.Request) -> web.Response:
         lines = []
         for at, (custom_id, body) in enumerate(provider.one(request).requests):
-            result: Json = {"type": "succeeded", "message": message(body, provider.answer(prompt_of(body)))}
+            result: Json = {"type": "succeeded", "message": make_message(body, provider.answer(read_prompt(body)))}
             if provider.unanswered(at):
                 result = {"type": "expired" if provider.end_state == "expired" else "canceled"}
-            elif broken := provider.strictly("messages", SIGNED, body):
+            elif broken := provider.strictly("messages", AUTH_HEADERS, body):
                 result = {"type": "errored", "error": broken.body("messages")}
-            elif provider.batch_refuse(prompt_of(body)):
-                told = {"type": "invalid_request_error", "message": FILTERED[0]}
+            elif provider.batch_refuse(read_prompt(body)):
+                told = {"type": "invalid_request_error", "message": CONTENT_FILTER_ERROR[0]}
                 result = {"type": "errored", "error": {"type": "error", "error": told}}
             elif provider.batch_revoked(provider.one(request), at):
-                result = {"type": "errored", "error": REVOKED.body("messages")}
+                result = {"type": "errored", "error": KEY_REVOKED.body("messages")}
             else:
-                provider.answered_in_batches.add((provider.one(request).id, prompt_of(body)))
+                provider.answered_in_batches.add((provider.one(request).id, read_prompt(body)))
             lines.append(json.dumps({"custom_id": custom_id, "result": result}))
         return web.Response(body="\n".join(lines[::-1]).encode(), content_type="application/x-jsonl")
 

@@ -22,16 +22,23 @@ from typing import Any
 from aiohttp import web
 
 from tests.helpers.provider import provider_rules
-from tests.helpers.provider.provider_answers import ANSWERS, Json, label, number, prompt_of, tokens
-from tests.helpers.provider.provider_checks import Refused
+from tests.helpers.provider.provider_answers import (
+    RESPONSE_MAKERS,
+    Json,
+    correct_label,
+    count_tokens,
+    read_prompt,
+    stable_number,
+)
+from tests.helpers.provider.provider_checks import Refusal
 
 # As often as they stand here; a timeout costs a test seconds.
-KINDS = ("429",) * 6 + ("500",) * 4 + ("reset",) * 3 + ("timeout",) + ("truncated",) * 3 + ("text",) * 3
+FAULT_KINDS = ("429",) * 6 + ("500",) * 4 + ("reset",) * 3 + ("timeout",) + ("truncated",) * 3 + ("text",) * 3
 SLOW_SECONDS = 60.0
 # As a status of `refuse`: a 400 for what the row says.
-ABOUT_THE_ROW = -400
+ROW_ERROR = -400
 # Of requests in a batch, which were signed when that was made.
-SIGNED = {"authorization": "Bearer secret", "anthropic-version": "2026-10-21"}
+AUTH_HEADERS = {"authorization": "Bearer secret", "anthropic-version": "2026-10-21"}
 
 
 @dataclass
@@ -51,7 +58,7 @@ class Provider:
     delay_seconds: float = 0.0
     hold_after: int | None = None
     """Once so many answers were delivered, it answers nobody until this is None: a process can be killed at leisure."""
-    answer: Callable[[str], str] = label
+    answer: Callable[[str], str] = correct_label
     refuse: Callable[[str, int], tuple[int, dict[str, str]] | None] = lambda prompt, before: None
     """Prompt, and how often it came before -> HTTP status and headers of a refusal."""
     headers: dict[str, str] = field(default_factory=dict)
@@ -96,24 +103,24 @@ class Provider:
     """Batch and prompt of every answer that stands in results."""
 
     def fault(self, prompt: str, before: int) -> str | None:
-        share = number(f"{prompt} {before}") / 2**32
-        return KINDS[int(share / self.faults * len(KINDS))] if share < self.faults else None
+        share = stable_number(f"{prompt} {before}") / 2**32
+        return FAULT_KINDS[int(share / self.faults * len(FAULT_KINDS))] if share < self.faults else None
 
     def batch_fault(self, what: str, before: int) -> str | None:
-        kinds = [kind for kind in KINDS if kind != "timeout"]
-        share = number(f"{what} {before}") / 2**32
+        kinds = [kind for kind in FAULT_KINDS if kind != "timeout"]
+        share = stable_number(f"{what} {before}") / 2**32
         return kinds[int(share / self.batch_faults * len(kinds))] if share < self.batch_faults else None
 
     def work(self, body: Json) -> str:
-        self.charged.append(tokens(body))
-        return self.answer(prompt_of(body))
+        self.charged.append(count_tokens(body))
+        return self.answer(read_prompt(body))
 
-    def strictly(self, api: str, headers: Any, body: Json) -> Refused | None:
+    def strictly(self, api: str, headers: Any, body: Json) -> Refusal | None:
         """Returns how the API would refuse a request."""
-        refused = provider_rules.refusal(api, headers, body)
+        refused = provider_rules.find_refusal(api, headers, body)
         for name in (name for name in self.picky if name in body):
             told = f"Unsupported parameter: '{name}' is not supported with this model."
-            refused = Refused(400, told, name, "unsupported_parameter")
+            refused = Refusal(400, told, name, "unsupported_parameter")
         if refused:
             self.broken_rules[refused.message] += 1
         return refused
@@ -121,8 +128,8 @@ class Provider:
     async def complete(
         self, request: web.Request, api: str, answer: Callable[[Json, str], Json] | None = None
     ) -> web.StreamResponse:
-        body, answer = await request.json(), answer or self.bodies.get(api, ANSWERS[api])
-        prompt = prompt_of(body)
+        body, answer = await request.json(), answer or self.bodies.get(api, RESPONSE_MAKERS[api])
+        prompt = read_prompt(body)
         before = self.attempts[prompt]
         self.attempts[prompt] += 1
         self.seen.append((request.path, dict(request.headers), body))
@@ -135,8 +142,8 @@ class Provider:
         while self.hold_after is not None and self.delivered.total() >= self.hold_after:
             await asyncio.sleep(0.01)
         if refused := self.refuse(prompt, before):
-            told = error(*FILTERED) if refused[0] == ABOUT_THE_ROW else error("refused")
-            status = 400 if refused[0] == ABOUT_THE_ROW else refused[0]
+            told = error_response(*CONTENT_FILTER_ERROR) if refused[0] == ROW_ERROR else error_response("refused")
+            status = 400 if refused[0] == ROW_ERROR else refused[0]
             return web.json_response(told, status=status, headers=refused[1])
         if kind := self.fault(prompt, before):
             self.met[kind] += 1
@@ -158,9 +165,9 @@ class Provider:
         self, kind: str, request: web.Request, body: Json, answer: Callable[[Json, str], Json]
     ) -> web.StreamResponse:
         if kind == "429":
-            return web.json_response(error("slow down"), status=429, headers={"Retry-After": "0.02"})
+            return web.json_response(error_response("slow down"), status=429, headers={"Retry-After": "0.02"})
         if kind == "500":
-            return web.json_response(error("internal"), status=500)
+            return web.json_response(error_response("internal"), status=500)
         data = json.dumps(answer(body, self.work(body))).encode()
         if kind == "text":
             return web.Response(text="<html>Bad gateway</html>", content_type="text/html")
@@ -183,7 +190,7 @@ class Provider:
             await asyncio.sleep(SLOW_SECONDS)
         if self.fail_created:
             self.fail_created -= 1
-            return web.json_response(error("internal"), status=500)
+            return web.json_response(error_response("internal"), status=500)
         return web.json_response(told)
 
     def one(self, request: web.Request) -> Batch:
@@ -200,16 +207,16 @@ class Provider:
         return newest[:2], len(newest) > 2
 
 
-def error(told: str, code: str | None = None) -> Json:
+def error_response(told: str, code: str | None = None) -> Json:
     kind = "invalid_request_error" if code else "api_error"
     return {"type": "error", "error": {"type": kind, "message": told, "code": code}}
 
 
 # What is about the row: OpenAI's code, and what Anthropic says, who has none.
-FILTERED = ("This prompt was flagged by the content filter", "content_filter")
+CONTENT_FILTER_ERROR = ("This prompt was flagged by the content filter", "content_filter")
 
 
-def application(provider: Provider) -> web.Application:
+def make_application(provider: Provider) -> web.Application:
     def api(name: str) -> Callable[[web.Request], Any]:
         async def handle(request: web.Request) -> web.StreamResponse:
             return await provider.complete(request, name)
@@ -228,7 +235,7 @@ def application(provider: Provider) -> web.Application:
     # late: it is about this very provider
     from tests.helpers.provider import faulty_batches
 
-    app = web.Application(client_max_size=2**30, middlewares=[faulty_batches.faults])
+    app = web.Application(client_max_size=2**30, middlewares=[faulty_batches.batch_faults])
     app[faulty_batches.PROVIDER] = provider
     app.add_routes(faulty_batches.openai_routes(provider))
     app.add_routes(faulty_batches.anthropic_routes(provider))
@@ -248,13 +255,15 @@ def application(provider: Provider) -> web.Application:
 
 
 @contextmanager
-def running(provider: Provider) -> Iterator[str]:
+def run_provider(provider: Provider) -> Iterator[str]:
     """The provider in a thread of its own. Yields its address."""
     loop, started = asyncio.new_event_loop(), threading.Event()
     told: Json = {}
 
     async def serve() -> None:
-        runner = web.AppRunner(application(provider), handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
+        runner = web.AppRunner(
+            make_application(provider), handler_cancellation=True, shutdown_timeout=0.1, access_log=None
+        )
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         told["port"] = runner.addresses[0][1]

@@ -9,29 +9,29 @@ LABELS = ("late", "lost", "broken")
 Json = dict[str, Any]
 
 
-def label(prompt: str) -> str:
+def correct_label(prompt: str) -> str:
     """The answer to a prompt."""
-    return LABELS[number(prompt) % len(LABELS)]
+    return LABELS[stable_number(prompt) % len(LABELS)]
 
 
-def number(text: str) -> int:
+def stable_number(text: str) -> int:
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
 
 
-def prompt_of(body: Json) -> str:
+def read_prompt(body: Json) -> str:
     told = body["messages"][-1]["content"] if "messages" in body else body.get("input", body.get("state"))
     return str(told)
 
 
-def tokens(body: Json) -> tuple[int, int]:
+def count_tokens(body: Json) -> tuple[int, int]:
     """What is charged for an answer: tokens read and written. Who decides writes nothing."""
     if "messages" in body:
         return max(1, len(json.dumps(body["messages"])) // 4), 3
     return max(1, len(json.dumps(body)) // 4), 0
 
 
-def completion(body: Json, text: str) -> Json:
-    asked, written = tokens(body)
+def make_completion(body: Json, text: str) -> Json:
+    asked, written = count_tokens(body)
     return {
         "id": "c1",
         "object": "chat.completion",
@@ -42,8 +42,8 @@ def completion(body: Json, text: str) -> Json:
     }
 
 
-def message(body: Json, text: str) -> Json:
-    asked, written = tokens(body)
+def make_message(body: Json, text: str) -> Json:
+    asked, written = count_tokens(body)
     return {
         "id": "m1",
         "type": "message",
@@ -56,15 +56,15 @@ def message(body: Json, text: str) -> Json:
     }
 
 
-def spread(labels: list[str], text: str) -> dict[str, float]:
+def spread_probabilities(labels: list[str], text: str) -> dict[str, float]:
     """A probability for every label, most of it for one."""
     return {one: 0.9 if one == text else 0.1 / (len(labels) - 1) for one in labels}
 
 
-def decision(body: Json, text: str) -> Json:
+def make_decision(body: Json, text: str) -> Json:
     (question,) = body["questions"]
-    chances = spread([one["value"] for one in question["choices"]], text)
-    usage = {"input_tokens": tokens(body)[0], "output_tokens": 0, "total_tokens": tokens(body)[0]}
+    chances = spread_probabilities([one["value"] for one in question["choices"]], text)
+    usage = {"input_tokens": count_tokens(body)[0], "output_tokens": 0, "total_tokens": count_tokens(body)[0]}
     usage |= {"input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0}}  # type: ignore[dict-item]
     usage |= {"output_tokens_details": {"reasoning_tokens": 0}}  # type: ignore[dict-item]
     told = [{"value": value, "probability": chance} for value, chance in chances.items()]
@@ -74,17 +74,17 @@ def decision(body: Json, text: str) -> Json:
     return {"model": body["model"], "answers": [answer], "usage": usage}
 
 
-def systemone(body: Json, text: str) -> Json:
+def make_systemone(body: Json, text: str) -> Json:
     ((name, question),) = body["questions"].items()
-    chances = spread([*question["criteria"]], text)
+    chances = spread_probabilities([*question["criteria"]], text)
     answer = {"type": "choice", "choice": text, "probabilities": chances, "confidence": 0.8}
-    usage = {"input_tokens": tokens(body)[0], "output_tokens": 0}
+    usage = {"input_tokens": count_tokens(body)[0], "output_tokens": 0}
     return {"model": body["model"], "answers": {name: answer}, "usage": usage}
 
 
-ANSWERS: dict[str, Callable[[Json, str], Json]] = {
-    "chat": completion,
-    "messages": message,
-    "decisions": decision,
-    "systemone": systemone,
+RESPONSE_MAKERS: dict[str, Callable[[Json, str], Json]] = {
+    "chat": make_completion,
+    "messages": make_message,
+    "decisions": make_decision,
+    "systemone": make_systemone,
 }

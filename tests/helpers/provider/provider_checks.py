@@ -11,7 +11,7 @@ Headers = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Refused:
+class Refusal:
     """An error as a provider answers it."""
 
     status: int
@@ -31,7 +31,7 @@ class Refused:
 
 
 @cache
-def _fields(api: str) -> frozenset[str]:
+def _request_fields(api: str) -> frozenset[str]:
     """The fields of a request, as the SDK's types have them."""
     from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
     from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
@@ -45,7 +45,7 @@ def _fields(api: str) -> frozenset[str]:
     return frozenset(get_type_hints(types[api]))
 
 
-THINKS = re.compile(r"^(gpt-[56]|o[134])(?!.*-chat)")
+REASONING_MODEL = re.compile(r"^(gpt-[56]|o[134])(?!.*-chat)")
 FAMILIES_OF_EFFORT = (
     (re.compile(r"^gpt-(6|5\.[2-6])"), ("none", "low", "medium", "high", "xhigh", "max"), "medium"),
     (re.compile(r"^gpt-5\.1"), ("none", "low", "medium", "high"), "none"),
@@ -61,7 +61,7 @@ OPENAI_KEYWORDS = {
 }  # fmt: skip
 
 
-def _effort(body: Json) -> tuple[tuple[str, ...], str | None]:
+def _allowed_efforts(body: Json) -> tuple[tuple[str, ...], str | None]:
     """The efforts that a model takes, and the one that holds."""
     for pattern, taken, default in FAMILIES_OF_EFFORT:
         if pattern.search(str(body.get("model"))):
@@ -69,77 +69,77 @@ def _effort(body: Json) -> tuple[tuple[str, ...], str | None]:
     return (), None
 
 
-def bearer(headers: Headers, body: Json) -> Refused | None:
+def bearer(headers: Headers, body: Json) -> Refusal | None:
     key = headers.get("authorization", "").removeprefix("Bearer ").strip()
-    return None if key or headers.get("api-key") else Refused(401, "You didn't provide an API key.")
+    return None if key or headers.get("api-key") else Refusal(401, "You didn't provide an API key.")
 
 
-def known_model(headers: Headers, body: Json) -> Refused | None:
+def known_model(headers: Headers, body: Json) -> Refusal | None:
     if body.get("model") == "unknown":
-        return Refused(404, "The model `unknown` does not exist or you do not have access to it.", "model")
+        return Refusal(404, "The model `unknown` does not exist or you do not have access to it.", "model")
     return None
 
 
 # Chat completions
 
 
-def chat_fields(headers: Headers, body: Json) -> Refused | None:
-    extra = sorted(body.keys() - _fields("chat"))
-    return Refused(400, f"Unknown parameter: '{extra[0]}'.", extra[0], "unknown_parameter") if extra else None
+def chat_fields(headers: Headers, body: Json) -> Refusal | None:
+    extra = sorted(body.keys() - _request_fields("chat"))
+    return Refusal(400, f"Unknown parameter: '{extra[0]}'.", extra[0], "unknown_parameter") if extra else None
 
 
-def chat_messages(headers: Headers, body: Json) -> Refused | None:
+def chat_messages(headers: Headers, body: Json) -> Refusal | None:
     messages = body.get("messages")
     roles = ("system", "developer", "user", "assistant", "tool")
     if not messages or any(one.get("role") not in roles or not one.get("content") for one in messages):
-        return Refused(400, "Invalid 'messages': each needs a role and content.", "messages")
+        return Refusal(400, "Invalid 'messages': each needs a role and content.", "messages")
     return None
 
 
-def chat_sampling(headers: Headers, body: Json) -> Refused | None:
-    if not THINKS.search(str(body.get("model"))) or _effort(body)[1] == "none":
+def chat_sampling(headers: Headers, body: Json) -> Refusal | None:
+    if not REASONING_MODEL.search(str(body.get("model"))) or _allowed_efforts(body)[1] == "none":
         return None
     for name in ("temperature", "top_p", "logprobs", "top_logprobs"):
         if name in body:
             told = f"Unsupported parameter: '{name}' is not supported with this model."
-            return Refused(400, told, name, "unsupported_parameter")
+            return Refusal(400, told, name, "unsupported_parameter")
     return None
 
 
-def chat_effort(headers: Headers, body: Json) -> Refused | None:
+def chat_effort(headers: Headers, body: Json) -> Refusal | None:
     if (given := body.get("reasoning_effort")) is None:
         return None
-    taken = _effort(body)[0]
+    taken = _allowed_efforts(body)[0]
     if not taken:
-        return Refused(400, "Unrecognized request argument supplied: reasoning_effort", "reasoning_effort")
+        return Refusal(400, "Unrecognized request argument supplied: reasoning_effort", "reasoning_effort")
     if given in taken:
         return None
     told = f"Unsupported value: 'reasoning_effort' does not support '{given}' with this model. Supported values are: "
-    return Refused(400, told + ", ".join(taken), "reasoning_effort", "unsupported_value")
+    return Refusal(400, told + ", ".join(taken), "reasoning_effort", "unsupported_value")
 
 
-def chat_limit(headers: Headers, body: Json) -> Refused | None:
-    if "max_tokens" in body and THINKS.search(str(body.get("model"))):
+def chat_limit(headers: Headers, body: Json) -> Refusal | None:
+    if "max_tokens" in body and REASONING_MODEL.search(str(body.get("model"))):
         told = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'."
-        return Refused(400, told, "max_tokens", "unsupported_parameter")
+        return Refusal(400, told, "max_tokens", "unsupported_parameter")
     if not 1 <= body.get("max_completion_tokens", 1) <= 128_000:
-        return Refused(400, "max_completion_tokens is too large or too small", "max_completion_tokens")
+        return Refusal(400, "max_completion_tokens is too large or too small", "max_completion_tokens")
     return None
 
 
-def chat_schema(headers: Headers, body: Json) -> Refused | None:
+def chat_schema(headers: Headers, body: Json) -> Refusal | None:
     form = body.get("response_format")
     if form is None:
         return None
     asked = form.get("json_schema", {})
     if form.get("type") != "json_schema" or not re.fullmatch(r"[\w-]{1,64}", asked.get("name", "")):
-        return Refused(400, "Invalid 'response_format'", "response_format")
-    if problem := _strict(asked["schema"], top=True):
-        return Refused(400, f"Invalid schema for response_format '{asked['name']}': {problem}", "response_format")
+        return Refusal(400, "Invalid 'response_format'", "response_format")
+    if problem := _strict_schema_problem(asked["schema"], top=True):
+        return Refusal(400, f"Invalid schema for response_format '{asked['name']}': {problem}", "response_format")
     return None
 
 
-def _strict(schema: Json, top: bool = False, depth: int = 1) -> str | None:
+def _strict_schema_problem(schema: Json, top: bool = False, depth: int = 1) -> str | None:
     """What strict mode of OpenAI's structured outputs refuses in a schema, None for nothing."""
     if top and schema.get("type") != "object":
         return "schema must be a JSON Schema of 'type: \"object\"'"
@@ -158,10 +158,10 @@ def _strict(schema: Json, top: bool = False, depth: int = 1) -> str | None:
         if set(schema.get("required", ())) != set(properties):
             return "'required' is required to be supplied and to be an array including every key in properties."
         for one in properties.values():
-            if problem := _strict(one, depth=depth + 1):
+            if problem := _strict_schema_problem(one, depth=depth + 1):
                 return problem
     for one in [*schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else ())]:
-        if problem := _strict(one, depth=depth + 1):
+        if problem := _strict_schema_problem(one, depth=depth + 1):
             return problem
     return None
 
@@ -169,65 +169,65 @@ def _strict(schema: Json, top: bool = False, depth: int = 1) -> str | None:
 # Messages
 
 
-def messages_key(headers: Headers, body: Json) -> Refused | None:
+def messages_key(headers: Headers, body: Json) -> Refusal | None:
     bearer = headers.get("authorization", "").removeprefix("Bearer ").strip()
-    return None if bearer or headers.get("x-api-key") else Refused(401, "invalid x-api-key")
+    return None if bearer or headers.get("x-api-key") else Refusal(401, "invalid x-api-key")
 
 
-def messages_version(headers: Headers, body: Json) -> Refused | None:
+def messages_version(headers: Headers, body: Json) -> Refusal | None:
     version = headers.get("anthropic-version") or body.get("anthropic_version")
     if version in ("2023-06-01", "2026-10-21") or str(version).startswith(("bedrock-", "vertex-")):
         return None
-    return Refused(400, f"anthropic-version: {version!r} is not a valid version")
+    return Refusal(400, f"anthropic-version: {version!r} is not a valid version")
 
 
-def messages_fields(headers: Headers, body: Json) -> Refused | None:
-    extra = sorted(body.keys() - _fields("messages") - {"anthropic_version", "temperature", "top_p", "top_k"})
-    return Refused(400, f"{extra[0]}: Extra inputs are not permitted") if extra else None
+def messages_fields(headers: Headers, body: Json) -> Refusal | None:
+    extra = sorted(body.keys() - _request_fields("messages") - {"anthropic_version", "temperature", "top_p", "top_k"})
+    return Refusal(400, f"{extra[0]}: Extra inputs are not permitted") if extra else None
 
 
-def messages_sampling(headers: Headers, body: Json) -> Refused | None:
+def messages_sampling(headers: Headers, body: Json) -> Refusal | None:
     given = [name for name in ("temperature", "top_p", "top_k") if name in body]
     if given and headers.get("anthropic-version") == "2026-10-21":
-        return Refused(400, f"{given[0]}: Extra inputs are not permitted")
+        return Refusal(400, f"{given[0]}: Extra inputs are not permitted")
     if given and CLAUDE_5.search(str(body.get("model"))):
-        return Refused(400, f"`{given[0]}` is not supported for this model.")
+        return Refusal(400, f"`{given[0]}` is not supported for this model.")
     return None
 
 
-def messages_talk(headers: Headers, body: Json) -> Refused | None:
+def messages_turns(headers: Headers, body: Json) -> Refusal | None:
     talk = body.get("messages") or [{}]
     if any(one.get("role") not in ("user", "assistant") or not one.get("content") for one in talk):
-        return Refused(400, "messages: each needs a role of user or assistant, and content")
+        return Refusal(400, "messages: each needs a role of user or assistant, and content")
     if talk[-1]["role"] == "assistant" and CLAUDE_5.search(str(body.get("model"))):
-        return Refused(400, "This model does not support assistant message prefill.")
+        return Refusal(400, "This model does not support assistant message prefill.")
     return None
 
 
-def messages_limit(headers: Headers, body: Json) -> Refused | None:
+def messages_limit(headers: Headers, body: Json) -> Refusal | None:
     if "max_tokens" not in body:
-        return Refused(400, "max_tokens: Field required")
-    return None if 0 <= body["max_tokens"] <= 128_000 else Refused(400, f"max_tokens: {body['max_tokens']} > 128000")
+        return Refusal(400, "max_tokens: Field required")
+    return None if 0 <= body["max_tokens"] <= 128_000 else Refusal(400, f"max_tokens: {body['max_tokens']} > 128000")
 
 
-def messages_thinking(headers: Headers, body: Json) -> Refused | None:
+def messages_thinking(headers: Headers, body: Json) -> Refusal | None:
     thinking, model = body.get("thinking", {}), str(body.get("model"))
     kind = thinking.get("type")
     effort = body.get("output_config", {}).get("effort")
     if kind == "enabled" and CLAUDE_5.search(model):
-        return Refused(400, '"thinking.type.enabled" is not supported for this model.')
+        return Refusal(400, '"thinking.type.enabled" is not supported for this model.')
     if kind == "disabled" and CLAUDE_ALWAYS_THINKS.search(model):
-        return Refused(400, '"thinking.type.disabled" is not supported for this model.')
+        return Refusal(400, '"thinking.type.disabled" is not supported for this model.')
     if kind == "disabled" and effort in ("xhigh", "max"):
-        return Refused(400, f"output_config.effort: {effort} needs thinking")
+        return Refusal(400, f"output_config.effort: {effort} needs thinking")
     if effort is not None and effort not in ("low", "medium", "high", "xhigh", "max"):
-        return Refused(
+        return Refusal(
             400, f"output_config.effort: Input should be 'low', 'medium', 'high', 'xhigh' or 'max', {effort}"
         )
     return None
 
 
-def messages_schema(headers: Headers, body: Json) -> Refused | None:
+def messages_schema(headers: Headers, body: Json) -> Refusal | None:
     from anthropic.lib._parse._transform import transform_schema
 
     form = body.get("output_config", {}).get("format")
@@ -236,46 +236,46 @@ def messages_schema(headers: Headers, body: Json) -> Refused | None:
     try:
         taken = transform_schema(form["schema"])
     except (ValueError, AssertionError) as error:
-        return Refused(400, f"output_config.format.schema: {error}")
+        return Refusal(400, f"output_config.format.schema: {error}")
     if form.get("type") != "json_schema" or taken != form["schema"]:
-        return Refused(400, "output_config.format.schema: holds keywords that are not supported")
+        return Refusal(400, "output_config.format.schema: holds keywords that are not supported")
     return None
 
 
 # Decisions and System One
 
 
-def decision_fields(headers: Headers, body: Json) -> Refused | None:
-    if extra := sorted(body.keys() - _fields("decisions")):
-        return Refused(400, f"Unknown parameter: '{extra[0]}'.", extra[0], "unknown_parameter")
+def decision_fields(headers: Headers, body: Json) -> Refusal | None:
+    if extra := sorted(body.keys() - _request_fields("decisions")):
+        return Refusal(400, f"Unknown parameter: '{extra[0]}'.", extra[0], "unknown_parameter")
     if body.get("model") != "gpt-6-luna":
-        return Refused(400, f"The model `{body.get('model')}` is not supported by this endpoint.", "model")
-    return None if isinstance(body.get("input"), str | list) else Refused(400, "'input' is required", "input")
+        return Refusal(400, f"The model `{body.get('model')}` is not supported by this endpoint.", "model")
+    return None if isinstance(body.get("input"), str | list) else Refusal(400, "'input' is required", "input")
 
 
-def decision_questions(headers: Headers, body: Json) -> Refused | None:
+def decision_questions(headers: Headers, body: Json) -> Refusal | None:
     questions = body.get("questions", [])
     if not 1 <= len(questions) <= 400:
-        return Refused(400, f"Invalid 'questions': 1 to 400 are taken, given {len(questions)}", "questions")
+        return Refusal(400, f"Invalid 'questions': 1 to 400 are taken, given {len(questions)}", "questions")
     for one in questions:
         if one.get("type") not in ("predicate", "choice", "score") or not one.get("instructions"):
-            return Refused(400, "Invalid 'questions': each needs a type and instructions", "questions")
+            return Refusal(400, "Invalid 'questions': each needs a type and instructions", "questions")
         values = [choice.get("value") for choice in one.get("choices", [])]
         if one["type"] == "choice" and (not 2 <= len(values) <= 255 or len(set(values)) < len(values)):
-            return Refused(400, f"Invalid 'choices': 2 to 255 unique ones are taken, given {len(values)}", "questions")
+            return Refusal(400, f"Invalid 'choices': 2 to 255 unique ones are taken, given {len(values)}", "questions")
         if any(not isinstance(about := choice.get("description", ""), str) for choice in one.get("choices", [])):
-            return Refused(400, f"Invalid 'description': {about!r}", "questions")
+            return Refusal(400, f"Invalid 'description': {about!r}", "questions")
     return None
 
 
-def systemone(headers: Headers, body: Json) -> Refused | None:
+def systemone(headers: Headers, body: Json) -> Refusal | None:
     if extra := sorted(body.keys() - {"model", "state", "questions"}):
-        return Refused(422, f"{extra[0]}: unknown field")
+        return Refusal(422, f"{extra[0]}: unknown field")
     if not body.get("model") or not isinstance(body.get("questions"), dict) or not body["questions"]:
-        return Refused(422, "model and questions are required")
+        return Refusal(422, "model and questions are required")
     for name, one in body["questions"].items():
         if one.get("type") not in ("noul", "choice", "score") or not one.get("instructions"):
-            return Refused(422, f"questions.{name}: type and instructions are required")
+            return Refusal(422, f"questions.{name}: type and instructions are required")
         if one["type"] == "choice" and not 1 <= len(one.get("criteria", {})) <= 255:
-            return Refused(422, f"questions.{name}.criteria: 1 to 255 options are taken")
+            return Refusal(422, f"questions.{name}.criteria: 1 to 255 options are taken")
     return None

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.helpers.provider import provider_checks as checks
-from tests.helpers.provider.provider_checks import Headers, Json, Refused
+from tests.helpers.provider.provider_checks import Headers, Json, Refusal
 
 CHECKED_ON = "2026-11-29"
 CHECKED_WITH = {"openai": "3.54.0", "anthropic": "2.12.0", "genai-prices": "0.2.3"}
@@ -29,10 +29,10 @@ class Rule:
     """chat, messages, decisions, systemone."""
     what: str
     source: str
-    broken: Callable[[Headers, Json], Refused | None]
+    broken: Callable[[Headers, Json], Refusal | None]
 
 
-def refusal(api: str, headers: Headers, body: Json) -> Refused | None:
+def find_refusal(api: str, headers: Headers, body: Json) -> Refusal | None:
     """Returns the first rule that a request breaks, None where it breaks none."""
     lower = {name.lower(): value for name, value in headers.items()}
     return next((found for rule in RULES if rule.api == api and (found := rule.broken(lower, body))), None)
@@ -56,7 +56,7 @@ RULES = (
     Rule("messages", "the model must exist", CLAUDE_REFERENCE, checks.known_model),
     Rule("messages", "no field that the API does not have", CLAUDE_REFERENCE, checks.messages_fields),
     Rule("messages", "no sampling under 2026-10-21, nor from 4.7 on", CLAUDE_REFERENCE, checks.messages_sampling),
-    Rule("messages", "turns of user and assistant, no prefill", CLAUDE_REFERENCE, checks.messages_talk),
+    Rule("messages", "turns of user and assistant, no prefill", CLAUDE_REFERENCE, checks.messages_turns),
     Rule("messages", "max_tokens is needed", CLAUDE_REFERENCE, checks.messages_limit),
     Rule("messages", "thinking and effort by model", CLAUDE_REFERENCE, checks.messages_thinking),
     Rule("messages", "schemas as the SDK's own helper leaves them", CLAUDE_REFERENCE, checks.messages_schema),
@@ -71,31 +71,31 @@ RULES = (
 # Batches
 
 
-def openai_batch(asked: Json, lines: list[Json], size: int) -> Refused | None:
+def openai_batch_problem(asked: Json, lines: list[Json], size: int) -> Refusal | None:
     """Returns why OpenAI would not take a batch: endpoint, window, metadata, size, ids, one model (batch guide; openai
     SDK 3.54 types/batch_create_params.py)."""
     endpoints = ("/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/moderations")
     if asked["endpoint"] not in endpoints or asked["completion_window"] != "24h":
-        return Refused(400, "Invalid 'endpoint' or 'completion_window'", "endpoint")
+        return Refusal(400, "Invalid 'endpoint' or 'completion_window'", "endpoint")
     metadata = asked.get("metadata") or {}
     if len(metadata) > 16 or any(len(key) > 64 or len(value) > 512 for key, value in metadata.items()):
-        return Refused(400, "Invalid 'metadata'", "metadata")
+        return Refusal(400, "Invalid 'metadata'", "metadata")
     if len(lines) > 50_000 or size > 200 * 2**20:
-        return Refused(400, "The file is too large", "input_file_id")
+        return Refusal(400, "The file is too large", "input_file_id")
     if any(line["method"] != "POST" or line["url"] != asked["endpoint"] for line in lines):
-        return Refused(400, "Each line needs method POST and the batch's endpoint as url", "input_file_id")
+        return Refusal(400, "Each line needs method POST and the batch's endpoint as url", "input_file_id")
     if len({line["custom_id"] for line in lines}) < len(lines):
-        return Refused(400, "The custom_id of each line must be unique", "input_file_id")
+        return Refusal(400, "The custom_id of each line must be unique", "input_file_id")
     if len({line["body"]["model"] for line in lines}) > 1:
-        return Refused(400, "All lines must name one model", "input_file_id")
+        return Refusal(400, "All lines must name one model", "input_file_id")
     return None
 
 
-def anthropic_batch(asked: list[Json]) -> Refused | None:
+def anthropic_batch_problem(asked: list[Json]) -> Refusal | None:
     """Returns why Anthropic would not take a batch: number, size, form of the ids (batch processing guide)."""
     ids = [one["custom_id"] for one in asked]
     if len(ids) > 100_000 or len(json.dumps(asked)) > 256 * 2**20:
-        return Refused(413, "The batch is too large")
+        return Refusal(413, "The batch is too large")
     if len(set(ids)) < len(ids) or not all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", one) for one in ids):
-        return Refused(400, "custom_id: must be unique, of 1 to 64 letters, digits, - and _")
+        return Refusal(400, "custom_id: must be unique, of 1 to 64 letters, digits, - and _")
     return None

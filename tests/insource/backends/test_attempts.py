@@ -7,7 +7,7 @@ import pytest
 from bench import budget
 from insource.backends import attempt_log, response_cache
 from insource.backends.budgets import Budget
-from tests.helpers.api_requests import collect, questions
+from tests.helpers.api_requests import collect, make_requests
 
 SLOW = pytest.mark.slow(minutes=4)
 
@@ -18,15 +18,15 @@ SLOW = pytest.mark.slow(minutes=4)
 def test_what_is_sent_never_costs_more_than_the_budget_whenever_it_is_killed(
     kills: int, faults: float, tmp_path: Path
 ) -> None:
-    found = budget.killed(kills, faults, rows=400, cap_usd=0.03, path=tmp_path / "provider.jsonl", seed=kills)
+    found = budget.run_with_kills(kills, faults, rows=400, cap_usd=0.03, path=tmp_path / "provider.jsonl", seed=kills)
     assert found["over_cap"] == 0 and found["over_known"] == 0
     assert not found["complete"] and 0 < found["sent_usd"] <= found["cap_usd"]
 
 
 def test_where_every_attempt_has_its_answer_nothing_is_left_of_it(address: str, tmp_path: Path) -> None:
     path = tmp_path / "provider.jsonl"
-    found = collect(address, path, questions(20), budget=Budget(1))
-    assert found.complete and not attempt_log.file_of(path).exists()
+    found = collect(address, path, make_requests(20), budget=Budget(1))
+    assert found.complete and not attempt_log.attempt_log_path(path).exists()
 
 
 def test_attempts_without_an_answer_count_beside_what_is_known(tmp_path: Path) -> None:
@@ -39,9 +39,9 @@ def test_attempts_without_an_answer_count_beside_what_is_known(tmp_path: Path) -
         '{"key": "b", "process": "2", "usd": 2.0}',
         '{"key": "c", "proc',
     ]
-    attempt_log.file_of(path).write_text("\n".join(lines), encoding="utf-8")
-    assert attempt_log.unsettled_usd(path) == {"a": 0.75, "b": 2.0}
-    assert [(row.key, row.unsure_usd, row.final) for row in response_cache.read(path)] == [
+    attempt_log.attempt_log_path(path).write_text("\n".join(lines), encoding="utf-8")
+    assert attempt_log.read_unsettled_usd(path) == {"a": 0.75, "b": 2.0}
+    assert [(row.key, row.unsure_usd, row.final) for row in response_cache.read_responses(path)] == [
         ("a", 0.75, False),
         ("b", 2.0, False),
     ]

@@ -15,10 +15,10 @@ from aiohttp import web
 
 from insource.backends import client as asking
 from insource.backends import collection
-from insource.backends.client import ask, replies, request_sha256, retry_after_seconds
-from insource.backends.types import Backend, Constraint, Reply, Request, Wire
+from insource.backends.client import complete_all, hash_request, retry_after_seconds, stream_results
+from insource.backends.types import ApiFormat, Backend, Constraint, Request, RequestResult
 from insource.backends.wire import json_schema
-from tests.helpers.provider.provider_rules import refusal
+from tests.helpers.provider.provider_rules import find_refusal
 
 ENUM = {"type": "string", "enum": ["late", "lost"]}
 QUESTION = Request("T1", [{"role": "user", "content": "where is it?"}], 16, Constraint('root ::= "late"', ENUM))
@@ -34,7 +34,7 @@ def provider(answer: Answer, own: bool = False) -> Iterator[str]:
 
     async def handle(request: web.Request) -> web.StreamResponse:
         api = "messages" if request.path.endswith("/messages") else "chat"
-        if not own and (broken := refusal(api, request.headers, await request.json())):
+        if not own and (broken := find_refusal(api, request.headers, await request.json())):
             return web.json_response(broken.body(api), status=broken.status)
         found = answer(request, next(count))
         return await found if asyncio.iscoroutine(found) else found
@@ -101,11 +101,11 @@ def openai(address: str, **changes: Any) -> Backend:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between attempts are real, and short."""
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
 
 
-def one(backend: Backend, request: Request = QUESTION) -> Reply:
-    (reply,) = ask(backend, [request])
+def one(backend: Backend, request: Request = QUESTION) -> RequestResult:
+    (reply,) = complete_all(backend, [request])
     return reply
 
 
@@ -130,7 +130,7 @@ def test_anthropic_wire_counts_cached_tokens_as_read() -> None:
     assert (reply.received.usage.input_tokens, reply.received.usage.cached_tokens) == (30, 16)
 
 
-def seen(wire: Wire, structured: Any, answer: Any) -> tuple[dict[str, Any], dict[str, str], Reply]:
+def seen(wire: ApiFormat, structured: Any, answer: Any) -> tuple[dict[str, Any], dict[str, str], RequestResult]:
     """What a provider was sent, and what became of its answer."""
     bodies: list[Any] = []
 
@@ -162,10 +162,10 @@ def test_the_constraint_goes_as_the_backend_takes_it() -> None:
 
 def test_an_object_schema_and_what_does_not_fit_stay_as_they_are() -> None:
     record = {"type": "object", "properties": {"total": {"type": "string"}}}
-    assert json_schema.wrapped(record) == record
-    assert json_schema.unwrapped(record, '{"answer": "x"}') == '{"answer": "x"}'
+    assert json_schema.wrap_in_object(record) == record
+    assert json_schema.unwrap_answer(record, '{"answer": "x"}') == '{"answer": "x"}'
     for text in ("late", '{"label": "late"}', '{"answer": 3}', "[" * 10_000):
-        assert json_schema.unwrapped(ENUM, text) == text
+        assert json_schema.unwrap_answer(ENUM, text) == text
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
@@ -182,7 +182,7 @@ def test_what_may_pass_is_asked_again_and_every_attempt_is_timed(status: int) ->
 
 
 def test_the_documentation_names_the_statuses_that_are_asked_again() -> None:
-    for status in asking.AGAIN:
+    for status in asking.RETRY_STATUS:
         assert str(status) in (asking.__doc__ or "") and str(status) in (collection.__doc__ or "")
 
 
@@ -232,7 +232,7 @@ def test_retry_after_in_all_its_forms() -> None:
 @pytest.mark.parametrize(
     "body", [b"{not json", b"", b'"text"', b"[]", b"{}", b'{"choices": []}', b'{"choices": null, "content": null}']
 )
-def test_an_answer_that_cannot_be_read_is_a_failure_and_no_crash(wire: Wire, body: bytes) -> None:
+def test_an_answer_that_cannot_be_read_is_a_failure_and_no_crash(wire: ApiFormat, body: bytes) -> None:
     with provider(lambda request, n: web.Response(body=body, content_type="application/json")) as address:
         base = f"{address}/v1" if wire == "openai" else address
         reply = one(Backend(wire, "classifier", base, temperature=None, retries=1, timeout_seconds=5))
@@ -285,7 +285,7 @@ def test_only_so_many_at_once_and_all_in_order() -> None:
 
     asked = [replace(QUESTION, id=f"T{n}", messages=[{"role": "user", "content": f"row {n}"}]) for n in range(40)]
     with provider(lambda request, n: slow(request)) as address:
-        found = ask(openai(address, concurrency=7), asked)
+        found = complete_all(openai(address, concurrency=7), asked)
     assert [one.received.output for one in found if one.received] == [f"row {n}" for n in range(40)]
     assert 1 < most <= 7
 
@@ -298,8 +298,8 @@ def test_leaving_early_cancels_what_is_on_its_way() -> None:
         await asyncio.sleep(0.01 if n == 0 else 30)
         return web.json_response(completion())
 
-    async def first(backend: Backend) -> Reply:
-        stream = replies(backend, [replace(QUESTION, id=f"T{n}") for n in range(50)])
+    async def first(backend: Backend) -> RequestResult:
+        stream = stream_results(backend, [replace(QUESTION, id=f"T{n}") for n in range(50)])
         async for reply in stream:
             await stream.aclose()  # type: ignore[attr-defined]
             return reply
@@ -314,7 +314,7 @@ def test_leaving_early_cancels_what_is_on_its_way() -> None:
 
 def test_requests_equal_to_the_byte_have_one_digest() -> None:
     backend = openai("http://127.0.0.1:1")
-    assert request_sha256(backend, QUESTION) == request_sha256(backend, replace(QUESTION, id="other"))
-    assert request_sha256(backend, QUESTION) != request_sha256(backend, replace(QUESTION, max_tokens=17))
-    assert request_sha256(backend, QUESTION) != request_sha256(replace(backend, model="other"), QUESTION)
+    assert hash_request(backend, QUESTION) == hash_request(backend, replace(QUESTION, id="other"))
+    assert hash_request(backend, QUESTION) != hash_request(backend, replace(QUESTION, max_tokens=17))
+    assert hash_request(backend, QUESTION) != hash_request(replace(backend, model="other"), QUESTION)
     assert "secret" not in repr(backend)

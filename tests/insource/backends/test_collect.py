@@ -12,12 +12,22 @@ from hypothesis import strategies as st
 from insource.backends import budgets, collection, response_cache
 from insource.backends import client as asking
 from insource.backends.budgets import Budget
-from insource.backends.collection import STOP_AFTER, Answered, Collected
-from insource.backends.types import Wire
+from insource.backends.collection import MAX_CONSECUTIVE_FAILURES, CachedResponse, CollectResult
+from insource.backends.types import ApiFormat
 from insource.config.errors import RecipeError, StageError
-from tests.helpers.api_requests import IDENTITY, Price, backend, collect, killed, lines, outputs, question, questions
-from tests.helpers.provider.faulty_provider import ABOUT_THE_ROW, KINDS, Provider, running
-from tests.helpers.provider.provider_answers import completion, label
+from tests.helpers.api_requests import (
+    IDENTITY,
+    Price,
+    collect,
+    collect_and_kill,
+    make_endpoint,
+    make_request,
+    make_requests,
+    outputs_by_row,
+    read_journal_lines,
+)
+from tests.helpers.provider.faulty_provider import FAULT_KINDS, ROW_ERROR, Provider, run_provider
+from tests.helpers.provider.provider_answers import correct_label, make_completion
 
 FULL = 3080
 
@@ -25,7 +35,7 @@ FULL = 3080
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between attempts are real, and short."""
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -33,9 +43,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / ".answers" / "provider.jsonl"
 
 
-def right(found: Collected) -> bool:
+def right(found: CollectResult) -> bool:
     """Whether every answer is the provider's to that very prompt."""
-    return all(one.output == label(f"row {int(row[1:])}") for (row, _), one in found.answers.items())
+    return all(one.output == correct_label(f"row {int(row[1:])}") for (row, _), one in found.answers.items())
 
 
 @pytest.mark.parametrize(
@@ -49,33 +59,37 @@ def right(found: Collected) -> bool:
         pytest.param("decisions", FULL, marks=pytest.mark.slow),
     ],
 )
-def test_of_a_faulty_providers_answers_none_is_lost_and_none_paid_for_twice(path: Path, wire: Wire, rows: int) -> None:
+def test_of_a_faulty_providers_answers_none_is_lost_and_none_paid_for_twice(
+    path: Path, wire: ApiFormat, rows: int
+) -> None:
     provider, budget, price = Provider(faults=0.2), Budget(10.0), Price()
-    with running(provider) as address:
-        found = collect(address, path, questions(rows), wire, budget=budget, price=price)
+    with run_provider(provider) as address:
+        found = collect(address, path, make_requests(rows), wire, budget=budget, price=price)
     assert found.complete and found.asked == len(found.answers) == rows
     assert right(found) and all(one.error is None and one.final for one in found.answers.values())
     assert len(provider.delivered) == rows and set(provider.delivered.values()) == {1}
     if rows == FULL:
-        assert provider.met.keys() == set(KINDS)
+        assert provider.met.keys() == set(FAULT_KINDS)
     assert found.retries == provider.attempts.total() - rows >= rows * 0.15
     # What was worked out and did not arrive may have been charged: it is not held to be free.
     assert len(provider.charged) > rows
     assert price.of(provider.charged) <= found.spent_usd == pytest.approx(budget.spent_usd)
     assert budget.spent_usd <= budget.limit_usd
-    assert [one.key for one in response_cache.read(path)] != [] and len(response_cache.read(path)) == rows
+    assert [one.key for one in response_cache.read_responses(path)] != [] and len(
+        response_cache.read_responses(path)
+    ) == rows
 
 
 @pytest.mark.parametrize("wire", ["openai", "anthropic"])
-def test_the_day_when_a_model_is_shut_down_is_asked_for(wire: Wire) -> None:
+def test_the_day_when_a_model_is_shut_down_is_asked_for(wire: ApiFormat) -> None:
     provider = Provider()
-    with running(provider) as address:
-        asked = backend(address, wire)
-        assert asking.shutdown_date(asked) is None
+    with run_provider(provider) as address:
+        asked = make_endpoint(address, wire)
+        assert asking.fetch_shutdown_date(asked) is None
         provider.shutdown = "2027-01-31"
-        assert asking.shutdown_date(asked) == "2027-01-31"
-        assert asking.shutdown_date(replace(asked, model="unknown")) is None
-    assert asking.shutdown_date(asked) is None, "nobody is there"
+        assert asking.fetch_shutdown_date(asked) == "2027-01-31"
+        assert asking.fetch_shutdown_date(replace(asked, model="unknown")) is None
+    assert asking.fetch_shutdown_date(asked) is None, "nobody is there"
 
 
 @pytest.mark.parametrize(
@@ -87,39 +101,39 @@ def test_the_day_when_a_model_is_shut_down_is_asked_for(wire: Wire) -> None:
         pytest.param("decisions", FULL, marks=pytest.mark.slow),
     ],
 )
-def test_killed_in_the_middle_and_run_again_it_has_the_same_answers(tmp_path: Path, wire: Wire, rows: int) -> None:
+def test_killed_in_the_middle_and_run_again_it_has_the_same_answers(tmp_path: Path, wire: ApiFormat, rows: int) -> None:
     path, provider = tmp_path / "killed.jsonl", Provider(faults=0.2, hold_after=rows // 2)
-    with running(provider) as address:
-        killed(address, path, wire, "live", rows, when=lambda: len(lines(path)) >= rows // 4)
+    with run_provider(provider) as address:
+        collect_and_kill(address, path, wire, "live", rows, when=lambda: len(read_journal_lines(path)) >= rows // 4)
         provider.hold_after = None
-        kept = {one["id"]: one for one in lines(path)}
+        kept = {one["id"]: one for one in read_journal_lines(path)}
         before = provider.attempts.copy()
-        again = collect(address, path, questions(rows), wire)
+        again = collect(address, path, make_requests(rows), wire)
     assert rows // 4 <= len(kept) < rows and again.reused == len(kept)
     for row in kept:
         assert provider.attempts[f"row {int(row[1:])}"] == before[f"row {int(row[1:])}"]
         assert again.answers[row, 0].reused and again.answers[row, 0].output == kept[row]["output"]
-    with running(Provider()) as address:
-        without = collect(address, tmp_path / "whole.jsonl", questions(rows), wire)
-    assert again.complete and outputs(again) == outputs(without) and right(again)
+    with run_provider(Provider()) as address:
+        without = collect(address, tmp_path / "whole.jsonl", make_requests(rows), wire)
+    assert again.complete and outputs_by_row(again) == outputs_by_row(without) and right(again)
 
 
 @pytest.mark.parametrize(("concurrency", "faults"), [(1, 0.0), (16, 0.0), (16, 0.2)])
 def test_the_cap_stops_asking_and_is_never_exceeded(path: Path, concurrency: int, faults: float) -> None:
-    price, every = Price(), questions(200)
-    with running(Provider(faults=faults)) as address:
+    price, every = Price(), make_requests(200)
+    with run_provider(Provider(faults=faults)) as address:
         whole = collect(address, path.with_name("whole.jsonl"), every).spent_usd
     budget, provider = Budget(whole / 2), Provider(faults=faults)
-    with running(provider) as address:
-        asked = backend(address, concurrency=concurrency)
+    with run_provider(provider) as address:
+        asked = make_endpoint(address, concurrency=concurrency)
         found = collect(address, path, every, backend=asked, budget=budget, price=price)
         assert not found.complete and found.why_incomplete is not None
         told = f"asked {len(found.answers)} of 200: the next call could exceed budget_usd {budget.limit_usd:g}"
         assert found.why_incomplete == told
         assert price.of(provider.charged) <= found.spent_usd <= budget.limit_usd
         # Nor is it left unused: what was set aside for calls on their way was given back.
-        assert budget.left_usd < budgets.Purse(None, price).most_usd(every[-1].request)
-        assert found.spent_usd == pytest.approx(response_cache.spent_usd(path))
+        assert budget.left_usd < budgets.SystemBudget(None, price).most_usd(every[-1].request)
+        assert found.spent_usd == pytest.approx(response_cache.sum_cost_usd(path))
         again = collect(address, path, every, backend=asked, budget=Budget(2 * whole), price=price)
     assert again.complete and right(again)
     good = [one for one in found.answers.values() if one.error is None]
@@ -127,67 +141,67 @@ def test_the_cap_stops_asking_and_is_never_exceeded(path: Path, concurrency: int
 
 
 def test_nothing_is_sent_on_a_budget_of_nothing(path: Path, address: str, provider: Provider) -> None:
-    found = collect(address, path, questions(5), budget=Budget(0))
+    found = collect(address, path, make_requests(5), budget=Budget(0))
     assert found.why_incomplete == "asked 0 of 5: the next call could exceed budget_usd 0"
     assert not provider.seen and not found.answers
-    spent_before = collect(address, path, questions(5), budget=Budget(1, spent_usd=1))
+    spent_before = collect(address, path, make_requests(5), budget=Budget(1, spent_usd=1))
     assert not spent_before.complete and not provider.seen
 
 
 def test_a_budget_without_a_price_is_refused(path: Path) -> None:
     with pytest.raises(RecipeError, match="nobody knows what gpt-6-luna costs"):
-        collect("http://127.0.0.1:9", path, questions(1), budget=Budget(1), price=None)
+        collect("http://127.0.0.1:9", path, make_requests(1), budget=Budget(1), price=None)
 
 
 def test_tokens_that_are_not_told_count_at_their_most(path: Path) -> None:
     def untold(body: Any, text: str) -> Any:
-        return {**completion(body, text), "usage": None}
+        return {**make_completion(body, text), "usage": None}
 
     class Silent(Provider):
         async def complete(self, request: Any, api: str, answer: Any = None) -> Any:
             return await super().complete(request, api, untold)
 
     budget = Budget(1)
-    with running(Silent()) as address:
-        found = collect(address, path, questions(3), budget=budget)
+    with run_provider(Silent()) as address:
+        found = collect(address, path, make_requests(3), budget=budget)
     (first, *_) = found.answers.values()
     assert first.usd is None and first.unsure_usd > 0 and first.input_tokens is None
     assert budget.spent_usd == pytest.approx(3 * first.unsure_usd, rel=0.1)
 
 
 def test_the_estimate_is_not_exceeded(path: Path, address: str) -> None:
-    every = questions(50)
-    told = budgets.estimate(every, Price())
+    every = make_requests(50)
+    told = budgets.estimate_cost(every, Price())
     found = collect(address, path, every)
     assert 0 < told.expected_usd < told.upper_usd and found.spent_usd <= told.upper_usd
-    assert told.requests == 50 and budgets.estimate(every, Price(), batch=True).upper_usd == told.upper_usd / 2
-    assert collection.missing(backend(address), IDENTITY, questions(60), path) == 10
+    assert told.requests == 50 and budgets.estimate_cost(every, Price(), batch=True).upper_usd == told.upper_usd / 2
+    assert collection.count_pending_requests(make_endpoint(address), IDENTITY, make_requests(60), path) == 10
 
 
 def test_an_answer_is_used_again_for_the_same_request_alone(path: Path, address: str, provider: Provider) -> None:
-    first = collect(address, path, questions(3))
-    again = collect(address, path, questions(3))
+    first = collect(address, path, make_requests(3))
+    again = collect(address, path, make_requests(3))
     assert (first.asked, first.reused, again.asked, again.reused) == (3, 0, 0, 3)
-    assert outputs(first) == outputs(again) and len(provider.seen) == 3
+    assert outputs_by_row(first) == outputs_by_row(again) and len(provider.seen) == 3
     assert all(one.reused and one.latency_seconds for one in again.answers.values())
     for changed in (
-        {"asked": questions(3, instruction="what of")},
-        {"asked": questions(3, max_tokens=17)},
-        {"asked": questions(3, repeat=1)},
-        {"backend": replace(backend(address), effort="low")},
-        {"backend": backend(address, model="other")},
+        {"asked": make_requests(3, instruction="what of")},
+        {"asked": make_requests(3, max_tokens=17)},
+        {"asked": make_requests(3, repeat=1)},
+        {"backend": replace(make_endpoint(address), effort="low")},
+        {"backend": make_endpoint(address, model="other")},
         {"identity": ["openai", "somebody else"]},
     ):
-        found = collect(address, path, changed.pop("asked", questions(3)), **changed)
+        found = collect(address, path, changed.pop("asked", make_requests(3)), **changed)
         assert (found.asked, found.reused) == (3, 0), changed
     assert len(provider.seen) == 3 * 7
-    moved = backend(address, base_url=address.replace("127.0.0.1", "localhost") + "/v1")
-    assert collect(address, path, questions(3), backend=moved).reused == 3
+    moved = make_endpoint(address, base_url=address.replace("127.0.0.1", "localhost") + "/v1")
+    assert collect(address, path, make_requests(3), backend=moved).reused == 3
 
 
 def test_rows_with_the_same_request_share_one_answer(path: Path, address: str, provider: Provider) -> None:
-    same = [question("T1", "hello"), question("T2", "hello"), question("T1", "hello", repeat=1)]
-    told: list[Answered] = []
+    same = [make_request("T1", "hello"), make_request("T2", "hello"), make_request("T1", "hello", repeat=1)]
+    told: list[CachedResponse] = []
     found = collect(address, path, same, on_answer=told.append)
     assert found.complete and provider.attempts == {"hello": 2}
     assert {key: one.reused for key, one in found.answers.items()} == {
@@ -200,12 +214,12 @@ def test_rows_with_the_same_request_share_one_answer(path: Path, address: str, p
 
 def test_what_may_pass_is_asked_again_another_day_and_what_will_not_is_not(path: Path, provider: Provider) -> None:
     today: dict[str, tuple[int, dict[str, str]] | None] = {
-        "bad question": (ABOUT_THE_ROW, {}), "wrong key": (401, {}), "out of order": (500, {}), "fine": None,
+        "bad question": (ROW_ERROR, {}), "wrong key": (401, {}), "out of order": (500, {}), "fine": None,
     }  # fmt: skip
     provider.refuse = lambda prompt, before: today[prompt]
-    asked = [question(prompt, prompt) for prompt in today]
-    with running(provider) as address:
-        found = collect(address, path, asked, backend=backend(address, retries=1))
+    asked = [make_request(prompt, prompt) for prompt in today]
+    with run_provider(provider) as address:
+        found = collect(address, path, asked, backend=make_endpoint(address, retries=1))
         assert {row for (row, _), one in found.answers.items() if one.error} == {
             "bad question", "wrong key", "out of order",
         }  # fmt: skip
@@ -226,7 +240,7 @@ def test_an_empty_answer_and_a_refusal_are_answers(path: Path) -> None:
     provider = Provider(answer=lambda prompt: "")
 
     def refusing(body: Any, text: str) -> Any:
-        told = completion(body, text)
+        told = make_completion(body, text)
         told["choices"][0]["message"]["refusal"] = "I cannot help with that."
         return told
 
@@ -234,19 +248,19 @@ def test_an_empty_answer_and_a_refusal_are_answers(path: Path) -> None:
         async def complete(self, request: Any, api: str, answer: Any = None) -> Any:
             return await super().complete(request, api, refusing)
 
-    with running(provider) as address:
-        (empty,) = collect(address, path, questions(1)).answers.values()
-        assert collect(address, path, questions(1)).reused == 1
-    with running(Refusing()) as address:
-        (refusal,) = collect(address, path, questions(1, instruction="evil")).answers.values()
+    with run_provider(provider) as address:
+        (empty,) = collect(address, path, make_requests(1)).answers.values()
+        assert collect(address, path, make_requests(1)).reused == 1
+    with run_provider(Refusing()) as address:
+        (refusal,) = collect(address, path, make_requests(1, instruction="evil")).answers.values()
     assert (empty.output, empty.error, empty.final, empty.finish_reason) == ("", None, True, "stop")
     assert (refusal.error, refusal.final, refusal.finish_reason) == (None, True, "refusal")
 
 
 def test_a_provider_that_is_gone_is_not_asked_three_thousand_times(path: Path) -> None:
-    nobody = backend("http://127.0.0.1:9", retries=0, concurrency=4)
-    found = collect("", path, questions(500), backend=nobody, budget=Budget(1))
-    assert not found.complete and STOP_AFTER <= len(found.answers) <= STOP_AFTER + 2 * 4
+    nobody = make_endpoint("http://127.0.0.1:9", retries=0, concurrency=4)
+    found = collect("", path, make_requests(500), backend=nobody, budget=Budget(1))
+    assert not found.complete and MAX_CONSECUTIVE_FAILURES <= len(found.answers) <= MAX_CONSECUTIVE_FAILURES + 2 * 4
     assert found.why_incomplete is not None and "20 requests in succession brought no answer" in found.why_incomplete
     # Nothing reached anybody, so nothing can have been paid for.
     assert found.spent_usd == 0
@@ -254,17 +268,19 @@ def test_a_provider_that_is_gone_is_not_asked_three_thousand_times(path: Path) -
 
 def test_a_provider_that_wants_to_be_left_alone_is(path: Path, address: str, provider: Provider) -> None:
     provider.refuse = lambda prompt, before: (429, {"Retry-After": "3600"})
-    found = collect(address, path, questions(200))
+    found = collect(address, path, make_requests(200))
     assert not found.complete and found.why_incomplete is not None and "asks to wait 3600 s" in found.why_incomplete
     assert len(provider.seen) <= 16
 
 
-def row(number: int) -> Answered:
-    return response_cache.row_of(f"{number:064}", f"T{number}", 0, "9f2c", None, asked="2026-11-21T10:00:00Z")
+def row(number: int) -> CachedResponse:
+    return response_cache.make_cached_response(
+        f"{number:064}", f"T{number}", 0, "9f2c", None, asked="2026-11-21T10:00:00Z"
+    )
 
 
 def written(path: Path, rows: int) -> bytes:
-    with response_cache.opened(path) as opened:
+    with response_cache.open_cache(path) as opened:
         opened.append([row(number) for number in range(rows)])
     return path.read_bytes()
 
@@ -277,78 +293,81 @@ def test_a_journal_cut_off_anywhere_keeps_its_whole_lines_and_goes_on(at: int) -
         data = written(path, 4)
         cut = min(at, len(data))
         path.write_bytes(data[:cut])
-        with response_cache.opened(path) as opened:
+        with response_cache.open_cache(path) as opened:
             kept = list(opened.rows)
             opened.append([row(9)])
         # A last line that lacks nothing but its end is whole.
         assert kept == [row(number).key for number in range((data[:cut] + b"\n").count(b"}\n"))]
-        assert [one.key for one in response_cache.read(path)] == [*kept, row(9).key]
+        assert [one.key for one in response_cache.read_responses(path)] == [*kept, row(9).key]
 
 
 def test_a_line_broken_in_the_middle_is_named(path: Path) -> None:
     data = written(path, 3).split(b"\n")
     for broken in (data[1][:40], b"", b"[]", b'{"key": "x"}', b"\x00" * 10):
         path.write_bytes(b"\n".join([data[0], broken, *data[2:]]))
-        with pytest.raises(StageError, match=r"provider\.jsonl:2: this line is no answer"), response_cache.opened(path):
+        with (
+            pytest.raises(StageError, match=r"provider\.jsonl:2: this line is no answer"),
+            response_cache.open_cache(path),
+        ):
             pass
 
 
 def test_a_journal_has_one_writer(path: Path) -> None:
     with (
-        response_cache.opened(path),
+        response_cache.open_cache(path),
         pytest.raises(StageError, match="is being written by another process"),
-        response_cache.opened(path),
+        response_cache.open_cache(path),
     ):
         pass
-    with response_cache.opened(path) as opened:
+    with response_cache.open_cache(path) as opened:
         assert not opened.rows
 
 
 def test_the_last_line_of_a_key_counts(path: Path) -> None:
     failed = replace(row(1), error="HTTP 500", final=False, unsure_usd=0.25)
-    with response_cache.opened(path) as opened:
+    with response_cache.open_cache(path) as opened:
         opened.append([failed])
         opened.append([replace(row(1), output="late", usd=0.5)])
-    with response_cache.opened(path) as opened:
+    with response_cache.open_cache(path) as opened:
         assert opened.rows[row(1).key].output == "late"
-    assert response_cache.spent_usd(path) == 0.75
+    assert response_cache.sum_cost_usd(path) == 0.75
 
 
 def test_refused_for_how_it_was_asked_it_stops_at_once_and_nothing_counts_as_wrong(path: Path) -> None:
     provider = Provider()
-    with running(provider) as address:
+    with run_provider(provider) as address:
         # As this project asked until November 2026: with a temperature, which neither of them takes.
         for wire in ("openai", "anthropic"):
-            old = replace(backend(address, wire), temperature=0.0)  # type: ignore[arg-type]
-            found = collect(address, path.with_name(wire), questions(500), backend=old)
+            old = replace(make_endpoint(address, wire), temperature=0.0)  # type: ignore[arg-type]
+            found = collect(address, path.with_name(wire), make_requests(500), backend=old)
             assert not found.complete and all(one.refused for one in found.answers.values())
-            assert STOP_AFTER <= len(found.answers) <= STOP_AFTER + 2 * 16
+            assert MAX_CONSECUTIVE_FAILURES <= len(found.answers) <= MAX_CONSECUTIVE_FAILURES + 2 * 16
             assert "refused for how they were asked, the last: HTTP 400: " in (found.why_incomplete or "")
             assert "temperature" in (found.why_incomplete or "") and found.spent_usd == 0
 
 
 @pytest.mark.parametrize("wire", ["openai", "anthropic", "decisions"])
 def test_a_key_that_is_revoked_in_the_middle_leaves_it_incomplete_and_the_next_run_asks_the_rest(
-    path: Path, wire: Wire
+    path: Path, wire: ApiFormat
 ) -> None:
     provider = Provider(faults=0.1)
     provider.refuse = lambda prompt, before: (401, {}) if provider.delivered.total() >= 60 else None
-    with running(provider) as address:
-        found = collect(address, path, questions(200), wire)
+    with run_provider(provider) as address:
+        found = collect(address, path, make_requests(200), wire)
         assert not found.complete and "HTTP 401" in (found.why_incomplete or "")
         good = [one for one in found.answers.values() if one.error is None]
         assert 60 <= len(good) < 200 and all(one.error is None or one.refused for one in found.answers.values())
         provider.refuse = lambda prompt, before: None
-        again = collect(address, path, questions(200), wire)
+        again = collect(address, path, make_requests(200), wire)
     assert again.complete and right(again) and again.reused == len(good)
     assert set(provider.delivered.values()) == {1} and len(provider.delivered) == 200
 
 
 def test_a_decision_brings_the_probability_of_every_label_and_a_refusal_is_an_answer(path: Path) -> None:
     provider = Provider(answer=lambda prompt: "none of these" if prompt == "row 1" else "late")
-    with running(provider) as address:
-        found = collect(address, path, questions(2), "decisions")
-        again = collect(address, path, questions(2), "decisions")
+    with run_provider(provider) as address:
+        found = collect(address, path, make_requests(2), "decisions")
+        again = collect(address, path, make_requests(2), "decisions")
     decided, refused = found.answers["T000000", 0], found.answers["T000001", 0]
     assert decided.output == "late" and decided.probabilities == pytest.approx(
         {"late": 0.9, "lost": 0.05, "broken": 0.05}

@@ -11,22 +11,30 @@ import pytest
 from insource.backends import batch_client, batch_collection, response_cache
 from insource.backends import client as asking
 from insource.backends.budgets import Budget
-from insource.backends.types import Wire
+from insource.backends.types import ApiFormat
 from insource.config.errors import RecipeError, StageError
-from tests.helpers.api_requests import Price, backend, collect, killed, outputs, pending, questions
+from tests.helpers.api_requests import (
+    Price,
+    collect,
+    collect_and_kill,
+    make_endpoint,
+    make_requests,
+    outputs_by_row,
+    read_pending_batch,
+)
 from tests.helpers.provider import provider_rules
-from tests.helpers.provider.faulty_provider import Batch, Provider, running
-from tests.helpers.provider.provider_answers import label
+from tests.helpers.provider.faulty_provider import Batch, Provider, run_provider
+from tests.helpers.provider.provider_answers import correct_label
 
 ROWS = 120
-EXPECTED = {(f"T{at:06}", 0): label(f"row {at}") for at in range(ROWS)}
+EXPECTED = {(f"T{at:06}", 0): correct_label(f"row {at}") for at in range(ROWS)}
 both = pytest.mark.parametrize("wire", ["openai", "anthropic"])
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between attempts are real, and short."""
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "BACKOFF_BASE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -35,100 +43,107 @@ def path(tmp_path: Path) -> Path:
 
 
 @both
-def test_a_batch_brings_every_answer_at_its_own_price(path: Path, address: str, provider: Provider, wire: Wire) -> None:
-    found = collect(address, path, questions(ROWS), wire, mode="batch", budget=Budget(1))
-    assert found.complete and outputs(found) == EXPECTED and found.asked == ROWS
-    assert len(provider.batches) == 1 and pending(path) is None and not provider.seen
+def test_a_batch_brings_every_answer_at_its_own_price(
+    path: Path, address: str, provider: Provider, wire: ApiFormat
+) -> None:
+    found = collect(address, path, make_requests(ROWS), wire, mode="batch", budget=Budget(1))
+    assert found.complete and outputs_by_row(found) == EXPECTED and found.asked == ROWS
+    assert len(provider.batches) == 1 and read_pending_batch(path) is None and not provider.seen
     one = found.answers["T000007", 0]
     assert one.batch and one.latency_seconds is None and one.attempt_latencies_seconds == () and one.input_tokens
     assert one.usd == pytest.approx(Price().most_usd(one.input_tokens, 3, batch=True))
     assert found.spent_usd == pytest.approx(sum(row.usd or 0 for row in found.answers.values()))
-    again = collect(address, path, questions(ROWS), wire, mode="batch")
+    again = collect(address, path, make_requests(ROWS), wire, mode="batch")
     assert again.reused == ROWS and len(provider.batches) == 1
     # The same request was answered, however it was sent.
-    assert collect(address, path, questions(ROWS), wire, mode="live").reused == ROWS
+    assert collect(address, path, make_requests(ROWS), wire, mode="live").reused == ROWS
 
 
 @both
-def test_constrained_answers_are_unwrapped(path: Path, provider: Provider, wire: Wire) -> None:
-    provider.answer = lambda prompt: json.dumps({"answer": label(prompt)})
-    with running(provider) as address:
-        asked = backend(address, wire, structured="json_schema")
-        found = collect(address, path, questions(ROWS), wire, mode="batch", backend=asked)
-    assert outputs(found) == EXPECTED
+def test_constrained_answers_are_unwrapped(path: Path, provider: Provider, wire: ApiFormat) -> None:
+    provider.answer = lambda prompt: json.dumps({"answer": correct_label(prompt)})
+    with run_provider(provider) as address:
+        asked = make_endpoint(address, wire, structured="json_schema")
+        found = collect(address, path, make_requests(ROWS), wire, mode="batch", backend=asked)
+    assert outputs_by_row(found) == EXPECTED
 
 
 @both
 def test_killed_while_it_waits_it_waits_for_the_same_batch(
-    path: Path, address: str, provider: Provider, wire: Wire
+    path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
     provider.ended = False
-    killed(address, path, wire, "batch", ROWS, when=lambda: bool((pending(path) or {}).get("id")))
-    kept = pending(path)
+    collect_and_kill(address, path, wire, "batch", ROWS, when=lambda: bool((read_pending_batch(path) or {}).get("id")))
+    kept = read_pending_batch(path)
     assert kept is not None and len(kept["keys"]) == ROWS and len(provider.batches) == 1
     provider.ended = True
-    found = collect(address, path, questions(ROWS), wire, mode="batch")
-    assert found.complete and outputs(found) == EXPECTED
-    assert [one.id for one in provider.batches] == [kept["id"]] and pending(path) is None
+    found = collect(address, path, make_requests(ROWS), wire, mode="batch")
+    assert found.complete and outputs_by_row(found) == EXPECTED
+    assert [one.id for one in provider.batches] == [kept["id"]] and read_pending_batch(path) is None
 
 
 @both
 def test_killed_before_it_knew_the_id_it_finds_the_batch(
-    path: Path, address: str, provider: Provider, wire: Wire
+    path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
     provider.hold_created = True
-    killed(address, path, wire, "batch", ROWS, when=lambda: len(provider.batches) == 1)
-    kept = pending(path)
+    collect_and_kill(address, path, wire, "batch", ROWS, when=lambda: len(provider.batches) == 1)
+    kept = read_pending_batch(path)
     assert kept is not None and kept["id"] is None
     provider.hold_created = False
-    found = collect(address, path, questions(ROWS), wire, mode="batch")
-    assert found.complete and outputs(found) == EXPECTED and len(provider.batches) == 1
+    found = collect(address, path, make_requests(ROWS), wire, mode="batch")
+    assert found.complete and outputs_by_row(found) == EXPECTED and len(provider.batches) == 1
 
 
 @both
 def test_a_batch_that_was_made_though_the_answer_was_an_error_is_not_made_again(
-    path: Path, address: str, provider: Provider, wire: Wire
+    path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
     provider.fail_created = 1
-    found = collect(address, path, questions(ROWS), wire, mode="batch")
-    assert found.complete and outputs(found) == EXPECTED and len(provider.batches) == 1
+    found = collect(address, path, make_requests(ROWS), wire, mode="batch")
+    assert found.complete and outputs_by_row(found) == EXPECTED and len(provider.batches) == 1
 
 
 @both
 def test_killed_between_journal_and_file_it_writes_no_line_twice(
-    path: Path, address: str, provider: Provider, wire: Wire
+    path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
     provider.ended = False
-    killed(address, path, wire, "batch", ROWS, when=lambda: bool((pending(path) or {}).get("id")))
+    collect_and_kill(address, path, wire, "batch", ROWS, when=lambda: bool((read_pending_batch(path) or {}).get("id")))
     file = path.with_suffix(".batch.json")
     kept, provider.ended = file.read_bytes(), True
-    collect(address, path, questions(ROWS), wire, mode="batch")
+    collect(address, path, make_requests(ROWS), wire, mode="batch")
     file.write_bytes(kept)
-    found = collect(address, path, questions(ROWS), wire, mode="batch")
-    assert found.complete and found.reused == ROWS and len(response_cache.read(path)) == ROWS and not file.exists()
+    found = collect(address, path, make_requests(ROWS), wire, mode="batch")
+    assert (
+        found.complete
+        and found.reused == ROWS
+        and len(response_cache.read_responses(path)) == ROWS
+        and not file.exists()
+    )
 
 
 def test_a_strangers_batch_of_the_same_size_is_recognised(path: Path, provider: Provider) -> None:
-    with running(provider) as address:
+    with run_provider(provider) as address:
         provider.hold_created = True
-        killed(address, path, "anthropic", "batch", ROWS, when=lambda: len(provider.batches) == 1)
+        collect_and_kill(address, path, "anthropic", "batch", ROWS, when=lambda: len(provider.batches) == 1)
         provider.hold_created = False
         (ours,) = provider.batches
         # Ours never came to be; somebody else made one at that time.
         others = [(f"other-{at}", body) for at, (_, body) in enumerate(ours.requests)]
         provider.batches[:] = [Batch("msgbatch_other", others, ours.created)]
-        found = collect(address, path, questions(ROWS), "anthropic", mode="batch")
-    assert found.complete and outputs(found) == EXPECTED
+        found = collect(address, path, make_requests(ROWS), "anthropic", mode="batch")
+    assert found.complete and outputs_by_row(found) == EXPECTED
     assert [one.id for one in provider.batches] == ["msgbatch_other", "msgbatch_1"]
 
 
 @both
 def test_what_a_batch_left_out_is_told_and_asked_for_by_the_next_run(
-    path: Path, address: str, provider: Provider, wire: Wire
+    path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
     provider.end_state = "expired"
     budget = Budget(1)
-    found = collect(address, path, questions(ROWS), wire, mode="batch", budget=budget)
+    found = collect(address, path, make_requests(ROWS), wire, mode="batch", budget=budget)
     assert not found.complete and len(found.answers) == ROWS
     told = f"asked {ROWS} of {ROWS}: {ROWS // 2} requests brought no answer in their batch"
     assert found.why_incomplete is not None and found.why_incomplete.startswith(told)
@@ -136,45 +151,47 @@ def test_what_a_batch_left_out_is_told_and_asked_for_by_the_next_run(
     assert len(left) == ROWS // 2 and all("expired" in (one.error or "") and not one.final for one in left)
     assert budget.spent_usd == pytest.approx(sum(one.usd or 0 for one in found.answers.values()))
     provider.end_state = "completed"
-    again = collect(address, path, questions(ROWS), wire, mode="batch")
-    assert again.complete and outputs(again) == EXPECTED and again.reused == ROWS // 2
+    again = collect(address, path, make_requests(ROWS), wire, mode="batch")
+    assert again.complete and outputs_by_row(again) == EXPECTED and again.reused == ROWS // 2
     assert [len(one.requests) for one in provider.batches] == [ROWS, ROWS // 2]
 
 
 @both
-def test_a_bad_question_in_a_batch_is_wrong_for_good(path: Path, address: str, provider: Provider, wire: Wire) -> None:
+def test_a_bad_question_in_a_batch_is_wrong_for_good(
+    path: Path, address: str, provider: Provider, wire: ApiFormat
+) -> None:
     provider.batch_refuse = lambda prompt: prompt == "row 3"
-    found = collect(address, path, questions(ROWS), wire, mode="batch")
+    found = collect(address, path, make_requests(ROWS), wire, mode="batch")
     assert found.complete
     (bad,) = [one for one in found.answers.values() if one.error]
     assert bad.id == "T000003" and bad.final and "flagged by the content filter" in (bad.error or "")
-    assert collect(address, path, questions(ROWS), wire, mode="batch").reused == ROWS
+    assert collect(address, path, make_requests(ROWS), wire, mode="batch").reused == ROWS
 
 
 @both
 def test_a_cancelled_batch_is_told_and_what_it_brought_is_kept(
-    path: Path, address: str, provider: Provider, wire: Wire
+    path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
     provider.end_state = "cancelled"
-    found = collect(address, path, questions(ROWS), wire, mode="batch")
+    found = collect(address, path, make_requests(ROWS), wire, mode="batch")
     assert not found.complete and found.why_incomplete is not None and "was cancelled" in found.why_incomplete
-    assert sum(one.error is None for one in found.answers.values()) == ROWS // 2 and pending(path) is None
+    assert sum(one.error is None for one in found.answers.values()) == ROWS // 2 and read_pending_batch(path) is None
 
 
 def test_a_batch_that_the_provider_does_not_take_is_told(path: Path, address: str, provider: Provider) -> None:
     provider.end_state = "failed"
     budget = Budget(1)
-    found = collect(address, path, questions(ROWS), mode="batch", budget=budget)
+    found = collect(address, path, make_requests(ROWS), mode="batch", budget=budget)
     assert found.why_incomplete is not None and "batch_0 failed: failed, 0 of 120 done" in found.why_incomplete
     assert "too many tokens" in found.why_incomplete and not found.answers
-    assert budget.spent_usd == 0 and budget.left_usd == pytest.approx(1) and pending(path) is None
+    assert budget.spent_usd == 0 and budget.left_usd == pytest.approx(1) and read_pending_batch(path) is None
 
 
 def test_one_batch_after_the_other_as_the_budget_surely_allows(
     path: Path, address: str, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_collection, "FEWEST", 20)
-    every, price = questions(300), Price()
+    monkeypatch.setattr(batch_collection, "MIN_BATCH_SIZE", 20)
+    every, price = make_requests(300), Price()
     whole = collect(address, path.with_name("whole.jsonl"), every, mode="batch").spent_usd
     provider.batches.clear()
     budget = Budget(10 * whole)
@@ -189,17 +206,21 @@ def test_one_batch_after_the_other_as_the_budget_surely_allows(
 
 def test_a_batch_begun_elsewhere_is_not_looked_for_here(path: Path, address: str, provider: Provider) -> None:
     provider.ended = False
-    killed(address, path, "openai", "batch", ROWS, when=lambda: bool((pending(path) or {}).get("id")))
-    elsewhere = replace(backend(address), base_url="http://127.0.0.1:9/v1")
+    collect_and_kill(
+        address, path, "openai", "batch", ROWS, when=lambda: bool((read_pending_batch(path) or {}).get("id"))
+    )
+    elsewhere = replace(make_endpoint(address), base_url="http://127.0.0.1:9/v1")
     with pytest.raises(StageError, match="holds a batch that was begun at"):
-        collect(address, path, questions(ROWS), mode="batch", backend=elsewhere)
+        collect(address, path, make_requests(ROWS), mode="batch", backend=elsewhere)
 
 
 def test_what_is_on_its_way_in_a_batch_is_not_asked_live(path: Path, address: str, provider: Provider) -> None:
     provider.ended = False
-    killed(address, path, "openai", "batch", ROWS, when=lambda: bool((pending(path) or {}).get("id")))
+    collect_and_kill(
+        address, path, "openai", "batch", ROWS, when=lambda: bool((read_pending_batch(path) or {}).get("id"))
+    )
     with pytest.raises(RecipeError, match="a batch that was begun and will be paid for"):
-        collect(address, path, questions(ROWS), mode="live")
+        collect(address, path, make_requests(ROWS), mode="live")
     assert not provider.seen
 
 
@@ -207,56 +228,58 @@ def test_answers_that_are_no_longer_asked_for_are_kept_all_the_same(
     path: Path, address: str, provider: Provider
 ) -> None:
     provider.ended = False
-    killed(address, path, "openai", "batch", ROWS, when=lambda: bool((pending(path) or {}).get("id")))
+    collect_and_kill(
+        address, path, "openai", "batch", ROWS, when=lambda: bool((read_pending_batch(path) or {}).get("id"))
+    )
     provider.ended = True
     budget = Budget(1)
-    found = collect(address, path, questions(ROWS, max_tokens=17), mode="batch", budget=budget)
+    found = collect(address, path, make_requests(ROWS, max_tokens=17), mode="batch", budget=budget)
     assert found.complete and found.asked == ROWS and len(provider.batches) == 2
-    assert budget.spent_usd == pytest.approx(response_cache.spent_usd(path))
-    assert collect(address, path, questions(ROWS), mode="batch").reused == ROWS
+    assert budget.spent_usd == pytest.approx(response_cache.sum_cost_usd(path))
+    assert collect(address, path, make_requests(ROWS), mode="batch").reused == ROWS
 
 
 @both
 @pytest.mark.slow
 def test_3080_rows_are_asked_once_in_a_batch_though_the_process_is_killed(
-    path: Path, address: str, provider: Provider, wire: Wire
+    path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
     provider.ended = False
-    killed(address, path, wire, "batch", 3080, when=lambda: bool((pending(path) or {}).get("id")))
+    collect_and_kill(address, path, wire, "batch", 3080, when=lambda: bool((read_pending_batch(path) or {}).get("id")))
     provider.ended = True
-    patient = backend(address, wire, timeout_seconds=60.0)
-    found = collect(address, path, questions(3080), wire, mode="batch", budget=Budget(50), backend=patient)
+    patient = make_endpoint(address, wire, timeout_seconds=60.0)
+    found = collect(address, path, make_requests(3080), wire, mode="batch", budget=Budget(50), backend=patient)
     assert found.complete and len(provider.batches) == 1 and not provider.broken_rules
-    assert outputs(found) == {(f"T{at:06}", 0): label(f"row {at}") for at in range(3080)}
-    assert len(response_cache.read(path)) == 3080
+    assert outputs_by_row(found) == {(f"T{at:06}", 0): correct_label(f"row {at}") for at in range(3080)}
+    assert len(response_cache.read_responses(path)) == 3080
 
 
 @both
 def test_requests_of_a_batch_that_were_refused_for_how_they_were_asked_are_no_wrong_answers(
-    path: Path, address: str, provider: Provider, wire: Wire
+    path: Path, address: str, provider: Provider, wire: ApiFormat
 ) -> None:
-    old = replace(backend(address, wire), temperature=0.0)
-    found = collect(address, path, questions(ROWS), wire, mode="batch", backend=old)
+    old = replace(make_endpoint(address, wire), temperature=0.0)
+    found = collect(address, path, make_requests(ROWS), wire, mode="batch", backend=old)
     assert not found.complete and all(one.refused and not one.final for one in found.answers.values())
     assert f"{ROWS} refused for how they were asked, the last: HTTP 400: " in (found.why_incomplete or "")
-    assert collect(address, path, questions(ROWS), wire, mode="batch").complete
+    assert collect(address, path, make_requests(ROWS), wire, mode="batch").complete
 
 
 def test_an_endpoint_that_decides_has_no_batches() -> None:
-    refused = provider_rules.openai_batch({"endpoint": "/v1/decisions", "completion_window": "24h"}, [], 0)
+    refused = provider_rules.openai_batch_problem({"endpoint": "/v1/decisions", "completion_window": "24h"}, [], 0)
     assert refused is not None and refused.status == 400
 
 
 @both
 @pytest.mark.parametrize("minutes", [-40, 0, 40])
-def test_a_batch_is_found_again_though_the_clocks_differ(address: str, wire: Wire, minutes: int) -> None:
+def test_a_batch_is_found_again_though_the_clocks_differ(address: str, wire: ApiFormat, minutes: int) -> None:
     async def ask() -> None:
-        one = backend(address, wire)
-        async with asking.WIRES[wire].client(one) as client:
-            asked = [replace(question.request, id=question.id) for question in questions(3)]
+        one = make_endpoint(address, wire)
+        async with asking.API_MODULES[wire].make_client(one) as client:
+            asked = [replace(question.request, id=question.id) for question in make_requests(3)]
             ids = [request.id for request in asked]
-            made = await batch_client.created(client, one, "name", datetime.now(UTC), asked)
+            made = await batch_client.create_batch(client, one, "name", datetime.now(UTC), asked)
             ours = datetime.now(UTC) + timedelta(minutes=minutes)
-            assert await batch_client.found(client, one, "name", ours, ids) == made
+            assert await batch_client.find_batch(client, one, "name", ours, ids) == made
 
     asyncio.run(ask())

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from compare.systems import api_models, row_requests
 from insource.backends.types import Constraint, Request
 from insource.backends.wire import anthropic_messages, json_schema, model_families, openai_chat
-from insource.backends.wire.model_families import ANTHROPIC_KEYWORDS, OPENAI_KEYWORDS, TABLE, UNKNOWN
+from insource.backends.wire.model_families import ANTHROPIC_KEYS, FAMILIES, OPENAI_KEYWORDS, UNKNOWN
 from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
 from insource.config.schema.compare import Baseline
-from tests.helpers.provider.provider_rules import refusal
+from tests.helpers.provider.provider_rules import find_refusal
 
 RECORD = {
     "type": "object",
@@ -28,24 +28,24 @@ RECORD = {
     "required": ["total", "kind", "codes"],
     "additionalProperties": False,
 }
-BODY = {"openai": openai_chat.body, "anthropic": anthropic_messages.body}
+BODY = {"openai": openai_chat.build_body, "anthropic": anthropic_messages.build_body}
 
 
 def sent(baseline: Baseline, schema: Any = RECORD, max_tokens: int = 64) -> dict[str, Any]:
-    backend = api_models.remote(baseline, SimpleNamespace(prompt={"output_schema": schema}))  # type: ignore[arg-type]
+    backend = api_models.build_endpoint(baseline, SimpleNamespace(prompt={"output_schema": schema}))  # type: ignore[arg-type]
     asked = Request("T1", [{"role": "user", "content": "x"}], max_tokens, Constraint(None, schema))
     return BODY[backend.wire](backend, asked)
 
 
 def test_a_fine_tune_takes_what_its_base_takes() -> None:
     for name, base in (("gpt-4o-mini-2024-07-18", "gpt-4"), ("o4-mini-2025-04-16", "o series")):
-        assert model_families.of("openai", f"ft:{name}:acme:tickets:Bx1").name == base
-    assert model_families.of("openai", "ft:some-model:acme::x") is UNKNOWN
+        assert model_families.find_family("openai", f"ft:{name}:acme:tickets:Bx1").name == base
+    assert model_families.find_family("openai", "ft:some-model:acme::x") is UNKNOWN
     assert "temperature" in sent(Baseline(provider="openai", model="ft:gpt-4.1-2025-04-14:acme::x", temperature=0))
 
 
 def test_every_row_of_the_table_has_a_source_and_a_date() -> None:
-    for family in (UNKNOWN, *(row for rows in TABLE.values() for row in rows)):
+    for family in (UNKNOWN, *(row for rows in FAMILIES.values() for row in rows)):
         assert family.source and date.fromisoformat(family.checked), family.name
         assert family.default_effort is None or family.default_effort in family.efforts or not family.efforts
 
@@ -57,7 +57,10 @@ def test_every_baseline_of_the_recipes_is_of_a_known_family_and_gets_no_sampling
             if baseline.decides:
                 continue
             body = sent(baseline)
-            assert model_families.of(row_requests.wire_of(baseline), baseline.model or "") is not UNKNOWN
+            assert (
+                model_families.find_family(row_requests.lookup_api_format(baseline), baseline.model or "")
+                is not UNKNOWN
+            )
             assert not body.keys() & {"temperature", "top_p", "top_k", "logprobs"}
             seen += 1
     assert seen >= 8
@@ -73,13 +76,13 @@ def test_every_baseline_of_the_recipes_is_of_a_known_family_and_gets_no_sampling
 )  # fmt: skip
 def test_the_output_limit_leaves_room_to_think_where_a_model_thinks(model: str, effort: Any, room: int) -> None:
     provider: Any = "anthropic" if "claude" in model else "openai"
-    assert row_requests.room_for_thinking(Baseline(provider=provider, model=model, effort=effort)) == room
+    assert row_requests.thinking_tokens(Baseline(provider=provider, model=model, effort=effort)) == room
 
 
 def test_an_unknown_model_on_this_machine_gets_no_room_that_its_context_may_lack() -> None:
     here = Baseline(provider="openai", model="our-own", base_url="http://127.0.0.1:8000/v1")
-    assert row_requests.room_for_thinking(here) == 0
-    assert row_requests.room_for_thinking(here.model_copy(update={"effort": "low"})) == 4096
+    assert row_requests.thinking_tokens(here) == 0
+    assert row_requests.thinking_tokens(here.model_copy(update={"effort": "low"})) == 4096
 
 
 def test_effort_goes_where_each_wire_has_it() -> None:
@@ -113,7 +116,7 @@ def test_what_a_family_does_not_take_is_refused_in_words(baseline: dict[str, Any
 def test_log_probabilities_are_asked_for_where_the_family_tells_them(model: str, effort: Any, told: bool) -> None:
     body = sent(Baseline(provider="openai", model=model, effort=effort))
     assert ("logprobs" in body) is told
-    assert refusal("chat", {"Authorization": "Bearer x"}, body) is None, "the provider's own rules agree"
+    assert find_refusal("chat", {"Authorization": "Bearer x"}, body) is None, "the provider's own rules agree"
 
 
 def test_a_model_that_is_not_known_is_not_asked_in_batches() -> None:
@@ -124,10 +127,10 @@ def test_a_model_that_is_not_known_is_not_asked_in_batches() -> None:
 
 def test_endpoints_that_decide_are_in_the_table_and_get_no_schema() -> None:
     for api in ("decisions", "systemone"):
-        family = model_families.of(api, "any")  # type: ignore[arg-type]
+        family = model_families.find_family(api, "any")  # type: ignore[arg-type]
         assert family.choices == (2, 255) and not family.structured and not family.batch
     luna = Baseline(provider="openai", model="gpt-6-luna", api="decisions")
-    assert api_models.remote(luna, SimpleNamespace(prompt={"output_schema": RECORD})).structured == "none"  # type: ignore[arg-type]
+    assert api_models.build_endpoint(luna, SimpleNamespace(prompt={"output_schema": RECORD})).structured == "none"  # type: ignore[arg-type]
 
 
 def test_a_temperature_that_the_recipe_sets_is_sent_where_it_may_be() -> None:
@@ -150,14 +153,14 @@ fields = st.one_of(
 @given(st.dictionaries(st.text("abc", min_size=1), fields, min_size=1))
 def test_a_schema_sent_to_anthropic_is_one_that_its_own_helper_leaves_as_it_is(properties: dict[str, Any]) -> None:
     schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
-    fitted = json_schema.fitting(schema, ANTHROPIC_KEYWORDS, one_type=True)
+    fitted = json_schema.restrict_keywords(schema, ANTHROPIC_KEYS, one_type=True)
     assert transform_schema(fitted) == fitted
-    assert json_schema.fitting(schema, None) == schema
+    assert json_schema.restrict_keywords(schema, None) == schema
 
 
 def test_keywords_that_are_not_taken_become_words() -> None:
-    found = json_schema.fitting(RECORD, OPENAI_KEYWORDS)["properties"]
+    found = json_schema.restrict_keywords(RECORD, OPENAI_KEYWORDS)["properties"]
     assert found["total"] == {"type": ["string", "null"], "description": "with tax (at most 16 characters)"}
     assert found["codes"]["maxItems"] == 5 and found["codes"]["items"]["description"] == "at most 3 characters"
-    found = json_schema.fitting(RECORD, ANTHROPIC_KEYWORDS, one_type=True)["properties"]
+    found = json_schema.restrict_keywords(RECORD, ANTHROPIC_KEYS, one_type=True)["properties"]
     assert found["codes"]["description"] == "at most 5 entries" and found["kind"] == {"enum": ["order", None]}

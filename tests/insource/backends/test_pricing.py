@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insource.backends import pricing
-from insource.backends.pricing import Priced
+from insource.backends.pricing import TokenPrice
 from insource.backends.types import Usage
 from insource.config.schema.compare import Baseline, Price
 
@@ -28,14 +28,14 @@ SONAR = {"provider": "openai", "model": "sonar", "base_url": "https://api.perple
 LISTED = {"openai": LUNA, "anthropic": HAIKU}
 
 
-def priced(**baseline: Any) -> Priced:
-    found = pricing.of(Baseline(**baseline), DAY)
+def priced(**baseline: Any) -> TokenPrice:
+    found = pricing.lookup_price(Baseline(**baseline), DAY)
     assert found is not None
     return found
 
 
 @pytest.fixture(scope="module")
-def listed() -> dict[str, Priced]:
+def listed() -> dict[str, TokenPrice]:
     return {provider: priced(**baseline) for provider, baseline in LISTED.items()}
 
 
@@ -47,7 +47,7 @@ def listed() -> dict[str, Priced]:
     st.booleans(),
 )
 def test_a_request_costs_what_the_list_itself_says(
-    listed: dict[str, Priced], provider: str, tokens: int, share: float, output: int, batch: bool
+    listed: dict[str, TokenPrice], provider: str, tokens: int, share: float, output: int, batch: bool
 ) -> None:
     cached = round(tokens * share)
     expected = calc_price(
@@ -63,7 +63,7 @@ def test_a_request_costs_what_the_list_itself_says(
     assert listed[provider].most_usd(tokens, output, batch) >= found * (1 - 1e-9)
 
 
-def test_what_the_list_knows_is_told_with_it(listed: dict[str, Priced]) -> None:
+def test_what_the_list_knows_is_told_with_it(listed: dict[str, TokenPrice]) -> None:
     told = listed["openai"].json()
     assert set(told) == {
         "input_usd_per_million", "output_usd_per_million", "cached_input_usd_per_million",
@@ -75,7 +75,7 @@ def test_what_the_list_knows_is_told_with_it(listed: dict[str, Priced]) -> None:
     assert 0 < told["cached_input_usd_per_million"] < told["input_usd_per_million"]
 
 
-def test_a_long_prompt_costs_more_in_every_token(listed: dict[str, Priced]) -> None:
+def test_a_long_prompt_costs_more_in_every_token(listed: dict[str, TokenPrice]) -> None:
     haiku = listed["anthropic"]
     end = haiku.longest_input_tokens
     assert end is not None
@@ -83,14 +83,14 @@ def test_a_long_prompt_costs_more_in_every_token(listed: dict[str, Priced]) -> N
     assert long > 1.5 * short
 
 
-def test_reasoning_is_output_and_is_not_paid_twice(listed: dict[str, Priced]) -> None:
+def test_reasoning_is_output_and_is_not_paid_twice(listed: dict[str, TokenPrice]) -> None:
     plain = Usage(input_tokens=100, output_tokens=500)
     assert listed["openai"].usd(plain) == listed["openai"].usd(
         Usage(input_tokens=100, output_tokens=500, reasoning_tokens=490)
     )
 
 
-def test_what_was_not_counted_costs_nothing_and_the_most_is_still_known(listed: dict[str, Priced]) -> None:
+def test_what_was_not_counted_costs_nothing_and_the_most_is_still_known(listed: dict[str, TokenPrice]) -> None:
     assert listed["openai"].usd(Usage()) == 0
     assert listed["openai"].usd(Usage(input_tokens=5, output_tokens=0, cached_tokens=9)) == pytest.approx(
         listed["openai"].usd(Usage(input_tokens=5, output_tokens=0, cached_tokens=5))
@@ -98,7 +98,7 @@ def test_what_was_not_counted_costs_nothing_and_the_most_is_still_known(listed: 
     assert listed["openai"].most_usd(1000, 100) > 0
 
 
-def test_what_is_written_to_a_cache_may_cost_more_than_input(listed: dict[str, Priced]) -> None:
+def test_what_is_written_to_a_cache_may_cost_more_than_input(listed: dict[str, TokenPrice]) -> None:
     one = listed["openai"]
     assert one.cache_write_factor > 1
     assert one.most_usd(1000, 0) == pytest.approx(one.cache_write_factor * one.usd(Usage(1000, 0)))
@@ -124,7 +124,7 @@ def test_an_address_is_known_by_its_host() -> None:
 
 def test_a_price_that_changes_with_the_hour_is_taken_at_the_dearest() -> None:
     where = {"provider": "openai", "model": "deepseek-chat", "base_url": "https://api.deepseek.com"}
-    found = {pricing.of(Baseline(**where), DAY.replace(hour=hour)) for hour in (0, 12, 23)}
+    found = {pricing.lookup_price(Baseline(**where), DAY.replace(hour=hour)) for hour in (0, 12, 23)}
     (one,) = found
     assert one is not None and one.note is not None and "dearest time of the day" in one.note
     for hour in range(24):
@@ -154,7 +154,7 @@ def test_what_a_request_costs_besides_its_tokens_is_counted() -> None:
     ],
 )
 def test_nobody_knows_the_price_unless_the_recipe_gives_it(baseline: dict[str, Any]) -> None:
-    assert pricing.of(Baseline(**baseline), DAY) is None
+    assert pricing.lookup_price(Baseline(**baseline), DAY) is None
     one = priced(**baseline, price=GIVEN)
     assert (one.source, one.date) == ("recipe", "2026-11-01")
     assert one.usd(Usage(1_000_000, 1_000_000)) == pytest.approx(8.0)

@@ -9,7 +9,7 @@ from packaging.version import Version
 from insource.backends.wire import model_families
 from tests.conftest import ROOT
 from tests.helpers.provider import provider_rules
-from tests.helpers.provider.provider_rules import RULES, refusal
+from tests.helpers.provider.provider_rules import RULES, find_refusal
 
 SIGNED = {"Authorization": "Bearer secret", "anthropic-version": "2026-10-21"}
 TALK = [{"role": "user", "content": "where is it?"}]
@@ -52,8 +52,8 @@ def test_every_rule_has_a_source_and_every_api_has_rules() -> None:
     ("api", "body"), [("chat", CHAT), ("messages", CLAUDE), ("decisions", DECISION), ("systemone", JEV)]
 )
 def test_a_right_request_is_taken_and_one_without_a_key_is_not(api: str, body: dict[str, Any]) -> None:
-    assert refusal(api, SIGNED, body) is None
-    unsigned = refusal(api, {"anthropic-version": "2026-10-21"}, body)
+    assert find_refusal(api, SIGNED, body) is None
+    unsigned = find_refusal(api, {"anthropic-version": "2026-10-21"}, body)
     assert unsigned is not None and unsigned.status == 401
 
 
@@ -88,13 +88,13 @@ def schema_of(api: str, schema: Any) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_what_the_providers_refuse_is_refused(api: str, body: dict[str, Any], told: str) -> None:
-    found = refusal(api, SIGNED, body)
+    found = find_refusal(api, SIGNED, body)
     assert found is not None and found.status in (400, 404, 422) and told in found.message
 
 
 def test_sampling_is_taken_where_it_still_is() -> None:
-    assert refusal("chat", SIGNED, CHAT | {"temperature": 0, "reasoning_effort": "none"}) is None
-    assert refusal("chat", SIGNED, CHAT | {"model": "gpt-4o", "temperature": 0}) is None
+    assert find_refusal("chat", SIGNED, CHAT | {"temperature": 0, "reasoning_effort": "none"}) is None
+    assert find_refusal("chat", SIGNED, CHAT | {"model": "gpt-4o", "temperature": 0}) is None
     old = {**SIGNED, "anthropic-version": "2023-06-01"}
-    assert refusal("messages", old, CLAUDE | {"model": "claude-haiku-4-5", "temperature": 0}) is None
-    assert refusal("messages", old, CLAUDE | {"temperature": 0}) is not None
+    assert find_refusal("messages", old, CLAUDE | {"model": "claude-haiku-4-5", "temperature": 0}) is None
+    assert find_refusal("messages", old, CLAUDE | {"temperature": 0}) is not None

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from insource.backends.client import ask
-from insource.backends.rate_limit import Pace, exhausted_seconds, reset_seconds
+from insource.backends.client import complete_all
+from insource.backends.rate_limit import RateLimiter, parse_reset_seconds, seconds_until_available
 from insource.backends.types import Backend
 from insource.backends.wire import anthropic_messages
 from insource.config.errors import RecipeError
-from tests.helpers.api_requests import backend, collect, questions
-from tests.helpers.provider.faulty_provider import Provider, running
-from tests.helpers.provider.provider_answers import label
+from tests.helpers.api_requests import collect, make_endpoint, make_requests
+from tests.helpers.provider.faulty_provider import Provider, run_provider
+from tests.helpers.provider.provider_answers import correct_label
 
 
 @pytest.mark.parametrize(
@@ -25,39 +25,39 @@ from tests.helpers.provider.provider_answers import label
     [("1s", 1), ("6m0s", 360), ("120ms", 0.12), ("1h2m3.5s", 3723.5), ("7", 7), ("0.25", 0.25), ("1d", 86400)],
 )
 def test_a_reset_is_read_as_a_duration(told: str, seconds: float) -> None:
-    assert reset_seconds(told) == pytest.approx(seconds)
+    assert parse_reset_seconds(told) == pytest.approx(seconds)
 
 
 def test_a_reset_at_a_point_in_time_is_counted_by_the_servers_clock() -> None:
     theirs = datetime(2026, 11, 1, 12, 0, 0, tzinfo=UTC)
     at = (theirs + timedelta(seconds=7)).isoformat().replace("+00:00", "Z")
-    assert reset_seconds(at, format_datetime(theirs, usegmt=True)) == 7
-    assert reset_seconds(str(int(theirs.timestamp()) + 7), format_datetime(theirs, usegmt=True)) == 7
-    assert reset_seconds("2020-01-01T00:00:00Z") == 0
+    assert parse_reset_seconds(at, format_datetime(theirs, usegmt=True)) == 7
+    assert parse_reset_seconds(str(int(theirs.timestamp()) + 7), format_datetime(theirs, usegmt=True)) == 7
+    assert parse_reset_seconds("2020-01-01T00:00:00Z") == 0
     for nonsense in ("soon", "", "5 apples", "s"):
         with pytest.raises(ValueError):
-            reset_seconds(nonsense)
+            parse_reset_seconds(nonsense)
 
 
 def test_a_limit_counts_where_nothing_is_left_of_it() -> None:
-    assert exhausted_seconds({}) == 0
+    assert seconds_until_available({}) == 0
     left = {"x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "50s"}
-    assert exhausted_seconds(left) == 0
+    assert seconds_until_available(left) == 0
     tokens = {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "2s"}
-    assert exhausted_seconds({**left, **tokens}) == 2
+    assert seconds_until_available({**left, **tokens}) == 2
     anthropic = {
         "date": "Sun, 01 Nov 2026 12:00:00 GMT",
         "anthropic-ratelimit-input-tokens-remaining": "0",
         "anthropic-ratelimit-input-tokens-reset": "2026-11-01T12:00:04Z",
     }
-    assert exhausted_seconds(anthropic) == 4
-    assert exhausted_seconds({"x-ratelimit-remaining-requests": "0"}) == 0
-    assert exhausted_seconds({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "soon"}) == 0
+    assert seconds_until_available(anthropic) == 4
+    assert seconds_until_available({"x-ratelimit-remaining-requests": "0"}) == 0
+    assert seconds_until_available({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "soon"}) == 0
 
 
 def test_refusals_halve_what_is_on_its_way_once_a_burst_and_answers_let_it_grow() -> None:
     async def burst() -> None:
-        pace = Pace(16, 60)
+        pace = RateLimiter(16, 60)
         started = time.monotonic()
         for _ in range(5):
             pace.slower(started)
@@ -86,9 +86,9 @@ def test_one_refusal_holds_everybody_until_the_time_it_told(tmp_path: Path) -> N
         came.append(time.monotonic())
         return (429, {"Retry-After": "0.7"}) if len(came) == 1 else None
 
-    with running(Provider(refuse=refuse)) as address:
-        asked = backend(address, concurrency=1)
-        found = collect(address, tmp_path / "a.jsonl", questions(5), backend=asked)
+    with run_provider(Provider(refuse=refuse)) as address:
+        asked = make_endpoint(address, concurrency=1)
+        found = collect(address, tmp_path / "a.jsonl", make_requests(5), backend=asked)
     assert found.complete and len(came) == 6
     assert came[1] - came[0] >= 0.7
 
@@ -105,28 +105,28 @@ def test_a_limit_used_up_is_waited_for_before_it_is_refused(wire: str) -> None:
         },
     }
     provider = Provider(headers=headers[wire])
-    with running(provider) as address:
+    with run_provider(provider) as address:
         began = time.monotonic()
-        replies = ask(backend(address, wire, concurrency=1), [one.request for one in questions(2)])  # type: ignore[arg-type]
+        replies = complete_all(make_endpoint(address, wire, concurrency=1), [one.request for one in make_requests(2)])  # type: ignore[arg-type]
     assert [len(one.attempt_latencies_seconds) for one in replies] == [1, 1]
     assert time.monotonic() - began >= 0.5
 
 
 def one(backend: Backend) -> str:
-    (reply,) = ask(backend, [questions(1)[0].request])
+    (reply,) = complete_all(backend, [make_requests(1)[0].request])
     assert reply.received is not None, reply.error
     return reply.received.output
 
 
 def test_azure_is_asked_at_its_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
     provider = Provider()
-    with running(provider) as address:
+    with run_provider(provider) as address:
         asked = Backend("openai", "gpt-x", address, api_key="secret", cloud="azure")
         monkeypatch.delenv("OPENAI_API_VERSION", raising=False)
         with pytest.raises(RecipeError, match="OPENAI_API_VERSION"):
             one(asked)
         monkeypatch.setenv("OPENAI_API_VERSION", "2026-01-01")
-        assert one(asked) == label("row 0")
+        assert one(asked) == correct_label("row 0")
     ((path, headers, _),) = provider.seen
     assert path == "/openai/deployments/gpt-x/chat/completions" and headers["api-key"] == "secret"
 
@@ -134,9 +134,9 @@ def test_azure_is_asked_at_its_deployment(monkeypatch: pytest.MonkeyPatch) -> No
 def test_bedrock_is_asked_by_the_models_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
     provider = Provider()
-    with running(provider) as address:
+    with run_provider(provider) as address:
         asked = Backend("anthropic", "anthropic.claude-x-v1:0", address, api_key="secret", cloud="bedrock")
-        assert one(asked) == label("row 0")
+        assert one(asked) == correct_label("row 0")
     ((path, headers, body),) = provider.seen
     assert path == "/model/anthropic.claude-x-v1:0/invoke" and headers["Authorization"] == "Bearer secret"
     assert "model" not in body and body["anthropic_version"] and body["max_tokens"] == 16
@@ -146,12 +146,12 @@ def test_vertex_is_asked_in_its_project(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("CLOUD_ML_REGION", "europe-west1")
     monkeypatch.delenv("ANTHROPIC_VERTEX_PROJECT_ID", raising=False)
     provider = Provider()
-    with running(provider) as address:
+    with run_provider(provider) as address:
         asked = Backend("anthropic", "claude-x@20261001", address, api_key="secret", cloud="vertex")
         with pytest.raises(RecipeError, match="ANTHROPIC_VERTEX_PROJECT_ID"):
             one(asked)
         monkeypatch.setenv("ANTHROPIC_VERTEX_PROJECT_ID", "ours")
-        assert one(asked) == label("row 0")
+        assert one(asked) == correct_label("row 0")
     ((path, headers, body),) = provider.seen
     assert path.startswith("/projects/ours/locations/europe-west1/publishers/anthropic/models/claude-x")
     assert path.endswith(":rawPredict") and headers["Authorization"] == "Bearer secret" and "model" not in body
@@ -168,4 +168,4 @@ def test_the_library_that_a_cloud_needs_is_named(
         pytest.skip(f"{package} is installed here")
     monkeypatch.delenv("AWS_BEARER_TOKEN_BEDROCK", raising=False)
     with pytest.raises(RecipeError, match=f"pip install {package}"):
-        anthropic_messages.client(Backend("anthropic", "claude-x", cloud=cloud))  # type: ignore[arg-type]
+        anthropic_messages.make_client(Backend("anthropic", "claude-x", cloud=cloud))  # type: ignore[arg-type]

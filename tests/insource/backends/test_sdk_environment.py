@@ -8,12 +8,12 @@ import anthropic
 import openai
 import pytest
 
-from insource.backends.client import ask
-from insource.backends.types import Backend, Wire
+from insource.backends.client import complete_all
+from insource.backends.types import ApiFormat, Backend
 from insource.backends.wire import anthropic_messages, openai_chat
-from insource.backends.wire.sdk_environment import IGNORED, OF_THE_ACCOUNT
-from tests.helpers.api_requests import backend, decisions, questions
-from tests.helpers.provider.faulty_provider import Provider, running
+from insource.backends.wire.sdk_environment import ACCOUNT_VARIABLES, IGNORED_VARIABLES
+from tests.helpers.api_requests import as_decisions, make_endpoint, make_requests
+from tests.helpers.provider.faulty_provider import Provider, run_provider
 
 HEADERS = "Authorization: Bearer of-another\nX-Gateway: 1\nanthropic-version: 2023-06-01\nx-api-key: of-another"
 
@@ -21,27 +21,27 @@ HEADERS = "Authorization: Bearer of-another\nX-Gateway: 1\nanthropic-version: 20
 @pytest.fixture(autouse=True)
 def strange(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment made for another host."""
-    for name in IGNORED:
+    for name in IGNORED_VARIABLES:
         monkeypatch.setenv(name, "http://127.0.0.1:9/elsewhere" if name.endswith("_URL") else "of-another")
     for name in ("OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS"):
         monkeypatch.setenv(name, HEADERS)
-    for name in OF_THE_ACCOUNT:
+    for name in ACCOUNT_VARIABLES:
         monkeypatch.setenv(name, "our-account")
 
 
-def sent(wire: Wire) -> dict[str, str]:
+def sent(wire: ApiFormat) -> dict[str, str]:
     """The headers of a request to a host that is not the provider's own."""
-    provider, asked = Provider(), questions(1)
-    with running(provider) as address:
-        chosen = decisions(asked) if wire in ("decisions", "systemone") else asked
-        (reply,) = ask(backend(address, wire), [chosen[0].request])
+    provider, asked = Provider(), make_requests(1)
+    with run_provider(provider) as address:
+        chosen = as_decisions(asked) if wire in ("decisions", "systemone") else asked
+        (reply,) = complete_all(make_endpoint(address, wire), [chosen[0].request])
     assert reply.received is not None, reply.error
     ((_, headers, _),) = provider.seen
     return {name.lower(): value for name, value in headers.items()}
 
 
 @pytest.mark.parametrize("wire", ["openai", "anthropic", "decisions", "systemone"])
-def test_no_header_of_the_environment_is_sent_to_another_host(wire: Wire) -> None:
+def test_no_header_of_the_environment_is_sent_to_another_host(wire: ApiFormat) -> None:
     before = dict(os.environ)
     headers = sent(wire)
     assert headers["authorization"] == "Bearer secret"
@@ -51,9 +51,9 @@ def test_no_header_of_the_environment_is_sent_to_another_host(wire: Wire) -> Non
 
 
 def test_the_providers_own_address_is_asked_whatever_the_environment_says() -> None:
-    there = openai_chat.client(Backend("openai", "m", api_key="k"))
+    there = openai_chat.make_client(Backend("openai", "m", api_key="k"))
     assert str(there.base_url) == "https://api.openai.com/v1/"
-    other = anthropic_messages.client(Backend("anthropic", "m", api_key="k"))
+    other = anthropic_messages.make_client(Backend("anthropic", "m", api_key="k"))
     assert str(other.base_url).rstrip("/") == "https://api.anthropic.com"
     # Which of one's own projects pays is for the account's owner to say.
     assert (there.organization, there.project) == ("our-account", "our-account")
@@ -61,11 +61,11 @@ def test_the_providers_own_address_is_asked_whatever_the_environment_says() -> N
 
 def test_a_cloud_has_the_address_of_its_region(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
-    bedrock = anthropic_messages.client(Backend("anthropic", "m", api_key="k", cloud="bedrock"))
+    bedrock = anthropic_messages.make_client(Backend("anthropic", "m", api_key="k", cloud="bedrock"))
     assert "eu-central-1.amazonaws.com" in str(bedrock.base_url)
     monkeypatch.setenv("CLOUD_ML_REGION", "europe-west1")
     monkeypatch.setenv("ANTHROPIC_VERTEX_PROJECT_ID", "ours")
-    vertex = anthropic_messages.client(Backend("anthropic", "m", api_key="k", cloud="vertex"))
+    vertex = anthropic_messages.make_client(Backend("anthropic", "m", api_key="k", cloud="vertex"))
     assert "europe-west1-aiplatform.googleapis.com" in str(vertex.base_url)
 
 
@@ -74,8 +74,10 @@ def test_a_stand_in_for_azure_on_this_machine_does_not_get_azures_key(monkeypatc
         monkeypatch.setenv(name, "of-azure")
     monkeypatch.setenv("OPENAI_API_VERSION", "2026-01-01")
     provider = Provider()
-    with running(provider) as address:
-        ask(Backend("openai", "gpt-x", address, cloud="azure", temperature=None), [questions(1)[0].request])
+    with run_provider(provider) as address:
+        complete_all(
+            Backend("openai", "gpt-x", address, cloud="azure", temperature=None), [make_requests(1)[0].request]
+        )
     ((_, headers, _),) = provider.seen
     assert "of-azure" not in str(headers)
 
@@ -98,4 +100,4 @@ def test_every_variable_that_the_sdks_read_for_an_address_or_for_headers_is_know
         "ANTHROPIC_FOUNDRY_BASE_URL",
         "ANTHROPIC_GOOGLE_CLOUD_BASE_URL",
     }
-    assert found - {*IGNORED} == others
+    assert found - {*IGNORED_VARIABLES} == others

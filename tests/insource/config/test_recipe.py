@@ -21,7 +21,7 @@ from insource.config.schema import lora, optimizers, train
 from insource.config.schema.data import Data
 from insource.config.schema.lora import Lora
 from insource.config.schema.train import Accelerate, Train
-from insource.tasks import KINDS
+from insource.tasks import TASKS
 from insource.tracking import run
 from tests.conftest import ROOT
 
@@ -55,9 +55,9 @@ def test_every_recipe_loads_on_every_hardware() -> None:
         "summarizer": "generation",
     }
     assert names == list(kinds)
-    assert hardware.names() == ["cpu", "cpu-smollm2", "fsdp", "gpu", "multi-cpu", "multi-gpu", "multi-node"]
+    assert hardware.list_names() == ["cpu", "cpu-smollm2", "fsdp", "gpu", "multi-cpu", "multi-gpu", "multi-node"]
     for name in names:
-        for machine in hardware.names():
+        for machine in hardware.list_names():
             assert load(name, (), machine).recipe.task.kind == kinds[name]
 
 
@@ -215,14 +215,14 @@ def test_sections_bear_upstream_names_and_every_field_of_lora_is_taken_or_refuse
     def names(upstream: type) -> set[str]:
         return {field.name for field in dataclasses.fields(upstream)}
 
-    assert not set(Lora.model_fields) & set(lora.NOT_TAKEN)
-    assert set(Lora.model_fields) | set(lora.NOT_TAKEN) == names(LoraConfig)
+    assert not set(Lora.model_fields) & set(lora.UNSUPPORTED_KEYS)
+    assert set(Lora.model_fields) | set(lora.UNSUPPORTED_KEYS) == names(LoraConfig)
     assert set(lora.LoftqConfig.model_fields) <= names(LoftQConfig)
     ours = {"batch_size", "packing", "pack_tokens", "class_weight", "balanced_sampling"}
     stopping = set(inspect.signature(EarlyStoppingCallback.__init__).parameters)
     assert set(Train.model_fields) - ours <= names(SFTConfig) | {"beta", "loss_type"} | stopping
     assert {"beta", "loss_type"} <= names(DPOConfig)
-    assert not set(Train.model_fields) & set(train.NOT_TAKEN)
+    assert not set(Train.model_fields) & set(train.UNSUPPORTED_KEYS)
     assert set(Accelerate.model_fields) <= names(ClusterConfig)
 
 
@@ -244,7 +244,7 @@ def test_schedules_and_optimizers_take_what_transformers_takes() -> None:
 
 def test_the_metrics_that_choose_a_checkpoint_are_those_that_tasks_compute() -> None:
     for kind, names in conflicts.METRICS.items():
-        assert list(KINDS[kind].headline(dict.fromkeys(names, 0.5))) == list(names)
+        assert list(TASKS[kind].main_metrics(dict.fromkeys(names, 0.5))) == list(names)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_the_json_schema_is_the_committed_one_and_takes_the_recipes() -> None:
     import jsonschema
 
     committed = json.loads((RECIPES / ".schema.json").read_text(encoding="utf-8"))
-    assert committed == schema.json_schema()
+    assert committed == schema.make_json_schema()
     for path in RECIPES.glob("*.yaml"):
         jsonschema.validate(YAML(typ="safe").load(path.read_text(encoding="utf-8")), committed)
         assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=.schema.json")

@@ -8,7 +8,7 @@ from scipy.stats import beta, binomtest
 
 from bench import parity_check
 from bench.statistics.paired_intervals import bonett_price, fay_lumbard, tango
-from insource.stats.bounded_mean import mean_interval, share_interval
+from insource.stats.bounded_mean import mean_interval, proportion_interval
 
 counts = st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 400)).filter(lambda one: sum(one) > 0)
 
@@ -19,9 +19,9 @@ def rng() -> np.random.Generator:
 
 def test_the_interval_is_gaffkes_as_published() -> None:
     # The gaffke package (PyPI): 3, 5 and 2 answers of 1, 2 and 3 have the interval 1.4276 to 2.4186.
-    assert np.add(share_interval(2, 3, 10, 0.05), 2) == pytest.approx([1.4276, 2.4186], abs=5e-5)
+    assert np.add(proportion_interval(2, 3, 10, 0.05), 2) == pytest.approx([1.4276, 2.4186], abs=5e-5)
     drawn = mean_interval(np.repeat([-1.0, 0.0, 1.0], [3, 5, 2]), 0.05, rng(), draws=200_000)
-    assert drawn == pytest.approx(share_interval(2, 3, 10, 0.05), abs=3e-3)
+    assert drawn == pytest.approx(proportion_interval(2, 3, 10, 0.05), abs=3e-3)
 
 
 def test_other_intervals_are_as_published() -> None:
@@ -34,26 +34,26 @@ def test_other_intervals_are_as_published() -> None:
 @given(counts, st.sampled_from([0.01, 0.05, 0.2]))
 def test_the_interval_excludes_0_exactly_where_mcnemar_rejects(rows: tuple[int, int, int], alpha: float) -> None:
     only_a, only_b, _ = rows
-    low, high = share_interval(only_a, only_b, sum(rows), alpha)
+    low, high = proportion_interval(only_a, only_b, sum(rows), alpha)
     p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     assert abs(p_value - alpha) < 1e-6 or (low > 0 or high < 0) == (p_value < alpha)
     assert -1 <= low <= (only_a - only_b) / sum(rows) <= high <= 1
-    assert share_interval(only_b, only_a, sum(rows), alpha) == (-high, -low)
+    assert proportion_interval(only_b, only_a, sum(rows), alpha) == (-high, -low)
 
 
 @settings(deadline=None)
 @given(counts)
 def test_it_lies_within_the_interval_of_fay_and_lumbard(rows: tuple[int, int, int]) -> None:
     lost, won, _ = rows
-    assert fay_lumbard(lost, won, sum(rows)) <= -share_interval(won, lost, sum(rows), 0.05)[1] + 1e-4
+    assert fay_lumbard(lost, won, sum(rows)) <= -proportion_interval(won, lost, sum(rows), 0.05)[1] + 1e-4
 
 
 @settings(deadline=None)
 @given(counts)
 def test_more_lost_rows_are_a_lower_interval(rows: tuple[int, int, int]) -> None:
     only_a, only_b, _ = rows
-    before = share_interval(only_a, only_b, sum(rows) + 1, 0.05)
-    after = share_interval(only_a, only_b + 1, sum(rows) + 1, 0.05)
+    before = proportion_interval(only_a, only_b, sum(rows) + 1, 0.05)
+    after = proportion_interval(only_a, only_b + 1, sum(rows) + 1, 0.05)
     assert after[0] <= before[0] and after[1] <= before[1]
 
 
@@ -76,7 +76,7 @@ def test_an_interval_of_scores_contains_their_mean(values: list[float]) -> None:
 def test_counts_and_differences_out_of_range_are_refused() -> None:
     for rows in ((-1, 0, 5), (3, 3, 5), (0, 0, 0)):
         with pytest.raises(ValueError, match="are not counts of"):
-            share_interval(*rows, 0.05)
+            proportion_interval(*rows, 0.05)
     for values in ([], [0.5, 1.5]):
         with pytest.raises(ValueError, match="at least one, all from -1 to 1"):
             mean_interval(np.array(values), 0.05, rng())
@@ -84,26 +84,28 @@ def test_counts_and_differences_out_of_range_are_refused() -> None:
 
 @pytest.mark.parametrize("n", [64, 128, 500])
 def test_the_check_says_worse_as_rarely_as_allowed(n: int) -> None:
-    rows = list(parity_check.computed(n))
-    assert len(rows) == 8 and all(parity_check.as_promised(row) for row in rows)
+    rows = list(parity_check.compute_rates(n))
+    assert len(rows) == 8 and all(parity_check.meets_promise(row) for row in rows)
     # The bootstrap that was used before is above what is allowed where few rows differ.
-    before = [row["worse"][parity_check.BEFORE] > parity_check.ALLOWED.get(row["drop"], 1) for row in rows]
+    before = [
+        row["worse"][parity_check.PREVIOUS_METHOD] > parity_check.ALLOWED_RATES.get(row["drop"], 1) for row in rows
+    ]
     assert any(before) == (n < 500)
 
 
 @pytest.mark.parametrize(("n", "score_drop"), [(30, 0.05), (128, 0.01), (200, 0.02)])
 def test_other_shares_and_drops_are_not_called_worse_more_often_than_alpha_allows(n: int, score_drop: float) -> None:
-    least = parity_check.least_lost(parity_check.METHODS[parity_check.OURS], n, n // 2, score_drop)
+    least = parity_check.min_lost_rows(parity_check.METHODS[parity_check.CURRENT_METHOD], n, n // 2, score_drop)
     for discordant in (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6):
-        at_0 = parity_check.rate(least, n, discordant, 0.0)
+        at_0 = parity_check.rejection_rate(least, n, discordant, 0.0)
         if discordant >= score_drop:
-            assert at_0 <= parity_check.rate(least, n, discordant, score_drop) <= 0.025
+            assert at_0 <= parity_check.rejection_rate(least, n, discordant, score_drop) <= 0.025
         assert (n, discordant) != (128, 0.2) or at_0 == pytest.approx(0.0077, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["lost entirely", "many small losses, rare gains"])
 def test_lost_rows_of_other_scores_are_not_called_worse_too_often(kind: str) -> None:
-    found = [row for row in parity_check.simulated(64, 200, seed=2) if row["scores"] == kind and row["drop"] == 0.01]
-    assert parity_check.as_promised(found[0]) and len(found) == 1
+    found = [row for row in parity_check.simulate(64, 200, seed=2) if row["scores"] == kind and row["drop"] == 0.01]
+    assert parity_check.meets_promise(found[0]) and len(found) == 1
     # 4.5 standard errors above 2.5%, of the bootstrap, where a few rows gain all of their score.
-    assert kind == "lost entirely" or found[0]["worse"][parity_check.BEFORE] > 0.075
+    assert kind == "lost entirely" or found[0]["worse"][parity_check.PREVIOUS_METHOD] > 0.075

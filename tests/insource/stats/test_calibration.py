@@ -16,7 +16,7 @@ def test_the_scale_that_made_the_answers_is_found_again() -> None:
     rng = np.random.default_rng(5)
     logits = rng.normal(2, 2, 20_000)
     right = rng.random(20_000) < 1 / (1 + np.exp(0.7 - 0.6 * logits))
-    found = calibration.fitted((-np.log1p(np.exp(-logits))).tolist(), right.tolist())
+    found = calibration.fit_platt((-np.log1p(np.exp(-logits))).tolist(), right.tolist())
     assert found is not None
     assert found.slope == pytest.approx(0.6, abs=0.05) and found.intercept == pytest.approx(-0.7, abs=0.1)
 
@@ -28,20 +28,20 @@ def test_a_scale_of_one_is_the_models_own_probability() -> None:
 
 
 def test_no_scale_where_all_are_right_or_all_are_wrong() -> None:
-    assert calibration.fitted([-0.1, -0.2], [True, True]) is None
-    assert calibration.fitted([-0.1, -0.2], [False, False]) is None
-    assert calibration.fitted([], []) is None
+    assert calibration.fit_platt([-0.1, -0.2], [True, True]) is None
+    assert calibration.fit_platt([-0.1, -0.2], [False, False]) is None
+    assert calibration.fit_platt([], []) is None
 
 
 def test_answers_that_lie_apart_give_a_scale_and_no_step() -> None:
-    found = calibration.fitted([-0.01] * 50 + [-3.0] * 5, [True] * 50 + [False] * 5)
+    found = calibration.fit_platt([-0.01] * 50 + [-3.0] * 5, [True] * 50 + [False] * 5)
     assert found is not None and 0 < found.slope < 10
     assert 0.8 < found.confidence(-0.01) < 1
 
 
 def test_unequal_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="2 log-probabilities are given for 1"):
-        calibration.fitted([-0.1, -0.2], [True])
+        calibration.fit_platt([-0.1, -0.2], [True])
     with pytest.raises(ValueError, match="1 confidences are given for 2"):
         calibration.reliability([0.5], [True, False])
     with pytest.raises(ValueError, match="0 confidences"):

@@ -17,8 +17,8 @@ from bench import coverage, docs_tables, parity_check, routing
 from bench.statistics import coverage_simulation
 from insource.config.errors import StageError
 from insource.stats import intervals, metric_stats
-from insource.stats.metric_stats import Array, Tally
-from insource.stats.resampling import Units, bootstrapped, jackknifed, numbered, swapped, units_of
+from insource.stats.metric_stats import Array, MetricStats
+from insource.stats.resampling import ResamplingUnits, bootstrap, group_units, index_clusters, jackknife, permute
 
 # Efron and Tibshirani 1993, An Introduction to the Bootstrap, table 14.1: the spatial test data, A.
 SPATIAL = [48, 36, 20, 29, 42, 42, 20, 42, 22, 41, 45, 14, 6, 0, 33, 28, 34, 4, 32, 24, 47, 41, 24, 26, 30, 41]
@@ -50,18 +50,18 @@ def answers(n: int, labels: int = 7, seed: int = 1) -> tuple[list[int], list[int
 )
 def test_wilson_is_as_newcombe_published_it(right: int, n: int, low: float, high: float) -> None:
     # Newcombe 1998, Statistics in Medicine 17, 857-872, table I, method 3.
-    found = intervals.of(metric_stats.of_scores([1.0] * right + [0.0] * (n - right)))
+    found = intervals.compute_interval(metric_stats.mean_metric([1.0] * right + [0.0] * (n - right)))
     assert found.method == "Wilson" and found.value == right / n
     assert found.low == pytest.approx(low, abs=5e-5) and found.high == pytest.approx(high, abs=5e-5)
 
 
 def test_bca_is_as_efron_and_tibshirani_published_it() -> None:
-    units = units_of(np.array([[x, x * x, 1.0] for x in SPATIAL]))
+    units = group_units(np.array([[x, x * x, 1.0] for x in SPATIAL]))
     value = float(variance(units.total[None, :])[0])
-    left_out = jackknifed(units, variance)
+    left_out = jackknife(units, variance)
     assert value == pytest.approx(171.5, abs=0.05)
     assert intervals.acceleration(left_out, units.counts) == pytest.approx(0.061, abs=0.0005)
-    resampled = bootstrapped(units, variance, 20_000, np.random.default_rng(1))
+    resampled = bootstrap(units, variance, 20_000, np.random.default_rng(1))
     # Their 90% interval, of 2,000 resamples, is 115.8 to 259.6; without the corrections it is 100.8 to 233.9.
     low, high = intervals.bca(value, resampled, left_out, units.counts, float(stats.norm.isf(0.05)))
     assert low == pytest.approx(115.8, abs=4) and high == pytest.approx(259.6, abs=5)
@@ -70,7 +70,7 @@ def test_bca_is_as_efron_and_tibshirani_published_it() -> None:
 
 def test_bca_is_scipys() -> None:
     values = rng().gamma(1.5, size=300)
-    ours = intervals.of(metric_stats.of_scores(values.tolist()), resamples=10_000)
+    ours = intervals.compute_interval(metric_stats.mean_metric(values.tolist()), resamples=10_000)
     theirs = stats.bootstrap((values,), np.mean, n_resamples=9999, method="BCa", rng=rng()).confidence_interval
     assert ours.method == "BCa bootstrap"
     assert [ours.low, ours.high] == pytest.approx([theirs.low, theirs.high], abs=0.06 * (theirs.high - theirs.low))
@@ -79,16 +79,16 @@ def test_bca_is_scipys() -> None:
 @pytest.mark.parametrize("units", [2, 5, 20, 80, 1_000_000])
 def test_few_units_get_the_quantile_of_students_t(units: int) -> None:
     wide = float(stats.t.isf(0.025, units - 1)) * sqrt(units / (units - 1))
-    assert intervals.quantile(0.05, units) == pytest.approx(wide, rel=1e-9)
-    assert intervals.quantile(0.05, units) > 1.9599
+    assert intervals.expanded_quantile(0.05, units) == pytest.approx(wide, rel=1e-9)
+    assert intervals.expanded_quantile(0.05, units) > 1.9599
 
 
 def test_a_row_that_stands_five_times_in_its_cluster_counts_once() -> None:
     once = rng().beta(4, 1, size=120)
     clusters: list[str | None] = [str(number) for number in range(120) for _ in range(5)]
-    alone = intervals.of(metric_stats.of_scores(once.tolist()))
-    five = metric_stats.of_scores(np.repeat(once, 5).tolist())
-    together, as_if_independent = intervals.of(five, clusters), intervals.of(five)
+    alone = intervals.compute_interval(metric_stats.mean_metric(once.tolist()))
+    five = metric_stats.mean_metric(np.repeat(once, 5).tolist())
+    together, as_if_independent = intervals.compute_interval(five, clusters), intervals.compute_interval(five)
     assert together.method == "BCa bootstrap by cluster" and together.value == pytest.approx(alone.value)
     width, plain, naive = (one.high - one.low for one in (together, alone, as_if_independent))
     assert width == pytest.approx(plain, rel=0.1)
@@ -96,34 +96,34 @@ def test_a_row_that_stands_five_times_in_its_cluster_counts_once() -> None:
 
 
 def test_rows_without_a_group_are_clusters_of_their_own() -> None:
-    right = metric_stats.of_scores([1.0] * 30 + [0.0] * 6)
-    assert intervals.of(right, [None] * 36) == intervals.of(right)
-    assert intervals.of(right, [str(at) for at in range(36)]) == intervals.of(right)
-    assert numbered(["a", None, "a", None], 4).tolist() == [0, 1, 0, 2]  # type: ignore[union-attr]
+    right = metric_stats.mean_metric([1.0] * 30 + [0.0] * 6)
+    assert intervals.compute_interval(right, [None] * 36) == intervals.compute_interval(right)
+    assert intervals.compute_interval(right, [str(at) for at in range(36)]) == intervals.compute_interval(right)
+    assert index_clusters(["a", None, "a", None], 4).tolist() == [0, 1, 0, 2]  # type: ignore[union-attr]
 
 
 def test_where_every_cluster_is_right_the_interval_is_that_of_as_many_rows() -> None:
     clusters: list[str | None] = [str(at // 5) for at in range(100)]
-    found = intervals.of(metric_stats.of_scores([1.0] * 100), clusters)
+    found = intervals.compute_interval(metric_stats.mean_metric([1.0] * 100), clusters)
     assert found.method == "Wilson by cluster"
     assert (found.low, found.high) == intervals.wilson(1.0, 20, 0.05)
 
 
 def test_equal_scores_are_both_ends() -> None:
-    found = intervals.of(metric_stats.of_scores([0.25] * 12))
+    found = intervals.compute_interval(metric_stats.mean_metric([0.25] * 12))
     assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
 
 
 def test_one_cluster_alone_tells_nothing_and_does_not_fail() -> None:
-    found = intervals.of(metric_stats.of_scores([0.25, 0.5]), ["a", "a"])
+    found = intervals.compute_interval(metric_stats.mean_metric([0.25, 0.5]), ["a", "a"])
     assert (found.low, found.high) == (0.375, 0.375)
 
 
 def test_no_rows_and_too_few_clusters_are_refused() -> None:
     with pytest.raises(ValueError, match="no rows"):
-        intervals.of(metric_stats.of_scores([]))
+        intervals.compute_interval(metric_stats.mean_metric([]))
     with pytest.raises(ValueError, match="1 clusters are given for 2 rows"):
-        intervals.of(metric_stats.of_scores([0.5, 1.0]), ["a"])
+        intervals.compute_interval(metric_stats.mean_metric([0.5, 1.0]), ["a"])
 
 
 @settings(deadline=None)
@@ -131,7 +131,8 @@ def test_no_rows_and_too_few_clusters_are_refused() -> None:
 def test_an_interval_holds_its_value(values: list[float], size: int, alpha: float) -> None:
     clusters: list[str | None] = [str(at // size) for at in range(len(values))]
     for one in (
-        intervals.of(metric_stats.of_scores(values), groups, alpha=alpha, resamples=99) for groups in (None, clusters)
+        intervals.compute_interval(metric_stats.mean_metric(values), groups, alpha=alpha, resamples=99)
+        for groups in (None, clusters)
     ):
         assert min(values) - 1e-9 <= one.low <= one.value <= one.high <= max(values) + 1e-9 or "Wilson" in one.method
         assert 0 <= one.low <= one.value <= one.high <= 1
@@ -143,20 +144,23 @@ def test_the_order_of_rows_means_nothing(values: list[float], size: int, random:
     clusters: list[str | None] = [str(at // size) for at in range(len(values))]
     order = list(range(len(values)))
     random.shuffle(order)
-    turned = metric_stats.of_scores([values[at] for at in order])
+    turned = metric_stats.mean_metric([values[at] for at in order])
     for before, after in ((None, None), (clusters, [clusters[at] for at in order])):
-        one, other = intervals.of(metric_stats.of_scores(values), before), intervals.of(turned, after)
+        one, other = (
+            intervals.compute_interval(metric_stats.mean_metric(values), before),
+            intervals.compute_interval(turned, after),
+        )
         assert [one.low, one.high] == pytest.approx([other.low, other.high], abs=1e-12)
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 3)), min_size=2, max_size=60), st.integers(1, 5))
 def test_cells_stand_for_their_rows(pairs: list[tuple[int, int]], size: int) -> None:
-    found = metric_stats.of_labels([wanted for wanted, _ in pairs], [said for _, said in pairs], 4)
-    numbers = numbered([str(at // size) for at in range(len(pairs))], len(pairs))
+    found = metric_stats.macro_f1_metric([wanted for wanted, _ in pairs], [said for _, said in pairs], 4)
+    numbers = index_clusters([str(at // size) for at in range(len(pairs))], len(pairs))
     dense = found.rows.toarray()
     for rows in (found.rows, dense):
-        units = units_of(rows, numbers)
+        units = group_units(rows, numbers)
         of_unit = np.arange(len(pairs)) if numbers is None else numbers
         expected = [dense[of_unit == unit].sum(axis=0).tolist() for unit in range(of_unit.max() + 1)]
         sums = units.sums.toarray() if rows is found.rows else units.sums
@@ -165,41 +169,41 @@ def test_cells_stand_for_their_rows(pairs: list[tuple[int, int]], size: int) -> 
         assert units.n == len(expected) and units.total == pytest.approx(dense.sum(axis=0))
         if units.n > 1:
             without = [found.value(dense.sum(axis=0)[None, :] - one)[0] for one in np.array(expected)]
-            assert sorted(np.repeat(jackknifed(units, found.value), units.counts)) == pytest.approx(sorted(without))
+            assert sorted(np.repeat(jackknife(units, found.value), units.counts)) == pytest.approx(sorted(without))
 
 
 def test_cells_are_drawn_as_units_are() -> None:
     wanted, said = answers(3000, labels=3)
-    found = metric_stats.of_labels(wanted, said, 3)
-    cells = units_of(found.rows)
-    one_by_one = Units(found.rows, np.ones(found.n, dtype=np.int64))
+    found = metric_stats.macro_f1_metric(wanted, said, 3)
+    cells = group_units(found.rows)
+    one_by_one = ResamplingUnits(found.rows, np.ones(found.n, dtype=np.int64))
     assert cells.by_cell and not one_by_one.by_cell
-    one, other = (bootstrapped(units, found.value, 4000, rng()) for units in (cells, one_by_one))
+    one, other = (bootstrap(units, found.value, 4000, rng()) for units in (cells, one_by_one))
     assert one.mean() == pytest.approx(other.mean(), abs=5e-4) and one.std() == pytest.approx(other.std(), rel=0.06)
-    one, other = (swapped(units, lambda sums: sums[:, 0], 4000, rng()) for units in (cells, one_by_one))
+    one, other = (permute(units, lambda sums: sums[:, 0], 4000, rng()) for units in (cells, one_by_one))
     assert one.mean() == pytest.approx(other.mean(), rel=0.01) and one.std() == pytest.approx(other.std(), rel=0.06)
 
 
 def test_cells_that_repeat_a_little_are_drawn_as_units_are() -> None:
-    few = Units(np.array([[1.0], [5.0], [9.0]]), np.array([2, 1, 4]))
+    few = ResamplingUnits(np.array([[1.0], [5.0], [9.0]]), np.array([2, 1, 4]))
     assert not few.by_cell
-    drawn = swapped(few, lambda sums: sums[:, 0], 20_000, rng())
+    drawn = permute(few, lambda sums: sums[:, 0], 20_000, rng())
     assert drawn.mean() == pytest.approx(43 / 2, rel=0.01) and drawn.max() == 43 and drawn.min() == 0
     assert drawn.var() == pytest.approx((2 * 1 + 25 + 4 * 81) / 4, rel=0.05)
-    assert bootstrapped(few, lambda sums: sums[:, 0], 20_000, rng()).mean() == pytest.approx(43, rel=0.01)
+    assert bootstrap(few, lambda sums: sums[:, 0], 20_000, rng()).mean() == pytest.approx(43, rel=0.01)
 
 
 def test_sparse_rows_are_equal_whatever_the_order_and_the_zeros_they_are_stored_with() -> None:
     twice = csr_array(
         (np.array([1.0, 2.0, 2.0, 1.0, 0.0]), np.array([0, 3, 3, 0, 1]), np.array([0, 2, 5])), shape=(2, 4)
     )
-    assert units_of(twice).counts.tolist() == [2]
+    assert group_units(twice).counts.tolist() == [2]
 
 
 def test_memory_does_not_grow_with_rows_times_resamples() -> None:
-    many = metric_stats.of_scores(rng().random(60_000).tolist())
+    many = metric_stats.mean_metric(rng().random(60_000).tolist())
     tracemalloc.start()
-    intervals.of(many, resamples=300)
+    intervals.compute_interval(many, resamples=300)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # Rows times resamples would be 144 MB; counts and draws of a chunk are 16 MiB each.
@@ -208,25 +212,27 @@ def test_memory_does_not_grow_with_rows_times_resamples() -> None:
 
 def test_true_figures_are_those_of_very_many_rows() -> None:
     for clustered in (False, True):
-        found = coverage_simulation.drawn(200_000, clustered, [0.05], rng())
+        found = coverage_simulation.draw_test_set(200_000, clustered, [0.05], rng())
         for metric in coverage_simulation.METRICS:
             for said, loss in ((found.system, 0.0), (found.others[0.05], 0.05)):
-                seen: Tally = metric.tally(found.wanted, said)
-                assert seen.figure() == pytest.approx(metric.truth(coverage_simulation.RIGHT - loss), abs=0.006)
+                seen: MetricStats = metric.tally(found.wanted, said)
+                assert seen.figure() == pytest.approx(
+                    metric.truth(coverage_simulation.LABEL_ACCURACIES - loss), abs=0.006
+                )
 
 
 def test_coverage_is_told_for_every_figure_and_what_fails_is_bold() -> None:
     results = [
         {**row, "resamples": 50, "date": "2026-11-21", "command": "python -m bench.coverage"}
         for clustered in (False, True)
-        for row in coverage.simulated(100, clustered, 3, 50)
+        for row in coverage.simulate(100, clustered, 3, 50)
     ]
     assert len(results) == 12
     results[0] |= {"coverage": 0.91, "n": 400}
-    assert not coverage.as_promised(results[0])
-    assert coverage.as_promised(results[0] | {"coverage": 0.94})
-    assert not coverage.as_promised(results[1] | {"false_superiority": 0.5})
-    told = coverage.tables(results)
+    assert not coverage.meets_promise(results[0])
+    assert coverage.meets_promise(results[0] | {"coverage": 0.94})
+    assert not coverage.meets_promise(results[1] | {"false_superiority": 0.5})
+    told = coverage.results_tables(results)
     assert "| accuracy | 0.917 | 400 | - | **91.0%** |" in told
     assert told.count("| accuracy difference | ") == 4 + 2 and told.count("| 20 |") == 6 + 2
 
@@ -235,10 +241,10 @@ def test_tables_go_between_the_marks_of_the_docs_and_nowhere_else(tmp_path: Path
     page, results = tmp_path / "page.md", tmp_path / "rows.json"
     results.write_text('["new"]', encoding="utf-8")
     page.write_text("before <!-- rows:begin -->old<!-- rows:end --> after", encoding="utf-8")
-    docs_tables.write(page, "rows", results, lambda rows: str(rows[0]))
+    docs_tables.write_tables(page, "rows", results, lambda rows: str(rows[0]))
     assert page.read_text(encoding="utf-8") == "before <!-- rows:begin -->\nnew\n<!-- rows:end --> after"
     with pytest.raises(StageError, match="no place"):
-        docs_tables.write(page, "others", results, str)
+        docs_tables.write_tables(page, "others", results, str)
 
 
 @pytest.mark.parametrize("bench", [coverage, parity_check, routing])
@@ -251,7 +257,7 @@ def test_docs_have_a_place_for_the_tables_of_each_bench(bench: ModuleType) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("clustered", [False, True])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(clustered: bool) -> None:
-    for row in coverage.simulated(400, clustered, 300, 600, seed=11):
+    for row in coverage.simulate(400, clustered, 300, 600, seed=11):
         # 300 sets: three standard errors of 1.3% around 95%.
         assert 0.91 <= row["coverage"] <= 0.99, row
-        assert all(row.get(name, 0) <= 0.09 for name in coverage.FALSE), row
+        assert all(row.get(name, 0) <= 0.09 for name in coverage.FALSE_VERDICT_LABELS), row

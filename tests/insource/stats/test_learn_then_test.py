@@ -10,9 +10,9 @@ from scipy.stats import binomtest, multinomial
 
 from bench import routing
 from bench.statistics import router_simulation
-from bench.statistics.router_simulation import POPULATIONS, Draw, Population
+from bench.statistics.router_simulation import POPULATIONS, CalibrationDraw, Population
 from insource.stats import learn_then_test
-from insource.stats.learn_then_test import MeanAbove, NotWorse, difference_p_value, hoeffding_bentkus
+from insource.stats.learn_then_test import MeanAbove, NonInferior, difference_p_value, hoeffding_bentkus
 
 DRAWS = 200
 
@@ -30,7 +30,7 @@ def test_other_scores_are_tested_by_hoeffding_and_bentkus() -> None:
     scores = np.full(400, 0.9)
     assert MeanAbove(0.85).p_value(scores) == hoeffding_bentkus(0.9, 400, 0.85) < 0.05
     assert MeanAbove(0.9).p_value(scores) == 1.0
-    assert MeanAbove(0.9).p_value(np.array([])) == NotWorse(0.02).p_value(np.array([])) == 1.0
+    assert MeanAbove(0.9).p_value(np.array([])) == NonInferior(0.02).p_value(np.array([])) == 1.0
 
 
 @pytest.mark.parametrize(("n", "margin"), [(25, 0.1), (40, 0.05), (40, 0.2)])
@@ -53,15 +53,15 @@ def test_a_difference_of_just_the_margin_is_found_no_oftener_than_alpha_whatever
 
 def test_a_difference_needs_differences() -> None:
     with pytest.raises(ValueError, match="1, 0 and -1"):
-        NotWorse(0.02).p_value(np.array([0.5, 0.0]))
+        NonInferior(0.02).p_value(np.array([0.5, 0.0]))
 
 
 @given(st.lists(st.floats(0, 1), max_size=300))
 def test_thresholds_are_values_of_the_rows_from_strict_to_loose_and_end_with_everything(values: list[float]) -> None:
-    found = learn_then_test.grid(values)
+    found = learn_then_test.build_thresholds(values)
     assert found == sorted(set(found), reverse=True) and found[-1] == 0.0
-    assert set(found) <= {*values, 0.0} and len(found) <= learn_then_test.MOST_THRESHOLDS
-    counts = learn_then_test.kept(np.array(values), found)
+    assert set(found) <= {*values, 0.0} and len(found) <= learn_then_test.MAX_THRESHOLDS
+    counts = learn_then_test.count_kept(np.array(values), found)
     assert counts.tolist() == [sum(value >= threshold for value in values) for threshold in found]
     assert counts[-1] == len(values)
 
@@ -70,7 +70,7 @@ def test_thresholds_are_values_of_the_rows_from_strict_to_loose_and_end_with_eve
 def test_a_sequence_ends_at_its_first_failure(rows: list[tuple[float, bool]]) -> None:
     confidences, scores = np.array([c for c, _ in rows]), np.array([float(r) for _, r in rows])
     claim, thresholds = MeanAbove(0.7), [0.95, 0.85, 0.6, 0.3, 0.0]
-    found = learn_then_test.tested(claim, thresholds, confidences, scores, 0.1)
+    found = learn_then_test.run_fixed_sequence(claim, thresholds, confidences, scores, 0.1)
     alone = [claim.p_value(scores[confidences >= threshold]) for threshold in thresholds]
     failed = [at for at, p_value in enumerate(alone) if p_value > 0.1]
     assert found.chosen == ((failed[0] - 1 if failed[0] else None) if failed else 4)
@@ -80,22 +80,22 @@ def test_a_sequence_ends_at_its_first_failure(rows: list[tuple[float, bool]]) ->
 def test_it_begins_where_enough_rows_are_left_to_show_anything() -> None:
     rng = np.random.default_rng(2)
     confidences, right, _ = POPULATIONS[0].draw(500, rng)
-    thresholds = learn_then_test.grid(confidences.tolist())
+    thresholds = learn_then_test.build_thresholds(confidences.tolist())
     claim = MeanAbove(0.95)
-    assert claim.least_rows(0.05) == 59 and NotWorse(0.02).least_rows(0.05) == 149
+    assert claim.least_rows(0.05) == 59 and NonInferior(0.02).least_rows(0.05) == 149
     kept = []
     for rows in (100, 200, 900, 3000):
-        first = learn_then_test.begin(claim, thresholds, confidences, right, rows, 0.05)
+        first = learn_then_test.find_start(claim, thresholds, confidences, right, rows, 0.05)
         kept.append(rows * (confidences >= thresholds[first]).mean())
         assert kept[-1] >= 59 and thresholds[first] > 0.9
     assert kept == sorted(kept)
     # Of too few rows it begins with all of them.
-    first = learn_then_test.begin(claim, thresholds, confidences, right, 20, 0.05)
+    first = learn_then_test.find_start(claim, thresholds, confidences, right, 20, 0.05)
     assert (confidences >= thresholds[first]).all()
 
 
-@pytest.mark.parametrize("claim", [MeanAbove(0.9), NotWorse(0.1)], ids=["mean", "difference"])
-def test_the_chance_to_pass_that_is_planned_with_is_about_the_chance_to_pass(claim: MeanAbove | NotWorse) -> None:
+@pytest.mark.parametrize("claim", [MeanAbove(0.9), NonInferior(0.1)], ids=["mean", "difference"])
+def test_the_chance_to_pass_that_is_planned_with_is_about_the_chance_to_pass(claim: MeanAbove | NonInferior) -> None:
     rng = np.random.default_rng(4)
     for share in (0.9, 0.95, 0.98):
         right = rng.random((400, 150)) < share
@@ -113,29 +113,29 @@ def test_as_many_rows_as_it_asks_for_are_mostly_enough(name: str) -> None:
     population = next(one for one in POPULATIONS if one.name == name)
     rng, claim = np.random.default_rng(7), MeanAbove(0.95)
     confidences, right, _ = population.draw(1400, rng)
-    thresholds = learn_then_test.grid(confidences[:500].tolist())
-    needed = learn_then_test.rows_needed(claim, thresholds, confidences, right, 0.05)
+    thresholds = learn_then_test.build_thresholds(confidences[:500].tolist())
+    needed = learn_then_test.estimate_required_rows(claim, thresholds, confidences, right, 0.05)
     assert needed is not None and needed > 59
     found = 0
     for _ in range(100):
         mine, hits, _ = population.draw(needed, rng)
-        first = learn_then_test.begin(claim, thresholds, confidences[:500], right[:500], needed, 0.05)
-        found += learn_then_test.tested(claim, thresholds[first:], mine, hits, 0.05).chosen is not None
+        first = learn_then_test.find_start(claim, thresholds, confidences[:500], right[:500], needed, 0.05)
+        found += learn_then_test.run_fixed_sequence(claim, thresholds[first:], mine, hits, 0.05).chosen is not None
     assert found >= 60
 
 
 def test_where_no_threshold_keeps_the_target_no_number_of_rows_would_do() -> None:
     confidences, right, _ = POPULATIONS[3].draw(3000, np.random.default_rng(1))
-    thresholds = learn_then_test.grid(confidences.tolist())
-    assert learn_then_test.rows_needed(MeanAbove(0.99), thresholds, confidences, right, 0.05) is None
+    thresholds = learn_then_test.build_thresholds(confidences.tolist())
+    assert learn_then_test.estimate_required_rows(MeanAbove(0.99), thresholds, confidences, right, 0.05) is None
 
 
 @pytest.mark.parametrize("population", POPULATIONS[:6], ids=lambda one: one.name)
 @pytest.mark.parametrize("n", [200, 900])
 def test_the_target_is_missed_in_at_most_5_percent_of_the_draws(population: Population, n: int) -> None:
     """A smaller bench.routing, with its seeds; there are 1,000 draws of 200, 900 and 3,000 rows."""
-    found = routing.rates(population, n, DRAWS)["insource"]
-    assert found["missed"] <= routing.allowed(DRAWS)
+    found = routing.measure_rates(population, n, DRAWS)["insource"]
+    assert found["missed"] <= routing.allowed_miss_rate(DRAWS)
     if "target" in population.name:
         assert found["threshold"] == found["missed"], "whatever is kept there misses the target"
     elif n == 900:
@@ -143,7 +143,7 @@ def test_the_target_is_missed_in_at_most_5_percent_of_the_draws(population: Popu
 
 
 def test_a_difference_of_the_margin_is_missed_in_at_most_5_percent_of_the_draws() -> None:
-    assert routing.rates(POPULATIONS[7], 900, 60)["insource"]["missed"] <= routing.allowed(60)
+    assert routing.measure_rates(POPULATIONS[7], 900, 60)["insource"]["missed"] <= routing.allowed_miss_rate(60)
 
 
 def test_what_the_simulation_calls_the_truth_is_what_many_rows_show() -> None:
@@ -164,11 +164,13 @@ def test_thresholds_do_not_depend_on_the_calibration_rows() -> None:
     """Neither the grid nor its beginning: what is chosen is a confidence of the validation rows."""
     population = POPULATIONS[0]
     for seed in range(20):
-        draw = router_simulation.drawn(population, 900, np.random.default_rng(seed))
-        found = router_simulation.insource(draw)
+        draw = router_simulation.draw_calibration(population, 900, np.random.default_rng(seed))
+        found = router_simulation.insource_threshold(draw)
         assert found is None or found in {*draw.validation, 0.0}
-        moved = Draw(draw.claim, draw.validation, draw.validation_right, draw.confidences + 1e-7, draw.scores)
-        again = router_simulation.insource(moved)
+        moved = CalibrationDraw(
+            draw.claim, draw.validation, draw.validation_right, draw.confidences + 1e-7, draw.scores
+        )
+        again = router_simulation.insource_threshold(moved)
         assert again is None or again in {*draw.validation, 0.0}
 
 

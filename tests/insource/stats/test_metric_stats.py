@@ -10,8 +10,8 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from insource.config.schema.data import Task
 from insource.stats import metric_stats
-from insource.tasks import KINDS, classification, extraction, few_shot
-from insource.tasks.parsed_answer import Parsed
+from insource.tasks import TASKS, classification, extraction, few_shot
+from insource.tasks.parsed_answer import ParsedAnswer
 
 LABELS = ["a", "b", "c", "d"]
 ROWS = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, None])), min_size=1, max_size=40)
@@ -25,9 +25,9 @@ SCHEMA: dict[str, Any] = {
 @given(ROWS)
 def test_accuracy_and_macro_f1_are_scikit_learns(rows: list[tuple[str, str | None]]) -> None:
     targets, given_ = [row[0] for row in rows], [row[1] or "" for row in rows]
-    answers = [Parsed(label) if label else Parsed(None, "not_a_label") for label in given_]
+    answers = [ParsedAnswer(label) if label else ParsedAnswer(None, "not_a_label") for label in given_]
     spec = classification.Spec("Choose one of these.", dict.fromkeys(LABELS, ""))
-    found = classification.tallies(spec, targets, answers)
+    found = classification.compute_metric_stats(spec, targets, answers)
     occurring = [label for label in LABELS if label in set(targets) | set(given_)]
     macro = f1_score(targets, given_, labels=occurring, average="macro", zero_division=0.0)
     assert found["accuracy"].figure() == pytest.approx(accuracy_score(targets, given_))
@@ -39,28 +39,28 @@ def test_accuracy_and_macro_f1_are_scikit_learns(rows: list[tuple[str, str | Non
 @given(ROWS, st.integers(0, 2**31))
 def test_a_resample_is_the_sum_of_its_rows(rows: list[tuple[str, str | None]], seed: int) -> None:
     targets, given_ = [LABELS.index(row[0]) for row in rows], [LABELS.index(row[1]) if row[1] else -1 for row in rows]
-    whole = metric_stats.of_labels(targets, given_, len(LABELS))
+    whole = metric_stats.macro_f1_metric(targets, given_, len(LABELS))
     drawn = np.random.default_rng(seed).integers(0, len(rows), len(rows))
     counts = np.bincount(drawn, minlength=len(rows)).astype(float)
-    again = metric_stats.of_labels([targets[at] for at in drawn], [given_[at] for at in drawn], len(LABELS))
+    again = metric_stats.macro_f1_metric([targets[at] for at in drawn], [given_[at] for at in drawn], len(LABELS))
     assert whole.value((whole.rows.T @ counts).reshape(1, -1))[0] == pytest.approx(again.figure())
 
 
 def test_field_f1_counts_values_of_all_rows_together() -> None:
-    spec = extraction.specify(Task(kind="extraction", instruction="Read the document.", json_schema=SCHEMA), {})
+    spec = extraction.make_spec(Task(kind="extraction", instruction="Read the document.", json_schema=SCHEMA), {})
     targets = [{"number": "1", "total": None}, {"number": "2", "total": "9"}]
-    answers = [Parsed({"number": "1", "total": "3"}), Parsed(None, "not_json")]
-    found = extraction.tallies(spec, targets, answers)
+    answers = [ParsedAnswer({"number": "1", "total": "3"}), ParsedAnswer(None, "not_json")]
+    found = extraction.compute_metric_stats(spec, targets, answers)
     assert found["field_f1"].figure() == pytest.approx(2 * 1 / (2 + 3))
     assert found["exact_match"].figure() == 0 and found["schema_valid"].figure() == 0.5
     assert list(found["field_f1"].value(found["field_f1"].rows)) == pytest.approx([2 / 3, 0.0])
 
 
 def test_shares_are_known_as_such() -> None:
-    assert metric_stats.of_scores([1.0, 0.0]).proportion
-    assert not metric_stats.of_scores([0.5, 1.0]).proportion
-    assert not metric_stats.of_parts([1.0], [1.0], [1.0]).proportion
-    assert not metric_stats.of_labels([0], [0], 2).proportion
+    assert metric_stats.mean_metric([1.0, 0.0]).proportion
+    assert not metric_stats.mean_metric([0.5, 1.0]).proportion
+    assert not metric_stats.micro_f1_metric([1.0], [1.0], [1.0]).proportion
+    assert not metric_stats.macro_f1_metric([0], [0], 2).proportion
 
 
 def test_examples_stand_before_the_row_as_turns() -> None:
@@ -72,10 +72,10 @@ def test_examples_stand_before_the_row_as_turns() -> None:
     assert [talk[1]["content"], talk[3]["content"]] == ["a", "b"] and talk[4]["content"] == "Input:\nthe row"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TASKS)
 def test_without_examples_it_is_the_tasks_own_prompt(kind: str) -> None:
     labels = {"a": "", "b": ""}
     asked: dict[str, Any] = {"json_schema": SCHEMA} if kind == "extraction" else {}
     asked |= {"labels_per_row": "many", "kind": "classification"} if kind == "multilabel" else {"kind": kind}
-    spec = KINDS[kind].specify(Task(instruction="Do it with care.", **asked), labels)
-    assert few_shot.messages(KINDS[kind], spec, [], {"text": "row"}) == KINDS[kind].messages(spec, {"text": "row"})
+    spec = TASKS[kind].make_spec(Task(instruction="Do it with care.", **asked), labels)
+    assert few_shot.messages(TASKS[kind], spec, [], {"text": "row"}) == TASKS[kind].messages(spec, {"text": "row"})

@@ -17,7 +17,7 @@ from tests.helpers import chat_templates as kinds
 
 def refused(folder: Path) -> str:
     with pytest.raises(RecipeError) as error:
-        chat_template.rendering_of(Model(base=str(folder)))
+        chat_template.load_rendering(Model(base=str(folder)))
     return str(error.value)
 
 
@@ -37,11 +37,11 @@ def test_a_folder_that_has_its_weights_as_gguf_names_the_file(tmp_path: Path) ->
 
 
 def test_a_repository_of_mistral_with_tekken_json_has_its_ordinary_tokenizer(tmp_path: Path) -> None:
-    folder = kinds.base(tmp_path / "with", kinds.PLAIN)
+    folder = kinds.write_base(tmp_path / "with", kinds.PLAIN)
     (folder / "tekken.json").write_text("{}", encoding="utf-8")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "mistral"}), encoding="utf-8")
-    assert chat_template.tokenizer_of(Model(base=str(folder))).chat_template == kinds.PLAIN.template
+    assert chat_template.load_tokenizer(Model(base=str(folder))).chat_template == kinds.PLAIN.template
     alone = tmp_path / "alone"
     alone.mkdir()
     (real,) = (Path(str(files("mistral_common"))) / "data").glob("tekken_240911.json")
@@ -50,11 +50,11 @@ def test_a_repository_of_mistral_with_tekken_json_has_its_ordinary_tokenizer(tmp
 
 
 def test_of_several_named_templates_the_default_is_taken_or_they_are_named(tmp_path: Path) -> None:
-    folder = kinds.base(tmp_path / "base", kinds.PLAIN)
+    folder = kinds.write_base(tmp_path / "base", kinds.PLAIN)
     other = folder / "additional_chat_templates"
     other.mkdir()
     (other / "rag.jinja").write_text("{{ documents }}", encoding="utf-8")
-    tokenizer = chat_template.tokenizer_of(Model(base=str(folder)))
+    tokenizer = chat_template.load_tokenizer(Model(base=str(folder)))
     assert tokenizer.chat_template == kinds.PLAIN.template
     assert len(chat_template.template_sha256(tokenizer)) == 64
     (folder / "chat_template.jinja").rename(other / "tool_use.jinja")
@@ -62,15 +62,15 @@ def test_of_several_named_templates_the_default_is_taken_or_they_are_named(tmp_p
 
 
 def test_stops_are_the_eos_and_those_of_the_generation_config(tmp_path: Path) -> None:
-    folder = kinds.base(tmp_path / "base", kinds.STOP_OF_CONFIG)
+    folder = kinds.write_base(tmp_path / "base", kinds.STOP_OF_CONFIG)
     model = Model(base=str(folder))
-    tokenizer = base_tokenizer.tokenizer_of(model)
-    assert base_tokenizer.stops(model, tokenizer) == ["<eos>", "<end_of_turn>"]
+    tokenizer = base_tokenizer.load_base_tokenizer(model)
+    assert base_tokenizer.list_stop_tokens(model, tokenizer) == ["<eos>", "<end_of_turn>"]
     (folder / "generation_config.json").unlink()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     ids = tokenizer.convert_tokens_to_ids(["<end_of_turn>"])
     (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": ids}), encoding="utf-8")
-    assert base_tokenizer.stops(model, tokenizer) == ["<eos>", "<end_of_turn>"]
+    assert base_tokenizer.list_stop_tokens(model, tokenizer) == ["<eos>", "<end_of_turn>"]
 
 
 def test_the_census_of_templates_writes_its_table_into_the_page(
@@ -82,7 +82,7 @@ def test_the_census_of_templates_writes_its_table_into_the_page(
         lines.append("\t".join((kind.model, f"{kind.model}.jinja", "", kind.eos, " ".join(kind.stops))))
     (tmp_path / "list.tsv").write_text("# name, file, bos, eos, stops\n" + "\n".join(lines) + "\n", encoding="utf-8")
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{chat_templates.BEGIN}old\n{chat_templates.END}\nafter\n", encoding="utf-8")
+    page.write_text(f"before\n{chat_templates.BEGIN_MARK}old\n{chat_templates.END_MARK}\nafter\n", encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["chat_templates", str(tmp_path / "list.tsv"), "--page", str(page)])
     chat_templates.main()
     text = page.read_text(encoding="utf-8")

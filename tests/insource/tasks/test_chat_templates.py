@@ -15,9 +15,9 @@ from insource.config.schema.train import Model, Template
 from insource.tasks import classification
 from insource.tasks.rendering import chat_template
 from tests.helpers import chat_templates as kinds
-from tests.helpers.chat_templates import Kind
+from tests.helpers.chat_templates import TemplateKind
 from train.evaluate import constrained_decoding, decodability
-from train.packing.packing_plan import Row
+from train.packing.packing_plan import TokenizedRow
 
 SPEC = classification.Spec("Route it.", {"delivery_delay": "", "late_fee": ""})
 ASK = classification.messages(SPEC, {"text": "my parcel is late"})
@@ -25,15 +25,15 @@ ASK = classification.messages(SPEC, {"text": "my parcel is late"})
 TAKEN = [
     (kinds.PLAIN, {}, "<|end|>", False),
     (kinds.HYBRID, {"enable_thinking": False}, "<|end|>", False),
-    (kinds.THINKS_UNLESS_TOLD, {"enable_thinking": False}, "<|end|>", False),
+    (kinds.THINKS_BY_DEFAULT, {"enable_thinking": False}, "<|end|>", False),
     (kinds.OTHER_SWITCH, {"thinking": False}, "<|end|>", False),
     (kinds.DISAGREES_WHEN_OFF, {"enable_thinking": "not set"}, "<|end|>", False),
     (kinds.STOP_OF_CONFIG, {}, "<end_of_turn>", False),
-    (kinds.TODAY, {"date": "2026-01-01"}, "<|end|>", False),
+    (kinds.DATE_IN_PROMPT, {"date": "2026-01-01"}, "<|end|>", False),
     (kinds.SPACE_BEFORE, {}, "<|end|>", True),
     (kinds.EMPTY_CHANNEL, {}, "<|end|>", True),
     (kinds.EMPTY_THOUGHT_IN_ANSWER, {}, "<|end|>", True),
-    (kinds.LATER_STOP, {}, "<|end|>", True),
+    (kinds.STOP_AFTER_END, {}, "<|end|>", True),
     (kinds.NO_END, {}, "<|user|>", True),
 ]
 REFUSED = [
@@ -45,41 +45,43 @@ REFUSED = [
 ]
 
 
-def folder_of(tmp_path: Path, kind: Kind) -> Path:
+def folder_of(tmp_path: Path, kind: TemplateKind) -> Path:
     # As repositories are named: the reason to refuse one names another.
-    return kinds.base(tmp_path / kind.model.replace(" ", "-"), kind)
+    return kinds.write_base(tmp_path / kind.model.replace(" ", "-"), kind)
 
 
 @pytest.mark.parametrize(("kind", "pinned", "stop", "own_suffix"), TAKEN, ids=lambda one: getattr(one, "model", ""))
 def test_what_is_learnt_is_what_is_served_and_decoded(
-    tmp_path: Path, kind: Kind, pinned: dict[str, Any], stop: str, own_suffix: bool
+    tmp_path: Path, kind: TemplateKind, pinned: dict[str, Any], stop: str, own_suffix: bool
 ) -> None:
-    rendering = chat_template.rendering_of(Model(base=str(folder_of(tmp_path, kind))))
+    rendering = chat_template.load_rendering(Model(base=str(folder_of(tmp_path, kind))))
     tokenizer = rendering.tokenizer
     assert (rendering.pinned, tokenizer.eos_token, rendering.differs is not None) == (pinned, stop, own_suffix)
-    (example,) = chat_template.examples(tokenizer, [ASK], ["late_fee"])
+    (example,) = chat_template.render_examples(tokenizer, [ASK], ["late_fee"])
     served = tokenizer.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False)
     assert example.prompt_ids == served == chat_template.prompt_ids(tokenizer, [ASK])[0]
     assert tokenizer.decode(example.completion_ids) == f"late_fee{stop}"
-    row = Row("T1", example.prompt_ids, (example.completion_ids,))
-    decodability.check(classification, SPEC, [{"target": "late_fee"}], [row], tokenizer, len(tokenizer))
+    row = TokenizedRow("T1", example.prompt_ids, (example.completion_ids,))
+    decodability.check_answers_decodable(
+        classification, SPEC, [{"target": "late_fee"}], [row], tokenizer, len(tokenizer)
+    )
 
 
 @pytest.mark.parametrize(("kind", "reason"), REFUSED, ids=lambda one: getattr(one, "model", ""))
 def test_what_cannot_be_taught_to_answer_at_once_is_refused_without_weights(
-    tmp_path: Path, kind: Kind, reason: str
+    tmp_path: Path, kind: TemplateKind, reason: str
 ) -> None:
     folder = folder_of(tmp_path, kind)
     assert not list(folder.glob("*.safetensors"))
     with pytest.raises(RecipeError, match=f"(?s){reason.replace('|', '[|]')}"):
-        chat_template.rendering_of(Model(base=str(folder)))
+        chat_template.load_rendering(Model(base=str(folder)))
 
 
 @pytest.mark.parametrize(
-    "kind", [kinds.HYBRID, kinds.THINKS_UNLESS_TOLD, kinds.DISAGREES_WHEN_OFF, kinds.OTHER_SWITCH, kinds.TODAY]
+    "kind", [kinds.HYBRID, kinds.THINKS_BY_DEFAULT, kinds.DISAGREES_WHEN_OFF, kinds.OTHER_SWITCH, kinds.DATE_IN_PROMPT]
 )
 def test_no_client_and_no_day_changes_a_pinned_prompt(
-    tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kind: TemplateKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import transformers.utils.chat_template_utils as clock
 
@@ -89,9 +91,9 @@ def test_no_client_and_no_day_changes_a_pinned_prompt(
             return cls(2031, 7, 9)
 
     folder = folder_of(tmp_path, kind)
-    tokenizer = chat_template.tokenizer_of(Model(base=str(folder)))
+    tokenizer = chat_template.load_tokenizer(Model(base=str(folder)))
     tokenizer.save_pretrained(folder / "adapter")
-    saved = chat_template.saved_tokenizer(str(folder / "adapter"))
+    saved = chat_template.load_saved_tokenizer(str(folder / "adapter"))
     assert (folder / "adapter" / "chat_template.jinja").read_text(encoding="utf-8") == tokenizer.chat_template
     before = chat_template.prompt_ids(saved, [ASK])[0]
     monkeypatch.setattr(clock, "datetime", Tomorrow)
@@ -106,8 +108,8 @@ def test_no_client_and_no_day_changes_a_pinned_prompt(
 @pytest.mark.parametrize("first", ["", "\n", "  ", "\n\n  "])
 def test_the_prologue_changes_nothing_else(tmp_path: Path, first: str) -> None:
     """With the same switch the published template writes the same text, white space at its beginning included."""
-    kind = replace(kinds.THINKS_UNLESS_TOLD, first=first + "{{ strftime_now('Year') }}")
-    tokenizer = chat_template.tokenizer_of(Model(base=str(folder_of(tmp_path, kind))))
+    kind = replace(kinds.THINKS_BY_DEFAULT, first=first + "{{ strftime_now('Year') }}")
+    tokenizer = chat_template.load_tokenizer(Model(base=str(folder_of(tmp_path, kind))))
     assert tokenizer.chat_template.endswith(kind.template)
     pinned = tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
     tokenizer.chat_template, off = kind.template, {"enable_thinking": False}
@@ -116,30 +118,30 @@ def test_the_prologue_changes_nothing_else(tmp_path: Path, first: str) -> None:
 
 def test_the_recipe_says_what_is_pinned_and_where_answers_stop(tmp_path: Path) -> None:
     day = Template(date="2025-12-24")
-    model = Model(base=str(folder_of(tmp_path, kinds.TODAY)), template=day)
-    asked = chat_template.tokenizer_of(model).apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
+    model = Model(base=str(folder_of(tmp_path, kinds.DATE_IN_PROMPT)), template=day)
+    asked = chat_template.load_tokenizer(model).apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
     assert asked.startswith("Today: 24 Dec 2025\n")
     with pytest.raises(RecipeError, match="always thinks"):
-        chat_template.rendering_of(
+        chat_template.load_rendering(
             Model(
-                base=str(folder_of(tmp_path, kinds.THINKS_UNLESS_TOLD)),
+                base=str(folder_of(tmp_path, kinds.THINKS_BY_DEFAULT)),
                 template=Template(enable_thinking=True),
             )
         )
     stopping = Model(base=str(folder_of(tmp_path, kinds.FOREIGN_STOP)), stop="<end_of_turn>")
-    assert chat_template.tokenizer_of(stopping).eos_token == stopping.stop
+    assert chat_template.load_tokenizer(stopping).eos_token == stopping.stop
     with pytest.raises(RecipeError, match=r"model.stop: '<\|nonsense\|>' is no special token.*<eos>"):
-        chat_template.rendering_of(stopping.model_copy(update={"stop": "<|nonsense|>"}))
+        chat_template.load_rendering(stopping.model_copy(update={"stop": "<|nonsense|>"}))
 
 
 def test_a_date_in_a_computed_format_is_refused(tmp_path: Path) -> None:
-    kind = Kind("x", first="{% set form = '%Y' %}{{ strftime_now(form) }}")
+    kind = TemplateKind("x", first="{% set form = '%Y' %}{{ strftime_now(form) }}")
     with pytest.raises(RecipeError, match="in a format that it computes"):
-        chat_template.rendering_of(Model(base=str(folder_of(tmp_path, kind))))
+        chat_template.load_rendering(Model(base=str(folder_of(tmp_path, kind))))
 
 
 def test_the_pocket_model_is_rendered_by_its_published_template(tokenizer: Any) -> None:
-    rendering = chat_template.rendering_of(Model(base=tokenizer.name_or_path))
+    rendering = chat_template.load_rendering(Model(base=tokenizer.name_or_path))
     assert (rendering.pinned, rendering.differs, rendering.lines()) == ({}, None, [])
     assert rendering.tokenizer.chat_template == tokenizer.chat_template
     assert rendering.tokenizer.eos_token == tokenizer.eos_token
@@ -147,10 +149,10 @@ def test_the_pocket_model_is_rendered_by_its_published_template(tokenizer: Any) 
 
 def test_an_answer_that_spells_special_tokens_is_learnt_whole(tokenizer: Any) -> None:
     for answer in ("About tea <|end|> then biscuits", "<|user|>", "a <|begin|><|end|>"):
-        (example,) = chat_template.examples(tokenizer, [ASK], [answer])
+        (example,) = chat_template.render_examples(tokenizer, [ASK], [answer])
         assert example.completion_ids[-1] == tokenizer.eos_token_id
         assert tokenizer.eos_token_id not in example.completion_ids[:-1]
-        assert constrained_decoding.text_of(tokenizer, example.completion_ids) == answer
+        assert constrained_decoding.decode_text(tokenizer, example.completion_ids) == answer
 
 
 @pytest.mark.parametrize(
@@ -165,17 +167,19 @@ def test_what_the_constraint_forbids_is_refused_naming_row_token_and_template(
     tokenizer: Any, learnt: str, reason: str
 ) -> None:
     ids = tokenizer(learnt, add_special_tokens=False)["input_ids"]
-    row = Row("T000017", chat_template.prompt_ids(tokenizer, [ASK])[0], (ids,))
+    row = TokenizedRow("T000017", chat_template.prompt_ids(tokenizer, [ASK])[0], (ids,))
     with pytest.raises(RecipeError) as error:
-        decodability.check(classification, SPEC, [{"target": "late_fee"}], [row], tokenizer, len(tokenizer))
+        decodability.check_answers_decodable(
+            classification, SPEC, [{"target": "late_fee"}], [row], tokenizer, len(tokenizer)
+        )
     told = str(error.value)
     assert "row T000017" in told and reason in told and tokenizer.name_or_path in told and "model.template" in told
 
 
 def test_a_tokenizer_of_another_model_is_refused(tokenizer: Any) -> None:
-    row = Row("T1", chat_template.prompt_ids(tokenizer, [ASK])[0], ([tokenizer.eos_token_id],))
+    row = TokenizedRow("T1", chat_template.prompt_ids(tokenizer, [ASK])[0], ([tokenizer.eos_token_id],))
     with pytest.raises(RecipeError, match=r"the model has 8 tokens: tokenizer and config[.]json are not"):
-        decodability.check(classification, SPEC, [{"target": "late_fee"}], [row], tokenizer, 8)
+        decodability.check_answers_decodable(classification, SPEC, [{"target": "late_fee"}], [row], tokenizer, 8)
 
 
 def test_free_text_that_decodes_to_another_text_is_refused(tokenizer: Any) -> None:
@@ -186,7 +190,9 @@ def test_free_text_that_decodes_to_another_text_is_refused(tokenizer: Any) -> No
     for learnt in (" late<|end|>", "late<|end|>fee<|end|>", "late"):
         ids = tokenizer(learnt, add_special_tokens=False)["input_ids"]
         with pytest.raises(RecipeError, match="row T1 of train"):
-            decodability.check(generation, spec, [{"target": "late"}], [Row("T1", prompt, (ids,))], tokenizer, 4096)
+            decodability.check_answers_decodable(
+                generation, spec, [{"target": "late"}], [TokenizedRow("T1", prompt, (ids,))], tokenizer, 4096
+            )
 
 
 def test_a_sentencepiece_vocabulary_learns_the_answer_without_the_space_before_it(tmp_path: Path) -> None:
@@ -200,13 +206,15 @@ def test_a_sentencepiece_vocabulary_learns_the_answer_without_the_space_before_i
     turn = "{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %} {{ m.content }}</s>{% endif %}"
     template = "{% for m in messages %}" + turn + "{% endfor %}"
     (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
-    rendering = chat_template.rendering_of(Model(base=str(tmp_path)))
+    rendering = chat_template.load_rendering(Model(base=str(tmp_path)))
     tokenizer, ask = rendering.tokenizer, [{"role": "user", "content": "my parcel is late"}]
     assert rendering.differs is not None
     assert "\u2581delivery" in tokenizer.tokenize("delivery")
     for answer in ("delivery_delay", "Über die Brücke, 3 €", "<s>x</s>", '{"a": null}'):
-        (example,) = chat_template.examples(tokenizer, [ask], [answer])
-        assert constrained_decoding.text_of(tokenizer, example.completion_ids) == answer
-        row = Row("T1", example.prompt_ids, (example.completion_ids,))
+        (example,) = chat_template.render_examples(tokenizer, [ask], [answer])
+        assert constrained_decoding.decode_text(tokenizer, example.completion_ids) == answer
+        row = TokenizedRow("T1", example.prompt_ids, (example.completion_ids,))
         spec = classification.Spec("Say it.", {answer: "", "other": ""})
-        decodability.check(classification, spec, [{"target": answer}], [row], tokenizer, len(tokenizer))
+        decodability.check_answers_decodable(
+            classification, spec, [{"target": answer}], [row], tokenizer, len(tokenizer)
+        )

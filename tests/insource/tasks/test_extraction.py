@@ -16,15 +16,15 @@ from insource.config.load import RECIPES, load
 from insource.config.schema.data import Task
 from insource.system import atomic_files
 from insource.tasks import extraction
-from insource.tasks.parsed_answer import UNFINISHED, Parsed
+from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tasks.records.normalizers import normalize
 from insource.tasks.rendering import chat_template
 from insource.tracking import run as runs
 from tests.conftest import Command
-from tests.helpers.grammars import check_spelling, matches, written_at_random
+from tests.helpers.grammars import check_spelling, matches, sample_text
 from train import launch, worker
 from train.export import adapter
-from train.packing.packing_plan import Row
+from train.packing.packing_plan import TokenizedRow
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -45,7 +45,7 @@ def task(schema: dict[str, Any] = SCHEMA, **more: Any) -> Task:
     return Task(kind="extraction", instruction="Read the document.", json_schema=schema, **more)
 
 
-SPEC = extraction.specify(task(), {})
+SPEC = extraction.make_spec(task(), {})
 
 
 def field_schema(**field: Any) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def test_no_schema_crashes_the_check(schema: dict[str, Any]) -> None:
         task(schema)
     except ValidationError:
         return
-    assert extraction.grammar(extraction.specify(task(schema), {}))
+    assert extraction.grammar(extraction.make_spec(task(schema), {}))
 
 
 def test_the_prompt_is_instruction_fields_and_the_input_last() -> None:
@@ -139,11 +139,11 @@ def test_a_record_is_made_canonical() -> None:
         "kind": "bill",
         "codes": ["a ", ""],
     }
-    assert extraction.record(task(), given) == {
+    assert extraction.canonical_record(task(), given) == {
         "kind": "bill", "seller": "Ho\nCo", "total": 12.5, "pages": None, "paid": True, "codes": ["a"],
     }  # fmt: skip
-    assert list(extraction.record(SPEC, {"seller": "Ho", "kind": "bill"})) == list(SPEC.fields)
-    assert extraction.record(SPEC, EMPTY | {"total": 250.0, "pages": 2.0, "codes": '["x"]'}) == EMPTY | {
+    assert list(extraction.canonical_record(SPEC, {"seller": "Ho", "kind": "bill"})) == list(SPEC.fields)
+    assert extraction.canonical_record(SPEC, EMPTY | {"total": 250.0, "pages": 2.0, "codes": '["x"]'}) == EMPTY | {
         "total": 250, "pages": 2, "codes": ["x"],
     }  # fmt: skip
 
@@ -173,7 +173,7 @@ def test_a_record_is_made_canonical() -> None:
 )
 def test_what_is_no_record_is_told_with_its_field(given: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError) as caught:
-        extraction.record(SPEC, EMPTY | given)
+        extraction.canonical_record(SPEC, EMPTY | given)
     assert told in str(caught.value)
 
 
@@ -200,7 +200,7 @@ def test_the_answer_to_any_record_is_what_the_grammar_takes_and_what_is_read_bac
 
 @pytest.mark.parametrize("seed", range(30))
 def test_whatever_the_grammar_lets_through_ends_and_is_a_record(seed: int) -> None:
-    written = written_at_random(extraction.grammar(SPEC), random.Random(seed))
+    written = sample_text(extraction.grammar(SPEC), random.Random(seed))
     assert extraction.parse(SPEC, written).problem is None
 
 
@@ -219,9 +219,9 @@ def test_whatever_the_grammar_lets_through_ends_and_is_a_record(seed: int) -> No
     ],
 )
 def test_the_grammar_takes_nothing_invented_too_long_or_out_of_order(wrong: str) -> None:
-    rest = extraction.answer(SPEC, EMPTY)[len('{"kind": "bill", "seller": "Ho", "total": ') :]
+    rest = extraction.answer_text(SPEC, EMPTY)[len('{"kind": "bill", "seller": "Ho", "total": ') :]
     assert not matches(extraction.grammar(SPEC), wrong + rest)
-    assert matches(extraction.grammar(SPEC), extraction.answer(SPEC, EMPTY))
+    assert matches(extraction.grammar(SPEC), extraction.answer_text(SPEC, EMPTY))
 
 
 @pytest.mark.parametrize(
@@ -244,12 +244,12 @@ def test_the_grammar_takes_nothing_invented_too_long_or_out_of_order(wrong: str)
     ],
 )
 def test_an_answer_that_is_no_record_has_a_reason(output: str, problem: str) -> None:
-    assert extraction.parse(SPEC, output) == Parsed(None, problem)
+    assert extraction.parse(SPEC, output) == ParsedAnswer(None, problem)
 
 
 def test_json_in_another_spelling_is_the_same_record() -> None:
     spelled = json.dumps(EMPTY | {"total": 12.0, "codes": [], "seller": "Hô "}, indent=2) + "\n"
-    assert extraction.parse(SPEC, spelled) == Parsed(EMPTY | {"total": 12, "seller": "Hô"})
+    assert extraction.parse(SPEC, spelled) == ParsedAnswer(EMPTY | {"total": 12, "seller": "Hô"})
 
 
 @settings(max_examples=200, deadline=None)
@@ -269,7 +269,7 @@ def test_the_parser_takes_what_the_schema_takes(value: Any) -> None:
 
 
 def test_the_score_against_a_worked_example() -> None:
-    spec = extraction.specify(task(normalizers={"seller": ["case"]}), {})
+    spec = extraction.make_spec(task(normalizers={"seller": ["case"]}), {})
     targets = [
         EMPTY | {"seller": "Ho", "codes": ["a", "b"]},
         EMPTY | {"seller": "Ann", "total": 5},
@@ -277,22 +277,22 @@ def test_the_score_against_a_worked_example() -> None:
         EMPTY | {"seller": "Cy"},
     ]
     answers = [
-        Parsed(EMPTY | {"seller": "HO", "codes": ["b", "a"]}),  # all right: case and order are evened out
-        Parsed(EMPTY | {"seller": "An", "total": 5}),  # seller wrong
-        Parsed(EMPTY | {"seller": "Bo", "pages": 1}),  # pages made up
-        Parsed(None, UNFINISHED),  # kind and seller not found
+        ParsedAnswer(EMPTY | {"seller": "HO", "codes": ["b", "a"]}),  # all right: case and order are evened out
+        ParsedAnswer(EMPTY | {"seller": "An", "total": 5}),  # seller wrong
+        ParsedAnswer(EMPTY | {"seller": "Bo", "pages": 1}),  # pages made up
+        ParsedAnswer(None, TRUNCATED),  # kind and seller not found
     ]
     score = extraction.score(spec, targets, answers)
     # Values: 10 wanted (kind 4, seller 4, total 1, codes 1), 9 said (3, 3, 1, 1 and pages), 7 right (3, 2, 1, 1).
     assert (score["n"], score["exact_match"], score["schema_valid"]) == (4, 0.25, 0.75)
     assert score["field_f1"] == pytest.approx(14 / 19)
-    assert (score["invalid"], score["wrong_value"]) == ({UNFINISHED: 1}, 2)
+    assert (score["invalid"], score["wrong_value"]) == ({TRUNCATED: 1}, 2)
     assert score["per_field"]["seller"] == {"precision": pytest.approx(2 / 3), "recall": 0.5, "f1": 4 / 7, "n": 4}
     assert score["per_field"]["pages"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "n": 0}
     assert score["per_field"]["codes"]["f1"] == 1.0
     assert "paid" not in score["per_field"]
-    assert extraction.headline(score) == {"exact_match": 0.25, "field_f1": score["field_f1"], "schema_valid": 0.75}
-    assert [name for name, _ in extraction.weakest(score)][:2] == ["pages", "seller"]
+    assert extraction.main_metrics(score) == {"exact_match": 0.25, "field_f1": score["field_f1"], "schema_valid": 0.75}
+    assert [name for name, _ in extraction.lowest_scoring(score)][:2] == ["pages", "seller"]
 
 
 def test_no_rows_is_no_score() -> None:
@@ -303,31 +303,31 @@ def test_no_rows_is_no_score() -> None:
 def test_training_ends_with_the_words_of_its_task(tmp_path: Path) -> None:
     recipe = load("extractor", (), "cpu").recipe
     run = runs.create(tmp_path, recipe, "digest", {}, tmp_path)
-    spec = extraction.specify(recipe.task, {})
-    target = extraction.record(spec, {"document_type": "order", "supplier": "Ho", "total": "9.00"})
-    right, half = Parsed(target), Parsed(target | {"supplier": "Hu"})
+    spec = extraction.make_spec(recipe.task, {})
+    target = extraction.canonical_record(spec, {"document_type": "order", "supplier": "Ho", "total": "9.00"})
+    right, half = ParsedAnswer(target), ParsedAnswer(target | {"supplier": "Hu"})
     scores = {
         "tuned": extraction.score(spec, [target] * 2, [right, half]),
-        "base": extraction.score(spec, [target] * 2, [half, Parsed(None, UNFINISHED)]),
+        "base": extraction.score(spec, [target] * 2, [half, ParsedAnswer(None, TRUNCATED)]),
     }
-    runs.start(run, "train", {})
-    runs.end(run, "train", "done", "done", validation=scores)
-    assert launch.summary(run)[1:] == [
+    runs.start_stage(run, "train", {})
+    runs.end_stage(run, "train", "done", "done", validation=scores)
+    assert launch.summary_lines(run)[1:] == [
         "tuned     exact match 50.0%, field F1 83.3%, schema valid 100.0%  (2 validation rows)",
         "untuned   exact match 0.0%, field F1 44.4%, schema valid 50.0%  (the same base before training)",
     ]
-    card = adapter.card(run, recipe, scores, {"rows": 3, "sha256": "0123abcd"})
+    card = adapter.model_card(run, recipe, scores, {"rows": 3, "sha256": "0123abcd"})
     assert "| field F1 | 83.3% | 44.4% |" in card
     assert "Weakest fields by F1: supplier (50%), document_type (100%), total (100%)." in card
-    assert worker.headline(extraction, scores)["validation/untuned_schema_valid"] == 0.5
+    assert worker.wandb_headline(extraction, scores)["validation/untuned_schema_valid"] == 0.5
 
 
 def test_an_answer_has_room_for_half_as_much_again_and_serving_is_told() -> None:
-    assert worker.max_answer_tokens([Row("a", [1], ([2] * 10,))]) == chat_template.LEAST_ANSWER_TOKENS
-    assert worker.max_answer_tokens([Row("a", [1], ([2] * 10, [2] * 101))]) == 152
+    assert worker.max_answer_tokens([TokenizedRow("a", [1], ([2] * 10,))]) == chat_template.MIN_ANSWER_TOKENS
+    assert worker.max_answer_tokens([TokenizedRow("a", [1], ([2] * 10, [2] * 101))]) == 152
     recipe = load("extractor", (), "cpu").recipe
-    spec = extraction.specify(recipe.task, {})
-    prompt = adapter.prompt(recipe, chat_template.rendering_of(recipe.model), spec, 152)
+    spec = extraction.make_spec(recipe.task, {})
+    prompt = adapter.build_prompt_spec(recipe, chat_template.load_rendering(recipe.model), spec, 152)
     assert prompt["max_answer_tokens"] == 152
     # What is on disk is enough to ask, to constrain and to read as training did.
     on_disk = json.loads(json.dumps(prompt))["task"]
@@ -337,7 +337,7 @@ def test_an_answer_has_room_for_half_as_much_again_and_serving_is_told() -> None
 
 @pytest.mark.slow
 def test_one_command_trains_an_extraction_and_leaves_what_serving_needs(python: Command, tmp_path: Path) -> None:
-    rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in purchase_documents.documents(120, seed=5))
+    rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in purchase_documents.generate_documents(120, seed=5))
     (tmp_path / "documents.jsonl").write_text("".join(rows), encoding="utf-8")
     committed = (RECIPES / "extractor.yaml").read_text(encoding="utf-8")
     recipe = tmp_path / "mine.yaml"
@@ -350,20 +350,20 @@ def test_one_command_trains_an_extraction_and_leaves_what_serving_needs(python: 
     prompt = atomic_files.read_json(run / "adapter" / "prompt.json")
     score = atomic_files.read_json(run / "manifest.json")["stages"]["train"]["metrics"]["validation"]["tuned"]
     # The grammar lets no other problem through than an answer that did not end.
-    assert set(score["invalid"]) <= {UNFINISHED}
+    assert set(score["invalid"]) <= {TRUNCATED}
     probes = list(atomic_files.read_jsonl(run / "reference.jsonl"))
     assert all(len(one["token_ids"]) <= prompt["max_answer_tokens"] for one in probes)
 
 
 def test_every_receipt_of_sroie_is_a_record_of_its_recipe(sroie: Path) -> None:
-    spec = extraction.specify(load("sroie", (), "cpu").recipe.task, {})
+    spec = extraction.make_spec(load("sroie", (), "cpu").recipe.task, {})
     rows = [row for name in ("train", "test") for row in atomic_files.read_jsonl(sroie / f"{name}.jsonl")]
-    records = [extraction.record(spec, row["target"]) for row in rows]
+    records = [extraction.canonical_record(spec, row["target"]) for row in rows]
     assert len(records) == 626 + 361
     assert sum(one["address"] is None for one in records) == 1
     assert sum(one["total"] is None for one in records) == 1
     grammar = extraction.grammar(spec)
-    assert all(matches(grammar, extraction.answer(spec, one)) for one in records[:20])
+    assert all(matches(grammar, extraction.answer_text(spec, one)) for one in records[:20])
     # Every date and every total can be read.
     assert all(len(normalize(one["date"], ["date_dmy"])) == len("2018-04-02") for one in records)
     assert all(normalize(one["total"], ["amount"])[-3] == "." for one in records if one["total"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insource.tasks.records.field_confidence import least_of_fields, value_ends
+from insource.tasks.records.field_confidence import find_value_ends, lowest_field_log_probability
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.text(max_size=8),
@@ -21,9 +21,9 @@ records = st.dictionaries(st.text(max_size=6), values, min_size=1, max_size=6)
 def test_a_record_as_the_module_tells_it() -> None:
     tokens = ['{"', "number", '": "', "204", "17", '", "', "due", '": ', "null", "}", "<|im_end|>"]
     told = [0.0, 0.0, 0.0, -0.1, -0.2, 0.0, 0.0, 0.0, -1.2, 0.0, 0.0]
-    assert least_of_fields(tokens, told) == pytest.approx(-1.2)
+    assert lowest_field_log_probability(tokens, told) == pytest.approx(-1.2)
     told[8] = -0.1
-    assert least_of_fields(tokens, told) == pytest.approx(-0.3), "the parts of one value are added"
+    assert lowest_field_log_probability(tokens, told) == pytest.approx(-0.3), "the parts of one value are added"
 
 
 @given(records, st.data(), st.booleans())
@@ -31,7 +31,7 @@ def test_however_it_is_cut_each_field_has_what_was_decided_in_it(
     record: dict[str, Any], data: st.DataObject, spaced: bool
 ) -> None:
     text = json.dumps(record, ensure_ascii=False, indent=2 if spaced else None)
-    ends = value_ends(text)
+    ends = find_value_ends(text)
     assert len(ends) == len(record)
     for (start, end), (name, value) in zip(pairwise([0, *ends]), record.items(), strict=True):
         assert json.loads("{" + text[start:end].lstrip("{, \n") + "}") == {name: value}
@@ -42,8 +42,8 @@ def test_however_it_is_cut_each_field_has_what_was_decided_in_it(
     starts = [0, *cuts]
     holder = max(at for at, start in enumerate(starts) if start < ends[chosen])
     told = [-2.0 if at == holder else 0.0 for at in range(len(tokens))]
-    assert least_of_fields(tokens, told) == -2.0
-    assert least_of_fields(tokens, [-1.0] * len(tokens)) <= -1.0 * len(tokens) / len(ends) + 1e-9  # type: ignore[operator]
+    assert lowest_field_log_probability(tokens, told) == -2.0
+    assert lowest_field_log_probability(tokens, [-1.0] * len(tokens)) <= -1.0 * len(tokens) / len(ends) + 1e-9  # type: ignore[operator]
 
 
 NO_RECORDS = ["billing_dispute", '["a", "b"]', "{}", '{"a": 1', '{"a" 1}', '{"a": 1 "b": 2}', '{"a": 1,}', "", " ", "{"]
@@ -51,5 +51,5 @@ NO_RECORDS = ["billing_dispute", '["a", "b"]', "{}", '{"a": 1', '{"a" 1}', '{"a"
 
 @pytest.mark.parametrize("text", [*NO_RECORDS, '{"a": ' + "[" * 100_000])
 def test_what_is_no_record_has_no_field(text: str) -> None:
-    assert value_ends(text) == []
-    assert least_of_fields(list(text), [-0.1] * len(text)) is None
+    assert find_value_ends(text) == []
+    assert lowest_field_log_probability(list(text), [-0.1] * len(text)) is None

@@ -12,26 +12,26 @@ from hypothesis import strategies as st
 
 from data_prep import prepare
 from data_prep.readers.source_row import SourceRow
-from data_prep.rows.data_row import Rejected, Row, row_of
+from data_prep.rows.data_row import Rejected, Row, make_row
 from demo_data import support_chats
 from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
 from insource.config.recipe import Recipe
 from insource.config.schema.data import SPLITS, Task
 from insource.system import atomic_files
-from insource.tasks import KINDS, generation, in_figures
-from insource.tasks.parsed_answer import UNFINISHED, Parsed
+from insource.tasks import TASKS, format_metrics, generation
+from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from tests.conftest import Command
 
-SPEC = generation.specify(Task(kind="generation", instruction="Sum up the message."), {})
+SPEC = generation.make_spec(Task(kind="generation", instruction="Sum up the message."), {})
 
 
 def rouge_l(target: str, answer: str) -> float:
-    return generation.row_scores(SPEC, [target], [Parsed(answer)])[0]["rouge_l"]
+    return generation.score_rows(SPEC, [target], [ParsedAnswer(answer)])[0]["rouge_l"]
 
 
 def chrf(target: str, answer: str) -> float:
-    return generation.row_scores(SPEC, [target], [Parsed(answer)])[0]["chrf"]
+    return generation.score_rows(SPEC, [target], [ParsedAnswer(answer)])[0]["chrf"]
 
 
 def test_the_prompt_is_the_instruction_and_the_input_last_and_nothing_constrains_the_answer() -> None:
@@ -39,12 +39,12 @@ def test_the_prompt_is_the_instruction_and_the_input_last_and_nothing_constrains
     assert generation.messages(SPEC, {"text": "where is it?"}) == [{"role": "user", "content": content}]
     assert generation.grammar(SPEC) is None
     assert generation.output_schema(SPEC) is None
-    assert generation.answer(SPEC, "Late.") == "Late."
+    assert generation.answer_text(SPEC, "Late.") == "Late."
 
 
 def test_an_output_is_clean_text_or_empty() -> None:
-    assert generation.parse(SPEC, " Hub:\u00a0silent. \r\n") == Parsed("Hub: silent.")
-    assert generation.parse(SPEC, " \n") == Parsed(None, generation.EMPTY)
+    assert generation.parse(SPEC, " Hub:\u00a0silent. \r\n") == ParsedAnswer("Hub: silent.")
+    assert generation.parse(SPEC, " \n") == ParsedAnswer(None, generation.EMPTY_ANSWER)
 
 
 @pytest.mark.parametrize(
@@ -88,24 +88,29 @@ def test_chrf_is_what_is_computed_by_hand(target: str, answer: str, wanted: floa
 
 def test_the_score_against_a_worked_example() -> None:
     targets = ["a b c d", "police killed the gunman", "hub: silent", "xx"]
-    answers = [Parsed("a b c d"), Parsed("police kill the gunman"), Parsed(None, UNFINISHED), Parsed(None, "empty")]
+    answers = [
+        ParsedAnswer("a b c d"),
+        ParsedAnswer("police kill the gunman"),
+        ParsedAnswer(None, TRUNCATED),
+        ParsedAnswer(None, "empty"),
+    ]
     score = generation.score(SPEC, targets, answers)
     assert score["n"] == 4
     # What could not be read stays in the count.
     assert score["rouge_l"] == pytest.approx((1 + 0.75) / 4)
     assert score["exact_match"] == 0.25
-    assert score["invalid"] == {"empty": 1, UNFINISHED: 1}
+    assert score["invalid"] == {"empty": 1, TRUNCATED: 1}
     assert score["length_ratio"] == pytest.approx((1 + 22 / 24) / 2)
-    assert in_figures(generation.headline(score)).startswith("ROUGE-L 43.8%, chrF ")
-    assert set(generation.row_scores(SPEC, targets, answers)[0]) == set(generation.headline(score))
+    assert format_metrics(generation.main_metrics(score)).startswith("ROUGE-L 43.8%, chrF ")
+    assert set(generation.score_rows(SPEC, targets, answers)[0]) == set(generation.main_metrics(score))
 
 
 def test_the_weakest_are_lengths_and_slices_by_rouge_l() -> None:
-    targets, answers = ["a b", "c d e", "f g h i"], [Parsed("a b"), Parsed("x"), Parsed("f g")]
+    targets, answers = ["a b", "c d e", "f g h i"], [ParsedAnswer("a b"), ParsedAnswer("x"), ParsedAnswer("f g")]
     score = generation.score(SPEC, targets, answers)
-    assert generation.weakest(score)[0] == ("targets of 4 to 5 characters", 0.0)
+    assert generation.lowest_scoring(score)[0] == ("targets of 4 to 5 characters", 0.0)
     score["slices"] = {"channel": {"email": {"n": 1, "rouge_l": 0.25}}}
-    assert generation.weakest(score)[1] == ("channel email", 0.25)
+    assert generation.lowest_scoring(score)[1] == ("channel email", 0.25)
 
 
 def test_no_rows_is_no_score() -> None:
@@ -118,9 +123,11 @@ visible = st.text(min_size=1, max_size=40).map(lambda text: generation.parse(SPE
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(visible, visible), min_size=1, max_size=7))
-def test_scores_stay_within_0_and_1_and_are_1_for_the_target_itself(pairs: list[tuple[Parsed, Parsed]]) -> None:
+def test_scores_stay_within_0_and_1_and_are_1_for_the_target_itself(
+    pairs: list[tuple[ParsedAnswer, ParsedAnswer]],
+) -> None:
     targets = [target.value for target, _ in pairs]
-    for row in generation.row_scores(SPEC, targets, [answer for _, answer in pairs]):
+    for row in generation.score_rows(SPEC, targets, [answer for _, answer in pairs]):
         assert all(0 <= value <= 1 + 1e-9 for value in row.values())
     perfect = generation.score(SPEC, targets, [target for target, _ in pairs])
     assert [perfect[name] for name in ("rouge_l", "chrf", "exact_match", "length_ratio")] == pytest.approx([1.0] * 4)
@@ -130,7 +137,7 @@ def test_scores_stay_within_0_and_1_and_are_1_for_the_target_itself(pairs: list[
 def test_the_demo_is_what_its_generator_writes_and_no_baseline_sums_it_up(python: Command) -> None:
     committed = (RECIPES.parent / "demo_data" / "support_chats.jsonl").read_text(encoding="utf-8")
     assert python("demo_data.support_chats").stdout == committed
-    rows = list(support_chats.conversations(200))
+    rows = list(support_chats.generate_conversations(200))
     targets = [row["summary"] for row in rows]
     first = [re.split(r"(?<=[.!?])\s", row["text"].split(": ", 1)[-1])[0] for row in rows]
     baselines = {
@@ -280,11 +287,11 @@ anything = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(st.fixed_dictionaries({}, optional={"text": anything, "target": anything}))
 def test_any_row_is_used_or_rejected(values: dict[str, Any]) -> None:
-    found = row_of(SourceRow("rows.jsonl", 1, values), any_columns())
+    found = make_row(SourceRow("rows.jsonl", 1, values), any_columns())
     if isinstance(found, Rejected):
         assert found.reason in {"no_text", "bad_text", "no_answer", "bad_answer", "nul_byte", "lone_surrogate"}
         return
     assert isinstance(found, Row)
-    target = KINDS["generation"].target_of(found.target)
-    assert generation.parse(SPEC, target) == Parsed(target)
+    target = TASKS["generation"].parse_target(found.target)
+    assert generation.parse(SPEC, target) == ParsedAnswer(target)
     assert found.text

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from compare.systems import linear_baseline
 from data_prep.report import console
-from insource.backends.wire.json_schema import fitting, unwrapped, wrapped
+from insource.backends.wire.json_schema import restrict_keywords, unwrap_answer, wrap_in_object
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.schema.data import SPLITS
 from insource.stats import metric_stats
 from insource.system import atomic_files
-from insource.tasks import in_figures, multilabel
-from insource.tasks.parsed_answer import UNFINISHED, Parsed
+from insource.tasks import format_metrics, multilabel
+from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tracking.run import Run
 from tests.data_prep.test_data_faults import prepared, put
 from tests.data_prep.test_label_identity import TOPICS, texts
@@ -67,17 +67,17 @@ def test_the_grammar_takes_each_set_in_one_spelling_and_nothing_else() -> None:
         grammar = multilabel.grammar(spec)
         for size in range(4):
             for chosen in combinations(LABELS, size):
-                assert matches(grammar, multilabel.answer(spec, chosen)) is (size > 0 or spec.may_be_empty)
+                assert matches(grammar, multilabel.answer_text(spec, chosen)) is (size > 0 or spec.may_be_empty)
                 others = [order for order in permutations(chosen) if order != chosen]
-                assert not any(matches(grammar, multilabel.answer(spec, order)) for order in others)
+                assert not any(matches(grammar, multilabel.answer_text(spec, order)) for order in others)
         for text in ('["late", "late"]', '["other"]', '["late",]', '["late" "réclamé"]', '"late"', '["late"', "late"):
             assert not matches(grammar, text), text
 
 
 def test_an_answer_is_read_in_any_order_and_spelling_and_anything_else_is_told_apart() -> None:
-    assert multilabel.parse(SPEC, ' ["réclamé", "LATE", "late"]\n') == Parsed(["late", "réclamé"])
-    assert multilabel.parse(SPEC, "[]") == Parsed([])
-    assert multilabel.parse(STRICT, "[]") == Parsed(None, "wrong_schema")
+    assert multilabel.parse(SPEC, ' ["réclamé", "LATE", "late"]\n') == ParsedAnswer(["late", "réclamé"])
+    assert multilabel.parse(SPEC, "[]") == ParsedAnswer([])
+    assert multilabel.parse(STRICT, "[]") == ParsedAnswer(None, "wrong_schema")
     for text, problem in (
         ("late", "not_json"),
         ('["late"', "not_json"),
@@ -87,21 +87,21 @@ def test_an_answer_is_read_in_any_order_and_spelling_and_anything_else_is_told_a
         ('["late", null]', "wrong_schema"),
         ('["late", "lost"]', "not_a_label"),
     ):
-        assert multilabel.parse(SPEC, text) == Parsed(None, problem), text
+        assert multilabel.parse(SPEC, text) == ParsedAnswer(None, problem), text
 
 
 def test_the_score_against_a_worked_example() -> None:
     targets = [["late", "réclamé"], ["late"], [], ["réclamé"]]
-    answers = [Parsed(["late"]), Parsed(["late", 'to"rn']), Parsed([]), Parsed(None, UNFINISHED)]
+    answers = [ParsedAnswer(["late"]), ParsedAnswer(["late", 'to"rn']), ParsedAnswer([]), ParsedAnswer(None, TRUNCATED)]
     score = multilabel.score(SPEC, targets, answers)
     # Right 2, said 3, wanted 4. late 2 of 2 and 2; réclamé 0 of 0 and 2; torn said once, never wanted.
     assert score["micro_f1"] == pytest.approx(2 * 2 / (3 + 4))
     assert score["macro_f1"] == pytest.approx((1 + 0 + 0) / 3)
-    assert score["exact_match"] == 0.25 and score["invalid"] == {UNFINISHED: 1} and score["n"] == 4
+    assert score["exact_match"] == 0.25 and score["invalid"] == {TRUNCATED: 1} and score["n"] == 4
     assert score["per_class"]["late"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "n": 2}
     assert score["per_class"]["réclamé"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "n": 2}
-    assert in_figures(multilabel.headline(score)) == "micro-F1 57.1%, macro-F1 33.3%, exact match 25.0%"
-    assert multilabel.weakest(score)[-1] == ("late", 1.0)
+    assert format_metrics(multilabel.main_metrics(score)) == "micro-F1 57.1%, macro-F1 33.3%, exact match 25.0%"
+    assert multilabel.lowest_scoring(score)[-1] == ("late", 1.0)
     with pytest.raises(ValueError, match="no rows"):
         multilabel.score(SPEC, [], [])
 
@@ -112,8 +112,8 @@ def test_the_figures_are_scikit_learns(found: list[tuple[set[str], set[str] | No
     from sklearn.metrics import accuracy_score, f1_score
 
     targets = [canonical(wanted) for wanted, _ in found]
-    answers = [Parsed(None, "not_json") if said is None else Parsed(canonical(said)) for _, said in found]
-    tallies = multilabel.tallies(SPEC, targets, answers)
+    answers = [ParsedAnswer(None, "not_json") if said is None else ParsedAnswer(canonical(said)) for _, said in found]
+    tallies = multilabel.compute_metric_stats(SPEC, targets, answers)
     wanted, said = ([[int(label in row) for label in LABELS] for row in side] for side in
                     (targets, [one.value or [] for one in answers]))  # fmt: skip
     occurring = [at for at in range(3) if any(row[at] for row in wanted + said)]
@@ -125,37 +125,41 @@ def test_the_figures_are_scikit_learns(found: list[tuple[set[str], set[str] | No
     if all(one.problem is None for one in answers):
         assert tallies["exact_match"].figure() == pytest.approx(accuracy_score(wanted, said))
     score = multilabel.score(SPEC, targets, answers)
-    assert multilabel.headline(score) == {name: one.figure() for name, one in tallies.items()}
+    assert multilabel.main_metrics(score) == {name: one.figure() for name, one in tallies.items()}
 
 
 def test_a_resample_of_label_sets_is_the_sum_of_its_rows() -> None:
     wanted, said = [{0}, {0, 1}, set(), {2}], [{0}, {1}, {2}, set()]
-    whole = metric_stats.of_label_sets(wanted, said, 3)
+    whole = metric_stats.multilabel_macro_f1_metric(wanted, said, 3)
     drawn = [1, 1, 3]
-    again = metric_stats.of_label_sets([wanted[at] for at in drawn], [said[at] for at in drawn], 3)
+    again = metric_stats.multilabel_macro_f1_metric([wanted[at] for at in drawn], [said[at] for at in drawn], 3)
     assert whole.at(drawn).figure() == pytest.approx(again.figure())
 
 
 def test_a_closed_model_gets_an_object_with_the_array_and_is_read_without_it() -> None:
     schema = multilabel.output_schema(STRICT)
-    sent = fitting(wrapped(schema), frozenset({"type", "properties", "required", "additionalProperties", "items",
-                                               "enum", "maxItems"}))  # fmt: skip
+    sent = restrict_keywords(
+        wrap_in_object(schema),
+        frozenset({"type", "properties", "required", "additionalProperties", "items", "enum", "maxItems"}),
+    )
     assert sent["properties"]["answer"]["items"]["enum"] == list(LABELS)
     assert "uniqueItems" not in sent["properties"]["answer"] and "no entry twice" in str(sent)
-    answer = unwrapped(schema, '{"answer": ["réclamé", "late"]}')
-    assert multilabel.parse(STRICT, answer) == Parsed(["late", "réclamé"])
-    assert multilabel.parse(STRICT, unwrapped(schema, '{"answers": ["late"]}')) == Parsed(None, "wrong_schema")
+    answer = unwrap_answer(schema, '{"answer": ["réclamé", "late"]}')
+    assert multilabel.parse(STRICT, answer) == ParsedAnswer(["late", "réclamé"])
+    assert multilabel.parse(STRICT, unwrap_answer(schema, '{"answers": ["late"]}')) == ParsedAnswer(
+        None, "wrong_schema"
+    )
 
 
 def test_answers_that_one_has_are_read_as_the_rows_are() -> None:
-    read = multilabel.given_answers(SPEC, True, ";")
+    read = multilabel.make_answer_reader(SPEC, True, ";")
     for given_ in (["réclamé", "Late"], '["réclamé", "Late"]', "réclamé; Late", "réclamé;late;"):
         assert read(given_) == '["late", "réclamé"]'
     assert read("") == "[]" and read("lost; late") == '["late", "lost"]'
     assert read("['late' 'réclamé']") == "['late' 'réclamé']"
     assert read("['late',\n 'réclamé']") == '["late", "réclamé"]'
-    assert multilabel.given_answers(SPEC, True)("late; réclamé") == "late; réclamé"
-    assert multilabel.given_answers(SPEC, False)(["Late"]) == '["Late"]'
+    assert multilabel.make_answer_reader(SPEC, True)("late; réclamé") == "late; réclamé"
+    assert multilabel.make_answer_reader(SPEC, False)(["Late"]) == '["Late"]'
 
 
 # The linear model beside it.
@@ -170,12 +174,12 @@ def test_one_vs_rest_finds_each_label_by_itself() -> None:
     train = [row("it came late", "late"), row("the box is torn", "torn"), row("late and torn", "late", "torn")] * 4
     train += [row("thank you very much"), row("have a good day")] * 4
     asked = [row(text) for text in ("late again and torn again", "thank you", "my parcel was late")]
-    found = linear_baseline.sets(train, asked, labels, may_be_empty=True)
+    found = linear_baseline.predict_label_sets(train, asked, labels, may_be_empty=True)
     assert [json.loads(one.output) for one in found] == [["late", "torn", "always"], ["always"], ["late", "always"]]
     assert all(one.log_probability is not None and one.log_probability < 0 for one in found)
     bare = [{**one, "target": one["target"][:-1]} for one in train]
     for may_be_empty in (True, False):
-        (one,) = linear_baseline.sets(bare, [row("thank you")], labels[:3], may_be_empty)
+        (one,) = linear_baseline.predict_label_sets(bare, [row("thank you")], labels[:3], may_be_empty)
         assert (one.output == "[]") is may_be_empty
 
 
@@ -218,7 +222,7 @@ def test_labels_come_as_lists_as_json_or_with_a_separator(tmp_path: Path, write:
             assert report["labels"][label][name] == sum(label in row["target"] for row in splits[name])
     sizes = {str(size): sum(len(row["target"]) == size for row in written) for size in range(4)}
     assert report["labels_per_row"] == {"may_be_empty": True, "rows": sizes}
-    told = console.summary(report, "prepared")
+    told = console.format_summary(report, "prepared")
     assert f"labels a row: 0: {sizes['0']} rows" in told and "labels are not doubted" in told
     assert report["suspects"]["found"] == 0 and "several labels" in report["suspects"]["why_none"]
     page = next((tmp_path / "runs" / ".data").glob("*/data.html")).read_text(encoding="utf-8")
@@ -412,9 +416,9 @@ def test_several_labels_are_trained_served_by_vllm_and_compared(tmp_path: Path) 
         encoding="utf-8",
     )
     runs = tmp_path / "runs"
-    for stage, *words in (("train", *commands.TRAINED), ("train.export", "export.quantize=none"),
+    for stage, *words in (("train", *commands.TRAIN_SETTINGS), ("train.export", "export.quantize=none"),
                           ("compare", "export.quantize=none")):  # fmt: skip
-        answer = commands.call(runs, stage, recipe, *words)
+        answer = commands.run_command(runs, stage, recipe, *words)
         assert answer.returncode == 0, answer.stderr
     here = Run((runs / "topics" / "latest").resolve())
     prompt = atomic_files.read_json(here.folder / "adapter" / "prompt.json")

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from data_prep.report import console
-from insource.backends.wire.json_schema import fitting
+from insource.backends.wire.json_schema import restrict_keywords
 from insource.config.schema.data import SPLITS
 from insource.system import atomic_files
 from insource.tasks import extraction
-from insource.tasks.parsed_answer import Parsed
+from insource.tasks.parsed_answer import ParsedAnswer
 from insource.tasks.records import record_counts
 from insource.tracking.run import Run
 from tests.data_prep.test_data_faults import prepared, put
 from tests.data_prep.test_label_identity import texts
 from tests.helpers import commands
-from tests.helpers.grammars import check_spelling, matches, written_at_random
+from tests.helpers.grammars import check_spelling, matches, sample_text
 from tests.insource.tasks.test_extraction import task
 
 ITEM = {
@@ -52,8 +52,8 @@ SCHEMA: dict[str, Any] = {
     "required": ["kind"],
 }  # fmt: skip
 NORMALIZERS: dict[str, list[str]] = {"line_items.price": ["amount"], "line_items.name": ["case"]}
-NULL = extraction.specify(task(SCHEMA, normalizers=NORMALIZERS), {})
-OMIT = extraction.specify(task(SCHEMA, normalizers=NORMALIZERS, absent="omit"), {})
+NULL = extraction.make_spec(task(SCHEMA, normalizers=NORMALIZERS), {})
+OMIT = extraction.make_spec(task(SCHEMA, normalizers=NORMALIZERS, absent="omit"), {})
 SPECS = (NULL, OMIT)
 
 
@@ -156,7 +156,7 @@ def test_the_answer_to_any_record_is_what_the_grammar_takes_and_what_is_read_bac
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_the_grammar_lets_through_ends_and_is_a_record(seed: int) -> None:
     spec = SPECS[seed % 2]
-    written = written_at_random(extraction.grammar(spec), random.Random(seed))
+    written = sample_text(extraction.grammar(spec), random.Random(seed))
     assert extraction.parse(spec, written).problem is None
     if spec is OMIT and not any(end in written for end in ('" "', '"\\')):
         jsonschema.validate(json.loads(written), extraction.output_schema(spec))
@@ -164,15 +164,17 @@ def test_whatever_the_grammar_lets_through_ends_and_is_a_record(seed: int) -> No
 
 def test_an_answer_has_the_given_fields_alone() -> None:
     target = of(item("nail", 2), item(price="9"), total=4)
-    assert extraction.answer(OMIT, target) == (
+    assert extraction.answer_text(OMIT, target) == (
         '{"kind": "bill", "line_items": [{"name": "nail", "amount": 2}, {"price": "9"}], "total": 4}'
     )
     for spec in SPECS:
         # A closed model that must give every key gives null, and is read alike.
-        assert extraction.parse(OMIT, extraction.answer(spec, target)) == Parsed(target)
-    assert extraction.parse(NULL, extraction.answer(OMIT, target)) == Parsed(None, "wrong_schema")
-    assert extraction.parse(OMIT, '{"total": 4}') == Parsed(None, "wrong_schema")
-    assert extraction.score(OMIT, [target], [Parsed(target)]) == extraction.score(NULL, [target], [Parsed(target)])
+        assert extraction.parse(OMIT, extraction.answer_text(spec, target)) == ParsedAnswer(target)
+    assert extraction.parse(NULL, extraction.answer_text(OMIT, target)) == ParsedAnswer(None, "wrong_schema")
+    assert extraction.parse(OMIT, '{"total": 4}') == ParsedAnswer(None, "wrong_schema")
+    assert extraction.score(OMIT, [target], [ParsedAnswer(target)]) == extraction.score(
+        NULL, [target], [ParsedAnswer(target)]
+    )
 
 
 def test_the_omitting_grammar_takes_no_null_no_comma_too_many_and_no_other_order() -> None:
@@ -190,7 +192,7 @@ def test_the_omitting_grammar_takes_no_null_no_comma_too_many_and_no_other_order
     ):
         assert not matches(grammar, wrong), wrong
     every = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
-    free = extraction.grammar(extraction.specify(task(every, absent="omit"), {}))
+    free = extraction.grammar(extraction.make_spec(task(every, absent="omit"), {}))
     for answer in ("{}", '{"a": 1}', '{"b": 1}', '{"a": 1, "b": 2}'):
         assert matches(free, answer), answer
 
@@ -198,12 +200,12 @@ def test_the_omitting_grammar_takes_no_null_no_comma_too_many_and_no_other_order
 def test_strict_providers_are_asked_for_every_key_and_may_answer_null() -> None:
     keywords = frozenset({"type", "properties", "required", "additionalProperties", "items", "enum", "anyOf"})
     assert extraction.output_schema(OMIT)["required"] == ["kind"]
-    sent = fitting(extraction.output_schema(OMIT), keywords, one_type=True)
+    sent = restrict_keywords(extraction.output_schema(OMIT), keywords, one_type=True)
     assert sent["required"] == ["kind", "seller", "line_items", "total"]
     seller, nothing = sent["properties"]["seller"]["anyOf"]
     assert seller["required"] == ["name", "towns"] and nothing == {"type": "null"}
     assert seller["additionalProperties"] is False
-    assert fitting(extraction.output_schema(OMIT), None) == extraction.output_schema(OMIT)
+    assert restrict_keywords(extraction.output_schema(OMIT), None) == extraction.output_schema(OMIT)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +222,7 @@ def test_strict_providers_are_asked_for_every_key_and_may_answer_null() -> None:
     ],
 )
 def test_an_answer_that_is_no_record_has_a_reason(output: Any, problem: str) -> None:
-    assert extraction.parse(NULL, json.dumps(output)) == Parsed(None, problem)
+    assert extraction.parse(NULL, json.dumps(output)) == ParsedAnswer(None, problem)
 
 
 def test_a_record_is_canonical_at_every_depth() -> None:
@@ -230,7 +232,9 @@ def test_a_record_is_canonical_at_every_depth() -> None:
         "line_items": [{"price": "2", "amount": "3", "name": ""}, {"name": " "}, {}],
         "total": "4.0",
     }
-    assert extraction.record(NULL, given_) == of(item(None, 3, "2"), seller={"name": "Ho", "towns": None}, total=4)
+    assert extraction.canonical_record(NULL, given_) == of(
+        item(None, 3, "2"), seller={"name": "Ho", "towns": None}, total=4
+    )
     for wrong, told in (
         ({"seller": {"towns": ["x"]}}, "field seller: name: is missing, and it is required"),
         (
@@ -244,7 +248,7 @@ def test_a_record_is_canonical_at_every_depth() -> None:
         ({"line_items": {"name": "x"}}, "field line_items: given {'name': 'x'}, allowed: a list of at most 3"),
     ):
         with pytest.raises(ValueError) as caught:
-            extraction.record(NULL, {"kind": "bill", **wrong})
+            extraction.canonical_record(NULL, {"kind": "bill", **wrong})
         assert told in str(caught.value)
 
 
@@ -254,7 +258,7 @@ def test_a_record_is_canonical_at_every_depth() -> None:
 def test_items_are_assigned_so_that_most_values_are_right_in_any_order() -> None:
     target = of(item("nail", 2, "1.50"), item("saw", 1, "9"), item("glue", 1))
     said = of(item("Saw", 1, "8"), item("NAIL", 2, "1,50 €"), seller={"name": "Ho", "towns": None})
-    score = extraction.score(NULL, [target], [Parsed(said)])
+    score = extraction.score(NULL, [target], [ParsedAnswer(said)])
     # nail: 3 of 3; saw: name and amount of 3; glue: neither of its 2. The seller was made up.
     assert score["per_field"]["line_items.name"] == {
         "precision": 1.0,
@@ -268,46 +272,46 @@ def test_items_are_assigned_so_that_most_values_are_right_in_any_order() -> None
     # Right 6 (kind, 5 of the items), said 8, wanted 9.
     assert score["field_f1"] == pytest.approx(2 * 6 / (8 + 9)) and score["exact_match"] == 0
     for order in permutations(target["line_items"]):
-        assert extraction.score(NULL, [target], [Parsed(of(*order))])["exact_match"] == 1
+        assert extraction.score(NULL, [target], [ParsedAnswer(of(*order))])["exact_match"] == 1
 
 
 def test_an_item_too_many_and_one_said_twice_are_no_exact_match() -> None:
     target = of(item("nail", 2))
     for said in (of(item("nail", 2), item("nail", 2)), of(item("nail", 2), item("saw")), of()):
-        score = extraction.score(NULL, [target], [Parsed(said)])
+        score = extraction.score(NULL, [target], [ParsedAnswer(said)])
         assert score["exact_match"] == 0 and score["field_f1"] < 1
-    empty = extraction.score(NULL, [of()], [Parsed(of())])
+    empty = extraction.score(NULL, [of()], [ParsedAnswer(of())])
     assert empty["exact_match"] == 1 and empty["per_item"] == {}
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(items, max_size=3), st.lists(items, max_size=3))
 def test_the_assignment_is_the_best_of_all(wanted: list[Any], said: list[Any]) -> None:
-    one, other = (extraction.record(NULL, {"kind": "bill", "line_items": side}) for side in (wanted, said))
-    found = record_counts.of_record(NULL.fields, one, other, NULL.normalizers)
+    one, other = (extraction.canonical_record(NULL, {"kind": "bill", "line_items": side}) for side in (wanted, said))
+    found = record_counts.count_record(NULL.fields, one, other, NULL.normalizers)
     rows, answers = one["line_items"] or [], other["line_items"] or []
     short, long = sorted((rows, answers), key=len)
     inside = NULL.fields["line_items"]["items"]["properties"]
 
     def right(a: Any, b: Any) -> int:
-        return record_counts.of_record(inside, a, b, NULL.normalizers, "line_items.").right
+        return record_counts.count_record(inside, a, b, NULL.normalizers, "line_items.").right
 
     best = max(sum(right(a, b) for a, b in zip(short, order, strict=True)) for order in permutations(long, len(short)))
     assert found.right == best + 1  # and the kind
-    assert found.same == (extraction.comparable_record(NULL, one) == extraction.comparable_record(NULL, other))
-    mirrored = record_counts.of_record(NULL.fields, other, one, NULL.normalizers)
+    assert found.same == (extraction.record_equality_key(NULL, one) == extraction.record_equality_key(NULL, other))
+    mirrored = record_counts.count_record(NULL.fields, other, one, NULL.normalizers)
     assert mirrored.right == found.right and mirrored.same == found.same
 
 
 def test_the_order_of_items_counts_where_the_schema_says_so() -> None:
     schema = json.loads(json.dumps(SCHEMA))
     schema["properties"]["line_items"]["ordered"] = True
-    spec = extraction.specify(task(schema), {})
+    spec = extraction.make_spec(task(schema), {})
     target, turned = of(item("nail", 2), item("saw", 1)), of(item("saw", 1), item("nail", 2))
-    assert extraction.score(spec, [target], [Parsed(target)])["exact_match"] == 1
-    score = extraction.score(spec, [target], [Parsed(turned)])
+    assert extraction.score(spec, [target], [ParsedAnswer(target)])["exact_match"] == 1
+    score = extraction.score(spec, [target], [ParsedAnswer(turned)])
     assert score["exact_match"] == 0 and score["per_item"]["line_items"]["f1"] == 0
-    assert extraction.comparable_record(spec, target) != extraction.comparable_record(spec, turned)
+    assert extraction.record_equality_key(spec, target) != extraction.record_equality_key(spec, turned)
     assert "ordered" not in json.dumps(extraction.output_schema(spec))
 
 
@@ -349,7 +353,7 @@ def test_line_items_are_read_from_objects_and_from_cells_of_json(tmp_path: Path,
         assert sum(states["line_items"]["all"].values()) == 40
         page = next((tmp_path / "runs" / ".data").glob(f"{report['digest']}/data.html")).read_text(encoding="utf-8")
         assert "line_items.price" in page.replace("<wbr>", "")
-    assert "left out" not in console.summary(report, "prepared")
+    assert "left out" not in console.format_summary(report, "prepared")
 
 
 def test_answers_that_leave_out_what_is_absent_take_fewer_tokens(tmp_path: Path) -> None:
@@ -411,9 +415,9 @@ def test_line_items_with_references_are_trained_served_by_vllm_and_compared(tmp_
         encoding="utf-8",
     )
     runs = tmp_path / "runs"
-    for stage, *words in (("train", *commands.TRAINED), ("train.export", "export.quantize=none"),
+    for stage, *words in (("train", *commands.TRAIN_SETTINGS), ("train.export", "export.quantize=none"),
                           ("compare", "export.quantize=none", "compare.forms=served")):  # fmt: skip
-        answer = commands.call(runs, stage, recipe, *words)
+        answer = commands.run_command(runs, stage, recipe, *words)
         assert answer.returncode == 0, answer.stderr
     here = Run((runs / "bills" / "latest").resolve())
     scores = atomic_files.read_json(here.folder / "scores.json")

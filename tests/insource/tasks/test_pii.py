@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stdnum import iban, luhn, numdb
 
 from insource.config.schema.data import Privacy
-from insource.tasks.pii.redaction import KINDS, apply, find, pseudonym, redact
+from insource.tasks.pii.redaction import PII_KINDS, find_pii, pseudonymize, redact, redact_values
 
 # Written in two halves, so that no scanner takes them for real ones.
 KEYS = [
@@ -29,7 +29,7 @@ KEYS = [
 
 
 def found(text: str) -> list[tuple[str, str]]:
-    return [(one.kind, text[one.start : one.end]) for one in find(text)]
+    return [(one.kind, text[one.start : one.end]) for one in find_pii(text)]
 
 
 PHONES = {
@@ -164,7 +164,7 @@ def test_a_card_is_found(text: str, card: str) -> None:
     ],
 )
 def test_digits_that_are_not_those_of_a_card_survive(text: str) -> None:
-    assert "card" not in {one.kind for one in find(text)}
+    assert "card" not in {one.kind for one in find_pii(text)}
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_prose_about_secrets_survives(text: str) -> None:
 
 def test_a_text_is_redacted_with_one_number_a_value() -> None:
     text = "Ann@example.org or (415) 555-2671; again: ann@EXAMPLE.org, 415.555.2671, bob@example.org. Order 4829104."
-    redacted = redact(text, KINDS)
+    redacted = redact(text, PII_KINDS)
     assert redacted.text == "[EMAIL_1] or [PHONE_1]; again: [EMAIL_1], [PHONE_1], [EMAIL_2]. Order 4829104."
     assert redacted.values == {
         "[EMAIL_1]": "Ann@example.org",
@@ -228,14 +228,14 @@ def test_a_text_is_redacted_with_one_number_a_value() -> None:
 
 
 def test_no_value_shows_in_what_may_be_logged() -> None:
-    assert "ann" not in repr(redact("ann@example.org", KINDS)) + repr(find("ann@example.org"))
+    assert "ann" not in repr(redact("ann@example.org", PII_KINDS)) + repr(find_pii("ann@example.org"))
 
 
 def test_numbers_go_on_above_the_placeholders_that_are_there() -> None:
-    redacted = redact("[EMAIL_7] wrote to ann@example.org from [EMAIL_2] and [PHONE_1]", KINDS)
+    redacted = redact("[EMAIL_7] wrote to ann@example.org from [EMAIL_2] and [PHONE_1]", PII_KINDS)
     assert redacted.text == "[EMAIL_7] wrote to [EMAIL_8] from [EMAIL_2] and [PHONE_1]"
     assert redacted.values == {"[EMAIL_8]": "ann@example.org"}
-    assert redact("[EMAIL_" + "9" * 5000 + "] ann@example.org", KINDS).text.endswith(" [EMAIL_1]")
+    assert redact("[EMAIL_" + "9" * 5000 + "] ann@example.org", PII_KINDS).text.endswith(" [EMAIL_1]")
 
 
 def test_kinds_not_asked_for_stay_and_hide_nothing_that_was_asked_for() -> None:
@@ -248,29 +248,29 @@ def test_kinds_not_asked_for_stay_and_hide_nothing_that_was_asked_for() -> None:
 
 def test_the_kinds_are_those_of_a_recipe() -> None:
     (one,) = get_args(Privacy.model_fields["redact"].annotation)
-    assert get_args(one) == KINDS
+    assert get_args(one) == PII_KINDS
 
 
 def test_a_value_is_replaced_in_a_target_however_it_is_spelled_there() -> None:
-    values = redact("(415) 555-2671, ANN@example.org, DE89 3704 0044 0532 0130 00, pwd: hunter2", KINDS).values
-    assert apply(values, "4155552671 / ann@Example.org") == "[PHONE_1] / [EMAIL_1]"
-    assert apply(values, "de89370400440532013000 hunter2") == "[IBAN_1] [SECRET_1]"
+    values = redact("(415) 555-2671, ANN@example.org, DE89 3704 0044 0532 0130 00, pwd: hunter2", PII_KINDS).values
+    assert redact_values(values, "4155552671 / ann@Example.org") == "[PHONE_1] / [EMAIL_1]"
+    assert redact_values(values, "de89370400440532013000 hunter2") == "[IBAN_1] [SECRET_1]"
     untouched = "94155552671, joann@example.org, HUNTER2"
-    assert apply(values, untouched) == untouched
+    assert redact_values(values, untouched) == untouched
 
 
 def test_the_longest_value_is_replaced_first() -> None:
     values = {"[SECRET_1]": "hunter2", "[SECRET_2]": "hunter2hunter2"}
-    assert apply(values, "hunter2hunter2 hunter2") == "[SECRET_2] [SECRET_1]"
+    assert redact_values(values, "hunter2hunter2 hunter2") == "[SECRET_2] [SECRET_1]"
 
 
 def test_an_id_that_is_an_email_address_becomes_a_stable_pseudonym() -> None:
-    assert pseudonym("C01294", KINDS) == "C01294"
-    assert pseudonym("ann@example.org", ["phone"]) == "ann@example.org"
-    made = pseudonym("ann@example.org", KINDS)
+    assert pseudonymize("C01294", PII_KINDS) == "C01294"
+    assert pseudonymize("ann@example.org", ["phone"]) == "ann@example.org"
+    made = pseudonymize("ann@example.org", PII_KINDS)
     assert re.fullmatch(r"\[EMAIL:[0-9a-f]{12}\]", made)
-    assert pseudonym("ANN@example.org", KINDS) == made != pseudonym("bob@example.org", KINDS)
-    assert pseudonym(made, KINDS) == made
+    assert pseudonymize("ANN@example.org", PII_KINDS) == made != pseudonymize("bob@example.org", PII_KINDS)
+    assert pseudonymize(made, PII_KINDS) == made
 
 
 @st.composite
@@ -332,26 +332,26 @@ def test_every_email_address_is_found_in_any_surroundings(before: str, value: st
 
 @given(st.from_regex(r"[0-9]{10,20}", fullmatch=True))
 def test_digits_that_fail_the_check_are_no_card(digits: str) -> None:
-    assert luhn.is_valid(digits) or "card" not in {one.kind for one in find(digits)}
+    assert luhn.is_valid(digits) or "card" not in {one.kind for one in find_pii(digits)}
 
 
 @given(ibans(), st.integers(0, 9))
 def test_an_iban_with_a_wrong_digit_is_none(value: str, digit: int) -> None:
     assume(value[-1] != str(digit) and value[-1].isdigit())
-    assert "iban" not in {one.kind for one in find(value[:-1] + str(digit))}
+    assert "iban" not in {one.kind for one in find_pii(value[:-1] + str(digit))}
 
 
 @given(ANYTHING)
 def test_findings_are_ordered_and_never_overlap(text: str) -> None:
-    findings = find(text)
-    assert all(0 <= one.start < one.end <= len(text) and one.kind in KINDS for one in findings)
+    findings = find_pii(text)
+    assert all(0 <= one.start < one.end <= len(text) and one.kind in PII_KINDS for one in findings)
     assert all(one.end <= other.start for one, other in pairwise(findings))
 
 
-@given(ANYTHING, st.sets(st.sampled_from(KINDS)))
+@given(ANYTHING, st.sets(st.sampled_from(PII_KINDS)))
 @example("0@0.AA0@0.AA4000 0000 0001 4", {"email", "card"})
-@example("+49 123 456 4567890@example.org", set(KINDS))
-@example("KW81CBKUABCDEFGHIJKLMNOPQRSTUV1 a@b.io a@c.io a@d.io", set(KINDS))
+@example("+49 123 456 4567890@example.org", set(PII_KINDS))
+@example("KW81CBKUABCDEFGHIJKLMNOPQRSTUV1 a@b.io a@c.io a@d.io", set(PII_KINDS))
 def test_a_redacted_text_is_redacted_no_further(text: str, kinds: set[str]) -> None:
     once = redact(text, kinds)
     again = redact(once.text, kinds)
@@ -361,12 +361,12 @@ def test_a_redacted_text_is_redacted_no_further(text: str, kinds: set[str]) -> N
 @given(ANYTHING)
 def test_the_values_give_the_text_back_up_to_case_and_separators(text: str) -> None:
     assume("[EMAIL_" not in text)
-    redacted = redact(text, KINDS)
+    redacted = redact(text, PII_KINDS)
     restored = re.sub(r"\[[A-Z]+_[0-9]+\]", lambda match: redacted.values.get(match[0], match[0]), redacted.text)
-    if len(redacted.values) == len(find(text)):
+    if len(redacted.values) == len(find_pii(text)):
         assert restored == text
     else:
-        assert len(redacted.values) < len(find(text))
+        assert len(redacted.values) < len(find_pii(text))
 
 
 @pytest.mark.parametrize(

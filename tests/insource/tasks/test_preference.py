@@ -12,27 +12,27 @@ from hypothesis import strategies as st
 
 from data_prep import prepare
 from data_prep.readers.source_row import SourceRow
-from data_prep.rows.data_row import Rejected, row_of
+from data_prep.rows.data_row import Rejected, make_row
 from demo_data import reply_pairs
 from insource.config.errors import RecipeError
 from insource.config.load import RECIPES, load
 from insource.config.recipe import Recipe
 from insource.config.schema.data import SPLITS, Task
 from insource.system import atomic_files
-from insource.tasks import in_figures, preference
-from insource.tasks.parsed_answer import UNFINISHED, Parsed
+from insource.tasks import format_metrics, preference
+from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tasks.rendering import chat_template
 from tests.conftest import Command
 
-SPEC = preference.specify(Task(kind="preference", instruction="Answer the customer."), {})
+SPEC = preference.make_spec(Task(kind="preference", instruction="Answer the customer."), {})
 PAIR = {"chosen": "Under Plan.", "rejected": "No idea, look yourself."}
 
 
 def judged(
     chosen: float, rejected: float, chosen_tokens: int = 2, rejected_tokens: int = 4, **references: float
-) -> Parsed:
+) -> ParsedAnswer:
     """What a model makes of a pair; a reference that is not given is what the model says."""
-    return Parsed(
+    return ParsedAnswer(
         {
             "chosen": chosen,
             "rejected": rejected,
@@ -47,12 +47,12 @@ def judged(
 def test_a_target_is_a_pair_and_the_chosen_answer_is_the_answer() -> None:
     content = "Answer the customer.\n\nInput:\nhow do I pay?"
     assert preference.messages(SPEC, {"text": "how do I pay?"}) == [{"role": "user", "content": content}]
-    assert preference.pair(SPEC, PAIR) == ("Under Plan.", "No idea, look yourself.")
-    assert preference.answer(SPEC, PAIR) == "Under Plan."
+    assert preference.preference_pair(SPEC, PAIR) == ("Under Plan.", "No idea, look yourself.")
+    assert preference.answer_text(SPEC, PAIR) == "Under Plan."
     assert preference.grammar(SPEC) is None
     assert preference.output_schema(SPEC) is None
-    assert preference.parse(SPEC, " Under Plan.\n") == Parsed("Under Plan.")
-    assert preference.parse(SPEC, "\n") == Parsed(None, preference.EMPTY)
+    assert preference.parse(SPEC, " Under Plan.\n") == ParsedAnswer("Under Plan.")
+    assert preference.parse(SPEC, "\n") == ParsedAnswer(None, preference.EMPTY_ANSWER)
 
 
 def test_the_score_against_a_worked_example() -> None:
@@ -63,7 +63,7 @@ def test_the_score_against_a_worked_example() -> None:
         judged(-6, -8, reference_chosen=-6, reference_rejected=-9),
         # As probable: not preferred. Reward: 1 against 0.
         judged(-2, -4, reference_chosen=-3, reference_rejected=-4),
-        Parsed(None, UNFINISHED),
+        ParsedAnswer(None, TRUNCATED),
     ]
     same_length = {"chosen": "aaa", "rejected": "bbb"}
     score = preference.score(SPEC, [PAIR, PAIR, same_length, PAIR], answers)
@@ -72,19 +72,19 @@ def test_the_score_against_a_worked_example() -> None:
     assert score["mean_margin"] == pytest.approx((1 - 1 + 0 + 0) / 4)
     assert score["reward_accuracy"] == 0.5
     assert score["mean_reward_margin"] == pytest.approx((3 - 1 + 1 + 0) / 4)
-    assert score["invalid"] == {UNFINISHED: 1}
+    assert score["invalid"] == {TRUNCATED: 1}
     assert score["per_part"] == {
         "both as long": {"preference_accuracy": 0.0, "n": 1},
         "chosen shorter": {"preference_accuracy": pytest.approx(1 / 3), "n": 3},
     }
-    assert in_figures(preference.headline(score)) == "preference accuracy 25.0%, reward accuracy 50.0%"
+    assert format_metrics(preference.main_metrics(score)) == "preference accuracy 25.0%, reward accuracy 50.0%"
     score["slices"] = {"broken_rule": {"evades": {"n": 1, "preference_accuracy": 0.1}}}
-    assert preference.weakest(score)[1] == ("broken_rule evades", 0.1)
+    assert preference.lowest_scoring(score)[1] == ("broken_rule evades", 0.1)
 
 
 def test_the_base_has_no_reward() -> None:
     score = preference.score(SPEC, [PAIR, PAIR], [judged(-2, -8), judged(-9, -8)])
-    assert in_figures(preference.headline(score)) == "preference accuracy 50.0%"
+    assert format_metrics(preference.main_metrics(score)) == "preference accuracy 50.0%"
     assert not [name for name in score if "reward" in name]
 
 
@@ -101,7 +101,7 @@ verdicts = st.tuples(nats, nats, nats, nats, st.integers(1, 90), st.integers(1, 
 def test_who_prefers_the_opposite_gets_the_opposite_margins(rows: list[tuple[Any, ...]]) -> None:
     there = [judged(a, b, m, n, reference_chosen=c, reference_rejected=d) for a, b, c, d, m, n in rows]
     back = [judged(b, a, n, m, reference_chosen=d, reference_rejected=c) for a, b, c, d, m, n in rows]
-    for one, other in zip(*(preference.row_scores(SPEC, [PAIR] * len(rows), x) for x in (there, back)), strict=True):
+    for one, other in zip(*(preference.score_rows(SPEC, [PAIR] * len(rows), x) for x in (there, back)), strict=True):
         assert one["margin"] == pytest.approx(-other["margin"])
         assert one["reward_margin"] == pytest.approx(-other["reward_margin"])
         assert one["preference_accuracy"] + other["preference_accuracy"] <= 1
@@ -156,7 +156,7 @@ EARLIER = [{"role": "user", "content": "hello"}, {"role": "assistant", "content"
 )
 def test_pairs_are_read_in_each_form_of_trl(tmp_path: Path, values: dict[str, Any], text: str, system: str) -> None:
     inside = "" if "text" in values else "  columns: {text: chosen}\n"
-    row = row_of(SourceRow("rows.jsonl", 1, values), recipe_for(tmp_path, [], inside))
+    row = make_row(SourceRow("rows.jsonl", 1, values), recipe_for(tmp_path, [], inside))
     assert not isinstance(row, Rejected), row
     assert (row.text, row.system, json.loads(row.target)) == (text, system, PAIR)
 
@@ -180,14 +180,14 @@ def test_pairs_are_read_in_each_form_of_trl(tmp_path: Path, values: dict[str, An
     ],
 )
 def test_what_is_no_pair_is_rejected_with_the_reason(tmp_path: Path, values: dict[str, Any], reason: str) -> None:
-    row = row_of(SourceRow("rows.jsonl", 1, values), recipe_for(tmp_path, []))
+    row = make_row(SourceRow("rows.jsonl", 1, values), recipe_for(tmp_path, []))
     assert isinstance(row, Rejected)
     assert row.reason == reason
 
 
 def test_a_prompt_that_is_said_to_stand_inside_and_does_not_is_no_text(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, [], "  columns: {text: chosen}\n")
-    row = row_of(SourceRow("rows.jsonl", 1, {"chosen": [GOOD], "rejected": [BAD]}), recipe)
+    row = make_row(SourceRow("rows.jsonl", 1, {"chosen": [GOOD], "rejected": [BAD]}), recipe)
     assert isinstance(row, Rejected) and row.reason == "no_text"
 
 
@@ -241,10 +241,12 @@ def test_the_longer_answer_counts_against_max_length(tmp_path: Path, tokenizer: 
     for number, side in ((10, "chosen"), (11, "rejected"), (12, "chosen"), (13, "rejected")):
         rows[number][side] = f"{long} {number}"
     recipe = recipe_for(tmp_path, rows)
-    spec = preference.specify(recipe.task, {})
+    spec = preference.make_spec(recipe.task, {})
     asked = [preference.messages(spec, row) for row in rows for _ in range(2)]
     said = [row[side] for row in rows for side in ("chosen", "rejected")]
-    counted = [len(one.prompt_ids) + len(one.completion_ids) for one in chat_template.examples(tokenizer, asked, said)]
+    counted = [
+        len(one.prompt_ids) + len(one.completion_ids) for one in chat_template.render_examples(tokenizer, asked, said)
+    ]
     lengths = [max(pair) for pair in zip(counted[::2], counted[1::2], strict=True)]
     # Far from either, so that no row is counted anew for being close.
     limit = sum(sorted(lengths)[-5:-3]) // 2
@@ -290,7 +292,7 @@ def test_the_demo_is_what_its_generator_writes_and_its_recipe_is_prepared_whole(
     assert len(rows) > 0.97 * reply_pairs.ROWS
     # Who always takes the shorter answer, or the longer one, is wrong too often to be taken for a model.
     assert 0.25 < told["answers"]["chosen_longer"]["mean"] < 0.75
-    assert set(told["slices"]["broken_rule"]["values"]) == set(reply_pairs.BROKEN)
+    assert set(told["slices"]["broken_rule"]["values"]) == set(reply_pairs.STYLE_BREAKS)
     page = next(tmp_path.rglob("data.html")).read_text(encoding="utf-8")
     assert "The chosen answer is the longer one in 32" in page
     assert "None" not in re.findall(r"<td[^>]*>([^<]*)</td>", page)
@@ -314,9 +316,9 @@ cells = st.none() | st.integers() | st.text(max_size=8) | st.lists(message | st.
     inside=st.booleans(),
 )
 def test_any_row_is_a_pair_of_different_answers_or_rejected(values: dict[str, Any], inside: bool) -> None:
-    row = row_of(SourceRow("rows.jsonl", 1, values), any_columns(inside))
+    row = make_row(SourceRow("rows.jsonl", 1, values), any_columns(inside))
     if isinstance(row, Rejected):
         assert row.detail
         return
-    chosen, rejected = preference.pair(SPEC, preference.target_of(row.target))
+    chosen, rejected = preference.preference_pair(SPEC, preference.parse_target(row.target))
     assert row.text and chosen and rejected and chosen != rejected

@@ -10,8 +10,8 @@ import pytest
 from insource.config.errors import RecipeError
 from insource.config.load import load
 from insource.config.schema.data import SPLITS, Columns, Task
-from insource.tasks import KINDS, extraction, generation, references
-from insource.tasks.parsed_answer import Parsed
+from insource.tasks import TASKS, extraction, generation, references
+from insource.tasks.parsed_answer import ParsedAnswer
 from tests.data_prep.test_data_faults import prepared, put
 from tests.data_prep.test_label_identity import texts
 from train.evaluate import validation
@@ -26,16 +26,16 @@ EXTRACTION = {"kind": "extraction", "instruction": "Read the bill please.", "jso
 
 def test_an_answer_is_scored_against_the_nearest_reference() -> None:
     rows = [ROW, {**ROW, "target": "No.", "references": []}, {"target": "Yes."}]
-    answers = [Parsed("We will look into it."), Parsed("No."), Parsed("No.")]
-    assert references.targets_of(generation, SPEC, rows, answers) == ["We will look into it.", "No.", "Yes."]
-    score = validation.scored(generation, SPEC, rows, answers)
+    answers = [ParsedAnswer("We will look into it."), ParsedAnswer("No."), ParsedAnswer("No.")]
+    assert references.select_targets(generation, SPEC, rows, answers) == ["We will look into it.", "No.", "Yes."]
+    score = validation.score_with_slices(generation, SPEC, rows, answers)
     assert score["exact_match"] == pytest.approx(2 / 3)
-    for nothing in (Parsed(None, "empty"), Parsed("xyz")):
-        assert references.targets_of(generation, SPEC, [ROW], [nothing]) == ["It is late."]
+    for nothing in (ParsedAnswer(None, "empty"), ParsedAnswer("xyz")):
+        assert references.select_targets(generation, SPEC, [ROW], [nothing]) == ["It is late."]
 
 
 def test_of_records_the_one_with_the_most_right_values_counts() -> None:
-    spec = extraction.specify(Task(**EXTRACTION), {})  # type: ignore[arg-type]
+    spec = extraction.make_spec(Task(**EXTRACTION), {})  # type: ignore[arg-type]
     row = {"target": {"total": 4, "due": None}, "references": [{"total": 5, "due": "May"}, {"total": 5, "due": None}]}
     for answer, nearest in (
         ({"total": 5, "due": None}, {"total": 5, "due": None}),
@@ -43,11 +43,11 @@ def test_of_records_the_one_with_the_most_right_values_counts() -> None:
         ({"total": 4, "due": "May"}, {"total": 4, "due": None}),
         ({"total": None, "due": None}, {"total": 4, "due": None}),
     ):
-        assert references.targets_of(extraction, spec, [row], [Parsed(answer)]) == [nearest], answer
+        assert references.select_targets(extraction, spec, [row], [ParsedAnswer(answer)]) == [nearest], answer
 
 
 def test_training_learns_the_first(tokenizer: Any) -> None:
-    (row,) = dataset.learnt(generation, SPEC, tokenizer, [ROW])
+    (row,) = dataset.tokenize_rows(generation, SPEC, tokenizer, [ROW])
     assert [tokenizer.decode(one, skip_special_tokens=True) for one in row.completions] == ["It is late."]
 
 
@@ -155,4 +155,4 @@ def test_a_column_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
     data = "{source: {path: rows.jsonl}, columns: {targets: [answers, answer]}}"
     with pytest.raises(RecipeError, match=r"data.columns.targets\[1\]: there is no column 'answer'; did you mean"):
         prepared(tmp_path, data, GENERATION)
-    assert Columns(targets="a").of_targets == {"data.columns.targets": "a"} and "generation" in KINDS
+    assert Columns(targets="a").of_targets == {"data.columns.targets": "a"} and "generation" in TASKS

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from insource.config.errors import RecipeError
 from insource.config.schema.data import Task
-from insource.tasks import classification, in_figures
-from insource.tasks.parsed_answer import UNFINISHED, Parsed
+from insource.tasks import classification, format_metrics
+from insource.tasks.parsed_answer import TRUNCATED, ParsedAnswer
 from insource.tasks.rendering import chat_template
 from insource.tasks.text_keys import clean, duplicate_key
 
-SPEC = classification.specify(
+SPEC = classification.make_spec(
     Task(kind="classification", instruction="Route the message."),
     {"late": "A parcel that is late", "broken": "", "late_fee": "A fee"},
 )
@@ -31,15 +31,15 @@ def test_the_prompt_is_instruction_labels_and_the_input_last() -> None:
 
 
 def test_a_label_is_parsed_and_anything_else_is_not() -> None:
-    assert classification.parse(SPEC, "late") == Parsed("late")
-    assert classification.parse(SPEC, " late_fee\n") == Parsed("late_fee")
-    assert classification.parse(SPEC, "Late-Fee") == Parsed("late_fee")
+    assert classification.parse(SPEC, "late") == ParsedAnswer("late")
+    assert classification.parse(SPEC, " late_fee\n") == ParsedAnswer("late_fee")
+    assert classification.parse(SPEC, "Late-Fee") == ParsedAnswer("late_fee")
     for text in ("late.", "", "latebroken", "-late"):
-        assert classification.parse(SPEC, text) == Parsed(None, "not_a_label")
+        assert classification.parse(SPEC, text) == ParsedAnswer(None, "not_a_label")
 
 
 def test_the_score_against_a_worked_example() -> None:
-    answers = [Parsed("late"), Parsed("broken"), Parsed("broken"), Parsed(None, UNFINISHED)]
+    answers = [ParsedAnswer("late"), ParsedAnswer("broken"), ParsedAnswer("broken"), ParsedAnswer(None, TRUNCATED)]
     score = classification.score(SPEC, ["late", "late", "broken", "late"], answers)
     # late: 1 of 1 said, 1 of 3 found; broken: 1 of 2 said, 1 of 1 found. An unreadable answer stays in the count.
     assert (score["n"], score["accuracy"], score["invalid"]) == (4, 0.5, 1)
@@ -47,8 +47,8 @@ def test_the_score_against_a_worked_example() -> None:
     assert score["per_class"]["broken"]["f1"] == pytest.approx(2 / 3)
     assert score["macro_f1"] == pytest.approx((0.5 + 2 / 3) / 2)
     assert "late_fee" not in score["per_class"]
-    assert in_figures(classification.headline(score)) == "accuracy 50.0%, macro-F1 58.3%"
-    assert classification.weakest(score) == [("late", 0.5), ("broken", pytest.approx(2 / 3))]
+    assert format_metrics(classification.main_metrics(score)) == "accuracy 50.0%, macro-F1 58.3%"
+    assert classification.lowest_scoring(score) == [("late", 0.5), ("broken", pytest.approx(2 / 3))]
 
 
 def test_no_rows_is_no_score() -> None:
@@ -57,7 +57,7 @@ def test_no_rows_is_no_score() -> None:
 
 
 def test_a_training_example_is_the_served_prompt_and_the_answer_with_its_stop(tokenizer: Any) -> None:
-    (example,) = chat_template.examples(tokenizer, [CONVERSATION], ["late_fee"])
+    (example,) = chat_template.render_examples(tokenizer, [CONVERSATION], ["late_fee"])
     served = tokenizer.apply_chat_template(CONVERSATION, add_generation_prompt=True, return_dict=False)
     assert example.prompt_ids == served
     assert tokenizer.decode(example.completion_ids) == "late_fee" + tokenizer.eos_token
@@ -70,7 +70,7 @@ def test_a_template_that_asks_otherwise_than_it_answers_is_refused(tokenizer: An
     thinking = copy.deepcopy(tokenizer)
     thinking.chat_template = tokenizer.chat_template.replace("'<|assistant|>\n'", "'<|assistant|>\n<think>\n'")
     with pytest.raises(RecipeError, match="thinking mode"):
-        chat_template.examples(thinking, [CONVERSATION], ["late"])
+        chat_template.render_examples(thinking, [CONVERSATION], ["late"])
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=6))

@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.dedup import near
 from insource.tasks.text_keys import duplicate_key, split_key
-from insource.tasks.words import terms, words
+from insource.tasks.words import extract_terms, split_words
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ from insource.tasks.words import terms, words
 )
 def test_texts_that_a_sign_tells_apart_have_keys_of_their_own(one: str, other: str) -> None:
     assert duplicate_key(one) != duplicate_key(other)
-    assert words(duplicate_key(one)) != [] != words(duplicate_key(other))
+    assert split_words(duplicate_key(one)) != [] != split_words(duplicate_key(other))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_texts_that_say_the_same_have_one_key(one: str, other: str) -> None:
 
 def test_a_text_of_which_nothing_is_seen_has_a_key_and_words() -> None:
     assert duplicate_key("\u00ad") != duplicate_key("\u200b") != ""
-    assert words(duplicate_key("<")) == ["<"]
+    assert split_words(duplicate_key("<")) == ["<"]
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_rows_go_where_their_letters_and_digits_send_them(text: str) -> None:
 
 
 def test_words_are_characters_where_a_script_puts_no_spaces_and_no_ascii_signs() -> None:
-    assert words(duplicate_key("\u6211\u7684\u5361 VISA, -5%")) == ["\u6211", "\u7684", "\u5361", "visa", "5"]
-    assert words(duplicate_key("\u0915\u093e\u0932 here")) == ["\u0915\u093e\u0932", "here"]
+    assert split_words(duplicate_key("\u6211\u7684\u5361 VISA, -5%")) == ["\u6211", "\u7684", "\u5361", "visa", "5"]
+    assert split_words(duplicate_key("\u0915\u093e\u0932 here")) == ["\u0915\u093e\u0932", "here"]
 
 
 def test_near_duplicates_are_found_where_no_spaces_are() -> None:
@@ -100,9 +100,9 @@ def test_near_duplicates_are_found_where_no_spaces_are() -> None:
 
 
 def test_doubts_see_words_in_every_script_and_the_usual_ones_in_english() -> None:
-    assert terms("My card, a card") == ["my", "card", "card", "my card", "card card"]
-    assert terms("\u9000\u6b3e") == ["\u9000", "\u6b3e", "\u9000 \u6b3e"]
-    assert terms("\u0915\u093e\u0932") == ["\u0915\u093e\u0932"]
-    assert terms("a \U0001f44d") == ["a", "\U0001f44d", "a \U0001f44d"]
-    assert terms("x y") == ["x", "y", "x y"]
-    assert terms("?!") == ["?!"]
+    assert extract_terms("My card, a card") == ["my", "card", "card", "my card", "card card"]
+    assert extract_terms("\u9000\u6b3e") == ["\u9000", "\u6b3e", "\u9000 \u6b3e"]
+    assert extract_terms("\u0915\u093e\u0932") == ["\u0915\u093e\u0932"]
+    assert extract_terms("a \U0001f44d") == ["a", "\U0001f44d", "a \U0001f44d"]
+    assert extract_terms("x y") == ["x", "y", "x y"]
+    assert extract_terms("?!") == ["?!"]

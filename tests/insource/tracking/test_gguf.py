@@ -23,7 +23,7 @@ from insource.system import atomic_files
 from insource.tracking.base_models import base_store, gguf_model, gguf_program
 from insource.tracking.run import Run
 from serve.vllm import launch_plan
-from serve.vllm.launch_plan import Served
+from serve.vllm.launch_plan import ServedModel
 from tests.conftest import ROOT
 from tests.helpers import commands, gguf_files
 from train.model import dequantize
@@ -77,7 +77,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pocket model as a GGUF file of 4 bits."""
-    return gguf_files.write(POCKET, tmp_path_factory.mktemp("gguf") / "pocket-q4_0.gguf", "Q4_0")
+    return gguf_files.write_gguf(POCKET, tmp_path_factory.mktemp("gguf") / "pocket-q4_0.gguf", "Q4_0")
 
 
 def logits(folder: Path) -> torch.Tensor:
@@ -100,9 +100,9 @@ def test_what_is_read_of_a_file_is_the_model_that_it_was_made_of(name: str, tiny
         plain = 10000.0 ** -(np.arange(8) / 8)
         more = {"rope_freqs.weight": (plain / stretched.numpy()).astype(np.float32)}
         assert more["rope_freqs.weight"].max() == pytest.approx(8.0)
-    path, folder = gguf_files.write(tiny / name, tmp_path / "model.gguf", tensors=more), tmp_path / "folder"
+    path, folder = gguf_files.write_gguf(tiny / name, tmp_path / "model.gguf", tensors=more), tmp_path / "folder"
     folder.mkdir()
-    held = gguf_program.write(path, folder, "float32")
+    held = gguf_program.write_model(path, folder, "float32")
     assert held["main_type"] == "F32" and held["bits"] == 32
     assert torch.allclose(logits(folder), logits(tiny / name), atol=1e-5)
     source, read = (transformers.AutoTokenizer.from_pretrained(one) for one in (tiny / name, folder))
@@ -122,9 +122,9 @@ def test_what_is_read_of_a_file_is_the_model_that_it_was_made_of(name: str, tiny
 
 def test_a_stop_that_is_no_eos_is_one_of_the_generation_config(tiny: Path, tmp_path: Path) -> None:
     more = {"tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.eot_token_id": 2}
-    path = gguf_files.write(tiny / "llama", tmp_path / "model.gguf", more=more)
+    path = gguf_files.write_gguf(tiny / "llama", tmp_path / "model.gguf", more=more)
     (folder := tmp_path / "folder").mkdir()
-    gguf_program.write(path, folder, "float32")
+    gguf_program.write_model(path, folder, "float32")
     assert atomic_files.read_json(folder / "generation_config.json")["eos_token_id"] == [1, 2]
 
 
@@ -152,19 +152,19 @@ def test_a_stop_that_is_no_eos_is_one_of_the_generation_config(tiny: Path, tmp_p
 def test_a_file_that_would_be_another_model_is_refused(
     changes: dict[str, Any], told: str, tiny: Path, tmp_path: Path
 ) -> None:
-    path = gguf_files.write(tiny / "llama", tmp_path / "model.gguf", **changes)
+    path = gguf_files.write_gguf(tiny / "llama", tmp_path / "model.gguf", **changes)
     (folder := tmp_path / "folder").mkdir()
     with pytest.raises(RecipeError) as error:
-        gguf_program.write(path, folder, "float32")
+        gguf_program.write_model(path, folder, "float32")
     assert str(error.value).startswith("model.base: model.gguf ") and told in str(error.value)
     assert not list(folder.iterdir())
 
 
 def test_a_vocabulary_that_splits_texts_in_an_unknown_way_is_told(tiny: Path, tmp_path: Path) -> None:
     for pre, told in (("qwen2", 0), ("smollm", 0), ("viking", 1)):
-        path = gguf_files.write(tiny / "llama", tmp_path / "model.gguf", more={"tokenizer.ggml.pre": pre})
+        path = gguf_files.write_gguf(tiny / "llama", tmp_path / "model.gguf", more={"tokenizer.ggml.pre": pre})
         (folder := tmp_path / pre).mkdir()
-        notes = gguf_program.write(path, folder, "float32")["notes"]
+        notes = gguf_program.write_model(path, folder, "float32")["notes"]
         assert len(notes) == told and all("tokenizer.ggml.pre: viking" in note for note in notes)
 
 
@@ -174,7 +174,7 @@ def test_a_file_that_was_cut_off_is_told(share: float, pocket: Path, tmp_path: P
     whole = pocket.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(RecipeError, match=r"cut.gguf (is damaged or cut off|holds no model) .*fetch it again"):
-        gguf_program.write(path, tmp_path, "float32")
+        gguf_program.write_model(path, tmp_path, "float32")
 
 
 def test_a_file_is_named_as_it_is_or_by_its_folder(pocket: Path, tmp_path: Path) -> None:
@@ -208,20 +208,21 @@ def test_a_file_is_named_as_it_is_or_by_its_folder(pocket: Path, tmp_path: Path)
 def test_it_is_written_once_and_again_where_it_was_changed(
     pocket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = Path(gguf_model.on_disk(recipe(pocket), tmp_path).model.base)
-    assert folder.parent == tmp_path / base_store.BASES and atomic_files.changed(folder) == []
-    about = gguf_model.about(str(folder))
+    folder = Path(gguf_model.ensure_model_folder(recipe(pocket), tmp_path).model.base)
+    assert folder.parent == tmp_path / base_store.BASES_FOLDER and atomic_files.find_changes(folder) == []
+    about = gguf_model.read_gguf_info(str(folder))
     assert about and (about["file"], about["main_type"], about["architecture"]) == (pocket.name, "Q4_0", "llama")
     assert about["sha256"] == atomic_files.sha256(pocket) and 4.5 <= about["bits"] < 4.7
-    before = atomic_files.sums(folder)
+    before = atomic_files.read_checksums(folder)
     assert "dequantizing pocket-q4_0.gguf" in capsys.readouterr().err
     # Under another name, and with other settings: the same bytes are the same base.
     other = shutil.copyfile(pocket, tmp_path / "renamed.gguf")
-    assert gguf_model.on_disk(recipe(other, "model.quantization=none"), tmp_path).model.base == str(folder)
+    assert gguf_model.ensure_model_folder(recipe(other, "model.quantization=none"), tmp_path).model.base == str(folder)
     assert capsys.readouterr().err == ""
     (folder / "model.safetensors").write_bytes(b"")
     assert (
-        gguf_model.on_disk(recipe(pocket), tmp_path).model.base == str(folder) and atomic_files.sums(folder) == before
+        gguf_model.ensure_model_folder(recipe(pocket), tmp_path).model.base == str(folder)
+        and atomic_files.read_checksums(folder) == before
     )
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, f"{folder.name}.lock"]
 
@@ -231,7 +232,8 @@ import sys
 from pathlib import Path
 from insource.config.load import load
 from insource.tracking.base_models import gguf_model
-print(gguf_model.on_disk(load("classifier", [f"model.base={sys.argv[1]}"], "cpu").recipe, Path(sys.argv[2])).model.base)
+recipe = load("classifier", [f"model.base={sys.argv[1]}"], "cpu").recipe
+print(gguf_model.ensure_model_folder(recipe, Path(sys.argv[2])).model.base)
 """
 
 
@@ -248,44 +250,44 @@ def test_killed_while_it_is_written_nothing_half_is_left_and_two_at_once_write_i
 ) -> None:
     process = writer(pocket, tmp_path)
     end = time.monotonic() + 120
-    while not (found := [path for path in (tmp_path / base_store.BASES).glob(".*") if path.is_dir()]):
+    while not (found := [path for path in (tmp_path / base_store.BASES_FOLDER).glob(".*") if path.is_dir()]):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.01)
-    children = commands.below(process.pid)
+    children = commands.child_pids(process.pid)
     while not children:
-        children = commands.below(process.pid)
+        children = commands.child_pids(process.pid)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    while commands.running(children):
+    while commands.running_pids(children):
         assert time.monotonic() < end, "what writes it ends with the program that started it"
         time.sleep(0.05)
     name = found[0].name.split(".")[1]
-    assert not (tmp_path / base_store.BASES / name).exists()
+    assert not (tmp_path / base_store.BASES_FOLDER / name).exists()
     both = [writer(pocket, tmp_path) for _ in range(2)]
     said = [one.communicate(timeout=300) for one in both]
     assert [one.returncode for one in both] == [0, 0], said
-    assert {out.strip() for out, _ in said} == {str(tmp_path / base_store.BASES / name)}
+    assert {out.strip() for out, _ in said} == {str(tmp_path / base_store.BASES_FOLDER / name)}
     assert sum("dequantizing" in err for _, err in said) == 1
-    assert atomic_files.changed(tmp_path / base_store.BASES / name) == []
-    assert sorted(path.name for path in (tmp_path / base_store.BASES).iterdir()) == [name, f"{name}.lock"]
+    assert atomic_files.find_changes(tmp_path / base_store.BASES_FOLDER / name) == []
+    assert sorted(path.name for path in (tmp_path / base_store.BASES_FOLDER).iterdir()) == [name, f"{name}.lock"]
 
 
 def test_what_nf4_loses_on_top_is_measured(pocket: Path, tmp_path: Path) -> None:
-    on_disk = gguf_model.on_disk(recipe(pocket), tmp_path)
+    on_disk = gguf_model.ensure_model_folder(recipe(pocket), tmp_path)
     base = Path(on_disk.model.base)
-    _, kept = dequantize.load(on_disk, base_store.store(tmp_path / "recipe" / "run"), print)
+    _, kept = dequantize.load_training_base(on_disk, base_store.store_path(tmp_path / "recipe" / "run"), print)
     assert kept is not None and kept.parent == base.parent
     before, after = load_file(base / "model.safetensors"), load_file(kept / "model.safetensors")
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert len(changed) == 6 * 7, "the linear layers, and neither embeddings nor norms"
     one, other = (torch.cat([tensors[name].flatten() for name in changed]) for tensors in (before, after))
     expected = float((one - other).double().norm() / one.double().norm())
-    assert gguf_model.moved(base, kept) == pytest.approx(expected, rel=1e-6) and 0.02 < expected < 0.2
-    told = gguf_model.told(str(base), "nf4", kept)
+    assert gguf_model.measure_weight_change(base, kept) == pytest.approx(expected, rel=1e-6) and 0.02 < expected < 0.2
+    told = gguf_model.describe_weight_loss(str(base), "nf4", kept)
     assert told is not None and told.startswith("GGUF Q4_0 (4.5 bits a weight), dequantized; nf4 on top of that moved")
     assert told.endswith(f"by {expected:.1%}")
-    assert "nothing is lost on top" in str(gguf_model.told(str(base), "none", None))
-    assert gguf_model.told(str(POCKET), "nf4", kept) is None
+    assert "nothing is lost on top" in str(gguf_model.describe_weight_loss(str(base), "none", None))
+    assert gguf_model.describe_weight_loss(str(POCKET), "nf4", kept) is None
 
 
 def test_a_file_that_cannot_be_taken_ends_training_before_it_begins(
@@ -293,7 +295,7 @@ def test_a_file_that_cannot_be_taken_ends_training_before_it_begins(
 ) -> None:
     path = tmp_path / "cut.gguf"
     path.write_bytes(pocket.read_bytes()[:100_000])
-    answer = commands.call(tmp_path / "runs", "train", small_recipe, f"model.base={path}")
+    answer = commands.run_command(tmp_path / "runs", "train", small_recipe, f"model.base={path}")
     assert answer.returncode == 2, answer.stderr
     (error,) = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]
     assert error.startswith("error: model.base: cut.gguf is damaged or cut off") and "Traceback" not in answer.stderr
@@ -307,23 +309,23 @@ def test_what_is_served_is_what_was_trained(
     quantization: str, small_recipe: Path, pocket: Path, tmp_path: Path
 ) -> None:
     runs, words = tmp_path / "runs", (f"model.base={pocket}", f"model.quantization={quantization}")
-    trained = commands.call(runs, "train", small_recipe, *commands.TRAINED, *words)
+    trained = commands.run_command(runs, "train", small_recipe, *commands.TRAIN_SETTINGS, *words)
     assert trained.returncode == 0, trained.stderr
     assert "weights   GGUF Q4_0 (4.5 bits a weight), dequantized" in trained.stderr
-    again = commands.call(runs, "train", small_recipe, *commands.TRAINED, *words)
+    again = commands.run_command(runs, "train", small_recipe, *commands.TRAIN_SETTINGS, *words)
     assert again.returncode == 0 and "unchanged" in again.stderr and "dequantizing" not in again.stderr
     here = Run((runs / "small" / "latest").resolve())
     recipe = here.recipe()
-    assert base_models.is_gguf(recipe.model.base) is False and gguf_model.about(recipe.model.base)
-    served = Served("small", here, recipe, "adapter")
-    folder, revision = launch_plan.base_of(served, recipe.serve)
+    assert base_models.is_gguf(recipe.model.base) is False and gguf_model.read_gguf_info(recipe.model.base)
+    served = ServedModel("small", here, recipe, "adapter")
+    folder, revision = launch_plan.locate_base(served, recipe.serve)
     told = served.prompt["base"]
-    assert told["name"] == pocket.name and revision is None and launch_plan.same_weights(served, recipe.serve)
+    assert told["name"] == pocket.name and revision is None and launch_plan.has_trained_weights(served, recipe.serve)
     weights = told["trained"]["sha256"] if quantization == "nf4" else told["sha256"]
     assert atomic_files.sha256(Path(folder) / "model.safetensors") == weights["model.safetensors"]
     assert (Path(folder) == Path(recipe.model.base)) is (quantization == "none")
     assert launch_plan.adapter_problems(served, recipe.serve) == []
-    exported = commands.call(runs, "train.export", small_recipe, *words, "export.quantize=none")
+    exported = commands.run_command(runs, "train.export", small_recipe, *words, "export.quantize=none")
     assert exported.returncode == 0, exported.stderr
     merged, base = (load_file(one / "model.safetensors") for one in (here.folder / "merged", Path(folder)))
     norms = [name for name in base if "norm" in name or "embed" in name]

@@ -11,14 +11,14 @@ import pytest
 from data_prep import prepare
 from insource.config import cli
 from insource.config.errors import RecipeError
-from insource.config.load import Loaded, load, name_of
+from insource.config.load import LoadedRecipe, load, make_recipe_name
 from insource.system import atomic_files
 from insource.tracking import run
-from insource.tracking.folder_ownership import claimed, named
+from insource.tracking.folder_ownership import claim_folder, resolve_name
 from tests.conftest import ROOT, Command
 
 
-def recipe_in(folder: Path, name: str = "tickets.yaml", rows: int = 40) -> Loaded:
+def recipe_in(folder: Path, name: str = "tickets.yaml", rows: int = 40) -> LoadedRecipe:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
         f"message {n * 7919} of {folder.name} about {'cats' if n % 2 else 'dogs'},{'ab'[n % 2]}" for n in range(rows)
@@ -34,24 +34,24 @@ def recipe_in(folder: Path, name: str = "tickets.yaml", rows: int = 40) -> Loade
 
 def test_the_second_recipe_of_a_name_has_runs_of_its_own_and_both_keep_theirs(tmp_path: Path) -> None:
     acme, globex, runs = recipe_in(tmp_path / "acme"), recipe_in(tmp_path / "globex"), tmp_path / "runs"
-    names = [claimed(one, runs).name for one in (acme, globex)]
+    names = [claim_folder(one, runs).name for one in (acme, globex)]
     assert names[0] == "tickets"
     assert names[1].startswith("tickets-")
     for _ in range(2):
-        assert [claimed(one, runs).name for one in (acme, globex)] == names
-        assert [named(one, runs).name for one in (acme, globex)] == names
-    assert named(globex, tmp_path / "registry").name == "tickets"
+        assert [claim_folder(one, runs).name for one in (acme, globex)] == names
+        assert [resolve_name(one, runs).name for one in (acme, globex)] == names
+    assert resolve_name(globex, tmp_path / "registry").name == "tickets"
 
 
 def test_a_recipe_that_was_moved_keeps_its_runs(tmp_path: Path) -> None:
     before, runs = recipe_in(tmp_path / "before"), tmp_path / "runs"
-    assert claimed(before, runs).name == "tickets"
+    assert claim_folder(before, runs).name == "tickets"
     (tmp_path / "before").rename(tmp_path / "after")
-    assert claimed(load(str(tmp_path / "after" / "tickets.yaml"), (), "cpu"), runs).name == "tickets"
+    assert claim_folder(load(str(tmp_path / "after" / "tickets.yaml"), (), "cpu"), runs).name == "tickets"
 
 
-def prepared(loaded: Loaded, runs: Path) -> str:
-    name = claimed(loaded, runs).name
+def prepared(loaded: LoadedRecipe, runs: Path) -> str:
+    name = claim_folder(loaded, runs).name
     prepare.main(loaded.recipe, runs / name)
     return name
 
@@ -61,10 +61,10 @@ def test_the_second_recipe_of_a_name_keeps_its_runs_where_it_is_moved(tmp_path: 
     _, second = (prepared(one, runs) for one in (acme, globex))
     (tmp_path / "globex").rename(tmp_path / "after")
     moved = load(str(tmp_path / "after" / "tickets.yaml"), (), "cpu")
-    assert claimed(moved, runs).name == second
+    assert claim_folder(moved, runs).name == second
     # What comes to its old place is another recipe.
-    assert claimed(recipe_in(tmp_path / "globex", rows=44), runs).name not in ("tickets", second)
-    assert named(moved, runs).name == second
+    assert claim_folder(recipe_in(tmp_path / "globex", rows=44), runs).name not in ("tickets", second)
+    assert resolve_name(moved, runs).name == second
 
 
 def test_a_path_that_is_not_there_does_not_give_its_runs_to_another_recipe(tmp_path: Path) -> None:
@@ -74,27 +74,27 @@ def test_a_path_that_is_not_there_does_not_give_its_runs_to_another_recipe(tmp_p
     (tmp_path / "acme").rename(tmp_path / "elsewhere")
     globex = recipe_in(tmp_path / "globex")
     assert globex.path.read_bytes() == (tmp_path / "elsewhere" / "tickets.yaml").read_bytes()
-    assert claimed(globex, runs).name != "tickets"
-    assert claimed(load(str(tmp_path / "elsewhere" / "tickets.yaml"), (), "cpu"), runs).name == "tickets"
+    assert claim_folder(globex, runs).name != "tickets"
+    assert claim_folder(load(str(tmp_path / "elsewhere" / "tickets.yaml"), (), "cpu"), runs).name == "tickets"
 
 
 def test_without_data_a_recipe_that_was_changed_elsewhere_is_another(tmp_path: Path) -> None:
     acme, registry = recipe_in(tmp_path / "acme"), tmp_path / "registry"
-    claimed(acme, registry)
+    claim_folder(acme, registry)
     (tmp_path / "acme").rename(tmp_path / "server")
     same = load(str(tmp_path / "server" / "tickets.yaml"), (), "cpu")
-    assert named(same, registry).name == "tickets"
+    assert resolve_name(same, registry).name == "tickets"
     with same.path.open("a", encoding="utf-8") as file:
         file.write("privacy: {redact: [email]}\n")
-    assert named(load(str(same.path), (), "cpu"), registry).name != "tickets"
+    assert resolve_name(load(str(same.path), (), "cpu"), registry).name != "tickets"
 
 
 def test_gateways_of_two_recipes_of_one_name_do_not_serve_each_others_versions(tmp_path: Path, python: Command) -> None:
     acme, globex, registry = recipe_in(tmp_path / "acme"), recipe_in(tmp_path / "globex"), tmp_path / "registry"
-    names = [claimed(one, registry).name for one in (acme, globex)]
+    names = [claim_folder(one, registry).name for one in (acme, globex)]
     for one, name in zip((acme, globex), names, strict=True):
         answer = python("deploy.gateway", one.path, "--dry-run", "--registry", registry)
-        assert answer.returncode == cli.WRONG
+        assert answer.returncode == cli.USAGE_ERROR
         assert f"nothing is deployed below {registry / name};" in answer.stderr
 
 
@@ -104,17 +104,17 @@ def test_a_disk_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "link", refuse)
     acme = recipe_in(tmp_path / "acme")
-    assert claimed(acme, tmp_path / "runs").name == "tickets"
-    assert claimed(recipe_in(tmp_path / "globex"), tmp_path / "runs").name != "tickets"
+    assert claim_folder(acme, tmp_path / "runs").name == "tickets"
+    assert claim_folder(recipe_in(tmp_path / "globex"), tmp_path / "runs").name != "tickets"
 
 
 def test_runs_of_before_owners_were_written_down_are_found_by_their_data(tmp_path: Path) -> None:
     acme, globex, runs = recipe_in(tmp_path / "acme"), recipe_in(tmp_path / "globex"), tmp_path / "runs"
     (tmp_path / "data").mkdir()
     made = run.create(runs / "tickets", acme.recipe, "d" * 16, {}, tmp_path / "data")
-    run.point_latest(made)
-    assert named(globex, runs).name != "tickets"
-    assert run.find(runs / named(acme, runs).name, None).id == made.id
+    run.set_latest(made)
+    assert resolve_name(globex, runs).name != "tickets"
+    assert run.find(runs / resolve_name(acme, runs).name, None).id == made.id
 
 
 def test_runs_under_a_name_of_before_are_found_and_nothing_is_moved(
@@ -123,38 +123,41 @@ def test_runs_under_a_name_of_before_are_found_and_nothing_is_moved(
     recipe, runs = recipe_in(tmp_path / "acme", "my tickets.yaml"), tmp_path / "runs"
     data, _ = prepare.main(recipe.recipe, runs / "my tickets")
     made = run.create(runs / "my tickets", recipe.recipe, "d" * 16, {}, data)
-    run.point_latest(made)
-    for look in (named, claimed):
+    run.set_latest(made)
+    for look in (resolve_name, claim_folder):
         assert look(recipe, runs).name == "my-tickets"
     assert "my-tickets now leads there" in capsys.readouterr().err
     there = run.find(runs / "my-tickets", None)
     assert (there.id, there.recipe_name) == (made.id, "my-tickets")
     assert run.find(runs / "my-tickets", made.id).recipe() == made.recipe()
-    assert [one.id for one in run.with_digest(runs / "my-tickets", "d" * 16)] == [made.id]
+    assert [one.id for one in run.find_by_digest(runs / "my-tickets", "d" * 16)] == [made.id]
     assert made.folder.is_dir()
     assert prepare.main(recipe.recipe, runs / "my-tickets")[1] is False
     # Another recipe of that old name does not get them.
-    assert claimed(recipe_in(tmp_path / "globex", "my tickets.yaml"), runs).name not in ("my-tickets", "my tickets")
+    assert claim_folder(recipe_in(tmp_path / "globex", "my tickets.yaml"), runs).name not in (
+        "my-tickets",
+        "my tickets",
+    )
 
 
 def test_a_recipe_whose_file_was_renamed_finds_its_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, runs = recipe_in(tmp_path / "acme"), tmp_path / "runs"
     prepared(recipe, runs)
     registry = tmp_path / "registry"
-    claimed(recipe, registry)
+    claim_folder(recipe, registry)
     recipe.path.rename(tmp_path / "acme" / "support.yaml")
     renamed = load(str(tmp_path / "acme" / "support.yaml"), (), "cpu")
-    assert named(renamed, runs).name == claimed(renamed, runs).name == "support"
+    assert resolve_name(renamed, runs).name == claim_folder(renamed, runs).name == "support"
     assert "support now leads there" in capsys.readouterr().err
     assert prepare.main(renamed.recipe, runs / "support")[1] is False
     # So does the registry, which has no data to compare; of a recipe of the same words in another folder it does not.
     elsewhere = tmp_path / "elsewhere" / "other.yaml"
     elsewhere.parent.mkdir()
     elsewhere.write_bytes(renamed.path.read_bytes())
-    assert not (registry / claimed(load(str(elsewhere), (), "cpu"), registry).name).is_symlink()
-    assert (registry / named(renamed, registry).name).is_symlink()
+    assert not (registry / claim_folder(load(str(elsewhere), (), "cpu"), registry).name).is_symlink()
+    assert (registry / resolve_name(renamed, registry).name).is_symlink()
     # What comes to the old name is another recipe.
-    assert claimed(recipe_in(tmp_path / "acme", rows=44), runs).name not in ("tickets", "support")
+    assert claim_folder(recipe_in(tmp_path / "acme", rows=44), runs).name not in ("tickets", "support")
 
 
 def test_a_copy_of_a_recipe_and_one_of_other_data_have_runs_of_their_own(
@@ -163,13 +166,13 @@ def test_a_copy_of_a_recipe_and_one_of_other_data_have_runs_of_their_own(
     recipe, runs = recipe_in(tmp_path / "acme"), tmp_path / "runs"
     prepared(recipe, runs)
     (tmp_path / "acme" / "copy.yaml").write_bytes(recipe.path.read_bytes())
-    assert not (runs / claimed(load(str(tmp_path / "acme" / "copy.yaml"), (), "cpu"), runs).name).is_symlink()
+    assert not (runs / claim_folder(load(str(tmp_path / "acme" / "copy.yaml"), (), "cpu"), runs).name).is_symlink()
     recipe.path.unlink()
     other = recipe_in(tmp_path / "globex", "support.yaml")
-    assert not (runs / claimed(other, runs).name).is_symlink()
+    assert not (runs / claim_folder(other, runs).name).is_symlink()
     changed = tmp_path / "acme" / "changed.yaml"
     changed.write_text(f"{(tmp_path / 'acme' / 'copy.yaml').read_text(encoding='utf-8')}# more\n", encoding="utf-8")
-    assert not (runs / claimed(load(str(changed), (), "cpu"), runs).name).is_symlink()
+    assert not (runs / claim_folder(load(str(changed), (), "cpu"), runs).name).is_symlink()
     assert f"tickets.yaml, which is not there; if this is that recipe: ln -s tickets {runs}" in capsys.readouterr().err
 
 
@@ -185,13 +188,13 @@ def test_a_copy_of_a_recipe_and_one_of_other_data_have_runs_of_their_own(
     ],
 )
 def test_a_recipe_bears_a_name_that_servers_and_wandb_take(file: str, name: str) -> None:
-    assert name_of(Path(file)) == name
+    assert make_recipe_name(Path(file)) == name
 
 
 def test_names_that_become_the_same_do_not_share_runs(tmp_path: Path) -> None:
     one, other = recipe_in(tmp_path, "my tickets.yaml"), recipe_in(tmp_path, "my-tickets.yaml")
     assert one.name == other.name
-    assert claimed(one, tmp_path / "runs").name != claimed(other, tmp_path / "runs").name
+    assert claim_folder(one, tmp_path / "runs").name != claim_folder(other, tmp_path / "runs").name
 
 
 @pytest.mark.parametrize(
@@ -225,7 +228,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
         (tmp_path / name / "inside").mkdir(parents=True)
     (tmp_path / ".made.12ab34cd.lock").touch()
     (tmp_path / ".made.0f0f0f0f.lock").touch()
-    with atomic_files.whole_folder(tmp_path / "made") as aside:
+    with atomic_files.atomic_folder(tmp_path / "made") as aside:
         assert sorted(tmp_path.iterdir()) == [aside, aside.with_name(f"{aside.name}.lock")]
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
@@ -234,7 +237,7 @@ def test_what_the_operating_system_refuses_is_told_in_words(tmp_path: Path, pyth
     recipe_in(tmp_path / "acme")
     (tmp_path / "file").write_text("x", encoding="utf-8")
     answer = python("data_prep", tmp_path / "acme" / "tickets.yaml", RUNS=str(tmp_path / "file"))
-    assert answer.returncode == cli.WRONG
+    assert answer.returncode == cli.USAGE_ERROR
     assert str(tmp_path / "file") in answer.stderr
     assert "RUNS=<folder>" in answer.stderr
     assert "Traceback" not in answer.stderr
@@ -253,7 +256,7 @@ def test_an_oserror_of_a_stage_is_a_line_and_not_a_traceback(error: OSError, tol
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        cli.run(stage)
+        cli.run_cli(stage)
     assert ended.value.code == cli.FAILED
     assert told in capsys.readouterr().err  # type: ignore[attr-defined]
 
@@ -278,7 +281,7 @@ def test_a_full_disk_while_preparing_is_told_and_leaves_nothing(tmp_path: Path, 
         pytest.skip("this machine may not mount")
     try:
         answer = python("data_prep", tmp_path / "acme" / "tickets.yaml", RUNS=str(small))
-        assert answer.returncode in (cli.FAILED, cli.WRONG)
+        assert answer.returncode in (cli.FAILED, cli.USAGE_ERROR)
         assert "Traceback" not in answer.stderr
         assert "No space left" in answer.stderr
         assert not list(small.rglob("*.jsonl"))

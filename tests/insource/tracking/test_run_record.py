@@ -26,8 +26,8 @@ import sys, time
 from pathlib import Path
 from insource.tracking import run
 here = run.Run(Path(sys.argv[1]))
-with run.locked(here), run.recorded(here, "compare"):
-    run.start(here, "compare", {})
+with run.lock_run(here), run.record_stage(here, "compare"):
+    run.start_stage(here, "compare", {})
     print("runs", flush=True)
     time.sleep(300)
 """
@@ -53,19 +53,21 @@ def test_a_stage_whose_process_was_killed_was_interrupted_and_the_next_one_write
     )
     assert process.stdout is not None and process.stdout.readline() == "runs\n"
     assert here.stage("compare")["state"] == "running" and here.worked_on
-    with pytest.raises(StageError, match="worked on by another process"), run.locked(here):
+    with pytest.raises(StageError, match="worked on by another process"), run.lock_run(here):
         pass
-    run.start(here, "deploy", {})
+    run.start_stage(here, "deploy", {})
     assert on_disk(here, "compare")["state"] == "running"
     process.send_signal(number)
     process.wait()
     process.stdout.close()
-    assert here.stage("compare")["state"] == "interrupted" and here.stage("compare")["exit_reason"] == run.UNTOLD
-    with run.locked(here):
-        run.start(here, "parity", {})
+    assert (
+        here.stage("compare")["state"] == "interrupted" and here.stage("compare")["exit_reason"] == run.UNRECORDED_EXIT
+    )
+    with run.lock_run(here):
+        run.start_stage(here, "parity", {})
         assert here.stage("parity")["state"] == "running"
         assert on_disk(here, "compare")["state"] == "interrupted"
-        run.end(here, "parity", "done", "done")
+        run.end_stage(here, "parity", "done", "done")
     assert here.stage("parity")["state"] == "done"
 
 
@@ -78,13 +80,13 @@ from insource.tracking import run
 
 def stage():
     here = run.Run(Path(sys.argv[1]))
-    with run.locked(here), run.recorded(here, "compare"):
-        run.start(here, "compare", {})
+    with run.lock_run(here), run.record_stage(here, "compare"):
+        run.start_stage(here, "compare", {})
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
         raise StageError("the provider is gone")
 
-cli.run(stage)
+cli.run_cli(stage)
 """
 
 
@@ -107,13 +109,13 @@ def test_a_disk_that_may_only_be_read_is_told_and_the_run_is_read_from_it(here: 
     try:
         subprocess.run(["cp", "-a", here.folder, place / "run"], check=True)
         there = Run(place / "run")
-        run.start(there, "compare", {})
+        run.start_stage(there, "compare", {})
         (there.folder / ".lock").touch()
         subprocess.run(["mount", "-o", "remount,ro", place], check=True)
         assert there.stage("compare")["state"] == "interrupted"
-        with pytest.raises(OSError, match="Read-only") as error, run.locked(there):
+        with pytest.raises(OSError, match="Read-only") as error, run.lock_run(there):
             pass
-        assert cli.ELSEWHERE in cli.in_words(error.value)
+        assert cli.RUNS_HINT in cli.describe_os_error(error.value)
     finally:
         subprocess.run(["umount", place], check=True)
 
@@ -126,15 +128,15 @@ def test_a_file_system_without_locks_is_told_and_nothing_is_left(
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     for attempt in (
-        lambda: run.locked(here),
-        lambda: registry.locked(tmp_path / "registry" / "classifier"),
-        lambda: atomic_files.whole_folder(tmp_path / "made"),
+        lambda: run.lock_run(here),
+        lambda: registry.lock_model(tmp_path / "registry" / "classifier"),
+        lambda: atomic_files.atomic_folder(tmp_path / "made"),
     ):
         with pytest.raises(OSError, match="No locks") as error, attempt():  # type: ignore[attr-defined]
             pass
-        assert "keeps no locks" in cli.in_words(error.value)
+        assert "keeps no locks" in cli.describe_os_error(error.value)
     assert not (tmp_path / "made").exists() and not list(tmp_path.glob(".made*"))
-    run.start(here, "compare", {})
+    run.start_stage(here, "compare", {})
     assert here.stage("compare")["state"] == "running"  # nothing can tell
 
 
@@ -142,5 +144,5 @@ def test_a_reader_does_not_keep_a_stage_from_beginning(here: Run) -> None:
     (here.folder / ".lock").touch()
     reader = subprocess.Popen(["flock", "--shared", here.folder / ".lock", "sleep", "0.2"], stdout=subprocess.DEVNULL)
     time.sleep(0.1)
-    with run.locked(here):
+    with run.lock_run(here):
         assert reader.wait() == 0

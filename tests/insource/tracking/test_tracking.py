@@ -24,7 +24,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from insource.system import atomic_files
-with atomic_files.whole_folder(Path(sys.argv[1])) as folder:
+with atomic_files.atomic_folder(Path(sys.argv[1])) as folder:
     (folder / "half.jsonl").touch()
     os.kill(os.getpid(), 9)
 """
@@ -33,7 +33,7 @@ MADE = """
 import sys
 from pathlib import Path
 from insource.system import atomic_files
-with atomic_files.whole_folder(Path(sys.argv[1]), keep=sys.argv[2] == "True") as folder:
+with atomic_files.atomic_folder(Path(sys.argv[1]), keep=sys.argv[2] == "True") as folder:
     (folder / "second.jsonl").touch()
 """
 
@@ -75,10 +75,10 @@ from pathlib import Path
 from insource.tracking import metrics, wandb_logging
 from insource.tracking.run import Run
 run = Run(Path(sys.argv[1]))
-wandb_run = wandb_logging.start(run, run.recipe(), {})
+wandb_run = wandb_logging.init_run(run, run.recipe(), {})
 for step in (10, 20, 30, 40):
     metrics.append(run.folder / "metrics.jsonl", {"step": step, "loss": 1 / step})
-    wandb_logging.log(wandb_run, {"step": step, "loss": 1 / step})
+    wandb_logging.log_row(wandb_run, {"step": step, "loss": 1 / step})
 os.kill(os.getpid(), 9)
 """
 
@@ -94,10 +94,10 @@ def offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *settings: str)
 
 def record_everything(run: runs.Run, recipe: Recipe) -> None:
     """Does what training does with W&B from the first to the last moment."""
-    wandb_run = wandb_logging.start(run, recipe, wandb_logging.config(recipe, "pocket/model"))
+    wandb_run = wandb_logging.init_run(run, recipe, wandb_logging.build_config(recipe, "pocket/model"))
     for row in METRICS:
         metrics.append(run.folder / "metrics.jsonl", row)
-        wandb_logging.log(wandb_run, row)
+        wandb_logging.log_row(wandb_run, row)
     (run.folder / "adapter").mkdir()
     (run.folder / "adapter" / "adapter_model.safetensors").write_bytes(b"what was learnt")
     (run.folder / "adapter" / "prompt.json").write_text(json.dumps(LABELS), encoding="utf-8")
@@ -115,12 +115,12 @@ def record_everything(run: runs.Run, recipe: Recipe) -> None:
         }
         for at in range(300)
     ]
-    wandb_logging.predictions(wandb_run, recipe, rows)
-    wandb_logging.confusion(wandb_run, recipe, LABELS + LABELS[:1], [*given, LABELS[5]])
-    wandb_logging.parts(wandb_run, recipe, "per_label", {label: {"f1": 0.5, "n": 3} for label in LABELS})
+    wandb_logging.log_predictions(wandb_run, recipe, rows)
+    wandb_logging.log_confusion(wandb_run, recipe, LABELS + LABELS[:1], [*given, LABELS[5]])
+    wandb_logging.log_breakdown(wandb_run, recipe, "per_label", {label: {"f1": 0.5, "n": 3} for label in LABELS})
     learning_curve.draw(run.folder / "metrics.jsonl", run.folder / "learning_curve.png", run.id, 10)
-    wandb_logging.picture(wandb_run, run.folder / "learning_curve.png")
-    wandb_logging.finish(wandb_run, run, {"validation/accuracy": 0.9}, {"data_train_sha256": "abc123"})
+    wandb_logging.log_image(wandb_run, run.folder / "learning_curve.png")
+    wandb_logging.finish_run(wandb_run, run, {"validation/accuracy": 0.9}, {"data_train_sha256": "abc123"})
 
 
 def records_of(run: runs.Run) -> list[Any]:
@@ -241,8 +241,8 @@ def test_more_labels_than_wandb_draws_are_told_as_one(tmp_path: Path, monkeypatc
     labels = [f"label {number:03}" for number in range(300)]
     # The labels that are hard, the last fifty, are kept.
     given = labels[:250] + labels[251:] + labels[250:251]
-    wandb_run = wandb_logging.start(run, recipe, {})
-    wandb_logging.confusion(wandb_run, recipe, labels, given)
+    wandb_run = wandb_logging.init_run(run, recipe, {})
+    wandb_logging.log_confusion(wandb_run, recipe, labels, given)
     wandb_run.finish()
     matrix = table(run, "validation/confusion_matrix_table")["data"]
     assert len(matrix) == 100 * 100
@@ -259,11 +259,11 @@ def test_an_offline_run_that_was_killed_goes_on_as_one_run_without_gaps_or_doubl
     own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     killed = subprocess.run([sys.executable, "-c", KILLED_RUN, str(run.folder)], cwd=ROOT, env=own, check=False)
     assert killed.returncode == -9
-    metrics.keep_up_to(run.folder / "metrics.jsonl", 20)
-    wandb_run = wandb_logging.start(run, recipe, {})
-    wandb_logging.replay(wandb_run, run.folder / "metrics.jsonl")
+    metrics.truncate_after(run.folder / "metrics.jsonl", 20)
+    wandb_run = wandb_logging.init_run(run, recipe, {})
+    wandb_logging.replay_rows(wandb_run, run.folder / "metrics.jsonl")
     for step in (20, 30, 40, 50):  # 20 again: W&B has it
-        wandb_logging.log(wandb_run, {"step": step, "loss": 1 / step})
+        wandb_logging.log_row(wandb_run, {"step": step, "loss": 1 / step})
     wandb_run.finish()
     assert [(row["step"], row["loss"]) for row in history(records_of(run))] == [
         (s, 1 / s) for s in (10, 20, 30, 40, 50)
@@ -285,22 +285,22 @@ def test_before_wandb_gets_rows_a_line_says_so(
     monkeypatch.setattr(wandb, "init", refuse)
     asked = ["tracking.wandb.mode=online", f"privacy.data_may_leave={str(may_leave).lower()}"]
     with pytest.raises(ConnectionError):
-        wandb_logging.start(runs.Run(tmp_path), load("classifier", asked, "cpu").recipe, {})
+        wandb_logging.init_run(runs.Run(tmp_path), load("classifier", asked, "cpu").recipe, {})
     assert ("insource gets rows of the data, with labels and answers, and the adapter" in said[0]) == may_leave
 
 
 def test_wandb_mode_off_is_respected(tmp_path: Path) -> None:
     recipe = load("classifier", ["tracking.wandb.mode=off"], "cpu").recipe
-    assert wandb_logging.start(runs.Run(tmp_path), recipe, {}) is None
+    assert wandb_logging.init_run(runs.Run(tmp_path), recipe, {}) is None
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), atomic_files.whole_folder(tmp_path / "made") as folder:
+    with pytest.raises(RuntimeError), atomic_files.atomic_folder(tmp_path / "made") as folder:
         (folder / "half").write_text("half", encoding="utf-8")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    with atomic_files.whole_folder(tmp_path / "made") as folder:
+    with atomic_files.atomic_folder(tmp_path / "made") as folder:
         (folder / "all").write_text("all", encoding="utf-8")
         assert not (tmp_path / "made").exists()
     assert [path.name for path in tmp_path.rglob("*")] == ["made", "all"]
@@ -312,7 +312,7 @@ def test_metrics_after_the_resumed_step_and_a_torn_line_are_dropped(tmp_path: Pa
         metrics.append(path, {"step": step, "loss": 1.0})
     with path.open("a", encoding="utf-8") as file:
         file.write('{"step": 40, "lo')
-    metrics.keep_up_to(path, 20)
+    metrics.truncate_after(path, 20)
     assert [line["step"] for line in atomic_files.read_jsonl(path)] == [10, 20]
 
 
@@ -322,14 +322,14 @@ def test_what_a_killed_process_left_of_a_folder_goes_with_the_next_attempt(tmp_p
     )
     assert killed.returncode == -9
     assert [file.name for file in tmp_path.glob("*/*")] == ["half.jsonl"]
-    with atomic_files.whole_folder(tmp_path / "prepared") as folder:
+    with atomic_files.atomic_folder(tmp_path / "prepared") as folder:
         (folder / "whole.jsonl").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
 
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_two_processes_that_make_one_folder_remove_nothing_of_each_other(keep: bool, tmp_path: Path) -> None:
-    with atomic_files.whole_folder(tmp_path / "prepared", keep=keep) as first:
+    with atomic_files.atomic_folder(tmp_path / "prepared", keep=keep) as first:
         (first / "first.jsonl").touch()
         asked = [sys.executable, "-c", MADE, str(tmp_path / "prepared"), str(keep)]
         subprocess.run(asked, cwd=ROOT, check=True)
@@ -348,11 +348,13 @@ def test_not_a_number_is_never_recorded(tmp_path: Path) -> None:
 def test_digests_change_with_what_they_depend_on_and_with_nothing_else() -> None:
     plain = load("classifier", (), "cpu").recipe
     sources = [("all", "tickets.csv", "sha256 of it")]
-    data, training = digests.of_data(plain, sources), digests.of_training(plain, "data")
+    data, training = digests.compute_data_digest(plain, sources), digests.compute_training_digest(plain, "data")
 
     def changed(setting: str) -> tuple[bool, bool]:
         recipe = load("classifier", [setting], "cpu").recipe
-        return digests.of_data(recipe, sources) != data, digests.of_training(recipe, "data") != training
+        return digests.compute_data_digest(recipe, sources) != data, digests.compute_training_digest(
+            recipe, "data"
+        ) != training
 
     assert changed("data.split.seed=18") == (True, False)
     assert changed("train.learning_rate=1e-4") == (False, True)
@@ -364,9 +366,9 @@ def test_digests_change_with_what_they_depend_on_and_with_nothing_else() -> None
     assert changed("task.labels={b: '', a: ''}") == (True, True)
     other, same = ([f"task.labels={{{words}}}"] for words in ("a: '', b: ''", "b: '', a: ''"))
     one, two = load("classifier", other, "cpu").recipe, load("classifier", same, "cpu").recipe
-    assert digests.of_data(one, sources) != digests.of_data(two, sources)
-    assert digests.of_training(one, "data") != digests.of_training(two, "data")
-    assert digests.of_data(plain, [("all", "tickets.csv", "another sha256")]) != data
+    assert digests.compute_data_digest(one, sources) != digests.compute_data_digest(two, sources)
+    assert digests.compute_training_digest(one, "data") != digests.compute_training_digest(two, "data")
+    assert digests.compute_data_digest(plain, [("all", "tickets.csv", "another sha256")]) != data
     assert changed("cost.gpu_usd_per_hour=9") == (False, False)
     assert changed("tracking.wandb.mode=off") == (False, False)
 
